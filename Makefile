@@ -1,0 +1,25 @@
+# Two commands for a fresh machine; each does all its own set-up.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: quickstart test lint clean
+
+quickstart: $(VENV)/installed  ## the main job on the embedded default: no download, no GPU, about two minutes
+	$(BIN)/python scripts/quickstart.py
+
+test: $(VENV)/installed  ## every test
+	$(BIN)/python -m pytest -q
+
+lint: $(VENV)/installed  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) .quickstart

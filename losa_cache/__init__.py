@@ -1,0 +1,76 @@
+"""losa-cache: run a frozen vision backbone once, cache its block outputs, train LoSA side networks from the cache.
+
+>>> import losa_cache as lc
+>>> cache = lc.extract("vit_b", "cifar100")  # doctest: +SKIP
+>>> result = lc.train(cache, rank=16)  # doctest: +SKIP
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from losa_cache.backbone import Backbone, load_backbone
+    from losa_cache.cache.store import ActivationCache, open_cache
+    from losa_cache.data.load import load_samples
+    from losa_cache.errors import UserError
+    from losa_cache.extract.extract import extract
+    from losa_cache.sidenet.adapter import Adapter
+    from losa_cache.sidenet.losa import LoSA
+    from losa_cache.sidenet.tail import FrozenTail
+    from losa_cache.train.config import TrainConfig
+    from losa_cache.train.train import TrainResult, evaluate_run, resume, train
+
+# Where the public names live. They are imported when first used: training must not load timm and its backbones.
+_HOMES = {
+    "ActivationCache": "losa_cache.cache.store",
+    "Adapter": "losa_cache.sidenet.adapter",
+    "Backbone": "losa_cache.backbone",
+    "FrozenTail": "losa_cache.sidenet.tail",
+    "LoSA": "losa_cache.sidenet.losa",
+    "TrainConfig": "losa_cache.train.config",
+    "TrainResult": "losa_cache.train.train",
+    "UserError": "losa_cache.errors",
+    "evaluate_run": "losa_cache.train.train",
+    "extract": "losa_cache.extract.extract",
+    "load_backbone": "losa_cache.backbone",
+    "load_samples": "losa_cache.data.load",
+    "open_cache": "losa_cache.cache.store",
+    "resume": "losa_cache.train.train",
+    "train": "losa_cache.train.train",
+}
+
+__all__ = [
+    "ActivationCache",
+    "Adapter",
+    "Backbone",
+    "FrozenTail",
+    "LoSA",
+    "TrainConfig",
+    "TrainResult",
+    "UserError",
+    "evaluate_run",
+    "extract",
+    "load_backbone",
+    "load_samples",
+    "open_cache",
+    "resume",
+    "train",
+]
+
+
+# The rooms extract/ and train/ share their names with functions. An import binds a package to its parent once, when it
+# is first loaded: load them now (they are empty), drop the names, and lc.extract and lc.train stay the functions.
+for _room in ("extract", "train"):
+    import_module(f"{__name__}.{_room}")
+    del globals()[_room]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

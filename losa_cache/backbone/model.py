@@ -1,0 +1,127 @@
+"""The frozen backbone: images in, block outputs out."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.data import resolve_model_data_config
+from torch import Tensor, nn
+
+from losa_cache.backbone.names import DIGITS_WEIGHTS, build, full_name
+from losa_cache.backbone.tail import read_tail
+from losa_cache.backbone.weights import load_file, weights_hash
+from losa_cache.data.transforms import InputSpec
+from losa_cache.device import has_bfloat16
+from losa_cache.errors import UserError
+
+PRETRAINED, RANDOM = "pretrained", "random"
+
+
+class Backbone:
+    """A frozen ViT that yields its raw block outputs b_1 ... b_L (before the final norm).
+
+    Attributes:
+        name: resolved name (timm's, or one of ours).
+        weights: ``"sha256:..."`` of its tensors; ``"random:sha256:..."`` where they are not trained.
+        input: what it wants of an image.
+        depth, width: blocks L and channels d.
+        tokens: tokens n of a block output, prefix tokens (CLS, registers) first.
+        prefix_tokens: how many of them are not patches.
+        grid: patch rows and columns.
+        tail: its frozen final norm and pooling.
+    """
+
+    def __init__(self, model: nn.Module, *, name: str, random: bool, input: InputSpec) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.name, self.input = name, input
+        self.weights = ("random:" if random else "") + f"sha256:{weights_hash(model)}"
+        self.device = torch.device("cpu")
+        if not hasattr(model, "blocks") or not hasattr(model, "forward_intermediates"):
+            raise UserError(f"backbone {name!r} has no trunk of equal blocks: choose a ViT.")
+        self.depth = len(model.blocks)  # type: ignore[arg-type]
+        try:
+            with torch.inference_mode():
+                image = torch.zeros(1, *input.size)
+                first = self._intermediates(image, [0], stop_early=True, output_fmt="NCHW")[0]
+                shapes = self._intermediates(image, [0], stop_early=True, output_fmt="NLC")[0]
+        except Exception as error:  # whatever a trunk of another kind makes of the question
+            raise UserError(
+                f"backbone {name!r} does not give its tokens block by block ({type(error).__name__}: {error})."
+            ) from error
+        rows, columns = (first[0] if isinstance(first, tuple) else first).shape[-2:]
+        patches, prefix = shapes if isinstance(shapes, tuple) else (shapes, shapes[:, :0])
+        self.grid = (int(rows), int(columns))
+        self.prefix_tokens, self.width = prefix.shape[1], patches.shape[2]
+        self.tokens = self.prefix_tokens + patches.shape[1]
+        self.tail = read_tail(model, width=self.width, prefix_tokens=self.prefix_tokens)
+
+    def to(self, device: torch.device | str) -> "Backbone":
+        """Move the weights to a device and return self."""
+        self.device = torch.device(device)
+        self.model.to(self.device)
+        return self
+
+    def block_outputs(self, pixels: Tensor, layers: Sequence[int], *, compute: torch.dtype) -> list[Tensor]:
+        """Run the trunk on a batch, without gradients.
+
+        Args:
+            pixels: uint8 ``(batch, channels, height, width)`` on the backbone's device, from ``input.transform()``.
+            layers: block numbers, 1 ... depth, ascending.
+            compute: dtype of the matrix products (autocast); the residual stream stays float32.
+
+        Returns:
+            one ``(batch, tokens, width)`` tensor a layer, prefix tokens first. They are inference tensors: copy them
+            before autograd sees them.
+        """
+        half = compute != torch.float32
+        with torch.inference_mode(), torch.autocast(self.device.type, compute, enabled=half):
+            found = self._intermediates(self.input.normalise(pixels), [i - 1 for i in layers], output_fmt="NLC")
+        return [torch.cat((x[1], x[0]), dim=1) if isinstance(x, tuple) else x for x in found]
+
+    def compute_dtype(self, precision: str) -> torch.dtype:
+        """Choose the dtype of the matrix products for a cache of this precision.
+
+        Half precisions are computed in kind where the device does that natively, else in float32.
+        """
+        if precision == "bfloat16" and has_bfloat16(self.device):
+            return torch.bfloat16
+        return torch.float16 if precision == "float16" and self.device.type == "cuda" else torch.float32
+
+    def _intermediates(self, images: Tensor, indices: list[int], **options: Any) -> list[Any]:
+        return self.model.forward_intermediates(  # type: ignore[operator]
+            images, indices=indices, return_prefix_tokens=True, norm=False, intermediates_only=True, **options
+        )
+
+
+def load_backbone(
+    name: str, *, weights: str | Path = PRETRAINED, img_size: int | None = None, resize: str = "crop", seed: int = 0
+) -> Backbone:
+    """Load a frozen backbone.
+
+    Args:
+        name: ``vit_s vit_b vit_l vit_h vit_g vit_G vit_e vit_digits`` or any timm ViT name.
+        weights: ``"pretrained"`` (timm's own download), ``"random"`` (marked in every cache), or a checkpoint file.
+        img_size: pixels of the square input; default: the backbone's own.
+        resize: ``"crop"`` as timm's data config says, or ``"exact"``: resize without a crop.
+        seed: of random weights.
+
+    Raises:
+        UserError: for an unknown name, weights that cannot be had or do not fit, or a trunk that is not a plain ViT.
+    """
+    resolved = full_name(name)
+    weights = str(weights)
+    if resolved == "vit_digits" and weights == PRETRAINED:
+        weights = str(DIGITS_WEIGHTS)
+    if resolved == "vit_e" and weights == PRETRAINED:
+        raise UserError("no weights of 'vit_e' are public: pass a checkpoint with --weights FILE, or --weights random.")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = build(resolved, img_size=img_size, pretrained=weights == PRETRAINED)
+    if weights not in (PRETRAINED, RANDOM):
+        load_file(model, Path(weights))
+    config = resolve_model_data_config(model)
+    if img_size is not None:
+        config["input_size"] = (config["input_size"][0], img_size, img_size)
+    spec = InputSpec.from_timm(config).resized(resize)
+    return Backbone(model, name=resolved, random=weights == RANDOM, input=spec)

@@ -1,0 +1,96 @@
+"""Backbone names: short names, the two trunks that timm does not have, and timm's own."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from losa_cache.errors import UserError, nearest
+
+SHORT_NAMES = {
+    "vit_s": "vit_small_patch16_224.augreg_in21k",
+    "vit_b": "vit_base_patch16_224.orig_in21k",  # the VTAB-1k literature's ViT-B
+    "vit_l": "vit_large_patch16_224.augreg_in21k",
+    "vit_h": "vit_huge_patch14_224.orig_in21k",
+    "vit_g": "vit_giant_patch14_clip_224.laion2b",
+    "vit_G": "vit_gigantic_patch14_clip_224.laion2b",
+}
+DIGITS_WEIGHTS = Path(__file__).with_name("vit_digits.safetensors")
+
+
+def vit_digits(img_size: int | None = None) -> nn.Module:
+    """Build the embedded default: 8 blocks x 96 channels, 16 px, patch 2 (``scripts/pretrain_digits.py`` trains it)."""
+    model = VisionTransformer(
+        img_size=img_size or 16, patch_size=2, embed_dim=96, depth=8, num_heads=3, num_classes=0, dynamic_img_size=False
+    )
+    return _with_config(model, input_size=(3, 16, 16), mean=(0.5,) * 3, std=(0.5,) * 3)
+
+
+def vit_e(img_size: int | None = None) -> nn.Module:
+    """Build ViT-e/14: 56 x 1792, mlp 15360, 16 heads. GAP and no CLS token, so n = 256, are *not from the paper*."""
+    model = VisionTransformer(
+        img_size=img_size or 224,
+        patch_size=14,
+        embed_dim=1792,
+        depth=56,
+        num_heads=16,
+        mlp_ratio=15360 / 1792,
+        class_token=False,
+        global_pool="avg",
+        num_classes=0,
+    )
+    return _with_config(model, input_size=(3, 224, 224), mean=(0.5,) * 3, std=(0.5,) * 3)
+
+
+OWN_TRUNKS: dict[str, Callable[[int | None], nn.Module]] = {"vit_digits": vit_digits, "vit_e": vit_e}
+
+
+def _with_config(model: nn.Module, **config: Any) -> nn.Module:
+    """Attach a timm pretrained config, so that timm's data config resolves as for its own models."""
+    base = {"interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "center", "num_classes": 0, "classifier": "head"}
+    model.pretrained_cfg = base | config  # type: ignore[assignment]
+    return model
+
+
+def full_name(name: str) -> str:
+    """Resolve a short name to timm's; own trunks and timm names stay as they are.
+
+    Raises:
+        UserError: for a name that nobody knows, with the nearest names.
+    """
+    if name in OWN_TRUNKS:
+        return name
+    resolved = SHORT_NAMES.get(name, name)
+    if not timm.is_model(resolved.split(".")[0]):
+        known = [*SHORT_NAMES, *OWN_TRUNKS, *timm.list_models()]
+        raise UserError(f"unknown backbone {name!r}{nearest(name, known)}.")
+    architecture, _, tag = resolved.partition(".")
+    tags = timm.list_pretrained(architecture)
+    if tag and resolved not in tags:
+        raise UserError(f"backbone {architecture!r} has no weights tagged {tag!r}; timm lists: {', '.join(tags)}.")
+    return resolved
+
+
+def build(name: str, *, img_size: int | None, pretrained: bool) -> nn.Module:
+    """Build the trunk of a resolved name, without a classifier, at ``img_size`` pixels (default: its own).
+
+    Raises:
+        UserError: if the architecture takes no image size, or its weights cannot be had.
+    """
+    if name in OWN_TRUNKS:
+        return OWN_TRUNKS[name](img_size)
+    options: dict[str, Any] = {} if img_size is None else {"img_size": img_size}
+    try:
+        return timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+    except TypeError as error:
+        raise UserError(f"backbone {name!r} does not take --img-size {img_size} ({error}).") from error
+    except Exception as error:
+        if not pretrained:
+            raise
+        raise UserError(
+            f"the weights of {name!r} could not be had ({type(error).__name__}: {str(error).splitlines()[0]}): "
+            "pass a checkpoint with --weights FILE, or --weights random for a dry run."
+        ) from error

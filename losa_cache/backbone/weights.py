@@ -1,0 +1,63 @@
+"""Checkpoint files into a trunk, with nothing left unset silently; and the hash that identifies the weights."""
+
+import hashlib
+import logging
+import sys
+from pathlib import Path
+
+import torch
+from timm.models import load_state_dict
+from torch import Tensor, nn
+
+from losa_cache.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+def load_file(model: nn.Module, path: Path) -> None:
+    """Load a safetensors, pth or npz checkpoint, converted by timm's own filter for this architecture.
+
+    The position table is resampled to the trunk's input size. Tensors of a classifier are ignored; every tensor of
+    the trunk must be found. No pickled code is ever run (``weights_only=True``; npz without objects).
+
+    Raises:
+        UserError: if the file is missing, unreadable or does not fit the trunk.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no weights file {str(path)!r}: --weights takes a file, or the word random.")
+    try:
+        if path.suffix == ".npz":
+            model.load_pretrained(str(path))  # type: ignore[operator]  # timm's reader of the original JAX files
+            return
+        state = load_state_dict(str(path), device="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(f"weights file {str(path)!r} cannot be read ({type(error).__name__}: {error}).") from error
+    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    try:
+        result = model.load_state_dict(convert(state, model) if convert else state, strict=False)
+    except (RuntimeError, KeyError, AttributeError) as error:
+        first = str(error).strip().splitlines()[-1].strip()
+        raise UserError(f"weights file {str(path)!r} does not fit this backbone ({first}).") from error
+    if result.missing_keys:
+        missing = ", ".join(result.missing_keys[:3])
+        raise UserError(
+            f"weights file {str(path)!r} does not fit this backbone: "
+            f"{len(result.missing_keys)} of its tensors are not in the file ({missing}, ...)."
+        )
+    unused = [key for key in result.unexpected_keys if not key.startswith(("head", "fc.", "mask_token"))]
+    if unused:
+        log.warning("%d tensors of %s are not part of the backbone: %s, ...", len(unused), path, ", ".join(unused[:3]))
+
+
+def weights_hash(model: nn.Module) -> str:
+    """Hash a trunk's tensors: sha256 over name, dtype, shape and bytes of each, in the order of their names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(_bytes_of(tensor))
+    return digest.hexdigest()
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")

@@ -1,0 +1,28 @@
+"""Where caches live by default, and which ones this user has: one small file a cache, so that writers never collide."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from losa_cache.cache.files import write_json
+
+
+def home() -> Path:
+    """``$LOSA_CACHE_HOME``, by default ``~/.cache/losa-cache``."""
+    return Path(os.environ.get("LOSA_CACHE_HOME") or "~/.cache/losa-cache").expanduser()
+
+
+def remember(store: Path) -> None:
+    """Note that a store was completed now, wherever it lies."""
+    path = str(store.resolve())
+    folder = home() / "known"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / f"{hashlib.sha256(path.encode()).hexdigest()[:16]}.json", {"path": path})
+
+
+def known_stores() -> list[Path]:
+    """Stores that were completed and are still there, the most recent first."""
+    notes = sorted((home() / "known").glob("*.json"), key=lambda note: note.stat().st_mtime_ns, reverse=True)
+    stores = [Path(json.loads(note.read_text())["path"]) for note in notes]
+    return [store for store in stores if store.is_dir()]

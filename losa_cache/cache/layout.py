@@ -1,0 +1,89 @@
+"""Pure planning of the activations array: chunks, shards, bytes (``docs/protocol.md``, section "Activations")."""
+
+from dataclasses import dataclass
+
+CHECKSUM_BYTES = 4
+INDEX_ENTRY_BYTES = 16
+MIN_CHUNK_BYTES = 64 * 1024
+SHARD_BYTES = 256 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How ``(samples, layers, tokens, width)`` values of ``itemsize`` bytes lie in shards.
+
+    One chunk is ``(1, chunk_layers, tokens, width)``, one shard ``(shard_samples, layers, tokens, width)``: all chunks
+    of a sample lie together, in the order of the layers.
+    """
+
+    samples: int
+    layers: int
+    tokens: int
+    width: int
+    itemsize: int
+    chunk_layers: int
+    shard_samples: int
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Shape of the array."""
+        return self.samples, self.layers, self.tokens, self.width
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one sample's block output."""
+        return self.tokens * self.width * self.itemsize
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of one chunk without its checksum."""
+        return self.chunk_layers * self.block_bytes
+
+    @property
+    def sample_chunks(self) -> int:
+        """Chunks of one sample."""
+        return self.layers // self.chunk_layers
+
+    @property
+    def sample_bytes(self) -> int:
+        """Stored bytes of one sample, checksums included."""
+        return self.sample_chunks * (self.chunk_bytes + CHECKSUM_BYTES)
+
+    @property
+    def index_bytes(self) -> int:
+        """Bytes of a shard's index, which stands at its end."""
+        return INDEX_ENTRY_BYTES * self.shard_samples * self.sample_chunks + CHECKSUM_BYTES
+
+    @property
+    def shards(self) -> int:
+        """Number of shards; the last may be filled in part."""
+        return -(-self.samples // self.shard_samples)
+
+    def rows(self, shard: int) -> range:
+        """Rows of the array that a shard holds."""
+        start = shard * self.shard_samples
+        return range(start, min(start + self.shard_samples, self.samples))
+
+    def shard_bytes(self, shard: int) -> int:
+        """Bytes of a shard's file when none of its samples was skipped."""
+        return len(self.rows(shard)) * self.sample_bytes + self.index_bytes
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all shards."""
+        return self.samples * self.sample_bytes + self.shards * self.index_bytes
+
+
+def plan_layout(
+    *, samples: int, layers: int, tokens: int, width: int, itemsize: int, shard_bytes: int = SHARD_BYTES
+) -> Layout:
+    """Choose chunks and shards.
+
+    A chunk is one block output, so that a subset of layers costs only its own bytes, unless that is less than 64 KiB:
+    then as many layers as reach it (a divisor of the layers). A shard is as many samples as fit ``shard_bytes``.
+    """
+    block = tokens * width * itemsize
+    divisors = [n for n in range(1, layers + 1) if layers % n == 0]
+    chunk_layers = next((n for n in divisors if n * block >= MIN_CHUNK_BYTES), layers)
+    sample = (layers // chunk_layers) * (chunk_layers * block + CHECKSUM_BYTES)
+    return Layout(samples, layers, tokens, width, itemsize, chunk_layers, max(1, min(samples, shard_bytes // sample)))

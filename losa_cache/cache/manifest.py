@@ -1,0 +1,90 @@
+"""What a cache says of itself: the attributes of its Zarr group (``docs/protocol.md``, section "Attributes")."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from losa_cache.cache.identity import identity_hash
+from losa_cache.errors import UserError
+
+PROTOCOL = 1
+KEY = "losa_cache"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything about a cache but its arrays. All of it is JSON.
+
+    Attributes:
+        fields: what decides the numbers: ``backbone`` {name, weights}, ``input``, ``tap``, ``layers`` (block numbers),
+            ``precision``, ``compute``, ``dataset`` {name, split, fingerprint}, ``sampling`` {seed, limit}.
+        tokens: ``{"total", "prefix", "grid": [rows, columns]}``.
+        width: channels of a block output.
+        depth: blocks of the whole backbone.
+        classes: class names.
+        tail: config of the frozen tail; its tensors are arrays.
+        software: versions that wrote it; no part of the identity.
+        complete: whether every shard is there.
+        skipped: samples that did not decode, ``{"row", "id", "reason"}``; their rows read as NaN, their labels as -1.
+        overflowed: values beyond the precision's range, stored as the largest finite value.
+        non_finite: values that the backbone itself gave as infinite or NaN.
+        identity: hash of ``protocol`` and ``fields``.
+    """
+
+    fields: dict[str, Any]
+    tokens: dict[str, Any]
+    width: int
+    depth: int
+    classes: list[str]
+    tail: dict[str, Any]
+    software: dict[str, str]
+    complete: bool = False
+    skipped: list[dict[str, Any]] = field(default_factory=list)
+    overflowed: int = 0
+    non_finite: int = 0
+    protocol: int = PROTOCOL
+    identity: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "identity", identity_hash({"protocol": self.protocol, **self.fields}))
+
+    @property
+    def layers(self) -> list[int]:
+        """Block numbers stored, ascending, 1 ... depth."""
+        return list(self.fields["layers"])
+
+    @property
+    def precision(self) -> str:
+        """Name of the precision."""
+        return str(self.fields["precision"])
+
+    def to_attributes(self) -> dict[str, Any]:
+        """Give the attributes of the Zarr group."""
+        return {KEY: asdict(self)}
+
+    def completed(self, **counts: Any) -> "Manifest":
+        """Mark as complete, with what the extraction counted."""
+        return replace(self, complete=True, **counts)
+
+    @classmethod
+    def from_attributes(cls, attributes: Mapping[str, Any], where: str) -> "Manifest":
+        """Read and check the attributes of a Zarr group.
+
+        Raises:
+            UserError: if they are not a cache's, of another protocol, or do not agree with their own hash.
+        """
+        content = attributes.get(KEY)
+        if not isinstance(content, Mapping):
+            raise UserError(f"{where!r} is a Zarr group but no activation cache.")
+        if content.get("protocol") != PROTOCOL:
+            raise UserError(
+                f"{where!r} follows protocol {content.get('protocol')}; this losa-cache reads protocol {PROTOCOL}: "
+                "use the version that wrote it, or extract again."
+            )
+        try:
+            manifest = cls(**content)
+        except TypeError as error:
+            raise UserError(f"the attributes of {where!r} are not as protocol {PROTOCOL} says ({error}).") from error
+        if manifest.identity != content["identity"]:
+            raise UserError(f"the attributes of {where!r} were altered: they do not agree with their identity hash.")
+        return manifest

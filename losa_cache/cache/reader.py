@@ -1,0 +1,85 @@
+"""Read activations of many samples into preallocated memory, one long read a sample."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from losa_cache.cache.shard import DamagedShardError, ShardReader
+from losa_cache.cache.store import ActivationCache
+from losa_cache.errors import UserError
+
+OPEN_SHARDS = 256
+
+
+class BlockReader:
+    """Read chosen layers of a cache, any rows in any order, by a few threads.
+
+    Args:
+        cache: the opened cache.
+        layers: block numbers to read, ascending.
+        threads: that read at the same time.
+
+    Raises:
+        UserError: for a layer that the cache does not hold.
+    """
+
+    def __init__(self, cache: ActivationCache, layers: Sequence[int], *, threads: int = 2) -> None:
+        stored = cache.manifest.layers
+        if missing := [layer for layer in layers if layer not in stored]:
+            raise UserError(f"cache {str(cache.path)!r} holds layers {stored}, not {missing}.")
+        self.cache = cache
+        self.positions = [stored.index(layer) for layer in layers]
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="read")
+        self._split = threads
+        self._shards: OrderedDict[int, ShardReader] = OrderedDict()
+        self._guard = Lock()
+
+    def read(self, rows: NDArray[np.int64], targets: Sequence[Tensor]) -> None:
+        """Fill one tensor a layer with the stored values of these rows.
+
+        Args:
+            rows: ``(batch,)``.
+            targets: CPU tensors of the cache's dtype, contiguous, ``(>= batch, tokens, width)``; the first ``batch``
+                entries are filled.
+
+        Raises:
+            UserError: for a damaged chunk, naming sample and shard: never wrong numbers.
+        """
+        views = [target.view(torch.uint8).numpy().reshape(len(target), -1) for target in targets]
+        parts = np.array_split(np.arange(len(rows)), self._split)
+        for done in [self._threads.submit(self._read_part, rows, part, views) for part in parts if len(part)]:
+            done.result()
+
+    def close(self) -> None:
+        """Stop the threads and close the files."""
+        self._threads.shutdown()
+        self._shards.clear()
+
+    def _read_part(self, rows: NDArray[np.int64], part: NDArray[np.int64], views: Sequence[NDArray[np.uint8]]) -> None:
+        for entry in part.tolist():
+            shard, place = divmod(int(rows[entry]), self.cache.layout.shard_samples)
+            try:
+                targets = {at: view[entry] for at, view in zip(self.positions, views, strict=True)}
+                self._shard(shard).read(place, targets)
+            except (DamagedShardError, FileNotFoundError) as error:
+                sample = self.cache.ids[int(rows[entry])]
+                raise UserError(
+                    f"sample {sample!r} cannot be read from shard {shard} of {str(self.cache.path)!r} ({error}): "
+                    f"delete {str(self.cache.shard_path(shard))!r} and run the same losa-cache extract again."
+                ) from error
+
+    def _shard(self, shard: int) -> ShardReader:
+        with self._guard:
+            if shard in self._shards:
+                self._shards.move_to_end(shard)
+                return self._shards[shard]
+            reader = self._shards[shard] = ShardReader(self.cache.shard_path(shard), self.cache.layout)
+            if len(self._shards) > OPEN_SHARDS:
+                self._shards.popitem(last=False)
+            return reader

@@ -1,0 +1,181 @@
+"""The command line: parse, call, print. One short function a verb; the work is in the library."""
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from losa_cache.errors import UserError
+
+app = typer.Typer(
+    help="Run a frozen vision backbone once, cache its block outputs, train LoSA side networks from the cache.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; by default the GPU where there is one.")]
+
+
+@app.command()
+def extract(
+    backbone: Annotated[str, typer.Option(help="vit_s vit_b vit_l vit_h vit_g vit_G vit_e vit_digits, or a timm ViT.")],
+    dataset: Annotated[str, typer.Option(help="digits, folder, places365, a torchvision set, or a folder's path.")],
+    split: Annotated[str, typer.Option(help="train, val or test, as far as the data set has them.")] = "train",
+    data_dir: Annotated[Path | None, typer.Option(help="Where the data set lies.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The .zarr to write; default: below $LOSA_CACHE_HOME/caches.")
+    ] = None,
+    weights: Annotated[str, typer.Option(help="pretrained, random, or a safetensors/pth/npz file.")] = "pretrained",
+    img_size: Annotated[int | None, typer.Option(help="Pixels of the input; default: the backbone's own.")] = None,
+    resize: Annotated[str, typer.Option(help="crop (timm's data config) or exact (no crop).")] = "crop",
+    layers: Annotated[
+        str, typer.Option(help="all, K evenly spaced with the last among them, or a list: 3,6,12.")
+    ] = "all",
+    precision: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "bfloat16",
+    limit: Annotated[int | None, typer.Option(help="Keep so many samples, drawn at random.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images a forward pass; default: at most 64.")] = None,
+    device: Device = None,
+    workers: Annotated[int | None, typer.Option(help="Decoding threads; default: one a core.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the order of the samples, and of random weights.")] = 0,
+    on_error: Annotated[str, typer.Option(help="stop at an image that does not decode, or skip and list it.")] = "stop",
+    as_json: Json = False,
+) -> None:
+    """Run the frozen backbone once and write every block's activations to a cache. Run it again to resume."""
+    from losa_cache import extract as run
+    from losa_cache.display import ExtractionBar, extraction_report
+
+    with ExtractionBar() as bar:
+        cache = run(
+            backbone,
+            dataset,
+            split=split,
+            data_dir=data_dir,
+            out=out,
+            weights=weights,
+            img_size=img_size,
+            resize=resize,
+            layers=layers,
+            precision=precision,
+            limit=limit,
+            batch_size=batch_size,
+            device=device,
+            workers=workers,
+            seed=seed,
+            on_error=on_error,
+            meter=bar,
+        )
+    _print(extraction_report(cache, bar), as_json)
+
+
+@app.command()
+def train(
+    context: typer.Context,
+    cache: Annotated[Path | None, typer.Option(help="Default: the most recent complete training cache.")] = None,
+    side: Annotated[str, typer.Option(help="losa, or linear: the probe to compare with.")] = "losa",
+    rank: Annotated[int, typer.Option(help="Inner width r of every side layer.")] = 16,
+    layers: Annotated[str, typer.Option(help="Of the cached blocks: all, K evenly spaced, or a list.")] = "all",
+    epochs: Annotated[int, typer.Option(help="Passes over the training samples.")] = 100,
+    lr: Annotated[float | None, typer.Option(help="Peak rate; default: 1e-3 for losa, 1e-2 for linear.")] = None,
+    weight_decay: Annotated[float, typer.Option(help="Of matrices only.")] = 1e-4,
+    batch_size: Annotated[int, typer.Option(help="Samples a step.")] = 64,
+    label_smoothing: Annotated[float, typer.Option(help="Of the training loss.")] = 0.0,
+    clip_grad: Annotated[float, typer.Option(help="Largest norm of a step's gradient.")] = 1.0,
+    val_fraction: Annotated[float, typer.Option(help="Share of the samples held out, by a hash of their ids.")] = 0.1,
+    seed: Annotated[int, typer.Option(help="Of the start and the order.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Run directory; default: runs/<data set>-<side>-<n>.")] = None,
+    device: Device = None,
+    resume: Annotated[Path | None, typer.Option(help="Continue this run, with its own options.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Train a side network from a cache, without the backbone."""
+    from losa_cache import TrainConfig
+    from losa_cache.cache.store import latest_training_cache, open_cache
+    from losa_cache.display import TrainingBar, console, training_report
+    from losa_cache.train.run import Run
+    from losa_cache.train.train import resume as resume_run
+    from losa_cache.train.train import train as run
+
+    if resume is not None:
+        _refuse_beside(context, "resume", allowed=("device", "as_json"))
+        with TrainingBar(Run(resume).config()[0].epochs) as bar:
+            result = resume_run(resume, device=device, report=bar)
+    else:
+        config = TrainConfig(
+            side=side,
+            rank=rank,
+            layers=layers,
+            epochs=epochs,
+            lr=lr,
+            weight_decay=weight_decay,
+            batch_size=batch_size,
+            label_smoothing=label_smoothing,
+            clip_grad=clip_grad,
+            val_fraction=val_fraction,
+            seed=seed,
+        )
+        opened = open_cache(cache) if cache is not None else latest_training_cache()
+        if cache is None:
+            console.print(f"cache: {opened.path} (the most recent complete one)", soft_wrap=True)
+        with TrainingBar(epochs) as bar:
+            result = run(opened, config=config, out=out, device=device, report=bar)
+    _print(training_report(result), as_json)
+
+
+@app.command(name="eval")
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A finished run's directory.")],
+    cache: Annotated[Path | None, typer.Option(help="Default: a held-out cache of the same data set.")] = None,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Evaluate a run's adapter: top-1, top-5 and loss."""
+    from losa_cache import evaluate_run
+
+    _print(evaluate_run(run, cache=cache, device=device), as_json)
+
+
+@app.command()
+def inspect(
+    cache: Annotated[Path, typer.Argument(help="The .zarr folder.")],
+    as_json: Json = False,
+) -> None:
+    """Say what is in a cache, complete or not."""
+    from losa_cache.cache.inspect import inspect_cache
+
+    _print(inspect_cache(cache), as_json)
+
+
+def main() -> None:
+    """Run the command line: a user's mistake is one sentence on stderr and exit code 2."""
+    logging.getLogger("losa_cache").addHandler(logging.StreamHandler())
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped: what is finished is kept; the same command (train: --resume) goes on.", file=sys.stderr)  # noqa: T201
+        sys.exit(130)
+
+
+def _refuse_beside(context: typer.Context, option: str, *, allowed: tuple[str, ...]) -> None:
+    """Refuse options that would be ignored beside ``option``."""
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if name not in (option, *allowed) and source is not None and source.name == "COMMANDLINE":
+            raise UserError(f"--{option} takes a run's own options: leave out --{name.replace('_', '-')}.")
+
+
+def _print(result: dict[str, Any], as_json: bool) -> None:
+    """Print a result: JSON for machines, aligned lines for people."""
+    if as_json:
+        typer.echo(json.dumps(result, indent=2))
+        return
+    width = max(map(len, result))
+    for name, value in result.items():
+        text = f"{value:.3f}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
+        typer.echo(f"{name.ljust(width)}  {text}")

@@ -1,0 +1,56 @@
+"""The embedded default: scikit-learn's digits, real 8 x 8 scans, split by class.
+
+Digits 0-4 are the pretraining half (``scripts/pretrain_digits.py`` alone reads it); digits 5-9 are the downstream
+task, with a fixed train/test split. So every figure on ``digits`` is on images, and classes, never pretrained on.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from losa_cache.data.samples import Samples, hash_lines
+from losa_cache.errors import UserError
+
+SPLITS = ("train", "test")
+PRETRAINING_CLASSES, DOWNSTREAM_CLASSES = range(5), range(5, 10)
+
+
+def digit_scans(classes: range) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
+    """Return the scans of these digits as uint8 ``(N, 8, 8)``, their digits, and their places in scikit-learn's order.
+
+    Raises:
+        UserError: if scikit-learn is not installed.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise UserError("data set 'digits' needs scikit-learn: pip install 'losa-cache[digits]'.") from error
+    bunch = load_digits()
+    places = np.flatnonzero(np.isin(bunch.target, list(classes)))
+    scans = np.rint(bunch.images[places] * (255 / 16)).astype(np.uint8)
+    return scans, bunch.target[places].astype(np.int64), places
+
+
+def load_digits_split(split: str) -> Samples:
+    """Load the downstream half: 448 images to train on, 448 to test.
+
+    Raises:
+        UserError: for another split.
+    """
+    if split not in SPLITS:
+        raise UserError(f"digits has no split {split!r}: choose one of {', '.join(SPLITS)}.")
+    scans, digits, places = digit_scans(DOWNSTREAM_CLASSES)
+    order = np.random.default_rng(0).permutation(len(scans))
+    half = len(scans) // 2
+    chosen = np.sort(order[:half] if split == "train" else order[half:])
+    scans, labels, places = scans[chosen], digits[chosen] - DOWNSTREAM_CLASSES.start, places[chosen]
+    ids = [f"{place:04d}" for place in places]
+    return Samples(
+        name="digits",
+        split=split,
+        classes=tuple(str(digit) for digit in DOWNSTREAM_CLASSES),
+        ids=ids,
+        labels=labels,
+        load=lambda i: Image.fromarray(scans[i]),
+        fingerprint=hash_lines((f"{i}\t{label}" for i, label in zip(ids, labels, strict=True)), scans.tobytes()),
+    )

@@ -1,0 +1,41 @@
+"""Data-set names."""
+
+from pathlib import Path
+
+from losa_cache.data.builtin import NAMES, load_builtin
+from losa_cache.data.digits import load_digits_split
+from losa_cache.data.folder import load_folder
+from losa_cache.data.places365 import load_places365
+from losa_cache.data.samples import Samples
+from losa_cache.errors import UserError, nearest
+
+OWN_NAMES = ("digits", "folder", "places365")
+
+
+def load_samples(name: str, *, split: str = "train", data_dir: Path | None = None, home: Path | None = None) -> Samples:
+    """Load a split of a data set.
+
+    Args:
+        name: ``digits``, ``folder``, ``places365``, a torchvision classification set (``cifar100``, ``food101``, ...),
+            or the path of a folder of class folders.
+        split: ``train``, ``val`` or ``test``, as far as the set has them.
+        data_dir: where the files are; for torchvision sets its root (default ``home``).
+
+    Raises:
+        UserError: for an unknown name (with the nearest ones) or files that are not as expected.
+    """
+    key = name.lower().replace("_", "").replace("-", "")
+    if key == "digits":
+        return load_digits_split(split)
+    if key in ("folder", "places365"):
+        if data_dir is None:
+            raise UserError(f"data set {key!r} needs --data-dir: the folder that holds it.")
+        return load_folder(data_dir, split) if key == "folder" else load_places365(data_dir, split)
+    if key in NAMES:
+        return load_builtin(key, data_dir or home or Path("data"), split)
+    if Path(name).is_dir():
+        return load_folder(Path(name), split)
+    raise UserError(
+        f"unknown data set {name!r}: it is no folder either{nearest(key, [*OWN_NAMES, *NAMES])}. "
+        f"Known: {', '.join(OWN_NAMES)} and torchvision's {', '.join(NAMES)}."
+    )

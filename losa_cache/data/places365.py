@@ -1,0 +1,45 @@
+"""Places365-Standard in the layout of its own archives."""
+
+from pathlib import Path
+
+from losa_cache.data.samples import Samples, from_files
+from losa_cache.errors import UserError
+
+_LISTS = {"train": "places365_train_standard.txt", "val": "places365_val.txt"}
+_FOLDERS = {
+    "train": ("data_256_standard", "data_large_standard", "data_256", "data_large"),
+    "val": ("val_256", "val_large"),
+}
+
+
+def load_places365(root: Path, split: str) -> Samples:
+    """Read the list of a split (lines ``/a/airfield/00000001.jpg 0``) and the image folder that is there.
+
+    Raises:
+        UserError: for another split, a missing list or image folder, or a line that does not parse.
+    """
+    if split not in _LISTS:
+        raise UserError(f"places365 has no labelled split {split!r}: choose one of {', '.join(_LISTS)}.")
+    folder = next((root / name for name in _FOLDERS[split] if (root / name).is_dir()), None)
+    if folder is None:
+        raise UserError(f"{str(root)!r} holds none of the image folders {', '.join(_FOLDERS[split])}: set --data-dir.")
+    classes = [name.removeprefix("/") for name, _ in _read_list(root / "categories_places365.txt")]
+    files = [(name.removeprefix("/"), label) for name, label in _read_list(root / _LISTS[split])]
+    for name, label in files:
+        if not 0 <= label < len(classes) or ".." in Path(name).parts:
+            raise UserError(f"{_LISTS[split]} has an entry that cannot be right: '{name} {label}'.")
+    return from_files("places365", split, classes, folder, files)
+
+
+def _read_list(path: Path) -> list[tuple[str, int]]:
+    try:
+        lines = path.read_text().splitlines()
+    except OSError as error:
+        raise UserError(f"Places365's file {str(path)!r} cannot be read ({error.strerror}): set --data-dir.") from error
+    entries = []
+    for number, line in enumerate(lines, 1):
+        name, _, label = line.rpartition(" ")
+        if not name or not label.isdecimal():
+            raise UserError(f"line {number} of {str(path)!r} is not 'path label': {line!r}.")
+        entries.append((name, int(label)))
+    return entries

@@ -1,0 +1,71 @@
+"""From a decoded image to the pixels that a backbone expects."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from PIL import Image
+from timm.data import create_transform
+from torch import Tensor
+
+from losa_cache.errors import UserError
+
+RESIZE_MODES = ("crop", "exact")
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What a backbone wants of an image, in timm's terms; part of a cache's identity.
+
+    ``size`` is (channels, height, width); ``mean`` and ``std`` are of pixels scaled to 0 ... 1.
+    """
+
+    size: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+    crop_pct: float
+    crop_mode: str
+
+    @classmethod
+    def from_timm(cls, config: dict[str, Any]) -> "InputSpec":
+        """Take the fields of timm's resolved data config."""
+        return cls(
+            size=tuple(config["input_size"]),
+            mean=tuple(config["mean"]),
+            std=tuple(config["std"]),
+            interpolation=config["interpolation"],
+            crop_pct=config["crop_pct"],
+            crop_mode=config["crop_mode"],
+        )
+
+    def resized(self, mode: str) -> "InputSpec":
+        """Follow ``--resize``: ``crop`` keeps timm's resize and crop, ``exact`` squeezes the whole image in.
+
+        Raises:
+            UserError: for another mode.
+        """
+        if mode not in RESIZE_MODES:
+            raise UserError(f"unknown resize mode {mode!r}: choose one of {', '.join(RESIZE_MODES)}.")
+        return replace(self, crop_pct=1.0, crop_mode="squash") if mode == "exact" else self
+
+    def transform(self) -> Callable[[Image.Image], Tensor]:
+        """Build the evaluation transform: image to uint8 ``(channels, height, width)``, not yet normalised.
+
+        Bytes, not floats, cross to the device; :meth:`normalise` follows there.
+        """
+        resize = create_transform(
+            input_size=self.size,
+            interpolation=self.interpolation,
+            crop_pct=self.crop_pct,
+            crop_mode=self.crop_mode,
+            normalize=False,
+        )
+        mode = "L" if self.size[0] == 1 else "RGB"
+        return lambda image: resize(image.convert(mode))
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Turn uint8 pixels ``(batch, channels, height, width)`` into float32 of zero mean and unit deviation."""
+        mean, std = (torch.tensor(v, device=pixels.device).view(-1, 1, 1) for v in (self.mean, self.std))
+        return (pixels.float() / 255 - mean) / std

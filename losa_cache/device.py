@@ -1,0 +1,29 @@
+"""Where to compute."""
+
+import torch
+
+from losa_cache.errors import UserError
+
+
+def choose_device(name: str | None = None) -> torch.device:
+    """Take the named device, or the GPU where there is one, else the CPU.
+
+    Raises:
+        UserError: for a name that torch does not know or a device that is not there.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {name!r} cannot be used ({str(error).splitlines()[0]}): try --device cpu.") from error
+    return device
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Tell whether a device multiplies matrices in bfloat16 natively (3.6 x the float32 speed on AMX, for one)."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return device.type == "cpu" and bool(capabilities.get("avx512_bf16"))

@@ -1,0 +1,123 @@
+"""What a person sees: progress with rate and time left, and figures in readable units. It all goes to stderr."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from losa_cache.cache.store import ActivationCache
+from losa_cache.extract.meter import Meter
+from losa_cache.train.train import TrainResult
+
+console = Console(stderr=True, highlight=False)
+
+
+def readable_bytes(count: float) -> str:
+    """Write bytes in decimal units, as disks are sold."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def extraction_report(cache: ActivationCache, meter: Meter) -> dict[str, Any]:
+    """Sum an extraction up; say aloud what was skipped or did not fit the precision."""
+    manifest = cache.manifest
+    if manifest.skipped:
+        names = ", ".join(entry["id"] for entry in manifest.skipped[:5])
+        console.print(f"warning: {len(manifest.skipped)} images did not decode and were skipped: {names} ...")
+    if manifest.overflowed:
+        console.print(
+            f"warning: {manifest.overflowed} values overflowed {manifest.precision} and were stored as its largest: "
+            "use --precision bfloat16."
+        )
+    if manifest.non_finite:
+        console.print(f"warning: the backbone itself gave {manifest.non_finite} values that are not finite.")
+    stored = cache.stored_bytes
+    return {
+        "cache": str(cache.path),
+        "identity": manifest.identity,
+        "images": cache.layout.samples,
+        "shape": list(cache.layout.shape),
+        "precision": manifest.precision,
+        "bytes": stored,
+        "size": readable_bytes(stored),
+        "extracted_now": meter.images,
+        "seconds": round(meter.seconds, 3),
+        "images_per_second": round(meter.images / meter.seconds, 1) if meter.seconds else None,
+        "waited_for_decode": round(meter.waited_decode, 3),
+        "waited_for_disk": round(meter.waited_write, 3),
+        "skipped": len(manifest.skipped),
+        "overflowed": manifest.overflowed,
+        "non_finite": manifest.non_finite,
+    }
+
+
+def training_report(result: TrainResult) -> dict[str, Any]:
+    """Sum a training run up."""
+    return {"run": str(result.run), **result.metrics, "parameters": result.parameters}
+
+
+def _progress(text: str) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn(text),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+
+
+class ExtractionBar(Meter):
+    """Show images/s, bytes written and time left of an extraction."""
+
+    def __enter__(self) -> "ExtractionBar":
+        self._bar = _progress(
+            "{task.completed:.0f}/{task.total:.0f} images, {task.fields[rate]:.0f}/s, {task.fields[size]}"
+        )
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def start(self, total: int) -> None:
+        """Show the bar."""
+        super().start(total)
+        self._task = self._bar.add_task("extracting", total=total, rate=0.0, size="0 B")
+
+    def update(self) -> None:
+        """Move the bar."""
+        super().update()
+        self._bar.update(
+            self._task, completed=self.images, rate=self.images / self.seconds, size=readable_bytes(self.bytes)
+        )
+
+
+class TrainingBar:
+    """Show epoch, loss, accuracy and time left of a training run; a line every tenth where there is no terminal."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+        self._bar = _progress("epoch {task.completed:.0f}/{task.total:.0f}, {task.fields[figures]}")
+
+    def __enter__(self) -> "TrainingBar":
+        self._task = self._bar.add_task("training", total=self.epochs, figures="")
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, metrics: dict[str, Any]) -> None:
+        """Take an epoch's metrics."""
+        epoch = metrics["epoch"]
+        figures = f"loss {metrics['train_loss']:.3f}"
+        if "val_top1" in metrics:
+            figures += f", val top-1 {metrics['val_top1']:.1f} %"
+        self._bar.update(self._task, completed=epoch, figures=figures)
+        if not console.is_terminal and (epoch % max(1, self.epochs // 10) == 0 or epoch == self.epochs):
+            console.print(f"epoch {epoch}/{self.epochs}: {figures}, {metrics['train_seconds']:.2f} s")

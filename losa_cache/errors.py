@@ -1,0 +1,16 @@
+"""The one error that a user is meant to read."""
+
+from difflib import get_close_matches
+
+
+class UserError(Exception):
+    """Bad input: one sentence that says what is wrong, with which value, and what to do.
+
+    The command line prints it without a traceback and exits with code 2; library callers may catch it.
+    """
+
+
+def nearest(name: str, known: list[str], shown: int = 5) -> str:
+    """Return ``"; nearest: a, b"`` for the known names closest to ``name``, or an empty string."""
+    close = get_close_matches(name, known, n=shown, cutoff=0.4)
+    return f"; nearest: {', '.join(close)}" if close else ""

@@ -1,0 +1,1 @@
+"""Stage one: the frozen backbone runs once over a data set, into a cache."""

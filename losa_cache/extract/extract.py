@@ -1,0 +1,127 @@
+"""``extract``: a backbone and a data set to a cache."""
+
+import os
+from pathlib import Path
+
+from losa_cache.backbone import Backbone, load_backbone
+from losa_cache.cache.home import home, remember
+from losa_cache.cache.layout import SHARD_BYTES, plan_layout
+from losa_cache.cache.precision import get_precision
+from losa_cache.cache.store import ActivationCache, open_cache
+from losa_cache.cache.writer import CacheWriter
+from losa_cache.data.load import load_samples
+from losa_cache.data.samples import Samples
+from losa_cache.device import choose_device
+from losa_cache.errors import UserError
+from losa_cache.extract import pipeline
+from losa_cache.extract.meter import Meter
+from losa_cache.extract.plan import cache_name, default_batch, describe, permute
+from losa_cache.layers import choose_layers
+
+
+def extract(
+    backbone: str | Backbone,
+    dataset: str | Samples,
+    *,
+    split: str = "train",
+    data_dir: str | Path | None = None,
+    out: str | Path | None = None,
+    weights: str | Path = "pretrained",
+    img_size: int | None = None,
+    resize: str = "crop",
+    layers: str | int | list[int] = "all",
+    precision: str = "bfloat16",
+    limit: int | None = None,
+    batch_size: int | None = None,
+    device: str | None = None,
+    workers: int | None = None,
+    seed: int = 0,
+    on_error: str = "stop",
+    shard_bytes: int = SHARD_BYTES,
+    meter: Meter | None = None,
+) -> ActivationCache:
+    """Run a frozen backbone once over a data set and write its block outputs to a cache.
+
+    A cache of the same identity at ``out`` is resumed, or returned at once if it is complete.
+
+    Args:
+        backbone: a name (``load_backbone``) or a loaded backbone, for which ``weights``, ``img_size`` and ``resize``
+            are not used.
+        dataset: a name (``load_samples``) or loaded samples, for which ``split`` and ``data_dir`` are not used.
+        split, data_dir: which part of the data set, and where it lies.
+        out: the ``.zarr`` folder; by default below ``$LOSA_CACHE_HOME/caches``, named by content and identity.
+        weights, img_size, resize: of the backbone.
+        layers: ``"all"``, K evenly spaced, or block numbers.
+        precision: ``float32``, ``float16`` or ``bfloat16``.
+        limit: keep so many samples, drawn at random.
+        batch_size: images a forward pass; by default at most 64 and 512 MiB of activations.
+        device: ``cpu``, ``cuda``, ``cuda:1``; by default the GPU where there is one.
+        workers: decoding threads; by default one a core, at most 16.
+        seed: of the order of the samples, and of random weights.
+        on_error: ``stop`` at an image that does not decode, or ``skip``, count and list it.
+        shard_bytes: aimed-at size of a shard, the unit of commit and of resume.
+        meter: is told of progress.
+
+    Raises:
+        UserError: for any input that cannot work, in one sentence.
+    """
+    codec = get_precision(precision)
+    if on_error not in ("stop", "skip"):
+        raise UserError(f"on-error is {on_error!r}: choose stop or skip.")
+    for name, value in (("batch-size", batch_size), ("workers", workers)):
+        if value is not None and value < 1:
+            raise UserError(f"{name} is {value}: it must be at least 1.")
+    where = choose_device(device)
+    if isinstance(dataset, str):
+        folder = Path(data_dir) if data_dir is not None else None
+        dataset = load_samples(dataset, split=split, data_dir=folder, home=home() / "data")
+    if isinstance(backbone, str):
+        backbone = load_backbone(backbone, weights=weights, img_size=img_size, resize=resize, seed=seed)
+    backbone.to(where)
+    samples = dataset.select(permute(len(dataset), seed=seed, limit=limit))
+    chosen = choose_layers(layers, range(1, backbone.depth + 1))
+    compute = backbone.compute_dtype(precision)
+    manifest = describe(
+        backbone,
+        samples,
+        layers=chosen,
+        precision=precision,
+        compute=compute,
+        seed=seed,
+        limit=limit if limit is not None and limit < len(dataset) else None,
+    )
+    layout = plan_layout(
+        samples=len(samples),
+        layers=len(chosen),
+        tokens=backbone.tokens,
+        width=backbone.width,
+        itemsize=codec.itemsize,
+        shard_bytes=shard_bytes,
+    )
+    path = Path(out) if out is not None else home() / "caches" / cache_name(manifest)
+    writer = CacheWriter(
+        path,
+        manifest,
+        layout,
+        labels=samples.labels,
+        ids=list(samples.ids),
+        tail={name: value.cpu() for name, value in backbone.tail.state_dict().items()},
+    )
+    try:
+        if writer.manifest.complete and not writer.missing():
+            remember(path)
+            return open_cache(path)
+        pipeline.run(
+            backbone,
+            samples,
+            writer,
+            codec,
+            compute=compute,
+            batch_size=batch_size or default_batch(layout),
+            workers=workers or min(16, os.cpu_count() or 1),
+            skip_errors=on_error == "skip",
+            meter=meter or Meter(),
+        )
+        return writer.finish()
+    finally:
+        writer.close()

@@ -1,0 +1,69 @@
+"""What stage two trains: side network and classifier around the frozen tail."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from losa_cache.errors import UserError
+from losa_cache.sidenet.losa import LoSA
+from losa_cache.sidenet.tail import FrozenTail
+
+SIDES = ("losa", "linear")
+
+
+class Adapter(nn.Module):
+    """Block outputs to logits: side network, frozen tail, classifier.
+
+    With ``side="linear"`` there is no side network: y_k = b_L, the linear probe. A LoSA starts as exactly that probe,
+    since every g starts at zero and the classifier is drawn first.
+
+    Args:
+        side: ``"losa"`` or ``"linear"``.
+        depth: number k of block outputs; the linear probe looks at the last only.
+        tokens: tokens n of a block output.
+        width: channels d of a block output.
+        rank: LoSA's r; not used by the linear probe.
+        classes: number of classes, at least 2.
+        tail: the backbone's frozen tail.
+        seed: of the random start.
+    """
+
+    def __init__(
+        self,
+        *,
+        side: str,
+        depth: int,
+        tokens: int,
+        width: int,
+        rank: int,
+        classes: int,
+        tail: FrozenTail,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if side not in SIDES:
+            raise ValueError(f"unknown side network {side!r}; known: {', '.join(SIDES)}.")
+        if classes < 2:
+            raise UserError(f"the data set has {classes} class(es): a classifier needs at least 2.")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.classifier = nn.Linear(width, classes)
+            nn.init.trunc_normal_(self.classifier.weight, std=0.01)
+            nn.init.zeros_(self.classifier.bias)
+            self.side = LoSA(depth=depth, tokens=tokens, width=width, rank=rank) if side == "losa" else None
+        self.tail = tail
+
+    def forward(self, blocks: Sequence[Tensor]) -> Tensor:
+        """Logits ``(batch, classes)`` from the k block outputs, each ``(batch, tokens, width)``."""
+        y = blocks[-1] if self.side is None else self.side(blocks)
+        return self.classifier(self.tail(y.to(torch.promote_types(y.dtype, torch.float32))))
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """The tensors that training changes, by name: an adapter file holds these and no frozen ones."""
+        return {name: value for name, value in self.state_dict().items() if not name.startswith("tail.")}
+
+    def parameter_counts(self) -> dict[str, int]:
+        """Trained parameters of the side network (what the paper's tables count) and of the classifier."""
+        side = 0 if self.side is None else sum(p.numel() for p in self.side.parameters())
+        return {"side": side, "classifier": sum(p.numel() for p in self.classifier.parameters())}

@@ -1,0 +1,94 @@
+"""Low-Rank Side Adaptation as the paper writes it (Mercea et al., CVPR 2024, Eq. 3-5).
+
+Plain and readable: every layer reads and writes whole n x d tensors.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from losa_cache.errors import UserError
+
+
+class LowRankMap(nn.Module):
+    """g(x) = alpha * (W_u GELU(W_d x + b_d) + b_u) along the last axis (Eq. 4, with biases).
+
+    Table 1's parameter counts fit only with biases: 2 * rank * size + rank + size + 1 of them.
+    The start is *not from the paper*: W_d Kaiming-uniform (as LoRA starts its A), W_u and both biases zero, alpha
+    one, so that g = 0.
+
+    Args:
+        size: length m of the axis that is mixed.
+        rank: inner width r.
+    """
+
+    def __init__(self, size: int, rank: int) -> None:
+        super().__init__()
+        self.down = nn.Linear(size, rank)
+        self.up = nn.Linear(rank, size)
+        self.scale = nn.Parameter(torch.ones(()))
+        nn.init.kaiming_uniform_(self.down.weight, a=5**0.5)
+        nn.init.zeros_(self.down.bias)
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(..., size)`` to ``(..., size)``."""
+        return self.scale * self.up(F.gelu(self.down(x)))
+
+
+class LoSA(nn.Module):
+    """The side network: y_0 = b_L, y_i = y_{i-1} + g_i(b_i + y_{i-1}) for i = 1 ... k (Eq. 3).
+
+    g alternates over the side layers between channel mixing (first, along the width, for every token) and token
+    mixing (along the tokens, for every channel) (Eq. 5; Table 5's counts fix the order).
+
+    Args:
+        depth: number k of side layers, one for each block output.
+        tokens: tokens n of a block output, prefix tokens included.
+        width: channels d of a block output.
+        rank: inner width r of every g, 1 <= rank <= width.
+
+    Raises:
+        UserError: if depth, tokens or width is not positive, or the rank lies outside 1 ... width.
+    """
+
+    def __init__(self, *, depth: int, tokens: int, width: int, rank: int) -> None:
+        super().__init__()
+        for name, value in (("depth", depth), ("tokens", tokens), ("width", width)):
+            if value < 1:
+                raise UserError(f"{name} is {value}: it must be at least 1.")
+        if not 1 <= rank <= width:
+            raise UserError(f"rank is {rank}: choose one from 1 to the backbone's width, {width}.")
+        self.depth, self.tokens, self.width, self.rank = depth, tokens, width, rank
+        self.layers = nn.ModuleList(LowRankMap(tokens if self.mixes_tokens(i) else width, rank) for i in range(depth))
+
+    @staticmethod
+    def mixes_tokens(layer: int) -> bool:
+        """Tell whether side layer ``layer`` (from 0) mixes tokens rather than channels."""
+        return layer % 2 == 1
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one sample's forward pass (what Table 5 calls GFLOPs): 2 r n d a layer."""
+        return 2 * self.depth * self.rank * self.tokens * self.width
+
+    def forward(self, blocks: Sequence[Tensor]) -> Tensor:
+        """Refine the backbone's output.
+
+        Args:
+            blocks: the k block outputs, first to last, each ``(batch, tokens, width)``; the last is b_L.
+
+        Returns:
+            y_k, ``(batch, tokens, width)``, in float32 where the blocks are of half precision: a sum of many small
+            updates must not be rounded to 8 bits after each.
+        """
+        if len(blocks) != self.depth:
+            raise ValueError(f"LoSA of depth {self.depth} takes {self.depth} block outputs, not {len(blocks)}.")
+        y = blocks[-1].to(torch.promote_types(blocks[-1].dtype, torch.float32))
+        for i, (g, b) in enumerate(zip(self.layers, blocks, strict=True)):
+            x = b + y
+            y = y + (g(x.transpose(1, 2)).transpose(1, 2) if self.mixes_tokens(i) else g(x))
+        return y

@@ -1,0 +1,30 @@
+"""Top-1, top-5 and loss of an adapter on a source."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F
+
+from losa_cache.sidenet.adapter import Adapter
+from losa_cache.train.batch import Source
+
+
+@torch.inference_mode()
+def evaluate(
+    adapter: Adapter, source: Source, rows: NDArray[np.int64], *, batch_size: int, autocast: torch.dtype | None
+) -> dict[str, float]:
+    """Run the adapter over these rows.
+
+    Returns:
+        ``loss`` (cross entropy, nats), ``top1`` and ``top5`` (percent; top-5 of fewer than 6 classes is 100).
+    """
+    adapter.eval()
+    loss = top1 = top5 = 0.0
+    for batch in source.batches(rows, batch_size):
+        with torch.autocast(batch.labels.device.type, autocast, enabled=autocast is not None):
+            logits = adapter(batch.blocks).float()
+        loss += F.cross_entropy(logits, batch.labels, reduction="sum").item()
+        hits = logits.topk(min(5, logits.shape[1])).indices == batch.labels[:, None]
+        top1 += hits[:, 0].sum().item()
+        top5 += hits.sum().item()
+    return {"loss": loss / len(rows), "top1": 100 * top1 / len(rows), "top5": 100 * top5 / len(rows)}

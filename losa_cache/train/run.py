@@ -1,0 +1,111 @@
+"""A run directory: config, metrics, TensorBoard events, checkpoint, adapter."""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from losa_cache.errors import UserError
+from losa_cache.train.config import TrainConfig
+
+
+class Run:
+    """Files of one training run.
+
+    ``config.json`` (options and cache), ``metrics.jsonl`` (a line an epoch), ``events.out.tfevents.*``,
+    ``checkpoint.pt`` (after every epoch; tensors and numbers only), ``adapter_model.safetensors`` and
+    ``adapter_config.json`` (after the last).
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._board: SummaryWriter | None = None
+
+    @classmethod
+    def create(cls, path: Path, config: TrainConfig, cache: dict[str, Any]) -> "Run":
+        """Start a directory.
+
+        Raises:
+            UserError: if the path is taken or cannot be written.
+        """
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError as error:
+            raise UserError(f"{str(path)!r} exists: continue it with --resume, or choose another --out.") from error
+        except OSError as error:
+            raise UserError(f"run directory {str(path)!r} cannot be made ({error.strerror}).") from error
+        (path / "config.json").write_text(json.dumps({"train": asdict(config), "cache": cache}, indent=2))
+        return cls(path)
+
+    def config(self) -> tuple[TrainConfig, dict[str, Any]]:
+        """Read back the options and the cache.
+
+        Raises:
+            UserError: if this is no run directory.
+        """
+        try:
+            content = json.loads((self.path / "config.json").read_text())
+            return TrainConfig(**content["train"]), content["cache"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{str(self.path)!r} is no run directory ({error}).") from error
+
+    def log(self, metrics: dict[str, Any]) -> None:
+        """Append an epoch's metrics, to the file and to TensorBoard."""
+        with open(self.path / "metrics.jsonl", "a") as file:
+            file.write(json.dumps(metrics) + "\n")
+        self._board = self._board or SummaryWriter(str(self.path), purge_step=metrics["epoch"])
+        for name, value in metrics.items():
+            if name != "epoch" and value is not None:
+                self._board.add_scalar(name.replace("_", "/", 1), value, metrics["epoch"])
+        self._board.flush()
+
+    def metrics(self) -> Iterator[dict[str, Any]]:
+        """Read the metrics of all epochs so far."""
+        file = self.path / "metrics.jsonl"
+        lines = file.read_text().splitlines() if file.exists() else []
+        yield from (json.loads(line) for line in lines if line.endswith("}"))  # a killed write may lack its end
+
+    def save_checkpoint(self, state: dict[str, Any]) -> None:
+        """Write a checkpoint whole or not at all."""
+        partial = self.path / "checkpoint.pt.partial"
+        with open(partial, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(self.path / "checkpoint.pt")
+
+    def load_checkpoint(self, device: torch.device) -> dict[str, Any] | None:
+        """Read the checkpoint, if there is one yet, and drop metrics of epochs that it does not cover.
+
+        Raises:
+            UserError: if it cannot be read.
+        """
+        path = self.path / "checkpoint.pt"
+        if not path.exists():
+            (self.path / "metrics.jsonl").unlink(missing_ok=True)
+            return None
+        try:
+            state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        except Exception as error:
+            raise UserError(f"checkpoint {str(path)!r} cannot be read ({type(error).__name__}).") from error
+        kept = [json.dumps(line) + "\n" for line in self.metrics() if line["epoch"] <= state["epoch"]]
+        (self.path / "metrics.jsonl").write_text("".join(kept))
+        return state
+
+    def close(self) -> None:
+        """Flush the events."""
+        if self._board is not None:
+            self._board.close()
+
+
+def next_run_path(base: Path, name: str) -> Path:
+    """Find the first free ``base/name-N``."""
+    number = 1
+    while (base / f"{name}-{number}").exists():
+        number += 1
+    return base / f"{name}-{number}"
