@@ -4,6 +4,7 @@ The writer appends samples as they come and holds none of them, so its memory is
 """
 
 import os
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +74,8 @@ class ShardReader:
 
     def __init__(self, path: Path, layout: Layout) -> None:
         self.path, self.layout = path, layout
-        self._file = open(path, "rb", buffering=0)  # closed with its last reader
-        self._handle = self._file.fileno()
+        self._handle = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._handle)  # not before the last thread has let go of it
         size = os.fstat(self._handle).st_size
         raw = os.pread(self._handle, layout.index_bytes, max(0, size - layout.index_bytes))
         if len(raw) < layout.index_bytes or _checksum(raw[:-CHECKSUM_BYTES]) != raw[-CHECKSUM_BYTES:]:

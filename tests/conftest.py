@@ -1,0 +1,76 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from timm.data import resolve_model_data_config
+from timm.models.vision_transformer import VisionTransformer
+
+from losa_cache.backbone import Backbone
+from losa_cache.cache.store import ActivationCache
+from losa_cache.data.samples import Samples, hash_lines
+from losa_cache.data.transforms import InputSpec
+from losa_cache.extract.extract import extract
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOSA_CACHE_HOME", str(tmp_path / "home"))
+
+
+def tiny_backbone(seed: int = 0, **options) -> Backbone:
+    """A ViT small enough for tests: 4 blocks x 32 channels, 5 tokens, unless told otherwise."""
+    torch.manual_seed(seed)
+    arguments = {"img_size": 8, "patch_size": 4, "embed_dim": 32, "depth": 4, "num_heads": 2, "num_classes": 0}
+    model = VisionTransformer(**(arguments | options))
+    for parameter in model.parameters():  # timm starts biases and CLS at zero, which would hide mistakes
+        torch.nn.init.normal_(parameter, std=0.1)
+    model.pretrained_cfg = {"input_size": (3, 8, 8), "mean": (0.5,) * 3, "std": (0.5,) * 3, "crop_pct": 1.0}
+    spec = InputSpec.from_timm(resolve_model_data_config(model))
+    return Backbone(model, name=f"tiny{seed}", random=True, input=spec)
+
+
+def tiny_samples(count: int = 23, *, bad: tuple[int, ...] = (), split: str = "train", name: str = "tiny") -> Samples:
+    """Random 8 x 8 images in three classes; those in ``bad`` do not decode."""
+    pixels = np.random.default_rng(7).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
+    ids = [f"image-{i:03d}" for i in range(count)]
+
+    def load(i: int) -> Image.Image:
+        if int(ids[i][-3:]) in bad:
+            raise OSError("image file is truncated")
+        return Image.fromarray(pixels[i])
+
+    labels = np.arange(count, dtype=np.int64) % 3
+    return Samples(name, split, ("a", "b", "c"), ids, labels, load, hash_lines(ids, pixels.tobytes()))
+
+
+@pytest.fixture
+def tiny_cache(tmp_path) -> ActivationCache:
+    """A complete float32 cache of 23 tiny samples in shards of five."""
+    return extract(tiny_backbone(), tiny_samples(), precision="float32", out=tmp_path / "tiny.zarr", shard_bytes=13_000)
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory) -> dict[str, Path]:
+    """The embedded default's two caches, made by the command line itself."""
+    home = tmp_path_factory.mktemp("digits")
+    for split in ("train", "test"):
+        out = str(home / f"{split}.zarr")
+        done = losa_cache(
+            "extract", "--backbone", "vit_digits", "--dataset", "digits", "--split", split, "--out", out, home=home
+        )
+        assert done.returncode == 0, done.stderr
+    return {"home": home, "train": home / "train.zarr", "test": home / "test.zarr"}
+
+
+def losa_cache(*arguments: str, home: Path | None = None, cwd: Path | None = None) -> subprocess.CompletedProcess:
+    """Run the command line in a process of its own."""
+    environment = dict(os.environ) | ({"LOSA_CACHE_HOME": str(home)} if home else {})
+    command = [str(Path(sys.executable).with_name("losa-cache")), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd, check=False)

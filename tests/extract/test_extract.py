@@ -1,0 +1,234 @@
+"""Extraction end to end on a tiny backbone: order, resume, refusal, and images that do not decode."""
+
+import errno
+import hashlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import namedtuple
+
+import numpy as np
+import pytest
+import torch
+import zarr
+
+from losa_cache.cache import writer as writer_module
+from losa_cache.cache.shard import ShardWriter
+from losa_cache.cache.store import open_cache
+from losa_cache.errors import UserError
+from losa_cache.extract.extract import extract
+from losa_cache.extract.meter import Meter
+from losa_cache.extract.plan import batches
+from tests.conftest import tiny_backbone, tiny_samples
+
+SMALL = {"precision": "float32", "shard_bytes": 13_000, "batch_size": 4}
+
+
+def contents(store):
+    """Hash of every file of a store by name."""
+    return {
+        str(p.relative_to(store)): hashlib.sha256(p.read_bytes()).hexdigest() for p in store.rglob("*") if p.is_file()
+    }
+
+
+def test_samples_are_shuffled_once_by_the_seed_and_ids_say_how(tmp_path):
+    backbone, samples = tiny_backbone(), tiny_samples()
+    a, b, c = (
+        extract(backbone, samples, seed=seed, out=tmp_path / f"{i}.zarr", **SMALL) for i, seed in enumerate((0, 0, 1))
+    )
+    assert sorted(a.ids) == list(samples.ids)
+    assert a.ids != list(samples.ids)
+    assert a.ids == b.ids != c.ids
+    assert contents(a.path) == contents(b.path)
+
+
+def test_layers_and_limit(tmp_path):
+    cache = extract(tiny_backbone(), tiny_samples(), layers=2, limit=7, out=tmp_path / "c.zarr", **SMALL)
+    assert cache.manifest.layers == [2, 4]
+    assert cache.layout.shape == (7, 2, 5, 32)
+    whole = extract(tiny_backbone(), tiny_samples(), out=tmp_path / "d.zarr", **SMALL)
+    assert cache.ids == whole.ids[:7]
+    ours, theirs = (zarr.open_array(str(c.path / "activations/block"))[:7] for c in (cache, whole))
+    assert np.array_equal(ours, theirs[:, [1, 3]])
+
+
+def test_the_same_again_is_reused_without_a_forward_pass(tiny_cache, monkeypatch):
+    before = contents(tiny_cache.path)
+    backbone = tiny_backbone()
+    monkeypatch.setattr(backbone, "block_outputs", None)
+    again = extract(backbone, tiny_samples(), precision="float32", out=tiny_cache.path, shard_bytes=13_000)
+    assert contents(again.path) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"backbone": tiny_backbone(seed=1)}, "backbone.name"),
+        ({"layers": 2}, "layers"),
+        ({"precision": "float16"}, "precision"),
+        ({"seed": 5}, "sampling.seed"),
+        ({"dataset": tiny_samples(22)}, "dataset.fingerprint"),
+    ],
+)
+def test_another_identity_is_refused_by_the_fields_that_differ(tiny_cache, change, field):
+    arguments = {"backbone": tiny_backbone(), "dataset": tiny_samples(), "precision": "float32"} | change
+    before = contents(tiny_cache.path)
+    with pytest.raises(UserError, match=rf"holds another cache: it differs in .*{re.escape(field)}"):
+        extract(**arguments, out=tiny_cache.path)
+    assert contents(tiny_cache.path) == before
+
+
+def test_batches_lie_on_one_grid_whatever_is_missing(tiny_cache):
+    layout = tiny_cache.layout
+    whole = batches(layout, range(layout.shards), 4)
+    part = batches(layout, [1, 3], 4)
+    assert {rows for rows, _ in part} <= {rows for rows, _ in whole}
+    assert sorted(row for _, keep in part for row in keep) == [*layout.rows(1), *layout.rows(3)]
+
+
+@pytest.mark.parametrize("lost", ["receipt", "shard", "cut shard"])
+def test_only_lost_shards_are_written_again_and_come_out_the_same(tiny_cache, lost):
+    before = contents(tiny_cache.path)
+    receipts = tiny_cache.path.with_name("tiny.receipts")
+    if lost == "receipt":
+        (receipts / "000002.json").unlink()
+    elif lost == "shard":
+        tiny_cache.shard_path(2).unlink()
+    else:
+        tiny_cache.shard_path(2).write_bytes(tiny_cache.shard_path(2).read_bytes()[:-1])
+    meter = Meter()
+    extract(tiny_backbone(), tiny_samples(), precision="float32", out=tiny_cache.path, meter=meter)
+    assert meter.images == len(tiny_cache.layout.rows(2))
+    assert contents(tiny_cache.path) == before
+
+
+SLOW = """
+import sys, time
+sys.path.insert(0, {root!r})
+from tests.conftest import tiny_backbone, tiny_samples
+from losa_cache.extract.extract import extract
+backbone = tiny_backbone()
+forward = backbone.block_outputs
+backbone.block_outputs = lambda *a, **k: (time.sleep(0.05), forward(*a, **k))[1]
+print("ready", flush=True)
+extract(backbone, tiny_samples(), out={out!r}, precision="float32", shard_bytes=13_000, batch_size=4)
+"""
+
+
+def start_slow(out):
+    root = os.getcwd()
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW.format(root=root, out=str(out))], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+@pytest.mark.parametrize("after", [1, 3])
+def test_a_killed_extraction_resumes_bit_identically(tmp_path, tiny_cache, after):
+    out = tmp_path / "killed.zarr"
+    process = start_slow(out)
+    receipts = tmp_path / "killed.receipts"
+    while len(list(receipts.glob("0*.json"))) < after:
+        assert process.poll() is None, "finished before it could be killed"
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    with pytest.raises(UserError, match="incomplete"):
+        open_cache(out)
+    meter = Meter()
+    extract(tiny_backbone(), tiny_samples(), precision="float32", out=out, batch_size=4, meter=meter)
+    assert 0 < meter.images < 23
+    whole = extract(tiny_backbone(), tiny_samples(), out=tmp_path / "whole.zarr", **SMALL)
+    assert contents(out) == contents(whole.path)
+
+
+def test_a_second_writer_is_refused_and_the_lock_dies_with_its_owner(tmp_path):
+    out = tmp_path / "c.zarr"
+    process = start_slow(out)
+    while not list((tmp_path / "c.receipts").glob("0*.json")):
+        time.sleep(0.002)
+    with pytest.raises(UserError, match="another extraction is writing"):
+        extract(tiny_backbone(), tiny_samples(), out=out, **SMALL)
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    assert extract(tiny_backbone(), tiny_samples(), out=out, **SMALL).manifest.complete
+
+
+def test_an_image_that_does_not_decode_stops_with_its_name(tmp_path):
+    with pytest.raises(UserError, match=r"image 'image-004' does not decode \(OSError: .*truncated\).*--on-error skip"):
+        extract(tiny_backbone(), tiny_samples(bad=(4,)), out=tmp_path / "c.zarr", **SMALL)
+
+
+def test_skipped_images_are_listed_read_as_nan_and_leave_the_others_alone(tmp_path, tiny_cache):
+    cache = extract(tiny_backbone(), tiny_samples(bad=(4, 20)), on_error="skip", out=tmp_path / "c.zarr", **SMALL)
+    assert sorted(entry["id"] for entry in cache.manifest.skipped) == ["image-004", "image-020"]
+    rows = [entry["row"] for entry in cache.manifest.skipped]
+    assert (cache.labels[rows] == -1).all()
+    assert len(cache.rows) == 21
+    ours, whole = (zarr.open_array(str(c.path / "activations/block"))[:] for c in (cache, tiny_cache))
+    assert np.isnan(ours[rows]).all()
+    rest = np.setdiff1d(np.arange(23), rows)
+    np.testing.assert_allclose(ours[rest], whole[rest], rtol=1e-5, atol=1e-6)
+
+
+def test_all_images_bad_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="none of the 3 images could be decoded"):
+        extract(tiny_backbone(), tiny_samples(3, bad=(0, 1, 2)), on_error="skip", out=tmp_path / "c.zarr", **SMALL)
+
+
+def test_overflow_of_float16_is_counted_in_the_cache(tmp_path):
+    backbone = tiny_backbone()
+    with torch.no_grad():
+        backbone.model.blocks[2].mlp.fc2.bias[0] = 3e6
+    cache = extract(backbone, tiny_samples(), precision="float16", out=tmp_path / "c.zarr")
+    values = zarr.open_array(str(cache.path / "activations/block"))[:]
+    assert cache.manifest.overflowed == (np.abs(values) == 65504).sum() == 2 * 23 * 5
+    assert np.isfinite(values).all()
+
+
+def test_no_room_is_said_before_anything_is_written(tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(writer_module.shutil, "disk_usage", lambda _: usage(0, 0, 10))
+    with pytest.raises(UserError, match=r"needs 0\.0 GB more, .* 0\.0 GB free"):
+        extract(tiny_backbone(), tiny_samples(), out=tmp_path / "c.zarr", **SMALL)
+    assert not (tmp_path / "c.zarr").exists()
+
+
+def test_a_disk_that_fills_up_keeps_what_is_done(tmp_path, monkeypatch):
+    commit = ShardWriter.commit
+
+    def full(self):
+        if self.path.name.startswith("c.2."):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        commit(self)
+
+    monkeypatch.setattr(ShardWriter, "commit", full)
+    with pytest.raises(UserError, match="No space left on device.*run the same command again"):
+        extract(tiny_backbone(), tiny_samples(), out=tmp_path / "c.zarr", **SMALL)
+    monkeypatch.undo()
+    meter = Meter()
+    extract(tiny_backbone(), tiny_samples(), out=tmp_path / "c.zarr", meter=meter, **SMALL)
+    assert meter.images == 23 - 10
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"limit": 0}, "limit is 0"),
+        ({"batch_size": 0}, "batch-size is 0"),
+        ({"workers": -1}, "workers is -1"),
+        ({"on_error": "ignore"}, "choose stop or skip"),
+        ({"device": "abacus"}, "device 'abacus' cannot be used"),
+        ({"layers": "9"}, "9 layers cannot be chosen: there are 4"),
+        ({"precision": "int3"}, "unknown precision 'int3'"),
+    ],
+)
+def test_bad_options_are_one_sentence(tmp_path, option, message):
+    with pytest.raises(UserError, match=message):
+        extract(tiny_backbone(), tiny_samples(), out=tmp_path / "c.zarr", **option)

@@ -1,0 +1,102 @@
+"""The command line as a user meets it."""
+
+import json
+import shutil
+import sys
+
+import pytest
+from PIL import Image
+
+from losa_cache.cli import main
+from tests.conftest import losa_cache
+
+
+def test_the_whole_road(digits, tmp_path):
+    common = {"home": digits["home"], "cwd": tmp_path}
+    again = losa_cache(
+        "extract", "--backbone", "vit_digits", "--dataset", "digits", "--out", str(digits["train"]), "--json", **common
+    )
+    assert json.loads(again.stdout)["extracted_now"] == 0
+    trained = losa_cache("train", "--rank", "8", "--epochs", "3", "--json", **common)
+    assert trained.returncode == 0, trained.stderr
+    assert f"{digits['train']} (the most recent complete one)" in trained.stderr
+    run = json.loads(trained.stdout)["run"]
+    assert run == "runs/digits-losa-1"
+    evaluated = json.loads(losa_cache("eval", run, "--json", **common).stdout)
+    assert (evaluated["split"], evaluated["samples"]) == ("test", 448)
+    assert evaluated["top1"] > 50
+    plain = losa_cache("inspect", str(digits["train"]), **common).stdout
+    assert "complete" in plain
+    inspected = json.loads(losa_cache("inspect", str(digits["train"]), "--json", **common).stdout)
+    assert inspected["shape"] == [448, 8, 65, 96]
+    assert sum(inspected["classes"].values()) == 448
+    assert inspected["bytes"]["stored"] >= 448 * 8 * 65 * 96 * 2
+    assert inspected["health"]["complete"] is True
+
+
+BAD = {
+    "unknown backbone": ("extract --backbone vit_digit --dataset digits", "nearest: vit_digits"),
+    "unknown data set": ("extract --backbone vit_digits --dataset digit", "nearest: digits"),
+    "no folder": ("extract --backbone vit_digits --dataset folder --data-dir nowhere", "there is no folder 'nowhere'"),
+    "folder without a place": ("extract --backbone vit_digits --dataset folder", "needs --data-dir"),
+    "empty folder": ("extract --backbone vit_digits --dataset folder --data-dir .", "no class folders with images"),
+    "no split": ("extract --backbone vit_digits --dataset digits --split val", "choose one of train, test"),
+    "no weights": ("extract --backbone vit_e --dataset digits", "--weights FILE"),
+    "no weights file": ("extract --backbone vit_digits --dataset digits --weights w.pth", "no weights file 'w.pth'"),
+    "precision": ("extract --backbone vit_digits --dataset digits --precision int3", "choose one of float32"),
+    "no cache": ("train", "no complete training cache yet"),
+    "no cache there": ("train --cache nowhere.zarr", "there is no cache at 'nowhere.zarr'"),
+    "side": ("train --side lora", "choose one of losa, linear"),
+    "no run": ("eval nowhere", "'nowhere' holds no adapter"),
+    "no run to resume": ("train --resume nowhere", "'nowhere' is no run directory"),
+    "resume with options": ("train --resume nowhere --rank 4", "leave out --rank"),
+    "inspect nothing": ("inspect nowhere.zarr", "there is no cache at"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_sentence_and_exit_code_2(case, tmp_path, monkeypatch, capsys):
+    command, message = BAD[case]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["losa-cache", *command.split()])
+    with pytest.raises(SystemExit) as done:
+        main()
+    assert done.value.code == 2
+    printed = capsys.readouterr()
+    lines = printed.err.strip().splitlines()
+    assert len(lines) == 1, printed.err
+    assert lines[0].startswith("error: ")
+    assert message in lines[0]
+    assert not printed.out
+
+
+def test_an_unreadable_image_is_named_or_skipped(tmp_path):
+    for kind in ("ant", "bee"):
+        (tmp_path / "set" / kind).mkdir(parents=True)
+        Image.new("RGB", (20, 20)).save(tmp_path / "set" / kind / "good.png")
+    good = (tmp_path / "set/ant/good.png").read_bytes()
+    (tmp_path / "set/bee/torn.png").write_bytes(good[: len(good) // 2])
+    command = [
+        "extract",
+        "--backbone",
+        "vit_digits",
+        "--dataset",
+        str(tmp_path / "set"),
+        "--out",
+        str(tmp_path / "c.zarr"),
+    ]
+    stopped = losa_cache(*command, home=tmp_path)
+    assert stopped.returncode == 2
+    assert "'bee/torn.png' does not decode" in stopped.stderr
+    skipped = losa_cache(*command, "--on-error", "skip", "--json", home=tmp_path)
+    assert json.loads(skipped.stdout)["skipped"] == 1
+    assert "bee/torn.png" in skipped.stderr
+
+
+def test_an_incomplete_cache_is_refused(tmp_path, digits):
+    shutil.copytree(digits["train"], tmp_path / "c.zarr")
+    attributes = tmp_path / "c.zarr" / "zarr.json"
+    attributes.write_text(attributes.read_text().replace('"complete": true', '"complete": false'))
+    done = losa_cache("train", "--cache", str(tmp_path / "c.zarr"), cwd=tmp_path)
+    assert done.returncode == 2
+    assert "is incomplete: run the same losa-cache extract again" in done.stderr

@@ -1,0 +1,255 @@
+"""Training from a cache: the same numbers as with the backbone, the same after a stop, and nothing loaded in vain."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from sklearn.linear_model import LogisticRegression
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import losa_cache as lc
+from losa_cache.cache.precision import get_precision
+from losa_cache.extract.extract import extract
+from losa_cache.extract.plan import permute
+from losa_cache.train.batch import split_rows
+from losa_cache.train.cached import CachedSource
+from losa_cache.train.loop import make_optimizer, train_epoch
+from losa_cache.train.online import OnlineSource
+from losa_cache.train.train import misfit, new_adapter
+from tests.conftest import tiny_backbone, tiny_samples
+
+CPU = torch.device("cpu")
+
+
+def test_batches_come_in_the_order_asked_for_with_their_labels_and_ids(tiny_cache):
+    rows = np.random.default_rng(0).permutation(23)
+    source = CachedSource(tiny_cache, [2, 4], CPU)
+    everything = CachedSource(tiny_cache, [2, 4], CPU)
+    whole = next(iter(everything.batches(np.arange(23), 23)))
+    for _ in range(2):  # buffers are used again
+        at = 0
+        for batch, chosen in zip(source.batches(rows, 4), split_rows(rows, 4), strict=True):
+            assert batch.ids == [tiny_cache.ids[row] for row in chosen]
+            assert batch.labels.tolist() == tiny_cache.labels[chosen].tolist()
+            for block, reference in zip(batch.blocks, whole.blocks, strict=True):
+                assert torch.equal(block, reference[chosen])
+            at += len(chosen)
+        assert at == 23
+    source.close()
+    everything.close()
+
+
+TRUNKS = {
+    "cls": {},
+    "gap": {"class_token": False, "global_pool": "avg"},
+    "registers": {"reg_tokens": 3},
+    "attention pool": {"class_token": False, "global_pool": "map"},
+}
+
+
+@pytest.mark.parametrize("trunk", TRUNKS)
+def test_online_and_cached_training_give_the_same_losses(trunk, tmp_path):
+    backbone, samples = tiny_backbone(**TRUNKS[trunk]), tiny_samples()
+    cache = extract(backbone, samples, precision="float32", out=tmp_path / "c.zarr", shard_bytes=20_000)
+    ordered = samples.select(permute(23, seed=0, limit=None))
+    sources = [
+        CachedSource(cache, [2, 4], CPU),
+        OnlineSource(backbone, ordered, [2, 4], get_precision("float32"), workers=2),
+    ]
+    config = lc.TrainConfig(rank=4, layers="2", epochs=3, lr=0.01, batch_size=8)
+    losses = []
+    for source in sources:
+        adapter = new_adapter(cache, config)
+        optimizer = make_optimizer(adapter, config)
+        losses.append(
+            [
+                train_epoch(adapter, optimizer, source, cache.rows, config, epoch=epoch, autocast=None)
+                for epoch in range(3)
+            ]
+        )
+        source.close()
+    assert losses[0][2] < losses[0][0]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+
+
+def test_a_run_leaves_what_it_says(tiny_cache, tmp_path):
+    seen = []
+    result = lc.train(
+        tiny_cache, rank=4, epochs=3, val_fraction=0.3, out=tmp_path / "run", device="cpu", report=seen.append
+    )
+    assert sorted(p.name.split(".")[0] for p in result.run.iterdir()) == [
+        "adapter_config", "adapter_model", "checkpoint", "config", "events", "metrics",
+    ]  # fmt: skip
+    lines = [json.loads(line) for line in (result.run / "metrics.jsonl").read_text().splitlines()]
+    assert lines == seen
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
+    assert {"train_loss", "val_loss", "val_top1", "val_top5", "train_seconds"} <= lines[0].keys()
+    events = EventAccumulator(str(result.run)).Reload()
+    assert [e.value for e in events.Scalars("train/loss")] == pytest.approx([line["train_loss"] for line in lines])
+    config = json.loads((result.run / "adapter_config.json").read_text())
+    assert config["cache"]["identity"] == tiny_cache.manifest.identity
+    tensors = load_file(result.run / "adapter_model.safetensors")
+    assert sum(t.numel() for t in tensors.values()) == sum(result.parameters.values())
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_after(epoch):
+    def report(metrics):
+        if metrics["epoch"] == epoch:
+            raise Stop
+
+    return report
+
+
+def test_a_stopped_run_resumes_bit_identically(tiny_cache, tmp_path):
+    options = {"rank": 4, "epochs": 4, "lr": 0.01, "batch_size": 8, "val_fraction": 0.3, "device": "cpu"}
+    lc.train(tiny_cache, out=tmp_path / "whole", **options)
+    with pytest.raises(Stop):
+        lc.train(tiny_cache, out=tmp_path / "stopped", report=stop_after(2), **options)
+    assert not (tmp_path / "stopped" / "adapter_model.safetensors").exists()
+    with open(tmp_path / "stopped" / "metrics.jsonl", "a") as file:
+        file.write('{"epoch": 3, "train_lo')  # as a kill in the middle of a line leaves it
+    lc.resume(tmp_path / "stopped", device="cpu")
+    whole, stopped = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "stopped"))
+    assert all(torch.equal(whole[name], stopped[name]) for name in whole)
+    lines = [
+        [
+            {k: v for k, v in json.loads(line).items() if k != "train_seconds"}
+            for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        ]
+        for name in ("whole", "stopped")
+    ]
+    assert lines[0] == lines[1]
+
+
+def test_a_run_never_loads_timm_or_torchvision(tiny_cache, tmp_path):
+    code = (
+        "import sys, losa_cache as lc\n"
+        f"r = lc.train({str(tiny_cache.path)!r}, rank=2, epochs=1, out={str(tmp_path / 'run')!r})\n"
+        "lc.evaluate_run(r.run)\n"
+        "sys.argv = ['losa-cache', 'inspect', sys.argv[1]]\n"
+        "from losa_cache import cli\n"
+        "try: cli.main()\n"
+        "except SystemExit as done: assert not done.code\n"
+        "print(sorted({name.split('.')[0] for name in sys.modules} & {'timm', 'torchvision', 'sklearn'}))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tiny_cache.path)], capture_output=True, text=True, check=False, env=os.environ
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_evaluation_equals_a_plain_count(tiny_cache, tmp_path):
+    run = lc.train(tiny_cache, rank=4, epochs=2, val_fraction=0.3, out=tmp_path / "run", device="cpu")
+    found = lc.evaluate_run(run.run, cache=tiny_cache.path, device="cpu")
+    source = CachedSource(tiny_cache, [1, 2, 3, 4], CPU)
+    with torch.no_grad():
+        batch = next(iter(source.batches(np.arange(23), 23)))
+        logits = run.adapter.eval()(batch.blocks)
+    source.close()
+    assert found["samples"] == 23
+    assert found["top1"] == pytest.approx(100 * (logits.argmax(1) == batch.labels).float().mean().item())
+    assert found["loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, batch.labels).item(), rel=1e-5)
+    assert found["top5"] == 100
+
+
+def test_without_a_held_out_cache_the_runs_own_held_out_part_is_evaluated(tiny_cache, tmp_path):
+    run = lc.train(tiny_cache, side="linear", epochs=1, val_fraction=0.3, out=tmp_path / "run")
+    assert lc.evaluate_run(run.run)["samples"] == 7
+    nothing = lc.train(tiny_cache, side="linear", epochs=1, val_fraction=0, out=tmp_path / "none")
+    with pytest.raises(lc.UserError, match="held nothing out"):
+        lc.evaluate_run(nothing.run)
+
+
+def test_a_held_out_cache_of_the_same_data_set_is_found(tiny_cache, tmp_path):
+    extract(tiny_backbone(), tiny_samples(9, split="test"), precision="bfloat16", out=tmp_path / "test.zarr")
+    run = lc.train(tiny_cache, rank=2, epochs=1, out=tmp_path / "run")
+    found = lc.evaluate_run(run.run)
+    assert (found["split"], found["samples"]) == ("test", 9)
+
+
+def test_an_adapter_is_refused_by_a_cache_it_does_not_belong_to(tiny_cache, tmp_path):
+    run = lc.train(tiny_cache, rank=2, epochs=1, out=tmp_path / "run").run
+    other = extract(tiny_backbone(seed=1), tiny_samples(), precision="float32", out=tmp_path / "o.zarr")
+    fewer = extract(tiny_backbone(), tiny_samples(), precision="float32", layers=2, out=tmp_path / "f.zarr")
+    with pytest.raises(lc.UserError, match=r"does not fit cache .*backbone\.name .*backbone\.weights"):
+        lc.evaluate_run(run, cache=other.path)
+    with pytest.raises(lc.UserError, match=r"layers \(\[1, 3\] are not cached\)"):
+        lc.evaluate_run(run, cache=fewer.path)
+    config = json.loads((run / "adapter_config.json").read_text())
+    assert misfit(config, tiny_cache) == ""
+
+
+def test_a_subset_of_layers_trains_and_evaluates(tiny_cache, tmp_path):
+    run = lc.train(tiny_cache, rank=2, layers="2", epochs=1, val_fraction=0.3, out=tmp_path / "run")
+    assert json.loads((run.run / "adapter_config.json").read_text())["layers"] == [2, 4]
+    assert lc.evaluate_run(run.run)["samples"] == 7
+
+
+def test_resume_refuses_a_cache_that_changed(tiny_cache, tmp_path):
+    with pytest.raises(Stop):
+        lc.train(tiny_cache, rank=2, epochs=2, out=tmp_path / "run", report=stop_after(1))
+    described = json.loads((tmp_path / "run" / "config.json").read_text())
+    described["cache"]["identity"] = "sha256:0"
+    (tmp_path / "run" / "config.json").write_text(json.dumps(described))
+    with pytest.raises(lc.UserError, match="not the cache that run"):
+        lc.resume(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rank": 0}, "rank is 0"),
+        ({"rank": 33}, "rank is 33: .* 32"),
+        ({"side": "lora"}, "unknown side network 'lora'"),
+        ({"epochs": 0}, "epochs is 0"),
+        ({"lr": -1.0}, "lr is -1"),
+        ({"lr": float("nan")}, "lr is nan"),
+        ({"layers": "7"}, "7 layers cannot be chosen: there are 4"),
+        ({"val_fraction": 1.0}, "val-fraction is 1"),
+    ],
+)
+def test_bad_options_are_refused_before_a_directory_is_made(tiny_cache, tmp_path, options, message):
+    with pytest.raises(lc.UserError, match=message):
+        lc.train(tiny_cache, out=tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path):
+    backbone = tiny_backbone()
+    with torch.no_grad():
+        backbone.model.blocks[0].mlp.fc2.bias[0] = float("nan")
+    cache = extract(backbone, tiny_samples(), out=tmp_path / "c.zarr")
+    assert cache.manifest.non_finite > 0
+    with pytest.raises(lc.UserError, match="the loss of epoch 1 is nan"):
+        lc.train(cache, rank=2, epochs=2, out=tmp_path / "run")
+
+
+def test_losa_beats_the_linear_probe_and_the_probe_is_an_honest_one(digits, tmp_path):
+    """On the embedded default: held-out images of classes that the backbone never saw."""
+    top1 = {}
+    for side in ("linear", "losa"):
+        run = lc.train(
+            digits["train"], side=side, rank=16, epochs=40, val_fraction=0, out=tmp_path / side, device="cpu"
+        )
+        top1[side] = lc.evaluate_run(run.run, cache=digits["test"], device="cpu")["top1"]
+    features, labels = {}, {}
+    for split in ("train", "test"):
+        cache = lc.open_cache(digits[split])
+        source = CachedSource(cache, [8], CPU)
+        batch = next(iter(source.batches(cache.rows, len(cache.rows))))
+        tail = lc.FrozenTail(cache.manifest.tail, cache.tail_tensors())
+        features[split], labels[split] = tail(batch.blocks[-1].float()).numpy(), batch.labels.numpy()
+        source.close()
+    probe = LogisticRegression(max_iter=5000).fit(features["train"], labels["train"])
+    assert top1["linear"] > 100 * probe.score(features["test"], labels["test"]) - 1.0
+    assert top1["losa"] > top1["linear"] + 1.0
