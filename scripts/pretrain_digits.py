@@ -21,7 +21,7 @@ from losa_cache.backbone.names import DIGITS_WEIGHTS, vit_digits
 from losa_cache.data.digits import PRETRAINING_CLASSES, digit_scans
 from losa_cache.data.transforms import InputSpec
 
-SYMMETRIES = 8
+SYMMETRIES, WIDTH = 8, 96
 
 
 def main() -> None:
@@ -47,7 +47,7 @@ def pretraining_set() -> tuple[Tensor, Tensor]:
 
 def pretrain(model: nn.Module, images: Tensor, digits: Tensor, *, epochs: int, batch: int = 64) -> nn.Module:
     """Train trunk and a throw-away 40-way classifier; return the trunk."""
-    head = nn.Linear(model.embed_dim, len(PRETRAINING_CLASSES) * SYMMETRIES)
+    head = nn.Linear(WIDTH, len(PRETRAINING_CLASSES) * SYMMETRIES)
     parameters = [*model.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.05)
     steps = epochs * math.ceil(len(images) / batch)

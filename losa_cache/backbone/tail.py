@@ -55,7 +55,7 @@ def _describe_norm(norm: nn.Module) -> dict[str, Any]:
     if kind is None:
         raise UserError(f"this backbone ends in a {type(norm).__name__}, which losa-cache cannot rebuild without it.")
     weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
-    return {"type": kind, "eps": float(norm.eps), "affine": weight is not None, "bias": bias is not None}
+    return {"type": kind, "eps": norm.eps, "affine": weight is not None, "bias": bias is not None}
 
 
 def _describe_attention(pool: nn.Module) -> dict[str, Any]:

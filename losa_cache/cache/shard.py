@@ -64,7 +64,7 @@ class ShardWriter:
     def _write(self, data: NDArray[np.uint8]) -> None:
         self.checksum = google_crc32c.extend(self.checksum, data)
         self.size += data.nbytes
-        view = memoryview(data.reshape(-1))
+        view = data.reshape(-1).data
         while view:
             view = view[self._file.write(view) :]
 
@@ -107,7 +107,10 @@ class ShardReader:
 
     def _read_chunk(self, row: int, chunk: int, offset: int, parts: list[NDArray[np.uint8]]) -> None:
         stored = bytearray(CHECKSUM_BYTES)
-        if os.preadv(self._handle, [*parts, stored], offset) != self.layout.chunk_bytes + CHECKSUM_BYTES:
+        if (
+            os.preadv(self._handle, [*(part.data for part in parts), stored], offset)
+            != self.layout.chunk_bytes + CHECKSUM_BYTES
+        ):
             raise DamagedShardError(f"chunk {chunk} of shard {self.path.name} is cut short")
         if self._verified[row, chunk]:
             return

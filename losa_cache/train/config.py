@@ -39,15 +39,18 @@ class TrainConfig:
     val_fraction: float = 0.1
     seed: int = 0
 
+    @property
+    def peak_lr(self) -> float:
+        """The learning rate given, or the side's default."""
+        return DEFAULT_LR[self.side] if self.lr is None else self.lr
+
     def __post_init__(self) -> None:
         if self.side not in DEFAULT_LR:
             raise UserError(f"unknown side network {self.side!r}: choose one of {', '.join(DEFAULT_LR)}.")
-        if self.lr is None:
-            object.__setattr__(self, "lr", DEFAULT_LR[self.side])
         for name, low, high in (
             ("epochs", 1, float("inf")),
             ("batch_size", 1, float("inf")),
-            ("lr", 0, float("inf")),
+            ("peak_lr", 0, float("inf")),
             ("weight_decay", 0, float("inf")),
             ("clip_grad", 0, float("inf")),
             ("warmup", 0, 1),
@@ -55,4 +58,6 @@ class TrainConfig:
         ):
             value = getattr(self, name)
             if not low <= value <= high:
-                raise UserError(f"{name.replace('_', '-')} is {value}: it must lie between {low} and {high}.")
+                raise UserError(
+                    f"{name.removeprefix('peak_').replace('_', '-')} is {value}: it must lie between {low} and {high}."
+                )

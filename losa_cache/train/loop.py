@@ -37,7 +37,7 @@ def make_optimizer(adapter: Adapter, config: TrainConfig) -> torch.optim.AdamW:
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.lr)
+    return torch.optim.AdamW(groups, lr=config.peak_lr)
 
 
 def autocast_dtype(device: torch.device, precision: str) -> torch.dtype | None:
@@ -68,7 +68,7 @@ def train_epoch(
     order = epoch_order(rows, seed=config.seed, epoch=epoch)
     for step, batch in enumerate(source.batches(order, config.batch_size), start=epoch * steps):
         for group in optimizer.param_groups:
-            group["lr"] = config.lr * lr_factor(step, total=total, warmup=warmup)
+            group["lr"] = config.peak_lr * lr_factor(step, total=total, warmup=warmup)
         with torch.autocast(batch.labels.device.type, autocast, enabled=autocast is not None):
             logits = adapter(batch.blocks)
         loss = F.cross_entropy(logits.float(), batch.labels, label_smoothing=config.label_smoothing)
@@ -80,7 +80,7 @@ def train_epoch(
     mean = torch.stack(losses).sum().item() / len(rows)
     if not math.isfinite(mean):
         raise UserError(
-            f"the loss of epoch {epoch + 1} is {mean}: lower --lr (it is {config.lr}) or raise --precision."
+            f"the loss of epoch {epoch + 1} is {mean}: lower --lr (it is {config.peak_lr}) or raise --precision."
         )
     return mean
 

@@ -1,0 +1,207 @@
+"""Each stage beside its limit: extraction against the bare forward pass, a cached epoch against an online one.
+
+    python benchmarks/stages.py [--backbone vit_s] [--backbone vit_b] [--images 256] [--repeats 3] [--data-dir FOLDER]
+
+Random weights. Every measurement is a process of its own, so that its peak memory is its own; within a repeat all
+stages run in turn. Prints medians, ratios and the machine's limits (memory copy; write and fsync to the same disk).
+Without --data-dir the images are synthetic 480 x 360 JPEGs.
+"""
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from losa_cache import TrainConfig, load_backbone, load_samples, open_cache
+from losa_cache.cache.precision import get_precision
+from losa_cache.device import choose_device
+from losa_cache.extract.extract import extract
+from losa_cache.extract.meter import Meter
+from losa_cache.extract.plan import permute
+from losa_cache.train.cached import CachedSource
+from losa_cache.train.loop import autocast_dtype, make_optimizer, train_epoch
+from losa_cache.train.online import OnlineSource
+from losa_cache.train.train import new_adapter
+
+BATCH, RANK, PRECISION = 64, 16, "bfloat16"
+Figures = dict[str, float]
+
+
+def forward(name: str, folder: Path, images: int) -> Figures:
+    """Time the bare forward pass of the same model, batch and precision, on pixels that are already there."""
+    device = choose_device()
+    backbone = load_backbone(name, weights="random").to(device)
+    pixels = torch.randint(0, 256, (BATCH, *backbone.input.size), dtype=torch.uint8, device=device)
+    compute = backbone.compute_dtype(PRECISION)
+
+    def once() -> None:
+        with torch.inference_mode(), torch.autocast(device.type, compute, enabled=compute != torch.float32):
+            backbone.model(backbone.input.normalise(pixels))
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    once()
+    started = perf_counter()
+    passes = max(1, images // BATCH)
+    for _ in range(passes):
+        once()
+    return {"images_per_second": passes * BATCH / (perf_counter() - started)}
+
+
+def extraction(name: str, folder: Path, images: int) -> Figures:
+    """Time decode, forward, encode and write of the whole set."""
+    out, meter = folder / f"{name}.zarr", Meter()
+    for leftover in (out, out.with_name(f"{name}.receipts")):
+        shutil.rmtree(leftover, ignore_errors=True)
+    extract(name, "folder", data_dir=folder / "images", weights="random", out=out, batch_size=BATCH, meter=meter)
+    return {
+        "images_per_second": meter.images / meter.seconds,
+        "waited_decode": meter.waited_decode,
+        "waited_write": meter.waited_write,
+        "gigabytes": meter.bytes / 1e9,
+    }
+
+
+def cached_epoch(name: str, folder: Path, images: int) -> Figures:
+    """Time one epoch of LoSA from the cache (after one to warm up)."""
+    cache, device = open_cache(folder / f"{name}.zarr"), choose_device()
+    return _epoch(name, folder, CachedSource(cache, cache.manifest.layers, device))
+
+
+def online_epoch(name: str, folder: Path, images: int) -> Figures:
+    """Time one epoch of LoSA with the backbone in the loop."""
+    samples = load_samples("folder", data_dir=folder / "images")
+    samples = samples.select(permute(len(samples), seed=0, limit=None))
+    backbone = load_backbone(name, weights="random").to(choose_device())
+    layers = list(range(1, backbone.depth + 1))
+    source = OnlineSource(backbone, samples, layers, get_precision(PRECISION), workers=os.cpu_count() or 1)
+    return _epoch(name, folder, source)
+
+
+def _epoch(name: str, folder: Path, source: CachedSource | OnlineSource) -> Figures:
+    cache, device, config = (
+        open_cache(folder / f"{name}.zarr"),
+        choose_device(),
+        TrainConfig(rank=RANK, batch_size=BATCH),
+    )
+    adapter = new_adapter(cache, config).to(device)
+    optimizer = make_optimizer(adapter, config)
+    autocast = autocast_dtype(device, PRECISION)
+    train_epoch(adapter, optimizer, source, cache.rows[:BATCH], config, epoch=0, autocast=autocast)
+    started = perf_counter()
+    train_epoch(adapter, optimizer, source, cache.rows, config, epoch=1, autocast=autocast)
+    seconds = perf_counter() - started
+    source.close()
+    return {"seconds": seconds, "images_per_second": len(cache.rows) / seconds}
+
+
+STAGES: dict[str, Callable[[str, Path, int], Figures]] = {
+    "forward": forward,
+    "extraction": extraction,
+    "cached epoch": cached_epoch,
+    "online epoch": online_epoch,
+}
+
+
+def limits(folder: Path) -> Figures:
+    """Measure memory copy and disk write with fsync, in GB/s."""
+    data = np.ones(2**29, dtype=np.uint8)
+    target = np.empty_like(data)
+    copies, writes = [], []
+    for _ in range(3):
+        started = perf_counter()
+        np.copyto(target, data)
+        copies.append(data.nbytes / 1e9 / (perf_counter() - started))
+        started = perf_counter()
+        with open(folder / "limit", "wb") as file:
+            file.write(data.data)
+            file.flush()
+            os.fsync(file.fileno())
+        writes.append(data.nbytes / 1e9 / (perf_counter() - started))
+    (folder / "limit").unlink()
+    return {"memory copy GB/s": statistics.median(copies), "disk write GB/s": statistics.median(writes)}
+
+
+def make_images(folder: Path, count: int) -> None:
+    """Write smooth random JPEGs in ten class folders."""
+    generator = np.random.default_rng(0)
+    for i in range(count):
+        path = folder / f"class{i % 10}" / f"{i:05d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise = Image.fromarray(generator.integers(0, 256, (45, 60, 3), dtype=np.uint8))
+        noise.resize((480, 360), Image.Resampling.BICUBIC).save(path, quality=90)
+
+
+def measure(stage: str, name: str, folder: Path, images: int) -> Figures:
+    """Run one stage in a process of its own."""
+    command = [sys.executable, __file__, "--stage", stage, "--backbone", name]
+    command += ["--images", str(images), "--work", str(folder)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+    figures: Figures = json.loads(done.stdout)
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", action="append", help="default: vit_s and vit_b")
+    parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--data-dir", type=Path, help="a folder of class folders to use instead of synthetic images")
+    parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
+    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.stage:
+        figures: dict[str, Any] = STAGES[arguments.stage](arguments.backbone[0], arguments.work, arguments.images)
+        figures["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+        if torch.cuda.is_available():
+            figures["device_peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
+        print(json.dumps(figures))
+        return
+    with tempfile.TemporaryDirectory(dir=".") as work:
+        folder = Path(work)
+        os.environ["LOSA_CACHE_HOME"] = str(folder / "home")
+        if arguments.data_dir:
+            (folder / "images").symlink_to(arguments.data_dir.resolve())
+        else:
+            make_images(folder / "images", arguments.images)
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
+        print(f"{device}, torch {torch.__version__}; " + ", ".join(f"{k} {v:.2f}" for k, v in limits(folder).items()))
+        for name in arguments.backbone or ["vit_s", "vit_b"]:
+            runs: dict[str, list[Figures]] = {stage: [] for stage in STAGES}
+            for _ in range(arguments.repeats):
+                for stage, results in runs.items():
+                    results.append(measure(stage, name, folder, arguments.images))
+            report(name, runs)
+
+
+def report(name: str, runs: dict[str, list[Figures]]) -> None:
+    """Print medians, and the two ratios run by run."""
+    print(f"\n{name}")
+    for stage, results in runs.items():
+        keys = results[0]
+        print(f"  {stage:<13}" + ", ".join(f"{k} {statistics.median(r[k] for r in results):.2f}" for k in keys))
+    for label, above, below in (
+        ("extraction / bare forward, images/s", "extraction", "forward"),
+        ("cached / online epoch, images/s", "cached epoch", "online epoch"),
+    ):
+        ratios = sorted(
+            a["images_per_second"] / b["images_per_second"] for a, b in zip(runs[above], runs[below], strict=True)
+        )
+        print(f"  {label}: {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})")
+
+
+if __name__ == "__main__":
+    main()
