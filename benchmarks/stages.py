@@ -64,7 +64,7 @@ def forward(name: str, folder: Path, images: int) -> Figures:
 def extraction(name: str, folder: Path, images: int) -> Figures:
     """Time decode, forward, encode and write of the whole set."""
     out, meter = folder / f"{name}.zarr", Meter()
-    for leftover in (out, out.with_name(f"{name}.receipts")):
+    for leftover in (out, out.with_name(f"{name}.zarr.receipts")):
         shutil.rmtree(leftover, ignore_errors=True)
     extract(name, "folder", data_dir=folder / "images", weights="random", out=out, batch_size=BATCH, meter=meter)
     return {

@@ -79,6 +79,12 @@ def test_arrays(cache):
         assert row[1] in (f"`{data_type}`", "see *Precision*")
 
 
+def test_small_arrays_carry_checksums(cache):
+    for array in ("labels", "sample_ids", "tail/norm.weight"):
+        codecs = json.loads((cache.path / array / "zarr.json").read_text())["codecs"]
+        assert [codec["name"] for codec in codecs] == ["bytes", "zstd", "crc32c"]
+
+
 def test_precisions():
     assert {row[0].strip("`"): row[1].strip("`") for row in table("Precision")} == {
         name: precision.storage for name, precision in PRECISIONS.items()
@@ -113,7 +119,7 @@ def test_samples_lie_in_order_without_gaps(cache):
 
 
 def test_receipts(cache):
-    folder = cache.path.with_name("c.receipts")
+    folder = cache.path.with_name("c.zarr.receipts")
     assert {p.name for p in folder.iterdir()} == {"lock", *(f"{s:06d}.json" for s in range(cache.layout.shards))}
     receipt = json.loads((folder / "000001.json").read_text())
     assert receipt.keys() == first_cells("Writing")

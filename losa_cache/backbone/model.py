@@ -1,6 +1,6 @@
 """The frozen backbone: images in, block outputs out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,8 @@ class Backbone:
         self.device = torch.device("cpu")
         if not hasattr(model, "blocks") or not hasattr(model, "forward_intermediates"):
             raise UserError(f"backbone {name!r} has no trunk of equal blocks: choose a ViT.")
-        self.depth = len(model.blocks)  # type: ignore[arg-type]
+        self._blocks: list[nn.Module] = list(model.blocks)  # type: ignore[arg-type]
+        self.depth = len(self._blocks)
         try:
             with torch.inference_mode():
                 image = torch.zeros(1, *input.size)
@@ -62,22 +63,35 @@ class Backbone:
         self.model.to(self.device)
         return self
 
-    def block_outputs(self, pixels: Tensor, layers: Sequence[int], *, compute: torch.dtype) -> list[Tensor]:
-        """Run the trunk on a batch, without gradients.
+    def run(
+        self, pixels: Tensor, layers: Sequence[int], sink: Callable[[int, Tensor], None], *, compute: torch.dtype
+    ) -> None:
+        """Run the trunk on a batch, without gradients, and hand on each block output as it comes.
 
         Args:
             pixels: uint8 ``(batch, channels, height, width)`` on the backbone's device, from ``input.transform()``.
             layers: block numbers, 1 ... depth, ascending.
+            sink: is given a position in ``layers`` and that block's output ``(batch, tokens, width)``, prefix tokens
+                first: an inference tensor, to be copied before autograd sees it.
             compute: dtype of the matrix products (autocast); the residual stream stays float32.
-
-        Returns:
-            one ``(batch, tokens, width)`` tensor a layer, prefix tokens first. They are inference tensors: copy them
-            before autograd sees them.
         """
-        half = compute != torch.float32
-        with torch.inference_mode(), torch.autocast(self.device.type, compute, enabled=half):
-            found = self._intermediates(self.input.normalise(pixels), [i - 1 for i in layers], output_fmt="NLC")
-        return [torch.cat((x[1], x[0]), dim=1) if isinstance(x, tuple) else x for x in found]
+        hooks = [
+            self._blocks[number - 1].register_forward_hook(lambda _, __, output, at=at: sink(at, output))
+            for at, number in enumerate(layers)
+        ]
+        try:
+            half = compute != torch.float32
+            with torch.inference_mode(), torch.autocast(self.device.type, compute, enabled=half):
+                self._intermediates(self.input.normalise(pixels), [self.depth - 1], output_fmt="NLC")
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def block_outputs(self, pixels: Tensor, layers: Sequence[int], *, compute: torch.dtype) -> list[Tensor]:
+        """Run the trunk and return the block outputs of :meth:`run` as a list."""
+        found: list[Tensor] = []
+        self.run(pixels, layers, lambda _, output: found.append(output), compute=compute)
+        return found
 
     def compute_dtype(self, precision: str) -> torch.dtype:
         """Choose the dtype of the matrix products for a cache of this precision.

@@ -83,7 +83,9 @@ class Manifest:
             )
         try:
             manifest = cls(**content)
-        except TypeError as error:
+            if not str(manifest.fields["tap"]).isidentifier():  # it names a folder
+                raise ValueError(f"tap {manifest.fields['tap']!r}")
+        except (TypeError, KeyError, ValueError) as error:
             raise UserError(f"the attributes of {where!r} are not as protocol {PROTOCOL} says ({error}).") from error
         if manifest.identity != content["identity"]:
             raise UserError(f"the attributes of {where!r} were altered: they do not agree with their identity hash.")

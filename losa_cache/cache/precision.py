@@ -1,6 +1,5 @@
 """Precisions: how a block output is stored, encoded on the device and decoded there."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,16 +30,12 @@ class Precision:
         """Bytes a value."""
         return self.dtype.itemsize
 
-    def encode(self, blocks: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Encode k block outputs ``(batch, tokens, width)`` on their device.
-
-        Returns:
-            values ``(batch, k, tokens, width)`` in ``dtype``, and per layer the largest magnitude before rounding
-            ``(k,)`` (NaN if a value is NaN), from which :meth:`settle` knows whether anything overflowed.
-        """
-        values = torch.stack([block.to(self.dtype) for block in blocks], dim=1)
-        extremes = torch.stack([torch.stack(block.aminmax()).abs().amax() for block in blocks])
-        return values, extremes.float()
+    def encoder(self, shape: tuple[int, int, int, int], device: torch.device) -> "Encoder":
+        """Begin a batch of ``(batch, layers, tokens, width)``."""
+        return Encoder(
+            values=torch.empty(shape, dtype=self.dtype, device=device),
+            extremes=torch.empty(shape[1], dtype=torch.float32, device=device),
+        )
 
     def settle(self, values: Tensor, extremes: Tensor) -> tuple[int, int]:
         """Saturate overflowed values in place, and count what is not as the backbone gave it.
@@ -48,7 +43,7 @@ class Precision:
         Costs nothing for layers whose ``extremes`` lie well within the range.
 
         Args:
-            values, extremes: what :meth:`encode` returned, on the host.
+            values, extremes: of the encoder, on the host.
 
         Returns:
             how many finite values overflowed (now the largest finite value, with their sign), and how many the
@@ -63,6 +58,25 @@ class Precision:
             else:
                 non_finite += int((~values[:, layer].isfinite()).sum())
         return overflowed, non_finite
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Take a batch's block outputs one by one, on their device, while they are still in its cache.
+
+    Attributes:
+        values: ``(batch, layers, tokens, width)``, rounded to nearest.
+        extremes: ``(layers,)`` largest magnitude before rounding (NaN if a value is), from which
+            :meth:`Precision.settle` knows whether anything overflowed.
+    """
+
+    values: Tensor
+    extremes: Tensor
+
+    def put(self, layer: int, block: Tensor) -> None:
+        """Encode the block output ``(batch, tokens, width)`` of one layer."""
+        self.values[:, layer].copy_(block)
+        self.extremes[layer] = torch.stack(block.aminmax()).abs().amax()
 
 
 PRECISIONS = {

@@ -171,17 +171,18 @@ def latest_training_cache() -> ActivationCache:
 
 
 def _put(group: zarr.Group, name: str, values: NDArray[Any]) -> None:
-    group.create_array(
-        name, data=np.ascontiguousarray(values), compressors=[ZstdCodec(level=3)] if values.ndim else None
-    )
+    group.create_array(name, data=np.ascontiguousarray(values), compressors=[ZstdCodec(level=3), Crc32cCodec()])
 
 
 def _pack(ids: list[str]) -> NDArray[np.uint8]:
-    """Pack strings as rows of UTF-8 bytes, zero-padded: a type that every Zarr v3 reader has."""
-    encoded = [text.encode() for text in ids]
+    """Pack strings as rows of UTF-8 bytes, zero-padded: a type that every Zarr v3 reader has.
+
+    File names need not be UTF-8: their bytes come back as they were.
+    """
+    encoded = [text.encode("utf-8", "surrogateescape") for text in ids]
     longest = max(map(len, encoded))
     return np.frombuffer(b"".join(e.ljust(longest, b"\0") for e in encoded), dtype=np.uint8).reshape(len(ids), -1)
 
 
 def _unpack(packed: NDArray[np.uint8]) -> list[str]:
-    return [row.tobytes().rstrip(b"\0").decode() for row in packed]
+    return [row.tobytes().rstrip(b"\0").decode("utf-8", "surrogateescape") for row in packed]

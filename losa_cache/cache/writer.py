@@ -84,9 +84,10 @@ class CacheWriter:
         tail: dict[str, Tensor],
     ) -> None:
         self.path, self.manifest, self.layout = path, manifest, layout
-        self.receipts = path.with_name(path.stem + ".receipts")
+        self.receipts = path.with_name(path.name + ".receipts")
         self._labels, self._ids = labels, ids
         self._open: tuple[ShardUnit, ShardWriter, dict[str, Any]] | None = None
+        self._next = 0
         try:
             self.receipts.mkdir(parents=True, exist_ok=True)
             self._lock = _lock(self.receipts / "lock", path)
@@ -105,6 +106,8 @@ class CacheWriter:
             self._require_room()
             create_store(self.path, self.manifest, self.layout, labels=self._labels, ids=self._ids, tail=tail)
             return
+        if not (self.path / "zarr.json").exists():
+            raise UserError(f"{str(self.path)!r} exists and is no cache: choose another --out.")
         existing = open_cache(self.path, incomplete=True)
         _require_same(existing, self.manifest)
         self.manifest, self.layout = existing.manifest, existing.layout
@@ -125,12 +128,17 @@ class CacheWriter:
         """Write the next row of a missing shard; its last row publishes the shard.
 
         Args:
-            row: row of the array. Rows of a shard come in order, shard after shard.
+            row: row of the array. All rows of a shard come in order, shard after shard.
             sample: stored values ``(layers, tokens, width)``, or None for a sample that did not decode.
             reason: why it did not.
             counts: to add to the shard's receipt (``overflowed``, ``non_finite``).
+
+        Raises:
+            ValueError: for a row out of order: after a failed write, nothing may follow that would close the gap.
         """
         shard, place = divmod(row, self.layout.shard_samples)
+        if (place and (self._open is None or row != self._next)) or (not place and self._open is not None):
+            raise ValueError(f"row {row} is out of order.")
         if self._open is None:
             unit = self.unit(shard)
             self._open = unit, unit.begin(self.layout), {"overflowed": 0, "non_finite": 0, "skipped": []}
@@ -141,6 +149,7 @@ class CacheWriter:
             writer.append(place, sample)
         for name, count in counts.items():
             notes[name] += count
+        self._next = row + 1
         if row == self.layout.rows(shard)[-1]:
             unit.complete(writer, notes)
             self._open = None
@@ -175,9 +184,8 @@ class CacheWriter:
         free = shutil.disk_usage(self.receipts).free
         if needed > free:
             raise UserError(
-                f"the cache needs {needed / 1e9:.1f} GB more, but {str(self.path.parent)!r} has {free / 1e9:.1f} GB "
-                "free: "
-                "choose fewer --layers, a smaller --limit or another --out."
+                f"the cache needs {needed / 1e9:.1f} GB more, but its disk has {free / 1e9:.1f} GB free: choose fewer "
+                f"--layers, a smaller --limit or another --out than {str(self.path)!r}."
             )
 
 

@@ -72,7 +72,7 @@ def hash_lines(lines: Iterable[str], payload: bytes = b"") -> str:
     """Hash lines of text, and bytes after them, into ``"sha256:..."``."""
     digest = hashlib.sha256()
     for line in lines:
-        digest.update(line.encode() + b"\n")
+        digest.update(line.encode("utf-8", "surrogateescape") + b"\n")
     digest.update(payload)
     return f"sha256:{digest.hexdigest()}"
 

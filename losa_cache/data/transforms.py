@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -67,5 +68,11 @@ class InputSpec:
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Turn uint8 pixels ``(batch, channels, height, width)`` into float32 of zero mean and unit deviation."""
-        mean, std = (torch.tensor(v, device=pixels.device).view(-1, 1, 1) for v in (self.mean, self.std))
+        mean, std = _on_device(self.mean, pixels.device), _on_device(self.std, pixels.device)
         return (pixels.float() / 255 - mean) / std
+
+
+@cache  # a copy from pageable memory in every batch would wait for the device
+def _on_device(values: tuple[float, ...], device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device).view(-1, 1, 1)

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from losa_cache.allocator import keep_freed_memory
 from losa_cache.backbone import Backbone, load_backbone
 from losa_cache.cache.home import home, remember
 from losa_cache.cache.layout import SHARD_BYTES, plan_layout
@@ -42,7 +43,8 @@ def extract(
 ) -> ActivationCache:
     """Run a frozen backbone once over a data set and write its block outputs to a cache.
 
-    A cache of the same identity at ``out`` is resumed, or returned at once if it is complete.
+    A cache of the same identity at ``out`` is resumed, or returned at once if it is complete. Sets the process's malloc
+    to keep freed memory (``losa_cache.allocator``).
 
     Args:
         backbone: a name (``load_backbone``) or a loaded backbone, for which ``weights``, ``img_size`` and ``resize``
@@ -72,6 +74,7 @@ def extract(
         if value is not None and value < 1:
             raise UserError(f"{name} is {value}: it must be at least 1.")
     where = choose_device(device)
+    keep_freed_memory()
     if isinstance(dataset, str):
         folder = Path(data_dir) if data_dir is not None else None
         dataset = load_samples(dataset, split=split, data_dir=folder, home=home() / "data")

@@ -89,12 +89,10 @@ def run(
                 asked = perf_counter()
                 batch = next(decoded)
                 meter.waited_decode += perf_counter() - asked
-                blocks = backbone.block_outputs(
-                    batch.pixels.to(backbone.device, non_blocking=True), layers, compute=compute
-                )
-                with torch.inference_mode():
-                    encoded = fetch.start(precision.encode(blocks))
-                del blocks
+                encoder = precision.encoder((len(batch.rows), *writer.layout.shape[1:]), backbone.device)
+                pixels = batch.pixels.to(backbone.device, non_blocking=True)
+                backbone.run(pixels, layers, encoder.put, compute=compute)
+                encoded = fetch.start((encoder.values, encoder.extremes))
                 asked = perf_counter()
                 while len(writes) >= WRITE_BEHIND:
                     writes.popleft().result()
@@ -135,9 +133,8 @@ def _write(
     encoded: Callable[[], tuple[Tensor, Tensor]],
     meter: Meter,
 ) -> None:
-    with torch.inference_mode():
-        values, extremes = encoded()
-        overflowed, non_finite = precision.settle(values, extremes)
+    values, extremes = encoded()
+    overflowed, non_finite = precision.settle(values, extremes)
     stored = values.view(torch.uint8).numpy()
     for place, row in enumerate(batch.rows):
         if row not in batch.keep:

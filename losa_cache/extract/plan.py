@@ -84,9 +84,9 @@ def batches(layout: Layout, missing: Iterable[int], batch_size: int) -> list[tup
     Returns:
         for each batch its rows, and those of them that belong to missing shards.
     """
-    wanted = {row for shard in missing for row in layout.rows(shard)}
+    wanted = set(missing)
     grid = (range(at, min(at + batch_size, layout.samples)) for at in range(0, layout.samples, batch_size))
-    planned = ((rows, frozenset(wanted.intersection(rows))) for rows in grid)
+    planned = ((rows, frozenset(row for row in rows if row // layout.shard_samples in wanted)) for rows in grid)
     return [(rows, keep) for rows, keep in planned if keep]
 
 

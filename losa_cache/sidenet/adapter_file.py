@@ -34,6 +34,8 @@ def load_adapter_config(folder: Path) -> dict[str, Any]:
     """
     try:
         config: dict[str, Any] = json.loads((folder / CONFIG).read_text())
+        if missing := {"adapter", "layers", "classes", "cache"} - config.keys():
+            raise ValueError(f"lacks {', '.join(sorted(missing))}")
     except (OSError, ValueError) as error:
         raise UserError(f"{str(folder)!r} holds no adapter ({CONFIG}: {error}).") from error
     return config
@@ -45,12 +47,12 @@ def load_adapter(folder: Path, config: dict[str, Any], tail: FrozenTail) -> Adap
     Raises:
         UserError: if the tensors are missing or not those of the config.
     """
-    adapter = Adapter(**config["adapter"], tail=tail)
     try:
+        adapter = Adapter(**config["adapter"], tail=tail)
         tensors = load_file(folder / TENSORS)
         if tensors.keys() != adapter.trained_state().keys():
             raise RuntimeError("its tensors are not those of its config")
         adapter.load_state_dict(tensors, strict=False)
-    except (OSError, RuntimeError, SafetensorError) as error:
+    except (OSError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"adapter {str(folder / TENSORS)!r} cannot be loaded ({error}).") from error
     return adapter

@@ -28,7 +28,7 @@ class TrainConfig:
 
     side: str = "losa"
     rank: int = 16
-    layers: str = "all"
+    layers: str | int | list[int] = "all"
     epochs: int = 100
     lr: float | None = None
     weight_decay: float = 1e-4

@@ -1,6 +1,6 @@
 """Batches from the backbone itself, run anew for every batch: what the cache saves, as the same contract."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -38,15 +38,21 @@ class OnlineSource:
         """Yield the samples of these rows, in this order."""
         device = self.backbone.device
         for chosen, pixels in work_ahead(self._decode, split_rows(rows, batch_size)):
-            outputs = self.backbone.block_outputs(pixels.to(device), self.layers, compute=self._compute)
-            # a copy made outside inference mode is an ordinary tensor, which autograd may save
-            blocks = [output.to(self.precision.dtype, copy=True) for output in outputs]
+            blocks: list[Tensor] = []
+            self.backbone.run(pixels.to(device), self.layers, self._taker(blocks), compute=self._compute)
             labels = torch.from_numpy(self.samples.labels[chosen]).to(device)
             yield Batch(blocks, labels, [self.samples.ids[row] for row in chosen])
 
     def close(self) -> None:
         """Stop decoding."""
         self._decoders.shutdown()
+
+    def _taker(self, blocks: list[Tensor]) -> Callable[[int, Tensor], None]:
+        def take(_: int, output: Tensor) -> None:
+            with torch.inference_mode(False), torch.no_grad():  # an ordinary tensor, which autograd may save
+                blocks.append(output.to(self.precision.dtype, copy=True))
+
+        return take
 
     def _decode(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], Tensor]:
         return rows, torch.stack(

@@ -34,6 +34,10 @@ def hold_out(
     count = round(len(rows) * fraction)
     if count == len(rows) or (fraction > 0 and count == 0):
         raise UserError(f"val-fraction {fraction} of {len(rows)} samples leaves one side empty: choose another.")
-    by_hash = sorted(rows.tolist(), key=lambda row: hashlib.sha256(ids[row].encode()).digest())
+
+    def key(row: int) -> bytes:
+        return hashlib.sha256(ids[row].encode("utf-8", "surrogateescape")).digest()
+
+    by_hash = sorted(rows.tolist(), key=key)
     held = np.sort(np.array(by_hash[:count], dtype=np.int64))
     return np.setdiff1d(rows, held), held

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from losa_cache.allocator import keep_freed_memory
 from losa_cache.cache.home import known_stores
 from losa_cache.cache.identity import differences
 from losa_cache.cache.store import HELD_OUT_SPLITS, ActivationCache, latest_training_cache, open_cache
@@ -53,6 +56,8 @@ def train(
 ) -> TrainResult:
     """Train a side network (or a linear probe) from a cache.
 
+    Sets the process's malloc to keep freed memory (``losa_cache.allocator``).
+
     Args:
         cache: opened, or its path; by default the most recent complete one that is not of a held-out split.
         config: the options; or give them by keyword, as :class:`TrainConfig` names them.
@@ -65,6 +70,7 @@ def train(
         UserError: for options, a cache or a directory that cannot work.
     """
     config = config or TrainConfig(**options)
+    where = choose_device(device)
     if not isinstance(cache, ActivationCache):
         cache = open_cache(cache) if cache is not None else latest_training_cache()
     adapter = new_adapter(cache, config)
@@ -72,7 +78,7 @@ def train(
     name = f"{cache.manifest.fields['dataset']['name']}-{config.side}"
     path = Path(out) if out is not None else next_run_path(Path("runs"), name)
     described = {"path": str(cache.path.resolve()), "identity": cache.manifest.identity}
-    return _fit(Run.create(path, config, described), cache, adapter, config, device, report)
+    return _fit(Run.create(path, config, described), cache, adapter, config, where, report)
 
 
 def resume(run: str | Path, *, device: str | None = None, report: Report = lambda metrics: None) -> TrainResult:
@@ -83,15 +89,30 @@ def resume(run: str | Path, *, device: str | None = None, report: Report = lambd
     """
     directory = Run(Path(run))
     config, described = directory.config()
+    where = choose_device(device)
     cache = open_cache(described["path"])
     if cache.manifest.identity != described["identity"]:
         raise UserError(f"{described['path']!r} is not the cache that run {str(run)!r} began with: extract that again.")
-    return _fit(directory, cache, new_adapter(cache, config), config, device, report)
+    return _fit(directory, cache, new_adapter(cache, config), config, where, report)
 
 
 def new_adapter(cache: ActivationCache, config: TrainConfig) -> Adapter:
     """Build an untrained adapter that fits a cache."""
-    return Adapter(**_adapter_arguments(cache, config), tail=FrozenTail(cache.manifest.tail, cache.tail_tensors()))
+    return Adapter(**_adapter_arguments(cache, config), tail=frozen_tail(cache))
+
+
+def frozen_tail(cache: ActivationCache) -> FrozenTail:
+    """Rebuild the backbone's frozen tail from a cache.
+
+    Raises:
+        UserError: if its config or tensors are not as the protocol says.
+    """
+    try:
+        return FrozenTail(cache.manifest.tail, cache.tail_tensors())
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"the frozen tail in {str(cache.path)!r} cannot be rebuilt ({error}): extract again."
+        ) from error
 
 
 def used_layers(cache: ActivationCache, config: TrainConfig) -> list[int]:
@@ -129,7 +150,7 @@ def evaluate_run(run: str | Path, *, cache: str | Path | None = None, device: st
     if problem := misfit(adapter_config, chosen):
         raise UserError(f"run {str(run)!r} does not fit cache {str(chosen.path)!r}: {problem}.")
     where = choose_device(device)
-    adapter = load_adapter(directory, adapter_config, FrozenTail(chosen.manifest.tail, chosen.tail_tensors())).to(where)
+    adapter = load_adapter(directory, adapter_config, frozen_tail(chosen)).to(where)
     source = CachedSource(chosen, adapter_config["layers"], where)
     try:
         found = evaluate(
@@ -158,9 +179,9 @@ def misfit(adapter_config: dict[str, Any], cache: ActivationCache) -> str:
 
 
 def _fit(
-    run: Run, cache: ActivationCache, adapter: Adapter, config: TrainConfig, device: str | None, report: Report
+    run: Run, cache: ActivationCache, adapter: Adapter, config: TrainConfig, where: torch.device, report: Report
 ) -> TrainResult:
-    where = choose_device(device)
+    keep_freed_memory()
     layers = used_layers(cache, config)
     train_rows, val_rows = hold_out(cache.rows, cache.ids, config.val_fraction)
     source = CachedSource(cache, layers, where)

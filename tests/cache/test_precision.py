@@ -11,8 +11,10 @@ from losa_cache.errors import UserError
 
 def encode(name, *blocks):
     precision = get_precision(name)
-    values, extremes = precision.encode([torch.tensor(b, dtype=torch.float32).view(1, 1, -1) for b in blocks])
-    return values, precision.settle(values, extremes)
+    encoder = precision.encoder((1, len(blocks), 1, len(blocks[0])), torch.device("cpu"))
+    for layer, block in enumerate(blocks):
+        encoder.put(layer, torch.tensor(block, dtype=torch.float32).view(1, 1, -1))
+    return encoder.values, precision.settle(encoder.values, encoder.extremes)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from losa_cache.cache.reader import BlockReader
 from losa_cache.cache.store import latest_training_cache, open_cache
 from losa_cache.errors import UserError
 from losa_cache.extract.extract import extract
+from losa_cache.train.train import frozen_tail
 from tests.conftest import tiny_backbone, tiny_samples
 
 
@@ -101,6 +102,24 @@ def test_any_flipped_byte_of_a_shard_is_an_error_that_names_the_sample(tiny_cach
     path.write_bytes(good)
 
 
+@pytest.mark.parametrize("array", ["labels", "sample_ids", "tail/norm.weight"])
+def test_flipped_bytes_of_the_small_arrays_are_found(tiny_cache, array):
+    (path,) = (p for p in (tiny_cache.path / array).rglob("*") if p.is_file() and p.name != "zarr.json")
+    good = path.read_bytes()
+    for at in range(0, len(good), 11):
+        path.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
+        with pytest.raises(UserError, match=r"cannot be (read|rebuilt)"):
+            frozen_tail(open_cache(tiny_cache.path))
+
+
+def test_file_names_that_are_not_utf_8_come_back_as_they_were(tmp_path):
+    name = b"caf\xe9".decode("utf-8", "surrogateescape")
+    samples = tiny_samples(3)
+    samples.ids[1] = name
+    cache = extract(tiny_backbone(), samples, out=tmp_path / "c.zarr")
+    assert sorted(cache.ids) == sorted(samples.ids)
+
+
 @pytest.mark.parametrize("damage", ["cut", "gone", "empty"])
 def test_a_torn_or_missing_shard_is_an_error_never_zeros(tiny_cache, damage):
     path = tiny_cache.shard_path(0)
@@ -133,6 +152,7 @@ def test_no_cache_no_group_and_no_zarr_are_one_sentence(tmp_path):
         (lambda m: m["fields"]["backbone"].update(name="other"), "altered"),
         (lambda m: m.update(complete=False), "incomplete: run the same"),
         (lambda m: m.update(surprise=1), "surprise"),
+        (lambda m: m["fields"].update(tap="../../elsewhere"), "elsewhere"),
     ],
 )
 def test_altered_attributes_are_refused(tiny_cache, change, message):

@@ -92,7 +92,7 @@ def test_batches_lie_on_one_grid_whatever_is_missing(tiny_cache):
 @pytest.mark.parametrize("lost", ["receipt", "shard", "cut shard"])
 def test_only_lost_shards_are_written_again_and_come_out_the_same(tiny_cache, lost):
     before = contents(tiny_cache.path)
-    receipts = tiny_cache.path.with_name("tiny.receipts")
+    receipts = tiny_cache.path.with_name("tiny.zarr.receipts")
     if lost == "receipt":
         (receipts / "000002.json").unlink()
     elif lost == "shard":
@@ -131,7 +131,7 @@ def start_slow(out):
 def test_a_killed_extraction_resumes_bit_identically(tmp_path, tiny_cache, after):
     out = tmp_path / "killed.zarr"
     process = start_slow(out)
-    receipts = tmp_path / "killed.receipts"
+    receipts = tmp_path / "killed.zarr.receipts"
     while len(list(receipts.glob("0*.json"))) < after:
         assert process.poll() is None, "finished before it could be killed"
         time.sleep(0.002)
@@ -150,7 +150,7 @@ def test_a_killed_extraction_resumes_bit_identically(tmp_path, tiny_cache, after
 def test_a_second_writer_is_refused_and_the_lock_dies_with_its_owner(tmp_path):
     out = tmp_path / "c.zarr"
     process = start_slow(out)
-    while not list((tmp_path / "c.receipts").glob("0*.json")):
+    while not list((tmp_path / "c.zarr.receipts").glob("0*.json")):
         time.sleep(0.002)
     with pytest.raises(UserError, match="another extraction is writing"):
         extract(tiny_backbone(), tiny_samples(), out=out, **SMALL)
@@ -215,6 +215,43 @@ def test_a_disk_that_fills_up_keeps_what_is_done(tmp_path, monkeypatch):
     meter = Meter()
     extract(tiny_backbone(), tiny_samples(), out=tmp_path / "c.zarr", meter=meter, **SMALL)
     assert meter.images == 23 - 10
+
+
+def test_after_a_failed_write_no_later_batch_closes_the_gap(tmp_path, monkeypatch):
+    """The queue holds more batches when one fails: the shard must not be finished without the lost rows."""
+    append, failed = ShardWriter.append, []
+
+    def fail_once(self, row, sample):
+        if row == 1 and not failed:
+            failed.append(row)
+            raise OSError(errno.EIO, "Input/output error")
+        append(self, row, sample)
+
+    monkeypatch.setattr(ShardWriter, "append", fail_once)
+    options = {"precision": "float32", "shard_bytes": 60_000, "batch_size": 1}
+    with pytest.raises(UserError, match="Input/output error"):
+        extract(tiny_backbone(), tiny_samples(), out=tmp_path / "c.zarr", **options)
+    assert not list((tmp_path / "c.zarr.receipts").glob("*.json"))
+    whole = extract(tiny_backbone(), tiny_samples(), out=tmp_path / "c.zarr", **options)
+    assert np.isfinite(zarr.open_array(str(whole.path / "activations/block"))[:]).all()
+
+
+def test_a_folder_that_is_no_cache_is_left_alone(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "one.jpg").write_text("mine")
+    with pytest.raises(UserError, match="exists and is no cache"):
+        extract(tiny_backbone(), tiny_samples(), out=tmp_path / "photos")
+    assert (tmp_path / "photos" / "one.jpg").read_text() == "mine"
+
+
+def test_stores_that_share_a_stem_do_not_share_receipts(tmp_path):
+    caches = [
+        extract(tiny_backbone(), tiny_samples(split=s), out=tmp_path / f"run.{s}", **SMALL) for s in ("train", "test")
+    ]
+    for split, cache in zip(("train", "test"), caches, strict=True):
+        meter = Meter()
+        extract(tiny_backbone(), tiny_samples(split=split), out=cache.path, meter=meter, **SMALL)
+        assert meter.images == 0
 
 
 @pytest.mark.parametrize(

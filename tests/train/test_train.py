@@ -189,6 +189,23 @@ def test_an_adapter_is_refused_by_a_cache_it_does_not_belong_to(tiny_cache, tmp_
     assert misfit(config, tiny_cache) == ""
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.pop("cache"), "lacks cache"),
+        (lambda c: c["adapter"].update(rank=3), "cannot be loaded"),
+        (lambda c: c["adapter"].update(surprise=3), "surprise"),
+    ],
+)
+def test_an_altered_adapter_is_refused(tiny_cache, tmp_path, change, message):
+    run = lc.train(tiny_cache, rank=2, epochs=1, out=tmp_path / "run").run
+    config = json.loads((run / "adapter_config.json").read_text())
+    change(config)
+    (run / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(lc.UserError, match=message):
+        lc.evaluate_run(run)
+
+
 def test_a_subset_of_layers_trains_and_evaluates(tiny_cache, tmp_path):
     run = lc.train(tiny_cache, rank=2, layers="2", epochs=1, val_fraction=0.3, out=tmp_path / "run")
     assert json.loads((run.run / "adapter_config.json").read_text())["layers"] == [2, 4]
@@ -216,6 +233,7 @@ def test_resume_refuses_a_cache_that_changed(tiny_cache, tmp_path):
         ({"lr": float("nan")}, "lr is nan"),
         ({"layers": "7"}, "7 layers cannot be chosen: there are 4"),
         ({"val_fraction": 1.0}, "val-fraction is 1"),
+        ({"device": "abacus"}, "device 'abacus' cannot be used"),
     ],
 )
 def test_bad_options_are_refused_before_a_directory_is_made(tiny_cache, tmp_path, options, message):
