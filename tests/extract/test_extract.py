@@ -58,7 +58,7 @@ def test_layers_and_limit(tmp_path):
 def test_the_same_again_is_reused_without_a_forward_pass(tiny_cache, monkeypatch):
     before = contents(tiny_cache.path)
     backbone = tiny_backbone()
-    monkeypatch.setattr(backbone, "block_outputs", None)
+    monkeypatch.setattr(backbone, "run", None)
     again = extract(backbone, tiny_samples(), precision="float32", out=tiny_cache.path, shard_bytes=13_000)
     assert contents(again.path) == before
 
@@ -111,17 +111,17 @@ sys.path.insert(0, {root!r})
 from tests.conftest import tiny_backbone, tiny_samples
 from losa_cache.extract.extract import extract
 backbone = tiny_backbone()
-forward = backbone.block_outputs
-backbone.block_outputs = lambda *a, **k: (time.sleep(0.05), forward(*a, **k))[1]
+forward = backbone.run
+backbone.run = lambda *a, **k: (time.sleep({pause}), forward(*a, **k))[1]
 print("ready", flush=True)
 extract(backbone, tiny_samples(), out={out!r}, precision="float32", shard_bytes=13_000, batch_size=4)
 """
 
 
-def start_slow(out):
+def start_slow(out, pause=0.05):
     root = os.getcwd()
     process = subprocess.Popen(
-        [sys.executable, "-c", SLOW.format(root=root, out=str(out))], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", SLOW.format(root=root, out=str(out), pause=pause)], stdout=subprocess.PIPE, text=True
     )
     assert process.stdout.readline() == "ready\n"
     return process
@@ -149,7 +149,7 @@ def test_a_killed_extraction_resumes_bit_identically(tmp_path, tiny_cache, after
 
 def test_a_second_writer_is_refused_and_the_lock_dies_with_its_owner(tmp_path):
     out = tmp_path / "c.zarr"
-    process = start_slow(out)
+    process = start_slow(out, pause=1.0)
     while not list((tmp_path / "c.zarr.receipts").glob("0*.json")):
         time.sleep(0.002)
     with pytest.raises(UserError, match="another extraction is writing"):
@@ -224,11 +224,12 @@ def test_after_a_failed_write_no_later_batch_closes_the_gap(tmp_path, monkeypatc
     def fail_once(self, row, sample):
         if row == 1 and not failed:
             failed.append(row)
+            time.sleep(0.3)  # the next batch is queued meanwhile
             raise OSError(errno.EIO, "Input/output error")
         append(self, row, sample)
 
     monkeypatch.setattr(ShardWriter, "append", fail_once)
-    options = {"precision": "float32", "shard_bytes": 60_000, "batch_size": 1}
+    options = {"precision": "float32", "shard_bytes": 8_000, "batch_size": 1}
     with pytest.raises(UserError, match="Input/output error"):
         extract(tiny_backbone(), tiny_samples(), out=tmp_path / "c.zarr", **options)
     assert not list((tmp_path / "c.zarr.receipts").glob("*.json"))
