@@ -6,6 +6,7 @@
 """
 
 from importlib import import_module
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -57,6 +58,8 @@ __all__ = [
     "train",
 ]
 
+
+__version__ = version("losa-cache")
 
 # The rooms extract/ and train/ share their names with functions. An import binds a package to its parent once, when it
 # is first loaded: load them now (they are empty), drop the names, and lc.extract and lc.train stay the functions.

@@ -8,16 +8,24 @@ from typing import Annotated, Any
 
 import typer
 
+import losa_cache
 from losa_cache.errors import UserError
 
-app = typer.Typer(
-    help="Run a frozen vision backbone once, cache its block outputs, train LoSA side networks from the cache.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; by default the GPU where there is one.")]
+
+
+@app.callback(invoke_without_command=True)
+def version(
+    context: typer.Context,
+    show: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Run a frozen vision backbone once, cache its block outputs, train LoSA side networks from the cache."""
+    if show:
+        typer.echo(losa_cache.__version__)
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 @app.command()

@@ -9,6 +9,7 @@ from losa_cache.cache.store import ActivationCache
 from losa_cache.extract.meter import Meter
 from losa_cache.train.train import TrainResult
 
+LINE_SECONDS = 60
 console = Console(stderr=True, highlight=False)
 
 
@@ -72,7 +73,9 @@ def _progress(text: str) -> Progress:
 
 
 class ExtractionBar(Meter):
-    """Show images/s, bytes written and time left of an extraction."""
+    """Show images/s, bytes written and time left of an extraction; a line a minute where there is no terminal."""
+
+    _shown = 0.0
 
     def __enter__(self) -> "ExtractionBar":
         self._bar = _progress(
@@ -92,9 +95,12 @@ class ExtractionBar(Meter):
     def update(self) -> None:
         """Move the bar."""
         super().update()
-        self._bar.update(
-            self._task, completed=self.images, rate=self.images / self.seconds, size=readable_bytes(self.bytes)
-        )
+        rate, size = self.images / self.seconds, readable_bytes(self.bytes)
+        self._bar.update(self._task, completed=self.images, rate=rate, size=size)
+        if not console.is_terminal and self.seconds - self._shown >= LINE_SECONDS:
+            self._shown = self.seconds
+            left = (self.total - self.images) / rate / 60
+            console.print(f"{self.images}/{self.total} images, {rate:.0f}/s, {size}, {left:.0f} min left")
 
 
 class TrainingBar:

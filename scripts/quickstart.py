@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from losa_cache import TrainConfig, load_backbone, load_samples, open_cache
+from losa_cache.allocator import keep_freed_memory
 from losa_cache.device import choose_device
 from losa_cache.extract.plan import permute
 from losa_cache.train.cached import CachedSource
@@ -89,6 +90,7 @@ def losa_cache(*arguments: str) -> dict[str, Any]:
 
 def time_epochs(path: str) -> dict[tuple[str, str], float]:
     """Time epochs of both sides, from the cache and with the backbone, in turn; return the median seconds of each."""
+    keep_freed_memory()
     cache, device = open_cache(path), choose_device()
     samples = load_samples("digits")
     samples = samples.select(permute(len(samples), seed=0, limit=None))

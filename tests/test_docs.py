@@ -25,6 +25,16 @@ def test_the_readmes_python_runs(tmp_path, monkeypatch, capsys):
     assert names["side"](blocks).shape == (2, 197, 768)
 
 
+def test_the_protocols_python_runs(digits, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cache.zarr").symlink_to(digits["train"])
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "protocol.md").read_text(), flags=re.DOTALL)
+    names: dict = {}
+    exec(block, names)
+    assert names["blocks"].shape == (8, 8, 65, 96)
+    assert names["blocks"].isfinite().all()
+
+
 def commands():
     text = README + (ROOT / "scripts" / "quickstart.py").read_text()
     for line in re.findall(r"^ *(losa-cache [^\n`]*)", text, flags=re.MULTILINE):

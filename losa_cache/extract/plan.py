@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from dataclasses import asdict
 from importlib.metadata import version
-from typing import Any
 
 import numpy as np
 import torch
@@ -88,16 +87,3 @@ def batches(layout: Layout, missing: Iterable[int], batch_size: int) -> list[tup
     grid = (range(at, min(at + batch_size, layout.samples)) for at in range(0, layout.samples, batch_size))
     planned = ((rows, frozenset(row for row in rows if row // layout.shard_samples in wanted)) for rows in grid)
     return [(rows, keep) for rows, keep in planned if keep]
-
-
-def summary(manifest: Manifest, layout: Layout) -> dict[str, Any]:
-    """Say in a few figures what the cache is."""
-    return {
-        "samples": layout.samples,
-        "layers": len(manifest.layers),
-        "tokens": layout.tokens,
-        "width": layout.width,
-        "precision": manifest.precision,
-        "shards": layout.shards,
-        "bytes": layout.total_bytes,
-    }

@@ -116,8 +116,8 @@ def fit(
         if len(val_rows):
             found = evaluate(adapter, source, val_rows, batch_size=config.batch_size, autocast=autocast)
             metrics |= {f"val_{name}": value for name, value in found.items()}
+        run.log(metrics)  # before the checkpoint: a kill between the two repeats the epoch and its line
         run.save_checkpoint(
             {"epoch": epoch + 1, "adapter": adapter.trained_state(), "optimizer": optimizer.state_dict()}
         )
-        run.log(metrics)
         report(metrics)

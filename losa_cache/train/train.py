@@ -1,11 +1,14 @@
 """``train`` and ``evaluate_run``: a cache to an adapter, an adapter to figures. No backbone is loaded."""
 
 import json
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from losa_cache.allocator import keep_freed_memory
 from losa_cache.cache.home import known_stores
@@ -60,25 +63,25 @@ def train(
 
     Args:
         cache: opened, or its path; by default the most recent complete one that is not of a held-out split.
-        config: the options; or give them by keyword, as :class:`TrainConfig` names them.
+        config: the options.
         out: run directory; by default ``runs/<data set>-<side>-<n>``.
         device: by default the GPU where there is one.
         report: is given each epoch's metrics.
-        options: fields of :class:`TrainConfig`, in place of ``config``.
+        options: fields of :class:`TrainConfig`, over those of ``config``.
 
     Raises:
         UserError: for options, a cache or a directory that cannot work.
     """
-    config = config or TrainConfig(**options)
+    config = replace(config or TrainConfig(), **options)
     where = choose_device(device)
     if not isinstance(cache, ActivationCache):
         cache = open_cache(cache) if cache is not None else latest_training_cache()
     adapter = new_adapter(cache, config)
-    hold_out(cache.rows, cache.ids, config.val_fraction)  # says what is wrong with it before a directory is made
-    name = f"{cache.manifest.fields['dataset']['name']}-{config.side}"
+    rows = hold_out(cache.rows, cache.ids, config.val_fraction)
+    name = re.sub(r"[^\w-]", "_", f"{cache.manifest.fields['dataset']['name']}-{config.side}")
     path = Path(out) if out is not None else next_run_path(Path("runs"), name)
     described = {"path": str(cache.path.resolve()), "identity": cache.manifest.identity}
-    return _fit(Run.create(path, config, described), cache, adapter, config, where, report)
+    return _fit(Run.create(path, config, described), cache, adapter, config, rows=rows, device=where, report=report)
 
 
 def resume(run: str | Path, *, device: str | None = None, report: Report = lambda metrics: None) -> TrainResult:
@@ -93,7 +96,8 @@ def resume(run: str | Path, *, device: str | None = None, report: Report = lambd
     cache = open_cache(described["path"])
     if cache.manifest.identity != described["identity"]:
         raise UserError(f"{described['path']!r} is not the cache that run {str(run)!r} began with: extract that again.")
-    return _fit(directory, cache, new_adapter(cache, config), config, where, report)
+    rows = hold_out(cache.rows, cache.ids, config.val_fraction)
+    return _fit(directory, cache, new_adapter(cache, config), config, rows=rows, device=where, report=report)
 
 
 def new_adapter(cache: ActivationCache, config: TrainConfig) -> Adapter:
@@ -179,22 +183,28 @@ def misfit(adapter_config: dict[str, Any], cache: ActivationCache) -> str:
 
 
 def _fit(
-    run: Run, cache: ActivationCache, adapter: Adapter, config: TrainConfig, where: torch.device, report: Report
+    run: Run,
+    cache: ActivationCache,
+    adapter: Adapter,
+    config: TrainConfig,
+    *,
+    rows: tuple[NDArray[np.int64], NDArray[np.int64]],
+    device: torch.device,
+    report: Report,
 ) -> TrainResult:
     keep_freed_memory()
     layers = used_layers(cache, config)
-    train_rows, val_rows = hold_out(cache.rows, cache.ids, config.val_fraction)
-    source = CachedSource(cache, layers, where)
+    source = CachedSource(cache, layers, device)
     try:
         fit(
             adapter,
             source,
-            train_rows=train_rows,
-            val_rows=val_rows,
+            train_rows=rows[0],
+            val_rows=rows[1],
             config=config,
             run=run,
-            device=where,
-            autocast=autocast_dtype(where, cache.manifest.precision),
+            device=device,
+            autocast=autocast_dtype(device, cache.manifest.precision),
             report=report,
         )
     finally:
