@@ -5,7 +5,6 @@ python benchmarks/allocator.py [--repeats 3]
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from collections.abc import Callable
 from time import perf_counter
 
 import torch
+from peak import peak_gigabytes
 
 from losa_cache import LoSA, load_backbone
 from losa_cache.allocator import keep_freed_memory
@@ -57,7 +57,7 @@ def main() -> None:
         started = perf_counter()
         for _ in range(STEPS):
             work()
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+        peak = peak_gigabytes()
         print(json.dumps([BATCH * STEPS / (perf_counter() - started), peak]))
         return
     for name in WORK:

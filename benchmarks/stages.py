@@ -10,7 +10,6 @@ Without --data-dir the images are synthetic 480 x 360 JPEGs.
 import argparse
 import json
 import os
-import resource
 import shutil
 import statistics
 import subprocess
@@ -23,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from peak import peak_gigabytes
 from PIL import Image
 
 from losa_cache import TrainConfig, load_backbone, load_samples, open_cache
@@ -167,7 +167,7 @@ def main() -> None:
     if arguments.stage:
         keep_freed_memory()  # for every stage, the bare forward pass too
         figures: dict[str, Any] = STAGES[arguments.stage](arguments.backbone[0], arguments.work, arguments.images)
-        figures["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+        figures["peak_gb"] = peak_gigabytes()
         if torch.cuda.is_available():
             figures["device_peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
         print(json.dumps(figures))

@@ -105,8 +105,9 @@ def create_store(
     )
     _put(group, "labels", labels)
     _put(group, "sample_ids", _pack(ids))
+    frozen = group.create_group("tail")
     for name, tensor in tail.items():
-        _put(group, f"tail/{name}", tensor.numpy())
+        _put(frozen, name, tensor.numpy())
     sync_tree(partial)
     publish(partial, path)
 
