@@ -163,10 +163,10 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        typer.echo(f"error: {error}", err=True)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("stopped: what is finished is kept; the same command (train: --resume) goes on.", file=sys.stderr)  # noqa: T201
+        typer.echo("stopped: what is finished is kept; the same command (train: --resume) goes on.", err=True)
         sys.exit(130)
 
 

@@ -106,7 +106,7 @@ def run(
                 "the same command again to go on."
             ) from error
         finally:
-            decoded.close()  # type: ignore[attr-defined]  # a generator
+            decoded.close()
             for write in writes:
                 write.cancel()
 
