@@ -1,1 +1,1 @@
-"""The on-disk protocol: identity, layout, precision, writer, reader (``docs/protocol.md``). No timm, no side network."""
+"""The on-disk protocol: identity, layout, precision, writer, reader. No timm, no side network."""
