@@ -4,7 +4,8 @@
 
 901 scans are few and five classes are easy, so each scan is also shown under the eight symmetries of the square and the
 network must name digit AND symmetry (40 classes): features that only separate five digits would not transfer. About
-ten minutes on 2 cores. Same machine, same torch, same thread count: the same bytes.
+ten minutes on 2 cores. Same machine, torch and thread count: the same bytes. Otherwise rounding leads to other weights
+(1 thread in place of 2: 37 % apart in norm) that serve as well (probe 94.4 %, LoSA 96.7 %; shipped: 93.8, 96.7).
 """
 
 import argparse
