@@ -1,7 +1,7 @@
 """glibc's malloc, told to keep what large tensors free.
 
 By default every tensor above 32 MB is mapped anew and all its pages fault again, in every step. Keeping the memory made
-the plain LoSA step at ViT-B shape 1.6 x and a ViT-B forward pass of 64 images about 2 x as fast on 2 cores
+the plain LoSA step at ViT-B shape 1.67 x and a ViT-B forward pass of 64 images 1.83 x as fast on 2 cores
 (``benchmarks/allocator.py``). The price: the process gives memory back only when it ends.
 """
 
