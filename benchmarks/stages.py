@@ -25,15 +25,16 @@ import torch
 from peak import peak_gigabytes
 from PIL import Image
 
-from losa_cache import TrainConfig, load_backbone, load_samples, open_cache
+from losa_cache import TrainConfig, load_backbone, open_cache
 from losa_cache.allocator import keep_freed_memory
 from losa_cache.cache.precision import get_precision
 from losa_cache.device import choose_device
 from losa_cache.extract.extract import extract
 from losa_cache.extract.meter import Meter
-from losa_cache.extract.plan import permute
+from losa_cache.inputs import open_inputs
 from losa_cache.train.cached import CachedSource
 from losa_cache.train.loop import autocast_dtype, make_optimizer, train_epoch
+from losa_cache.train.material import frozen_tail
 from losa_cache.train.online import OnlineSource
 from losa_cache.train.train import new_adapter
 
@@ -84,11 +85,11 @@ def cached_epoch(name: str, folder: Path, images: int) -> Figures:
 
 def online_epoch(name: str, folder: Path, images: int) -> Figures:
     """Time one epoch of LoSA with the backbone in the loop."""
-    samples = load_samples("folder", data_dir=folder / "images")
-    samples = samples.select(permute(len(samples), seed=0, limit=None))
-    backbone = load_backbone(name, weights="random").to(choose_device())
-    layers = list(range(1, backbone.depth + 1))
-    source = OnlineSource(backbone, samples, layers, get_precision(PRECISION), workers=os.cpu_count() or 1)
+    inputs = open_inputs(
+        name, "folder", data_dir=folder / "images", weights="random", precision=PRECISION, device=choose_device()
+    )
+    layers, precision = inputs.manifest.layers, get_precision(PRECISION)
+    source = OnlineSource(inputs, layers, precision, workers=os.cpu_count() or 1)
     return _epoch(name, folder, source)
 
 
@@ -98,15 +99,15 @@ def _epoch(name: str, folder: Path, source: CachedSource | OnlineSource) -> Figu
         choose_device(),
         TrainConfig(rank=RANK, batch_size=BATCH),
     )
-    adapter = new_adapter(cache, config).to(device)
+    adapter = new_adapter(cache.manifest, frozen_tail(cache), config).to(device)
     optimizer = make_optimizer(adapter, config)
     autocast = autocast_dtype(device, PRECISION)
-    train_epoch(adapter, optimizer, source, cache.rows[:BATCH], config, epoch=0, autocast=autocast)
+    train_epoch(adapter, optimizer, source, cache.samples[:BATCH], config, epoch=0, autocast=autocast)
     started = perf_counter()
-    train_epoch(adapter, optimizer, source, cache.rows, config, epoch=1, autocast=autocast)
+    train_epoch(adapter, optimizer, source, cache.samples, config, epoch=1, autocast=autocast)
     seconds = perf_counter() - started
     source.close()
-    return {"seconds": seconds, "images_per_second": len(cache.rows) / seconds}
+    return {"seconds": seconds, "images_per_second": len(cache.samples) / seconds}
 
 
 STAGES: dict[str, Callable[[str, Path, int], Figures]] = {

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from losa_cache.sidenet.adapter import Adapter
     from losa_cache.sidenet.losa import LoSA
     from losa_cache.sidenet.tail import FrozenTail
-    from losa_cache.train.config import TrainConfig
-    from losa_cache.train.train import TrainResult, evaluate_run, resume, train
+    from losa_cache.train.config import OnlineConfig, TrainConfig
+    from losa_cache.train.evaluate_run import evaluate_run
+    from losa_cache.train.train import TrainResult, resume, train
 
 # Where the public names live. They are imported when first used: training must not load timm and its backbones.
 _HOMES = {
@@ -28,10 +29,11 @@ _HOMES = {
     "Backbone": "losa_cache.backbone",
     "FrozenTail": "losa_cache.sidenet.tail",
     "LoSA": "losa_cache.sidenet.losa",
+    "OnlineConfig": "losa_cache.train.config",
     "TrainConfig": "losa_cache.train.config",
     "TrainResult": "losa_cache.train.train",
     "UserError": "losa_cache.errors",
-    "evaluate_run": "losa_cache.train.train",
+    "evaluate_run": "losa_cache.train.evaluate_run",
     "extract": "losa_cache.extract.extract",
     "load_backbone": "losa_cache.backbone",
     "load_samples": "losa_cache.data.load",
@@ -46,6 +48,7 @@ __all__ = [
     "Backbone",
     "FrozenTail",
     "LoSA",
+    "OnlineConfig",
     "TrainConfig",
     "TrainResult",
     "UserError",

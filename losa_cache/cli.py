@@ -13,6 +13,27 @@ from losa_cache.errors import UserError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+IMAGES = "Backbone and images"
+ONLINE_OPTIONS = (
+    *("backbone", "dataset", "split", "data_dir", "weights", "img_size", "resize", "limit", "precision", "workers"),
+    *("augment", "mixup", "cutmix", "reprob"),
+)
+
+
+def _images(text: str, *names: str) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel=IMAGES)
+
+
+_BACKBONE = _images("vit_s vit_b vit_l vit_h vit_g vit_G vit_e vit_digits, or a timm ViT.")
+_DATASET = _images("digits, folder, places365, a torchvision set, or a folder's path.")
+Split = Annotated[str, _images("train, val or test, as far as the data set has them.")]
+DataDir = Annotated[Path | None, _images("Where the data set lies.")]
+Weights = Annotated[str, _images("pretrained, random, or a safetensors/pth/npz file.")]
+ImgSize = Annotated[int | None, _images("Pixels of the input; default: the backbone's own.")]
+Resize = Annotated[str, _images("crop (timm's data config) or exact (no crop).")]
+Limit = Annotated[int | None, _images("Keep so many samples, drawn at random.")]
+Workers = Annotated[int | None, _images("Threads (processes, to augment) that decode; default: one a core.")]
+Augment = Annotated[str | None, _images("timm's name: rand-m9-mstd0.5-inc1, augmix-m3-w3, 3a; or crop.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; by default the GPU where there is one.")]
 
 
@@ -30,25 +51,27 @@ def version(
 
 @app.command()
 def extract(
-    backbone: Annotated[str, typer.Option(help="vit_s vit_b vit_l vit_h vit_g vit_G vit_e vit_digits, or a timm ViT.")],
-    dataset: Annotated[str, typer.Option(help="digits, folder, places365, a torchvision set, or a folder's path.")],
-    split: Annotated[str, typer.Option(help="train, val or test, as far as the data set has them.")] = "train",
-    data_dir: Annotated[Path | None, typer.Option(help="Where the data set lies.")] = None,
+    backbone: Annotated[str, _BACKBONE],
+    dataset: Annotated[str, _DATASET],
+    split: Split = "train",
+    data_dir: DataDir = None,
     out: Annotated[
         Path | None, typer.Option(help="The .zarr to write; default: below $LOSA_CACHE_HOME/caches.")
     ] = None,
-    weights: Annotated[str, typer.Option(help="pretrained, random, or a safetensors/pth/npz file.")] = "pretrained",
-    img_size: Annotated[int | None, typer.Option(help="Pixels of the input; default: the backbone's own.")] = None,
-    resize: Annotated[str, typer.Option(help="crop (timm's data config) or exact (no crop).")] = "crop",
+    weights: Weights = "pretrained",
+    img_size: ImgSize = None,
+    resize: Resize = "crop",
     layers: Annotated[
         str, typer.Option(help="all, K evenly spaced with the last among them, or a list: 3,6,12.")
     ] = "all",
-    precision: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "bfloat16",
-    limit: Annotated[int | None, typer.Option(help="Keep so many samples, drawn at random.")] = None,
+    precision: Annotated[str, _images("float32, float16 or bfloat16.")] = "bfloat16",
+    limit: Limit = None,
+    views: Annotated[int, _images("Rows a sample: the plain image, and V - 1 augmentations of it.")] = 1,
+    augment: Augment = None,
     batch_size: Annotated[int | None, typer.Option(help="Images a forward pass; default: at most 64.")] = None,
     device: Device = None,
-    workers: Annotated[int | None, typer.Option(help="Decoding threads; default: one a core.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the order of the samples, and of random weights.")] = 0,
+    workers: Workers = None,
+    seed: Annotated[int, typer.Option(help="Of the samples' order, their augmentation, and random weights.")] = 0,
     on_error: Annotated[str, typer.Option(help="stop at an image that does not decode, or skip and list it.")] = "stop",
     as_json: Json = False,
 ) -> None:
@@ -69,6 +92,8 @@ def extract(
             layers=layers,
             precision=precision,
             limit=limit,
+            views=views,
+            augment=augment,
             batch_size=batch_size,
             device=device,
             workers=workers,
@@ -93,14 +118,30 @@ def train(
     label_smoothing: Annotated[float, typer.Option(help="Of the training loss.")] = 0.0,
     clip_grad: Annotated[float, typer.Option(help="Largest norm of a step's gradient.")] = 1.0,
     val_fraction: Annotated[float, typer.Option(help="Share of the samples held out, by a hash of their ids.")] = 0.1,
-    seed: Annotated[int, typer.Option(help="Of the start and the order.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the start, the order and the augmentation.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Run directory; default: runs/<data set>-<side>-<n>.")] = None,
     device: Device = None,
     resume: Annotated[Path | None, typer.Option(help="Continue this run, with its own options.")] = None,
+    online: Annotated[bool, _images("Run the backbone on every batch.", "--online")] = False,
+    mixed: Annotated[float | None, _images("Share of a batch that is fresh; the rest is cached.")] = None,
+    backbone: Annotated[str | None, _BACKBONE] = None,
+    dataset: Annotated[str | None, _DATASET] = None,
+    split: Split = "train",
+    data_dir: DataDir = None,
+    weights: Weights = "pretrained",
+    img_size: ImgSize = None,
+    resize: Resize = "crop",
+    limit: Limit = None,
+    precision: Annotated[str | None, _images("Of block outputs; default: the cache's, or bfloat16.")] = None,
+    workers: Workers = None,
+    augment: Augment = None,
+    mixup: Annotated[float, _images("Alpha of mixup; 0: none.")] = 0.0,
+    cutmix: Annotated[float, _images("Alpha of cutmix; 0: none.")] = 0.0,
+    reprob: Annotated[float, _images("Probability of random erasing.")] = 0.0,
     as_json: Json = False,
 ) -> None:
-    """Train a side network from a cache, without the backbone."""
-    from losa_cache import TrainConfig
+    """Train a side network from a cache, without the backbone; or --online, with it."""
+    from losa_cache import OnlineConfig, TrainConfig
     from losa_cache.cache.store import latest_training_cache, open_cache
     from losa_cache.display import TrainingBar, console, training_report
     from losa_cache.train.run import Run
@@ -108,28 +149,55 @@ def train(
     from losa_cache.train.train import train as run
 
     if resume is not None:
-        _refuse_beside(context, "resume", allowed=("device", "as_json"))
+        _refuse(context, "--resume goes on with a run's own options", but=("resume", "device", "as_json"))
         with TrainingBar(Run(resume).config()[0].epochs) as bar:
             result = resume_run(resume, device=device, report=bar)
-    else:
-        config = TrainConfig(
-            side=side,
-            rank=rank,
-            layers=layers,
-            epochs=epochs,
-            lr=lr,
-            weight_decay=weight_decay,
-            batch_size=batch_size,
-            label_smoothing=label_smoothing,
-            clip_grad=clip_grad,
-            val_fraction=val_fraction,
-            seed=seed,
+        _print(training_report(result), as_json)
+        return
+    config = TrainConfig(
+        side=side,
+        rank=rank,
+        layers=layers,
+        epochs=epochs,
+        lr=lr,
+        weight_decay=weight_decay,
+        batch_size=batch_size,
+        label_smoothing=label_smoothing,
+        clip_grad=clip_grad,
+        val_fraction=val_fraction,
+        seed=seed,
+    )
+    fresh = None
+    if online or mixed is not None:
+        if online and mixed is not None:
+            raise UserError(f"--online is --mixed 1: leave one of --online and --mixed {mixed} out.")
+        if backbone is None or dataset is None:
+            raise UserError("--online and --mixed run the backbone on images: name them with --backbone and --dataset.")
+        fresh = OnlineConfig(
+            backbone=backbone,
+            dataset=dataset,
+            split=split,
+            data_dir=None if data_dir is None else str(data_dir),
+            weights=weights,
+            img_size=img_size,
+            resize=resize,
+            limit=limit,
+            precision=precision,
+            workers=workers,
+            share=1.0 if mixed is None else mixed,
+            augment=augment,
+            mixup=mixup,
+            cutmix=cutmix,
+            reprob=reprob,
         )
-        opened = open_cache(cache) if cache is not None else latest_training_cache()
-        if cache is None:
-            console.print(f"cache: {opened.path} (the most recent complete one)", soft_wrap=True)
-        with TrainingBar(epochs) as bar:
-            result = run(opened, config=config, out=out, device=device, report=bar)
+    else:
+        _refuse(context, "without --online or --mixed a cache serves the images it has", only=ONLINE_OPTIONS)
+    opened = open_cache(cache) if cache is not None else None
+    if opened is None and not online:
+        opened = latest_training_cache()
+        console.print(f"cache: {opened.path} (the most recent complete one)", soft_wrap=True)
+    with TrainingBar(epochs) as bar:
+        result = run(opened, online=fresh, config=config, out=out, device=device, report=bar)
     _print(training_report(result), as_json)
 
 
@@ -137,13 +205,14 @@ def train(
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A finished run's directory.")],
     cache: Annotated[Path | None, typer.Option(help="Default: a held-out cache of the same data set.")] = None,
+    split: Annotated[str | None, typer.Option(help="Of an online run's data set: run the backbone over it.")] = None,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
     """Evaluate a run's adapter: top-1, top-5 and loss."""
     from losa_cache import evaluate_run
 
-    _print(evaluate_run(run, cache=cache, device=device), as_json)
+    _print(evaluate_run(run, cache=cache, split=split, device=device), as_json)
 
 
 @app.command()
@@ -170,12 +239,12 @@ def main() -> None:
         sys.exit(130)
 
 
-def _refuse_beside(context: typer.Context, option: str, *, allowed: tuple[str, ...]) -> None:
-    """Refuse options that would be ignored beside ``option``."""
-    for name in context.params:
+def _refuse(context: typer.Context, reason: str, *, but: tuple[str, ...] = (), only: tuple[str, ...] = ()) -> None:
+    """Refuse options that would be ignored: all but some, or only some."""
+    for name in only or [name for name in context.params if name not in but]:
         source = context.get_parameter_source(name)
-        if name not in (option, *allowed) and source is not None and source.name == "COMMANDLINE":
-            raise UserError(f"--{option} takes a run's own options: leave out --{name.replace('_', '-')}.")
+        if source is not None and source.name == "COMMANDLINE":
+            raise UserError(f"{reason}: leave out --{name.replace('_', '-')}.")
 
 
 def _print(result: dict[str, Any], as_json: bool) -> None:

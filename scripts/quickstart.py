@@ -19,14 +19,15 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from losa_cache import TrainConfig, load_backbone, load_samples, open_cache
+from losa_cache import TrainConfig, open_cache
 from losa_cache.allocator import keep_freed_memory
 from losa_cache.device import choose_device
-from losa_cache.extract.plan import permute
+from losa_cache.inputs import open_inputs
 from losa_cache.train.cached import CachedSource
 from losa_cache.train.loop import autocast_dtype, make_optimizer, train_epoch
+from losa_cache.train.material import frozen_tail, used_layers
 from losa_cache.train.online import OnlineSource
-from losa_cache.train.train import new_adapter, used_layers
+from losa_cache.train.train import new_adapter
 
 CLI = str(Path(sys.executable).with_name("losa-cache"))
 SPLITS, SIDES, SOURCES = ("train", "test"), ("linear", "losa"), ("cached", "online")
@@ -92,23 +93,21 @@ def time_epochs(path: str) -> dict[tuple[str, str], float]:
     """Time epochs of both sides, from the cache and with the backbone, in turn; return the median seconds of each."""
     keep_freed_memory()
     cache, device = open_cache(path), choose_device()
-    samples = load_samples("digits")
-    samples = samples.select(permute(len(samples), seed=0, limit=None))
-    backbone = load_backbone("vit_digits").to(device)
+    inputs = open_inputs("vit_digits", "digits", precision=cache.manifest.precision, device=device)
     autocast = autocast_dtype(device, cache.manifest.precision)
     configs = {side: TrainConfig(side=side, rank=16) for side in SIDES}
     sources: dict[tuple[str, str], CachedSource | OnlineSource] = {}
     for side, config in configs.items():
-        layers = used_layers(cache, config)
+        layers = used_layers(cache.manifest.layers, config)
         sources[side, "cached"] = CachedSource(cache, layers, device)
-        sources[side, "online"] = OnlineSource(backbone, samples, layers, cache.precision, workers=os.cpu_count() or 1)
+        sources[side, "online"] = OnlineSource(inputs, layers, cache.precision, workers=os.cpu_count() or 1)
     seconds: dict[tuple[str, str], list[float]] = {key: [] for key in sources}
     for epoch in range(TIMED_EPOCHS + 1):  # the first warms up
         for (side, name), source in sources.items():
-            adapter = new_adapter(cache, configs[side]).to(device)
+            adapter = new_adapter(cache.manifest, frozen_tail(cache), configs[side]).to(device)
             optimizer = make_optimizer(adapter, configs[side])
             started = perf_counter()
-            train_epoch(adapter, optimizer, source, cache.rows, configs[side], epoch=epoch, autocast=autocast)
+            train_epoch(adapter, optimizer, source, cache.samples, configs[side], epoch=epoch, autocast=autocast)
             seconds[side, name].append(perf_counter() - started)
     for source in sources.values():
         source.close()

@@ -55,7 +55,7 @@ def test_attributes(attributes):
 def test_identity(attributes):
     content = attributes["losa_cache"]
     assert flatten(content["fields"]) == first_cells("Identity")
-    assert content["identity"] == identity_hash({"protocol": 1, **content["fields"]})
+    assert content["identity"] == identity_hash({"protocol": 2, **content["fields"]})
 
 
 def test_tail(attributes):

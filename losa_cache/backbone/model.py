@@ -69,7 +69,8 @@ class Backbone:
         """Run the trunk on a batch, without gradients, and hand on each block output as it comes.
 
         Args:
-            pixels: uint8 ``(batch, channels, height, width)`` on the backbone's device, from ``input.transform()``.
+            pixels: ``(batch, channels, height, width)`` on the backbone's device: uint8 from ``input.transform()``, or
+                float32 that ``input.normalise`` made of them.
             layers: block numbers, 1 ... depth, ascending.
             sink: is given a position in ``layers`` and that block's output ``(batch, tokens, width)``, prefix tokens
                 first: an inference tensor, to be copied before autograd sees it.
@@ -79,10 +80,11 @@ class Backbone:
             self._blocks[number - 1].register_forward_hook(lambda _, __, output, at=at: sink(at, output))
             for at, number in enumerate(layers)
         ]
+        images = self.input.normalise(pixels) if pixels.dtype == torch.uint8 else pixels
         try:
             half = compute != torch.float32
             with torch.inference_mode(), torch.autocast(self.device.type, compute, enabled=half):
-                self._intermediates(self.input.normalise(pixels), [self.depth - 1], output_fmt="NLC")
+                self._intermediates(images, [self.depth - 1], output_fmt="NLC")
         finally:
             for hook in hooks:
                 hook.remove()

@@ -45,5 +45,5 @@ def inspect_cache(path: str | Path) -> dict[str, Any]:
 
 
 def _histogram(cache: ActivationCache) -> dict[str, int]:
-    counts = np.bincount(cache.labels[cache.rows], minlength=len(cache.manifest.classes))
+    counts = np.bincount(cache.labels[:: cache.manifest.views][cache.samples], minlength=len(cache.manifest.classes))
     return dict(zip(cache.manifest.classes, counts.tolist(), strict=True))

@@ -7,7 +7,7 @@ from typing import Any
 from losa_cache.cache.identity import identity_hash
 from losa_cache.errors import UserError
 
-PROTOCOL = 1
+PROTOCOL = 2
 KEY = "losa_cache"
 
 
@@ -17,7 +17,8 @@ class Manifest:
 
     Attributes:
         fields: what decides the numbers: ``backbone`` {name, weights}, ``input``, ``tap``, ``layers`` (block numbers),
-            ``precision``, ``compute``, ``dataset`` {name, split, fingerprint}, ``sampling`` {seed, limit}.
+            ``precision``, ``compute``, ``dataset`` {name, split, fingerprint}, ``sampling`` {seed, limit},
+            ``views`` {count, augment}.
         tokens: ``{"total", "prefix", "grid": [rows, columns]}``.
         width: channels of a block output.
         depth: blocks of the whole backbone.
@@ -54,6 +55,11 @@ class Manifest:
         return list(self.fields["layers"])
 
     @property
+    def views(self) -> int:
+        """Rows that each sample has: view 0 is plain, the others are augmented."""
+        return int(self.fields["views"]["count"])
+
+    @property
     def precision(self) -> str:
         """Name of the precision."""
         return str(self.fields["precision"])
@@ -85,6 +91,8 @@ class Manifest:
             manifest = cls(**content)
             if not str(manifest.fields["tap"]).isidentifier():  # it names a folder
                 raise ValueError(f"tap {manifest.fields['tap']!r}")
+            if manifest.views < 1:
+                raise ValueError(f"views.count {manifest.views}")
         except (TypeError, KeyError, ValueError) as error:
             raise UserError(f"the attributes of {where!r} are not as protocol {PROTOCOL} says ({error}).") from error
         if manifest.identity != content["identity"]:

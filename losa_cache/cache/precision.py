@@ -37,6 +37,13 @@ class Precision:
             extremes=torch.empty(shape[1], dtype=torch.float32, device=device),
         )
 
+    def rounded(self, block: Tensor) -> Tensor:
+        """Copy values as a cache would give them back: rounded to nearest, finite ones saturated."""
+        if self.dtype == torch.float16:
+            largest = torch.finfo(self.dtype).max
+            block = torch.where(block.isfinite(), block.clamp(-largest, largest), block)
+        return block.to(self.dtype, copy=True)
+
     def settle(self, values: Tensor, extremes: Tensor) -> tuple[int, int]:
         """Saturate overflowed values in place, and count what is not as the backbone gave it.
 

@@ -34,8 +34,10 @@ class ActivationCache:
         path: the ``.zarr`` folder.
         manifest: its attributes.
         layout: chunks and shards of the activations.
-        labels: int64 ``(N,)``; -1 for samples that were skipped.
-        ids: sample ids, in the order of the rows.
+        labels: int64 ``(rows,)``; -1 where the sample was skipped.
+        ids: sample ids ``(rows,)``.
+
+    Sample s has the rows ``s * V ... s * V + V - 1``, its V views.
     """
 
     path: Path
@@ -50,9 +52,14 @@ class ActivationCache:
         return get_precision(self.manifest.precision)
 
     @property
-    def rows(self) -> NDArray[np.int64]:
-        """Rows that hold a sample: all but the skipped ones."""
-        return np.flatnonzero(self.labels >= 0)
+    def samples(self) -> NDArray[np.int64]:
+        """Numbers of the samples that are there with all their views: all but the skipped ones."""
+        return np.flatnonzero((self.labels.reshape(-1, self.manifest.views) >= 0).all(axis=1))
+
+    @property
+    def sample_ids(self) -> list[str]:
+        """One id a sample."""
+        return self.ids[:: self.manifest.views]
 
     @property
     def stored_bytes(self) -> int:
@@ -142,6 +149,8 @@ def open_cache(path: str | Path, *, incomplete: bool = False) -> ActivationCache
         activations = group[f"activations/{manifest.fields['tap']}"]
         labels = np.asarray(group["labels"][...])  # type: ignore[index]
         ids = _unpack(np.asarray(group["sample_ids"][...]))  # type: ignore[index]
+        if len(labels) % manifest.views:
+            raise ValueError(f"{len(labels)} rows are not samples of {manifest.views} views")
     except (KeyError, ValueError, json.JSONDecodeError) as error:
         raise UserError(f"{str(path)!r} cannot be read as a cache ({type(error).__name__}: {error}).") from error
     if not manifest.complete and not incomplete:

@@ -177,6 +177,7 @@ class CacheWriter:
         """Leave the cache as it is, finished or not, for the next run."""
         if self._open is not None:
             self._open[1].close()
+        _held.discard(self._lock)
         os.close(self._lock)
 
     def _require_room(self) -> None:
@@ -189,6 +190,19 @@ class CacheWriter:
             )
 
 
+_held: set[int] = set()
+
+
+def _let_go_in_child() -> None:
+    """Close locks in a forked decoding process, which may outlive its parent for a few seconds."""
+    for handle in _held:
+        os.close(handle)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_let_go_in_child)
+
+
 def _lock(file: Path, store: Path) -> int:
     handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
     try:
@@ -198,6 +212,7 @@ def _lock(file: Path, store: Path) -> int:
         raise UserError(
             f"another extraction is writing {str(store)!r}: wait for it, or choose another --out."
         ) from error
+    _held.add(handle)
     return handle
 
 

@@ -9,10 +9,12 @@ import torch
 from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
+from torchvision.transforms.functional import rgb_to_grayscale
 
 from losa_cache.errors import UserError
 
 RESIZE_MODES = ("crop", "exact")
+CROP_ONLY = "crop"
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,36 @@ class InputSpec:
         )
         mode = "L" if self.size[0] == 1 else "RGB"
         return lambda image: resize(image.convert(mode))
+
+    def augmentation(self, policy: str) -> Callable[[Image.Image], Tensor]:
+        """Build timm's training transform: random resized crop, horizontal flip and a policy; not yet normalised.
+
+        It draws from the process-wide generators (``losa_cache.data.augment``).
+
+        Args:
+            policy: timm's name, as ``rand-m9-mstd0.5-inc1``, or ``crop`` for crop and flip alone.
+
+        Raises:
+            UserError: for a policy that timm does not know.
+        """
+        mean = self.mean * 3 if self.size[0] == 1 else self.mean
+        try:
+            augment = create_transform(
+                input_size=self.size,
+                is_training=True,
+                interpolation=self.interpolation,
+                mean=mean,
+                normalize=False,
+                **({"color_jitter": None} if policy == CROP_ONLY else {"auto_augment": policy}),
+            )
+        except (AssertionError, ValueError, KeyError, IndexError) as error:
+            raise UserError(
+                f"timm does not know the augmentation {policy!r} ({error}): try rand-m9-mstd0.5-inc1, augmix-m3-w3, "
+                f"original, 3a, or {CROP_ONLY} for a random crop and flip alone."
+            ) from error
+        if self.size[0] == 1:  # timm's policies are for colour images
+            return lambda image: rgb_to_grayscale(augment(image.convert("RGB")))
+        return lambda image: augment(image.convert("RGB"))
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Turn uint8 pixels ``(batch, channels, height, width)`` into float32 of zero mean and unit deviation."""

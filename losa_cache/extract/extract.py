@@ -3,21 +3,22 @@
 import os
 from pathlib import Path
 
+import numpy as np
+
 from losa_cache.allocator import keep_freed_memory
-from losa_cache.backbone import Backbone, load_backbone
+from losa_cache.backbone import Backbone
 from losa_cache.cache.home import home, remember
 from losa_cache.cache.layout import SHARD_BYTES, plan_layout
 from losa_cache.cache.precision import get_precision
 from losa_cache.cache.store import ActivationCache, open_cache
 from losa_cache.cache.writer import CacheWriter
-from losa_cache.data.load import load_samples
 from losa_cache.data.samples import Samples
 from losa_cache.device import choose_device
 from losa_cache.errors import UserError
 from losa_cache.extract import pipeline
 from losa_cache.extract.meter import Meter
-from losa_cache.extract.plan import cache_name, default_batch, describe, permute
-from losa_cache.layers import choose_layers
+from losa_cache.extract.plan import cache_name, default_batch
+from losa_cache.inputs import open_inputs
 
 
 def extract(
@@ -33,6 +34,8 @@ def extract(
     layers: str | int | list[int] = "all",
     precision: str = "bfloat16",
     limit: int | None = None,
+    views: int = 1,
+    augment: str | None = None,
     batch_size: int | None = None,
     device: str | None = None,
     workers: int | None = None,
@@ -56,10 +59,12 @@ def extract(
         layers: ``"all"``, K evenly spaced, or block numbers.
         precision: ``float32``, ``float16`` or ``bfloat16``.
         limit: keep so many samples, drawn at random.
+        views: rows a sample, 1 or more: the first is the plain image, the others are augmented.
+        augment: with several views, timm's name of their augmentation (``rand-m9-mstd0.5-inc1``, ``crop``, ...).
         batch_size: images a forward pass; by default at most 64 and 512 MiB of activations.
         device: ``cpu``, ``cuda``, ``cuda:1``; by default the GPU where there is one.
         workers: decoding threads; by default one a core, at most 16.
-        seed: of the order of the samples, and of random weights.
+        seed: of the order of the samples, of their augmentation, and of random weights.
         on_error: ``stop`` at an image that does not decode, or ``skip``, count and list it.
         shard_bytes: aimed-at size of a shard, the unit of commit and of resume.
         meter: is told of progress.
@@ -67,38 +72,35 @@ def extract(
     Raises:
         UserError: for any input that cannot work, in one sentence.
     """
-    codec = get_precision(precision)
     if on_error not in ("stop", "skip"):
         raise UserError(f"on-error is {on_error!r}: choose stop or skip.")
     for name, value in (("batch-size", batch_size), ("workers", workers)):
         if value is not None and value < 1:
             raise UserError(f"{name} is {value}: it must be at least 1.")
-    where = choose_device(device)
     keep_freed_memory()
-    if isinstance(dataset, str):
-        folder = Path(data_dir) if data_dir is not None else None
-        dataset = load_samples(dataset, split=split, data_dir=folder, home=home() / "data")
-    if isinstance(backbone, str):
-        backbone = load_backbone(backbone, weights=weights, img_size=img_size, resize=resize, seed=seed)
-    backbone.to(where)
-    samples = dataset.select(permute(len(dataset), seed=seed, limit=limit))
-    chosen = choose_layers(layers, range(1, backbone.depth + 1))
-    compute = backbone.compute_dtype(precision)
-    manifest = describe(
+    inputs = open_inputs(
         backbone,
-        samples,
-        layers=chosen,
+        dataset,
+        split=split,
+        data_dir=data_dir,
+        weights=weights,
+        img_size=img_size,
+        resize=resize,
+        layers=layers,
         precision=precision,
-        compute=compute,
+        limit=limit,
         seed=seed,
-        limit=limit if limit is not None and limit < len(dataset) else None,
+        device=choose_device(device),
+        views=views,
+        augment=augment,
     )
+    manifest, samples, opened = inputs.manifest, inputs.samples, inputs.backbone
     layout = plan_layout(
-        samples=len(samples),
-        layers=len(chosen),
-        tokens=backbone.tokens,
-        width=backbone.width,
-        itemsize=codec.itemsize,
+        samples=len(samples) * views,
+        layers=len(manifest.layers),
+        tokens=opened.tokens,
+        width=opened.width,
+        itemsize=get_precision(precision).itemsize,
         shard_bytes=shard_bytes,
     )
     path = Path(out) if out is not None else home() / "caches" / cache_name(manifest)
@@ -106,20 +108,17 @@ def extract(
         path,
         manifest,
         layout,
-        labels=samples.labels,
-        ids=list(samples.ids),
-        tail={name: value.cpu() for name, value in backbone.tail.state_dict().items()},
+        labels=np.repeat(samples.labels, views),
+        ids=[name for name in samples.ids for _ in range(views)],
+        tail={name: value.cpu() for name, value in opened.tail.state_dict().items()},
     )
     try:
         if writer.manifest.complete and not writer.missing():
             remember(path)
             return open_cache(path)
         pipeline.run(
-            backbone,
-            samples,
+            inputs,
             writer,
-            codec,
-            compute=compute,
             batch_size=batch_size or default_batch(layout),
             workers=workers or min(16, os.cpu_count() or 1),
             skip_errors=on_error == "skip",

@@ -1,6 +1,6 @@
 """The contract between a source of activations and the training loop."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,13 +10,28 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class Request:
+    """A batch that the loop asks for.
+
+    Attributes:
+        samples: their numbers, int64 ``(batch,)``.
+        epoch: which pass over the samples, from 0: it decides views and augmentation. ``None`` asks for plain images.
+        step: which step of the whole run, from 0: it decides mixup and erasing.
+    """
+
+    samples: NDArray[np.int64]
+    epoch: int | None = None
+    step: int = 0
+
+
+@dataclass(frozen=True)
 class Batch:
     """What the loop sees.
 
     Attributes:
         blocks: k block outputs, first to last, each ``(batch, tokens, width)`` on the training device. They are valid
             until the next batch is asked for: sources reuse their memory.
-        labels: int64 ``(batch,)`` on the training device.
+        labels: on the training device, int64 ``(batch,)``, or float32 ``(batch, classes)`` shares where they are mixed.
         ids: sample ids.
     """
 
@@ -26,13 +41,16 @@ class Batch:
 
 
 class Source(Protocol):
-    """Where batches come from: a cache, or the backbone itself."""
+    """Where batches come from: a cache, the backbone itself, or both."""
 
-    def batches(self, rows: NDArray[np.int64], batch_size: int) -> Iterator[Batch]:
-        """Yield the samples of these rows, in this order, the last batch perhaps smaller."""
+    def batches(self, requests: Sequence[Request]) -> Iterator[Batch]:
+        """Yield a batch for each request, in order."""
         ...
 
+    def spent(self) -> dict[str, float]:
+        """Say how many seconds the loop waited for each part of the source since this was last asked."""
+        ...
 
-def split_rows(rows: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int64]]:
-    """Cut rows into batches."""
-    return [rows[at : at + batch_size] for at in range(0, len(rows), batch_size)]
+    def close(self) -> None:
+        """Stop threads and processes."""
+        ...

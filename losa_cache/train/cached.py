@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 from losa_cache.ahead import work_ahead
 from losa_cache.cache.reader import BlockReader
 from losa_cache.cache.store import ActivationCache
-from losa_cache.train.batch import Batch, split_rows
+from losa_cache.train.batch import Batch, Request
+from losa_cache.train.sampler import rows_of, view_starts
+from losa_cache.train.stopwatch import Stopwatch
 
 SLOTS = 2
 
@@ -21,38 +23,47 @@ class CachedSource:
         cache: to read.
         layers: block numbers, ascending.
         device: where the batches go.
+        seed: of the choice among several views.
     """
 
-    def __init__(self, cache: ActivationCache, layers: Sequence[int], device: torch.device) -> None:
+    def __init__(self, cache: ActivationCache, layers: Sequence[int], device: torch.device, *, seed: int = 0) -> None:
         self.cache, self.device = cache, device
+        views = cache.manifest.views
+        self._starts = view_starts(len(cache.ids) // views, views=views, seed=seed)
+        self._watch = Stopwatch(device)
         self._reader = BlockReader(cache, layers)
         self._shape = (len(layers), cache.layout.tokens, cache.layout.width)
         self._buffers = torch.empty(0)
         self._copied: list[torch.cuda.Event | None] = [None] * SLOTS
 
-    def batches(self, rows: NDArray[np.int64], batch_size: int) -> Iterator[Batch]:
-        """Yield the samples of these rows, in this order."""
+    def batches(self, requests: Sequence[Request]) -> Iterator[Batch]:
+        """Yield a batch for each request: one view of each of its samples."""
         layers, tokens, width = self._shape
-        if self._buffers.ndim == 1 or self._buffers.shape[2] < min(batch_size, len(rows)):
+        longest = max((len(request.samples) for request in requests), default=0)
+        if self._buffers.ndim == 1 or self._buffers.shape[2] < longest:
             self._buffers = torch.empty(
-                (SLOTS, layers, min(batch_size, len(rows)), tokens, width),
+                (SLOTS, layers, longest, tokens, width),
                 dtype=self.cache.precision.dtype,
                 pin_memory=self.device.type == "cuda",
             )
-        numbered = enumerate(split_rows(rows, batch_size))
-        for slot, chosen in work_ahead(self._fill, numbered):
+        for slot, chosen in self._watch.waiting("read", work_ahead(self._fill, enumerate(requests))):
             blocks = [buffer[: len(chosen)].to(self.device, non_blocking=True) for buffer in self._buffers[slot]]
             if self.device.type == "cuda":
                 self._copied[slot] = torch.cuda.current_stream(self.device).record_event()
             labels = torch.from_numpy(self.cache.labels[chosen]).to(self.device)
             yield Batch(blocks, labels, [self.cache.ids[row] for row in chosen])
 
+    def spent(self) -> dict[str, float]:
+        """Say how many seconds the loop waited for reads."""
+        return self._watch.take()
+
     def close(self) -> None:
         """Stop reading."""
         self._reader.close()
 
-    def _fill(self, numbered: tuple[int, NDArray[np.int64]]) -> tuple[int, NDArray[np.int64]]:
-        slot, rows = numbered[0] % SLOTS, numbered[1]
+    def _fill(self, numbered: tuple[int, Request]) -> tuple[int, NDArray[np.int64]]:
+        slot, request = numbered[0] % SLOTS, numbered[1]
+        rows = rows_of(request, self._starts, views=self.cache.manifest.views)
         if (copied := self._copied[slot]) is not None:
             copied.synchronize()  # the device must have taken what the slot held
         self._reader.read(rows, list(self._buffers[slot]))

@@ -1,6 +1,8 @@
 """The options of a training run."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 from losa_cache.errors import UserError
 
@@ -61,3 +63,49 @@ class TrainConfig:
                 raise UserError(
                     f"{name.removeprefix('peak_').replace('_', '-')} is {value}: it must lie between {low} and {high}."
                 )
+
+
+@dataclass(frozen=True)
+class OnlineConfig:
+    """Where the fresh images of an online or mixed run come from, and what happens to them.
+
+    Attributes:
+        backbone, weights, img_size, resize: the frozen backbone, as in ``losa_cache.extract``.
+        dataset, split, data_dir, limit: the samples, likewise.
+        precision: that block outputs are computed in and rounded to; by default that of the cache, or bfloat16.
+        workers: that decode; by default one a core, at most 16.
+        share: of every batch that is fresh: 1 is online, less is mixed with a cache.
+        augment: timm's name of the augmentation (``rand-m9-mstd0.5-inc1``; ``crop`` for random crop and flip alone).
+        mixup, cutmix: alpha of their Beta distribution; 0 is none.
+        reprob: probability of random erasing.
+    """
+
+    backbone: str
+    dataset: str
+    split: str = "train"
+    data_dir: str | None = None
+    weights: str = "pretrained"
+    img_size: int | None = None
+    resize: str = "crop"
+    limit: int | None = None
+    precision: str | None = None
+    workers: int | None = None
+    share: float = 1.0
+    augment: str | None = None
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    reprob: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise UserError(f"mixed is {self.share}: the share of fresh samples must lie above 0 and at most at 1.")
+        if self.workers is not None and self.workers < 1:
+            raise UserError(f"workers is {self.workers}: it must be at least 1.")
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the fields, with paths that hold from any working directory."""
+        fields = asdict(self)
+        for name in ("data_dir", "weights", "dataset"):
+            if fields[name] is not None and Path(fields[name]).exists():
+                fields[name] = str(Path(fields[name]).resolve())
+        return fields

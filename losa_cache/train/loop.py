@@ -1,14 +1,15 @@
 """The training loop: it sees batches, and does not know where they come from."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from losa_cache.device import has_bfloat16
@@ -17,9 +18,12 @@ from losa_cache.sidenet.adapter import Adapter
 from losa_cache.train.batch import Source
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.evaluate import evaluate
+from losa_cache.train.interrupt import Interrupt
+from losa_cache.train.material import Material
 from losa_cache.train.run import Run
-from losa_cache.train.sampler import epoch_order
+from losa_cache.train.sampler import epoch_requests
 
+CHECKPOINT_SECONDS = 300
 Report = Callable[[dict[str, Any]], None]
 
 
@@ -45,28 +49,65 @@ def autocast_dtype(device: torch.device, precision: str) -> torch.dtype | None:
     return torch.bfloat16 if precision != "float32" and has_bfloat16(device) else None
 
 
+@dataclass
+class Passed:
+    """How far an epoch is.
+
+    Attributes:
+        steps: done.
+        loss: sum over the samples seen, float64.
+        seconds: that they took.
+        spent: seconds by part of the source.
+    """
+
+    steps: int = 0
+    loss: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+    seconds: float = 0.0
+    spent: dict[str, float] = field(default_factory=dict)
+
+    def note(self, spent: Mapping[str, float]) -> None:
+        """Add what a source spent."""
+        for name, seconds in spent.items():
+            self.spent[name] = self.spent.get(name, 0.0) + seconds
+
+
 def train_epoch(
     adapter: Adapter,
     optimizer: torch.optim.Optimizer,
     source: Source,
-    rows: NDArray[np.int64],
+    samples: NDArray[np.int64],
     config: TrainConfig,
     *,
     epoch: int,
     autocast: torch.dtype | None,
+    passed: Passed | None = None,
+    after_step: Callable[[], None] = lambda: None,
 ) -> float:
-    """Train one epoch (from 0) and return its mean loss.
+    """Train one epoch (from 0), or what is left of it, and return its mean loss.
+
+    Args:
+        adapter, optimizer: trained in place.
+        source: of batches.
+        samples: numbers of the training samples.
+        config: the options.
+        epoch: which pass, from 0.
+        autocast: dtype of the matrix products, or ``None``.
+        passed: what of the epoch is done; kept up to date.
+        after_step: called between steps.
 
     Raises:
         UserError: if the loss stops being a number.
     """
     adapter.train()
-    steps = math.ceil(len(rows) / config.batch_size)
-    total, warmup = steps * config.epochs, round(steps * config.epochs * config.warmup)
+    passed = passed or Passed()
+    requests = epoch_requests(samples, batch_size=config.batch_size, seed=config.seed, epoch=epoch)
+    total = len(requests) * config.epochs
+    warmup = round(total * config.warmup)
     trained = [p for group in optimizer.param_groups for p in group["params"]]
-    losses = []
-    order = epoch_order(rows, seed=config.seed, epoch=epoch)
-    for step, batch in enumerate(source.batches(order, config.batch_size), start=epoch * steps):
+    left = requests[passed.steps :]
+    started = perf_counter()
+    for batch in source.batches(left):
+        step = requests[passed.steps].step
         for group in optimizer.param_groups:
             group["lr"] = config.peak_lr * lr_factor(step, total=total, warmup=warmup)
         with torch.autocast(batch.labels.device.type, autocast, enabled=autocast is not None):
@@ -76,8 +117,15 @@ def train_epoch(
         loss.backward()
         nn.utils.clip_grad_norm_(trained, config.clip_grad)
         optimizer.step()
-        losses.append(loss.detach() * len(batch.labels))
-    mean = torch.stack(losses).sum().item() / len(rows)
+        passed.loss = passed.loss.to(loss.device) + loss.detach().double() * len(batch.labels)
+        del batch, logits, loss  # their memory is free again while the source makes the next batch
+        passed.steps += 1
+        now = perf_counter()
+        passed.seconds += now - started
+        started = now
+        after_step()
+    passed.note(source.spent())
+    mean = passed.loss.item() / len(samples)
     if not math.isfinite(mean):
         raise UserError(
             f"the loss of epoch {epoch + 1} is {mean}: lower --lr (it is {config.peak_lr}) or raise --precision."
@@ -87,37 +135,78 @@ def train_epoch(
 
 def fit(
     adapter: Adapter,
-    source: Source,
+    material: Material,
     *,
-    train_rows: NDArray[np.int64],
-    val_rows: NDArray[np.int64],
     config: TrainConfig,
     run: Run,
     device: torch.device,
     autocast: torch.dtype | None,
     report: Report,
 ) -> None:
-    """Train from the run's checkpoint, or the start, to the last epoch; checkpoint, log and report after each."""
+    """Train from the run's checkpoint, or the start, to the last epoch; checkpoint, log and report after each.
+
+    Inside an epoch a checkpoint is written every five minutes, and at Ctrl-C: the run resumes at the next batch.
+
+    Raises:
+        UserError: if the loss stops being a number.
+        KeyboardInterrupt: after the checkpoint that Ctrl-C asked for.
+    """
     adapter.to(device)
     optimizer = make_optimizer(adapter, config)
-    done = 0
+    done, passed = 0, Passed()
     if (state := run.load_checkpoint(device)) is not None:
         adapter.load_state_dict(state["adapter"], strict=False)
         optimizer.load_state_dict(state["optimizer"])
-        done = state["epoch"]
-    for epoch in range(done, config.epochs):
-        started = perf_counter()
-        metrics: dict[str, Any] = {"epoch": epoch + 1}
-        metrics["train_loss"] = train_epoch(
-            adapter, optimizer, source, train_rows, config, epoch=epoch, autocast=autocast
-        )
-        metrics["train_seconds"] = perf_counter() - started
-        metrics["train_lr"] = optimizer.param_groups[0]["lr"]
-        if len(val_rows):
-            found = evaluate(adapter, source, val_rows, batch_size=config.batch_size, autocast=autocast)
-            metrics |= {f"val_{name}": value for name, value in found.items()}
-        run.log(metrics)  # before the checkpoint: a kill between the two repeats the epoch and its line
+        done, passed = state["epoch"], Passed(**state["passed"])
+    saved = perf_counter()
+
+    def save() -> None:
+        nonlocal saved
         run.save_checkpoint(
-            {"epoch": epoch + 1, "adapter": adapter.trained_state(), "optimizer": optimizer.state_dict()}
+            {
+                "epoch": done,
+                "passed": asdict(passed),
+                "adapter": adapter.trained_state(),
+                "optimizer": optimizer.state_dict(),
+            }
         )
-        report(metrics)
+        saved = perf_counter()
+
+    def between_batches() -> None:
+        if interrupt.asked or perf_counter() - saved > CHECKPOINT_SECONDS:
+            passed.note(material.source.spent())
+            save()
+        if interrupt.asked:
+            raise KeyboardInterrupt
+
+    with Interrupt() as interrupt:
+        while done < config.epochs:
+            mean = train_epoch(
+                adapter,
+                optimizer,
+                material.source,
+                material.train,
+                config,
+                epoch=done,
+                autocast=autocast,
+                passed=passed,
+                after_step=between_batches,
+            )
+            metrics: dict[str, Any] = {"epoch": done + 1, "train_loss": mean, "train_seconds": passed.seconds}
+            metrics |= {f"train_seconds_{name}": seconds for name, seconds in sorted(passed.spent.items())}
+            metrics["train_lr"] = optimizer.param_groups[0]["lr"]
+            if len(material.held_out):
+                found = evaluate(
+                    adapter,
+                    material.plain,
+                    material.held_out,
+                    batch_size=config.batch_size,
+                    autocast=autocast,
+                    after_batch=between_batches,
+                )
+                material.plain.spent()  # no part of the training
+                metrics |= {f"val_{name}": value for name, value in found.items()}
+            run.log(metrics)  # before the checkpoint: a kill between the two repeats the epoch and its line
+            done, passed = done + 1, Passed()
+            save()
+            report(metrics)

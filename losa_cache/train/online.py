@@ -1,60 +1,88 @@
 """Batches from the backbone itself, run anew for every batch: what the cache saves, as the same contract."""
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from losa_cache.ahead import work_ahead
-from losa_cache.backbone import Backbone
 from losa_cache.cache.precision import Precision
-from losa_cache.data.samples import Samples
-from losa_cache.train.batch import Batch, split_rows
+from losa_cache.data.augment import BatchAugmentation
+from losa_cache.data.decode import Decoder
+from losa_cache.inputs import Inputs
+from losa_cache.train.batch import Batch, Request
+from losa_cache.train.stopwatch import Stopwatch
 
 
 class OnlineSource:
-    """Decode ahead in threads, run the frozen backbone, hand on its block outputs rounded as a cache would.
+    """Decode and augment ahead, run the frozen backbone, hand on its block outputs rounded as a cache would.
+
+    Plain requests give exactly what a cache of the same inputs holds. Epochs are augmented: each image by its id, the
+    seed and the epoch, each batch by the seed and its step.
 
     Args:
-        backbone: on the training device.
-        samples: rows index them.
+        inputs: backbone, on the training device, and samples.
         layers: block numbers, ascending.
-        precision: to round to, so that online and cached batches are the same.
-        workers: decoding threads.
+        precision: to round to.
+        workers: that decode.
+        augment: timm's name of the augmentation, or ``None``.
+        batch_augmentation: of normalised images.
+        seed: of the augmentation.
     """
 
     def __init__(
-        self, backbone: Backbone, samples: Samples, layers: Sequence[int], precision: Precision, *, workers: int
+        self,
+        inputs: Inputs,
+        layers: Sequence[int],
+        precision: Precision,
+        *,
+        workers: int,
+        augment: str | None = None,
+        batch_augmentation: BatchAugmentation | None = None,
+        seed: int = 0,
     ) -> None:
-        self.backbone, self.samples, self.layers, self.precision = backbone, samples, list(layers), precision
-        self._transform = backbone.input.transform()
-        self._compute = backbone.compute_dtype(precision.name)
-        self._decoders = ThreadPoolExecutor(workers, "decode")
+        self._backbone, self._samples, self._compute = inputs.backbone, inputs.samples, inputs.compute
+        self._layers, self._precision, self._seed = list(layers), precision, seed
+        self._decoder = Decoder(
+            inputs.samples,
+            inputs.backbone.input,
+            workers=workers,
+            augment=augment,
+            seed=seed,
+            pin=inputs.backbone.device.type == "cuda",
+        )
+        self._batch_augmentation = batch_augmentation
+        self._watch = Stopwatch(inputs.backbone.device)
 
-    def batches(self, rows: NDArray[np.int64], batch_size: int) -> Iterator[Batch]:
-        """Yield the samples of these rows, in this order."""
-        device = self.backbone.device
-        for chosen, pixels in work_ahead(self._decode, split_rows(rows, batch_size)):
+    def batches(self, requests: Sequence[Request]) -> Iterator[Batch]:
+        """Yield a batch for each request.
+
+        Raises:
+            UserError: for an image that does not decode.
+        """
+        device = self._backbone.device
+        decoded = self._decoder.batches([(int(s), request.epoch) for s in request.samples] for request in requests)
+        for request, batch in zip(requests, self._watch.waiting("decode", decoded), strict=True):
+            batch.require(self._samples, "mend it, or extract a cache with --on-error skip")
+            labels = torch.from_numpy(self._samples.labels[request.samples]).to(device)
             blocks: list[Tensor] = []
-            self.backbone.run(pixels.to(device), self.layers, self._taker(blocks), compute=self._compute)
-            labels = torch.from_numpy(self.samples.labels[chosen]).to(device)
-            yield Batch(blocks, labels, [self.samples.ids[row] for row in chosen])
+            with self._watch.computing("backbone"):
+                images = self._backbone.input.normalise(batch.pixels.to(device, non_blocking=True))
+                if request.epoch is not None and self._batch_augmentation is not None:
+                    images, labels = self._batch_augmentation(images, labels, self._seed, request.step)
+                self._backbone.run(images, self._layers, self._taker(blocks), compute=self._compute)
+            yield Batch(blocks, labels, [self._samples.ids[s] for s in request.samples])
+
+    def spent(self) -> dict[str, float]:
+        """Say how many seconds the loop waited for decoding and for the backbone."""
+        return self._watch.take()
 
     def close(self) -> None:
         """Stop decoding."""
-        self._decoders.shutdown()
+        self._decoder.close()
 
     def _taker(self, blocks: list[Tensor]) -> Callable[[int, Tensor], None]:
         def take(_: int, output: Tensor) -> None:
             with torch.inference_mode(False), torch.no_grad():  # an ordinary tensor, which autograd may save
-                blocks.append(output.to(self.precision.dtype, copy=True))
+                blocks.append(self._precision.rounded(output))
 
         return take
-
-    def _decode(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], Tensor]:
-        return rows, torch.stack(
-            list(self._decoders.map(lambda i: self._transform(self.samples.load(i)), rows.tolist()))
-        )

@@ -17,9 +17,9 @@ from losa_cache.train.config import TrainConfig
 class Run:
     """Files of one training run.
 
-    ``config.json`` (options and cache), ``metrics.jsonl`` (a line an epoch), ``events.out.tfevents.*``,
-    ``checkpoint.pt`` (after every epoch; tensors and numbers only), ``adapter_model.safetensors`` and
-    ``adapter_config.json`` (after the last).
+    ``config.json`` (options and origin), ``metrics.jsonl`` (a line an epoch), ``events.out.tfevents.*``,
+    ``checkpoint.pt`` (after every epoch, and inside long ones; tensors and numbers only), and after the last
+    ``adapter_model.safetensors`` and ``adapter_config.json``.
     """
 
     def __init__(self, path: Path) -> None:
@@ -27,8 +27,13 @@ class Run:
         self._board: SummaryWriter | None = None
 
     @classmethod
-    def create(cls, path: Path, config: TrainConfig, cache: dict[str, Any]) -> "Run":
+    def create(cls, path: Path, config: TrainConfig, origin: dict[str, Any]) -> "Run":
         """Start a directory.
+
+        Args:
+            path: of the directory.
+            config: the options.
+            origin: ``cache`` (path), ``online`` (options) and ``fields`` (identity) of what it trains on.
 
         Raises:
             UserError: if the path is taken or cannot be written.
@@ -39,18 +44,18 @@ class Run:
             raise UserError(f"{str(path)!r} exists: continue it with --resume, or choose another --out.") from error
         except OSError as error:
             raise UserError(f"run directory {str(path)!r} cannot be made ({error.strerror}).") from error
-        (path / "config.json").write_text(json.dumps({"train": asdict(config), "cache": cache}, indent=2))
+        (path / "config.json").write_text(json.dumps({"train": asdict(config), **origin}, indent=2))
         return cls(path)
 
     def config(self) -> tuple[TrainConfig, dict[str, Any]]:
-        """Read back the options and the cache.
+        """Read back the options and the origin.
 
         Raises:
             UserError: if this is no run directory.
         """
         try:
             content = json.loads((self.path / "config.json").read_text())
-            return TrainConfig(**content["train"]), content["cache"]
+            return TrainConfig(**content.pop("train")), {name: content[name] for name in ("cache", "online", "fields")}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{str(self.path)!r} is no run directory ({error}).") from error
 

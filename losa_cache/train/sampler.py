@@ -1,29 +1,65 @@
-"""Pure decisions on what is read: the held-out part and the order of every epoch."""
+"""Pure decisions on what is read: the held-out part, the order of every epoch, the view of every sample."""
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from losa_cache.errors import UserError
+from losa_cache.train.batch import Request
+
+_VIEWS = 0x76696577  # a stream of random numbers of its own
 
 
-def epoch_order(rows: NDArray[np.int64], *, seed: int, epoch: int) -> NDArray[np.int64]:
-    """Shuffle rows for an epoch (from 0). The order depends on seed and epoch only."""
-    return np.random.default_rng((seed, epoch)).permutation(rows)
+def epoch_order(samples: NDArray[np.int64], *, seed: int, epoch: int) -> NDArray[np.int64]:
+    """Shuffle samples for an epoch (from 0). The order depends on seed and epoch only."""
+    return np.random.default_rng((seed, epoch)).permutation(samples)
+
+
+def requests_in_order(samples: NDArray[np.int64], batch_size: int) -> list[Request]:
+    """Cut samples into batches of plain images, in their order."""
+    return [Request(samples[at : at + batch_size]) for at in range(0, len(samples), batch_size)]
+
+
+def epoch_requests(samples: NDArray[np.int64], *, batch_size: int, seed: int, epoch: int) -> list[Request]:
+    """Plan the batches of an epoch (from 0)."""
+    plain = requests_in_order(epoch_order(samples, seed=seed, epoch=epoch), batch_size)
+    first = epoch * len(plain)
+    return [replace(request, epoch=epoch, step=first + at) for at, request in enumerate(plain)]
+
+
+def view_starts(samples: int, *, views: int, seed: int) -> NDArray[np.int64]:
+    """Draw the view that each sample of a cache shows in epoch 0."""
+    return np.random.default_rng((seed, _VIEWS)).integers(views, size=samples)
+
+
+def rows_of(request: Request, starts: NDArray[np.int64], *, views: int) -> NDArray[np.int64]:
+    """Choose one view of each sample of a request, as rows of a cache.
+
+    Every sample goes round its views, one an epoch: after V epochs it has shown them all. Plain images are view 0.
+
+    Args:
+        request: the batch.
+        starts: from :func:`view_starts`.
+        views: rows a sample.
+    """
+    if request.epoch is None:
+        return request.samples * views
+    return request.samples * views + (starts[request.samples] + request.epoch) % views
 
 
 def hold_out(
-    rows: NDArray[np.int64], ids: Sequence[str], fraction: float
+    samples: NDArray[np.int64], ids: Sequence[str], fraction: float
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Split rows into a training and a held-out part by a hash of the sample ids.
+    """Split samples into a training and a held-out part by a hash of the sample ids.
 
     The same sample falls on the same side whatever the order or the seed of the cache.
 
     Args:
-        rows: to split.
-        ids: of all rows of the cache.
+        samples: their numbers.
+        ids: of all samples.
         fraction: held out, 0 <= fraction < 1.
 
     Raises:
@@ -31,13 +67,13 @@ def hold_out(
     """
     if not 0 <= fraction < 1:
         raise UserError(f"val-fraction is {fraction}: it must be at least 0 and below 1.")
-    count = round(len(rows) * fraction)
-    if count == len(rows) or (fraction > 0 and count == 0):
-        raise UserError(f"val-fraction {fraction} of {len(rows)} samples leaves one side empty: choose another.")
+    count = round(len(samples) * fraction)
+    if count == len(samples) or (fraction > 0 and count == 0):
+        raise UserError(f"val-fraction {fraction} of {len(samples)} samples leaves one side empty: choose another.")
 
-    def key(row: int) -> bytes:
-        return hashlib.sha256(ids[row].encode("utf-8", "surrogateescape")).digest()
+    def key(sample: int) -> bytes:
+        return hashlib.sha256(ids[sample].encode("utf-8", "surrogateescape")).digest()
 
-    by_hash = sorted(rows.tolist(), key=key)
+    by_hash = sorted(samples.tolist(), key=key)
     held = np.sort(np.array(by_hash[:count], dtype=np.int64))
-    return np.setdiff1d(rows, held), held
+    return np.setdiff1d(samples, held), held

@@ -13,12 +13,12 @@ from losa_cache.cache.reader import BlockReader
 from losa_cache.cache.store import latest_training_cache, open_cache
 from losa_cache.errors import UserError
 from losa_cache.extract.extract import extract
-from losa_cache.train.train import frozen_tail
+from losa_cache.train.material import frozen_tail
 from tests.conftest import tiny_backbone, tiny_samples
 
 
 def read_all(cache, layers):
-    rows = cache.rows
+    rows = cache.samples
     shape = (len(rows), cache.layout.tokens, cache.layout.width)
     targets = [torch.empty(shape, dtype=cache.precision.dtype) for _ in layers]
     reader = BlockReader(cache, layers)

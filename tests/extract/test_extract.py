@@ -114,23 +114,25 @@ backbone = tiny_backbone()
 forward = backbone.run
 backbone.run = lambda *a, **k: (time.sleep({pause}), forward(*a, **k))[1]
 print("ready", flush=True)
-extract(backbone, tiny_samples(), out={out!r}, precision="float32", shard_bytes=13_000, batch_size=4)
+extract(backbone, tiny_samples(), out={out!r}, precision="float32", shard_bytes=13_000, batch_size=4, **{options!r})
 """
 
 
-def start_slow(out, pause=0.05):
-    root = os.getcwd()
-    process = subprocess.Popen(
-        [sys.executable, "-c", SLOW.format(root=root, out=str(out), pause=pause)], stdout=subprocess.PIPE, text=True
-    )
+ROADS = {"plain, decoded by threads": {}, "views, decoded by processes": {"views": 2, "augment": "crop"}}
+
+
+def start_slow(out, options, pause=0.05):
+    code = SLOW.format(root=os.getcwd(), out=str(out), pause=pause, options=options)
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "ready\n"
     return process
 
 
+@pytest.mark.parametrize("road", ROADS)
 @pytest.mark.parametrize("after", [1, 3])
-def test_a_killed_extraction_resumes_bit_identically(tmp_path, tiny_cache, after):
-    out = tmp_path / "killed.zarr"
-    process = start_slow(out)
+def test_a_killed_extraction_resumes_bit_identically(tmp_path, after, road):
+    out, options = tmp_path / "killed.zarr", ROADS[road]
+    process = start_slow(out, options)
     receipts = tmp_path / "killed.zarr.receipts"
     while len(list(receipts.glob("0*.json"))) < after:
         assert process.poll() is None, "finished before it could be killed"
@@ -141,23 +143,24 @@ def test_a_killed_extraction_resumes_bit_identically(tmp_path, tiny_cache, after
     with pytest.raises(UserError, match="incomplete"):
         open_cache(out)
     meter = Meter()
-    extract(tiny_backbone(), tiny_samples(), precision="float32", out=out, batch_size=4, meter=meter)
-    assert 0 < meter.images < 23
-    whole = extract(tiny_backbone(), tiny_samples(), out=tmp_path / "whole.zarr", **SMALL)
+    extract(tiny_backbone(), tiny_samples(), precision="float32", out=out, batch_size=4, meter=meter, **options)
+    assert 0 < meter.images < 23 * options.get("views", 1)
+    whole = extract(tiny_backbone(), tiny_samples(), out=tmp_path / "whole.zarr", **SMALL, **options)
     assert contents(out) == contents(whole.path)
 
 
-def test_a_second_writer_is_refused_and_the_lock_dies_with_its_owner(tmp_path):
-    out = tmp_path / "c.zarr"
-    process = start_slow(out, pause=1.0)
+@pytest.mark.parametrize("road", ROADS)
+def test_a_second_writer_is_refused_and_the_lock_dies_with_its_owner(tmp_path, road):
+    out, options = tmp_path / "c.zarr", ROADS[road]
+    process = start_slow(out, options, pause=1.0)
     while not list((tmp_path / "c.zarr.receipts").glob("0*.json")):
         time.sleep(0.002)
     with pytest.raises(UserError, match="another extraction is writing"):
-        extract(tiny_backbone(), tiny_samples(), out=out, **SMALL)
+        extract(tiny_backbone(), tiny_samples(), out=out, **SMALL, **options)
     process.kill()
     process.wait()
     process.stdout.close()
-    assert extract(tiny_backbone(), tiny_samples(), out=out, **SMALL).manifest.complete
+    assert extract(tiny_backbone(), tiny_samples(), out=out, **SMALL, **options).manifest.complete
 
 
 def test_an_image_that_does_not_decode_stops_with_its_name(tmp_path):
@@ -170,7 +173,7 @@ def test_skipped_images_are_listed_read_as_nan_and_leave_the_others_alone(tmp_pa
     assert sorted(entry["id"] for entry in cache.manifest.skipped) == ["image-004", "image-020"]
     rows = [entry["row"] for entry in cache.manifest.skipped]
     assert (cache.labels[rows] == -1).all()
-    assert len(cache.rows) == 21
+    assert len(cache.samples) == 21
     ours, whole = (zarr.open_array(str(c.path / "activations/block"))[:] for c in (cache, tiny_cache))
     assert np.isnan(ours[rows]).all()
     rest = np.setdiff1d(np.arange(23), rows)

@@ -1,0 +1,84 @@
+"""What augmentation is worth: one plain view, V views in the cache, a fresh share of every batch, all fresh.
+
+    python benchmarks/views.py DATA_DIR --weights FILE [--backbone vit_small_patch14_dinov2] [--layers 4]
+
+DATA_DIR holds train/ and test/ of class folders. Every arm trains the same LoSA on all training images, for the same
+epochs, with each seed, and is tested once, after the last epoch, on plain test images.
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import losa_cache as lc
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data_dir", type=Path)
+    parser.add_argument("--backbone", default="vit_small_patch14_dinov2")
+    parser.add_argument("--weights", default="pretrained")
+    parser.add_argument("--img-size", type=int, default=224)
+    parser.add_argument("--layers", default="4")
+    parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=25)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--views", type=int, nargs="*", default=[4, 8])
+    parser.add_argument("--augment", default="rand-m9-mstd0.5-inc1")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=".") as work:
+        os.environ["LOSA_CACHE_HOME"] = str(Path(work) / "home")
+        compare(arguments, Path(work))
+
+
+def compare(arguments: argparse.Namespace, work: Path) -> None:
+    """Run every arm and print a line as it ends."""
+    source: dict[str, Any] = {
+        "data_dir": str(arguments.data_dir),
+        "weights": arguments.weights,
+        "img_size": arguments.img_size,
+    }
+
+    def cache(name: str, **options: Any) -> Path:
+        out = work / f"{name}.zarr"
+        lc.extract(arguments.backbone, "folder", layers=arguments.layers, out=out, **source, **options)
+        return out
+
+    def online(**options: Any) -> lc.OnlineConfig:
+        return lc.OnlineConfig(arguments.backbone, "folder", augment=arguments.augment, **source, **options)
+
+    test, plain = cache("test", split="test"), cache("plain")
+    views = {v: cache(f"views{v}", views=v, augment=arguments.augment) for v in arguments.views}
+    arms: dict[str, dict[str, Any]] = {
+        "linear probe, plain": {"cache": plain, "side": "linear"},
+        "LoSA, plain": {"cache": plain},
+        **{f"LoSA, {v} views": {"cache": path} for v, path in views.items()},
+        "LoSA, plain and a quarter fresh": {"cache": plain, "online": online(share=0.25)},
+        "LoSA, online": {"online": online()},
+    }
+    print(f"{arguments.data_dir.name}: {arguments.backbone}, {arguments.epochs} epochs, rank {arguments.rank}")
+    for name, options in arms.items():
+        accuracies, seconds = [], []
+        for seed in range(arguments.seeds):
+            started = perf_counter()
+            run = lc.train(
+                **options,
+                rank=arguments.rank,
+                layers=arguments.layers,
+                epochs=arguments.epochs,
+                val_fraction=0,
+                seed=seed,
+                out=work / f"{name}-{seed}",
+            )
+            seconds.append(perf_counter() - started)
+            accuracies.append(lc.evaluate_run(run.run, cache=test)["top1"])
+        figures = " / ".join(f"{accuracy:.1f}" for accuracy in accuracies)
+        print(f"  {name:<32} test top-1 {figures} %, {statistics.median(seconds):.0f} s a run", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""From samples to batches of pixels, in parallel and a few batches ahead of whoever takes them.
+
+Plain images are decoded by threads: image libraries let go of the interpreter. Augmented ones are decoded by worker
+processes: timm's random transforms draw from process-wide generators, which threads would share.
+"""
+
+import signal
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from losa_cache.ahead import work_ahead
+from losa_cache.data.augment import seed_generators
+from losa_cache.data.samples import Samples
+from losa_cache.data.transforms import InputSpec
+from losa_cache.errors import UserError
+
+DECODE_AHEAD = 2
+
+View = tuple[int, int | None]
+"""A sample's index and which augmentation of it, ``None`` for the plain image."""
+
+Found = tuple[int, NDArray[np.uint8] | str]
+"""A sample's index and its pixels ``(channels, height, width)``, or why there are none."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A batch of pixels.
+
+    Attributes:
+        pixels: uint8 ``(batch, channels, height, width)``; black where decoding failed.
+        failures: for each place that failed, the index of its sample and why.
+    """
+
+    pixels: Tensor
+    failures: dict[int, tuple[int, str]]
+
+    def require(self, samples: Samples, advice: str) -> "Decoded":
+        """Return self if everything decoded.
+
+        Raises:
+            UserError: naming the first image that did not.
+        """
+        for index, reason in self.failures.values():
+            raise UserError(f"image {samples.ids[index]!r} does not decode ({reason}): {advice}.")
+        return self
+
+
+class Decoder:
+    """Decode and transform views of samples.
+
+    Args:
+        samples: that views index.
+        spec: what the backbone wants of an image.
+        workers: threads, or processes where there is an augmentation.
+        augment: timm's name of the augmentation, or ``None``.
+        seed: of the augmentation.
+        pin: put pixels into pinned memory, for a GPU.
+    """
+
+    def __init__(
+        self,
+        samples: Samples,
+        spec: InputSpec,
+        *,
+        workers: int,
+        augment: str | None = None,
+        seed: int = 0,
+        pin: bool = False,
+    ) -> None:
+        self._shape, self._pin = spec.size, pin
+        self._views = _Views(samples, spec, augment, seed)
+        self._threads: ThreadPoolExecutor | None = None
+        self._processes: DataLoader[Found] | None = None
+        if augment is None:
+            self._threads = ThreadPoolExecutor(workers, "decode")
+        else:
+            self._plan = _Plan()
+            self._processes = DataLoader(
+                self._views,
+                batch_sampler=self._plan,
+                num_workers=workers,
+                collate_fn=_as_arrays,
+                worker_init_fn=_ignore_interrupts,
+                multiprocessing_context="fork",  # samples may live in memory: they are not pickled
+                persistent_workers=True,
+                generator=torch.Generator(),  # the caller's is left alone
+            )
+
+    def batches(self, plan: Iterable[list[View]]) -> Generator[Decoded, None, None]:
+        """Yield a batch for each sequence of views, in order; decoding goes on while the caller works."""
+        if self._processes is not None:
+            self._plan.batches = plan
+            for found in self._processes:
+                yield self._collate(found)
+        else:
+            yield from work_ahead(self._by_threads, plan, DECODE_AHEAD)
+
+    def close(self) -> None:
+        """Stop decoding."""
+        if self._threads is not None:
+            self._threads.shutdown()
+        self._processes = None  # its workers end with it
+
+    def _by_threads(self, views: Sequence[View]) -> Decoded:
+        assert self._threads is not None
+        return self._collate(list(self._threads.map(self._views.__getitem__, views)))
+
+    def _collate(self, found: Sequence[Found]) -> Decoded:
+        pixels = torch.zeros(len(found), *self._shape, dtype=torch.uint8, pin_memory=self._pin)
+        failures: dict[int, tuple[int, str]] = {}
+        for place, (index, image) in enumerate(found):
+            if isinstance(image, str):
+                failures[place] = index, image
+            else:
+                pixels[place] = torch.from_numpy(image)
+        return Decoded(pixels, failures)
+
+
+class _Views(Dataset[Found]):
+    """A view to its pixels, or to the reason why there are none."""
+
+    def __init__(self, samples: Samples, spec: InputSpec, augment: str | None, seed: int) -> None:
+        self._samples, self._augment, self._seed = samples, augment, seed
+        self._plain = spec.transform()
+        self._random = None if augment is None else spec.augmentation(augment)
+        self._last: tuple[int, Image.Image] | None = None
+
+    def __getitem__(self, view: View) -> Found:
+        index, draw = view
+        try:
+            image = self._decoded(index)
+            if draw is None or self._random is None:
+                return index, self._plain(image).numpy()
+            seed_generators(self._seed, draw, self._samples.ids[index])
+            return index, self._random(image).numpy()
+        except Exception as error:  # decoders raise anything; the image is named and the choice is the user's
+            return index, f"{type(error).__name__}: {error}"
+
+    def _decoded(self, index: int) -> Image.Image:
+        last = self._last
+        if last is None or last[0] != index:  # the views of a sample follow one another
+            last = self._last = index, self._samples.load(index)
+        return last[1]
+
+
+class _Plan:
+    """What the worker processes are to do next: they outlive one pass over it."""
+
+    batches: Iterable[list[View]] = ()
+
+    def __iter__(self) -> Iterator[list[View]]:
+        return iter(self.batches)
+
+
+def _as_arrays(found: list[Found]) -> list[Found]:
+    """Send arrays, through a pipe: tensors would go through /dev/shm, of which containers have little."""
+    return found
+
+
+def _ignore_interrupts(_: int) -> None:
+    """Leave Ctrl-C to the main process, which ends the workers when it is done with them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,135 @@
+"""A backbone and a data set, opened and described: what decides the numbers, whether they are cached or not."""
+
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from losa_cache.backbone import Backbone, load_backbone
+from losa_cache.cache.home import home
+from losa_cache.cache.manifest import Manifest
+from losa_cache.cache.precision import get_precision
+from losa_cache.data.load import load_samples
+from losa_cache.data.samples import Samples
+from losa_cache.errors import UserError
+from losa_cache.layers import choose_layers
+
+TAP = "block"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What stage one, or an online run, works on.
+
+    Attributes:
+        backbone: on its device.
+        samples: in the order of a cache's samples.
+        manifest: what a cache of them says of itself.
+        compute: dtype of the forward's matrix products.
+    """
+
+    backbone: Backbone
+    samples: Samples
+    manifest: Manifest
+    compute: torch.dtype
+
+
+def open_inputs(
+    backbone: str | Backbone,
+    dataset: str | Samples,
+    *,
+    device: torch.device,
+    split: str = "train",
+    data_dir: str | Path | None = None,
+    weights: str | Path = "pretrained",
+    img_size: int | None = None,
+    resize: str = "crop",
+    layers: str | int | list[int] = "all",
+    precision: str = "bfloat16",
+    limit: int | None = None,
+    seed: int = 0,
+    views: int = 1,
+    augment: str | None = None,
+) -> Inputs:
+    """Load what is given by name, order the samples, choose the layers (options as in ``losa_cache.extract``).
+
+    Raises:
+        UserError: for any of them that cannot work.
+    """
+    get_precision(precision)
+    if views < 1:
+        raise UserError(f"views is {views}: it must be at least 1.")
+    if views > 1 and augment is None:
+        raise UserError(f"views is {views}: say with --augment how the views after the plain one are drawn.")
+    if views == 1 and augment is not None:
+        raise UserError(f"augment is {augment!r}, but the first view is plain: ask for --views of at least 2.")
+    if isinstance(dataset, str):
+        folder = Path(data_dir) if data_dir is not None else None
+        dataset = load_samples(dataset, split=split, data_dir=folder, home=home() / "data")
+    if isinstance(backbone, str):
+        backbone = load_backbone(backbone, weights=weights, img_size=img_size, resize=resize, seed=seed)
+    if augment is not None:
+        backbone.input.augmentation(augment)
+    backbone.to(device)
+    samples = dataset.select(permute(len(dataset), seed=seed, limit=limit))
+    compute = backbone.compute_dtype(precision)
+    manifest = describe(
+        backbone,
+        samples,
+        layers=choose_layers(layers, range(1, backbone.depth + 1)),
+        precision=precision,
+        compute=compute,
+        seed=seed,
+        limit=limit if limit is not None and limit < len(dataset) else None,
+        views=views,
+        augment=augment,
+    )
+    return Inputs(backbone, samples, manifest, compute)
+
+
+def permute(count: int, *, seed: int, limit: int | None) -> NDArray[np.int64]:
+    """Draw the order of the samples, so that contiguous reads are already shuffled; keep the first ``limit``.
+
+    Raises:
+        UserError: for a limit below 1.
+    """
+    if limit is not None and limit < 1:
+        raise UserError(f"limit is {limit}: it must be at least 1.")
+    return np.random.default_rng(seed).permutation(count)[:limit].astype(np.int64)
+
+
+def describe(
+    backbone: Backbone,
+    samples: Samples,
+    *,
+    layers: list[int],
+    precision: str,
+    compute: torch.dtype,
+    seed: int,
+    limit: int | None,
+    views: int,
+    augment: str | None,
+) -> Manifest:
+    """Write down everything that decides the numbers, and what stage two needs to know."""
+    return Manifest(
+        fields={
+            "backbone": {"name": backbone.name, "weights": backbone.weights},
+            "input": {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(backbone.input).items()},
+            "tap": TAP,
+            "layers": layers,
+            "precision": precision,
+            "compute": str(compute).removeprefix("torch."),
+            "dataset": {"name": samples.name, "split": samples.split, "fingerprint": samples.fingerprint},
+            "sampling": {"seed": seed, "limit": limit},
+            "views": {"count": views, "augment": augment},
+        },
+        tokens={"total": backbone.tokens, "prefix": backbone.prefix_tokens, "grid": list(backbone.grid)},
+        width=backbone.width,
+        depth=backbone.depth,
+        classes=list(samples.classes),
+        tail=backbone.tail.config,
+        software={name: version(name) for name in ("losa-cache", "torch", "timm", "zarr")},
+    )

@@ -1,0 +1,124 @@
+"""``evaluate_run``: a finished run's adapter to figures, on a cache or on images."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from losa_cache.cache.home import known_stores
+from losa_cache.cache.identity import differences
+from losa_cache.cache.manifest import Manifest
+from losa_cache.cache.store import HELD_OUT_SPLITS, ActivationCache, open_cache
+from losa_cache.device import choose_device
+from losa_cache.errors import UserError
+from losa_cache.sidenet.adapter_file import load_adapter, load_adapter_config
+from losa_cache.train.config import OnlineConfig
+from losa_cache.train.evaluate import evaluate
+from losa_cache.train.loop import autocast_dtype
+from losa_cache.train.material import open_material
+from losa_cache.train.run import Run
+
+if TYPE_CHECKING:
+    from losa_cache.backbone import Backbone
+    from losa_cache.data.samples import Samples
+
+# an adapter works on whatever agrees in these; data set, order and precision may differ
+BELONG_TOGETHER = ("backbone", "input", "tap")
+
+
+def evaluate_run(
+    run: str | Path,
+    *,
+    cache: str | Path | None = None,
+    split: str | None = None,
+    backbone: "Backbone | None" = None,
+    dataset: "Samples | None" = None,
+    device: str | None = None,
+) -> dict[str, Any]:
+    """Evaluate a finished run on plain images.
+
+    Args:
+        run: its directory.
+        cache: by default the most recent complete cache of a held-out split of the same data set; failing that, the
+            samples that the run held out of its own.
+        split: of an online run's data set, through the backbone, in place of a cache.
+        backbone, dataset: those that an online run was given as objects; or, with ``split``, that split.
+        device: by default the GPU where there is one.
+
+    Returns:
+        ``on`` (the cache, or the data set), ``split``, ``samples``, ``loss``, ``top1``, ``top5``; also written to
+        ``eval.json`` in the run.
+
+    Raises:
+        UserError: if adapter and data do not belong together, or there is nothing to evaluate on.
+    """
+    directory = Path(run)
+    adapter_config = load_adapter_config(directory)
+    config, origin = Run(directory).config()
+    online = None if origin["online"] is None else OnlineConfig(**origin["online"])
+    chosen = open_cache(cache) if cache is not None else None
+    if split is not None and (chosen is not None or online is None):
+        raise UserError(
+            f"split {split!r} names images of a run that was trained online; leave it out beside --cache, and for a "
+            "run from a cache."
+        )
+    if chosen is None and split is None:
+        chosen = _held_out_cache(adapter_config)
+    own = chosen is None and split is None
+    if own and origin["cache"] is not None:
+        chosen = open_cache(origin["cache"])
+    if own and not config.val_fraction:
+        raise UserError(f"run {str(run)!r} held nothing out and no test cache is known: pass --cache.")
+    if chosen is not None:
+        online = None
+        _require_fit(run, f"cache {str(chosen.path)!r}", adapter_config, chosen.manifest)
+    elif online is not None and split is not None:
+        online = replace(online, split=split, limit=None)
+    config = replace(config, layers=adapter_config["layers"], val_fraction=config.val_fraction if own else 0)
+    where = choose_device(device)
+    with open_material(chosen, online, config, where, backbone=backbone, dataset=dataset) as material:
+        manifest = material.manifest
+        name = str(chosen.path) if chosen is not None else manifest.fields["dataset"]["name"]
+        _require_fit(run, f"data set {name!r}", adapter_config, manifest)
+        samples = material.held_out if own else material.train
+        found = evaluate(
+            load_adapter(directory, adapter_config, material.tail).to(where),
+            material.plain,
+            samples,
+            batch_size=config.batch_size,
+            autocast=autocast_dtype(where, manifest.precision),
+        )
+    tested = "held out of training" if own else manifest.fields["dataset"]["split"]
+    result = {"on": name, "split": tested, "samples": len(samples), **found}
+    (directory / "eval.json").write_text(json.dumps(result, indent=2))
+    return result
+
+
+def misfit(adapter_config: dict[str, Any], manifest: Manifest) -> str:
+    """Say in which fields an adapter and block outputs do not belong together; empty where they do."""
+    ours, theirs = adapter_config["cache"]["fields"], manifest.fields
+    wrong = differences({k: ours[k] for k in BELONG_TOGETHER}, {k: theirs[k] for k in BELONG_TOGETHER})
+    if lacking := [layer for layer in adapter_config["layers"] if layer not in manifest.layers]:
+        wrong.append(f"layers ({lacking} are not cached)")
+    if adapter_config["classes"] != manifest.classes:
+        wrong.append(f"classes ({len(adapter_config['classes'])} here, {len(manifest.classes)} there)")
+    return "; ".join(wrong)
+
+
+def _require_fit(run: str | Path, name: str, adapter_config: dict[str, Any], manifest: Manifest) -> None:
+    if problem := misfit(adapter_config, manifest):
+        raise UserError(f"run {str(run)!r} does not fit {name}: {problem}.")
+
+
+def _held_out_cache(adapter_config: dict[str, Any]) -> ActivationCache | None:
+    name = adapter_config["cache"]["fields"]["dataset"]["name"]
+    for path in known_stores():
+        try:
+            cache = open_cache(path)
+        except UserError:
+            continue
+        dataset = cache.manifest.fields["dataset"]
+        held_out = dataset["split"] in HELD_OUT_SPLITS
+        if dataset["name"] == name and held_out and not misfit(adapter_config, cache.manifest):
+            return cache
+    return None

@@ -1,0 +1,202 @@
+"""What a run learns from: a cache, a backbone with images, or both."""
+
+import logging
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from losa_cache.cache.identity import differences
+from losa_cache.cache.manifest import Manifest
+from losa_cache.cache.precision import get_precision
+from losa_cache.cache.store import ActivationCache
+from losa_cache.errors import UserError
+from losa_cache.layers import choose_layers
+from losa_cache.memory import available_memory
+from losa_cache.sidenet.tail import FrozenTail
+from losa_cache.train.batch import Source
+from losa_cache.train.cached import CachedSource
+from losa_cache.train.config import OnlineConfig, TrainConfig
+from losa_cache.train.kept import KeptSource
+from losa_cache.train.mixed import MixedSource
+from losa_cache.train.sampler import hold_out
+
+if TYPE_CHECKING:
+    from losa_cache.backbone import Backbone
+    from losa_cache.data.samples import Samples
+
+log = logging.getLogger(__name__)
+
+# fresh and cached samples may meet in a run where these agree
+SAME_SAMPLES = ("backbone", "input", "tap", "dataset", "sampling", "precision")
+KEEP_SHARE = 0.25  # of the free host memory, for features of held-out images
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a run learns from.
+
+    Attributes:
+        manifest: of the cache, or what a cache of the same would say.
+        tail: the backbone's frozen tail.
+        layers: block numbers that the run uses.
+        train, held_out: numbers of the samples.
+        source: of training batches.
+        plain: of evaluation batches.
+    """
+
+    manifest: Manifest
+    tail: FrozenTail
+    layers: list[int]
+    train: NDArray[np.int64]
+    held_out: NDArray[np.int64]
+    source: Source
+    plain: Source
+
+    def __enter__(self) -> "Material":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.source.close()
+        self.plain.close()
+
+
+def open_material(
+    cache: ActivationCache | None,
+    online: OnlineConfig | None,
+    config: TrainConfig,
+    device: torch.device,
+    *,
+    backbone: "Backbone | None" = None,
+    dataset: "Samples | None" = None,
+) -> Material:
+    """Open a cache, or images and their backbone, or both (arguments as in ``losa_cache.train``).
+
+    Raises:
+        UserError: for options that cannot work, and for things that do not belong together.
+    """
+    if online is not None:
+        return from_backbone(online, config, device, cache=cache, backbone=backbone, dataset=dataset)
+    assert cache is not None, "neither a cache nor a backbone"
+    return from_cache(cache, config, device)
+
+
+def from_cache(cache: ActivationCache, config: TrainConfig, device: torch.device) -> Material:
+    """Learn from a cache.
+
+    Raises:
+        UserError: for layers that it does not hold, or a fraction that leaves a side empty.
+    """
+    layers = used_layers(cache.manifest.layers, config)
+    train, held_out = hold_out(cache.samples, cache.sample_ids, config.val_fraction)
+    source = CachedSource(cache, layers, device, seed=config.seed)
+    return Material(cache.manifest, frozen_tail(cache), layers, train, held_out, source, source)
+
+
+def from_backbone(
+    online: OnlineConfig,
+    config: TrainConfig,
+    device: torch.device,
+    *,
+    cache: ActivationCache | None,
+    backbone: "Backbone | None" = None,
+    dataset: "Samples | None" = None,
+) -> Material:
+    """Learn from the backbone itself, or from it and a cache in every batch.
+
+    Held-out samples are not augmented: their features come from the cache where there is one; else they are computed
+    once and kept, where a quarter of the free memory holds them, or computed anew in every epoch.
+
+    Args:
+        online: which backbone and images, and what happens to them.
+        config: the options.
+        device: where to compute.
+        cache: of the same samples.
+        backbone, dataset: loaded ones, in place of those named.
+
+    Raises:
+        UserError: for options that cannot work, and for a cache of other samples, weights or preprocessing.
+    """
+    from losa_cache.data.augment import BatchAugmentation
+    from losa_cache.inputs import open_inputs
+    from losa_cache.train.online import OnlineSource
+
+    stored = {} if cache is None else cache.manifest.fields
+    sampling = stored.get("sampling", {"seed": config.seed, "limit": None})
+    inputs = open_inputs(
+        backbone or online.backbone,
+        dataset or online.dataset,
+        split=online.split,
+        data_dir=online.data_dir,
+        weights=online.weights,
+        img_size=online.img_size,
+        resize=online.resize,
+        layers=config.layers if cache is None else choose_layers(config.layers, cache.manifest.layers),
+        precision=online.precision or stored.get("precision", "bfloat16"),
+        limit=sampling["limit"] if online.limit is None else online.limit,
+        seed=sampling["seed"],
+        device=device,
+    )
+    manifest = inputs.manifest
+    if cache is not None:
+        ours, theirs = ({name: fields[name] for name in SAME_SAMPLES} for fields in (manifest.fields, stored))
+        if wrong := differences(ours, theirs):
+            raise UserError(
+                f"cache {str(cache.path)!r} is not of these images by this backbone: it differs in {'; '.join(wrong)}. "
+                "Give the options it was extracted with, or another --cache."
+            )
+    samples = np.arange(len(inputs.samples)) if cache is None else cache.samples
+    train, held_out = hold_out(samples, inputs.samples.ids, config.val_fraction)
+    layers = used_layers(manifest.layers, config)
+    precision = get_precision(manifest.precision)
+    batch_augmentation = BatchAugmentation(online.mixup, online.cutmix, online.reprob, len(manifest.classes))
+    if online.augment is not None:
+        inputs.backbone.input.augmentation(online.augment)  # refused here, not in a worker
+    fresh = OnlineSource(
+        inputs,
+        layers,
+        precision,
+        workers=online.workers or min(16, os.cpu_count() or 1),
+        augment=online.augment,
+        batch_augmentation=batch_augmentation,
+        seed=config.seed,
+    )
+    tail = inputs.backbone.tail
+    if cache is not None:
+        cached = CachedSource(cache, layers, device, seed=config.seed)
+        source = MixedSource(fresh, cached, online.share, len(manifest.classes))
+        return Material(manifest, tail, layers, train, held_out, source, cached)
+    size = len(held_out) * len(layers) * manifest.tokens["total"] * manifest.width * precision.itemsize
+    keep = size <= KEEP_SHARE * available_memory(torch.device("cpu"))
+    plain = KeptSource(fresh, device) if keep else fresh
+    if len(held_out) and not keep:
+        log.warning(
+            "features of the %d held-out images (%.1f GB) are computed anew in every epoch: a cache of the data set "
+            "(--cache) would serve them.",
+            len(held_out),
+            size / 1e9,
+        )
+    return Material(manifest, tail, layers, train, held_out, fresh, plain)
+
+
+def used_layers(available: list[int], config: TrainConfig) -> list[int]:
+    """Block numbers that a run reads: the linear probe looks at the last only."""
+    chosen = choose_layers(config.layers, available)
+    return chosen[-1:] if config.side == "linear" else chosen
+
+
+def frozen_tail(cache: ActivationCache) -> FrozenTail:
+    """Rebuild the backbone's frozen tail from a cache.
+
+    Raises:
+        UserError: if its config or tensors are not as the protocol says.
+    """
+    try:
+        return FrozenTail(cache.manifest.tail, cache.tail_tensors())
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"the frozen tail in {str(cache.path)!r} cannot be rebuilt ({error}): extract again."
+        ) from error

@@ -1,0 +1,56 @@
+"""Batches of which a share is fresh from the backbone, and the rest from a cache."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from losa_cache.train.batch import Batch, Request, Source
+
+
+class MixedSource:
+    """Join two sources batch by batch. An epoch's order is random, so the first samples of a batch are any.
+
+    Args:
+        fresh: the online source.
+        cached: of the same samples, layers and device.
+        share: of every batch that is fresh, 0 ... 1, rounded to whole samples.
+        classes: number of classes.
+    """
+
+    def __init__(self, fresh: Source, cached: Source, share: float, classes: int) -> None:
+        self._fresh, self._cached, self._share, self._classes = fresh, cached, share, classes
+
+    def batches(self, requests: Sequence[Request]) -> Iterator[Batch]:
+        """Yield a batch for each request: its fresh samples first. Plain ones come from the cache alone."""
+        cuts = [0 if request.epoch is None else round(len(request.samples) * self._share) for request in requests]
+        fresh = self._fresh.batches(
+            [replace(r, samples=r.samples[:cut]) for r, cut in zip(requests, cuts, strict=True) if cut]
+        )
+        cached = self._cached.batches(
+            [replace(r, samples=r.samples[c:]) for r, c in zip(requests, cuts, strict=True) if c < len(r.samples)]
+        )
+        for request, cut in zip(requests, cuts, strict=True):
+            parts = ([next(fresh)] if cut else []) + ([next(cached)] if cut < len(request.samples) else [])
+            yield parts[0] if len(parts) == 1 else self._joined(*parts)
+
+    def spent(self) -> dict[str, float]:
+        """Say how many seconds the loop waited for the parts of both."""
+        return self._fresh.spent() | self._cached.spent()
+
+    def close(self) -> None:
+        """Close both."""
+        self._fresh.close()
+        self._cached.close()
+
+    def _joined(self, fresh: Batch, cached: Batch) -> Batch:
+        blocks = [torch.cat(pair) for pair in zip(fresh.blocks, cached.blocks, strict=True)]
+        labels = [fresh.labels, cached.labels]
+        if fresh.labels.ndim == 2:
+            labels[1] = self._soft(cached.labels)
+        return Batch(blocks, torch.cat(labels), fresh.ids + cached.ids)
+
+    def _soft(self, labels: Tensor) -> Tensor:
+        return F.one_hot(labels, self._classes).float()

@@ -1,0 +1,64 @@
+"""Whether a batch fits a device, before the first step finds out."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from losa_cache.errors import UserError
+from losa_cache.memory import available_memory
+from losa_cache.sidenet.adapter import Adapter
+
+SPARE = 0.8  # what is counted here is not all that a step needs
+
+
+def require_room(
+    adapter: Adapter, shape: Sequence[int], dtype: torch.dtype, *, batch_size: int, autocast: torch.dtype | None
+) -> None:
+    """Refuse a batch whose blocks and saved activations alone are more than the device has left.
+
+    Args:
+        adapter: on its device.
+        shape: of one sample's block outputs, ``(k, tokens, width)``.
+        dtype: of the block outputs.
+        batch_size: samples a step.
+        autocast: dtype of the matrix products, or ``None``.
+
+    Raises:
+        UserError: naming the batch that would fit.
+    """
+    device = next(adapter.parameters()).device
+    needed = kept_bytes(adapter, shape, dtype, 2, autocast) - kept_bytes(adapter, shape, dtype, 1, autocast)
+    free = available_memory(device)
+    if batch_size * needed <= free:
+        return
+    fits = int(SPARE * free / needed)
+    raise UserError(
+        f"a batch of {batch_size} keeps {batch_size * needed / 1e9:.1f} GB of activations, and {device} has "
+        f"{free / 1e9:.1f} GB left: "
+        + (f"--batch-size {fits} would fit." if fits else "not one sample would fit; choose fewer --layers.")
+    )
+
+
+def kept_bytes(
+    adapter: Adapter, shape: Sequence[int], dtype: torch.dtype, batch: int, autocast: torch.dtype | None
+) -> int:
+    """Count the bytes of a batch's block outputs and of everything that autograd saves for their backward pass."""
+    device = next(adapter.parameters()).device
+    blocks = [torch.zeros(batch, *shape[1:], dtype=dtype, device=device) for _ in range(shape[0])]
+    own = {p.untyped_storage().data_ptr() for p in adapter.parameters()}
+    kept = {b.untyped_storage().data_ptr(): b.untyped_storage().nbytes() for b in blocks}
+
+    def count(saved: Tensor) -> Tensor:
+        storage = saved.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return saved
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(count, lambda saved: saved),
+        torch.autocast(device.type, autocast, enabled=autocast is not None),
+    ):
+        logits = adapter(blocks)
+    del logits
+    return sum(kept.values())

@@ -1,0 +1,206 @@
+"""Ctrl-C and kills in the middle of an epoch: the run goes on at the next batch, to the same result."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import losa_cache as lc
+from losa_cache.data.samples import Samples
+from losa_cache.sidenet.adapter import Adapter
+from losa_cache.train import loop
+from losa_cache.train.room import kept_bytes, require_room
+from tests.conftest import losa_cache, tiny_backbone, tiny_samples
+
+ONLINE = [
+    *("train", "--online", "--backbone", "vit_digits", "--dataset", "digits", "--device", "cpu"),
+    *("--epochs", "4", "--rank", "4", "--batch-size", "32", "--lr", "0.01"),
+    *("--augment", "rand-m9-mstd0.5-inc1", "--mixup", "0.2", "--cutmix", "1.0", "--reprob", "0.25"),
+]
+ENVIRONMENT = dict(os.environ) | {"OMP_NUM_THREADS": "1"}
+
+
+def start(*arguments: str, cwd: Path) -> subprocess.Popen:
+    command = [str(Path(sys.executable).with_name("losa-cache")), *arguments]
+    return subprocess.Popen(
+        command, cwd=cwd, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+
+
+def test_ctrl_c_in_an_online_run_costs_nothing(tmp_path):
+    """As a terminal does it: the signal goes to the whole group, decoding processes included."""
+    whole = start(*ONLINE, "--out", "whole", cwd=tmp_path)
+    whole.communicate()
+    assert whole.returncode == 0
+    arguments, stopped_at = [*ONLINE, "--out", "stopped"], []
+    while True:
+        process = start(*arguments, cwd=tmp_path)
+        checkpoint = tmp_path / "stopped" / "checkpoint.pt"
+        if len(stopped_at) < 3:
+            before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+            while process.poll() is None and not (tmp_path / "stopped" / "config.json").exists():
+                time.sleep(0.01)
+            while process.poll() is None and before and checkpoint.stat().st_mtime_ns == before:
+                time.sleep(0.01)  # an epoch's end: what follows is the middle of the next
+            time.sleep(0.3)
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate()
+        if process.returncode == 0:
+            break
+        assert process.returncode == 130, errors
+        assert "Traceback" not in errors
+        state = torch.load(checkpoint, weights_only=True)
+        stopped_at.append((state["epoch"], state["passed"]["steps"]))
+        arguments = ["train", "--resume", "stopped", "--device", "cpu"]
+    assert stopped_at
+    ours, theirs = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "stopped"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert lines(tmp_path / "whole") == lines(tmp_path / "stopped")
+
+
+def lines(run: Path) -> list[dict]:
+    read = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if "seconds" not in name} for line in read]
+
+
+@pytest.mark.parametrize("decoded", [3, 10, 17, 30, 39])
+def test_ctrl_c_at_any_batch_resumes_at_the_next(tmp_path, decoded):
+    """Two epochs of 16 training images and 7 held-out ones (decoded once, behind the first epoch)."""
+    options = {"epochs": 2, "rank": 4, "lr": 0.01, "batch_size": 3, "val_fraction": 0.3, "device": "cpu"}
+    online, backbone = lc.OnlineConfig("tiny0", "tiny", precision="float32"), tiny_backbone()
+    whole = lc.train(online=online, backbone=backbone, dataset=tiny_samples(), out=tmp_path / "whole", **options)
+    with pytest.raises(KeyboardInterrupt):
+        dataset = interrupting(tiny_samples(), decoded)
+        lc.train(online=online, backbone=backbone, dataset=dataset, out=tmp_path / "stopped", **options)
+    state = torch.load(tmp_path / "stopped" / "checkpoint.pt", weights_only=True)
+    assert (state["epoch"], state["passed"]["steps"]) != (2, 0)
+    resumed = lc.resume(tmp_path / "stopped", backbone=backbone, dataset=tiny_samples(), device="cpu")
+    ours, theirs = whole.adapter.trained_state(), resumed.adapter.trained_state()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert lines(tmp_path / "whole") == lines(tmp_path / "stopped")
+
+
+def interrupting(samples: Samples, after: int) -> Samples:
+    """Press Ctrl-C when so many images have been decoded."""
+    count, load, guard = 0, samples.load, threading.Lock()
+
+    def counted(i):
+        nonlocal count
+        with guard:
+            count += 1
+            if count == after:
+                os.kill(os.getpid(), signal.SIGINT)
+        return load(i)
+
+    return Samples(**{**vars(samples), "load": counted})
+
+
+def test_a_kill_in_a_long_epoch_costs_the_steps_since_the_last_checkpoint(tiny_cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0)  # five minutes have passed at every step
+    options = {"epochs": 2, "rank": 4, "lr": 0.01, "batch_size": 4, "val_fraction": 0, "device": "cpu"}
+    whole = lc.train(tiny_cache, out=tmp_path / "whole", **options)
+    saves, save = [], loop.Run.save_checkpoint
+
+    def dying(run, state):
+        save(run, state)
+        saves.append((state["epoch"], state["passed"]["steps"]))
+        if len(saves) == 4:
+            raise MemoryError("as if killed")
+
+    monkeypatch.setattr(loop.Run, "save_checkpoint", dying)
+    with pytest.raises(MemoryError):
+        lc.train(tiny_cache, out=tmp_path / "killed", **options)
+    assert saves == [(0, 1), (0, 2), (0, 3), (0, 4)]
+    resumed = lc.resume(tmp_path / "killed", device="cpu")
+    assert saves[4] == (0, 5)
+    ours, theirs = whole.adapter.trained_state(), resumed.adapter.trained_state()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_ctrl_c_belongs_to_the_caller_again_afterwards(tiny_cache, tmp_path):
+    before = signal.getsignal(signal.SIGINT)
+    lc.train(tiny_cache, rank=2, epochs=1, out=tmp_path / "run", device="cpu")
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_training_works_outside_the_main_thread(tiny_cache, tmp_path):
+    done = []
+    thread = threading.Thread(
+        target=lambda: done.append(lc.train(tiny_cache, rank=2, epochs=1, out=tmp_path / "run", device="cpu"))
+    )
+    thread.start()
+    thread.join()
+    assert done
+
+
+SHAPE = (4, 65, 96)
+
+
+@pytest.fixture
+def adapter() -> Adapter:
+    tail = lc.load_backbone("vit_digits").tail
+    return Adapter(side="losa", depth=4, tokens=65, width=96, rank=8, classes=5, tail=tail)
+
+
+def test_what_a_batch_keeps_grows_by_the_sample_and_holds_at_least_its_blocks(adapter):
+    sizes = [kept_bytes(adapter, SHAPE, torch.float32, batch, None) for batch in (1, 2, 3, 9)]
+    slope = sizes[1] - sizes[0]
+    assert np.diff(sizes).tolist() == [slope, slope, 6 * slope]
+    assert slope >= np.prod(SHAPE) * 4
+
+
+def test_a_batch_without_room_is_refused_and_the_one_that_fits_is_named(adapter):
+    with pytest.raises(
+        lc.UserError, match=r"a batch of 1000000000 keeps .* GB .*: --batch-size (\d+) would fit"
+    ) as error:
+        require_room(adapter, SHAPE, torch.float32, batch_size=10**9, autocast=None)
+    fits = int(str(error.value).split("--batch-size ")[1].split()[0])
+    require_room(adapter, SHAPE, torch.float32, batch_size=fits // 2, autocast=None)
+
+
+def test_a_device_without_room_for_the_batch_is_one_sentence(tmp_path, digits):
+    """Under an address-space limit (ulimit -v) not far above what the process itself takes."""
+    code = (
+        "import resource, sys, losa_cache.cli as cli, losa_cache.train.train, losa_cache.display\n"
+        "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + 1_000_000_000,) * 2)\n"
+        "cli.main()\n"
+    )
+    command = f"train --cache {digits['train']} --device cpu --batch-size 448 --val-fraction 0 --rank 96".split()
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    named = re.search(r"of 448.*--batch-size (\d+)", done.stderr)
+    assert named, done.stderr
+    assert 0 < int(named[1]) < 448
+
+
+def test_online_runs_say_where_a_resumed_one_differs(tmp_path):
+    options = {"epochs": 2, "rank": 2, "val_fraction": 0, "device": "cpu"}
+    with pytest.raises(KeyboardInterrupt):
+        lc.train(
+            online=lc.OnlineConfig("tiny0", "tiny"), backbone=tiny_backbone(), out=tmp_path / "run",
+            dataset=interrupting(tiny_samples(), 5), **options,
+        )  # fmt: skip
+    with pytest.raises(lc.UserError, match=r"began with something else: it differs in dataset\.fingerprint"):
+        lc.resume(tmp_path / "run", backbone=tiny_backbone(), dataset=tiny_samples(24), device="cpu")
+    assert losa_cache("train", "--resume", str(tmp_path / "run")).returncode == 2  # 'tiny0' is not a name to load
