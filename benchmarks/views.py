@@ -16,6 +16,8 @@ from typing import Any
 
 import losa_cache as lc
 
+PARTS = {part: f"train_seconds_{part}" for part in ("read", "decode", "backbone")}  # the rest is the side network
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -76,8 +78,12 @@ def compare(arguments: argparse.Namespace, work: Path) -> None:
             )
             seconds.append(perf_counter() - started)
             accuracies.append(lc.evaluate_run(run.run, cache=test)["top1"])
+            epoch = run.metrics
         figures = " / ".join(f"{accuracy:.1f}" for accuracy in accuracies)
-        print(f"  {name:<32} test top-1 {figures} %, {statistics.median(seconds):.0f} s a run", flush=True)
+        parts = [f"{part} {epoch[key] / epoch['train_seconds']:.0%}" for part, key in PARTS.items() if key in epoch]
+        print(
+            f"  {name:<32} test top-1 {figures} %, {statistics.median(seconds):.0f} s a run, of the last epoch:", *parts
+        )
 
 
 if __name__ == "__main__":

@@ -151,7 +151,7 @@ def train(
     if resume is not None:
         _refuse(context, "--resume goes on with a run's own options", but=("resume", "device", "as_json"))
         with TrainingBar(Run(resume).config()[0].epochs) as bar:
-            result = resume_run(resume, device=device, report=bar)
+            result = resume_run(resume, device=device, report=bar, progress=bar.advance)
         _print(training_report(result), as_json)
         return
     config = TrainConfig(
@@ -197,7 +197,7 @@ def train(
         opened = latest_training_cache()
         console.print(f"cache: {opened.path} (the most recent complete one)", soft_wrap=True)
     with TrainingBar(epochs) as bar:
-        result = run(opened, online=fresh, config=config, out=out, device=device, report=bar)
+        result = run(opened, online=fresh, config=config, out=out, device=device, report=bar, progress=bar.advance)
     _print(training_report(result), as_json)
 
 

@@ -1,4 +1,6 @@
-"""Where to compute."""
+"""Where to compute, and with how many helpers."""
+
+import os
 
 import torch
 
@@ -19,6 +21,12 @@ def choose_device(name: str | None = None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device {name!r} cannot be used ({str(error).splitlines()[0]}): try --device cpu.") from error
     return device
+
+
+def default_workers() -> int:
+    """Give the threads or processes that decode: one for each core that this process may use, at most 16."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(16, usable)
 
 
 def has_bfloat16(device: torch.device) -> bool:

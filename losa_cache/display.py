@@ -1,5 +1,6 @@
 """What a person sees: progress with rate and time left, and figures in readable units. It all goes to stderr."""
 
+from time import perf_counter
 from typing import Any
 
 from rich.console import Console
@@ -104,19 +105,29 @@ class ExtractionBar(Meter):
 
 
 class TrainingBar:
-    """Show epoch, loss, accuracy and time left of a training run; a line every tenth where there is no terminal."""
+    """Show epochs, loss, accuracy and time left of a training run; some lines where there is no terminal."""
+
+    _shown = 0.0
 
     def __init__(self, epochs: int) -> None:
         self.epochs = epochs
-        self._bar = _progress("epoch {task.completed:.0f}/{task.total:.0f}, {task.fields[figures]}")
+        self._bar = _progress("epoch {task.completed:.1f}/{task.total:.0f}, {task.fields[figures]}")
 
     def __enter__(self) -> "TrainingBar":
         self._task = self._bar.add_task("training", total=self.epochs, figures="")
         self._bar.start()
+        self._shown = perf_counter()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
+
+    def advance(self, epochs: float) -> None:
+        """Take the epochs done so far."""
+        self._bar.update(self._task, completed=epochs)
+        if not console.is_terminal and perf_counter() - self._shown >= LINE_SECONDS:
+            self._shown = perf_counter()
+            console.print(f"epoch {epochs:.2f}/{self.epochs}")
 
     def __call__(self, metrics: dict[str, Any]) -> None:
         """Take an epoch's metrics."""
@@ -126,4 +137,5 @@ class TrainingBar:
             figures += f", val top-1 {metrics['val_top1']:.1f} %"
         self._bar.update(self._task, completed=epoch, figures=figures)
         if not console.is_terminal and (epoch % max(1, self.epochs // 10) == 0 or epoch == self.epochs):
+            self._shown = perf_counter()
             console.print(f"epoch {epoch}/{self.epochs}: {figures}, {metrics['train_seconds']:.2f} s")

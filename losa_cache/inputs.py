@@ -72,7 +72,7 @@ def open_inputs(
     if isinstance(backbone, str):
         backbone = load_backbone(backbone, weights=weights, img_size=img_size, resize=resize, seed=seed)
     if augment is not None:
-        backbone.input.augmentation(augment)
+        backbone.input.augmentation(augment)  # an unknown one is refused before anything is written
     backbone.to(device)
     samples = dataset.select(permute(len(dataset), seed=seed, limit=limit))
     compute = backbone.compute_dtype(precision)

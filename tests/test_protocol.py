@@ -96,6 +96,8 @@ def test_activations_metadata(cache):
     assert meta["chunk_grid"]["configuration"]["chunk_shape"] == [cache.layout.shard_samples, 4, 5, 32]
     assert meta["chunk_key_encoding"] == {"name": "default", "configuration": {"separator": "."}}
     assert meta["fill_value"] == 0x7FC0
+    (line,) = re.findall(r"Its dimensions are named (.*)\.", PAGE)
+    assert meta["dimension_names"] == re.findall(r"`(\w+)`", line)
     assert meta["attributes"] == {"dtype": "bfloat16"}
     (codec,) = meta["codecs"]
     assert codec["name"] == "sharding_indexed"

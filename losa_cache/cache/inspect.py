@@ -12,7 +12,7 @@ def inspect_cache(path: str | Path) -> dict[str, Any]:
     """Describe a cache, complete or not.
 
     Returns:
-        its path, identity and the fields behind it, shape ``[samples, layers, tokens, width]``, bytes stored and bytes
+        its path, identity and the fields behind it, shape ``[rows, layers, tokens, width]``, bytes stored and bytes
         of the same values in float32 with their ratio, samples a class, and health: ``complete``, shards present,
         samples skipped, values overflowed and non-finite.
 

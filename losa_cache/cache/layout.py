@@ -12,6 +12,8 @@ SHARD_BYTES = 256 * 1024 * 1024
 class Layout:
     """How ``(samples, layers, tokens, width)`` values of ``itemsize`` bytes lie in shards.
 
+    To the layout every row is a sample of its own: views are the business of others.
+
     One chunk is ``(1, chunk_layers, tokens, width)``, one shard ``(shard_samples, layers, tokens, width)``: all chunks
     of a sample lie together, in the order of the layers.
     """

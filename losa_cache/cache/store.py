@@ -107,7 +107,7 @@ def create_store(
         serializer="auto",
         fill_value=precision.fill,
         chunk_key_encoding={"name": "default", "separator": "."},
-        dimension_names=("sample", "layer", "token", "channel"),
+        dimension_names=("row", "layer", "token", "channel"),
         attributes={"dtype": precision.name},
     )
     _put(group, "labels", labels)

@@ -88,7 +88,7 @@ class BatchAugmentation:
         """
         with seeded(*key, device=images.device):
             if self.reprob:
-                images = RandomErasing(self.reprob, mode="pixel", device=images.device.type)(images)
+                images = RandomErasing(self.reprob, mode="pixel", device=str(images.device))(images)
             if not self.mixes:
                 return images, labels
             mix = Mixup(self.mixup, self.cutmix, label_smoothing=0.0, num_classes=self.classes)

@@ -99,8 +99,16 @@ class Decoder:
         """Yield a batch for each sequence of views, in order; decoding goes on while the caller works."""
         if self._processes is not None:
             self._plan.batches = plan
-            for found in self._processes:
-                yield self._collate(found)
+            try:
+                for found in self._processes:
+                    yield self._collate(found)
+            except RuntimeError as error:
+                if "worker" not in str(error):
+                    raise
+                raise UserError(
+                    f"a process that decodes images died ({str(error).splitlines()[0]}): if the machine is short of "
+                    "memory, give fewer --workers."
+                ) from error
         else:
             yield from work_ahead(self._by_threads, plan, DECODE_AHEAD)
 

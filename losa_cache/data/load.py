@@ -24,7 +24,7 @@ def load_samples(name: str, *, split: str = "train", data_dir: Path | None = Non
     Raises:
         UserError: for an unknown name (with the nearest ones) or files that are not as expected.
     """
-    key = name.lower().replace("_", "").replace("-", "")
+    key = _key(name)
     if key == "digits":
         return load_digits_split(split)
     if key in ("folder", "places365"):
@@ -39,3 +39,12 @@ def load_samples(name: str, *, split: str = "train", data_dir: Path | None = Non
         f"unknown data set {name!r}: it is no folder either{nearest(key, [*OWN_NAMES, *NAMES])}. "
         f"Known: {', '.join(OWN_NAMES)} and torchvision's {', '.join(NAMES)}."
     )
+
+
+def is_name(name: str) -> bool:
+    """Tell whether a data set is known by this name; else it is a folder's path."""
+    return _key(name) in (*OWN_NAMES, *NAMES)
+
+
+def _key(name: str) -> str:
+    return name.lower().replace("_", "").replace("-", "")

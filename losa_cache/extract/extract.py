@@ -1,6 +1,5 @@
 """``extract``: a backbone and a data set to a cache."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from losa_cache.cache.precision import get_precision
 from losa_cache.cache.store import ActivationCache, open_cache
 from losa_cache.cache.writer import CacheWriter
 from losa_cache.data.samples import Samples
-from losa_cache.device import choose_device
+from losa_cache.device import choose_device, default_workers
 from losa_cache.errors import UserError
 from losa_cache.extract import pipeline
 from losa_cache.extract.meter import Meter
@@ -120,7 +119,7 @@ def extract(
             inputs,
             writer,
             batch_size=batch_size or default_batch(layout),
-            workers=workers or min(16, os.cpu_count() or 1),
+            workers=workers or default_workers(),
             skip_errors=on_error == "skip",
             meter=meter or Meter(),
         )

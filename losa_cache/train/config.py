@@ -104,8 +104,12 @@ class OnlineConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Give the fields, with paths that hold from any working directory."""
-        fields = asdict(self)
-        for name in ("data_dir", "weights", "dataset"):
-            if fields[name] is not None and Path(fields[name]).exists():
-                fields[name] = str(Path(fields[name]).resolve())
-        return fields
+        from losa_cache.backbone.model import PRETRAINED, RANDOM
+        from losa_cache.data.load import is_name
+
+        paths = {"data_dir": self.data_dir}
+        if self.weights not in (PRETRAINED, RANDOM):
+            paths["weights"] = self.weights
+        if not is_name(self.dataset):
+            paths["dataset"] = self.dataset
+        return asdict(self) | {name: path and str(Path(path).resolve()) for name, path in paths.items()}

@@ -83,7 +83,7 @@ def evaluate_run(
         samples = material.held_out if own else material.train
         found = evaluate(
             load_adapter(directory, adapter_config, material.tail).to(where),
-            material.plain,
+            material.source,
             samples,
             batch_size=config.batch_size,
             autocast=autocast_dtype(where, manifest.precision),

@@ -25,6 +25,9 @@ from losa_cache.train.sampler import epoch_requests
 
 CHECKPOINT_SECONDS = 300
 Report = Callable[[dict[str, Any]], None]
+"""Is given each epoch's metrics."""
+Progress = Callable[[float], None]
+"""Is given the epochs done so far, with their fraction, after every batch."""
 
 
 def lr_factor(step: int, *, total: int, warmup: int) -> float:
@@ -142,6 +145,7 @@ def fit(
     device: torch.device,
     autocast: torch.dtype | None,
     report: Report,
+    progress: Progress,
 ) -> None:
     """Train from the run's checkpoint, or the start, to the last epoch; checkpoint, log and report after each.
 
@@ -172,7 +176,10 @@ def fit(
         )
         saved = perf_counter()
 
+    steps = math.ceil(len(material.train) / config.batch_size)
+
     def between_batches() -> None:
+        progress(done + passed.steps / steps)
         if interrupt.asked or perf_counter() - saved > CHECKPOINT_SECONDS:
             passed.note(material.source.spent())
             save()

@@ -1,7 +1,6 @@
 """What a run learns from: a cache, a backbone with images, or both."""
 
 import logging
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ from losa_cache.cache.identity import differences
 from losa_cache.cache.manifest import Manifest
 from losa_cache.cache.precision import get_precision
 from losa_cache.cache.store import ActivationCache
+from losa_cache.device import default_workers
 from losa_cache.errors import UserError
 from losa_cache.layers import choose_layers
 from losa_cache.memory import available_memory
@@ -153,13 +153,11 @@ def from_backbone(
     layers = used_layers(manifest.layers, config)
     precision = get_precision(manifest.precision)
     batch_augmentation = BatchAugmentation(online.mixup, online.cutmix, online.reprob, len(manifest.classes))
-    if online.augment is not None:
-        inputs.backbone.input.augmentation(online.augment)  # refused here, not in a worker
     fresh = OnlineSource(
         inputs,
         layers,
         precision,
-        workers=online.workers or min(16, os.cpu_count() or 1),
+        workers=online.workers or default_workers(),
         augment=online.augment,
         batch_augmentation=batch_augmentation,
         seed=config.seed,

@@ -18,7 +18,7 @@ from losa_cache.sidenet.adapter import Adapter
 from losa_cache.sidenet.adapter_file import save_adapter
 from losa_cache.sidenet.tail import FrozenTail
 from losa_cache.train.config import OnlineConfig, TrainConfig
-from losa_cache.train.loop import Report, autocast_dtype, fit
+from losa_cache.train.loop import Progress, Report, autocast_dtype, fit
 from losa_cache.train.material import Material, open_material, used_layers
 from losa_cache.train.room import require_room
 from losa_cache.train.run import Run, next_run_path
@@ -55,6 +55,7 @@ def train(
     out: str | Path | None = None,
     device: str | None = None,
     report: Report = lambda metrics: None,
+    progress: Progress = lambda epochs: None,
     **options: Any,
 ) -> TrainResult:
     """Train a side network (or a linear probe) from a cache, from the backbone itself, or from both.
@@ -70,6 +71,7 @@ def train(
         out: run directory; by default ``runs/<data set>-<side>-<n>``.
         device: by default the GPU where there is one.
         report: is given each epoch's metrics.
+        progress: is given the epochs done, with their fraction, after every batch.
         options: fields of :class:`TrainConfig`, over those of ``config``.
 
     Raises:
@@ -91,7 +93,9 @@ def train(
             "online": None if online is None else online.to_json(),
             "fields": material.manifest.fields,
         }
-        return _fit(Run.create(path, config, origin), material, adapter, config, device=where, report=report)
+        return _fit(
+            Run.create(path, config, origin), material, adapter, config, device=where, report=report, progress=progress
+        )
 
 
 def resume(
@@ -101,6 +105,7 @@ def resume(
     dataset: "Samples | None" = None,
     device: str | None = None,
     report: Report = lambda metrics: None,
+    progress: Progress = lambda epochs: None,
 ) -> TrainResult:
     """Continue a run at its next batch, with its own options, cache and images.
 
@@ -109,6 +114,7 @@ def resume(
         backbone, dataset: those that an online run was given as objects.
         device: by default the GPU where there is one.
         report: is given each epoch's metrics.
+        progress: is given the epochs done, with their fraction, after every batch.
 
     Raises:
         UserError: if the run cannot be read, or what it learns from is gone or another one now.
@@ -125,7 +131,7 @@ def resume(
         if wrong := differences(ours, theirs):
             raise UserError(f"run {str(run)!r} began with something else: it differs in {'; '.join(wrong)}.")
         adapter = _ready_adapter(material, config, where)
-        return _fit(directory, material, adapter, config, device=where, report=report)
+        return _fit(directory, material, adapter, config, device=where, report=report, progress=progress)
 
 
 def new_adapter(manifest: Manifest, tail: FrozenTail, config: TrainConfig) -> Adapter:
@@ -149,7 +155,14 @@ def _ready_adapter(material: Material, config: TrainConfig, device: torch.device
 
 
 def _fit(
-    run: Run, material: Material, adapter: Adapter, config: TrainConfig, *, device: torch.device, report: Report
+    run: Run,
+    material: Material,
+    adapter: Adapter,
+    config: TrainConfig,
+    *,
+    device: torch.device,
+    report: Report,
+    progress: Progress,
 ) -> TrainResult:
     manifest = material.manifest
     try:
@@ -161,6 +174,7 @@ def _fit(
             device=device,
             autocast=autocast_dtype(device, manifest.precision),
             report=report,
+            progress=progress,
         )
     except RuntimeError as error:  # torch has a class for a GPU's memory alone
         if "out of memory" not in str(error) and "allocate memory" not in str(error):

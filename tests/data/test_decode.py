@@ -1,6 +1,7 @@
 """Pixels in parallel: the same as by timm in this process, whoever computes them and in whichever order."""
 
 import hashlib
+import os
 import random
 
 import numpy as np
@@ -100,3 +101,14 @@ def test_every_policy_works_on_every_image(policy):
 def test_a_policy_that_timm_does_not_know_is_refused(policy):
     with pytest.raises(UserError, match=f"timm does not know the augmentation '{policy}'"):
         SPEC.augmentation(policy)
+
+
+def test_a_decoding_process_that_dies_is_one_sentence():
+    def die(i):
+        os._exit(9)
+
+    samples = tiny_samples()
+    decoder = Decoder(type(samples)(**{**vars(samples), "load": die}), SPEC, workers=1, augment=POLICY)
+    with pytest.raises(UserError, match="a process that decodes images died .*fewer --workers"):
+        next(decoder.batches([[(0, 0)]]))
+    decoder.close()

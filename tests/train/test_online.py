@@ -301,3 +301,20 @@ def test_one_class_is_refused(tmp_path):
             online=lc.OnlineConfig("tiny0", "tiny", mixup=0.2), backbone=tiny_backbone(), dataset=samples,
             **train_options(tmp_path, "run"),
         )  # fmt: skip
+
+
+def test_a_runs_paths_hold_from_any_folder_and_names_stay_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("digits", "flowers"):
+        (tmp_path / folder).mkdir()
+    named = lc.OnlineConfig("vit_b", "digits", data_dir="flowers", weights="w.safetensors").to_json()
+    assert (named["dataset"], named["data_dir"]) == ("digits", str(tmp_path / "flowers"))
+    assert named["weights"] == str(tmp_path / "w.safetensors")
+    path = lc.OnlineConfig("vit_b", "flowers").to_json()
+    assert (path["dataset"], path["data_dir"], path["weights"]) == (str(tmp_path / "flowers"), None, "pretrained")
+
+
+def test_progress_is_told_after_every_batch(tiny_cache, tmp_path):
+    seen = []
+    lc.train(tiny_cache, progress=seen.append, **train_options(tmp_path, "run", epochs=2, batch_size=8, val_fraction=0))
+    assert seen == pytest.approx([1 / 3, 2 / 3, 1, 4 / 3, 5 / 3, 2])

@@ -1,0 +1,182 @@
+"""A training step with the backbone in it: LoSA and the linear probe beside LoRA, BitFit and full fine-tuning.
+
+    pip install peft
+    python benchmarks/online.py [--backbone vit_s] [--backbone vit_b] [--batch-size 32] [--steps 4] [--repeats 3]
+
+Random weights, 100 classes, bfloat16 autocast where the device has it, AdamW; one batch of pixels that is already on
+the device, so that only the step is timed. Every measurement is a process with its own peak memory; within a repeat
+all methods run in turn. The limit beside them is the bare forward pass without gradients.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from time import perf_counter
+
+import timm
+import torch
+from peak import peak_gigabytes
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from losa_cache import Adapter, load_backbone
+from losa_cache.allocator import keep_freed_memory
+from losa_cache.backbone.names import full_name
+from losa_cache.cache.precision import get_precision
+from losa_cache.device import choose_device, has_bfloat16
+from losa_cache.layers import choose_layers
+
+CLASSES, RANK = 100, 16
+Step = Callable[[], None]
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """Compute in bfloat16 where the device has it."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=has_bfloat16(device))
+
+
+def side_network(name: str, pixels: Tensor, labels: Tensor, side: str, layers: str) -> tuple[int, Step]:
+    """Build the step of ``losa-cache train --online``: backbone in inference mode, adapter trained on its blocks."""
+    device = pixels.device
+    backbone = load_backbone(name, weights="random").to(device)
+    precision, compute = get_precision("bfloat16"), backbone.compute_dtype("bfloat16")
+    chosen = choose_layers(layers, range(1, backbone.depth + 1))
+    adapter = Adapter(
+        side=side, depth=len(chosen), tokens=backbone.tokens, width=backbone.width, rank=RANK, classes=CLASSES,
+        tail=backbone.tail,
+    ).to(device)  # fmt: skip
+    trained = [p for p in adapter.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-3)
+
+    def step() -> None:
+        blocks: list[Tensor] = []
+
+        def take(_: int, output: Tensor) -> None:
+            with torch.inference_mode(False), torch.no_grad():
+                blocks.append(precision.rounded(output))
+
+        backbone.run(pixels, chosen, take, compute=compute)
+        with autocast(device):
+            logits = adapter(blocks)
+        descend(logits, labels, optimizer)
+
+    return sum(p.numel() for p in trained), step
+
+
+def inside(name: str, pixels: Tensor, labels: Tensor, method: str) -> tuple[int, Step]:
+    """Build the step of a method that trains inside the backbone, so that gradients cross it."""
+    device = pixels.device
+    spec = load_backbone(name, weights="random").input
+    model: nn.Module = timm.create_model(full_name(name), num_classes=CLASSES)
+    if method == "LoRA":
+        from peft import LoraConfig, get_peft_model
+
+        config = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=["qkv"], modules_to_save=["head"])
+        model = get_peft_model(model, config)
+    elif method == "BitFit":
+        for parameter_name, parameter in model.named_parameters():
+            parameter.requires_grad_(parameter_name.endswith("bias") or parameter_name.startswith("head"))
+    model.to(device).train()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4)
+
+    def step() -> None:
+        with autocast(device):
+            logits = model(spec.normalise(pixels))
+        descend(logits, labels, optimizer)
+
+    return sum(p.numel() for p in trained), step
+
+
+def descend(logits: Tensor, labels: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """Take one optimiser step."""
+    optimizer.zero_grad(set_to_none=True)
+    F.cross_entropy(logits.float(), labels).backward()
+    optimizer.step()
+
+
+def forward(name: str, pixels: Tensor, labels: Tensor) -> tuple[int, Step]:
+    """Build the bare forward pass."""
+    backbone = load_backbone(name, weights="random").to(pixels.device)
+
+    def step() -> None:
+        with torch.inference_mode(), autocast(pixels.device):
+            backbone.model(backbone.input.normalise(pixels))
+
+    return 0, step
+
+
+METHODS: dict[str, Callable[[str, Tensor, Tensor], tuple[int, Step]]] = {
+    "bare forward": forward,
+    "linear probe": partial(side_network, side="linear", layers="1"),
+    "LoSA, 4 layers": partial(side_network, side="losa", layers="4"),
+    "LoSA, all layers": partial(side_network, side="losa", layers="all"),
+    "LoRA": partial(inside, method="LoRA"),
+    "BitFit": partial(inside, method="BitFit"),
+    "full fine-tuning": partial(inside, method="full"),
+}
+
+
+def measure(method: str, name: str, batch_size: int, steps: int) -> dict[str, float]:
+    """Time steps of one method, after two to warm up."""
+    keep_freed_memory()
+    device = choose_device()
+    torch.manual_seed(0)
+    size = load_backbone(name, weights="random").input.size
+    pixels = torch.randint(0, 256, (batch_size, *size), dtype=torch.uint8, device=device)
+    labels = torch.randint(0, CLASSES, (batch_size,), device=device)
+    trained, step = METHODS[method](name, pixels, labels)
+    times = []
+    for _ in range(steps + 2):
+        started = perf_counter()
+        step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(perf_counter() - started)
+    on_device = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else peak_gigabytes()
+    return {"seconds": statistics.median(times[2:]), "trained": trained, "peak_gb": on_device}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", action="append", help="default: vit_s and vit_b")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--method", choices=METHODS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.method:
+        print(json.dumps(measure(arguments.method, arguments.backbone[0], arguments.batch_size, arguments.steps)))
+        return
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
+    print(f"{device}, torch {torch.__version__}, batches of {arguments.batch_size}, rank {RANK}")
+    for name in arguments.backbone or ["vit_s", "vit_b"]:
+        runs: dict[str, list[dict[str, float]]] = {method: [] for method in METHODS}
+        for _ in range(arguments.repeats):
+            for method, found in runs.items():
+                command = [sys.executable, __file__, "--method", method, "--backbone", name]
+                command += ["--batch-size", str(arguments.batch_size), "--steps", str(arguments.steps)]
+                found.append(json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout))
+        report(name, arguments.batch_size, runs)
+
+
+def report(name: str, batch_size: int, runs: dict[str, list[dict[str, float]]]) -> None:
+    """Print medians, and the ratio to LoSA over all layers repeat by repeat."""
+    print(f"\n{name}: trained parameters, images/s, step over that of LoSA (range), peak GB")
+    reference = [run["seconds"] for run in runs["LoSA, all layers"]]
+    for method, found in runs.items():
+        seconds = statistics.median(run["seconds"] for run in found)
+        ratios = sorted(run["seconds"] / ours for run, ours in zip(found, reference, strict=True))
+        print(
+            f"  {method:<18}{found[0]['trained']:>12,}{batch_size / seconds:9.1f}"
+            f"{statistics.median(ratios):8.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+            f"{statistics.median(run['peak_gb'] for run in found):8.1f}"
+        )
+
+
+if __name__ == "__main__":
+    main()
