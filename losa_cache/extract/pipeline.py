@@ -120,7 +120,7 @@ class _HostCopy:
         if self._stream is None:
             values, extremes = (tensor.cpu() for tensor in tensors)
             return lambda: (values, extremes)
-        self._stream.wait_stream(torch.cuda.current_stream())
+        self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
         with torch.cuda.stream(self._stream):
             hosts = []
             for tensor in tensors:

@@ -15,7 +15,7 @@ class Stopwatch:
     """Add up what parts of a source take; on a GPU by events, so that nothing waits for the device."""
 
     def __init__(self, device: torch.device) -> None:
-        self._on_gpu = device.type == "cuda"
+        self._device = device
         self._seconds: dict[str, float] = defaultdict(float)
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
 
@@ -30,11 +30,11 @@ class Stopwatch:
     @contextmanager
     def computing(self, name: str) -> Iterator[None]:
         """Count what the device computes in this block."""
-        if self._on_gpu:
+        if self._device.type == "cuda":
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            start.record()
+            start.record(torch.cuda.current_stream(self._device))
             yield
-            end.record()
+            end.record(torch.cuda.current_stream(self._device))
             self._events.append((name, start, end))
         else:
             started = perf_counter()
