@@ -211,8 +211,11 @@ def evaluate(
 ) -> None:
     """Evaluate a run's adapter: top-1, top-5 and loss."""
     from losa_cache import evaluate_run
+    from losa_cache.display import PassBar
 
-    _print(evaluate_run(run, cache=cache, split=split, device=device), as_json)
+    with PassBar("evaluating", 1) as bar:
+        result = evaluate_run(run, cache=cache, split=split, device=device, progress=bar.advance)
+    _print(result, as_json)
 
 
 @app.command()

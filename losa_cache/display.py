@@ -1,7 +1,7 @@
 """What a person sees: progress with rate and time left, and figures in readable units. It all goes to stderr."""
 
 from time import perf_counter
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -104,17 +104,20 @@ class ExtractionBar(Meter):
             console.print(f"{self.images}/{self.total} images, {rate:.0f}/s, {size}, {left:.0f} min left")
 
 
-class TrainingBar:
-    """Show epochs, loss, accuracy and time left of a training run; some lines where there is no terminal."""
+class PassBar:
+    """Show passes over samples and time left; a line a minute where there is no terminal.
 
-    _shown = 0.0
+    Args:
+        name: what is done.
+        total: passes.
+    """
 
-    def __init__(self, epochs: int) -> None:
-        self.epochs = epochs
-        self._bar = _progress("epoch {task.completed:.1f}/{task.total:.0f}, {task.fields[figures]}")
+    def __init__(self, name: str, total: int) -> None:
+        self.name, self.total = name, total
+        self._bar = _progress("{task.completed:.2f}/{task.total:.0f}{task.fields[figures]}")
 
-    def __enter__(self) -> "TrainingBar":
-        self._task = self._bar.add_task("training", total=self.epochs, figures="")
+    def __enter__(self) -> Self:
+        self._task = self._bar.add_task(self.name, total=self.total, figures="")
         self._bar.start()
         self._shown = perf_counter()
         return self
@@ -122,12 +125,24 @@ class TrainingBar:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def advance(self, epochs: float) -> None:
-        """Take the epochs done so far."""
-        self._bar.update(self._task, completed=epochs)
-        if not console.is_terminal and perf_counter() - self._shown >= LINE_SECONDS:
-            self._shown = perf_counter()
-            console.print(f"epoch {epochs:.2f}/{self.epochs}")
+    def advance(self, passes: float) -> None:
+        """Take the passes done so far, with their fraction."""
+        self._bar.update(self._task, completed=passes)
+        if perf_counter() - self._shown >= LINE_SECONDS:
+            self.line(f"{self.name} {passes:.2f}/{self.total}")
+
+    def line(self, text: str) -> None:
+        """Print a line where there is no terminal."""
+        if not console.is_terminal:
+            console.print(text)
+        self._shown = perf_counter()
+
+
+class TrainingBar(PassBar):
+    """Show epochs, and the loss and accuracy of the last; a line every tenth where there is no terminal."""
+
+    def __init__(self, epochs: int) -> None:
+        super().__init__("epoch", epochs)
 
     def __call__(self, metrics: dict[str, Any]) -> None:
         """Take an epoch's metrics."""
@@ -135,7 +150,6 @@ class TrainingBar:
         figures = f"loss {metrics['train_loss']:.3f}"
         if "val_top1" in metrics:
             figures += f", val top-1 {metrics['val_top1']:.1f} %"
-        self._bar.update(self._task, completed=epoch, figures=figures)
-        if not console.is_terminal and (epoch % max(1, self.epochs // 10) == 0 or epoch == self.epochs):
-            self._shown = perf_counter()
-            console.print(f"epoch {epoch}/{self.epochs}: {figures}, {metrics['train_seconds']:.2f} s")
+        self._bar.update(self._task, completed=epoch, figures=f", {figures}")
+        if epoch % max(1, self.total // 10) == 0 or epoch == self.total:
+            self.line(f"epoch {epoch}/{self.total}: {figures}, {metrics['train_seconds']:.2f} s")

@@ -20,15 +20,16 @@ def evaluate(
     *,
     batch_size: int,
     autocast: torch.dtype | None,
-    after_batch: Callable[[], None] = lambda: None,
+    progress: Callable[[float], None] = lambda share: None,
 ) -> dict[str, float]:
-    """Run the adapter over plain images of these samples.
+    """Run the adapter over plain images of these samples; say after every batch which share of them is done.
 
     Returns:
         ``loss`` (cross entropy, nats), ``top1`` and ``top5`` (percent; top-5 of fewer than 6 classes is 100).
     """
     adapter.eval()
     loss = top1 = top5 = 0.0
+    done = 0
     for batch in source.batches(requests_in_order(samples, batch_size)):
         with torch.autocast(batch.labels.device.type, autocast, enabled=autocast is not None):
             logits = adapter(batch.blocks).float()
@@ -36,5 +37,6 @@ def evaluate(
         hits = logits.topk(min(5, logits.shape[1])).indices == batch.labels[:, None]
         top1 += hits[:, 0].sum().item()
         top5 += hits.sum().item()
-        after_batch()
+        done += len(batch.ids)
+        progress(done / len(samples))
     return {"loss": loss / len(samples), "top1": 100 * top1 / len(samples), "top5": 100 * top5 / len(samples)}

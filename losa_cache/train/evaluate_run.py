@@ -14,7 +14,7 @@ from losa_cache.errors import UserError
 from losa_cache.sidenet.adapter_file import load_adapter, load_adapter_config
 from losa_cache.train.config import OnlineConfig
 from losa_cache.train.evaluate import evaluate
-from losa_cache.train.loop import autocast_dtype
+from losa_cache.train.loop import Progress, autocast_dtype
 from losa_cache.train.material import open_material
 from losa_cache.train.run import Run
 
@@ -34,6 +34,7 @@ def evaluate_run(
     backbone: "Backbone | None" = None,
     dataset: "Samples | None" = None,
     device: str | None = None,
+    progress: Progress = lambda share: None,
 ) -> dict[str, Any]:
     """Evaluate a finished run on plain images.
 
@@ -44,6 +45,7 @@ def evaluate_run(
         split: of an online run's data set, through the backbone, in place of a cache.
         backbone, dataset: those that an online run was given as objects; or, with ``split``, that split.
         device: by default the GPU where there is one.
+        progress: is given the share done, after every batch.
 
     Returns:
         ``on`` (the cache, or the data set), ``split``, ``samples``, ``loss``, ``top1``, ``top5``; also written to
@@ -87,6 +89,7 @@ def evaluate_run(
             samples,
             batch_size=config.batch_size,
             autocast=autocast_dtype(where, manifest.precision),
+            progress=progress,
         )
     tested = "held out of training" if own else manifest.fields["dataset"]["split"]
     result = {"on": name, "split": tested, "samples": len(samples), **found}

@@ -27,7 +27,7 @@ CHECKPOINT_SECONDS = 300
 Report = Callable[[dict[str, Any]], None]
 """Is given each epoch's metrics."""
 Progress = Callable[[float], None]
-"""Is given the epochs done so far, with their fraction, after every batch."""
+"""Is given the passes over the samples done so far, with their fraction, after every batch."""
 
 
 def lr_factor(step: int, *, total: int, warmup: int) -> float:
@@ -209,7 +209,7 @@ def fit(
                     material.held_out,
                     batch_size=config.batch_size,
                     autocast=autocast,
-                    after_batch=between_batches,
+                    progress=lambda share: between_batches(),
                 )
                 material.plain.spent()  # no part of the training
                 metrics |= {f"val_{name}": value for name, value in found.items()}
