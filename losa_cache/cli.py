@@ -13,6 +13,7 @@ from losa_cache.errors import UserError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+INTERRUPTED = 130
 IMAGES = "Backbone and images"
 ONLINE_OPTIONS = (
     *("backbone", "dataset", "split", "data_dir", "weights", "img_size", "resize", "limit", "precision", "workers"),
@@ -237,9 +238,11 @@ def main() -> None:
     except UserError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as end:
+        if isinstance(end, SystemExit) and end.code != INTERRUPTED:  # typer turns Ctrl-C into this code
+            raise
         typer.echo("stopped: what is finished is kept; the same command (train: --resume) goes on.", err=True)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
 
 
 def _refuse(context: typer.Context, reason: str, *, but: tuple[str, ...] = (), only: tuple[str, ...] = ()) -> None:

@@ -154,10 +154,11 @@ class _Views(Dataset[Found]):
             return index, f"{type(error).__name__}: {error}"
 
     def _decoded(self, index: int) -> Image.Image:
-        last = self._last
-        if last is None or last[0] != index:  # the views of a sample follow one another
-            last = self._last = index, self._samples.load(index)
-        return last[1]
+        if self._random is None:
+            return self._samples.load(index)
+        if self._last is None or self._last[0] != index:  # the views of a sample follow one another
+            self._last = index, self._samples.load(index)
+        return self._last[1]
 
 
 class _Plan:

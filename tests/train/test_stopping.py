@@ -61,6 +61,8 @@ def test_ctrl_c_in_an_online_run_costs_nothing(tmp_path):
             break
         assert process.returncode == 130, errors
         assert "Traceback" not in errors
+        assert "stopping after this batch" in errors
+        assert "stopped: what is finished is kept" in errors
         state = torch.load(checkpoint, weights_only=True)
         stopped_at.append((state["epoch"], state["passed"]["steps"]))
         arguments = ["train", "--resume", "stopped", "--device", "cpu"]
