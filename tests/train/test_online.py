@@ -41,24 +41,12 @@ def losses_of_every_step(source, cache, config):
     adapter = new_adapter(cache.manifest, frozen_tail(cache), config)
     optimizer, losses = make_optimizer(adapter, config), []
     for epoch in range(config.epochs):
-        passed, before = Passed(), 0.0
-
-        def note():
-            nonlocal before
-            losses.append(passed.loss.item() - before)  # noqa: B023
-            before = passed.loss.item()  # noqa: B023
-
+        passed, sums = Passed(), [0.0]
         train_epoch(
-            adapter,
-            optimizer,
-            source,
-            cache.samples,
-            config,
-            epoch=epoch,
-            autocast=None,
-            passed=passed,
-            after_step=note,
-        )
+            adapter, optimizer, source, cache.samples, config, epoch=epoch, autocast=None, passed=passed,
+            after_step=lambda passed=passed, sums=sums: sums.append(passed.loss.item()),
+        )  # fmt: skip
+        losses.extend(np.diff(sums))
     return losses
 
 
