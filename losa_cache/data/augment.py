@@ -86,6 +86,8 @@ class BatchAugmentation:
         Returns:
             the images, and labels: as they were, or ``(batch, classes)`` shares where they were mixed.
         """
+        if not (self.reprob or self.mixes):
+            return images, labels  # reading a GPU's generator would wait for the GPU
         with seeded(*key, device=images.device):
             if self.reprob:
                 images = RandomErasing(self.reprob, mode="pixel", device=str(images.device))(images)

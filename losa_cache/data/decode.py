@@ -43,15 +43,14 @@ class Decoded:
     pixels: Tensor
     failures: dict[int, tuple[int, str]]
 
-    def require(self, samples: Samples, advice: str) -> "Decoded":
-        """Return self if everything decoded.
+    def require(self, samples: Samples, advice: str) -> None:
+        """Refuse a batch in which something did not decode.
 
         Raises:
             UserError: naming the first image that did not.
         """
         for index, reason in self.failures.values():
             raise UserError(f"image {samples.ids[index]!r} does not decode ({reason}): {advice}.")
-        return self
 
 
 class Decoder:
@@ -137,7 +136,7 @@ class _Views(Dataset[Found]):
     """A view to its pixels, or to the reason why there are none."""
 
     def __init__(self, samples: Samples, spec: InputSpec, augment: str | None, seed: int) -> None:
-        self._samples, self._augment, self._seed = samples, augment, seed
+        self._samples, self._seed = samples, seed
         self._plain = spec.transform()
         self._random = None if augment is None else spec.augmentation(augment)
         self._last: tuple[int, Image.Image] | None = None

@@ -81,7 +81,8 @@ def evaluate_run(
     with open_material(chosen, online, config, where, backbone=backbone, dataset=dataset) as material:
         manifest = material.manifest
         name = str(chosen.path) if chosen is not None else manifest.fields["dataset"]["name"]
-        _require_fit(run, f"data set {name!r}", adapter_config, manifest)
+        if chosen is None:
+            _require_fit(run, f"data set {name!r}", adapter_config, manifest)
         samples = material.held_out if own else material.train
         found = evaluate(
             load_adapter(directory, adapter_config, material.tail).to(where),

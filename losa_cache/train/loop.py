@@ -155,7 +155,6 @@ def fit(
         UserError: if the loss stops being a number.
         KeyboardInterrupt: after the checkpoint that Ctrl-C asked for.
     """
-    adapter.to(device)
     optimizer = make_optimizer(adapter, config)
     done, passed = 0, Passed()
     if (state := run.load_checkpoint(device)) is not None:

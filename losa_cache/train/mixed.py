@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 
 from losa_cache.train.batch import Batch, Request, Source
@@ -47,10 +46,7 @@ class MixedSource:
 
     def _joined(self, fresh: Batch, cached: Batch) -> Batch:
         blocks = [torch.cat(pair) for pair in zip(fresh.blocks, cached.blocks, strict=True)]
-        labels = [fresh.labels, cached.labels]
-        if fresh.labels.ndim == 2:
-            labels[1] = self._soft(cached.labels)
-        return Batch(blocks, torch.cat(labels), fresh.ids + cached.ids)
-
-    def _soft(self, labels: Tensor) -> Tensor:
-        return F.one_hot(labels, self._classes).float()
+        labels = cached.labels
+        if fresh.labels.ndim == 2:  # shares
+            labels = F.one_hot(labels, self._classes).float()
+        return Batch(blocks, torch.cat([fresh.labels, labels]), fresh.ids + cached.ids)
