@@ -122,13 +122,14 @@ class Decoder:
         return self._collate(list(self._threads.map(self._views.__getitem__, views)))
 
     def _collate(self, found: Sequence[Found]) -> Decoded:
-        pixels = torch.zeros(len(found), *self._shape, dtype=torch.uint8, pin_memory=self._pin)
+        pixels = torch.empty(len(found), *self._shape, dtype=torch.uint8, pin_memory=self._pin)
+        filled = pixels.numpy()  # torch's own fill and copy would start a second team of OpenMP threads on this thread
         failures: dict[int, tuple[int, str]] = {}
         for place, (index, image) in enumerate(found):
             if isinstance(image, str):
-                failures[place] = index, image
+                failures[place], filled[place] = (index, image), 0
             else:
-                pixels[place] = torch.from_numpy(image)
+                filled[place] = image
         return Decoded(pixels, failures)
 
 
