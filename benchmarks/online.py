@@ -43,7 +43,7 @@ def side_network(name: str, pixels: Tensor, labels: Tensor, side: str, layers: s
     """Build the step of ``losa-cache train --online``: backbone in inference mode, adapter trained on its blocks."""
     device = pixels.device
     backbone = load_backbone(name, weights="random").to(device)
-    precision, compute = get_precision("bfloat16"), backbone.compute_dtype("bfloat16")
+    encoding, compute = get_precision("bfloat16").fit([]), backbone.compute_dtype("bfloat16")
     chosen = choose_layers(layers, range(1, backbone.depth + 1))
     adapter = Adapter(
         side=side, depth=len(chosen), tokens=backbone.tokens, width=backbone.width, rank=RANK, classes=CLASSES,
@@ -57,7 +57,7 @@ def side_network(name: str, pixels: Tensor, labels: Tensor, side: str, layers: s
 
         def take(_: int, output: Tensor) -> None:
             with torch.inference_mode(False), torch.no_grad():
-                blocks.append(precision.rounded(output))
+                blocks.append(encoding.rounded(0, output))
 
         backbone.run(pixels, chosen, take, compute=compute)
         with autocast(device):

@@ -88,8 +88,8 @@ def online_epoch(name: str, folder: Path, images: int) -> Figures:
     inputs = open_inputs(
         name, "folder", data_dir=folder / "images", weights="random", precision=PRECISION, device=choose_device()
     )
-    layers, precision = inputs.manifest.layers, get_precision(PRECISION)
-    source = OnlineSource(inputs, layers, precision, workers=os.cpu_count() or 1)
+    layers, encoding = inputs.manifest.layers, get_precision(PRECISION).fit([])
+    source = OnlineSource(inputs, layers, encoding, workers=os.cpu_count() or 1)
     return _epoch(name, folder, source)
 
 

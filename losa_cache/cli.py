@@ -65,7 +65,7 @@ def extract(
     layers: Annotated[
         str, typer.Option(help="all, K evenly spaced with the last among them, or a list: 3,6,12.")
     ] = "all",
-    precision: Annotated[str, _images("float32, float16 or bfloat16.")] = "bfloat16",
+    precision: Annotated[str, _images("float32, float16, bfloat16, int8 or int4.")] = "bfloat16",
     limit: Limit = None,
     views: Annotated[int, _images("Rows a sample: the plain image, and V - 1 augmentations of it.")] = 1,
     augment: Augment = None,

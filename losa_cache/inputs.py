@@ -59,7 +59,7 @@ def open_inputs(
     Raises:
         UserError: for any of them that cannot work.
     """
-    get_precision(precision)
+    chosen = get_precision(precision)
     if views < 1:
         raise UserError(f"views is {views}: it must be at least 1.")
     if views > 1 and augment is None:
@@ -73,6 +73,7 @@ def open_inputs(
         backbone = load_backbone(backbone, weights=weights, img_size=img_size, resize=resize, seed=seed)
     if augment is not None:
         backbone.input.augmentation(augment)  # an unknown one is refused before anything is written
+    chosen.columns(backbone.width)  # a width that it cannot store is refused
     backbone.to(device)
     samples = dataset.select(permute(len(dataset), seed=seed, limit=limit))
     compute = backbone.compute_dtype(precision)

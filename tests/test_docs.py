@@ -28,11 +28,17 @@ def test_the_readmes_python_runs(tmp_path, monkeypatch, capsys):
 def test_the_protocols_python_runs(digits, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "cache.zarr").symlink_to(digits["train"])
-    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "protocol.md").read_text(), flags=re.DOTALL)
+    plain, int8 = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "protocol.md").read_text(), flags=re.DOTALL)
     names: dict = {}
-    exec(block, names)
+    exec(plain, names)
     assert names["blocks"].shape == (8, 8, 65, 96)
-    assert names["blocks"].isfinite().all()
+    expected = names["blocks"].float()
+    (tmp_path / "cache.zarr").unlink()
+    lc.extract("vit_digits", "digits", precision="int8", limit=8, out="cache.zarr")
+    exec(plain.splitlines()[3] + "\n" + int8, names)
+    assert names["blocks"].shape == (8, 8, 65, 96)
+    for layer in range(8):
+        assert (names["blocks"] - expected)[:, layer].norm() < 0.015 * expected[:, layer].norm()
 
 
 def commands():

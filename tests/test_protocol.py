@@ -1,9 +1,11 @@
 """docs/protocol.md and the code, held together in both directions."""
 
+import hashlib
 import json
 import re
 from pathlib import Path
 
+import google_crc32c
 import numpy as np
 import pytest
 
@@ -36,13 +38,30 @@ def flatten(value: dict, prefix: str = "") -> set[str]:
 
 @pytest.fixture
 def cache(tmp_path):
-    samples = tiny_samples(bad=(2,))
-    return extract(tiny_backbone(), samples, on_error="skip", out=tmp_path / "c.zarr", shard_bytes=6_700, batch_size=4)
+    return make(tmp_path, "bfloat16")
 
 
 @pytest.fixture
-def attributes(cache):
-    return json.loads((cache.path / "zarr.json").read_text())["attributes"]
+def int8_cache(tmp_path):
+    return make(tmp_path, "int8")
+
+
+def make(folder, precision, shard_bytes=6_700):
+    samples, out = tiny_samples(bad=(2,)), folder / f"{precision}.zarr"
+    return extract(
+        tiny_backbone(),
+        samples,
+        on_error="skip",
+        precision=precision,
+        out=out,
+        shard_bytes=shard_bytes,
+        batch_size=4,
+    )
+
+
+@pytest.fixture
+def attributes(int8_cache):
+    return json.loads((int8_cache.path / "zarr.json").read_text())["attributes"]
 
 
 def test_attributes(attributes):
@@ -55,7 +74,7 @@ def test_attributes(attributes):
 def test_identity(attributes):
     content = attributes["losa_cache"]
     assert flatten(content["fields"]) == first_cells("Identity")
-    assert content["identity"] == identity_hash({"protocol": 2, **content["fields"]})
+    assert content["identity"] == identity_hash({"protocol": 3, **content["fields"]})
 
 
 def test_tail(attributes):
@@ -65,23 +84,30 @@ def test_tail(attributes):
     assert pooled.keys() == set(re.findall(r'"(\w+)"', table("Tail")[5][1]))
 
 
-def test_arrays(cache):
+def test_encoding(attributes):
+    (row,) = (row for row in table("Attributes") if row[0] == "`encoding`")
+    assert attributes["losa_cache"]["encoding"].keys() == set(re.findall("`([^`]+)`", row[1]))
+
+
+def test_arrays(int8_cache):
+    cache = int8_cache
     stored = {str(p.parent.relative_to(cache.path)) for p in cache.path.rglob("zarr.json")} - {
         ".",
         "activations",
+        "scales",
         "tail",
     }
     named = {row[0].strip("`"): row for row in table("Arrays")}
-    assert {re.sub("^tail/.*", "tail/<name>", name) for name in stored} == set(named)
+    assert {re.sub("^(tail|scales)/.*", r"\1/<name>", name) for name in stored} == set(named)
     for name in stored:
-        row = named[re.sub("^tail/.*", "tail/<name>", name)]
+        row = named[re.sub("^(tail|scales)/.*", r"\1/<name>", name)]
         data_type = json.loads((cache.path / name / "zarr.json").read_text())["data_type"]
         assert row[1] in (f"`{data_type}`", "see *Precision*")
 
 
-def test_small_arrays_carry_checksums(cache):
-    for array in ("labels", "sample_ids", "tail/norm.weight"):
-        codecs = json.loads((cache.path / array / "zarr.json").read_text())["codecs"]
+def test_small_arrays_carry_checksums(int8_cache):
+    for array in ("labels", "sample_ids", "tail/norm.weight", "scales/channel"):
+        codecs = json.loads((int8_cache.path / array / "zarr.json").read_text())["codecs"]
         assert [codec["name"] for codec in codecs] == ["bytes", "zstd", "crc32c"]
 
 
@@ -91,21 +117,33 @@ def test_precisions():
     }
 
 
-def test_activations_metadata(cache):
+@pytest.mark.parametrize(
+    ("precision", "columns", "fill"), [("bfloat16", 32, 0x7FC0), ("int8", 34, 255), ("int4", 18, 255)]
+)
+def test_activations_metadata(precision, columns, fill, tmp_path):
+    cache = make(tmp_path, precision)
     meta = json.loads((cache.path / "activations" / "block" / "zarr.json").read_text())
-    assert meta["chunk_grid"]["configuration"]["chunk_shape"] == [cache.layout.shard_samples, 4, 5, 32]
+    assert meta["chunk_grid"]["configuration"]["chunk_shape"] == [cache.layout.shard_samples, 4, 5, columns]
     assert meta["chunk_key_encoding"] == {"name": "default", "configuration": {"separator": "."}}
-    assert meta["fill_value"] == 0x7FC0
+    assert meta["fill_value"] == fill
     (line,) = re.findall(r"Its dimensions are named (.*)\.", PAGE)
-    assert meta["dimension_names"] == re.findall(r"`(\w+)`", line)
-    assert meta["attributes"] == {"dtype": "bfloat16"}
+    *names, channel, byte = re.findall(r"`(\w+)`", line)
+    assert meta["dimension_names"] == [*names, channel if precision == "bfloat16" else byte]
+    assert meta["attributes"] == {"dtype": precision}
     (codec,) = meta["codecs"]
     assert codec["name"] == "sharding_indexed"
     inner = codec["configuration"]
-    assert inner["chunk_shape"] == [1, 4, 5, 32]
+    assert inner["chunk_shape"] == [1, 4, 5, columns]
     assert inner["index_location"] == "end"
-    assert [c["name"] for c in inner["codecs"]] == [c["name"] for c in inner["index_codecs"]] == ["bytes", "crc32c"]
-    assert inner["codecs"][0]["configuration"] == {"endian": "little"}
+    assert [c["name"] for c in inner["index_codecs"]] == ["bytes", "crc32c"]
+    ratio = json.loads((cache.path / "zarr.json").read_text())["attributes"]["losa_cache"]["encoding"]["compressed"]
+    names = ["bytes", "crc32c"] if ratio is None else ["bytes", "blosc", "crc32c"]
+    assert [c["name"] for c in inner["codecs"]] == names
+    if precision == "bfloat16":
+        assert inner["codecs"][0]["configuration"] == {"endian": "little"}
+    if ratio is not None:
+        blosc = inner["codecs"][1]["configuration"]
+        assert (blosc["cname"], blosc["shuffle"], blosc["typesize"]) == ("lz4", "bitshuffle", cache.layout.itemsize)
 
 
 def test_samples_lie_in_order_without_gaps(cache):
@@ -115,17 +153,38 @@ def test_samples_lie_in_order_without_gaps(cache):
         raw = cache.shard_path(shard).read_bytes()
         index = np.frombuffer(raw[-layout.index_bytes : -4], dtype="<u8").reshape(layout.shard_samples, -1, 2)
         present = [row - layout.rows(shard)[0] for row in layout.rows(shard) if row not in skipped]
-        assert index[present, 0, 0].tolist() == [i * layout.sample_bytes for i in range(len(present))]
+        lengths = index[present, 0, 1].tolist()
+        assert index[present, 0, 0].tolist() == [sum(lengths[:i]) for i in range(len(present))]
+        assert sum(lengths) + layout.index_bytes == len(raw)
         absent = [i for i in range(layout.shard_samples) if i not in present]
         assert (index[absent] == 2**64 - 1).all()
 
 
 def test_receipts(cache):
-    folder = cache.path.with_name("c.zarr.receipts")
-    assert {p.name for p in folder.iterdir()} == {"lock", *(f"{s:06d}.json" for s in range(cache.layout.shards))}
+    folder = cache.receipts
+    assert {p.name for p in folder.iterdir()} == {
+        "lock",
+        "core",
+        *(f"{s:06d}.json" for s in range(cache.layout.shards)),
+    }
     receipt = json.loads((folder / "000001.json").read_text())
+    seal = receipt.pop("seal")
     assert receipt.keys() == first_cells("Writing")
-    assert receipt["bytes"] == cache.shard_path(1).stat().st_size
-    import google_crc32c
+    assert seal == google_crc32c.value(json.dumps(receipt, sort_keys=True, separators=(",", ":")).encode())
+    raw = cache.shard_path(1).read_bytes()
+    assert receipt["bytes"] == len(raw)
+    index = raw[-cache.layout.index_bytes : -4]
+    entries = np.frombuffer(index, dtype="<u8").reshape(-1, 2)
+    ends = [int(offset + length) for offset, length in entries if offset != 2**64 - 1]
+    checksums = b"".join(raw[end - 4 : end] for end in ends)
+    assert receipt["digest"] == hashlib.sha256(checksums + index).hexdigest()
 
-    assert receipt["crc32c"] == google_crc32c.value(cache.shard_path(1).read_bytes())
+
+def test_the_copy_of_the_core(cache):
+    copy = cache.receipts / "core"
+    listed = json.loads((copy / "files.json").read_text())["files"]
+    core = {
+        p.relative_to(cache.path).as_posix(): p for p in cache.path.rglob("*") if p.is_file() and p.name[:2] != "c."
+    }
+    assert listed == {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in core.items()}
+    assert all((copy / name).read_bytes() == path.read_bytes() for name, path in core.items())

@@ -98,11 +98,12 @@ class Backbone:
     def compute_dtype(self, precision: str) -> torch.dtype:
         """Choose the dtype of the matrix products for a cache of this precision.
 
-        Half precisions are computed in kind where the device does that natively, else in float32.
+        float16 is computed in kind, anything else that is coarser than float32 in bfloat16, where the device does that
+        natively; else in float32.
         """
-        if precision == "bfloat16" and has_bfloat16(self.device):
-            return torch.bfloat16
-        return torch.float16 if precision == "float16" and self.device.type == "cuda" else torch.float32
+        if precision == "float16":
+            return torch.float16 if self.device.type == "cuda" else torch.float32
+        return torch.bfloat16 if precision != "float32" and has_bfloat16(self.device) else torch.float32
 
     def _intermediates(self, images: Tensor, indices: list[int], **options: Any) -> list[Any]:
         return self.model.forward_intermediates(  # type: ignore[operator]

@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
+
 
 def sync_folder(folder: Path) -> None:
     """Make renames within a folder durable."""
@@ -30,11 +32,43 @@ def publish(partial: Path, final: Path) -> None:
     sync_folder(final.parent)
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON whole or not at all, durably."""
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all, durably."""
     partial = path.with_name(path.name + ".partial")
-    with open(partial, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2)
+    with open(partial, "wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     publish(partial, path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON whole or not at all, durably."""
+    write_whole(path, json.dumps(content, indent=2).encode())
+
+
+def write_sealed(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON object with its own checksum, so that any byte altered since is found."""
+    write_whole(path, _sealed(content))
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """Read what :func:`write_sealed` wrote.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is not, byte by byte, what was written.
+    """
+    raw = path.read_bytes()
+    content = json.loads(raw)
+    if not isinstance(content, dict) or not isinstance(content.pop("seal", None), int) or _sealed(content) != raw:
+        raise ValueError(f"{path.name} was altered")
+    return content
+
+
+def _sealed(content: dict[str, Any]) -> bytes:
+    return _plain(content | {"seal": google_crc32c.value(_plain(content))})
+
+
+def _plain(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, sort_keys=True, separators=(",", ":")).encode("ascii")  # file names need not be UTF-8

@@ -21,15 +21,15 @@ def inspect_cache(path: str | Path) -> dict[str, Any]:
     """
     cache = open_cache(path, incomplete=True)
     manifest, layout = cache.manifest, cache.layout
-    stored, logical = cache.stored_bytes, int(np.prod(layout.shape, dtype=np.int64)) * 4
+    stored, logical = cache.stored_bytes, int(np.prod(layout.shape[:3], dtype=np.int64)) * manifest.width * 4
     return {
         "path": str(cache.path),
         "identity": manifest.identity,
         **manifest.fields,
         "shape": list(layout.shape),
         "tokens": manifest.tokens,
-        "chunk": [1, layout.chunk_layers, layout.tokens, layout.width],
-        "shard": [layout.shard_samples, layout.layers, layout.tokens, layout.width],
+        "chunk": [1, layout.chunk_layers, layout.tokens, layout.columns],
+        "shard": [layout.shard_samples, layout.layers, layout.tokens, layout.columns],
         "bytes": {"stored": stored, "as_float32": logical, "ratio": round(logical / stored, 3) if stored else None},
         "classes": _histogram(cache),
         "health": {

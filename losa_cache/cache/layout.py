@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from losa_cache.cache.compression import OVERHEAD_BYTES
+
 CHECKSUM_BYTES = 4
 INDEX_ENTRY_BYTES = 16
 MIN_CHUNK_BYTES = 64 * 1024
@@ -10,36 +12,43 @@ SHARD_BYTES = 256 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Layout:
-    """How ``(samples, layers, tokens, width)`` values of ``itemsize`` bytes lie in shards.
+    """How ``(samples, layers, tokens, columns)`` elements of ``itemsize`` bytes lie in shards.
 
-    To the layout every row is a sample of its own: views are the business of others.
+    To the layout every row is a sample of its own: views are the business of others; so are columns, the stored
+    elements of a token.
 
-    One chunk is ``(1, chunk_layers, tokens, width)``, one shard ``(shard_samples, layers, tokens, width)``: all chunks
-    of a sample lie together, in the order of the layers.
+    One chunk is ``(1, chunk_layers, tokens, columns)``, one shard ``(shard_samples, layers, tokens, columns)``: all
+    chunks of a sample lie together, in the order of the layers. Sizes of ``compressed`` chunks are upper limits.
     """
 
     samples: int
     layers: int
     tokens: int
-    width: int
+    columns: int
     itemsize: int
     chunk_layers: int
     shard_samples: int
+    compressed: bool = False
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """Shape of the array."""
-        return self.samples, self.layers, self.tokens, self.width
+        return self.samples, self.layers, self.tokens, self.columns
 
     @property
     def block_bytes(self) -> int:
-        """Bytes of one sample's block output."""
-        return self.tokens * self.width * self.itemsize
+        """Bytes of one sample's block output, as encoded."""
+        return self.tokens * self.columns * self.itemsize
 
     @property
     def chunk_bytes(self) -> int:
-        """Bytes of one chunk without its checksum."""
+        """Bytes of one chunk, plain."""
         return self.chunk_layers * self.block_bytes
+
+    @property
+    def stored_chunk_bytes(self) -> int:
+        """Bytes of one chunk as stored, with its checksum."""
+        return self.chunk_bytes + OVERHEAD_BYTES * self.compressed + CHECKSUM_BYTES
 
     @property
     def sample_chunks(self) -> int:
@@ -49,7 +58,7 @@ class Layout:
     @property
     def sample_bytes(self) -> int:
         """Stored bytes of one sample, checksums included."""
-        return self.sample_chunks * (self.chunk_bytes + CHECKSUM_BYTES)
+        return self.sample_chunks * self.stored_chunk_bytes
 
     @property
     def index_bytes(self) -> int:
@@ -77,15 +86,15 @@ class Layout:
 
 
 def plan_layout(
-    *, samples: int, layers: int, tokens: int, width: int, itemsize: int, shard_bytes: int = SHARD_BYTES
+    *, samples: int, layers: int, tokens: int, columns: int, itemsize: int, shard_bytes: int = SHARD_BYTES
 ) -> Layout:
     """Choose chunks and shards.
 
     A chunk is one block output, so that a subset of layers costs only its own bytes, unless that is less than 64 KiB:
     then as many layers as reach it (a divisor of the layers). A shard is as many samples as fit ``shard_bytes``.
     """
-    block = tokens * width * itemsize
+    block = tokens * columns * itemsize
     divisors = [n for n in range(1, layers + 1) if layers % n == 0]
     chunk_layers = next((n for n in divisors if n * block >= MIN_CHUNK_BYTES), layers)
     sample = (layers // chunk_layers) * (chunk_layers * block + CHECKSUM_BYTES)
-    return Layout(samples, layers, tokens, width, itemsize, chunk_layers, max(1, min(samples, shard_bytes // sample)))
+    return Layout(samples, layers, tokens, columns, itemsize, chunk_layers, max(1, min(samples, shard_bytes // sample)))

@@ -7,7 +7,7 @@ from typing import Any
 from losa_cache.cache.identity import identity_hash
 from losa_cache.errors import UserError
 
-PROTOCOL = 2
+PROTOCOL = 3
 KEY = "losa_cache"
 
 
@@ -24,6 +24,10 @@ class Manifest:
         depth: blocks of the whole backbone.
         classes: class names.
         tail: config of the frozen tail; its tensors are arrays.
+        encoding: what the precision says of itself (``Encoding.describe``), and ``compressed``: stored by plain bytes
+            of a calibration sample, or null where chunks are not compressed.
+        options: what the extraction was called with, so that samples can be computed again; null where it was given
+            loaded objects.
         software: versions that wrote it; no part of the identity.
         complete: whether every shard is there.
         skipped: samples that did not decode, ``{"row", "id", "reason"}``; their rows read as NaN, their labels as -1.
@@ -39,6 +43,8 @@ class Manifest:
     classes: list[str]
     tail: dict[str, Any]
     software: dict[str, str]
+    encoding: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] | None = None
     complete: bool = False
     skipped: list[dict[str, Any]] = field(default_factory=list)
     overflowed: int = 0

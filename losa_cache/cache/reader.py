@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from losa_cache.cache.shard import DamagedShardError, ShardReader
-from losa_cache.cache.store import ActivationCache
+from losa_cache.cache.store import REPAIR, ActivationCache
 from losa_cache.errors import UserError
 
 OPEN_SHARDS = 256
@@ -45,7 +45,7 @@ class BlockReader:
 
         Args:
             rows: ``(batch,)``.
-            targets: CPU tensors of the cache's dtype, contiguous, ``(>= batch, tokens, width)``; the first ``batch``
+            targets: CPU tensors of stored elements, contiguous, ``(>= batch, tokens, columns)``; the first ``batch``
                 entries are filled.
 
         Raises:
@@ -71,7 +71,7 @@ class BlockReader:
                 sample = self.cache.ids[int(rows[entry])]
                 raise UserError(
                     f"sample {sample!r} cannot be read from shard {shard} of {str(self.cache.path)!r} ({error}): "
-                    f"delete {str(self.cache.shard_path(shard))!r} and run the same losa-cache extract again."
+                    f"{REPAIR}."
                 ) from error
 
     def _shard(self, shard: int) -> ShardReader:

@@ -1,28 +1,25 @@
-"""A cache as a Zarr v3 group: created through zarr-python, opened by anyone."""
+"""A cache, opened: a Zarr v3 group."""
 
 import json
-import os
-import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import zarr
 from numpy.typing import NDArray
 from torch import Tensor
-from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.codecs import BloscCodec
 from zarr.storage import LocalStore
 
-from losa_cache.cache.files import publish, sync_folder, sync_tree
+from losa_cache.cache.core import Core, unpack_ids
 from losa_cache.cache.home import known_stores
 from losa_cache.cache.layout import Layout
 from losa_cache.cache.manifest import Manifest
-from losa_cache.cache.precision import Precision, get_precision
+from losa_cache.cache.precision import Encoding, Precision, get_precision
 from losa_cache.errors import UserError
 
+REPAIR = "losa-cache verify --repair mends it"
 HELD_OUT_SPLITS = ("test", "val", "valid", "validation")
 
 
@@ -66,9 +63,33 @@ class ActivationCache:
         """Bytes on disk of the whole store."""
         return sum(f.stat().st_size for f in self.path.rglob("*") if f.is_file())
 
+    @property
+    def receipts(self) -> Path:
+        """Folder beside the store."""
+        return receipts_of(self.path)
+
+    @property
+    def core(self) -> Core:
+        """Every file but the shards, and its copy."""
+        return Core(self.path, self.receipts)
+
+    def encoding(self) -> Encoding:
+        """Rebuild what decodes the activations.
+
+        Raises:
+            UserError: if its constants are not as the protocol says.
+        """
+        try:
+            return self.precision.load(self._tensors("scales"))
+        except (KeyError, ValueError) as error:
+            raise UserError(f"the scales in {str(self.path)!r} cannot be read ({error}): {REPAIR}.") from error
+
     def tail_tensors(self) -> dict[str, Tensor]:
         """Tensors of the frozen tail, by name (float32)."""
-        group = zarr.open_group(LocalStore(self.path, read_only=True), mode="r", path="tail")
+        return self._tensors("tail")
+
+    def _tensors(self, name: str) -> dict[str, Tensor]:
+        group = zarr.open_group(LocalStore(self.path, read_only=True), mode="r", path=name)
         return {name: torch.from_numpy(np.asarray(array[...])) for name, array in group.arrays()}
 
     def shard_path(self, shard: int) -> Path:
@@ -76,58 +97,14 @@ class ActivationCache:
         return shard_path(self.path, self.manifest.fields["tap"], shard)
 
 
+def receipts_of(store: Path) -> Path:
+    """Folder of the receipts beside a store."""
+    return store.with_name(store.name + ".receipts")
+
+
 def shard_path(store: Path, tap: str, shard: int) -> Path:
     """File of a shard below a store: Zarr's default chunk keys with ``.`` between the numbers."""
     return store / "activations" / tap / f"c.{shard}.0.0.0"
-
-
-def create_store(
-    path: Path,
-    manifest: Manifest,
-    layout: Layout,
-    *,
-    labels: NDArray[np.int64],
-    ids: list[str],
-    tail: Mapping[str, Tensor],
-) -> None:
-    """Create a store without its shards: built under a temporary name, renamed when whole."""
-    partial = path.with_name(path.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    group = zarr.create_group(LocalStore(partial), zarr_format=3, attributes=manifest.to_attributes())
-    precision = get_precision(manifest.precision)
-    group.create_array(
-        f"activations/{manifest.fields['tap']}",
-        shape=layout.shape,
-        dtype=precision.storage,
-        chunks=(1, layout.chunk_layers, layout.tokens, layout.width),
-        shards=(layout.shard_samples, layout.layers, layout.tokens, layout.width),
-        filters=None,
-        compressors=[Crc32cCodec()],
-        serializer="auto",
-        fill_value=precision.fill,
-        chunk_key_encoding={"name": "default", "separator": "."},
-        dimension_names=("row", "layer", "token", "channel"),
-        attributes={"dtype": precision.name},
-    )
-    _put(group, "labels", labels)
-    _put(group, "sample_ids", _pack(ids))
-    frozen = group.create_group("tail")
-    for name, tensor in tail.items():
-        _put(frozen, name, tensor.numpy())
-    sync_tree(partial)
-    publish(partial, path)
-
-
-def finish_store(path: Path, manifest: Manifest, labels: NDArray[np.int64]) -> None:
-    """Write the final labels, then mark the store complete: its last step."""
-    group = zarr.open_group(LocalStore(path), mode="r+")
-    group["labels"][...] = labels  # type: ignore[index]
-    sync_tree(path / "labels")
-    group.attrs.put(manifest.to_attributes())
-    with open(path / "zarr.json", "rb") as file:
-        os.fsync(file.fileno())
-    sync_folder(path)
 
 
 def open_cache(path: str | Path, *, incomplete: bool = False) -> ActivationCache:
@@ -148,18 +125,27 @@ def open_cache(path: str | Path, *, incomplete: bool = False) -> ActivationCache
         manifest = Manifest.from_attributes(dict(group.attrs), str(path))
         activations = group[f"activations/{manifest.fields['tap']}"]
         labels = np.asarray(group["labels"][...])  # type: ignore[index]
-        ids = _unpack(np.asarray(group["sample_ids"][...]))  # type: ignore[index]
+        ids = unpack_ids(np.asarray(group["sample_ids"][...]))  # type: ignore[index]
         if len(labels) % manifest.views:
             raise ValueError(f"{len(labels)} rows are not samples of {manifest.views} views")
     except (KeyError, ValueError, json.JSONDecodeError) as error:
-        raise UserError(f"{str(path)!r} cannot be read as a cache ({type(error).__name__}: {error}).") from error
+        raise UserError(
+            f"{str(path)!r} cannot be read as a cache ({type(error).__name__}: {error}): if it was one, {REPAIR}."
+        ) from error
     if not manifest.complete and not incomplete:
         raise UserError(f"cache {str(path)!r} is incomplete: run the same losa-cache extract again to finish it.")
     assert isinstance(activations, zarr.Array)
     assert activations.shards is not None
-    samples, layers, tokens, width = activations.shape
+    rows, layers, tokens, columns = activations.shape
     layout = Layout(
-        samples, layers, tokens, width, activations.dtype.itemsize, activations.chunks[1], activations.shards[0]
+        rows,
+        layers,
+        tokens,
+        columns,
+        itemsize=activations.dtype.itemsize,
+        chunk_layers=activations.chunks[1],
+        shard_samples=activations.shards[0],
+        compressed=any(isinstance(codec, BloscCodec) for codec in activations.compressors),
     )
     return ActivationCache(path, manifest, layout, labels.astype(np.int64), ids)
 
@@ -178,21 +164,3 @@ def latest_training_cache() -> ActivationCache:
         if cache.manifest.complete and cache.manifest.fields["dataset"]["split"] not in HELD_OUT_SPLITS:
             return cache
     raise UserError("there is no complete training cache yet: make one with losa-cache extract, or pass --cache.")
-
-
-def _put(group: zarr.Group, name: str, values: NDArray[Any]) -> None:
-    group.create_array(name, data=np.ascontiguousarray(values), compressors=[ZstdCodec(level=3), Crc32cCodec()])
-
-
-def _pack(ids: list[str]) -> NDArray[np.uint8]:
-    """Pack strings as rows of UTF-8 bytes, zero-padded: a type that every Zarr v3 reader has.
-
-    File names need not be UTF-8: their bytes come back as they were.
-    """
-    encoded = [text.encode("utf-8", "surrogateescape") for text in ids]
-    longest = max(map(len, encoded))
-    return np.frombuffer(b"".join(e.ljust(longest, b"\0") for e in encoded), dtype=np.uint8).reshape(len(ids), -1)
-
-
-def _unpack(packed: NDArray[np.uint8]) -> list[str]:
-    return [row.tobytes().rstrip(b"\0").decode("utf-8", "surrogateescape") for row in packed]

@@ -6,10 +6,9 @@ and the next run writes it again from the start.
 """
 
 import fcntl
-import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from losa_cache.cache.files import write_json
+from losa_cache.cache.core import Core
+from losa_cache.cache.files import read_sealed, write_sealed
 from losa_cache.cache.home import remember
 from losa_cache.cache.identity import differences
 from losa_cache.cache.layout import Layout
 from losa_cache.cache.manifest import Manifest
-from losa_cache.cache.shard import ShardWriter
-from losa_cache.cache.store import ActivationCache, create_store, finish_store, open_cache, shard_path
+from losa_cache.cache.precision import Encoding
+from losa_cache.cache.shard import PackedSample, ShardReader, ShardWriter
+from losa_cache.cache.store import ActivationCache, open_cache, receipts_of, shard_path
 from losa_cache.errors import UserError
 
 
@@ -40,7 +41,7 @@ class ShardUnit:
     def done(self) -> dict[str, Any] | None:
         """Return the receipt if the shard is there, whole and of this identity."""
         try:
-            receipt: dict[str, Any] = json.loads(self.receipt.read_text())
+            receipt = read_sealed(self.receipt)
             whole = receipt["identity"] == self.identity and self.path.stat().st_size == receipt["bytes"]
         except (OSError, ValueError, KeyError):
             return None
@@ -54,8 +55,54 @@ class ShardUnit:
     def complete(self, writer: ShardWriter, notes: dict[str, Any]) -> None:
         """Publish the bytes, then the receipt."""
         writer.commit()
-        content = {"identity": self.identity, "shard": self.shard, "bytes": writer.size, "crc32c": writer.checksum}
-        write_json(self.receipt, content | notes)
+        content = {"identity": self.identity, "shard": self.shard, "bytes": writer.size, "digest": writer.digest}
+        write_sealed(self.receipt, content | notes)
+
+
+@dataclass
+class _OpenShard:
+    """A shard that is being written.
+
+    Attributes:
+        unit: its files.
+        writer: of its bytes.
+        notes: for its receipt.
+        old: its damaged file, whose other rows are taken over, and which has counted in ``notes`` what there is.
+        next: the first row that is not written yet.
+    """
+
+    unit: ShardUnit
+    writer: ShardWriter
+    notes: dict[str, Any]
+    old: ShardReader | None
+    next: int
+
+    def put(self, row: int, sample: PackedSample | None, skipped: dict[str, Any], counts: Mapping[str, int]) -> None:
+        """Write a row, or note why it is skipped."""
+        if sample is not None:
+            self.writer.append(self._place(row), sample)
+        if self.old is None:
+            self.notes["skipped"] += [] if sample is not None else [skipped]
+            for name, count in counts.items():
+                self.notes[name] += count
+        self.next = row + 1
+
+    def take_over(self, stop: int) -> None:
+        """Copy the rows before ``stop`` that are not written yet from the old file.
+
+        Raises:
+            ValueError: if there is none: after a failed write, nothing may follow that would close the gap.
+        """
+        if stop != self.next and self.old is None:
+            raise ValueError(f"row {stop} is out of order.")
+        for row in range(self.next, stop):
+            assert self.old is not None
+            if not self.old.absent(self._place(row)):
+                self.writer.append(self._place(row), self.old.stored(self._place(row)))
+        self.next = stop
+
+    def _place(self, row: int) -> int:
+        return row % self.writer.layout.shard_samples
 
 
 class CacheWriter:
@@ -64,7 +111,7 @@ class CacheWriter:
     Args:
         path: the ``.zarr`` folder to be.
         manifest: what it holds.
-        layout: its plan; a resumed store keeps the one it has.
+        fit: gives manifest, layout and encoding of a new store; a resumed one keeps what it has.
         labels, ids: of its rows.
         tail: tensors of the frozen tail.
 
@@ -77,22 +124,23 @@ class CacheWriter:
         self,
         path: Path,
         manifest: Manifest,
-        layout: Layout,
+        fit: Callable[[], tuple[Manifest, Layout, Encoding]],
         *,
         labels: NDArray[np.int64],
         ids: list[str],
         tail: dict[str, Tensor],
     ) -> None:
-        self.path, self.manifest, self.layout = path, manifest, layout
-        self.receipts = path.with_name(path.name + ".receipts")
+        self.path, self.manifest = path, manifest
+        self.receipts = receipts_of(path)
+        self.core = Core(path, self.receipts)
         self._labels, self._ids = labels, ids
-        self._open: tuple[ShardUnit, ShardWriter, dict[str, Any]] | None = None
-        self._next = 0
+        self._damaged: dict[int, set[int]] = {}
+        self._open: _OpenShard | None = None
         try:
             self.receipts.mkdir(parents=True, exist_ok=True)
             self._lock = _lock(self.receipts / "lock", path)
             try:
-                self._prepare(tail)
+                self._prepare(fit, tail)
             except BaseException:
                 self.close()
                 raise
@@ -101,17 +149,22 @@ class CacheWriter:
                 f"cache {str(path)!r} cannot be written ({error.strerror}): choose another --out."
             ) from error
 
-    def _prepare(self, tail: dict[str, Tensor]) -> None:
+    def _prepare(self, fit: Callable[[], tuple[Manifest, Layout, Encoding]], tail: dict[str, Tensor]) -> None:
         if not self.path.exists():
+            self.manifest, self.layout, self.encoding = fit()
             self._require_room()
-            create_store(self.path, self.manifest, self.layout, labels=self._labels, ids=self._ids, tail=tail)
+            scales = self.encoding.constants()
+            self.core.create(self.manifest, self.layout, labels=self._labels, ids=self._ids, tail=tail, scales=scales)
             return
-        if not (self.path / "zarr.json").exists():
+        if self.core.copy.is_dir():
+            self.core.repair()
+        elif not (self.path / "zarr.json").exists():
             raise UserError(f"{str(self.path)!r} exists and is no cache: choose another --out.")
         existing = open_cache(self.path, incomplete=True)
         _require_same(existing, self.manifest)
-        self.manifest, self.layout = existing.manifest, existing.layout
-        for leftover in self.unit(0).path.parent.glob("*.partial"):
+        self.core.repair()
+        self.manifest, self.layout, self.encoding = existing.manifest, existing.layout, existing.encoding()
+        for leftover in self.path.rglob("*.partial"):
             leftover.unlink()
         self._require_room()
 
@@ -124,64 +177,91 @@ class CacheWriter:
         """List the shards that are not done."""
         return [shard for shard in range(self.layout.shards) if not self.unit(shard).done()]
 
-    def append(self, row: int, sample: NDArray[Any] | None, reason: str = "", **counts: int) -> None:
-        """Write the next row of a missing shard; its last row publishes the shard.
+    def wanted(self) -> list[int]:
+        """List the rows to write: those of missing shards, and damaged ones."""
+        missing = set(self.missing())
+        return [
+            row
+            for shard in range(self.layout.shards)
+            for row in (self.layout.rows(shard) if shard in missing else sorted(self._damaged.get(shard, ())))
+        ]
+
+    def forget(self, damage: Mapping[int, Collection[int] | None]) -> None:
+        """Have damaged rows written again.
 
         Args:
-            row: row of the array. All rows of a shard come in order, shard after shard.
-            sample: stored values ``(layers, tokens, width)``, or None for a sample that did not decode.
+            damage: by shard its damaged rows, or ``None`` where the whole shard is lost. The other rows of a shard are
+                taken over from its file.
+        """
+        for shard, rows in damage.items():
+            if rows is None or self.unit(shard).done() is None:
+                self.unit(shard).receipt.unlink(missing_ok=True)
+            else:
+                self._damaged[shard] = set(rows)
+
+    def append(self, row: int, sample: PackedSample | None, reason: str = "", **counts: int) -> None:
+        """Write the next of the :meth:`wanted` rows; the last one of a shard publishes it.
+
+        Args:
+            row: row of the array.
+            sample: its chunks, or None for a sample that did not decode.
             reason: why it did not.
             counts: to add to the shard's receipt (``overflowed``, ``non_finite``).
 
         Raises:
             ValueError: for a row out of order: after a failed write, nothing may follow that would close the gap.
         """
-        shard, place = divmod(row, self.layout.shard_samples)
-        if (place and (self._open is None or row != self._next)) or (not place and self._open is not None):
-            raise ValueError(f"row {row} is out of order.")
+        shard = row // self.layout.shard_samples
         if self._open is None:
-            unit = self.unit(shard)
-            self._open = unit, unit.begin(self.layout), {"overflowed": 0, "non_finite": 0, "skipped": []}
-        unit, writer, notes = self._open
-        if sample is None:
-            notes["skipped"].append({"row": row, "id": self._ids[row], "reason": reason})
-        else:
-            writer.append(place, sample)
-        for name, count in counts.items():
-            notes[name] += count
-        self._next = row + 1
-        if row == self.layout.rows(shard)[-1]:
-            unit.complete(writer, notes)
+            self._open = self._begin(shard)
+        rows, current = self.layout.rows(shard), self._open
+        if current.unit.shard != shard:
+            raise ValueError(f"row {row} is out of order.")
+        current.take_over(row)
+        current.put(row, sample, {"row": row, "id": self._ids[row], "reason": reason}, counts)
+        if row == max(self._damaged.get(shard, rows)):
+            current.take_over(rows.stop)
+            current.unit.complete(current.writer, current.notes)
+            self._damaged.pop(shard, None)
             self._open = None
 
     def finish(self) -> ActivationCache:
-        """Mark the cache complete and open it.
-
-        Raises:
-            UserError: if every sample was skipped.
-        """
+        """Mark the cache complete and open it."""
         receipts = [self.unit(shard).done() for shard in range(self.layout.shards)]
         assert all(receipts), "finish() before the last shard"
         done: Iterable[dict[str, Any]] = [receipt for receipt in receipts if receipt]
         skipped = [entry for receipt in done for entry in receipt["skipped"]]
-        if len(skipped) == self.layout.samples:
-            raise UserError(f"none of the {len(skipped)} images could be decoded (first: {skipped[0]['id']!r}).")
         labels = self._labels.copy()
         labels[[entry["row"] for entry in skipped]] = -1
         counts = {name: sum(receipt[name] for receipt in done) for name in ("overflowed", "non_finite")}
-        finish_store(self.path, self.manifest.completed(skipped=skipped, **counts), labels)
+        self.core.finish(self.manifest.completed(skipped=skipped, **counts), labels)
         remember(self.path)
         return open_cache(self.path)
+
+    def __enter__(self) -> "CacheWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Leave the cache as it is, finished or not, for the next run."""
         if self._open is not None:
-            self._open[1].close()
+            self._open.writer.close()
         _held.discard(self._lock)
         os.close(self._lock)
 
+    def _begin(self, shard: int) -> "_OpenShard":
+        unit = self.unit(shard)
+        notes: dict[str, Any] = {"overflowed": 0, "non_finite": 0, "skipped": []}
+        old = None
+        if shard in self._damaged and (receipt := unit.done()):
+            notes, old = {name: receipt[name] for name in notes}, ShardReader(unit.path, self.layout)
+        return _OpenShard(unit, unit.begin(self.layout), notes, old, self.layout.rows(shard).start)
+
     def _require_room(self) -> None:
-        needed = sum(self.layout.shard_bytes(shard) for shard in self.missing())
+        plain = sum(self.layout.shard_bytes(shard) for shard in self.missing())
+        needed = plain * (self.manifest.encoding["compressed"] or 1)
         free = shutil.disk_usage(self.receipts).free
         if needed > free:
             raise UserError(

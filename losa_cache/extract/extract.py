@@ -1,23 +1,27 @@
 """``extract``: a backbone and a data set to a cache."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from losa_cache.allocator import keep_freed_memory
 from losa_cache.backbone import Backbone
 from losa_cache.cache.home import home, remember
-from losa_cache.cache.layout import SHARD_BYTES, plan_layout
-from losa_cache.cache.precision import get_precision
+from losa_cache.cache.layout import SHARD_BYTES, Layout, plan_layout
+from losa_cache.cache.manifest import Manifest
+from losa_cache.cache.precision import Encoding, get_precision
 from losa_cache.cache.store import ActivationCache, open_cache
 from losa_cache.cache.writer import CacheWriter
+from losa_cache.calibrate import block_sample, compression_ratio
 from losa_cache.data.samples import Samples
 from losa_cache.device import choose_device, default_workers
 from losa_cache.errors import UserError
 from losa_cache.extract import pipeline
 from losa_cache.extract.meter import Meter
 from losa_cache.extract.plan import cache_name, default_batch
-from losa_cache.inputs import open_inputs
+from losa_cache.inputs import Inputs, open_inputs
 
 
 def extract(
@@ -56,7 +60,7 @@ def extract(
         out: the ``.zarr`` folder; by default below ``$LOSA_CACHE_HOME/caches``, named by content and identity.
         weights, img_size, resize: of the backbone.
         layers: ``"all"``, K evenly spaced, or block numbers.
-        precision: ``float32``, ``float16`` or ``bfloat16``.
+        precision: ``float32``, ``float16``, ``bfloat16``, ``int8`` or ``int4``.
         limit: keep so many samples, drawn at random.
         views: rows a sample, 1 or more: the first is the plain image, the others are augmented.
         augment: with several views, timm's name of their augmentation (``rand-m9-mstd0.5-inc1``, ``crop``, ...).
@@ -93,36 +97,72 @@ def extract(
         views=views,
         augment=augment,
     )
-    manifest, samples, opened = inputs.manifest, inputs.samples, inputs.backbone
-    layout = plan_layout(
-        samples=len(samples) * views,
-        layers=len(manifest.layers),
-        tokens=opened.tokens,
-        width=opened.width,
-        itemsize=get_precision(precision).itemsize,
-        shard_bytes=shard_bytes,
-    )
-    path = Path(out) if out is not None else home() / "caches" / cache_name(manifest)
-    writer = CacheWriter(
-        path,
-        manifest,
-        layout,
-        labels=np.repeat(samples.labels, views),
-        ids=[name for name in samples.ids for _ in range(views)],
-        tail={name: value.cpu() for name, value in opened.tail.state_dict().items()},
-    )
-    try:
+    path = Path(out) if out is not None else home() / "caches" / cache_name(inputs.manifest)
+    layout = plan_store(inputs, shard_bytes=shard_bytes)
+    batch_size, workers = batch_size or default_batch(layout), workers or default_workers()
+    named = isinstance(backbone, str) and isinstance(dataset, str)
+    options = {
+        "backbone": backbone,
+        "dataset": dataset,
+        "split": split,
+        "data_dir": None if data_dir is None else str(Path(data_dir).absolute()),
+        "weights": str(Path(weights).absolute()) if Path(weights).is_file() else str(weights),
+        "img_size": img_size,
+        "resize": resize,
+        "layers": layers,
+        "precision": precision,
+        "limit": limit,
+        "seed": seed,
+        "views": views,
+        "augment": augment,
+        "batch_size": batch_size,
+    }
+    with begin(inputs, path, layout, workers=workers, options=options if named else None) as writer:
         if writer.manifest.complete and not writer.missing():
             remember(path)
             return open_cache(path)
         pipeline.run(
             inputs,
             writer,
-            batch_size=batch_size or default_batch(layout),
-            workers=workers or default_workers(),
+            batch_size=batch_size,
+            workers=workers,
             skip_errors=on_error == "skip",
             meter=meter or Meter(),
         )
         return writer.finish()
-    finally:
-        writer.close()
+
+
+def plan_store(inputs: Inputs, *, shard_bytes: int = SHARD_BYTES) -> Layout:
+    """Plan chunks and shards, not yet compressed."""
+    manifest = inputs.manifest
+    precision = get_precision(manifest.precision)
+    return plan_layout(
+        samples=len(inputs.samples) * manifest.views,
+        layers=len(manifest.layers),
+        tokens=inputs.backbone.tokens,
+        columns=precision.columns(manifest.width),
+        itemsize=precision.itemsize,
+        shard_bytes=shard_bytes,
+    )
+
+
+def begin(inputs: Inputs, path: Path, layout: Layout, *, workers: int, options: dict[str, Any] | None) -> CacheWriter:
+    """Create a cache, its encoding fitted and its compression chosen on the first images; or open it to resume."""
+
+    def fit() -> tuple[Manifest, Layout, Encoding]:
+        blocks = block_sample(inputs, workers=workers)
+        encoding = get_precision(inputs.manifest.precision).fit(blocks)
+        ratio = compression_ratio(encoding, blocks, layout)
+        described = encoding.describe() | {"compressed": ratio and round(ratio, 3)}
+        manifest = replace(inputs.manifest, encoding=described, options=options)
+        return manifest, replace(layout, compressed=ratio is not None), encoding
+
+    samples, views = inputs.samples, inputs.manifest.views
+    return CacheWriter(
+        path,
+        inputs.manifest,
+        fit,
+        labels=np.repeat(samples.labels, views),
+        ids=[name for name in samples.ids for _ in range(views)],
+        tail=dict(inputs.backbone.tail.state_dict()),
+    )

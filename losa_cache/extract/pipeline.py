@@ -12,7 +12,8 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from losa_cache.cache.precision import Precision, get_precision
+from losa_cache.cache.precision import EncodedBatch
+from losa_cache.cache.shard import pack
 from losa_cache.cache.writer import CacheWriter
 from losa_cache.data.decode import Decoder
 from losa_cache.errors import UserError
@@ -24,7 +25,7 @@ WRITE_BEHIND = 2
 
 
 def run(inputs: Inputs, writer: CacheWriter, *, batch_size: int, workers: int, skip_errors: bool, meter: Meter) -> None:
-    """Write every missing shard.
+    """Write every wanted row.
 
     Args:
         inputs: what is extracted.
@@ -38,8 +39,8 @@ def run(inputs: Inputs, writer: CacheWriter, *, batch_size: int, workers: int, s
         UserError: for an image that does not decode (unless skipped), or a disk that fills up.
     """
     backbone, samples, manifest = inputs.backbone, inputs.samples, writer.manifest
-    precision = get_precision(manifest.precision)
-    plan = batches(writer.layout, writer.missing(), batch_size)
+    encoding = writer.encoding.to(backbone.device)
+    plan = batches(writer.layout, writer.wanted(), batch_size)
     meter.start(sum(len(keep) for _, keep in plan))
     fetch = _HostCopy(backbone.device)
     decoder = Decoder(
@@ -52,7 +53,7 @@ def run(inputs: Inputs, writer: CacheWriter, *, batch_size: int, workers: int, s
     )
     decoded = decoder.batches(views_of(rows, manifest.views) for rows, _ in plan)
     writes: deque[Future[None]] = deque()
-    with ThreadPoolExecutor(1, "write") as scribe:
+    with ThreadPoolExecutor(1, "write") as scribe, ThreadPoolExecutor(workers, "pack") as packers:
         try:
             for rows, keep in plan:
                 asked = perf_counter()
@@ -60,16 +61,16 @@ def run(inputs: Inputs, writer: CacheWriter, *, batch_size: int, workers: int, s
                 meter.waited_decode += perf_counter() - asked
                 if not skip_errors:
                     batch.require(samples, "mend it, or pass --on-error skip")
-                encoder = precision.encoder((len(rows), *writer.layout.shape[1:]), backbone.device)
+                encoded = EncodedBatch.empty(encoding, (len(rows), *writer.layout.shape[1:]), backbone.device)
                 pixels = batch.pixels.to(backbone.device, non_blocking=True)
-                backbone.run(pixels, manifest.layers, encoder.put, compute=inputs.compute)
-                encoded = fetch.start((encoder.values, encoder.extremes))
+                backbone.run(pixels, manifest.layers, encoded.put, compute=inputs.compute)
+                fetched = fetch.start((encoded.stored, encoded.extremes))
                 asked = perf_counter()
                 while len(writes) >= WRITE_BEHIND:
                     writes.popleft().result()
                 meter.waited_write += perf_counter() - asked
                 failures = {rows[place]: reason for place, (_, reason) in batch.failures.items()}
-                writes.append(scribe.submit(_write, writer, precision, rows, keep, failures, encoded, meter))
+                writes.append(scribe.submit(_write, writer, packers, rows, keep, failures, fetched, meter))
             while writes:
                 writes.popleft().result()
         except OSError as error:
@@ -86,25 +87,25 @@ def run(inputs: Inputs, writer: CacheWriter, *, batch_size: int, workers: int, s
 
 def _write(
     writer: CacheWriter,
-    precision: Precision,
+    packers: ThreadPoolExecutor,
     rows: range,
     keep: frozenset[int],
     failures: dict[int, str],
-    encoded: Callable[[], tuple[Tensor, Tensor]],
+    fetched: Callable[[], tuple[Tensor, Tensor]],
     meter: Meter,
 ) -> None:
-    values, extremes = encoded()
-    overflowed, non_finite = precision.settle(values, extremes)
-    stored = values.view(torch.uint8).numpy()
-    for place, row in enumerate(rows):
-        if row not in keep:
-            continue
-        if row in failures:
+    stored, extremes = fetched()
+    overflowed, non_finite = writer.encoding.settle(stored, extremes)
+    samples = stored.view(torch.uint8).numpy()
+    wanted = sorted(keep)
+    packed = packers.map(lambda r: None if r in failures else pack(samples[r - rows.start], writer.layout), wanted)
+    for row, sample in zip(wanted, packed, strict=True):
+        if sample is None:
             writer.append(row, None, failures[row])
         else:
-            writer.append(row, stored[place], overflowed=overflowed, non_finite=non_finite)
+            writer.append(row, sample, overflowed=overflowed, non_finite=non_finite)
             overflowed = non_finite = 0  # counted once a batch
-            meter.bytes += writer.layout.sample_bytes
+            meter.bytes += sample.data.nbytes
         meter.images += 1
     meter.update()
 

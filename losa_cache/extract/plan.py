@@ -24,19 +24,19 @@ def default_batch(layout: Layout) -> int:
     return max(1, min(MAX_BATCH, BATCH_BYTES // layout.sample_bytes))
 
 
-def batches(layout: Layout, missing: Iterable[int], batch_size: int) -> list[tuple[range, frozenset[int]]]:
-    """Cut the rows of missing shards into batches.
+def batches(layout: Layout, wanted: Iterable[int], batch_size: int) -> list[tuple[range, frozenset[int]]]:
+    """Cut wanted rows into batches.
 
     Batches lie on a fixed grid, so that a sample meets the same neighbours, and rounds the same way, whether or not
     the extraction was interrupted.
 
     Returns:
-        for each batch its rows, and those of them that belong to missing shards.
+        for each batch its rows, and those of them that are wanted.
     """
-    wanted = set(missing)
-    grid = (range(at, min(at + batch_size, layout.samples)) for at in range(0, layout.samples, batch_size))
-    planned = ((rows, frozenset(row for row in rows if row // layout.shard_samples in wanted)) for rows in grid)
-    return [(rows, keep) for rows, keep in planned if keep]
+    keep: dict[int, set[int]] = {}
+    for row in wanted:
+        keep.setdefault(row // batch_size * batch_size, set()).add(row)
+    return [(range(at, min(at + batch_size, layout.samples)), frozenset(keep[at])) for at in sorted(keep)]
 
 
 def views_of(rows: range, views: int) -> list[View]:

@@ -32,29 +32,32 @@ class CachedSource:
         self._starts = view_starts(len(cache.ids) // views, views=views, seed=seed)
         self._watch = Stopwatch(device)
         self._reader = BlockReader(cache, layers)
-        self._shape = (len(layers), cache.layout.tokens, cache.layout.width)
+        self._encoding = cache.encoding().to(device)
+        self._shape = (len(layers), cache.layout.tokens, cache.layout.columns)
         self._buffers = torch.empty(0)
         self._copied: list[torch.cuda.Event | None] = [None] * SLOTS
 
     def batches(self, requests: Sequence[Request]) -> Iterator[Batch]:
         """Yield a batch for each request: one view of each of its samples."""
-        layers, tokens, width = self._shape
+        layers, tokens, columns = self._shape
         longest = max((len(request.samples) for request in requests), default=0)
         if self._buffers.ndim == 1 or self._buffers.shape[2] < longest:
             self._buffers = torch.empty(
-                (SLOTS, layers, longest, tokens, width),
-                dtype=self.cache.precision.dtype,
+                (SLOTS, layers, longest, tokens, columns),
+                dtype=self.cache.precision.stored_dtype,
                 pin_memory=self.device.type == "cuda",
             )
         for slot, chosen in self._watch.waiting("read", work_ahead(self._fill, enumerate(requests))):
-            blocks = [buffer[: len(chosen)].to(self.device, non_blocking=True) for buffer in self._buffers[slot]]
+            stored = [buffer[: len(chosen)].to(self.device, non_blocking=True) for buffer in self._buffers[slot]]
             if self.device.type == "cuda":
                 self._copied[slot] = torch.cuda.current_stream(self.device).record_event()
+            with self._watch.computing("unpack"):
+                blocks = [self._encoding.decode(at, s) for at, s in zip(self._reader.positions, stored, strict=True)]
             labels = torch.from_numpy(self.cache.labels[chosen]).to(self.device)
             yield Batch(blocks, labels, [self.cache.ids[row] for row in chosen])
 
     def spent(self) -> dict[str, float]:
-        """Say how many seconds the loop waited for reads."""
+        """Say how many seconds the loop waited for reads and decoding."""
         return self._watch.take()
 
     def close(self) -> None:

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from losa_cache.cache.identity import differences
 from losa_cache.cache.manifest import Manifest
-from losa_cache.cache.precision import get_precision
 from losa_cache.cache.store import ActivationCache
 from losa_cache.device import default_workers
 from losa_cache.errors import UserError
@@ -120,6 +119,7 @@ def from_backbone(
     Raises:
         UserError: for options that cannot work, and for a cache of other samples, weights or preprocessing.
     """
+    from losa_cache.calibrate import fit_encoding
     from losa_cache.data.augment import BatchAugmentation
     from losa_cache.inputs import open_inputs
     from losa_cache.train.online import OnlineSource
@@ -151,13 +151,14 @@ def from_backbone(
     samples = np.arange(len(inputs.samples)) if cache is None else cache.samples
     train, held_out = hold_out(samples, inputs.samples.ids, config.val_fraction)
     layers = used_layers(manifest.layers, config)
-    precision = get_precision(manifest.precision)
+    workers = online.workers or default_workers()
+    encoding = fit_encoding(inputs, workers=workers) if cache is None else cache.encoding()
     batch_augmentation = BatchAugmentation(online.mixup, online.cutmix, online.reprob, len(manifest.classes))
     fresh = OnlineSource(
         inputs,
         layers,
-        precision,
-        workers=online.workers or default_workers(),
+        encoding,
+        workers=workers,
         augment=online.augment,
         batch_augmentation=batch_augmentation,
         seed=config.seed,
@@ -167,7 +168,7 @@ def from_backbone(
         cached = CachedSource(cache, layers, device, seed=config.seed)
         source = MixedSource(fresh, cached, online.share, len(manifest.classes))
         return Material(manifest, tail, layers, train, held_out, source, cached)
-    size = len(held_out) * len(layers) * manifest.tokens["total"] * manifest.width * precision.itemsize
+    size = len(held_out) * len(layers) * manifest.tokens["total"] * manifest.width * encoding.precision.dtype.itemsize
     keep = size <= KEEP_SHARE * available_memory(torch.device("cpu"))
     plain = KeptSource(fresh, device) if keep else fresh
     if len(held_out) and not keep:

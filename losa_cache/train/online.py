@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from losa_cache.cache.precision import Precision
+from losa_cache.cache.precision import Encoding
 from losa_cache.data.augment import BatchAugmentation
 from losa_cache.data.decode import Decoder
 from losa_cache.inputs import Inputs
@@ -22,7 +22,7 @@ class OnlineSource:
     Args:
         inputs: backbone, on the training device, and samples.
         layers: block numbers, ascending.
-        precision: to round to.
+        encoding: to round to.
         workers: that decode.
         augment: timm's name of the augmentation, or ``None``.
         batch_augmentation: of normalised images.
@@ -33,7 +33,7 @@ class OnlineSource:
         self,
         inputs: Inputs,
         layers: Sequence[int],
-        precision: Precision,
+        encoding: Encoding,
         *,
         workers: int,
         augment: str | None = None,
@@ -41,7 +41,10 @@ class OnlineSource:
         seed: int = 0,
     ) -> None:
         self._backbone, self._samples, self._compute = inputs.backbone, inputs.samples, inputs.compute
-        self._layers, self._precision, self._seed = list(layers), precision, seed
+        self._layers, self._seed = list(layers), seed
+        # an encoding knows layers by their place in the manifest
+        self._places = [inputs.manifest.layers.index(layer) for layer in layers]
+        self._encoding = encoding.to(inputs.backbone.device)
         self._decoder = Decoder(
             inputs.samples,
             inputs.backbone.input,
@@ -81,8 +84,8 @@ class OnlineSource:
         self._decoder.close()
 
     def _taker(self, blocks: list[Tensor]) -> Callable[[int, Tensor], None]:
-        def take(_: int, output: Tensor) -> None:
+        def take(at: int, output: Tensor) -> None:
             with torch.inference_mode(False), torch.no_grad():  # an ordinary tensor, which autograd may save
-                blocks.append(self._precision.rounded(output))
+                blocks.append(self._encoding.rounded(self._places[at], output))
 
         return take

@@ -10,7 +10,7 @@ SIZES = st.fixed_dictionaries(
         "samples": st.integers(1, 5000),
         "layers": st.integers(1, 60),
         "tokens": st.integers(1, 300),
-        "width": st.integers(1, 2000),
+        "columns": st.integers(1, 2000),
         "itemsize": st.sampled_from([1, 2, 4]),
         "shard_bytes": st.integers(1, 2**28),
     }
@@ -42,7 +42,7 @@ def test_a_shard_keeps_to_its_size_unless_one_sample_is_larger(sizes):
 
 
 def test_vit_h_over_places365_is_the_38_tb_of_the_economics_table():
-    layout = plan_layout(samples=1_803_460, layers=32, tokens=257, width=1280, itemsize=2)
+    layout = plan_layout(samples=1_803_460, layers=32, tokens=257, columns=1280, itemsize=2)
     assert round(layout.total_bytes / 1e12) == 38
     assert layout.chunk_layers == 1
     assert layout.shard_bytes(0) < 2**28 + 2**20

@@ -1,20 +1,34 @@
-"""Rounding, overflow and counting."""
+"""Rounding, overflow, counting; and 8 and 4 bits against a plain re-derivation in numpy."""
 
 import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from losa_cache.cache.precision import PRECISIONS, get_precision
+from losa_cache.cache.precision import PRECISIONS, EncodedBatch, get_precision
 from losa_cache.errors import UserError
+
+FLOATS, INTEGERS = ("float32", "float16", "bfloat16"), ("int8", "int4")
+LAYERS, TOKENS, WIDTH = 3, 6, 64
 
 
 def encode(name, *blocks):
-    precision = get_precision(name)
-    encoder = precision.encoder((1, len(blocks), 1, len(blocks[0])), torch.device("cpu"))
+    encoding = get_precision(name).fit([])
+    batch = EncodedBatch.empty(encoding, (1, len(blocks), 1, len(blocks[0])), torch.device("cpu"))
     for layer, block in enumerate(blocks):
-        encoder.put(layer, torch.tensor(block, dtype=torch.float32).view(1, 1, -1))
-    return encoder.values, precision.settle(encoder.values, encoder.extremes)
+        batch.put(layer, torch.tensor(block, dtype=torch.float32).view(1, 1, -1))
+    return batch.stored, encoding.settle(batch.stored, batch.extremes)
+
+
+def features(seed=0, samples=32):
+    """Block outputs with a few large channels and a few large tokens."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(LAYERS, samples, TOKENS, WIDTH)).astype(np.float32)
+    x[..., [3, 40]] *= 50
+    x[:, :, 0] *= 100
+    return [torch.from_numpy(block) for block in x]
 
 
 @pytest.mark.parametrize(
@@ -39,7 +53,7 @@ def test_values_just_beyond_the_range_are_counted_as_the_rounding_decides():
     assert counts == (1, 0)
 
 
-@pytest.mark.parametrize("name", PRECISIONS)
+@pytest.mark.parametrize("name", FLOATS)
 def test_what_the_backbone_gave_as_not_finite_stays_and_is_counted(name):
     values, counts = encode(name, [float("nan"), float("inf"), 1.0])
     assert counts == (0, 2)
@@ -48,12 +62,89 @@ def test_what_the_backbone_gave_as_not_finite_stays_and_is_counted(name):
 
 
 @pytest.mark.parametrize("name", PRECISIONS)
-def test_the_fill_value_reads_as_nan(name):
+def test_the_fill_value_decodes_as_nan(name):
     precision = get_precision(name)
-    filled = torch.from_numpy(np.full(3, precision.fill, dtype=precision.storage)).view(precision.dtype)
-    assert filled.isnan().all()
+    encoding = precision.fit(features())
+    filled = np.full((1, 2, precision.columns(WIDTH)), precision.fill, dtype=precision.storage)
+    assert encoding.decode(0, torch.from_numpy(filled).view(precision.stored_dtype)).isnan().all()
 
 
-def test_unknown_precisions_are_refused():
-    with pytest.raises(UserError, match="float32, float16, bfloat16"):
+def by_hand(block, sample, bits, group):
+    """Section "Precision" of the protocol page, in numpy, from the block output: what a cache gives back."""
+    channel = np.sqrt((sample.astype(np.float64) ** 2).mean(axis=(0, 1))).astype(np.float32)
+    largest = 2 ** (bits - 1) - 1
+    x = (block * (np.float32(1) / channel)).reshape(*block.shape[:2], -1, group)
+    scale = (np.abs(x).max(-1, keepdims=True) * np.float32((1 + 2**-8) / largest)).astype(ml_dtypes.bfloat16)
+    scale = scale.astype(np.float32)
+    codes = np.rint(x / scale)
+    assert np.abs(codes).max() <= largest, "clipped"
+    return ((codes * scale).reshape(block.shape) * channel).astype(ml_dtypes.bfloat16).astype(np.float32)
+
+
+@pytest.mark.parametrize(("name", "bits", "group", "bound"), [("int8", 8, WIDTH, 0.01), ("int4", 4, 32, 0.15)])
+def test_integers_are_as_the_protocol_says(name, bits, group, bound):
+    sample = features()
+    encoding = get_precision(name).fit(sample)
+    for layer, block in enumerate(features(seed=1)):
+        ours = encoding.rounded(layer, block)
+        assert ours.dtype == torch.bfloat16
+        theirs = by_hand(block.numpy(), sample[layer].numpy(), bits, group)
+        differing = ours.float().numpy() != theirs  # a product just at half a step may round either way
+        assert differing.mean() < 1e-3
+        error = float((ours.float() - block).norm() / block.norm())
+        stated = encoding.describe()["error"][layer]
+        assert error < bound
+        assert stated / 1.6 < error < 1.6 * stated
+
+
+@pytest.mark.parametrize("name", INTEGERS)
+def test_outlier_tokens_do_not_cost_the_others_their_precision(name):
+    block = features()[0]
+    encoding = get_precision(name).fit([block])
+    quiet = encoding.rounded(0, block)[:, 1:].float() - block[:, 1:]
+    assert float(quiet.norm() / block[:, 1:].norm()) < 1.5 * encoding.describe()["error"][0]
+
+
+@pytest.mark.parametrize("name", INTEGERS)
+def test_values_that_are_not_finite_take_their_group_along_and_are_counted(name):
+    block = features()[0]
+    encoding = get_precision(name).fit([block])
+    group = encoding.precision.group or WIDTH
+    bad = block.clone()
+    bad[1, 2, 5], bad[3, 4, 63] = torch.nan, -torch.inf
+    batch = EncodedBatch.empty(encoding, (32, 1, TOKENS, encoding.precision.columns(WIDTH)), torch.device("cpu"))
+    batch.put(0, bad)
+    assert encoding.settle(batch.stored, batch.extremes) == (0, 2 * group)
+    decoded = encoding.decode(0, batch.stored[:, 0])
+    assert decoded.isnan().sum() == 2 * group
+    assert decoded[1, 2, :group].isnan().all()
+    good = ~decoded.isnan()
+    assert torch.equal(decoded[good], encoding.rounded(0, block)[good])
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.sampled_from(INTEGERS), st.lists(st.floats(-(2.0**120), 2.0**120, width=32), min_size=WIDTH, max_size=WIDTH))
+def test_any_finite_token_comes_back_within_half_a_step(name, values):
+    block = torch.tensor(values).view(1, 1, WIDTH)
+    encoding = get_precision(name).load({"channel": torch.ones(1, WIDTH)})
+    group, largest = encoding.precision.group or WIDTH, encoding.precision.largest
+    decoded = encoding.rounded(0, block).double()
+    step = block.double().unflatten(-1, (-1, group)).abs().amax(-1, keepdim=True) * (1.02 / largest)
+    allowed = (step / 2).expand(-1, -1, -1, group).flatten(-2) + block.double().abs() * 2**-7 + 1e-37
+    assert ((decoded - block).abs() <= allowed).all()
+
+
+def test_constants_rebuild_the_encoding():
+    encoding = get_precision("int8").fit(features())
+    again = get_precision("int8").load(encoding.constants())
+    block = features(seed=2)[1]
+    assert torch.equal(encoding.rounded(1, block), again.rounded(1, block))
+    with pytest.raises(ValueError, match="not finite and positive"):
+        get_precision("int8").load({"channel": torch.zeros(2, 4)})
+
+
+def test_unknown_precisions_and_widths_are_refused():
+    with pytest.raises(UserError, match="float32, float16, bfloat16, int8, int4"):
         get_precision("int3")
+    with pytest.raises(UserError, match="int4 stores groups of 32 channels, and the backbone has 100: choose int8"):
+        get_precision("int4").columns(100)

@@ -9,6 +9,7 @@ import tensorstore
 import torch
 import zarr
 
+from losa_cache.cache import compression
 from losa_cache.cache.reader import BlockReader
 from losa_cache.cache.store import latest_training_cache, open_cache
 from losa_cache.errors import UserError
@@ -19,8 +20,8 @@ from tests.conftest import tiny_backbone, tiny_samples
 
 def read_all(cache, layers):
     rows = cache.samples
-    shape = (len(rows), cache.layout.tokens, cache.layout.width)
-    targets = [torch.empty(shape, dtype=cache.precision.dtype) for _ in layers]
+    shape = (len(rows), cache.layout.tokens, cache.layout.columns)
+    targets = [torch.empty(shape, dtype=cache.precision.stored_dtype) for _ in layers]
     reader = BlockReader(cache, layers)
     reader.read(rows, targets)
     reader.close()
@@ -43,12 +44,15 @@ def by_tensorstore(path):
     return tensorstore.open(spec, read=True, open=True).result().read().result()
 
 
+@pytest.mark.parametrize("worth", [0, 2], ids=["plain", "compressed"])
 @pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("reader", [by_zarr, by_zarrs, by_tensorstore])
-def test_other_zarr_readers_read_what_the_backbone_gave(reader, precision, tmp_path):
+def test_other_zarr_readers_read_what_the_backbone_gave(reader, precision, worth, tmp_path, monkeypatch):
+    monkeypatch.setattr(compression, "WORTH_RATIO", worth)
     backbone, samples = tiny_backbone(), tiny_samples()
     cache = extract(backbone, samples, precision=precision, out=tmp_path / "c.zarr", shard_bytes=7_000, batch_size=4)
     assert cache.layout.shards > 3
+    assert cache.layout.compressed == bool(worth)
     theirs = np.asarray(reader(cache.path))
     if precision == "bfloat16":
         theirs = theirs.view(ml_dtypes.bfloat16)
@@ -66,6 +70,23 @@ def test_other_zarr_readers_read_what_the_backbone_gave(reader, precision, tmp_p
     expected = direct.to(cache.precision.dtype).float().numpy()
     assert np.array_equal(theirs.astype(np.float32), expected)
     assert torch.equal(read_all(cache, [1, 2, 3, 4]).float(), torch.from_numpy(expected))
+
+
+@pytest.mark.parametrize("worth", [0, 2], ids=["plain", "compressed"])
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+@pytest.mark.parametrize("reader", [by_zarr, by_zarrs, by_tensorstore])
+def test_other_zarr_readers_read_the_bytes_that_we_decode(reader, precision, worth, tmp_path, monkeypatch):
+    monkeypatch.setattr(compression, "WORTH_RATIO", worth)
+    options = {"shard_bytes": 4_000, "batch_size": 4}
+    cache = extract(tiny_backbone(), tiny_samples(), precision=precision, out=tmp_path / "c.zarr", **options)
+    full = extract(tiny_backbone(), tiny_samples(), precision="bfloat16", out=tmp_path / "f.zarr", **options)
+    stored = read_all(cache, [1, 2, 3, 4])
+    assert np.array_equal(np.asarray(reader(cache.path)), stored.numpy())
+    exact, encoding = read_all(full, [1, 2, 3, 4]).float(), cache.encoding()
+    for layer, stated in enumerate(cache.manifest.encoding["error"]):
+        decoded = encoding.decode(layer, stored[:, layer]).float()
+        error = float((decoded - exact[:, layer]).norm() / exact[:, layer].norm())
+        assert 0 < error < 1.1 * stated + 0.005
 
 
 def test_labels_ids_and_tail_are_plain_arrays(tiny_cache):

@@ -83,8 +83,9 @@ def test_another_identity_is_refused_by_the_fields_that_differ(tiny_cache, chang
 
 def test_batches_lie_on_one_grid_whatever_is_missing(tiny_cache):
     layout = tiny_cache.layout
-    whole = batches(layout, range(layout.shards), 4)
-    part = batches(layout, [1, 3], 4)
+    whole = batches(layout, range(layout.samples), 4)
+    assert [row for rows, _ in whole for row in rows] == list(range(layout.samples))
+    part = batches(layout, [*layout.rows(1), *layout.rows(3)], 4)
     assert {rows for rows, _ in part} <= {rows for rows, _ in whole}
     assert sorted(row for _, keep in part for row in keep) == [*layout.rows(1), *layout.rows(3)]
 

@@ -1,0 +1,207 @@
+"""The core of a store, every file but the shards, and the copy of it that lies beside the store.
+
+The copy is the core's receipt: it says what each file must be, and puts a damaged one back. It is always written first,
+whole; then its files are installed in the store, the root's ``zarr.json`` last.
+"""
+
+import hashlib
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from torch import Tensor
+from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
+from zarr.storage import LocalStore
+
+from losa_cache.cache.compression import LEVEL
+from losa_cache.cache.files import publish, read_sealed, sync_tree, write_sealed, write_whole
+from losa_cache.cache.layout import Layout
+from losa_cache.cache.manifest import Manifest
+from losa_cache.cache.precision import get_precision
+from losa_cache.errors import UserError
+
+ROOT, LIST = "zarr.json", "files.json"
+
+
+def build_core(
+    folder: Path,
+    manifest: Manifest,
+    layout: Layout,
+    *,
+    labels: NDArray[np.int64],
+    ids: list[str],
+    tail: Mapping[str, Tensor],
+    scales: Mapping[str, Tensor],
+) -> None:
+    """Write a Zarr group with all its arrays but no shards."""
+    group = zarr.create_group(LocalStore(folder), zarr_format=3, attributes=manifest.to_attributes())
+    precision = get_precision(manifest.precision)
+    blosc = BloscCodec(typesize=layout.itemsize, cname="lz4", clevel=LEVEL, shuffle="bitshuffle", blocksize=0)
+    group.create_array(
+        f"activations/{manifest.fields['tap']}",
+        shape=layout.shape,
+        dtype=precision.storage,
+        chunks=(1, layout.chunk_layers, layout.tokens, layout.columns),
+        shards=(layout.shard_samples, layout.layers, layout.tokens, layout.columns),
+        filters=None,
+        compressors=[blosc, Crc32cCodec()] if layout.compressed else [Crc32cCodec()],
+        serializer="auto",
+        fill_value=precision.fill,
+        chunk_key_encoding={"name": "default", "separator": "."},
+        dimension_names=("row", "layer", "token", precision.dimension),
+        attributes={"dtype": precision.name},
+    )
+    _put(group, "labels", labels)
+    _put(group, "sample_ids", pack_ids(ids))
+    for name, tensors in (("tail", tail), ("scales", scales)):
+        inner = group.create_group(name)
+        for key, tensor in tensors.items():
+            _put(inner, key, tensor.cpu().numpy())
+
+
+@dataclass(frozen=True)
+class Core:
+    """The core of a store and its copy.
+
+    Attributes:
+        store: the ``.zarr`` folder.
+        receipts: the folder beside it.
+    """
+
+    store: Path
+    receipts: Path
+
+    @property
+    def copy(self) -> Path:
+        """The copy: a Zarr group without shards, and the list of its files."""
+        return self.receipts / "core"
+
+    @property
+    def _next(self) -> Path:
+        return self.receipts / "core.partial"
+
+    def create(self, *arguments: Any, **arrays: Any) -> None:
+        """Write copy and store (arguments as of :func:`build_core`): each built under a temporary name and renamed."""
+        shutil.rmtree(self._next, ignore_errors=True)
+        build_core(self._next, *arguments, **arrays)
+        self._replace_copy()
+        partial = self.store.with_name(self.store.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(self.copy, partial, ignore=shutil.ignore_patterns(LIST))
+        sync_tree(partial)
+        publish(partial, self.store)
+
+    def finish(self, manifest: Manifest, labels: NDArray[np.int64]) -> None:
+        """Write the final labels and attributes, first in the copy; the store's root says so last of all."""
+        self._begin_copy()
+        group = zarr.open_group(LocalStore(self._next), mode="r+")
+        group["labels"][...] = labels  # type: ignore[index]
+        group.attrs.put(manifest.to_attributes())
+        self._replace_copy()
+        self._install(self.damaged()[0])
+
+    def files(self) -> dict[str, str]:
+        """Read the copy's list: the sha256 of each file, by name, the root's ``zarr.json`` last.
+
+        Raises:
+            OSError, ValueError: if the list is not there or was altered.
+        """
+        listed = read_sealed(self.copy / LIST)["files"]
+        return {name: listed[name] for name in sorted(listed, key=lambda name: (name == ROOT, name))}
+
+    def damaged(self) -> tuple[list[str], list[str]]:
+        """Check every file: names of those that are damaged in the store, and in the copy.
+
+        Raises:
+            OSError, ValueError: as :meth:`files`.
+        """
+        files = self.files()
+        in_store, in_copy = ([n for n, crc in files.items() if _sha256(f / n) != crc] for f in (self.store, self.copy))
+        return in_store, in_copy
+
+    def repair(self) -> None:
+        """Put damaged files back, in the store from the copy and the other way round.
+
+        Raises:
+            UserError: for a file that is damaged in both.
+        """
+        if not self.copy.is_dir():  # a kill while it was replaced, or a store that came without it
+            self._begin_copy()
+            self._replace_copy()
+        try:
+            in_store, in_copy = self.damaged()
+        except (OSError, ValueError):
+            in_store, in_copy = self._relist()
+        if lost := sorted({*in_store} & {*in_copy}):
+            raise UserError(
+                f"{lost[0]} of {str(self.store)!r} is damaged, and its copy in {str(self.copy)!r}, too: extract "
+                "again to another --out."
+            )
+        self._install(in_store)
+        for name in in_copy:
+            write_whole(self.copy / name, (self.store / name).read_bytes())
+
+    def _relist(self) -> tuple[list[str], list[str]]:
+        """Write the list anew where store and copy agree; name the files where they do not as lost."""
+        names = [n for n in _names(self.copy) if n != LIST]
+        apart = [n for n in names if _sha256(self.copy / n) != _sha256(self.store / n)]
+        if not apart:
+            write_sealed(self.copy / LIST, {"files": {n: _sha256(self.copy / n) for n in names}})
+        return apart, apart
+
+    def _install(self, names: Iterable[str]) -> None:
+        for name in names:
+            target = self.store / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(target, (self.copy / name).read_bytes())
+
+    def _begin_copy(self) -> None:
+        shutil.rmtree(self._next, ignore_errors=True)
+        shutil.copytree(self.store, self._next, ignore=_no_core)
+
+    def _replace_copy(self) -> None:
+        write_sealed(self._next / LIST, {"files": {n: _sha256(self._next / n) for n in _names(self._next)}})
+        sync_tree(self._next)
+        shutil.rmtree(self.copy, ignore_errors=True)
+        publish(self._next, self.copy)
+
+
+def pack_ids(ids: list[str]) -> NDArray[np.uint8]:
+    """Pack strings as rows of UTF-8 bytes, zero-padded: a type that every Zarr v3 reader has.
+
+    File names need not be UTF-8: their bytes come back as they were.
+    """
+    encoded = [text.encode("utf-8", "surrogateescape") for text in ids]
+    longest = max(map(len, encoded))
+    return np.frombuffer(b"".join(e.ljust(longest, b"\0") for e in encoded), dtype=np.uint8).reshape(len(ids), -1)
+
+
+def unpack_ids(packed: NDArray[np.uint8]) -> list[str]:
+    """Give the strings of :func:`pack_ids`."""
+    return [row.tobytes().rstrip(b"\0").decode("utf-8", "surrogateescape") for row in packed]
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def _no_core(_: str, names: list[str]) -> list[str]:
+    """Shards, and what a kill left."""
+    return [name for name in names if name.startswith("c.") or name.endswith(".partial")]
+
+
+def _put(group: zarr.Group, name: str, values: NDArray[Any]) -> None:
+    group.create_array(name, data=np.ascontiguousarray(values), compressors=[ZstdCodec(level=3), Crc32cCodec()])
+
+
+def _sha256(path: Path) -> str:
+    """Hash a small file; empty if it cannot be read. A crc32c would not do: of what ends in its own it is constant."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return ""

@@ -1,0 +1,89 @@
+"""Floating point: values rounded to nearest, nothing to fit."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from losa_cache.cache.precision.base import Encoding, Precision, in_parts
+
+
+class Float(Precision, Encoding):
+    """float32, float16 or bfloat16: its own encoding, for there are no constants.
+
+    Args:
+        name: of the dtype.
+        dtype: of values, stored and decoded.
+        storage: the Zarr data type; bfloat16 has none, so its bits are stored as uint16.
+        fill: NaN in ``storage``.
+    """
+
+    dimension = "channel"
+    needs_fit = False
+
+    def __init__(self, name: str, dtype: torch.dtype, storage: str, fill: Any) -> None:
+        self.name, self.dtype, self.stored_dtype, self.storage, self.fill = name, dtype, dtype, storage, fill
+        self.precision = self
+
+    def columns(self, width: int) -> int:
+        """Give the channels themselves."""
+        return width
+
+    def fit(self, blocks: Sequence[Tensor]) -> "Float":
+        """Return self."""
+        return self
+
+    def load(self, constants: Mapping[str, Tensor]) -> "Float":
+        """Return self."""
+        return self
+
+    def to(self, device: torch.device) -> "Float":
+        """Return self."""
+        return self
+
+    def encode(self, layer: int, block: Tensor, out: Tensor) -> Tensor:
+        """Round to nearest; what overflows becomes infinite until :meth:`settle`."""
+        extremes = []
+        for values, target in in_parts(block, out):
+            target.copy_(values)
+            extremes.append(values.abs().amax())
+        return torch.stack(extremes).amax()
+
+    def decode(self, layer: int, stored: Tensor) -> Tensor:
+        """Return the stored values."""
+        return stored
+
+    def settle(self, stored: Tensor, extremes: Tensor) -> tuple[int, int]:
+        """Saturate and count (as the contract says)."""
+        largest = torch.finfo(self.dtype).max
+        overflowed = non_finite = 0
+        for layer in (~(extremes < largest)).nonzero().flatten().tolist():
+            if extremes[layer].isfinite():
+                overflowed += int(stored[:, layer].isinf().sum())
+                stored[:, layer].clamp_(-largest, largest)
+            else:
+                non_finite += int((~stored[:, layer].isfinite()).sum())
+        return overflowed, non_finite
+
+    def constants(self) -> dict[str, Tensor]:
+        """There are none."""
+        return {}
+
+    def describe(self) -> dict[str, Any]:
+        """Bound the error by half a unit in the last place."""
+        return {"error": torch.finfo(self.dtype).eps / 2}
+
+    def rounded(self, layer: int, block: Tensor) -> Tensor:
+        """Copy values rounded to nearest, finite ones saturated."""
+        if self.dtype == torch.float16:
+            largest = torch.finfo(self.dtype).max
+            block = torch.where(block.isfinite(), block.clamp(-largest, largest), block)
+        return block.to(self.dtype, copy=True)
+
+
+FLOATS = (
+    Float("float32", torch.float32, "float32", float("nan")),
+    Float("float16", torch.float16, "float16", float("nan")),
+    Float("bfloat16", torch.bfloat16, "uint16", 0x7FC0),
+)

@@ -1,0 +1,79 @@
+"""A calibration sample: the first images through the backbone, before the others, to fit an encoding to."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from losa_cache.cache.compression import worth
+from losa_cache.cache.layout import Layout
+from losa_cache.cache.precision import EncodedBatch, Encoding, get_precision
+from losa_cache.data.decode import Decoder
+from losa_cache.errors import UserError
+from losa_cache.inputs import Inputs
+
+IMAGES = 32  # some 8000 tokens of a ViT at 224 px
+SAMPLE_BYTES = 512 * 1024 * 1024
+COMPRESSED_BYTES = 64 * 1024 * 1024
+
+
+def fit_encoding(inputs: Inputs, *, workers: int) -> Encoding:
+    """Fit the precision of ``inputs`` to its first images; where there is nothing to fit, nothing is computed.
+
+    Raises:
+        UserError: if none of the images decodes.
+    """
+    precision = get_precision(inputs.manifest.precision)
+    return precision.fit(block_sample(inputs, workers=workers) if precision.needs_fit else [])
+
+
+def block_sample(inputs: Inputs, *, workers: int) -> list[Tensor]:
+    """Run the backbone over the first images: samples are in random order, so these are a random choice.
+
+    Args:
+        inputs: what is to be extracted.
+        workers: decoding threads.
+
+    Returns:
+        float32 ``(images, tokens, width)`` a layer, on the backbone's device: 32 images, or as many as 512 MiB hold.
+
+    Raises:
+        UserError: if none of them decodes.
+    """
+    backbone, layers = inputs.backbone, inputs.manifest.layers
+    one = len(layers) * backbone.tokens * backbone.width * torch.float32.itemsize
+    count = min(len(inputs.samples), IMAGES, max(1, SAMPLE_BYTES // one))
+    decoder = Decoder(inputs.samples, backbone.input, workers=workers)
+    try:
+        (batch,) = decoder.batches([[(index, None) for index in range(count)]])
+    finally:
+        decoder.close()
+    good = [place for place in range(count) if place not in batch.failures]
+    if not good:
+        index, reason = batch.failures[0]
+        raise UserError(
+            f"none of the {count} images could be decoded (first: {inputs.samples.ids[index]!r}, {reason})."
+        )
+    blocks: list[Tensor] = []
+    pixels = batch.pixels[good].to(backbone.device)
+    backbone.run(pixels, layers, lambda _, block: blocks.append(block.float().clone()), compute=inputs.compute)
+    return blocks
+
+
+def compression_ratio(encoding: Encoding, blocks: Sequence[Tensor], layout: Layout) -> float | None:
+    """Measure what lossless compression makes of a calibration sample: ``None`` where it does not pay.
+
+    Args:
+        encoding: that the blocks are stored in.
+        blocks: of :func:`block_sample`.
+        layout: of the store.
+    """
+    count = max(1, min(len(blocks[0]), COMPRESSED_BYTES // layout.sample_bytes))
+    batch = EncodedBatch.empty(encoding, (count, *layout.shape[1:]), blocks[0].device)
+    for layer, block in enumerate(blocks):
+        batch.put(layer, block[:count])
+    stored = batch.stored.cpu()
+    encoding.settle(stored, batch.extremes.cpu())
+    elements = stored.view(torch.uint8).numpy().view(f"V{layout.itemsize}")
+    return worth(list(np.ascontiguousarray(elements).reshape(count * layout.sample_chunks, -1)))
