@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from losa_cache.data.load import load_samples
     from losa_cache.errors import UserError
     from losa_cache.extract.extract import extract
+    from losa_cache.extract.verify import verify_cache
     from losa_cache.sidenet.adapter import Adapter
     from losa_cache.sidenet.losa import LoSA
     from losa_cache.sidenet.tail import FrozenTail
@@ -40,6 +41,7 @@ _HOMES = {
     "open_cache": "losa_cache.cache.store",
     "resume": "losa_cache.train.train",
     "train": "losa_cache.train.train",
+    "verify_cache": "losa_cache.extract.verify",
 }
 
 __all__ = [
@@ -59,6 +61,7 @@ __all__ = [
     "open_cache",
     "resume",
     "train",
+    "verify_cache",
 ]
 
 

@@ -1,6 +1,6 @@
-"""A calibration sample: the first images through the backbone, before the others, to fit an encoding to."""
+"""Block outputs of a few images, unencoded: a calibration sample to fit an encoding to, or a second look at a cache."""
 
-from collections.abc import Sequence
+from collections.abc import Generator, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 from losa_cache.cache.compression import worth
 from losa_cache.cache.layout import Layout
 from losa_cache.cache.precision import EncodedBatch, Encoding, get_precision
-from losa_cache.data.decode import Decoder
+from losa_cache.data.decode import Decoded, Decoder, View
 from losa_cache.errors import UserError
 from losa_cache.inputs import Inputs
 
@@ -41,24 +41,42 @@ def block_sample(inputs: Inputs, *, workers: int) -> list[Tensor]:
     Raises:
         UserError: if none of them decodes.
     """
-    backbone, layers = inputs.backbone, inputs.manifest.layers
-    one = len(layers) * backbone.tokens * backbone.width * torch.float32.itemsize
-    count = min(len(inputs.samples), IMAGES, max(1, SAMPLE_BYTES // one))
-    decoder = Decoder(inputs.samples, backbone.input, workers=workers)
-    try:
-        (batch,) = decoder.batches([[(index, None) for index in range(count)]])
-    finally:
-        decoder.close()
+    count = min(len(inputs.samples), images_at_once(inputs))
+    ((batch, blocks),) = run_views(inputs, [[(index, None) for index in range(count)]], workers=workers)
     good = [place for place in range(count) if place not in batch.failures]
     if not good:
         index, reason = batch.failures[0]
         raise UserError(
             f"none of the {count} images could be decoded (first: {inputs.samples.ids[index]!r}, {reason})."
         )
-    blocks: list[Tensor] = []
-    pixels = batch.pixels[good].to(backbone.device)
-    backbone.run(pixels, layers, lambda _, block: blocks.append(block.float().clone()), compute=inputs.compute)
-    return blocks
+    return [block[good] for block in blocks]
+
+
+def images_at_once(inputs: Inputs) -> int:
+    """Say how many images' block outputs fit 512 MiB as float32: at least 1, at most 32."""
+    one = len(inputs.manifest.layers) * inputs.backbone.tokens * inputs.backbone.width * torch.float32.itemsize
+    return min(IMAGES, max(1, SAMPLE_BYTES // one))
+
+
+def run_views(
+    inputs: Inputs, plan: Iterable[list[View]], *, workers: int
+) -> Generator[tuple[Decoded, list[Tensor]], None, None]:
+    """Run the backbone over batches of views: the pixels, and float32 ``(batch, tokens, width)`` a layer, unencoded."""
+    backbone, fields = inputs.backbone, inputs.manifest.fields
+    decoder = Decoder(
+        inputs.samples,
+        backbone.input,
+        workers=workers,
+        augment=fields["views"]["augment"],
+        seed=fields["sampling"]["seed"],
+    )
+    try:
+        for batch in decoder.batches(plan):
+            pixels = batch.pixels.to(backbone.device)
+            blocks = backbone.block_outputs(pixels, inputs.manifest.layers, compute=inputs.compute)
+            yield batch, [block.float() for block in blocks]
+    finally:
+        decoder.close()
 
 
 def compression_ratio(encoding: Encoding, blocks: Sequence[Tensor], layout: Layout) -> float | None:

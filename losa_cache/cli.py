@@ -230,6 +230,43 @@ def inspect(
     _print(inspect_cache(cache), as_json)
 
 
+@app.command()
+def verify(
+    cache: Annotated[Path, typer.Argument(help="The .zarr folder.")],
+    recompute: Annotated[int, typer.Option(help="Run so many random rows through the backbone again.")] = 0,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Mend what is damaged; only that is computed again.")
+    ] = False,
+    data_dir: Annotated[Path | None, typer.Option(help="Where the images lie now; default: as at extraction.")] = None,
+    weights: Annotated[str | None, typer.Option(help="Where the weights lie now; default: as at extraction.")] = None,
+    device: Device = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Of dask.distributed, tcp://HOST:PORT; default: threads.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the choice of rows.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Check every checksum and receipt of a cache; exit code 1 if something is damaged."""
+    from losa_cache import verify_cache
+    from losa_cache.display import PassBar
+
+    with PassBar("checking", 1) as bar:
+        result = verify_cache(
+            cache,
+            recompute=recompute,
+            repair=repair,
+            data_dir=data_dir,
+            weights=weights,
+            device=device,
+            scheduler=scheduler,
+            seed=seed,
+            progress=bar.advance,
+        )
+    _print(result, as_json)
+    if not result["intact"]:
+        raise typer.Exit(1)
+
+
 def main() -> None:
     """Run the command line: a user's mistake is one sentence on stderr and exit code 2."""
     logging.getLogger("losa_cache").addHandler(logging.StreamHandler())

@@ -119,9 +119,14 @@ class Core:
 
         Raises:
             OSError, ValueError: as :meth:`files`.
+            UserError: for a file that is damaged in both.
         """
         files = self.files()
-        in_store, in_copy = ([n for n, crc in files.items() if _sha256(f / n) != crc] for f in (self.store, self.copy))
+        in_store, in_copy = (
+            [name for name, digest in files.items() if _sha256(folder / name) != digest]
+            for folder in (self.store, self.copy)
+        )
+        self._require_one(in_store, in_copy)
         return in_store, in_copy
 
     def repair(self) -> None:
@@ -136,23 +141,25 @@ class Core:
         try:
             in_store, in_copy = self.damaged()
         except (OSError, ValueError):
-            in_store, in_copy = self._relist()
+            self._list_anew()
+            return
+        self._install(in_store)
+        for name in in_copy:
+            write_whole(self.copy / name, (self.store / name).read_bytes())
+
+    def _list_anew(self) -> None:
+        """Write the list anew, if store and copy agree."""
+        names = [n for n in _names(self.copy) if n != LIST]
+        apart = [n for n in names if _sha256(self.copy / n) != _sha256(self.store / n)]
+        self._require_one(apart, apart)
+        write_sealed(self.copy / LIST, {"files": {n: _sha256(self.copy / n) for n in names}})
+
+    def _require_one(self, in_store: list[str], in_copy: list[str]) -> None:
         if lost := sorted({*in_store} & {*in_copy}):
             raise UserError(
                 f"{lost[0]} of {str(self.store)!r} is damaged, and its copy in {str(self.copy)!r}, too: extract "
                 "again to another --out."
             )
-        self._install(in_store)
-        for name in in_copy:
-            write_whole(self.copy / name, (self.store / name).read_bytes())
-
-    def _relist(self) -> tuple[list[str], list[str]]:
-        """Write the list anew where store and copy agree; name the files where they do not as lost."""
-        names = [n for n in _names(self.copy) if n != LIST]
-        apart = [n for n in names if _sha256(self.copy / n) != _sha256(self.store / n)]
-        if not apart:
-            write_sealed(self.copy / LIST, {"files": {n: _sha256(self.copy / n) for n in names}})
-        return apart, apart
 
     def _install(self, names: Iterable[str]) -> None:
         for name in names:

@@ -8,7 +8,8 @@ and the next run writes it again from the start.
 import fcntl
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -248,8 +249,7 @@ class CacheWriter:
         """Leave the cache as it is, finished or not, for the next run."""
         if self._open is not None:
             self._open.writer.close()
-        _held.discard(self._lock)
-        os.close(self._lock)
+        _unlock(self._lock)
 
     def _begin(self, shard: int) -> "_OpenShard":
         unit = self.unit(shard)
@@ -281,6 +281,25 @@ def _let_go_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_let_go_in_child)
+
+
+@contextmanager
+def locked(store: Path) -> Iterator[None]:
+    """Own a store for a while.
+
+    Raises:
+        UserError: if another process writes it.
+    """
+    handle = _lock(receipts_of(store) / "lock", store)
+    try:
+        yield
+    finally:
+        _unlock(handle)
+
+
+def _unlock(handle: int) -> None:
+    _held.discard(handle)
+    os.close(handle)
 
 
 def _lock(file: Path, store: Path) -> int:

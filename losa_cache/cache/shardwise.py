@@ -1,0 +1,61 @@
+"""Work on the shards of a cache, one after the other in each of many workers: caches are larger than memory."""
+
+from collections.abc import Callable, Sequence
+from itertools import count
+from typing import TypeVar
+
+import dask
+from dask.callbacks import Callback
+
+from losa_cache.errors import UserError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def over_shards(
+    work: Callable[[Item], Result],
+    items: Sequence[Item],
+    *,
+    scheduler: str | None = None,
+    progress: Callable[[float], None] = lambda _: None,
+) -> list[Result]:
+    """Apply ``work`` to each item.
+
+    Args:
+        work: one shard's; a module-level function, for it may run in another process.
+        items: what it is given, small, one a shard.
+        scheduler: address of a dask.distributed scheduler whose workers see the same paths; by default threads of this
+            process.
+        progress: is given the share done.
+
+    Returns:
+        the results in the order of the items.
+
+    Raises:
+        UserError: for a scheduler that does not answer, or if ``distributed`` is not installed.
+    """
+    if scheduler is not None:
+        return _distributed(work, items, scheduler, progress)
+    done = count(1)
+    with Callback(posttask=lambda *_: progress(next(done) / len(items))):
+        tasks = [dask.delayed(work, pure=False)(item) for item in items]
+        return list(dask.compute(*tasks, scheduler="threads", optimize_graph=False))
+
+
+def _distributed(
+    work: Callable[[Item], Result], items: Sequence[Item], address: str, progress: Callable[[float], None]
+) -> list[Result]:
+    try:
+        from distributed import Client, as_completed
+    except ImportError as error:
+        raise UserError("--scheduler needs dask.distributed: pip install 'losa-cache[cluster]'.") from error
+    try:
+        client = Client(address, timeout=10)
+    except (OSError, ValueError) as error:
+        raise UserError(f"no dask scheduler answers at {address!r} ({error}).") from error
+    with client:
+        futures = client.map(work, items, pure=False)
+        for done, _ in enumerate(as_completed(futures), start=1):
+            progress(done / len(items))
+        return list(client.gather(futures))

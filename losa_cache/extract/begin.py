@@ -1,0 +1,50 @@
+"""A cache about to be written: planned, fitted to its first images, created or opened to be resumed."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from losa_cache.cache.layout import SHARD_BYTES, Layout, plan_layout
+from losa_cache.cache.manifest import Manifest
+from losa_cache.cache.precision import Encoding, get_precision
+from losa_cache.cache.writer import CacheWriter
+from losa_cache.calibrate import block_sample, compression_ratio
+from losa_cache.inputs import Inputs
+
+
+def plan_store(inputs: Inputs, *, shard_bytes: int = SHARD_BYTES) -> Layout:
+    """Plan chunks and shards, not yet compressed."""
+    manifest = inputs.manifest
+    precision = get_precision(manifest.precision)
+    return plan_layout(
+        samples=len(inputs.samples) * manifest.views,
+        layers=len(manifest.layers),
+        tokens=inputs.backbone.tokens,
+        columns=precision.columns(manifest.width),
+        itemsize=precision.itemsize,
+        shard_bytes=shard_bytes,
+    )
+
+
+def begin(inputs: Inputs, path: Path, layout: Layout, *, workers: int, options: dict[str, Any] | None) -> CacheWriter:
+    """Create a cache, its encoding fitted and its compression chosen on the first images; or open it to resume."""
+
+    def fit() -> tuple[Manifest, Layout, Encoding]:
+        blocks = block_sample(inputs, workers=workers)
+        encoding = get_precision(inputs.manifest.precision).fit(blocks)
+        ratio = compression_ratio(encoding, blocks, layout)
+        described = encoding.describe() | {"compressed": ratio and round(ratio, 3)}
+        manifest = replace(inputs.manifest, encoding=described, options=options)
+        return manifest, replace(layout, compressed=ratio is not None), encoding
+
+    samples, views = inputs.samples, inputs.manifest.views
+    return CacheWriter(
+        path,
+        inputs.manifest,
+        fit,
+        labels=np.repeat(samples.labels, views),
+        ids=[name for name in samples.ids for _ in range(views)],
+        tail=dict(inputs.backbone.tail.state_dict()),
+    )

@@ -1,0 +1,162 @@
+"""Samples of a finished cache through the backbone again: to compare them, or to write damaged ones anew."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from losa_cache.backbone import Backbone
+from losa_cache.cache.health import Damage
+from losa_cache.cache.identity import differences
+from losa_cache.cache.reader import BlockReader
+from losa_cache.cache.store import ActivationCache
+from losa_cache.cache.writer import locked
+from losa_cache.calibrate import images_at_once, run_views
+from losa_cache.data.samples import Samples
+from losa_cache.device import choose_device, default_workers
+from losa_cache.errors import UserError
+from losa_cache.extract import pipeline
+from losa_cache.extract.begin import begin, plan_store
+from losa_cache.extract.meter import Meter
+from losa_cache.extract.plan import default_batch, views_of
+from losa_cache.inputs import Inputs, open_inputs
+
+HALF_NOISE, FLOAT_NOISE = 0.02, 1e-4  # relative, of matrix products in another batch or on another device
+
+
+def reopen(
+    cache: ActivationCache,
+    *,
+    backbone: Backbone | None = None,
+    dataset: Samples | None = None,
+    data_dir: str | Path | None = None,
+    weights: str | Path | None = None,
+    device: str | None = None,
+) -> Inputs:
+    """Open what a cache was extracted from.
+
+    Args:
+        cache: complete.
+        backbone, dataset: loaded ones, where the cache was extracted from such.
+        data_dir, weights: where these lie now; by default where they lay.
+        device: as of ``losa_cache.extract``.
+
+    Raises:
+        UserError: if they cannot be opened, or are not the ones.
+    """
+    options = dict(cache.manifest.options or {})
+    options.pop("batch_size", None)
+    if not options:
+        if backbone is None or dataset is None:
+            raise UserError(
+                f"cache {str(cache.path)!r} was extracted from loaded objects: only losa_cache.verify_cache, given "
+                "backbone and dataset, can compute its samples again."
+            )
+        fields = cache.manifest.fields
+        options = {
+            "layers": cache.manifest.layers,
+            "precision": cache.manifest.precision,
+            **fields["sampling"],
+            "views": fields["views"]["count"],
+            "augment": fields["views"]["augment"],
+        }
+    given = {"backbone": backbone, "dataset": dataset, "data_dir": data_dir, "weights": weights}
+    options |= {name: value for name, value in given.items() if value is not None}
+    inputs = open_inputs(**options, device=choose_device(device))
+    ours, theirs = ({**m.fields, "compute": None} for m in (inputs.manifest, cache.manifest))
+    if wrong := differences(ours, theirs):
+        raise UserError(
+            f"cache {str(cache.path)!r} was extracted from something else: it differs in {'; '.join(wrong)}. "
+            "Say with --data-dir and --weights where its images and weights lie."
+        )
+    return inputs
+
+
+def compare(cache: ActivationCache, inputs: Inputs, count: int, *, seed: int) -> dict[str, Any]:
+    """Run random rows through the backbone again (``docs/protocol.md``, section "Verifying").
+
+    Args:
+        cache: complete.
+        inputs: of :func:`reopen`.
+        count: how many rows.
+        seed: of the choice.
+
+    Returns:
+        ``rows``, ``identical`` (rows whose bytes are equal), ``largest_error`` (relative, over rows and layers),
+        ``allowed`` (by layer) and ``wrong``: ids of the samples beyond it.
+    """
+    layers, precision = cache.manifest.layers, cache.precision
+    there = np.flatnonzero(cache.labels >= 0)
+    rows = np.sort(np.random.default_rng(seed).choice(there, min(count, len(there)), replace=False))
+    noise = FLOAT_NOISE if inputs.compute == torch.float32 else HALF_NOISE
+    stated = torch.tensor(cache.manifest.encoding["error"]).expand(len(layers))
+    allowed = 2 * stated + noise
+    encoding = cache.encoding()
+    on_device = encoding.to(inputs.backbone.device)
+    reader = BlockReader(cache, layers)
+    errors: list[Tensor] = []
+    identical = 0
+    parts = np.array_split(rows, -(-len(rows) // images_at_once(inputs)))
+    plan = [[view for row in part for view in views_of(range(row, row + 1), cache.manifest.views)] for part in parts]
+    for part, (batch, blocks) in zip(parts, run_views(inputs, plan, workers=default_workers()), strict=True):
+        batch.require(inputs.samples, "it did when the cache was made")
+        shape = (len(part), *cache.layout.shape[2:])
+        stored = [torch.empty(shape, dtype=precision.stored_dtype) for _ in layers]
+        reader.read(part, stored)
+        same = torch.ones(len(part), dtype=torch.bool)
+        found = torch.empty(len(part), len(layers))
+        for layer, (block, kept) in enumerate(zip(blocks, stored, strict=True)):
+            again = torch.empty(shape, dtype=precision.stored_dtype, device=block.device)
+            extreme = on_device.encode(layer, block, again)
+            again = again.cpu()
+            encoding.settle(again[:, None], extreme.cpu()[None])
+            same &= (again.view(torch.uint8) == kept.view(torch.uint8)).flatten(1).all(dim=1)
+            fresh = block.cpu().flatten(1)
+            apart = encoding.decode(layer, kept).float().flatten(1) - fresh
+            found[:, layer] = (apart.norm(dim=1) / fresh.norm(dim=1).clamp_min(1e-30)).nan_to_num(torch.inf)
+        identical += int(same.sum())
+        errors.append(found.where(~same[:, None], torch.minimum(found, allowed)))  # equal bytes may hold NaN
+    reader.close()
+    error = torch.cat(errors)
+    wrong = (error > allowed).any(dim=1).nonzero().flatten().tolist()
+    return {
+        "rows": len(rows),
+        "identical": identical,
+        "largest_error": float(error.max()),
+        "allowed": [round(limit, 6) for limit in allowed.tolist()],
+        "wrong": list(dict.fromkeys(cache.ids[int(rows[at])] for at in wrong)),
+    }
+
+
+def mend(cache: ActivationCache, damage: Damage, open_again: Callable[[], Inputs]) -> None:
+    """Put the core's files back and write damaged samples anew.
+
+    Args:
+        cache: as :func:`examine` opened it.
+        damage: to repair.
+        open_again: gives the inputs, if samples must be computed.
+
+    Raises:
+        UserError: for what cannot be repaired.
+    """
+    if not damage.shards:
+        with locked(cache.path):
+            cache.core.repair()
+        return
+    inputs = open_again()
+    options = cache.manifest.options or {}
+    layout = plan_store(inputs)
+    with begin(inputs, cache.path, layout, workers=default_workers(), options=None) as writer:
+        writer.forget({part.shard: part.rows for part in damage.shards})
+        pipeline.run(
+            inputs,
+            writer,
+            batch_size=options.get("batch_size") or default_batch(layout),
+            workers=default_workers(),
+            skip_errors=bool(cache.manifest.skipped),
+            meter=Meter(),
+        )
+        writer.finish()

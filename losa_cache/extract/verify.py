@@ -1,0 +1,97 @@
+"""``verify_cache``: every checksum and receipt, samples through the backbone again, and repair."""
+
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from losa_cache.backbone import Backbone
+from losa_cache.cache.health import Damage, examine
+from losa_cache.cache.store import ActivationCache
+from losa_cache.data.samples import Samples
+from losa_cache.errors import UserError
+from losa_cache.extract.recompute import compare, mend, reopen
+from losa_cache.inputs import Inputs
+
+
+def verify_cache(
+    path: str | Path,
+    *,
+    recompute: int = 0,
+    repair: bool = False,
+    backbone: Backbone | None = None,
+    dataset: Samples | None = None,
+    data_dir: str | Path | None = None,
+    weights: str | Path | None = None,
+    device: str | None = None,
+    scheduler: str | None = None,
+    seed: int = 0,
+    progress: Callable[[float], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Check a complete cache, and mend what is damaged (``docs/protocol.md``, section "Verifying").
+
+    Args:
+        path: the ``.zarr`` folder.
+        recompute: run so many random rows through the backbone again and compare.
+        repair: put damaged core files back and compute damaged samples again, then check once more.
+        backbone, dataset: loaded ones, where the cache was extracted from such.
+        data_dir, weights: where images and weights lie now; by default where they lay at extraction.
+        device: for the backbone; by default the GPU where there is one.
+        scheduler: address of a dask.distributed scheduler; by default threads of this process.
+        seed: of the choice of rows.
+        progress: is given the share of the shards checked.
+
+    Returns:
+        ``cache``, ``identity``, ``shards``, ``rows``, ``bytes``, ``seconds``; ``damaged``: ``files``, ``shards``
+        (``{"shard", "reason", "samples"}``) and ``samples`` (ids) as found; ``repaired``; ``recomputed`` (or null);
+        ``intact``: nothing is damaged, or no longer, and no recomputed row differs.
+
+    Raises:
+        UserError: if it is no complete cache, or what was asked for cannot be done.
+    """
+    if recompute < 0:
+        raise UserError(f"recompute is {recompute}: it must be at least 0.")
+    store, opened = Path(path), list[Inputs]()
+
+    def inputs() -> Inputs:
+        if not opened:
+            opened.append(
+                reopen(cache, backbone=backbone, dataset=dataset, data_dir=data_dir, weights=weights, device=device)
+            )
+        return opened[0]
+
+    started = perf_counter()
+    cache, damage = examine(store, scheduler=scheduler, progress=progress)
+    seconds = perf_counter() - started
+    found = damage
+    if damage and repair:
+        mend(cache, damage, inputs)
+        cache, found = examine(store, scheduler=scheduler, progress=progress)
+    compared = compare(cache, inputs(), recompute, seed=seed) if recompute and not found else None
+    return {
+        "cache": str(store),
+        "identity": cache.manifest.identity,
+        "shards": cache.layout.shards,
+        "rows": cache.layout.samples,
+        "bytes": cache.stored_bytes,
+        "seconds": round(seconds, 3),
+        "damaged": _named(cache, damage),
+        "repaired": bool(damage) and not found,
+        "recomputed": compared,
+        "intact": not found and not (compared and compared["wrong"]),
+    }
+
+
+def _named(cache: ActivationCache, damage: Damage) -> dict[str, Any]:
+    return {
+        "files": damage.files,
+        "shards": [
+            {
+                "shard": part.shard,
+                "reason": part.reason,
+                "samples": len(cache.layout.rows(part.shard) if part.rows is None else part.rows),
+            }
+            for part in damage.shards
+        ],
+        "samples": damage.samples(cache),
+    }

@@ -1,0 +1,187 @@
+"""verify: any byte that changed is found and its samples named; repair brings the very bytes back."""
+
+import json
+import random
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+import losa_cache as lc
+from losa_cache.cache import compression
+from losa_cache.errors import UserError
+from losa_cache.extract.extract import extract
+from losa_cache.extract.meter import Meter
+from losa_cache.extract.verify import verify_cache
+from losa_cache.train.material import frozen_tail
+from tests.conftest import losa_cache, tiny_backbone, tiny_samples
+from tests.extract.test_extract import contents
+
+BAD = (4, 20)
+
+
+@pytest.fixture(params=["plain", "compressed"])
+def cache(request, tmp_path, monkeypatch):
+    monkeypatch.setattr(compression, "WORTH_RATIO", 2 if request.param == "compressed" else 0)
+    options = {"precision": "int8", "shard_bytes": 4_000, "batch_size": 4, "on_error": "skip"}
+    return extract(tiny_backbone(), tiny_samples(bad=BAD), out=tmp_path / "c.zarr", **options)
+
+
+def objects():
+    return {"backbone": tiny_backbone(), "dataset": tiny_samples(bad=BAD)}
+
+
+def files(cache):
+    return [p for folder in (cache.path, cache.receipts) for p in folder.rglob("*") if p.is_file() and p.name != "lock"]
+
+
+def flip(path, at, by):
+    content = bytearray(path.read_bytes())
+    content[at] ^= by
+    path.write_bytes(content)
+
+
+def test_an_intact_cache_is_intact_with_every_sample_computed_again(cache):
+    found = verify_cache(cache.path, recompute=100, **objects())
+    assert found["intact"]
+    assert found["damaged"] == {"files": [], "shards": [], "samples": []}
+    compared = found["recomputed"]
+    assert compared["rows"] == 21
+    assert compared["wrong"] == []
+    assert 0 < compared["largest_error"] < 0.03
+
+
+def test_any_flipped_byte_anywhere_is_found_and_the_damaged_samples_are_named(cache):
+    before, pick = contents(cache.path), random.Random(0)
+    flips = 0
+    for path in files(cache):
+        good = path.read_bytes()
+        for at in sorted({0, len(good) - 1, *(pick.randrange(len(good)) for _ in range(10))}):
+            flip(path, at, by=1 << pick.randrange(8))
+            damaged = verify_cache(cache.path)["damaged"]
+            if path.name.startswith("c."):
+                shard = int(path.name.split(".")[1])
+                assert [part["shard"] for part in damaged["shards"]] == [shard], (path, at)
+                rows = cache.layout.rows(shard)
+                assert set(damaged["samples"]) <= {cache.ids[row] for row in rows}
+                in_index = at >= len(good) - cache.layout.index_bytes
+                assert len(damaged["samples"]) == (len(rows) if in_index else 1)
+            elif path.parent == cache.receipts:
+                assert [part["shard"] for part in damaged["shards"]] == [int(path.stem)], (path, at)
+            else:
+                assert damaged["files"], (path, at)
+            path.write_bytes(good)
+            flips += 1
+    assert flips > 250
+    assert contents(cache.path) == before
+    assert verify_cache(cache.path)["intact"]
+
+
+@pytest.mark.parametrize("where", ["first sample", "last sample", "index", "cut", "gone", "another shard", "receipt"])
+def test_repair_brings_the_very_bytes_back_and_computes_only_what_is_damaged(cache, where, monkeypatch):
+    before = contents(cache.path), contents(cache.receipts)
+    shard = cache.shard_path(2)
+    if where == "first sample":
+        flip(shard, 10, 1)
+    elif where == "last sample":
+        flip(shard, shard.stat().st_size - cache.layout.index_bytes - 10, 1)
+    elif where == "index":
+        flip(shard, shard.stat().st_size - 10, 1)
+    elif where == "cut":
+        shard.write_bytes(shard.read_bytes()[:-1])
+    elif where == "gone":
+        shard.unlink()
+    elif where == "another shard":
+        shutil.copy(cache.shard_path(1), shard)
+    else:
+        (cache.receipts / "000002.json").unlink()
+    computed = []
+    monkeypatch.setattr(Meter, "update", lambda self: computed.append(self.images))
+    found = verify_cache(cache.path, repair=True, **objects())
+    assert found["intact"]
+    assert found["repaired"]
+    assert max(computed) == (1 if "sample" in where else len(cache.layout.rows(2)))
+    assert (contents(cache.path), contents(cache.receipts)) == before
+
+
+def test_every_file_of_the_core_is_put_back_without_a_backbone(cache):
+    before = contents(cache.path), contents(cache.receipts)
+    core = [p for p in files(cache) if not p.name.startswith("c.") and p.parent != cache.receipts]
+    assert len(core) > 20
+    for path in core:
+        for damage in (lambda p: flip(p, 3, 16), lambda p: p.unlink()):
+            damage(path)
+            found = verify_cache(cache.path, repair=True)
+            assert found["damaged"]["files"], path
+            assert found["repaired"], path
+    assert (contents(cache.path), contents(cache.receipts)) == before
+
+
+def test_a_file_that_is_damaged_in_both_places_is_said_to_be_lost(cache):
+    for folder in (cache.path, cache.core.copy):
+        flip(folder / "labels" / "c" / "0", 3, 1)
+    with pytest.raises(UserError, match=r"labels/c/0 of .* is damaged, and its copy .* too"):
+        verify_cache(cache.path, repair=True)
+
+
+def test_values_that_another_backbone_gave_are_found_by_recomputing(cache):
+    """Checksums cannot know: a chunk that was wrong when it was written."""
+    backbone = tiny_backbone()
+    with torch.no_grad():
+        backbone.model.blocks[3].mlp.fc2.bias += 0.5
+    backbone.weights = tiny_backbone().weights  # a forger, or a bug
+    found = verify_cache(cache.path, recompute=7, backbone=backbone, dataset=tiny_samples(bad=BAD))
+    assert not found["intact"]
+    assert len(found["recomputed"]["wrong"]) == 7
+    with pytest.raises(UserError, match=r"extracted from something else: it differs in backbone\.name"):
+        verify_cache(cache.path, recompute=1, backbone=tiny_backbone(seed=1), dataset=tiny_samples(bad=BAD))
+
+
+def test_what_cannot_be_verified_is_one_sentence(cache, tmp_path):
+    with pytest.raises(UserError, match="extracted from loaded objects"):
+        verify_cache(cache.path, recompute=1)
+    shutil.copytree(cache.path, tmp_path / "moved.zarr")
+    with pytest.raises(UserError, match="no receipts to be checked against"):
+        verify_cache(tmp_path / "moved.zarr")
+    with pytest.raises(UserError, match="there is no cache at"):
+        verify_cache(tmp_path / "nowhere.zarr")
+
+
+def test_the_command_line_finds_names_and_mends(digits, tmp_path):
+    for name in ("test.zarr", "test.zarr.receipts"):
+        shutil.copytree(digits["home"] / name, tmp_path / name)
+    store = str(tmp_path / "test.zarr")
+    cache = lc.open_cache(store)
+    flip(cache.shard_path(0), 5000, 4)
+    found = losa_cache("verify", store, "--json")
+    assert found.returncode == 1, found.stderr
+    (sample,) = json.loads(found.stdout)["damaged"]["samples"]
+    assert sample == cache.ids[0]
+    mended = losa_cache("verify", store, "--repair", "--recompute", "5", "--json")
+    assert mended.returncode == 0, mended.stderr
+    result = json.loads(mended.stdout)
+    assert result["repaired"]
+    assert result["recomputed"]["rows"] == 5
+    assert result["recomputed"]["wrong"] == []
+    assert contents(cache.path) == contents(digits["test"])
+
+
+def test_a_distributed_scheduler_finds_the_same(cache):
+    from distributed import LocalCluster
+
+    flip(cache.shard_path(1), 10, 1)
+    with LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as cluster:
+        found = verify_cache(cache.path, scheduler=cluster.scheduler_address)
+    assert found["damaged"] == verify_cache(cache.path)["damaged"]
+    assert len(found["damaged"]["samples"]) == 1
+    with pytest.raises(UserError, match="no dask scheduler answers at 'tcp://127.0.0.1:9'"):
+        verify_cache(cache.path, scheduler="tcp://127.0.0.1:9")
+
+
+def test_reading_a_damaged_chunk_in_training_names_sample_and_shard(cache):
+    flip(cache.shard_path(1), 10, 1)
+    sample = cache.ids[next(r for r in cache.layout.rows(1) if cache.labels[r] >= 0)]
+    with pytest.raises(UserError, match=rf"sample '{sample}' cannot be read from shard 1 .*verify --repair mends it"):
+        lc.train(cache, epochs=1, val_fraction=0, batch_size=4, out=cache.path.with_name("run"))
+    assert np.isfinite(frozen_tail(cache).state_dict()["norm.weight"].numpy()).all()
