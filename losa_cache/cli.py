@@ -35,6 +35,8 @@ Resize = Annotated[str, _images("crop (timm's data config) or exact (no crop).")
 Limit = Annotated[int | None, _images("Keep so many samples, drawn at random.")]
 Workers = Annotated[int | None, _images("Threads (processes, to augment) that decode; default: one a core.")]
 Augment = Annotated[str | None, _images("timm's name: rand-m9-mstd0.5-inc1, augmix-m3-w3, 3a; or crop.")]
+Store = Annotated[Path, typer.Argument(help="The .zarr folder.")]
+Scheduler = Annotated[str | None, typer.Option(help="Of dask.distributed, tcp://HOST:PORT; default: threads.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; by default the GPU where there is one.")]
 
 
@@ -221,18 +223,33 @@ def evaluate(
 
 @app.command()
 def inspect(
-    cache: Annotated[Path, typer.Argument(help="The .zarr folder.")],
+    cache: Store,
+    full: Annotated[bool, typer.Option("--full", help="Statistics over all shards, not the first two.")] = False,
+    scheduler: Scheduler = None,
     as_json: Json = False,
 ) -> None:
     """Say what is in a cache, complete or not."""
     from losa_cache.cache.inspect import inspect_cache
+    from losa_cache.display import PassBar
 
-    _print(inspect_cache(cache), as_json)
+    with PassBar("reading", 1) as bar:
+        found = inspect_cache(cache, full=full, scheduler=scheduler, progress=bar.advance)
+    _print(found, as_json)
+
+
+@app.command(name="list")
+def list_(as_json: Json = False) -> None:
+    """Show the caches that this user made."""
+    from losa_cache.cache.inspect import list_caches
+    from losa_cache.display import cache_table
+
+    found = list_caches()
+    typer.echo(json.dumps(found, indent=2) if as_json else cache_table(found))
 
 
 @app.command()
 def verify(
-    cache: Annotated[Path, typer.Argument(help="The .zarr folder.")],
+    cache: Store,
     recompute: Annotated[int, typer.Option(help="Run so many random rows through the backbone again.")] = 0,
     repair: Annotated[
         bool, typer.Option("--repair", help="Mend what is damaged; only that is computed again.")

@@ -56,6 +56,27 @@ def extraction_report(cache: ActivationCache, meter: Meter) -> dict[str, Any]:
     }
 
 
+def cache_table(caches: list[dict[str, Any]]) -> str:
+    """Lay ``list_caches`` out, a line a cache."""
+    if not caches:
+        return "no caches yet: make one with losa-cache extract"
+    rows = [
+        (
+            f"{c['backbone']}, {c['layers']} layers",
+            f"{c['dataset']} {c['split']}",
+            f"{c['rows']} x {c['precision']}",
+            readable_bytes(c["bytes"]),
+            "complete" if c["complete"] else "incomplete",
+            c["path"],
+        )
+        for c in caches
+        if "error" not in c
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return "\n".join([*lines, *(f"cannot be opened: {c['error']}" for c in caches if "error" in c)])
+
+
 def training_report(result: TrainResult) -> dict[str, Any]:
     """Sum a training run up."""
     return {"run": str(result.run), **result.metrics, "parameters": result.parameters}

@@ -1,26 +1,45 @@
-"""What is in a cache, as JSON-able figures."""
+"""What is in a cache, and which caches there are, as JSON-able figures."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from losa_cache.cache.home import home, known_stores
+from losa_cache.cache.statistics import layer_statistics
 from losa_cache.cache.store import ActivationCache, open_cache
+from losa_cache.errors import UserError
+
+SHARDS_LOOKED_AT = 2  # samples are in random order: the first shards are a fair sample
 
 
-def inspect_cache(path: str | Path) -> dict[str, Any]:
+def inspect_cache(
+    path: str | Path,
+    *,
+    full: bool = False,
+    scheduler: str | None = None,
+    progress: Callable[[float], None] = lambda _: None,
+) -> dict[str, Any]:
     """Describe a cache, complete or not.
 
+    Args:
+        path: the ``.zarr`` folder.
+        full: take the statistics over all shards, not over the first two.
+        scheduler, progress: as of ``verify_cache``.
+
     Returns:
-        its path, identity and the fields behind it, shape ``[rows, layers, tokens, width]``, bytes stored and bytes
-        of the same values in float32 with their ratio, samples a class, and health: ``complete``, shards present,
-        samples skipped, values overflowed and non-finite.
+        its path, identity and the fields behind it, shape ``[rows, layers, tokens, columns]``, bytes stored and bytes
+        of the same values in float32 with their ratio, statistics of every layer, samples a class, and health:
+        ``complete``, shards present, samples skipped, values overflowed and non-finite.
 
     Raises:
-        UserError: if it is no cache.
+        UserError: if it is no cache, or a shard that is looked at is damaged.
     """
     cache = open_cache(path, incomplete=True)
     manifest, layout = cache.manifest, cache.layout
+    present = [shard for shard in range(layout.shards) if cache.shard_path(shard).is_file()]
+    looked_at = present if full else present[:SHARDS_LOOKED_AT]
     stored, logical = cache.stored_bytes, int(np.prod(layout.shape[:3], dtype=np.int64)) * manifest.width * 4
     return {
         "path": str(cache.path),
@@ -31,11 +50,13 @@ def inspect_cache(path: str | Path) -> dict[str, Any]:
         "chunk": [1, layout.chunk_layers, layout.tokens, layout.columns],
         "shard": [layout.shard_samples, layout.layers, layout.tokens, layout.columns],
         "bytes": {"stored": stored, "as_float32": logical, "ratio": round(logical / stored, 3) if stored else None},
+        "encoding": manifest.encoding,
+        "statistics": layer_statistics(cache, looked_at, scheduler=scheduler, progress=progress),
         "classes": _histogram(cache),
         "health": {
             "complete": manifest.complete,
             "shards": layout.shards,
-            "shards_present": sum(cache.shard_path(shard).is_file() for shard in range(layout.shards)),
+            "shards_present": len(present),
             "skipped": manifest.skipped,
             "overflowed": manifest.overflowed,
             "non_finite": manifest.non_finite,
@@ -47,3 +68,33 @@ def inspect_cache(path: str | Path) -> dict[str, Any]:
 def _histogram(cache: ActivationCache) -> dict[str, int]:
     counts = np.bincount(cache.labels[:: cache.manifest.views][cache.samples], minlength=len(cache.manifest.classes))
     return dict(zip(cache.manifest.classes, counts.tolist(), strict=True))
+
+
+def list_caches() -> list[dict[str, Any]]:
+    """Describe in short the caches that this user completed anywhere, and those below ``$LOSA_CACHE_HOME/caches``.
+
+    Returns:
+        ``path``, ``backbone``, ``dataset``, ``split``, ``layers`` (how many), ``precision``, ``rows``, ``bytes`` and
+        ``complete`` of each, the most recently completed first; ``error`` in place of these where one cannot be opened.
+    """
+    paths = [store.resolve() for store in [*known_stores(), *sorted((home() / "caches").glob("*.zarr"))]]
+    return [_in_short(path) for path in dict.fromkeys(paths)]
+
+
+def _in_short(path: Path) -> dict[str, Any]:
+    try:
+        cache = open_cache(path, incomplete=True)
+    except UserError as error:
+        return {"path": str(path), "error": str(error)}
+    fields = cache.manifest.fields
+    return {
+        "path": str(path),
+        "backbone": fields["backbone"]["name"],
+        "dataset": fields["dataset"]["name"],
+        "split": fields["dataset"]["split"],
+        "layers": len(cache.manifest.layers),
+        "precision": cache.manifest.precision,
+        "rows": cache.layout.samples,
+        "bytes": cache.stored_bytes,
+        "complete": cache.manifest.complete,
+    }

@@ -1,0 +1,139 @@
+"""Moments of every layer, computed out of core: a shard in each worker, a sample at a time."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from losa_cache.cache.layout import Layout
+from losa_cache.cache.precision import Encoding
+from losa_cache.cache.shard import DamagedShardError, ShardReader
+from losa_cache.cache.shardwise import over_shards
+from losa_cache.cache.store import REPAIR, ActivationCache
+from losa_cache.errors import UserError
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Of finite values, a layer each: float64 ``(layers,)``.
+
+    Attributes:
+        rows: that were looked at.
+        count, mean: of the values.
+        spread: sum of squared deviations from the mean.
+        largest: magnitude.
+        non_finite: how many values are not.
+    """
+
+    rows: int
+    count: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    spread: NDArray[np.float64]
+    largest: NDArray[np.float64]
+    non_finite: NDArray[np.float64]
+
+    def __add__(self, other: "Moments") -> "Moments":
+        """Join two samples (Chan, Golub and LeVeque 1983, equation 2.1)."""
+        count = self.count + other.count
+        share = np.divide(other.count, count, out=np.zeros_like(count), where=count > 0)
+        apart = other.mean - self.mean
+        return Moments(
+            self.rows + other.rows,
+            count,
+            self.mean + apart * share,
+            self.spread + other.spread + apart**2 * self.count * share,
+            np.maximum(self.largest, other.largest),
+            self.non_finite + other.non_finite,
+        )
+
+    @classmethod
+    def of(cls, values: torch.Tensor) -> "Moments":
+        """Take the moments of one sample, float64 ``(layers, values)``."""
+        finite = values.isfinite()
+        count = finite.sum(dim=1).double()
+        known = values.where(finite, 0)
+        mean = known.sum(dim=1) / count.clamp_min(1)
+        spread = (known - mean[:, None]).where(finite, 0).square().sum(dim=1)
+        parts = (count, mean, spread, known.abs().amax(dim=1), (~finite).sum(dim=1).double())
+        return cls(1, *(part.numpy() for part in parts))
+
+
+@dataclass(frozen=True)
+class ShardToSum:
+    """All that is needed to read one shard, anywhere."""
+
+    path: Path
+    rows: range
+    layout: Layout
+    encoding: Encoding
+    skipped: frozenset[int]
+
+
+def layer_statistics(
+    cache: ActivationCache,
+    shards: Sequence[int],
+    *,
+    scheduler: str | None = None,
+    progress: Callable[[float], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Describe the values of every layer.
+
+    Args:
+        cache: opened.
+        shards: to look at.
+        scheduler, progress: as of ``over_shards``.
+
+    Returns:
+        ``rows`` looked at and, by block number, ``mean``, ``std``, ``largest`` (magnitude) and ``non_finite`` (count).
+
+    Raises:
+        UserError: for a damaged shard.
+    """
+    skipped = frozenset(entry["row"] for entry in cache.manifest.skipped)
+    tasks = [
+        ShardToSum(cache.shard_path(s), cache.layout.rows(s), cache.layout, cache.encoding(), skipped) for s in shards
+    ]
+    try:
+        found = [m for m in over_shards(sum_shard, tasks, scheduler=scheduler, progress=progress) if m is not None]
+    except (DamagedShardError, FileNotFoundError) as error:
+        raise UserError(f"cache {str(cache.path)!r} is damaged ({error}): {REPAIR}.") from error
+    if not found:
+        return {"rows": 0, "layers": {}}
+    total = reduce(Moments.__add__, found)
+    std = np.sqrt(total.spread / np.maximum(total.count, 1))
+    columns = zip(total.mean, std, total.largest, total.non_finite, strict=True)
+    return {
+        "rows": total.rows,
+        "layers": {
+            str(layer): {
+                "mean": float(f"{mean:.6g}"),
+                "std": float(f"{deviation:.6g}"),
+                "largest": float(f"{largest:.6g}"),
+                "non_finite": int(non_finite),
+            }
+            for layer, (mean, deviation, largest, non_finite) in zip(cache.manifest.layers, columns, strict=True)
+        },
+    }
+
+
+def sum_shard(task: ShardToSum) -> Moments | None:
+    """Sum the samples of a shard; ``None`` if it has none."""
+    torch.set_num_threads(1)  # of this worker thread: the workers are the parallelism
+    layout, reader = task.layout, ShardReader(task.path, task.layout)
+    shape = (layout.layers, 1, layout.tokens, layout.columns)
+    stored = torch.empty(shape, dtype=task.encoding.precision.stored_dtype)
+    targets = dict(enumerate(stored.view(torch.uint8).numpy().reshape(layout.layers, -1)))
+    total: Moments | None = None
+    for place, row in enumerate(task.rows):
+        if row in task.skipped:
+            continue
+        reader.read(place, targets)
+        values = [task.encoding.decode(layer, block).double().flatten() for layer, block in enumerate(stored)]
+        moments = Moments.of(torch.stack(values))
+        total = moments if total is None else total + moments
+    return total
