@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from losa_cache.data.load import load_samples
     from losa_cache.errors import UserError
     from losa_cache.extract.extract import extract
+    from losa_cache.extract.plan_extraction import plan_extraction
     from losa_cache.extract.verify import verify_cache
     from losa_cache.sidenet.adapter import Adapter
     from losa_cache.sidenet.losa import LoSA
@@ -39,6 +40,7 @@ _HOMES = {
     "load_backbone": "losa_cache.backbone",
     "load_samples": "losa_cache.data.load",
     "open_cache": "losa_cache.cache.store",
+    "plan_extraction": "losa_cache.extract.plan_extraction",
     "resume": "losa_cache.train.train",
     "train": "losa_cache.train.train",
     "verify_cache": "losa_cache.extract.verify",
@@ -59,6 +61,7 @@ __all__ = [
     "load_backbone",
     "load_samples",
     "open_cache",
+    "plan_extraction",
     "resume",
     "train",
     "verify_cache",

@@ -15,6 +15,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 INTERRUPTED = 130
 IMAGES = "Backbone and images"
+PLAN = "Say what the same options of extract would cost, and whether it pays: measured, before anything is written."
 ONLINE_OPTIONS = (
     *("backbone", "dataset", "split", "data_dir", "weights", "img_size", "resize", "limit", "precision", "workers"),
     *("augment", "mixup", "cutmix", "reprob"),
@@ -52,8 +53,10 @@ def version(
         typer.echo(context.get_help())
 
 
+@app.command(name="plan", help=PLAN)
 @app.command()
 def extract(
+    context: typer.Context,
     backbone: Annotated[str, _BACKBONE],
     dataset: Annotated[str, _DATASET],
     split: Split = "train",
@@ -80,30 +83,31 @@ def extract(
 ) -> None:
     """Run the frozen backbone once and write every block's activations to a cache. Run it again to resume."""
     from losa_cache import extract as run
+    from losa_cache import plan_extraction
     from losa_cache.display import ExtractionBar, extraction_report
 
+    options: dict[str, Any] = {
+        "split": split,
+        "data_dir": data_dir,
+        "out": out,
+        "weights": weights,
+        "img_size": img_size,
+        "resize": resize,
+        "layers": layers,
+        "precision": precision,
+        "limit": limit,
+        "views": views,
+        "augment": augment,
+        "batch_size": batch_size,
+        "device": device,
+        "workers": workers,
+        "seed": seed,
+    }
+    if context.info_name == "plan":
+        _print(plan_extraction(backbone, dataset, **options), as_json)
+        return
     with ExtractionBar() as bar:
-        cache = run(
-            backbone,
-            dataset,
-            split=split,
-            data_dir=data_dir,
-            out=out,
-            weights=weights,
-            img_size=img_size,
-            resize=resize,
-            layers=layers,
-            precision=precision,
-            limit=limit,
-            views=views,
-            augment=augment,
-            batch_size=batch_size,
-            device=device,
-            workers=workers,
-            seed=seed,
-            on_error=on_error,
-            meter=bar,
-        )
+        cache = run(backbone, dataset, on_error=on_error, meter=bar, **options)
     _print(extraction_report(cache, bar), as_json)
 
 
@@ -257,9 +261,7 @@ def verify(
     data_dir: Annotated[Path | None, typer.Option(help="Where the images lie now; default: as at extraction.")] = None,
     weights: Annotated[str | None, typer.Option(help="Where the weights lie now; default: as at extraction.")] = None,
     device: Device = None,
-    scheduler: Annotated[
-        str | None, typer.Option(help="Of dask.distributed, tcp://HOST:PORT; default: threads.")
-    ] = None,
+    scheduler: Scheduler = None,
     seed: Annotated[int, typer.Option(help="Of the choice of rows.")] = 0,
     as_json: Json = False,
 ) -> None:
@@ -314,5 +316,10 @@ def _print(result: dict[str, Any], as_json: bool) -> None:
         return
     width = max(map(len, result))
     for name, value in result.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            typer.echo(name)
+            for entry in value:
+                typer.echo("  " + ", ".join(f"{key} {inner}" for key, inner in entry.items()))
+            continue
         text = f"{value:.3f}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
         typer.echo(f"{name.ljust(width)}  {text}")

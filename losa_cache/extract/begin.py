@@ -14,16 +14,16 @@ from losa_cache.calibrate import block_sample, compression_ratio
 from losa_cache.inputs import Inputs
 
 
-def plan_store(inputs: Inputs, *, shard_bytes: int = SHARD_BYTES) -> Layout:
-    """Plan chunks and shards, not yet compressed."""
+def plan_store(inputs: Inputs, *, precision: str | None = None, shard_bytes: int = SHARD_BYTES) -> Layout:
+    """Plan chunks and shards, not yet compressed: of the precision of ``inputs``, or of another."""
     manifest = inputs.manifest
-    precision = get_precision(manifest.precision)
+    stored_as = get_precision(precision or manifest.precision)
     return plan_layout(
         samples=len(inputs.samples) * manifest.views,
         layers=len(manifest.layers),
         tokens=inputs.backbone.tokens,
-        columns=precision.columns(manifest.width),
-        itemsize=precision.itemsize,
+        columns=stored_as.columns(manifest.width),
+        itemsize=stored_as.itemsize,
         shard_bytes=shard_bytes,
     )
 

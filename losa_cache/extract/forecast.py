@@ -1,0 +1,155 @@
+"""What an extraction would cost and when it pays: arithmetic on measured speeds, no effects."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+EPOCHS = 100  # that `losa-cache train` does by default: a cache must pay within one run, or it serves a sweep only
+MEMORY_SHARE = 0.8  # of the free memory, that a cache may fill and still be read from there in the second epoch
+HOUR = 3600.0
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """What was measured on this machine.
+
+    Attributes:
+        write, read, reread: bytes a second of the target disk: with fsync, cold, and from the page cache.
+        decode: images a second that are decoded.
+        forward: images a second through the backbone, encoded.
+        shared: whether decoding and the backbone share the processor.
+        memory: free bytes.
+        free: bytes on the disk.
+    """
+
+    write: float
+    read: float
+    reread: float
+    decode: float
+    forward: float
+    shared: bool
+    memory: int
+    free: int
+
+    @property
+    def online(self) -> float:
+        """Images a second with the backbone in the loop."""
+        if self.shared:
+            return 1 / (1 / self.decode + 1 / self.forward)
+        return min(self.decode, self.forward)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way of caching.
+
+    Attributes:
+        precision: its name.
+        total: bytes of the whole cache.
+        row: bytes of one row.
+        unpack: rows a second that are decompressed and decoded for training.
+    """
+
+    precision: str
+    total: int
+    row: float
+    unpack: float
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a candidate would cost.
+
+    Attributes:
+        candidate: it.
+        fits: whether the disk has room.
+        extraction: seconds.
+        cached, online: seconds of features an epoch; the side network's own time comes on top of both.
+        break_even: epochs after which the extraction has paid; ``None`` for never.
+    """
+
+    candidate: Candidate
+    fits: bool
+    extraction: float
+    cached: float
+    online: float
+    break_even: int | None
+
+    @property
+    def hours(self) -> float:
+        """Of the extraction."""
+        return short(self.extraction / HOUR)
+
+    @property
+    def pays(self) -> bool:
+        """Whether it fits and pays within one run."""
+        return self.fits and self.break_even is not None and self.break_even <= EPOCHS
+
+    def figures(self) -> dict[str, Any]:
+        """Give them in JSON."""
+        return {
+            "precision": self.candidate.precision,
+            "bytes": self.candidate.total,
+            "bytes_per_row": round(self.candidate.row),
+            "fits": self.fits,
+            "hours_to_extract": self.hours,
+            "cached_epoch_seconds": short(self.cached),
+            "break_even_epochs": self.break_even,
+        }
+
+
+def forecast(candidate: Candidate, speeds: Speeds, *, samples: int, views: int) -> Forecast:
+    """Predict one candidate.
+
+    Args:
+        candidate: bytes and decoding speed.
+        speeds: of the machine.
+        samples: of the data set.
+        views: rows each; an epoch reads one of them.
+    """
+    resident = candidate.total <= MEMORY_SHARE * speeds.memory
+    reading = (speeds.reread if resident else speeds.read) / candidate.row
+    cached, online = samples / min(reading, candidate.unpack), samples / speeds.online
+    extraction = samples * views / min(speeds.online, speeds.write / candidate.row)
+    break_even = ceil(extraction / (online - cached)) if cached < online else None
+    return Forecast(candidate, candidate.total <= speeds.free, extraction, cached, online, break_even)
+
+
+def recommend(chosen: Forecast, others: Sequence[Forecast]) -> str:
+    """Say in one sentence what to do.
+
+    Args:
+        chosen: of the precision that was asked for.
+        others: of other precisions, in the order of preference.
+    """
+    precision = chosen.candidate.precision
+    if chosen.pays:
+        return f"Extract: the cache pays for itself after {_epochs(chosen.break_even)} and serves every run after that."
+    trouble = _trouble(chosen)
+    for other in others:
+        if other.pays:
+            return (
+                f"Extract with --precision {other.candidate.precision}: it pays for itself after "
+                f"{_epochs(other.break_even)}, while with {precision} {trouble}."
+            )
+    if not chosen.fits and chosen.break_even is not None:
+        return f"Extract fewer --layers, or train online: with {precision} {trouble}, and no other precision pays."
+    return f"Do not cache: train online (losa-cache train --online), for with {precision} {trouble}."
+
+
+def _trouble(found: Forecast) -> str:
+    if not found.fits:
+        return f"the cache of {found.candidate.total / 1e9:.1f} GB does not fit the disk"
+    if found.break_even is None:
+        return "reading an epoch takes longer than running the backbone"
+    return f"it takes {_epochs(found.break_even)} until the extraction has paid"
+
+
+def short(value: float) -> float:
+    """Round to four digits: more were not measured."""
+    return float(f"{value:.4g}")
+
+
+def _epochs(count: int | None) -> str:
+    return f"{count} epoch{'' if count == 1 else 's'}"

@@ -1,0 +1,117 @@
+"""``plan_extraction``: what a cache would cost and when it pays, before anything is written."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from losa_cache.backbone import Backbone
+from losa_cache.cache.home import home
+from losa_cache.cache.layout import Layout
+from losa_cache.cache.precision import PRECISIONS, Encoding, get_precision
+from losa_cache.calibrate import block_sample, compression_ratio
+from losa_cache.data.samples import Samples
+from losa_cache.device import choose_device, default_workers
+from losa_cache.errors import UserError
+from losa_cache.extract.begin import plan_store
+from losa_cache.extract.forecast import Candidate, Speeds, forecast, recommend, short
+from losa_cache.extract.measure import decode_speed, disk_speed, forward_speed, unpack_speed
+from losa_cache.extract.plan import cache_name, default_batch
+from losa_cache.inputs import open_inputs
+from losa_cache.memory import available_memory
+
+PREFERRED = ("bfloat16", "int8", "int4")  # what may be recommended in place of the precision asked for
+IMAGES = 32
+
+
+def plan_extraction(
+    backbone: str | Backbone,
+    dataset: str | Samples,
+    *,
+    out: str | Path | None = None,
+    precision: str = "bfloat16",
+    views: int = 1,
+    batch_size: int | None = None,
+    device: str | None = None,
+    workers: int | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Measure disk, device and a few images; predict ``losa_cache.extract`` with the same arguments.
+
+    Nothing is kept: a probe file of at most 256 MiB is written where the cache would lie and removed again.
+
+    Returns:
+        what would be written (``rows``, ``tokens``, ``width``, ``layers``, ``precision``, ``bytes``, ``shards``,
+        ``files``, ``out``), what was measured (``free``, ``disk`` in bytes a second, ``images_per_second``), what
+        follows (``hours_to_extract``, ``epoch_seconds`` of features, ``break_even_epochs``), ``alternatives`` by
+        precision, and ``recommendation``, one sentence.
+
+    Raises:
+        UserError: for any input that cannot work, in one sentence.
+    """
+    workers = workers or default_workers()
+    where = choose_device(device)
+    inputs = open_inputs(backbone, dataset, precision=precision, views=views, device=where, **options)
+    path = Path(out) if out is not None else home() / "caches" / cache_name(inputs.manifest)
+    blocks = block_sample(inputs, workers=workers)
+
+    def layout_of(name: str) -> tuple[Encoding, Layout, float]:
+        encoding = get_precision(name).fit(blocks)
+        layout = plan_store(inputs, precision=name)
+        ratio = compression_ratio(encoding, blocks, layout)
+        return encoding, replace(layout, compressed=ratio is not None), ratio or 1.0
+
+    def candidate(name: str) -> Candidate:
+        encoding, layout, ratio = layout_of(name)
+        plain = layout.sample_chunks * layout.chunk_bytes
+        total = round(layout.total_bytes * ratio)
+        return Candidate(name, total, plain * ratio, unpack_speed(encoding, blocks, layout))
+
+    encoding, layout, ratio = layout_of(precision)
+    parent = path.absolute()
+    while not parent.is_dir():
+        parent = parent.parent
+    free = shutil.disk_usage(parent).free
+    disk = disk_speed(parent, piece=round(layout.sample_bytes * ratio), free=free)
+    batch = min(batch_size or default_batch(layout), IMAGES)
+    speeds = Speeds(
+        write=disk.write,
+        read=disk.read,
+        reread=disk.reread,
+        decode=decode_speed(inputs, workers=workers),
+        forward=forward_speed(inputs, encoding, layout, batch),
+        shared=where.type == "cpu",
+        memory=available_memory(where if where.type == "cpu" else choose_device("cpu")),
+        free=free,
+    )
+    found = {}
+    for name in dict.fromkeys((precision, *PRECISIONS)):
+        try:
+            found[name] = forecast(candidate(name), speeds, samples=len(inputs.samples), views=views)
+        except UserError:  # a precision that cannot store this width
+            continue
+    chosen = found[precision]
+    tensors = len(inputs.backbone.tail.state_dict()) + len(encoding.constants())
+    return {
+        "backbone": inputs.manifest.fields["backbone"]["name"],
+        "dataset": inputs.manifest.fields["dataset"]["name"],
+        "device": str(where),
+        "out": str(path),
+        "samples": len(inputs.samples),
+        "rows": layout.samples,
+        "tokens": layout.tokens,
+        "width": inputs.manifest.width,
+        "layers": inputs.manifest.layers,
+        "precision": precision,
+        "bytes": chosen.candidate.total,
+        "shards": layout.shards,
+        "files": 2 * layout.shards + 2 * (9 + 2 * tensors) + 2,
+        "free": free,
+        "disk": {"write": round(disk.write), "read": round(disk.read), "reread": round(disk.reread)},
+        "images_per_second": {"decode": short(speeds.decode), "forward": short(speeds.forward)},
+        "hours_to_extract": chosen.hours,
+        "epoch_seconds": {"cached": short(chosen.cached), "online": short(chosen.online)},
+        "break_even_epochs": chosen.break_even,
+        "alternatives": [other.figures() for name, other in found.items() if name != precision],
+        "recommendation": recommend(chosen, [found[name] for name in PREFERRED if name in found]),
+    }

@@ -1,0 +1,105 @@
+"""plan: its arithmetic by hand, and what it foretells beside what extract then writes."""
+
+import json
+import math
+import os
+import re
+
+import pytest
+
+from losa_cache.errors import UserError
+from losa_cache.extract.extract import extract
+from losa_cache.extract.forecast import Candidate, Speeds, forecast, recommend
+from losa_cache.extract.plan_extraction import plan_extraction
+from tests.conftest import losa_cache, tiny_backbone, tiny_samples
+
+GB = 10**9
+MACHINE = {"write": 1 * GB, "read": 2 * GB, "reread": 8 * GB, "decode": 4000, "forward": 1000, "shared": False}
+GPU = Speeds(**MACHINE, memory=32 * GB, free=1000 * GB)
+
+
+def of(row_mb, *, samples=100_000, views=1, speeds=GPU, unpack=math.inf, precision="bfloat16"):
+    total = round(row_mb * 1e6 * samples * views)
+    candidate = Candidate(precision, total, row_mb * 1e6, unpack)
+    return forecast(candidate, speeds, samples=samples, views=views)
+
+
+def test_the_arithmetic_by_hand():
+    found = of(1.0)  # 100 GB: read cold at 2 GB/s; the forward pass, 100 s, is what limits the extraction
+    assert (found.extraction, found.cached, found.online) == (100, 50, 100)
+    assert found.break_even == 2
+    found = of(5.0)  # 500 GB: reading takes 250 s, longer than the backbone
+    assert (found.extraction, found.cached, found.break_even) == (500, 250, None)
+    found = of(0.2)  # 20 GB stay in memory: 8 GB/s
+    assert found.cached == pytest.approx(2.5)
+    found = of(0.2, unpack=2000)
+    assert found.cached == pytest.approx(50)
+    found = of(1.0, views=4)  # four times the rows, an epoch reads a quarter of them
+    assert (found.extraction, found.cached, found.break_even) == (400, 50, 8)
+
+
+def test_a_cpu_decodes_and_computes_with_the_same_cores():
+    speeds = Speeds(**(MACHINE | {"decode": 100, "forward": 25, "shared": True}), memory=GB, free=GB)
+    assert speeds.online == 20
+
+
+@pytest.mark.parametrize(
+    ("row_mb", "speeds", "others", "says"),
+    [
+        (1.0, {}, (), "Extract: the cache pays for itself after 2 epochs and serves every run after that."),
+        (5.0, {}, (), "Do not cache: train online .*reading an epoch takes longer than running the backbone."),
+        (5.0, {}, (1.3,), "Extract with --precision int4: .* after .* epochs, while with bfloat16 reading"),
+        (1.0, {"free": 50 * GB}, (0.4,), "Extract with --precision int4.* cache of 100.0 GB does not fit the disk"),
+        (1.0, {"free": 10 * GB}, (0.4,), "Extract fewer --layers, or train online.* does not fit the disk"),
+        (1.98, {}, (), "Do not cache: train online .* it takes 198 epochs until the extraction has paid"),
+    ],
+)
+def test_the_recommendation_follows_from_the_figures(row_mb, speeds, others, says):
+    machine = Speeds(**({**MACHINE, "memory": 0, "free": 1000 * GB} | speeds))
+    sentence = recommend(of(row_mb, speeds=machine), [of(mb, speeds=machine, precision="int4") for mb in others])
+    assert re.match(says, sentence), sentence
+    assert sentence.count(". ") == 0
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"precision": "int8", "views": 3, "augment": "crop", "layers": 2, "limit": 20}]
+)
+def test_what_is_foretold_is_what_extract_writes(tmp_path, options):
+    out = tmp_path / "below" / "c.zarr"
+    arguments = (tiny_backbone(), tiny_samples())
+    plan = plan_extraction(*arguments, out=out, **options)
+    assert os.listdir(tmp_path) == []
+    cache = extract(*arguments, out=out, **options)
+    shards = sum(cache.shard_path(shard).stat().st_size for shard in range(cache.layout.shards))
+    assert plan["bytes"] == pytest.approx(shards, rel=0.05)
+    assert plan["rows"] == cache.layout.samples
+    assert plan["shards"] == cache.layout.shards
+    files = [p for folder in (cache.path, cache.receipts) for p in folder.rglob("*") if p.is_file()]
+    assert plan["files"] == len(files)
+    assert {"float32", "float16", "bfloat16", "int8", "int4"} == {
+        plan["precision"],
+        *(other["precision"] for other in plan["alternatives"]),
+    }
+    assert all(value > 0 for value in (*plan["disk"].values(), *plan["images_per_second"].values()))
+    seconds = plan["epoch_seconds"]
+    assert seconds["online"] > seconds["cached"] > 0
+    paid = plan["hours_to_extract"] * 3600 / (seconds["online"] - seconds["cached"])
+    assert plan["break_even_epochs"] == pytest.approx(math.ceil(paid), abs=1)
+
+
+def test_the_command_line_plans_with_the_options_of_extract(tmp_path):
+    out = str(tmp_path / "c.zarr")
+    options = ["--backbone", "vit_digits", "--dataset", "digits", "--out", out, "--precision", "int4", "--limit", "50"]
+    plan = json.loads(losa_cache("plan", *options, "--json").stdout)
+    assert plan["out"] == out
+    assert plan["rows"] == 50
+    assert plan["recommendation"].endswith(".")
+    assert not (tmp_path / "c.zarr").exists()
+    plain = losa_cache("plan", *options).stdout
+    assert "recommendation" in plain
+    assert "alternatives\n  precision" in plain
+
+
+def test_a_place_where_nothing_can_be_written_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="nothing can be written to '/proc'"):
+        plan_extraction(tiny_backbone(), tiny_samples(), out="/proc/c.zarr")
