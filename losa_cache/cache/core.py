@@ -103,7 +103,7 @@ class Core:
         group["labels"][...] = labels  # type: ignore[index]
         group.attrs.put(manifest.to_attributes())
         self._replace_copy()
-        self._install(self.damaged()[0])
+        _copy_files(self.damaged()[0], self.copy, self.store)
 
     def files(self) -> dict[str, str]:
         """Read the copy's list: the sha256 of each file, by name, the root's ``zarr.json`` last.
@@ -143,9 +143,8 @@ class Core:
         except (OSError, ValueError):
             self._list_anew()
             return
-        self._install(in_store)
-        for name in in_copy:
-            write_whole(self.copy / name, (self.store / name).read_bytes())
+        _copy_files(in_store, self.copy, self.store)
+        _copy_files(in_copy, self.store, self.copy)
 
     def _list_anew(self) -> None:
         """Write the list anew, if store and copy agree."""
@@ -161,12 +160,6 @@ class Core:
                 "again to another --out."
             )
 
-    def _install(self, names: Iterable[str]) -> None:
-        for name in names:
-            target = self.store / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(target, (self.copy / name).read_bytes())
-
     def _begin_copy(self) -> None:
         shutil.rmtree(self._next, ignore_errors=True)
         shutil.copytree(self.store, self._next, ignore=_no_core)
@@ -174,8 +167,12 @@ class Core:
     def _replace_copy(self) -> None:
         write_sealed(self._next / LIST, {"files": {n: _sha256(self._next / n) for n in _names(self._next)}})
         sync_tree(self._next)
-        shutil.rmtree(self.copy, ignore_errors=True)
+        old = self.receipts / "core.old"
+        shutil.rmtree(old, ignore_errors=True)
+        if self.copy.exists():  # a kill must find it whole or not at all
+            self.copy.rename(old)
         publish(self._next, self.copy)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def pack_ids(ids: list[str]) -> NDArray[np.uint8]:
@@ -191,6 +188,12 @@ def pack_ids(ids: list[str]) -> NDArray[np.uint8]:
 def unpack_ids(packed: NDArray[np.uint8]) -> list[str]:
     """Give the strings of :func:`pack_ids`."""
     return [row.tobytes().rstrip(b"\0").decode("utf-8", "surrogateescape") for row in packed]
+
+
+def _copy_files(names: Iterable[str], source: Path, target: Path) -> None:
+    for name in names:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        write_whole(target / name, (source / name).read_bytes())
 
 
 def _names(folder: Path) -> list[str]:

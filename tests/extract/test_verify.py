@@ -142,6 +142,8 @@ def test_what_cannot_be_verified_is_one_sentence(cache, tmp_path):
     with pytest.raises(UserError, match="extracted from loaded objects"):
         verify_cache(cache.path, recompute=1)
     shutil.copytree(cache.path, tmp_path / "moved.zarr")
+    shutil.rmtree(cache.core.copy / "labels")  # and what is left of a copy is made whole again
+    assert verify_cache(cache.path, repair=True)["repaired"]
     with pytest.raises(UserError, match="no receipts to be checked against"):
         verify_cache(tmp_path / "moved.zarr")
     with pytest.raises(UserError, match="there is no cache at"):
