@@ -204,23 +204,6 @@ def test_no_room_is_said_before_anything_is_written(tmp_path, monkeypatch):
     assert not (tmp_path / "c.zarr").exists()
 
 
-def test_a_disk_that_fills_up_keeps_what_is_done(tmp_path, monkeypatch):
-    commit = ShardWriter.commit
-
-    def full(self):
-        if self.path.name.startswith("c.2."):
-            raise OSError(errno.ENOSPC, "No space left on device")
-        commit(self)
-
-    monkeypatch.setattr(ShardWriter, "commit", full)
-    with pytest.raises(UserError, match="No space left on device.*run the same command again"):
-        extract(tiny_backbone(), tiny_samples(), out=tmp_path / "c.zarr", **SMALL)
-    monkeypatch.undo()
-    meter = Meter()
-    extract(tiny_backbone(), tiny_samples(), out=tmp_path / "c.zarr", meter=meter, **SMALL)
-    assert meter.images == 23 - 10
-
-
 def test_after_a_failed_write_no_later_batch_closes_the_gap(tmp_path, monkeypatch):
     """The queue holds more batches when one fails: the shard must not be finished without the lost rows."""
     append, failed = ShardWriter.append, []
