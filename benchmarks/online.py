@@ -55,9 +55,9 @@ def side_network(name: str, pixels: Tensor, labels: Tensor, side: str, layers: s
     def step() -> None:
         blocks: list[Tensor] = []
 
-        def take(_: int, output: Tensor) -> None:
+        def take(at: int, output: Tensor) -> None:
             with torch.inference_mode(False), torch.no_grad():
-                blocks.append(encoding.rounded(0, output))
+                blocks.append(encoding.rounded(at, output))
 
         backbone.run(pixels, chosen, take, compute=compute)
         with autocast(device):

@@ -32,7 +32,7 @@ class CachedSource:
         self._starts = view_starts(len(cache.ids) // views, views=views, seed=seed)
         self._watch = Stopwatch(device)
         self._reader = BlockReader(cache, layers)
-        self._encoding = cache.encoding().to(device)
+        self._encoding = cache.encoding().select(self._reader.positions).to(device)
         self._shape = (len(layers), cache.layout.tokens, cache.layout.columns)
         self._buffers = torch.empty(0)
         self._copied: list[torch.cuda.Event | None] = [None] * SLOTS
@@ -52,7 +52,7 @@ class CachedSource:
             if self.device.type == "cuda":
                 self._copied[slot] = torch.cuda.current_stream(self.device).record_event()
             with self._watch.computing("unpack"):
-                blocks = [self._encoding.decode(at, s) for at, s in zip(self._reader.positions, stored, strict=True)]
+                blocks = [self._encoding.decode(at, block) for at, block in enumerate(stored)]
             labels = torch.from_numpy(self.cache.labels[chosen]).to(self.device)
             yield Batch(blocks, labels, [self.cache.ids[row] for row in chosen])
 

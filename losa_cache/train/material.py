@@ -153,6 +153,8 @@ def from_backbone(
     layers = used_layers(manifest.layers, config)
     workers = online.workers or default_workers()
     encoding = fit_encoding(inputs, workers=workers) if cache is None else cache.encoding()
+    encoded = (manifest if cache is None else cache.manifest).layers
+    encoding = encoding.select([encoded.index(layer) for layer in layers])
     batch_augmentation = BatchAugmentation(online.mixup, online.cutmix, online.reprob, len(manifest.classes))
     fresh = OnlineSource(
         inputs,

@@ -22,7 +22,7 @@ class OnlineSource:
     Args:
         inputs: backbone, on the training device, and samples.
         layers: block numbers, ascending.
-        encoding: to round to.
+        encoding: of these layers, to round to.
         workers: that decode.
         augment: timm's name of the augmentation, or ``None``.
         batch_augmentation: of normalised images.
@@ -42,8 +42,6 @@ class OnlineSource:
     ) -> None:
         self._backbone, self._samples, self._compute = inputs.backbone, inputs.samples, inputs.compute
         self._layers, self._seed = list(layers), seed
-        # an encoding knows layers by their place in the manifest
-        self._places = [inputs.manifest.layers.index(layer) for layer in layers]
         self._encoding = encoding.to(inputs.backbone.device)
         self._decoder = Decoder(
             inputs.samples,
@@ -86,6 +84,6 @@ class OnlineSource:
     def _taker(self, blocks: list[Tensor]) -> Callable[[int, Tensor], None]:
         def take(at: int, output: Tensor) -> None:
             with torch.inference_mode(False), torch.no_grad():  # an ordinary tensor, which autograd may save
-                blocks.append(self._encoding.rounded(self._places[at], output))
+                blocks.append(self._encoding.rounded(at, output))
 
         return take

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import losa_cache as lc
-from losa_cache.cache.precision import get_precision
+from losa_cache.cache.precision import PRECISIONS
+from losa_cache.calibrate import fit_encoding
 from losa_cache.data.augment import BatchAugmentation
 from losa_cache.extract.extract import extract
 from losa_cache.inputs import open_inputs
@@ -34,7 +35,8 @@ TRUNKS = {
 
 def online_source(backbone, samples, layers=(2, 4), precision="float32", **options):
     inputs = open_inputs(backbone, samples, precision=precision, device=CPU)
-    return OnlineSource(inputs, layers, get_precision(precision), workers=2, **options)
+    encoding = fit_encoding(inputs, workers=2).select([layer - 1 for layer in layers])
+    return OnlineSource(inputs, layers, encoding, workers=2, **options)
 
 
 def losses_of_every_step(source, cache, config):
@@ -51,7 +53,7 @@ def losses_of_every_step(source, cache, config):
 
 
 # relative difference of any step's loss, against training from unrounded activations
-BOUNDS = {"float32": 1e-5, "float16": 1e-3, "bfloat16": 1e-2}
+BOUNDS = {"float32": 1e-5, "float16": 1e-3, "bfloat16": 1e-2, "int8": 3e-2, "int4": 2e-1}
 
 
 @pytest.mark.parametrize("precision", BOUNDS)
@@ -69,7 +71,7 @@ def test_online_and_cached_training_give_the_same_losses_step_by_step(trunk, pre
     np.testing.assert_allclose(losses[0], losses[1], rtol=BOUNDS[precision])
 
 
-@pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_plain_online_batches_are_what_the_cache_holds(precision, tmp_path):
     backbone, samples = tiny_backbone(), tiny_samples()
     with torch.no_grad():
@@ -232,6 +234,30 @@ def test_an_augmented_run_differs_from_a_plain_one_and_a_mixed_one_from_both(tin
     assert losses["augmented"] != pytest.approx(losses["cached"], rel=1e-4)
     assert losses["mixed"] != pytest.approx(losses["cached"], rel=1e-4)
     assert losses["mixed"] != pytest.approx(losses["augmented"], rel=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_runs_online_and_beside_an_integer_cache_are_rounded_as_it_is(precision, tmp_path):
+    options = {"backbone": tiny_backbone(), "dataset": tiny_samples()}
+    with torch.no_grad():  # each layer has scales of its own, and a run may use some layers only
+        for block, size in zip(options["backbone"].model.blocks, (1, 5, 25, 125), strict=True):
+            block.mlp.fc2.bias[3] += size
+    cache = extract(**options, precision=precision, out=tmp_path / "c.zarr", batch_size=23)
+    full = extract(**options, precision="bfloat16", out=tmp_path / "f.zarr", batch_size=23)
+    losses = {}
+    for name, store, online in (
+        ("cached", cache, None),
+        ("beside it", cache, lc.OnlineConfig("tiny0", "tiny")),
+        ("online", None, lc.OnlineConfig("tiny0", "tiny", precision=precision)),
+        ("bfloat16", full, None),
+    ):
+        chosen = {} if online is None else options
+        run = lc.train(store, online=online, **chosen, **(train_options(tmp_path, name) | {"layers": "2"}))
+        losses[name] = [json.loads(line)["train_loss"] for line in (run.run / "metrics.jsonl").read_text().splitlines()]
+    assert losses["beside it"] == pytest.approx(losses["cached"], rel=1e-3)
+    assert losses["online"] == pytest.approx(losses["cached"], rel=1e-3)
+    assert losses["bfloat16"] == pytest.approx(losses["cached"], rel=0.05)
+    assert losses["bfloat16"] != losses["cached"]
 
 
 def test_a_cache_of_views_trains_and_is_evaluated_on_its_plain_view(tmp_path):

@@ -76,6 +76,10 @@ class Encoding(ABC):
         """Give the encoding with its constants on a device."""
 
     @abstractmethod
+    def select(self, positions: Sequence[int]) -> "Encoding":
+        """Give the encoding of some of the layers, in this order."""
+
+    @abstractmethod
     def encode(self, layer: int, block: Tensor, out: Tensor) -> Tensor:
         """Encode the block output of one layer.
 

@@ -42,6 +42,10 @@ class Float(Precision, Encoding):
         """Return self."""
         return self
 
+    def select(self, positions: Sequence[int]) -> "Float":
+        """Return self."""
+        return self
+
     def encode(self, layer: int, block: Tensor, out: Tensor) -> Tensor:
         """Round to nearest; what overflows becomes infinite until :meth:`settle`."""
         extremes = []

@@ -94,6 +94,11 @@ class IntegerEncoding(Encoding):
         """Move the channels' scales."""
         return replace(self, channel=self.channel.to(device))
 
+    def select(self, positions: Sequence[int]) -> "IntegerEncoding":
+        """Take the channels' scales of these layers."""
+        errors = [self.errors[at] for at in positions] if self.errors else []
+        return replace(self, channel=self.channel[list(positions)], errors=errors)
+
     def encode(self, layer: int, block: Tensor, out: Tensor) -> Tensor:
         """Divide, round, pack. A group with an infinite or NaN value gets a NaN scale."""
         inverse = self.channel[layer].reciprocal()
