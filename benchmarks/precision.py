@@ -14,6 +14,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import labelled
+
 import losa_cache as lc
 from losa_cache.cache.precision import PRECISIONS
 from losa_cache.calibrate import block_sample
@@ -22,15 +24,7 @@ from losa_cache.inputs import open_inputs
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data_dir", type=Path)
-    parser.add_argument("--backbone", default="vit_small_patch14_dinov2")
-    parser.add_argument("--weights", default="pretrained")
-    parser.add_argument("--img-size", type=int, default=224)
-    parser.add_argument("--layers", default="4", help="of the caches that LoSA trains on")
-    parser.add_argument("--rank", type=int, default=8)
-    parser.add_argument("--epochs", type=int, default=25)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser = labelled.parser(__doc__, seeds=3)
     parser.add_argument("--precisions", nargs="*", default=["bfloat16", "int8", "int4"])
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=".") as work:
@@ -40,12 +34,8 @@ def main() -> None:
 
 def compare(arguments: argparse.Namespace, work: Path) -> None:
     """Print the errors of every layer, then a line a precision as it ends."""
-    source: dict[str, Any] = {
-        "data_dir": str(arguments.data_dir),
-        "weights": arguments.weights,
-        "img_size": arguments.img_size,
-    }
-    print(f"{arguments.data_dir.name}: {arguments.backbone}, {arguments.epochs} epochs, rank {arguments.rank}")
+    source = labelled.source(arguments)
+    print(labelled.title(arguments))
     inputs = open_inputs(arguments.backbone, "folder", device=choose_device(), **source)
     blocks = block_sample(inputs, workers=default_workers())
     print(f"  relative error of every layer, in per cent, on {len(blocks[0])} images")

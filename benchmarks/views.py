@@ -14,21 +14,15 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import labelled
+
 import losa_cache as lc
 
 PARTS = {part: f"train_seconds_{part}" for part in ("read", "decode", "backbone")}  # the rest is the side network
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data_dir", type=Path)
-    parser.add_argument("--backbone", default="vit_small_patch14_dinov2")
-    parser.add_argument("--weights", default="pretrained")
-    parser.add_argument("--img-size", type=int, default=224)
-    parser.add_argument("--layers", default="4")
-    parser.add_argument("--rank", type=int, default=8)
-    parser.add_argument("--epochs", type=int, default=25)
-    parser.add_argument("--seeds", type=int, default=2)
+    parser = labelled.parser(__doc__, seeds=2)
     parser.add_argument("--views", type=int, nargs="*", default=[4, 8])
     parser.add_argument("--augment", default="rand-m9-mstd0.5-inc1")
     arguments = parser.parse_args()
@@ -39,11 +33,7 @@ def main() -> None:
 
 def compare(arguments: argparse.Namespace, work: Path) -> None:
     """Run every arm and print a line as it ends."""
-    source: dict[str, Any] = {
-        "data_dir": str(arguments.data_dir),
-        "weights": arguments.weights,
-        "img_size": arguments.img_size,
-    }
+    source = labelled.source(arguments)
 
     def cache(name: str, **options: Any) -> Path:
         out = work / f"{name}.zarr"
@@ -62,7 +52,7 @@ def compare(arguments: argparse.Namespace, work: Path) -> None:
         "LoSA, plain and a quarter fresh": {"cache": plain, "online": online(share=0.25)},
         "LoSA, online": {"online": online()},
     }
-    print(f"{arguments.data_dir.name}: {arguments.backbone}, {arguments.epochs} epochs, rank {arguments.rank}")
+    print(labelled.title(arguments))
     for name, options in arms.items():
         accuracies, seconds = [], []
         for seed in range(arguments.seeds):

@@ -34,15 +34,14 @@ def compress(chunk: NDArray[Any], itemsize: int) -> bytes:
     return bytes(blosc.compress(elements, b"lz4", LEVEL, blosc.BITSHUFFLE))
 
 
-def decompress(data: bytes, out: NDArray[np.uint8]) -> None:
+def decompress(data: bytes | NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
     """Fill ``out``.
 
     Raises:
         ValueError: if ``data`` is not exactly that many bytes, compressed.
     """
-    plain, stored = HEADER.unpack_from(data.ljust(HEADER.size, b"\0"))
-    if (plain, stored) != (out.nbytes, len(data)):
-        raise ValueError(f"{stored} bytes that hold {plain}, not {len(data)} that hold {out.nbytes}")
+    if len(data) < HEADER.size or HEADER.unpack(bytes(data[: HEADER.size])) != (out.nbytes, len(data)):
+        raise ValueError(f"its header does not say that {len(data)} bytes hold {out.nbytes}")
     try:
         blosc.decompress(data, out)
     except RuntimeError as error:

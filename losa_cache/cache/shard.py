@@ -156,7 +156,7 @@ class ShardReader:
             DamagedShardError: as :meth:`read`.
         """
         chunks = [self._checked(row, chunk) for chunk in range(self.layout.sample_chunks)]
-        return PackedSample(np.frombuffer(b"".join(chunks), np.uint8), [len(chunk) for chunk in chunks])
+        return PackedSample(np.concatenate(chunks), [len(chunk) for chunk in chunks])
 
     def absent(self, row: int) -> bool:
         """Whether no chunk of a sample is there, as of one that was skipped."""
@@ -184,13 +184,14 @@ class ShardReader:
             for part, piece in zip(parts, whole.reshape(len(parts), -1), strict=True):
                 part[:] = piece
 
-    def _checked(self, row: int, chunk: int) -> bytes:
+    def _checked(self, row: int, chunk: int) -> NDArray[np.uint8]:
         offset, length = self._place(row, chunk)
-        stored = os.pread(self._handle, length, offset)
+        stored = np.frombuffer(os.pread(self._handle, length, offset), dtype=np.uint8)
         if len(stored) != length:
             raise DamagedShardError(f"chunk {chunk} of shard {self.path.name} is cut short")
         if not self._verified[row, chunk]:
-            self._require(checksum(stored[:-CHECKSUM_BYTES]) == stored[-CHECKSUM_BYTES:], row, chunk)
+            found = checksum(stored[:-CHECKSUM_BYTES])
+            self._require(found == stored[-CHECKSUM_BYTES:].tobytes(), row, chunk)
         return stored
 
     def _place(self, row: int, chunk: int) -> tuple[int, int]:

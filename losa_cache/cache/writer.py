@@ -70,6 +70,7 @@ class _OpenShard:
         notes: for its receipt.
         old: its damaged file, whose other rows are taken over, and which has counted in ``notes`` what there is.
         next: the first row that is not written yet.
+        last: the last row that must be given; what follows is in the old file.
     """
 
     unit: ShardUnit
@@ -77,6 +78,7 @@ class _OpenShard:
     notes: dict[str, Any]
     old: ShardReader | None
     next: int
+    last: int
 
     def put(self, row: int, sample: PackedSample | None, skipped: dict[str, Any], counts: Mapping[str, int]) -> None:
         """Write a row, or note why it is skipped."""
@@ -157,13 +159,15 @@ class CacheWriter:
             scales = self.encoding.constants()
             self.core.create(self.manifest, self.layout, labels=self._labels, ids=self._ids, tail=tail, scales=scales)
             return
-        if self.core.copy.is_dir():
+        copied = self.core.copy.is_dir()
+        if copied:
             self.core.repair()
         elif not (self.path / "zarr.json").exists():
             raise UserError(f"{str(self.path)!r} exists and is no cache: choose another --out.")
         existing = open_cache(self.path, incomplete=True)
         _require_same(existing, self.manifest)
-        self.core.repair()
+        if not copied:
+            self.core.repair()
         self.manifest, self.layout, self.encoding = existing.manifest, existing.layout, existing.encoding()
         for leftover in self.path.rglob("*.partial"):
             leftover.unlink()
@@ -215,13 +219,13 @@ class CacheWriter:
         shard = row // self.layout.shard_samples
         if self._open is None:
             self._open = self._begin(shard)
-        rows, current = self.layout.rows(shard), self._open
+        current = self._open
         if current.unit.shard != shard:
             raise ValueError(f"row {row} is out of order.")
         current.take_over(row)
         current.put(row, sample, {"row": row, "id": self._ids[row], "reason": reason}, counts)
-        if row == max(self._damaged.get(shard, rows)):
-            current.take_over(rows.stop)
+        if row == current.last:
+            current.take_over(self.layout.rows(shard).stop)
             current.unit.complete(current.writer, current.notes)
             self._damaged.pop(shard, None)
             self._open = None
@@ -253,11 +257,12 @@ class CacheWriter:
 
     def _begin(self, shard: int) -> "_OpenShard":
         unit = self.unit(shard)
+        rows, old = self.layout.rows(shard), None
         notes: dict[str, Any] = {"overflowed": 0, "non_finite": 0, "skipped": []}
-        old = None
         if shard in self._damaged and (receipt := unit.done()):
             notes, old = {name: receipt[name] for name in notes}, ShardReader(unit.path, self.layout)
-        return _OpenShard(unit, unit.begin(self.layout), notes, old, self.layout.rows(shard).start)
+        last = max(self._damaged.get(shard, rows[-1:]))
+        return _OpenShard(unit, unit.begin(self.layout), notes, old, rows.start, last)
 
     def _require_room(self) -> None:
         plain = sum(self.layout.shard_bytes(shard) for shard in self.missing())

@@ -1,7 +1,7 @@
 """The pipeline of stage one: decode, forward and encode, write, all at the same time.
 
 Decoding runs a few batches ahead; the main thread keeps the device busy; one thread takes what comes back and writes
-it. Both queues are short, so memory is a few batches.
+it, a few others checksum and compress for it. Both queues are short, so memory is a few batches.
 """
 
 from collections import deque
@@ -53,7 +53,7 @@ def run(inputs: Inputs, writer: CacheWriter, *, batch_size: int, workers: int, s
     )
     decoded = decoder.batches(views_of(rows, manifest.views) for rows, _ in plan)
     writes: deque[Future[None]] = deque()
-    with ThreadPoolExecutor(1, "write") as scribe, ThreadPoolExecutor(workers, "pack") as packers:
+    with ThreadPoolExecutor(workers, "pack") as packers, ThreadPoolExecutor(1, "write") as scribe:
         try:
             for rows, keep in plan:
                 asked = perf_counter()
@@ -103,8 +103,8 @@ def _write(
         if sample is None:
             writer.append(row, None, failures[row])
         else:
-            writer.append(row, sample, overflowed=overflowed, non_finite=non_finite)
-            overflowed = non_finite = 0  # counted once a batch
+            place = row - rows.start
+            writer.append(row, sample, overflowed=int(overflowed[place]), non_finite=int(non_finite[place]))
             meter.bytes += sample.data.nbytes
         meter.images += 1
     meter.update()

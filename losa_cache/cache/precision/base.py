@@ -97,7 +97,7 @@ class Encoding(ABC):
         """Give back values ``(batch, tokens, width)`` in ``precision.dtype`` from stored elements on the device."""
 
     @abstractmethod
-    def settle(self, stored: Tensor, extremes: Tensor) -> tuple[int, int]:
+    def settle(self, stored: Tensor, extremes: Tensor) -> tuple[Tensor, Tensor]:
         """Saturate overflowed values in place, and count what is not as the backbone gave it.
 
         Costs nothing for layers whose ``extremes`` lie well within the range.
@@ -107,8 +107,8 @@ class Encoding(ABC):
             extremes: ``(layers,)``, of :meth:`encode`.
 
         Returns:
-            how many finite values overflowed (now the largest finite value, with their sign), and how many decode as
-            infinite or NaN because the backbone gave such.
+            for each sample of the batch, how many finite values overflowed (now the largest finite value, with their
+            sign), and how many decode as infinite or NaN because the backbone gave such.
         """
 
     @abstractmethod

@@ -58,16 +58,16 @@ class Float(Precision, Encoding):
         """Return the stored values."""
         return stored
 
-    def settle(self, stored: Tensor, extremes: Tensor) -> tuple[int, int]:
+    def settle(self, stored: Tensor, extremes: Tensor) -> tuple[Tensor, Tensor]:
         """Saturate and count (as the contract says)."""
         largest = torch.finfo(self.dtype).max
-        overflowed = non_finite = 0
+        overflowed, non_finite = torch.zeros(2, len(stored), dtype=torch.int64)
         for layer in (~(extremes < largest)).nonzero().flatten().tolist():
             if extremes[layer].isfinite():
-                overflowed += int(stored[:, layer].isinf().sum())
+                overflowed += stored[:, layer].isinf().sum(dim=(1, 2))
                 stored[:, layer].clamp_(-largest, largest)
             else:
-                non_finite += int((~stored[:, layer].isfinite()).sum())
+                non_finite += (~stored[:, layer].isfinite()).sum(dim=(1, 2))
         return overflowed, non_finite
 
     def constants(self) -> dict[str, Tensor]:

@@ -135,13 +135,14 @@ class IntegerEncoding(Encoding):
             target.copy_(values.flatten(-2).mul_(self.channel[layer]))
         return out
 
-    def settle(self, stored: Tensor, extremes: Tensor) -> tuple[int, int]:
+    def settle(self, stored: Tensor, extremes: Tensor) -> tuple[Tensor, Tensor]:
         """Count the values of groups whose scale is NaN."""
-        width, non_finite = self.channel.shape[1], 0
+        width = self.channel.shape[1]
+        overflowed, non_finite = torch.zeros(2, len(stored), dtype=torch.int64)
         for layer in (~extremes.isfinite()).nonzero().flatten().tolist():
             scales = stored[:, layer, :, self.precision.code_bytes(width) :].contiguous().view(torch.bfloat16)
-            non_finite += int(scales.isnan().sum()) * (width // scales.shape[-1])
-        return 0, non_finite
+            non_finite += scales.isnan().sum(dim=(1, 2)) * (width // scales.shape[-1])
+        return overflowed, non_finite
 
     def constants(self) -> dict[str, Tensor]:
         """Give the channels' scales."""
