@@ -104,8 +104,8 @@ def examine(
     checks = [
         ShardCheck(
             shard,
-            cache.shard_path(shard),
-            core.receipts / f"{shard:06d}.json",
+            cache.shard_path(shard).absolute(),
+            core.receipts.absolute() / f"{shard:06d}.json",
             cache.layout,
             cache.manifest.identity,
             skipped & frozenset(cache.layout.rows(shard)),

@@ -95,8 +95,10 @@ def layer_statistics(
         UserError: for a damaged shard.
     """
     skipped = frozenset(entry["row"] for entry in cache.manifest.skipped)
+    layout, encoding = cache.layout, cache.encoding()
     tasks = [
-        ShardToSum(cache.shard_path(s), cache.layout.rows(s), cache.layout, cache.encoding(), skipped) for s in shards
+        ShardToSum(cache.shard_path(shard).absolute(), layout.rows(shard), layout, encoding, skipped)
+        for shard in shards
     ]
     try:
         found = [m for m in over_shards(sum_shard, tasks, scheduler=scheduler, progress=progress) if m is not None]

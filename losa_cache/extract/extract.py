@@ -7,11 +7,12 @@ from losa_cache.backbone import Backbone
 from losa_cache.cache.home import home, remember
 from losa_cache.cache.layout import SHARD_BYTES
 from losa_cache.cache.store import ActivationCache, open_cache
+from losa_cache.data.load import is_name
 from losa_cache.data.samples import Samples
 from losa_cache.device import choose_device, default_workers
 from losa_cache.errors import UserError
 from losa_cache.extract import pipeline
-from losa_cache.extract.begin import begin, plan_store
+from losa_cache.extract.begin import begin, plan_store, require_counts
 from losa_cache.extract.meter import Meter
 from losa_cache.extract.plan import cache_name, default_batch
 from losa_cache.inputs import open_inputs
@@ -70,9 +71,7 @@ def extract(
     """
     if on_error not in ("stop", "skip"):
         raise UserError(f"on-error is {on_error!r}: choose stop or skip.")
-    for name, value in (("batch-size", batch_size), ("workers", workers)):
-        if value is not None and value < 1:
-            raise UserError(f"{name} is {value}: it must be at least 1.")
+    require_counts(batch_size=batch_size, workers=workers)
     keep_freed_memory()
     inputs = open_inputs(
         backbone,
@@ -96,7 +95,7 @@ def extract(
     named = isinstance(backbone, str) and isinstance(dataset, str)
     options = {
         "backbone": backbone,
-        "dataset": dataset,
+        "dataset": str(Path(dataset).absolute()) if isinstance(dataset, str) and not is_name(dataset) else dataset,
         "split": split,
         "data_dir": None if data_dir is None else str(Path(data_dir).absolute()),
         "weights": str(Path(weights).absolute()) if Path(weights).is_file() else str(weights),

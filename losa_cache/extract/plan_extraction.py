@@ -13,7 +13,7 @@ from losa_cache.calibrate import block_sample, compression_ratio
 from losa_cache.data.samples import Samples
 from losa_cache.device import choose_device, default_workers
 from losa_cache.errors import UserError
-from losa_cache.extract.begin import plan_store
+from losa_cache.extract.begin import plan_store, require_counts
 from losa_cache.extract.forecast import Candidate, Speeds, forecast, recommend, short
 from losa_cache.extract.measure import decode_speed, disk_speed, forward_speed, unpack_speed
 from losa_cache.extract.plan import cache_name, default_batch
@@ -38,6 +38,8 @@ def plan_extraction(
 ) -> dict[str, Any]:
     """Measure disk, device and a few images; predict ``losa_cache.extract`` with the same arguments.
 
+    ``options`` are those that say what is extracted, from ``split`` to ``augment``.
+
     Nothing is kept: a probe file of at most 256 MiB is written where the cache would lie and removed again.
 
     Returns:
@@ -49,6 +51,7 @@ def plan_extraction(
     Raises:
         UserError: for any input that cannot work, in one sentence.
     """
+    require_counts(batch_size=batch_size, workers=workers)
     workers = workers or default_workers()
     where = choose_device(device)
     inputs = open_inputs(backbone, dataset, precision=precision, views=views, device=where, **options)

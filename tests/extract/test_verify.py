@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import losa_cache as lc
 from losa_cache.cache import compression
@@ -167,6 +168,24 @@ def test_the_command_line_finds_names_and_mends(digits, tmp_path):
     assert result["recomputed"]["rows"] == 5
     assert result["recomputed"]["wrong"] == []
     assert contents(cache.path) == contents(digits["test"])
+
+
+def test_images_are_found_again_from_another_folder(tmp_path, monkeypatch):
+    for split, label in (("train", "a"), ("train", "b")):
+        (tmp_path / "photos" / split / label).mkdir(parents=True)
+        for i in range(3):
+            pixels = np.random.default_rng(i).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / split / label / f"{i}.png")
+    monkeypatch.chdir(tmp_path)
+    made = lc.extract("vit_digits", "photos", out="c.zarr", precision="int4")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    found = verify_cache(tmp_path / "c.zarr", recompute=6)
+    assert found["intact"]
+    assert found["recomputed"]["rows"] == made.layout.samples == 6
+    (tmp_path / "photos").rename(tmp_path / "moved")
+    with pytest.raises(UserError, match="photos"):
+        verify_cache(tmp_path / "c.zarr", recompute=6)
 
 
 def test_a_distributed_scheduler_finds_the_same(cache):
