@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from losa_cache.cache.compression import worth
+from losa_cache.cache import compression
 from losa_cache.cache.layout import Layout
 from losa_cache.cache.precision import EncodedBatch, Encoding, get_precision
 from losa_cache.data.decode import Decoded, Decoder, View
@@ -80,13 +80,15 @@ def run_views(
 
 
 def compression_ratio(encoding: Encoding, blocks: Sequence[Tensor], layout: Layout) -> float | None:
-    """Measure what lossless compression makes of a calibration sample: ``None`` where it does not pay.
+    """Measure what compression makes of a calibration sample: ``None`` where it does not pay, or the cache is small.
 
     Args:
         encoding: that the blocks are stored in.
         blocks: of :func:`block_sample`.
         layout: of the store.
     """
+    if layout.total_bytes < compression.WORTH_BYTES:
+        return None
     count = max(1, min(len(blocks[0]), COMPRESSED_BYTES // layout.sample_bytes))
     batch = EncodedBatch.empty(encoding, (count, *layout.shape[1:]), blocks[0].device)
     for layer, block in enumerate(blocks):
@@ -94,4 +96,4 @@ def compression_ratio(encoding: Encoding, blocks: Sequence[Tensor], layout: Layo
     stored = batch.stored.cpu()
     encoding.settle(stored, batch.extremes.cpu())
     elements = stored.view(torch.uint8).numpy().view(f"V{layout.itemsize}")
-    return worth(list(np.ascontiguousarray(elements).reshape(count * layout.sample_chunks, -1)))
+    return compression.worth(list(np.ascontiguousarray(elements).reshape(count * layout.sample_chunks, -1)))

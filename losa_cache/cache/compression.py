@@ -16,6 +16,7 @@ LEVEL = 5
 OVERHEAD_BYTES = blosc.MAX_OVERHEAD
 HEADER = Struct("<4xI4xI")  # of a Blosc 1 buffer: plain bytes and stored bytes
 WORTH_RATIO = 0.95
+WORTH_BYTES = 4 * 1024**3  # smaller caches lie in memory, where decompressing doubles the time of a read
 
 
 def worth(chunks: Sequence[NDArray[Any]]) -> float | None:

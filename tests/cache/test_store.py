@@ -48,6 +48,7 @@ def by_tensorstore(path):
 @pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("reader", [by_zarr, by_zarrs, by_tensorstore])
 def test_other_zarr_readers_read_what_the_backbone_gave(reader, precision, worth, tmp_path, monkeypatch):
+    monkeypatch.setattr(compression, "WORTH_BYTES", 0)
     monkeypatch.setattr(compression, "WORTH_RATIO", worth)
     backbone, samples = tiny_backbone(), tiny_samples()
     cache = extract(backbone, samples, precision=precision, out=tmp_path / "c.zarr", shard_bytes=7_000, batch_size=4)
@@ -76,6 +77,7 @@ def test_other_zarr_readers_read_what_the_backbone_gave(reader, precision, worth
 @pytest.mark.parametrize("precision", ["int8", "int4"])
 @pytest.mark.parametrize("reader", [by_zarr, by_zarrs, by_tensorstore])
 def test_other_zarr_readers_read_the_bytes_that_we_decode(reader, precision, worth, tmp_path, monkeypatch):
+    monkeypatch.setattr(compression, "WORTH_BYTES", 0)
     monkeypatch.setattr(compression, "WORTH_RATIO", worth)
     options = {"shard_bytes": 4_000, "batch_size": 4}
     cache = extract(tiny_backbone(), tiny_samples(), precision=precision, out=tmp_path / "c.zarr", **options)

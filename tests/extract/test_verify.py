@@ -24,6 +24,7 @@ BAD = (4, 20)
 
 @pytest.fixture(params=["plain", "compressed"])
 def cache(request, tmp_path, monkeypatch):
+    monkeypatch.setattr(compression, "WORTH_BYTES", 0)
     monkeypatch.setattr(compression, "WORTH_RATIO", 2 if request.param == "compressed" else 0)
     options = {"precision": "int8", "shard_bytes": 4_000, "batch_size": 4, "on_error": "skip"}
     return extract(tiny_backbone(), tiny_samples(bad=BAD), out=tmp_path / "c.zarr", **options)
