@@ -14,7 +14,7 @@ from tests.conftest import tiny_backbone, tiny_samples
 from tests.extract.test_extract import contents
 
 OPTIONS = {"precision": "int8", "shard_bytes": 2_500, "batch_size": 4, "workers": 1}
-KILLS, IMAGES, SHARDS = 12, 150, 50
+KILLS, IMAGES, SHARDS = 12, 90, 30
 
 # Loads torch once, then forks an extraction after the other and kills each: at a random moment, or at a random one of
 # the steps on the file system (opening, renaming, removing, making folders) that Python itself reports.

@@ -59,7 +59,7 @@ def test_any_flipped_byte_anywhere_is_found_and_the_damaged_samples_are_named(ca
     flips = 0
     for path in files(cache):
         good = path.read_bytes()
-        for at in sorted({0, len(good) - 1, *(pick.randrange(len(good)) for _ in range(10))}):
+        for at in sorted({0, len(good) - 1, *(pick.randrange(len(good)) for _ in range(4))}):
             flip(path, at, by=1 << pick.randrange(8))
             damaged = verify_cache(cache.path)["damaged"]
             if path.name.startswith("c."):
@@ -75,7 +75,7 @@ def test_any_flipped_byte_anywhere_is_found_and_the_damaged_samples_are_named(ca
                 assert damaged["files"], (path, at)
             path.write_bytes(good)
             flips += 1
-    assert flips > 250
+    assert flips > 200
     assert contents(cache.path) == before
     assert verify_cache(cache.path)["intact"]
 
