@@ -1,6 +1,9 @@
 """What benchmarks on a labelled folder of images have in common: their options, and where the images come from."""
 
 import argparse
+import os
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,13 @@ def parser(description: str | None, *, seeds: int) -> argparse.ArgumentParser:
 def source(arguments: argparse.Namespace) -> dict[str, Any]:
     """Give the options of ``extract`` that say where images and weights come from."""
     return {"data_dir": str(arguments.data_dir), "weights": arguments.weights, "img_size": arguments.img_size}
+
+
+def run(arguments: argparse.Namespace, compare: Callable[[argparse.Namespace, Path], None]) -> None:
+    """Compare in a folder that is removed afterwards, with no cache of the user's in sight."""
+    with tempfile.TemporaryDirectory(dir=".") as work:
+        os.environ["LOSA_CACHE_HOME"] = str(Path(work) / "home")
+        compare(arguments, Path(work))
 
 
 def title(arguments: argparse.Namespace) -> str:

@@ -7,9 +7,7 @@ with each seed, and tested once, after the last epoch, on test images stored as 
 """
 
 import argparse
-import os
 import statistics
-import tempfile
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -26,10 +24,7 @@ from losa_cache.inputs import open_inputs
 def main() -> None:
     parser = labelled.parser(__doc__, seeds=3)
     parser.add_argument("--precisions", nargs="*", default=["bfloat16", "int8", "int4"])
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=".") as work:
-        os.environ["LOSA_CACHE_HOME"] = str(Path(work) / "home")
-        compare(arguments, Path(work))
+    labelled.run(parser.parse_args(), compare)
 
 
 def compare(arguments: argparse.Namespace, work: Path) -> None:

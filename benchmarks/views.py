@@ -7,9 +7,7 @@ epochs, with each seed, and is tested once, after the last epoch, on plain test 
 """
 
 import argparse
-import os
 import statistics
-import tempfile
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -25,10 +23,7 @@ def main() -> None:
     parser = labelled.parser(__doc__, seeds=2)
     parser.add_argument("--views", type=int, nargs="*", default=[4, 8])
     parser.add_argument("--augment", default="rand-m9-mstd0.5-inc1")
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=".") as work:
-        os.environ["LOSA_CACHE_HOME"] = str(Path(work) / "home")
-        compare(arguments, Path(work))
+    labelled.run(parser.parse_args(), compare)
 
 
 def compare(arguments: argparse.Namespace, work: Path) -> None:

@@ -88,11 +88,7 @@ def features(name: str) -> tuple[Encoding, np.ndarray]:
     torch.manual_seed(0)
     blocks = [torch.randn(BATCH, TOKENS, WIDTH) * torch.rand(WIDTH).exp() for _ in range(LAYERS)]
     encoding = get_precision(name).fit(blocks[:1] * LAYERS)
-    shape = (BATCH, LAYERS, TOKENS, encoding.precision.columns(WIDTH))
-    batch = EncodedBatch.empty(encoding, shape, torch.device("cpu"))
-    for layer, block in enumerate(blocks):
-        batch.put(layer, block)
-    return encoding, batch.stored.view(torch.uint8).numpy()
+    return encoding, EncodedBatch.of(encoding, blocks).stored.view(torch.uint8).numpy()
 
 
 def write(path: Path, layout: Layout, encoding: Encoding, stored: np.ndarray) -> tuple[float, list[Path]]:

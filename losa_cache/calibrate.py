@@ -9,7 +9,7 @@ from torch import Tensor
 from losa_cache.cache import compression
 from losa_cache.cache.layout import Layout
 from losa_cache.cache.precision import EncodedBatch, Encoding, get_precision
-from losa_cache.data.decode import Decoded, Decoder, View
+from losa_cache.data.decode import Decoded, View
 from losa_cache.errors import UserError
 from losa_cache.inputs import Inputs
 
@@ -62,14 +62,7 @@ def run_views(
     inputs: Inputs, plan: Iterable[list[View]], *, workers: int
 ) -> Generator[tuple[Decoded, list[Tensor]], None, None]:
     """Run the backbone over batches of views: the pixels, and float32 ``(batch, tokens, width)`` a layer, unencoded."""
-    backbone, fields = inputs.backbone, inputs.manifest.fields
-    decoder = Decoder(
-        inputs.samples,
-        backbone.input,
-        workers=workers,
-        augment=fields["views"]["augment"],
-        seed=fields["sampling"]["seed"],
-    )
+    backbone, decoder = inputs.backbone, inputs.decoder(workers)
     try:
         for batch in decoder.batches(plan):
             pixels = batch.pixels.to(backbone.device)
@@ -90,9 +83,7 @@ def compression_ratio(encoding: Encoding, blocks: Sequence[Tensor], layout: Layo
     if layout.total_bytes < compression.WORTH_BYTES:
         return None
     count = max(1, min(len(blocks[0]), COMPRESSED_BYTES // layout.sample_bytes))
-    batch = EncodedBatch.empty(encoding, (count, *layout.shape[1:]), blocks[0].device)
-    for layer, block in enumerate(blocks):
-        batch.put(layer, block[:count])
+    batch = EncodedBatch.of(encoding, [block[:count] for block in blocks])
     stored = batch.stored.cpu()
     encoding.settle(stored, batch.extremes.cpu())
     elements = stored.view(torch.uint8).numpy().view(f"V{layout.itemsize}")

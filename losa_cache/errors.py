@@ -14,3 +14,14 @@ def nearest(name: str, known: list[str], shown: int = 5) -> str:
     """Return ``"; nearest: a, b"`` for the known names closest to ``name``, or an empty string."""
     close = get_close_matches(name, known, n=shown, cutoff=0.4)
     return f"; nearest: {', '.join(close)}" if close else ""
+
+
+def require_counts(**counts: int | None) -> None:
+    """Refuse counts below 1.
+
+    Raises:
+        UserError: naming the option.
+    """
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise UserError(f"{name.replace('_', '-')} is {value}: it must be at least 1.")

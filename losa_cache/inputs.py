@@ -12,9 +12,10 @@ from losa_cache.backbone import Backbone, load_backbone
 from losa_cache.cache.home import home
 from losa_cache.cache.manifest import Manifest
 from losa_cache.cache.precision import get_precision
+from losa_cache.data.decode import Decoder
 from losa_cache.data.load import load_samples
 from losa_cache.data.samples import Samples
-from losa_cache.errors import UserError
+from losa_cache.errors import UserError, require_counts
 from losa_cache.layers import choose_layers
 
 TAP = "block"
@@ -35,6 +36,18 @@ class Inputs:
     samples: Samples
     manifest: Manifest
     compute: torch.dtype
+
+    def decoder(self, workers: int) -> Decoder:
+        """Decode views of the samples as a cache of them holds them, with so many threads or processes."""
+        fields = self.manifest.fields
+        return Decoder(
+            self.samples,
+            self.backbone.input,
+            workers=workers,
+            augment=fields["views"]["augment"],
+            seed=fields["sampling"]["seed"],
+            pin=self.backbone.device.type == "cuda",
+        )
 
 
 def open_inputs(
@@ -60,8 +73,7 @@ def open_inputs(
         UserError: for any of them that cannot work.
     """
     chosen = get_precision(precision)
-    if views < 1:
-        raise UserError(f"views is {views}: it must be at least 1.")
+    require_counts(views=views, limit=limit)
     if views > 1 and augment is None:
         raise UserError(f"views is {views}: say with --augment how the views after the plain one are drawn.")
     if views == 1 and augment is not None:
@@ -92,13 +104,7 @@ def open_inputs(
 
 
 def permute(count: int, *, seed: int, limit: int | None) -> NDArray[np.int64]:
-    """Draw the order of the samples, so that contiguous reads are already shuffled; keep the first ``limit``.
-
-    Raises:
-        UserError: for a limit below 1.
-    """
-    if limit is not None and limit < 1:
-        raise UserError(f"limit is {limit}: it must be at least 1.")
+    """Draw the order of the samples, so that contiguous reads are already shuffled; keep the first ``limit``."""
     return np.random.default_rng(seed).permutation(count)[:limit].astype(np.int64)
 
 

@@ -1,7 +1,7 @@
 """Whether a cache is what was written: its core against the copy, its shards against receipts and checksums."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from losa_cache.cache.files import read_sealed
 from losa_cache.cache.layout import Layout
 from losa_cache.cache.shard import DamagedShardError, ShardReader
 from losa_cache.cache.shardwise import over_shards
-from losa_cache.cache.store import ActivationCache, open_cache, receipts_of
+from losa_cache.cache.store import ActivationCache, open_cache, receipt_path, receipts_of
 from losa_cache.errors import UserError
 
 
@@ -76,12 +76,17 @@ class Damage:
 
 
 def examine(
-    store: Path, *, scheduler: str | None = None, progress: Callable[[float], None] = lambda _: None
+    store: Path,
+    *,
+    shards: Sequence[int] | None = None,
+    scheduler: str | None = None,
+    progress: Callable[[float], None] = lambda _: None,
 ) -> tuple[ActivationCache, Damage]:
-    """Check every byte of a complete cache.
+    """Check every byte of a complete cache, or of its core and some shards.
 
     Args:
         store: the ``.zarr`` folder.
+        shards: to check; by default all.
         scheduler, progress: as of :func:`over_shards`.
 
     Returns:
@@ -100,17 +105,17 @@ def examine(
         in_store, in_copy = [], [LIST]
     cache = open_cache(core.copy if in_store else store)
     cache = replace(cache, path=store)
-    skipped = frozenset(entry["row"] for entry in cache.manifest.skipped)
+    skipped = cache.manifest.skipped_rows
     checks = [
         ShardCheck(
             shard,
             cache.shard_path(shard).absolute(),
-            core.receipts.absolute() / f"{shard:06d}.json",
+            receipt_path(store.absolute(), shard),
             cache.layout,
             cache.manifest.identity,
             skipped & frozenset(cache.layout.rows(shard)),
         )
-        for shard in range(cache.layout.shards)
+        for shard in (range(cache.layout.shards) if shards is None else shards)
     ]
     found = over_shards(check_shard, checks, scheduler=scheduler, progress=progress)
     copied = [str((core.copy / name).relative_to(core.receipts.parent)) for name in in_copy]

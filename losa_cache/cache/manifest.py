@@ -70,6 +70,11 @@ class Manifest:
         """Name of the precision."""
         return str(self.fields["precision"])
 
+    @property
+    def skipped_rows(self) -> frozenset[int]:
+        """Rows that are rightly missing."""
+        return frozenset(entry["row"] for entry in self.skipped)
+
     def to_attributes(self) -> dict[str, Any]:
         """Give the attributes of the Zarr group."""
         return {KEY: asdict(self)}

@@ -15,6 +15,7 @@ from losa_cache.cache.store import REPAIR, ActivationCache
 from losa_cache.errors import UserError
 
 OPEN_SHARDS = 256
+READERS = 2  # threads
 
 
 class BlockReader:
@@ -29,7 +30,7 @@ class BlockReader:
         UserError: for a layer that the cache does not hold.
     """
 
-    def __init__(self, cache: ActivationCache, layers: Sequence[int], *, threads: int = 2) -> None:
+    def __init__(self, cache: ActivationCache, layers: Sequence[int], *, threads: int = READERS) -> None:
         stored = cache.manifest.layers
         if missing := [layer for layer in layers if layer not in stored]:
             raise UserError(f"cache {str(cache.path)!r} holds layers {stored}, not {missing}.")

@@ -94,7 +94,7 @@ def layer_statistics(
     Raises:
         UserError: for a damaged shard.
     """
-    skipped = frozenset(entry["row"] for entry in cache.manifest.skipped)
+    skipped = cache.manifest.skipped_rows
     layout, encoding = cache.layout, cache.encoding()
     tasks = [
         ShardToSum(cache.shard_path(shard).absolute(), layout.rows(shard), layout, encoding, skipped)

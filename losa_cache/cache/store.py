@@ -102,6 +102,11 @@ def receipts_of(store: Path) -> Path:
     return store.with_name(store.name + ".receipts")
 
 
+def receipt_path(store: Path, shard: int) -> Path:
+    """File of a shard's receipt."""
+    return receipts_of(store) / f"{shard:06d}.json"
+
+
 def shard_path(store: Path, tap: str, shard: int) -> Path:
     """File of a shard below a store: Zarr's default chunk keys with ``.`` between the numbers."""
     return store / "activations" / tap / f"c.{shard}.0.0.0"

@@ -26,7 +26,7 @@ from losa_cache.cache.layout import Layout
 from losa_cache.cache.manifest import Manifest
 from losa_cache.cache.precision import Encoding
 from losa_cache.cache.shard import PackedSample, ShardReader, ShardWriter
-from losa_cache.cache.store import ActivationCache, open_cache, receipts_of, shard_path
+from losa_cache.cache.store import ActivationCache, open_cache, receipt_path, receipts_of, shard_path
 from losa_cache.errors import UserError
 
 
@@ -176,7 +176,7 @@ class CacheWriter:
     def unit(self, shard: int) -> ShardUnit:
         """Name the files of a shard."""
         path = shard_path(self.path, self.manifest.fields["tap"], shard)
-        return ShardUnit(shard, path, self.receipts / f"{shard:06d}.json", self.manifest.identity)
+        return ShardUnit(shard, path, receipt_path(self.path, shard), self.manifest.identity)
 
     def missing(self) -> list[int]:
         """List the shards that are not done."""

@@ -11,19 +11,7 @@ from losa_cache.cache.manifest import Manifest
 from losa_cache.cache.precision import Encoding, get_precision
 from losa_cache.cache.writer import CacheWriter
 from losa_cache.calibrate import block_sample, compression_ratio
-from losa_cache.errors import UserError
 from losa_cache.inputs import Inputs
-
-
-def require_counts(**counts: int | None) -> None:
-    """Refuse counts below 1.
-
-    Raises:
-        UserError: naming the option.
-    """
-    for name, value in counts.items():
-        if value is not None and value < 1:
-            raise UserError(f"{name.replace('_', '-')} is {value}: it must be at least 1.")
 
 
 def plan_store(inputs: Inputs, *, precision: str | None = None, shard_bytes: int = SHARD_BYTES) -> Layout:

@@ -10,9 +10,9 @@ from losa_cache.cache.store import ActivationCache, open_cache
 from losa_cache.data.load import is_name
 from losa_cache.data.samples import Samples
 from losa_cache.device import choose_device, default_workers
-from losa_cache.errors import UserError
+from losa_cache.errors import UserError, require_counts
 from losa_cache.extract import pipeline
-from losa_cache.extract.begin import begin, plan_store, require_counts
+from losa_cache.extract.begin import begin, plan_store
 from losa_cache.extract.meter import Meter
 from losa_cache.extract.plan import cache_name, default_batch
 from losa_cache.inputs import open_inputs

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from losa_cache.cache.compression import decompress
-from losa_cache.cache.layout import CHECKSUM_BYTES, Layout
+from losa_cache.cache.compression import compress, decompress
+from losa_cache.cache.layout import Layout
 from losa_cache.cache.precision import EncodedBatch, Encoding
-from losa_cache.cache.shard import pack
+from losa_cache.cache.reader import READERS
 from losa_cache.calibrate import images_at_once
 from losa_cache.data.decode import Decoder, View
 from losa_cache.errors import UserError
@@ -24,7 +24,6 @@ from losa_cache.inputs import Inputs
 
 PROBE_BYTES = 256 * 1024 * 1024
 FREE_SHARE = 10  # the probe takes at most a tenth of the free space
-READERS = 2  # threads, as of BlockReader
 ROUNDS = 3
 
 
@@ -41,15 +40,13 @@ def disk_speed(folder: Path, *, piece: int, free: int) -> DiskSpeed:
     """Write a file, which is removed again, and read it back in random order.
 
     Args:
-        folder: where the cache would lie; its nearest existing parent is measured.
+        folder: on that disk.
         piece: bytes of one read, as of one sample.
         free: bytes on the disk.
 
     Raises:
         UserError: if nothing can be written there.
     """
-    while not folder.is_dir():
-        folder = folder.parent
     piece = min(max(piece, 64 * 1024), PROBE_BYTES // 8)
     pieces = max(1, min(PROBE_BYTES, free // FREE_SHARE) // piece)
     content = np.random.default_rng(0).bytes(piece)
@@ -110,18 +107,11 @@ def forward_speed(inputs: Inputs, encoding: Encoding, layout: Layout, batch: int
 
 def unpack_speed(encoding: Encoding, blocks: Sequence[Tensor], layout: Layout) -> float:
     """Rows a second that are decompressed, by two threads, and decoded on the device."""
-    device = blocks[0].device
-    batch = EncodedBatch.empty(encoding, (len(blocks[0]), *layout.shape[1:]), device)
-    for layer, block in enumerate(blocks):
-        batch.put(layer, block)
-    seconds = _median_seconds(lambda: _decoded(encoding, batch.stored)) / len(batch.stored)
+    stored = EncodedBatch.of(encoding, blocks).stored
+    seconds = _median_seconds(lambda: _decoded(encoding, stored)) / len(stored)
     if layout.compressed:
-        packed = pack(batch.stored[0].cpu().view(torch.uint8).numpy(), layout)
-        ends = np.cumsum(packed.lengths)
-        chunks = [
-            packed.data[end - length : end - CHECKSUM_BYTES].tobytes()
-            for end, length in zip(ends, packed.lengths, strict=True)
-        ]
+        sample = stored[0].cpu().view(torch.uint8).numpy().reshape(layout.sample_chunks, -1)
+        chunks = [compress(chunk, layout.itemsize) for chunk in sample]
         seconds += _median_seconds(lambda: _decompressed(chunks, layout.chunk_bytes)) / READERS
     return 1 / seconds
 

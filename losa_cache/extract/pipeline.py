@@ -15,7 +15,6 @@ from torch import Tensor
 from losa_cache.cache.precision import EncodedBatch
 from losa_cache.cache.shard import pack
 from losa_cache.cache.writer import CacheWriter
-from losa_cache.data.decode import Decoder
 from losa_cache.errors import UserError
 from losa_cache.extract.meter import Meter
 from losa_cache.extract.plan import batches, views_of
@@ -43,14 +42,7 @@ def run(inputs: Inputs, writer: CacheWriter, *, batch_size: int, workers: int, s
     plan = batches(writer.layout, writer.wanted(), batch_size)
     meter.start(sum(len(keep) for _, keep in plan))
     fetch = _HostCopy(backbone.device)
-    decoder = Decoder(
-        samples,
-        backbone.input,
-        workers=workers,
-        augment=manifest.fields["views"]["augment"],
-        seed=manifest.fields["sampling"]["seed"],
-        pin=backbone.device.type == "cuda",
-    )
+    decoder = inputs.decoder(workers)
     decoded = decoder.batches(views_of(rows, manifest.views) for rows, _ in plan)
     writes: deque[Future[None]] = deque()
     with ThreadPoolExecutor(workers, "pack") as packers, ThreadPoolExecutor(1, "write") as scribe:

@@ -39,6 +39,6 @@ def batches(layout: Layout, wanted: Iterable[int], batch_size: int) -> list[tupl
     return [(range(at, min(at + batch_size, layout.samples)), frozenset(keep[at])) for at in sorted(keep)]
 
 
-def views_of(rows: range, views: int) -> list[View]:
+def views_of(rows: Iterable[int], views: int) -> list[View]:
     """Say which views of which samples rows hold: view 0 is plain, view v > 0 the v-th augmentation."""
     return [(row // views, row % views or None) for row in rows]

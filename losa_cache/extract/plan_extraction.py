@@ -1,19 +1,22 @@
 """``plan_extraction``: what a cache would cost and when it pays, before anything is written."""
 
 import shutil
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from losa_cache.backbone import Backbone
 from losa_cache.cache.home import home
 from losa_cache.cache.layout import Layout
 from losa_cache.cache.precision import PRECISIONS, Encoding, get_precision
-from losa_cache.calibrate import block_sample, compression_ratio
+from losa_cache.calibrate import block_sample, compression_ratio, images_at_once
 from losa_cache.data.samples import Samples
 from losa_cache.device import choose_device, default_workers
-from losa_cache.errors import UserError
-from losa_cache.extract.begin import plan_store, require_counts
+from losa_cache.errors import UserError, require_counts
+from losa_cache.extract.begin import plan_store
 from losa_cache.extract.forecast import Candidate, Speeds, forecast, recommend, short
 from losa_cache.extract.measure import decode_speed, disk_speed, forward_speed, unpack_speed
 from losa_cache.extract.plan import cache_name, default_batch
@@ -21,7 +24,6 @@ from losa_cache.inputs import open_inputs
 from losa_cache.memory import available_memory
 
 PREFERRED = ("bfloat16", "int8", "int4")  # what may be recommended in place of the precision asked for
-IMAGES = 32
 
 
 def plan_extraction(
@@ -58,25 +60,23 @@ def plan_extraction(
     path = Path(out) if out is not None else home() / "caches" / cache_name(inputs.manifest)
     blocks = block_sample(inputs, workers=workers)
 
-    def layout_of(name: str) -> tuple[Encoding, Layout, float]:
-        encoding = get_precision(name).fit(blocks)
+    def fit(name: str) -> tuple[Encoding, Layout, float]:
         layout = plan_store(inputs, precision=name)
+        encoding = get_precision(name).fit(blocks)
         ratio = compression_ratio(encoding, blocks, layout)
         return encoding, replace(layout, compressed=ratio is not None), ratio or 1.0
 
-    def candidate(name: str) -> Candidate:
-        encoding, layout, ratio = layout_of(name)
-        plain = layout.sample_chunks * layout.chunk_bytes
-        total = round(layout.total_bytes * ratio)
-        return Candidate(name, total, plain * ratio, unpack_speed(encoding, blocks, layout))
-
-    encoding, layout, ratio = layout_of(precision)
+    fitted = {}
+    for name in dict.fromkeys((precision, *PRECISIONS)):
+        with suppress(UserError):  # of a precision that cannot store this width; the one asked for can
+            fitted[name] = fit(name)
+    encoding, layout, ratio = fitted[precision]
     parent = path.absolute()
     while not parent.is_dir():
         parent = parent.parent
     free = shutil.disk_usage(parent).free
     disk = disk_speed(parent, piece=round(layout.sample_bytes * ratio), free=free)
-    batch = min(batch_size or default_batch(layout), IMAGES)
+    batch = min(batch_size or default_batch(layout), images_at_once(inputs))
     speeds = Speeds(
         write=disk.write,
         read=disk.read,
@@ -84,15 +84,14 @@ def plan_extraction(
         decode=decode_speed(inputs, workers=workers),
         forward=forward_speed(inputs, encoding, layout, batch),
         shared=where.type == "cpu",
-        memory=available_memory(where if where.type == "cpu" else choose_device("cpu")),
+        memory=available_memory(torch.device("cpu")),
         free=free,
     )
     found = {}
-    for name in dict.fromkeys((precision, *PRECISIONS)):
-        try:
-            found[name] = forecast(candidate(name), speeds, samples=len(inputs.samples), views=views)
-        except UserError:  # a precision that cannot store this width
-            continue
+    for name, (coded, laid, share) in fitted.items():
+        row = laid.sample_chunks * laid.chunk_bytes * share
+        candidate = Candidate(name, round(laid.total_bytes * share), row, unpack_speed(coded, blocks, laid))
+        found[name] = forecast(candidate, speeds, samples=len(inputs.samples), views=views)
     chosen = found[precision]
     tensors = len(inputs.backbone.tail.state_dict()) + len(encoding.constants())
     return {

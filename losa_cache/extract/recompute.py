@@ -100,7 +100,7 @@ def compare(cache: ActivationCache, inputs: Inputs, count: int, *, seed: int) ->
     errors: list[Tensor] = []
     identical = 0
     parts = np.array_split(rows, -(-len(rows) // images_at_once(inputs)))
-    plan = [[view for row in part for view in views_of(range(row, row + 1), cache.manifest.views)] for part in parts]
+    plan = [views_of(part.tolist(), cache.manifest.views) for part in parts]
     for part, (batch, blocks) in zip(parts, run_views(inputs, plan, workers=default_workers()), strict=True):
         batch.require(inputs.samples, "it did when the cache was made")
         shape = (len(part), *cache.layout.shape[2:])

@@ -33,7 +33,7 @@ def verify_cache(
     Args:
         path: the ``.zarr`` folder.
         recompute: run so many random rows through the backbone again and compare.
-        repair: put damaged core files back and compute damaged samples again, then check once more.
+        repair: put damaged core files back and compute damaged samples again, then check what was mended.
         backbone, dataset: loaded ones, where the cache was extracted from such.
         data_dir, weights: where images and weights lie now; by default where they lay at extraction.
         device: for the backbone; by default the GPU where there is one.
@@ -66,7 +66,8 @@ def verify_cache(
     found = damage
     if damage and repair:
         mend(cache, damage, inputs)
-        cache, found = examine(store, scheduler=scheduler, progress=progress)
+        mended = [part.shard for part in damage.shards]
+        cache, found = examine(store, shards=mended, scheduler=scheduler, progress=progress)
     compared = compare(cache, inputs(), recompute, seed=seed) if recompute and not found else None
     return {
         "cache": str(store),

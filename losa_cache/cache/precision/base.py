@@ -162,6 +162,16 @@ class EncodedBatch:
             torch.empty(shape[1], dtype=torch.float32, device=device),
         )
 
+    @classmethod
+    def of(cls, encoding: Encoding, blocks: Sequence[Tensor]) -> "EncodedBatch":
+        """Encode the block outputs ``(batch, tokens, width)`` of all layers."""
+        batch, tokens, width = blocks[0].shape
+        shape = (batch, len(blocks), tokens, encoding.precision.columns(width))
+        encoded = cls.empty(encoding, shape, blocks[0].device)
+        for layer, block in enumerate(blocks):
+            encoded.put(layer, block)
+        return encoded
+
     def put(self, layer: int, block: Tensor) -> None:
         """Encode the block output ``(batch, tokens, width)`` of one layer."""
         self.extremes[layer] = self.encoding.encode(layer, block, self.stored[:, layer])
