@@ -79,16 +79,17 @@ class LoSA(nn.Module):
         """Refine the backbone's output.
 
         Args:
-            blocks: the k block outputs, first to last, each ``(batch, tokens, width)``; the last is b_L.
+            blocks: the k block outputs, first to last, each ``(batch, tokens, width)``; the last is y_0 = b_L. Or k
+                inputs of another kind (Table 4's taps, Table 6's start) and y_0 behind them.
 
         Returns:
             y_k, ``(batch, tokens, width)``, in float32 where the blocks are of half precision: a sum of many small
             updates must not be rounded to 8 bits after each.
         """
-        if len(blocks) != self.depth:
+        if len(blocks) not in (self.depth, self.depth + 1):
             raise ValueError(f"LoSA of depth {self.depth} takes {self.depth} block outputs, not {len(blocks)}.")
         y = blocks[-1].to(torch.promote_types(blocks[-1].dtype, torch.float32))
-        for i, (g, b) in enumerate(zip(self.layers, blocks, strict=True)):
+        for i, (g, b) in enumerate(zip(self.layers, blocks[: self.depth], strict=True)):
             x = b + y
             y = y + (g(x.transpose(1, 2)).transpose(1, 2) if self.mixes_tokens(i) else g(x))
         return y

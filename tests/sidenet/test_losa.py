@@ -97,5 +97,5 @@ def test_refuses_ranks_outside_the_width(rank):
 
 
 def test_refuses_a_wrong_number_of_blocks():
-    with pytest.raises(ValueError, match="takes 2 block outputs, not 3"):
-        lc.LoSA(depth=2, tokens=5, width=8, rank=2)([torch.zeros(1, 5, 8)] * 3)
+    with pytest.raises(ValueError, match="takes 2 block outputs, not 4"):
+        lc.LoSA(depth=2, tokens=5, width=8, rank=2)([torch.zeros(1, 5, 8)] * 4)
