@@ -56,8 +56,9 @@ class Adapter(nn.Module):
 
     def forward(self, blocks: Sequence[Tensor]) -> Tensor:
         """Logits ``(batch, classes)`` from the k block outputs, each ``(batch, tokens, width)``."""
-        y = blocks[-1] if self.side is None else self.side(blocks)
-        return self.classifier(self.tail(y.to(torch.promote_types(y.dtype, torch.float32))))
+        readout = self.tail.readout(blocks[-1].shape[1])
+        rows = readout.rows(blocks[-1]) if self.side is None else self.side(blocks, readout)
+        return self.classifier(self.tail.from_rows(rows))
 
     def trained_state(self) -> dict[str, Tensor]:
         """The tensors that training changes, by name: an adapter file holds these and no frozen ones."""

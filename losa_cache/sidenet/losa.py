@@ -1,15 +1,18 @@
-"""Low-Rank Side Adaptation as the paper writes it (Mercea et al., CVPR 2024, Eq. 3-5).
-
-Plain and readable: every layer reads and writes whole n x d tensors.
-"""
+"""Low-Rank Side Adaptation (Mercea et al., CVPR 2024, Eq. 3-5): as the paper writes it, and in its fast form."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from losa_cache.errors import UserError
+from losa_cache.sidenet.operand import Block
+from losa_cache.sidenet.packed import Packed, run_segments
+from losa_cache.sidenet.products import CHANNEL, TOKEN
+from losa_cache.sidenet.readout import Readout, Whole
+from losa_cache.sidenet.segments import segment_length
 
 
 class LowRankMap(nn.Module):
@@ -63,7 +66,9 @@ class LoSA(nn.Module):
         if not 1 <= rank <= width:
             raise UserError(f"rank is {rank}: choose one from 1 to the backbone's width, {width}.")
         self.depth, self.tokens, self.width, self.rank = depth, tokens, width, rank
-        self.layers = nn.ModuleList(LowRankMap(tokens if self.mixes_tokens(i) else width, rank) for i in range(depth))
+        sizes = (tokens if kind == TOKEN else width for kind in self.kinds)
+        self.layers = nn.ModuleList(LowRankMap(size, rank) for size in sizes)
+        self.segment_length = segment_length(self.kinds, rank=rank, tokens=tokens, width=width)
 
     @staticmethod
     def mixes_tokens(layer: int) -> bool:
@@ -71,25 +76,87 @@ class LoSA(nn.Module):
         return layer % 2 == 1
 
     @property
+    def kinds(self) -> list[int]:
+        """Of each side layer, ``CHANNEL`` or ``TOKEN``."""
+        return [TOKEN if self.mixes_tokens(i) else CHANNEL for i in range(self.depth)]
+
+    @property
     def macs(self) -> int:
         """Multiply-accumulates of one sample's forward pass (what Table 5 calls GFLOPs): 2 r n d a layer."""
         return 2 * self.depth * self.rank * self.tokens * self.width
 
-    def forward(self, blocks: Sequence[Tensor]) -> Tensor:
-        """Refine the backbone's output.
+    def forward(self, blocks: Sequence[Block], readout: Readout | None = None) -> Tensor:
+        """Refine the backbone's output, in the fast form (:mod:`losa_cache.sidenet.fast`).
 
         Args:
             blocks: the k block outputs, first to last, each ``(batch, tokens, width)``; the last is y_0 = b_L. Or k
-                inputs of another kind (Table 4's taps, Table 6's start) and y_0 behind them.
+                inputs of another kind (Table 4's taps, Table 6's start) and y_0 behind them. y_0 is a tensor; the
+                others may be int8 codes with their scales.
+            readout: which m rows of y_k are wanted; by default all.
 
         Returns:
-            y_k, ``(batch, tokens, width)``, in float32 where the blocks are of half precision: a sum of many small
-            updates must not be rounded to 8 bits after each.
+            y_k, ``(batch, m, width)``, in float32 where the blocks are of half precision: a sum of many small updates
+            must not be rounded to 8 bits after each. Products are computed in autocast's dtype.
         """
-        if len(blocks) not in (self.depth, self.depth + 1):
-            raise ValueError(f"LoSA of depth {self.depth} takes {self.depth} block outputs, not {len(blocks)}.")
+        self._check(blocks)
+        start = blocks[-1]
+        assert isinstance(start, Tensor)
+        dtype = compute_dtype(start, next(self.parameters()))
+        with torch.autocast(start.device.type, enabled=False):
+            return run_segments(
+                self.kinds,
+                (self.packed(CHANNEL), self.packed(TOKEN)),
+                blocks[: self.depth],
+                start[None],
+                readout or Whole(),
+                dtype,
+                length=self.segment_length,
+            )[0]
+
+    def plain(self, blocks: Sequence[Tensor]) -> Tensor:
+        """Refine the backbone's output as the equations stand: every layer reads and writes whole n x d tensors.
+
+        What :meth:`forward` is tested against, and a page to read.
+        """
+        self._check(blocks)
         y = blocks[-1].to(torch.promote_types(blocks[-1].dtype, torch.float32))
         for i, (g, b) in enumerate(zip(self.layers, blocks[: self.depth], strict=True)):
             x = b + y
             y = y + (g(x.transpose(1, 2)).transpose(1, 2) if self.mixes_tokens(i) else g(x))
         return y
+
+    def _check(self, blocks: Sequence[Block]) -> None:
+        if len(blocks) not in (self.depth, self.depth + 1):
+            raise ValueError(f"LoSA of depth {self.depth} takes {self.depth} block outputs, not {len(blocks)}.")
+
+    def of_kind(self, kind: int) -> list[LowRankMap]:
+        """List the layers of a kind, in their order."""
+        layers = cast("list[LowRankMap]", list(self.layers))
+        return [layer for this, layer in zip(self.kinds, layers, strict=True) if this == kind]
+
+    def scales(self, kind: int) -> Tensor:
+        """Stack alpha of the layers of a kind, ``(L,)``."""
+        found: list[Tensor] = [layer.scale for layer in self.of_kind(kind)]
+        return torch.stack(found) if found else torch.empty(0)
+
+    def packed(self, kind: int, *, scaled: bool = True) -> Packed:
+        """Pack the layers of a kind as a stack of one, with or without alpha."""
+        layers, size = self.of_kind(kind), self.width if kind == CHANNEL else self.tokens
+        if not layers:
+            empty = next(self.parameters()).new_empty(1, 0, self.rank, size)
+            return Packed(empty, empty[..., 0], empty, empty[:, :, 0])
+        up = torch.stack([layer.up.weight for layer in layers]).mT
+        up_bias = torch.stack([layer.up.bias for layer in layers])
+        if scaled:
+            scale = self.scales(kind)
+            up, up_bias = up * scale[:, None, None], up_bias * scale[:, None]
+        down = torch.stack([layer.down.weight for layer in layers])
+        down_bias = torch.stack([layer.down.bias for layer in layers])
+        return Packed(down[None], down_bias[None], up[None], up_bias[None])
+
+
+def compute_dtype(start: Tensor, weight: Tensor) -> torch.dtype:
+    """Choose the dtype of the products: autocast's, or the wider of activations and weights."""
+    if torch.is_autocast_enabled(start.device.type):
+        return torch.get_autocast_dtype(start.device.type)
+    return torch.promote_types(start.dtype, weight.dtype)

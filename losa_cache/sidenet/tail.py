@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from losa_cache.sidenet.readout import First, Mean, Readout, Whole
+
 POOLS = ("token", "avg", "max", "avgmax", "map")
 ACTIVATIONS = {
     "gelu": F.gelu,
@@ -84,15 +86,26 @@ class FrozenTail(nn.Module):
         self.norm = build_norm(config["norm"], width)
         self.attn_pool = LatentPool(config["map"], width) if config["pool"] == "map" else None
         self.fc_norm = build_norm(config["fc_norm"], width)
+        self._averages_first = config["pool"] == "avg" and isinstance(self.norm, nn.Identity)
         if tensors is not None:
             self.load_state_dict(dict(tensors))
         self.requires_grad_(False)
 
+    def readout(self, tokens: int) -> Readout:
+        """Say which rows of y_k, of so many tokens, :meth:`from_rows` needs: a norm before a pool needs them all."""
+        if self.config["pool"] == "token":  # the norm is per token, so only the CLS rows (DeiT has two) need it
+            return First(tokens, self.config["class_tokens"])
+        return Mean(tokens, self.first_pooled) if self._averages_first else Whole()
+
     def forward(self, y: Tensor) -> Tensor:
         """Turn the refined tokens into the feature vector that the classifier sees."""
-        if self.config["pool"] == "token":  # the norm is per token, so only the CLS rows (DeiT has two) need it
-            return self.fc_norm(self.norm(y[:, : self.config["class_tokens"]]).mean(1))
-        x = self.norm(y)[:, self.first_pooled :]
+        return self.from_rows(self.readout(y.shape[1]).rows(y))
+
+    def from_rows(self, rows: Tensor) -> Tensor:
+        """Turn what :meth:`readout` reads of the refined tokens, ``(batch, m, width)``, into the feature vector."""
+        if self.config["pool"] == "token" or self._averages_first:
+            return self.fc_norm(self.norm(rows).mean(1))
+        x = self.norm(rows)[:, self.first_pooled :]
         match self.config["pool"]:
             case "avg":
                 x = x.mean(1)

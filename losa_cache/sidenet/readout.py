@@ -1,0 +1,160 @@
+"""What of y_k the frozen tail asks for: a few rows, their mean, or all of it.
+
+A CLS head needs one row of y_k, a mean of unnormed tokens one vector: neither needs the n x d tensor. Only a norm in
+front of the pooling, or attention pooling, does. In every form the gradient of y_k is known by its products with the
+layers' matrices alone, which is what the methods give.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from losa_cache.sidenet.products import CHANNEL, TOKEN, correlate, project, update, wide
+
+CPU_PART = 2**19  # elements
+
+
+class Readout(ABC):
+    """A linear map along the tokens, from y_k ``(S, batch, n, d)`` to ``(S, batch, m, d)``.
+
+    y_k is ``start`` and a sum of updates: of each kind states, ``(S, R, batch, q)``, times ``up``, ``(S, R, m)``.
+    """
+
+    @abstractmethod
+    def select(self, x: Tensor) -> Tensor:
+        """Read along the last axis: ``(..., n)`` to ``(..., m)``, as wide as it takes."""
+
+    def rows(self, y: Tensor) -> Tensor:
+        """Read ``(..., n, d)``, to ``(..., m, d)``, in float32 or wider."""
+        return self.select(y.mT).mT.to(wide(y))
+
+    @abstractmethod
+    def read(self, start: Tensor, states: Sequence[Tensor], up: Sequence[Tensor], shift: Tensor) -> Tensor:
+        """Read y_k, and add ``shift`` ``(S, m, d)``. In float32 or wider."""
+
+    @abstractmethod
+    def pull(self, kind: int, g: Tensor, up: Tensor) -> Tensor:
+        """Give the gradient of a kind's states from that of the result, ``(S, batch, m, d)``."""
+
+    @abstractmethod
+    def correlate(self, g: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Give the gradients of ``up``."""
+
+    @abstractmethod
+    def pull_start(self, g: Tensor) -> Tensor:
+        """Give the gradient of y_k itself, ``(S, batch, n, d)``."""
+
+
+class Whole(Readout):
+    """All of y_k, materialised once."""
+
+    def select(self, x: Tensor) -> Tensor:
+        """Return x."""
+        return x
+
+    def read(self, start: Tensor, states: Sequence[Tensor], up: Sequence[Tensor], shift: Tensor) -> Tensor:
+        """Add everything up; on the CPU a few samples at a time, so that partial sums stay in its cache."""
+        trials, _, batch, _ = states[CHANNEL].shape
+        y = torch.empty(trials, *start.shape[1:], dtype=wide(start), device=start.device)
+        size = batch if y.device.type != "cpu" else max(1, CPU_PART // (trials * y[0, 0].numel()))
+        for at in range(0, batch, size):
+            part = slice(at, at + size)
+            torch.add(start[:, part], shift[:, None], out=y[:, part])
+            y[:, part] += update([x[:, :, part] for x in states], up)
+        return y
+
+    def pull(self, kind: int, g: Tensor, up: Tensor) -> Tensor:
+        """Project g."""
+        return project(kind, g, up).contiguous()
+
+    def correlate(self, g: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Correlate g with the states."""
+        return correlate(CHANNEL, g, states[CHANNEL]), correlate(TOKEN, g, states[TOKEN])
+
+    def pull_start(self, g: Tensor) -> Tensor:
+        """Return g."""
+        return g
+
+
+class Rows(Readout):
+    """A few rows of y_k, or their mean: never an n x d tensor."""
+
+    @abstractmethod
+    def spread(self, x: Tensor) -> Tensor:
+        """Give the gradient of :meth:`select`: ``(..., m)`` to ``(..., n)``, contiguous."""
+
+    def read(self, start: Tensor, states: Sequence[Tensor], up: Sequence[Tensor], shift: Tensor) -> Tensor:
+        """Read every term of the sum."""
+        y = self.rows(start) + shift[:, None]
+        rows = torch.bmm(self._as(states[CHANNEL]).permute(0, 2, 3, 1).flatten(1, 2), up[CHANNEL])
+        tokens = torch.bmm(self._as(up[TOKEN]).mT, states[TOKEN].flatten(2))
+        return y + rows.view_as(y) + tokens.view(y.shape[0], y.shape[2], y.shape[1], y.shape[3]).transpose(1, 2)
+
+    def pull(self, kind: int, g: Tensor, up: Tensor) -> Tensor:
+        """Multiply g with what was read."""
+        trials, batch, m, d = g.shape
+        if kind == CHANNEL:
+            found = torch.bmm(g.flatten(1, 2), up.mT).view(trials, batch, m, up.shape[1])
+            return self.spread(found.permute(0, 3, 1, 2))
+        found = torch.bmm(self._as(up), g.transpose(1, 2).reshape(trials, m, batch * d))
+        return found.view(trials, up.shape[1], batch, d)
+
+    def correlate(self, g: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Correlate g with what was read of the channel layers' states, and with the token layers'."""
+        channel = torch.bmm(self._as(states[CHANNEL]).flatten(2), g.flatten(1, 2))
+        token = torch.bmm(states[TOKEN].flatten(2), g.transpose(1, 2).flatten(2).mT)
+        return channel, self.spread(token)
+
+    def pull_start(self, g: Tensor) -> Tensor:
+        """Put g where the rows were read."""
+        return self.spread(g.mT).mT
+
+    def _as(self, x: Tensor) -> Tensor:
+        return self.select(x).to(x.dtype)
+
+
+@dataclass(frozen=True)
+class First(Rows):
+    """The first rows, as a CLS head reads them.
+
+    Attributes:
+        tokens: n.
+        count: m.
+    """
+
+    tokens: int
+    count: int
+
+    def select(self, x: Tensor) -> Tensor:
+        """Take the first."""
+        return x[..., : self.count]
+
+    def spread(self, x: Tensor) -> Tensor:
+        """Put zeros behind."""
+        return functional.pad(x.contiguous(), (0, self.tokens - self.count))
+
+
+@dataclass(frozen=True)
+class Mean(Rows):
+    """The mean of all rows from one on, as global average pooling reads them: m = 1.
+
+    Attributes:
+        tokens: n.
+        first: of the rows averaged; those before are prefix tokens.
+    """
+
+    tokens: int
+    first: int
+
+    def select(self, x: Tensor) -> Tensor:
+        """Average."""
+        return x[..., self.first :].mean(-1, keepdim=True, dtype=wide(x))
+
+    def spread(self, x: Tensor) -> Tensor:
+        """Divide among the rows averaged."""
+        count = self.tokens - self.first
+        return functional.pad((x.contiguous() / count).expand(*x.shape[:-1], count), (self.first, 0)).contiguous()
