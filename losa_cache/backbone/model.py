@@ -116,8 +116,9 @@ class Backbone:
                 apart.append(points[at])
             stream = stream + value if kind in GATES else value
 
-        noise = torch.randint(0, 256, (1, *self.input.size), generator=torch.Generator().manual_seed(0))
-        self.run(noise.to(torch.uint8).to(self.device), points, follow, compute=torch.float32)
+        seeded = torch.Generator().manual_seed(0)
+        noise = torch.randint(0, 256, (1, *self.input.size), dtype=torch.uint8, generator=seeded)
+        self.run(noise.to(self.device), points, follow, compute=torch.float32)
         if apart:
             raise UserError(
                 f"{apart[0]} of backbone {self.name!r} is not its input plus an attention and an MLP output: "
