@@ -177,6 +177,9 @@ def test_no_cache_no_group_and_no_zarr_are_one_sentence(tmp_path):
         (lambda m: m.update(complete=False), "incomplete: run the same"),
         (lambda m: m.update(surprise=1), "surprise"),
         (lambda m: m["fields"].update(tap="../../elsewhere"), "elsewhere"),
+        (lambda m: m["fields"].update(layers=[]), r"not as protocol 4 says \(layers \[\]"),
+        (lambda m: m["fields"].update(embedding="no"), "embedding 'no'"),
+        (lambda m: m["fields"].pop("embedding"), r"not as protocol 4 says \('embedding'\)"),
     ],
 )
 def test_altered_attributes_are_refused(tiny_cache, change, message):
