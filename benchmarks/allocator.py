@@ -16,6 +16,7 @@ from peak import peak_gigabytes
 
 from losa_cache import LoSA, load_backbone
 from losa_cache.allocator import keep_freed_memory
+from losa_cache.points import tapped_points
 
 BATCH, STEPS = 64, 4
 
@@ -37,7 +38,8 @@ def forward() -> Callable[[], object]:
     """Build a ViT-B forward pass that keeps all block outputs."""
     backbone = load_backbone("vit_b", weights="random")
     pixels = torch.randint(0, 256, (BATCH, *backbone.input.size), dtype=torch.uint8)
-    return lambda: backbone.block_outputs(pixels, range(1, 13), compute=torch.bfloat16)
+    points = tapped_points("block", range(1, 13))
+    return lambda: backbone.outputs(pixels, points, compute=torch.bfloat16)
 
 
 WORK = {"losa step": losa_step, "forward": forward}

@@ -29,6 +29,7 @@ from losa_cache.backbone.names import full_name
 from losa_cache.cache.precision import get_precision
 from losa_cache.device import choose_device, has_bfloat16
 from losa_cache.layers import choose_layers
+from losa_cache.points import tapped_points
 
 CLASSES, RANK = 100, 16
 Step = Callable[[], None]
@@ -44,9 +45,9 @@ def side_network(name: str, pixels: Tensor, labels: Tensor, side: str, layers: s
     device = pixels.device
     backbone = load_backbone(name, weights="random").to(device)
     encoding, compute = get_precision("bfloat16").fit([]), backbone.compute_dtype("bfloat16")
-    chosen = choose_layers(layers, range(1, backbone.depth + 1))
+    points = tapped_points("block", choose_layers(layers, range(1, backbone.depth + 1)))
     adapter = Adapter(
-        side=side, depth=len(chosen), tokens=backbone.tokens, width=backbone.width, rank=RANK, classes=CLASSES,
+        side=side, depth=len(points), tokens=backbone.tokens, width=backbone.width, rank=RANK, classes=CLASSES,
         tail=backbone.tail,
     ).to(device)  # fmt: skip
     trained = [p for p in adapter.parameters() if p.requires_grad]
@@ -59,7 +60,7 @@ def side_network(name: str, pixels: Tensor, labels: Tensor, side: str, layers: s
             with torch.inference_mode(False), torch.no_grad():
                 blocks.append(encoding.rounded(at, output))
 
-        backbone.run(pixels, chosen, take, compute=compute)
+        backbone.run(pixels, points, take, compute=compute)
         with autocast(device):
             logits = adapter(blocks)
         descend(logits, labels, optimizer)

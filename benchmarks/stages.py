@@ -80,7 +80,7 @@ def extraction(name: str, folder: Path, images: int) -> Figures:
 def cached_epoch(name: str, folder: Path, images: int) -> Figures:
     """Time one epoch of LoSA from the cache (after one to warm up)."""
     cache, device = open_cache(folder / f"{name}.zarr"), choose_device()
-    return _epoch(name, folder, CachedSource(cache, cache.manifest.layers, device))
+    return _epoch(name, folder, CachedSource(cache, cache.manifest.points, device))
 
 
 def online_epoch(name: str, folder: Path, images: int) -> Figures:
@@ -88,8 +88,8 @@ def online_epoch(name: str, folder: Path, images: int) -> Figures:
     inputs = open_inputs(
         name, "folder", data_dir=folder / "images", weights="random", precision=PRECISION, device=choose_device()
     )
-    layers, encoding = inputs.manifest.layers, get_precision(PRECISION).fit([])
-    source = OnlineSource(inputs, layers, encoding, workers=os.cpu_count() or 1)
+    points, encoding = inputs.manifest.points, get_precision(PRECISION).fit([])
+    source = OnlineSource(inputs, points, encoding, workers=os.cpu_count() or 1)
     return _epoch(name, folder, source)
 
 

@@ -93,9 +93,9 @@ def features(name: str) -> tuple[Encoding, np.ndarray]:
 
 def write(path: Path, layout: Layout, encoding: Encoding, stored: np.ndarray) -> tuple[float, list[Path]]:
     """Write every row as the extraction does, and return the seconds of that and the shards."""
-    fields = {"tap": "block", "precision": encoding.precision.name, "layers": list(range(1, LAYERS + 1))}
+    tapped = {"tap": "block", "layers": list(range(1, LAYERS + 1)), "embedding": False}
     described = Manifest(
-        fields={**fields, "views": {"count": 1, "augment": None}},
+        fields={**tapped, "precision": encoding.precision.name, "views": {"count": 1, "augment": None}},
         tokens={"total": TOKENS, "prefix": 1, "grid": [16, 16]},
         width=WIDTH,
         depth=LAYERS,

@@ -1,4 +1,4 @@
-"""Block outputs of a few images, unencoded: a calibration sample to fit an encoding to, or a second look at a cache."""
+"""Points of a few images, unencoded: a calibration sample to fit an encoding to, or a second look at a cache."""
 
 from collections.abc import Generator, Iterable, Sequence
 
@@ -36,7 +36,7 @@ def block_sample(inputs: Inputs, *, workers: int) -> list[Tensor]:
         workers: decoding threads.
 
     Returns:
-        float32 ``(images, tokens, width)`` a layer, on the backbone's device: 32 images, or as many as 512 MiB hold.
+        float32 ``(images, tokens, width)`` a point, on the backbone's device: 32 images, or as many as 512 MiB hold.
 
     Raises:
         UserError: if none of them decodes.
@@ -53,20 +53,20 @@ def block_sample(inputs: Inputs, *, workers: int) -> list[Tensor]:
 
 
 def images_at_once(inputs: Inputs) -> int:
-    """Say how many images' block outputs fit 512 MiB as float32: at least 1, at most 32."""
-    one = len(inputs.manifest.layers) * inputs.backbone.tokens * inputs.backbone.width * torch.float32.itemsize
+    """Say how many images' points fit 512 MiB as float32: at least 1, at most 32."""
+    one = len(inputs.manifest.points) * inputs.backbone.tokens * inputs.backbone.width * torch.float32.itemsize
     return min(IMAGES, max(1, SAMPLE_BYTES // one))
 
 
 def run_views(
     inputs: Inputs, plan: Iterable[list[View]], *, workers: int
 ) -> Generator[tuple[Decoded, list[Tensor]], None, None]:
-    """Run the backbone over batches of views: the pixels, and float32 ``(batch, tokens, width)`` a layer, unencoded."""
+    """Run the backbone over batches of views: the pixels, and float32 ``(batch, tokens, width)`` a point, unencoded."""
     backbone, decoder = inputs.backbone, inputs.decoder(workers)
     try:
         for batch in decoder.batches(plan):
             pixels = batch.pixels.to(backbone.device)
-            blocks = backbone.block_outputs(pixels, inputs.manifest.layers, compute=inputs.compute)
+            blocks = backbone.outputs(pixels, inputs.manifest.points, compute=inputs.compute)
             yield batch, [block.float() for block in blocks]
     finally:
         decoder.close()

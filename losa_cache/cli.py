@@ -17,8 +17,8 @@ INTERRUPTED = 130
 IMAGES = "Backbone and images"
 PLAN = "Say what the same options of extract would cost, and whether it pays: measured, before anything is written."
 ONLINE_OPTIONS = (
-    *("backbone", "dataset", "split", "data_dir", "weights", "img_size", "resize", "limit", "precision", "workers"),
-    *("augment", "mixup", "cutmix", "reprob"),
+    *("backbone", "dataset", "split", "data_dir", "weights", "img_size", "resize", "limit", "tap", "precision"),
+    *("workers", "augment", "mixup", "cutmix", "reprob"),
 )
 
 
@@ -70,6 +70,8 @@ def extract(
     layers: Annotated[
         str, typer.Option(help="all, K evenly spaced with the last among them, or a list: 3,6,12.")
     ] = "all",
+    tap: Annotated[str, _images("block, attention, mlp or both: what of each layer.")] = "block",
+    embedding: Annotated[bool, _images("Also store the first block's input.", "--embedding")] = False,
     precision: Annotated[str, _images("float32, float16, bfloat16, int8 or int4.")] = "bfloat16",
     limit: Limit = None,
     views: Annotated[int, _images("Rows a sample: the plain image, and V - 1 augmentations of it.")] = 1,
@@ -94,6 +96,8 @@ def extract(
         "img_size": img_size,
         "resize": resize,
         "layers": layers,
+        "tap": tap,
+        "embedding": embedding,
         "precision": precision,
         "limit": limit,
         "views": views,
@@ -118,6 +122,7 @@ def train(
     side: Annotated[str, typer.Option(help="losa, or linear: the probe to compare with.")] = "losa",
     rank: Annotated[int, typer.Option(help="Inner width r of every side layer.")] = 16,
     layers: Annotated[str, typer.Option(help="Of the cached blocks: all, K evenly spaced, or a list.")] = "all",
+    start: Annotated[str, typer.Option(help="What losa refines: output (y_0 = b_L) or embedding (b_0).")] = "output",
     epochs: Annotated[int, typer.Option(help="Passes over the training samples.")] = 100,
     lr: Annotated[float | None, typer.Option(help="Peak rate; default: 1e-3 for losa, 1e-2 for linear.")] = None,
     weight_decay: Annotated[float, typer.Option(help="Of matrices only.")] = 1e-4,
@@ -139,6 +144,7 @@ def train(
     img_size: ImgSize = None,
     resize: Resize = "crop",
     limit: Limit = None,
+    tap: Annotated[str | None, _images("block, attention, mlp or both; default: the cache's, or block.")] = None,
     precision: Annotated[str | None, _images("Of block outputs; default: the cache's, or bfloat16.")] = None,
     workers: Workers = None,
     augment: Augment = None,
@@ -165,6 +171,7 @@ def train(
         side=side,
         rank=rank,
         layers=layers,
+        start=start,
         epochs=epochs,
         lr=lr,
         weight_decay=weight_decay,
@@ -189,6 +196,7 @@ def train(
             img_size=img_size,
             resize=resize,
             limit=limit,
+            tap=tap,
             precision=precision,
             workers=workers,
             share=1.0 if mixed is None else mixed,

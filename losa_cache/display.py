@@ -62,7 +62,7 @@ def cache_table(caches: list[dict[str, Any]]) -> str:
         return "no caches yet: make one with losa-cache extract"
     rows = [
         (
-            f"{c['backbone']}, {c['layers']} layers",
+            f"{c['backbone']}, {c['points']} points ({c['tap']})",
             f"{c['dataset']} {c['split']}",
             f"{c['rows']} x {c['precision']}",
             readable_bytes(c["bytes"]),

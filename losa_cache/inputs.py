@@ -17,8 +17,7 @@ from losa_cache.data.load import load_samples
 from losa_cache.data.samples import Samples
 from losa_cache.errors import UserError, require_counts
 from losa_cache.layers import choose_layers
-
-TAP = "block"
+from losa_cache.points import require_tap
 
 
 @dataclass(frozen=True)
@@ -61,6 +60,8 @@ def open_inputs(
     img_size: int | None = None,
     resize: str = "crop",
     layers: str | int | list[int] = "all",
+    tap: str = "block",
+    embedding: bool = False,
     precision: str = "bfloat16",
     limit: int | None = None,
     seed: int = 0,
@@ -74,6 +75,7 @@ def open_inputs(
     """
     chosen = get_precision(precision)
     require_counts(views=views, limit=limit)
+    require_tap(tap)
     if views > 1 and augment is None:
         raise UserError(f"views is {views}: say with --augment how the views after the plain one are drawn.")
     if views == 1 and augment is not None:
@@ -87,12 +89,16 @@ def open_inputs(
         backbone.input.augmentation(augment)  # an unknown one is refused before anything is written
     chosen.columns(backbone.width)  # a width that it cannot store is refused
     backbone.to(device)
+    if tap != "block":
+        backbone.require_branches()
     samples = dataset.select(permute(len(dataset), seed=seed, limit=limit))
     compute = backbone.compute_dtype(precision)
     manifest = describe(
         backbone,
         samples,
         layers=choose_layers(layers, range(1, backbone.depth + 1)),
+        tap=tap,
+        embedding=embedding,
         precision=precision,
         compute=compute,
         seed=seed,
@@ -113,6 +119,8 @@ def describe(
     samples: Samples,
     *,
     layers: list[int],
+    tap: str,
+    embedding: bool,
     precision: str,
     compute: torch.dtype,
     seed: int,
@@ -125,8 +133,9 @@ def describe(
         fields={
             "backbone": {"name": backbone.name, "weights": backbone.weights},
             "input": {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(backbone.input).items()},
-            "tap": TAP,
+            "tap": tap,
             "layers": layers,
+            "embedding": embedding,
             "precision": precision,
             "compute": str(compute).removeprefix("torch."),
             "dataset": {"name": samples.name, "split": samples.split, "fingerprint": samples.fingerprint},

@@ -25,7 +25,7 @@ from losa_cache.device import choose_device
 from losa_cache.inputs import open_inputs
 from losa_cache.train.cached import CachedSource
 from losa_cache.train.loop import autocast_dtype, make_optimizer, train_epoch
-from losa_cache.train.material import frozen_tail, used_layers
+from losa_cache.train.material import frozen_tail, used_points
 from losa_cache.train.online import OnlineSource
 from losa_cache.train.train import new_adapter
 
@@ -98,9 +98,9 @@ def time_epochs(path: str) -> dict[tuple[str, str], float]:
     configs = {side: TrainConfig(side=side, rank=16) for side in SIDES}
     sources: dict[tuple[str, str], CachedSource | OnlineSource] = {}
     for side, config in configs.items():
-        layers = used_layers(cache.manifest.layers, config)
-        sources[side, "cached"] = CachedSource(cache, layers, device)
-        sources[side, "online"] = OnlineSource(inputs, layers, cache.encoding(), workers=os.cpu_count() or 1)
+        points = used_points(cache.manifest.fields["tap"], cache.manifest.layers, config)
+        sources[side, "cached"] = CachedSource(cache, points, device)
+        sources[side, "online"] = OnlineSource(inputs, points, cache.encoding(), workers=os.cpu_count() or 1)
     seconds: dict[tuple[str, str], list[float]] = {key: [] for key in sources}
     for epoch in range(TIMED_EPOCHS + 1):  # the first warms up
         for (side, name), source in sources.items():

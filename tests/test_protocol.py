@@ -12,6 +12,7 @@ import pytest
 from losa_cache.cache.identity import identity_hash
 from losa_cache.cache.precision import PRECISIONS
 from losa_cache.extract.extract import extract
+from losa_cache.points import TAPS
 from losa_cache.sidenet.tail import POOLS
 from tests.conftest import tiny_backbone, tiny_samples
 
@@ -74,7 +75,19 @@ def test_attributes(attributes):
 def test_identity(attributes):
     content = attributes["losa_cache"]
     assert flatten(content["fields"]) == first_cells("Identity")
-    assert content["identity"] == identity_hash({"protocol": 3, **content["fields"]})
+    assert content["identity"] == identity_hash({"protocol": 4, **content["fields"]})
+
+
+def test_points(tmp_path):
+    (row,) = (row for row in table("Identity") if row[0] == "`tap`")
+    assert set(re.findall("`([^`]+)`", row[1])) == set(TAPS)
+    named = set()
+    for tap in TAPS:
+        cache = extract(tiny_backbone(), tiny_samples(3), tap=tap, embedding=True, out=tmp_path / f"{tap}.zarr")
+        assert (cache.path / "activations" / tap / "zarr.json").is_file()
+        assert cache.layout.layers == len(cache.manifest.points)
+        named |= {re.sub(r"\d+", "<l>", point) for point in cache.manifest.points}
+    assert named == first_cells("Points")
 
 
 def test_tail(attributes):
@@ -98,9 +111,11 @@ def test_arrays(int8_cache):
         "tail",
     }
     named = {row[0].strip("`"): row for row in table("Arrays")}
-    assert {re.sub("^(tail|scales)/.*", r"\1/<name>", name) for name in stored} == set(named)
+    general = {name: re.sub("^(tail|scales)/.*", r"\1/<name>", name) for name in stored}
+    general["activations/block"] = "activations/<tap>"
+    assert set(general.values()) == set(named)
     for name in stored:
-        row = named[re.sub("^(tail|scales)/.*", r"\1/<name>", name)]
+        row = named[general[name]]
         data_type = json.loads((cache.path / name / "zarr.json").read_text())["data_type"]
         assert row[1] in (f"`{data_type}`", "see *Precision*")
 

@@ -1,6 +1,8 @@
-"""The frozen backbone: images in, block outputs out."""
+"""The frozen backbone: images in, block outputs (or other points of its trunk) out."""
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +12,19 @@ from torch import Tensor, nn
 
 from losa_cache.backbone.names import DIGITS_WEIGHTS, build, full_name
 from losa_cache.backbone.tail import read_tail
+from losa_cache.backbone.taps import GATES, watch
 from losa_cache.backbone.weights import load_file, weights_hash
 from losa_cache.data.transforms import InputSpec
 from losa_cache.device import has_bfloat16
 from losa_cache.errors import UserError
+from losa_cache.points import EMBEDDING, tapped_points
 
 PRETRAINED, RANDOM = "pretrained", "random"
+ROUNDING = 1e-5  # relative, of a sum in float32
 
 
 class Backbone:
-    """A frozen ViT that yields its raw block outputs b_1 ... b_L (before the final norm).
+    """A frozen ViT that yields its raw block outputs b_1 ... b_L (before the final norm), and what they are made of.
 
     Attributes:
         name: resolved name (timm's, or one of ours).
@@ -64,36 +69,61 @@ class Backbone:
         return self
 
     def run(
-        self, pixels: Tensor, layers: Sequence[int], sink: Callable[[int, Tensor], None], *, compute: torch.dtype
+        self, pixels: Tensor, points: Sequence[str], sink: Callable[[int, Tensor], None], *, compute: torch.dtype
     ) -> None:
-        """Run the trunk on a batch, without gradients, and hand on each block output as it comes.
+        """Run the trunk on a batch, without gradients, and hand on the value at each point as it comes.
 
         Args:
             pixels: ``(batch, channels, height, width)`` on the backbone's device: uint8 from ``input.transform()``, or
                 float32 that ``input.normalise`` made of them.
-            layers: block numbers, 1 ... depth, ascending.
-            sink: is given a position in ``layers`` and that block's output ``(batch, tokens, width)``, prefix tokens
-                first: an inference tensor, to be copied before autograd sees it.
-            compute: dtype of the matrix products (autocast); the residual stream stays float32.
-        """
-        hooks = [
-            self._blocks[number - 1].register_forward_hook(lambda _, __, output, at=at: sink(at, output))
-            for at, number in enumerate(layers)
-        ]
-        images = self.input.normalise(pixels) if pixels.dtype == torch.uint8 else pixels
-        try:
-            half = compute != torch.float32
-            with torch.inference_mode(), torch.autocast(self.device.type, compute, enabled=half):
-                self._intermediates(images, [self.depth - 1], output_fmt="NLC")
-        finally:
-            for hook in hooks:
-                hook.remove()
+            points: names (``losa_cache.points``), in any order.
+            sink: is given a position in ``points`` and the value there ``(batch, tokens, width)``, prefix tokens first:
+                an inference tensor, to be copied before autograd sees it.
+            compute: dtype of the matrix products (autocast); the residual stream stays float32, branches do not.
 
-    def block_outputs(self, pixels: Tensor, layers: Sequence[int], *, compute: torch.dtype) -> list[Tensor]:
-        """Run the trunk and return the block outputs of :meth:`run` as a list."""
-        found: list[Tensor] = []
-        self.run(pixels, layers, lambda _, output: found.append(output), compute=compute)
-        return found
+        Raises:
+            UserError: for a branch of a trunk that does not keep its branches apart.
+        """
+        images = self.input.normalise(pixels) if pixels.dtype == torch.uint8 else pixels
+        half = compute != torch.float32
+        with ExitStack() as hooks, torch.inference_mode(), torch.autocast(self.device.type, compute, enabled=half):
+            for at, point in enumerate(points):
+                hooks.callback(watch(self._blocks, point, partial(sink, at)).remove)
+            self._intermediates(images, [self.depth - 1], output_fmt="NLC")
+
+    def outputs(self, pixels: Tensor, points: Sequence[str], *, compute: torch.dtype) -> list[Tensor]:
+        """Run the trunk and return the values of :meth:`run` in the order of ``points``."""
+        found: dict[int, Tensor] = {}
+        self.run(pixels, points, found.__setitem__, compute=compute)
+        return [found[at] for at in range(len(points))]
+
+    def require_branches(self) -> None:
+        """Check, on an image of noise, that each block adds its attention and its MLP output to its input, and no more.
+
+        Raises:
+            UserError: for a trunk of another kind: parallel branches, or a norm behind the sum.
+        """
+        points = [EMBEDDING]
+        for number in range(1, self.depth + 1):
+            points += [*tapped_points("both", [number]), f"block.{number}"]
+        stream = torch.empty(0)
+        apart: list[str] = []
+
+        def follow(at: int, value: Tensor) -> None:
+            nonlocal stream
+            kind = points[at].partition(".")[0]
+            if kind == "block" and (stream - value).norm() > ROUNDING * value.norm():
+                apart.append(points[at])
+            stream = stream + value if kind in GATES else value
+
+        seeded = torch.Generator().manual_seed(0)
+        noise = torch.randint(0, 256, (1, *self.input.size), dtype=torch.uint8, generator=seeded)
+        self.run(noise.to(self.device), points, follow, compute=torch.float32)
+        if apart:
+            raise UserError(
+                f"{apart[0]} of backbone {self.name!r} is not its input plus an attention and an MLP output: "
+                "tap whole blocks."
+            )
 
     def compute_dtype(self, precision: str) -> torch.dtype:
         """Choose the dtype of the matrix products for a cache of this precision.

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from losa_cache.cache.home import home, known_stores
-from losa_cache.cache.statistics import layer_statistics
+from losa_cache.cache.statistics import point_statistics
 from losa_cache.cache.store import ActivationCache, open_cache
 from losa_cache.errors import UserError
 
@@ -29,8 +29,8 @@ def inspect_cache(
         scheduler, progress: as of ``verify_cache``.
 
     Returns:
-        its path, identity and the fields behind it, shape ``[rows, layers, tokens, columns]``, bytes stored and bytes
-        of the same values in float32 with their ratio, statistics of every layer, samples a class, and health:
+        its path, identity and the fields behind it, shape ``[rows, points, tokens, columns]``, bytes stored and bytes
+        of the same values in float32 with their ratio, statistics of every point, samples a class, and health:
         ``complete``, shards present, samples skipped, values overflowed and non-finite.
 
     Raises:
@@ -51,7 +51,7 @@ def inspect_cache(
         "shard": [layout.shard_samples, layout.layers, layout.tokens, layout.columns],
         "bytes": {"stored": stored, "as_float32": logical, "ratio": round(logical / stored, 3) if stored else None},
         "encoding": manifest.encoding,
-        "statistics": layer_statistics(cache, looked_at, scheduler=scheduler, progress=progress),
+        "statistics": point_statistics(cache, looked_at, scheduler=scheduler, progress=progress),
         "classes": _histogram(cache),
         "health": {
             "complete": manifest.complete,
@@ -74,8 +74,9 @@ def list_caches() -> list[dict[str, Any]]:
     """Describe in short the caches that this user completed anywhere, and those below ``$LOSA_CACHE_HOME/caches``.
 
     Returns:
-        ``path``, ``backbone``, ``dataset``, ``split``, ``layers`` (how many), ``precision``, ``rows``, ``bytes`` and
-        ``complete`` of each, the most recently completed first; ``error`` in place of these where one cannot be opened.
+        ``path``, ``backbone``, ``dataset``, ``split``, ``tap``, ``points`` (how many), ``precision``, ``rows``,
+        ``bytes`` and ``complete`` of each, the most recently completed first; ``error`` in place of these where one
+        cannot be opened.
     """
     paths = [store.resolve() for store in [*known_stores(), *sorted((home() / "caches").glob("*.zarr"))]]
     return [_in_short(path) for path in dict.fromkeys(paths)]
@@ -92,7 +93,8 @@ def _in_short(path: Path) -> dict[str, Any]:
         "backbone": fields["backbone"]["name"],
         "dataset": fields["dataset"]["name"],
         "split": fields["dataset"]["split"],
-        "layers": len(cache.manifest.layers),
+        "tap": fields["tap"],
+        "points": len(cache.manifest.points),
         "precision": cache.manifest.precision,
         "rows": cache.layout.samples,
         "bytes": cache.stored_bytes,

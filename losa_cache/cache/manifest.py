@@ -6,8 +6,9 @@ from typing import Any
 
 from losa_cache.cache.identity import identity_hash
 from losa_cache.errors import UserError
+from losa_cache.points import TAPS, stored_points
 
-PROTOCOL = 3
+PROTOCOL = 4
 KEY = "losa_cache"
 
 
@@ -17,8 +18,8 @@ class Manifest:
 
     Attributes:
         fields: what decides the numbers: ``backbone`` {name, weights}, ``input``, ``tap``, ``layers`` (block numbers),
-            ``precision``, ``compute``, ``dataset`` {name, split, fingerprint}, ``sampling`` {seed, limit},
-            ``views`` {count, augment}.
+            ``embedding``, ``precision``, ``compute``, ``dataset`` {name, split, fingerprint}, ``sampling`` {seed,
+            limit}, ``views`` {count, augment}.
         tokens: ``{"total", "prefix", "grid": [rows, columns]}``.
         width: channels of a block output.
         depth: blocks of the whole backbone.
@@ -57,8 +58,13 @@ class Manifest:
 
     @property
     def layers(self) -> list[int]:
-        """Block numbers stored, ascending, 1 ... depth."""
+        """Block numbers tapped, ascending, 1 ... depth."""
         return list(self.fields["layers"])
+
+    @property
+    def points(self) -> list[str]:
+        """What the array holds along its dimension of layers, in its order: names of ``losa_cache.points``."""
+        return stored_points(self.fields["tap"], self.layers, embedding=self.fields["embedding"])
 
     @property
     def views(self) -> int:
@@ -100,8 +106,10 @@ class Manifest:
             )
         try:
             manifest = cls(**content)
-            if not str(manifest.fields["tap"]).isidentifier():  # it names a folder
+            if manifest.fields["tap"] not in TAPS:  # it names a folder
                 raise ValueError(f"tap {manifest.fields['tap']!r}")
+            if not manifest.layers or not isinstance(manifest.fields["embedding"], bool):
+                raise ValueError(f"layers {manifest.layers}, embedding {manifest.fields['embedding']!r}")
             if manifest.views < 1:
                 raise ValueError(f"views.count {manifest.views}")
         except (TypeError, KeyError, ValueError) as error:

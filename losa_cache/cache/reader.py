@@ -19,30 +19,30 @@ READERS = 2  # threads
 
 
 class BlockReader:
-    """Read chosen layers of a cache, any rows in any order, by a few threads.
+    """Read chosen points of a cache, any rows in any order, by a few threads.
 
     Args:
         cache: the opened cache.
-        layers: block numbers to read, ascending.
+        points: names of what to read (``losa_cache.points``), each once, in any order.
         threads: that read at the same time.
 
     Raises:
-        UserError: for a layer that the cache does not hold.
+        UserError: for a point that the cache does not hold.
     """
 
-    def __init__(self, cache: ActivationCache, layers: Sequence[int], *, threads: int = READERS) -> None:
-        stored = cache.manifest.layers
-        if missing := [layer for layer in layers if layer not in stored]:
-            raise UserError(f"cache {str(cache.path)!r} holds layers {stored}, not {missing}.")
+    def __init__(self, cache: ActivationCache, points: Sequence[str], *, threads: int = READERS) -> None:
+        stored = cache.manifest.points
+        if missing := [point for point in points if point not in stored]:
+            raise UserError(f"cache {str(cache.path)!r} holds {', '.join(stored)}, not {', '.join(missing)}.")
         self.cache = cache
-        self.positions = [stored.index(layer) for layer in layers]
+        self.positions = [stored.index(point) for point in points]
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="read")
         self._split = threads
         self._shards: OrderedDict[int, ShardReader] = OrderedDict()
         self._guard = Lock()
 
     def read(self, rows: NDArray[np.int64], targets: Sequence[Tensor]) -> None:
-        """Fill one tensor a layer with the stored values of these rows.
+        """Fill one tensor a point with the stored values of these rows.
 
         Args:
             rows: ``(batch,)``.

@@ -1,4 +1,4 @@
-"""Moments of every layer, computed out of core: a shard in each worker, a sample at a time."""
+"""Moments of every point, computed out of core: a shard in each worker, a sample at a time."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from losa_cache.errors import UserError
 
 @dataclass(frozen=True)
 class Moments:
-    """Of finite values, a layer each: float64 ``(layers,)``.
+    """Of finite values, a point each: float64 ``(points,)``.
 
     Attributes:
         rows: that were looked at.
@@ -53,7 +53,7 @@ class Moments:
 
     @classmethod
     def of(cls, values: torch.Tensor) -> "Moments":
-        """Take the moments of one sample, float64 ``(layers, values)``."""
+        """Take the moments of one sample, float64 ``(points, values)``."""
         finite = values.isfinite()
         count = finite.sum(dim=1).double()
         known = values.where(finite, 0)
@@ -74,14 +74,14 @@ class ShardToSum:
     skipped: frozenset[int]
 
 
-def layer_statistics(
+def point_statistics(
     cache: ActivationCache,
     shards: Sequence[int],
     *,
     scheduler: str | None = None,
     progress: Callable[[float], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Describe the values of every layer.
+    """Describe the values at every point.
 
     Args:
         cache: opened.
@@ -89,7 +89,7 @@ def layer_statistics(
         scheduler, progress: as of ``over_shards``.
 
     Returns:
-        ``rows`` looked at and, by block number, ``mean``, ``std``, ``largest`` (magnitude) and ``non_finite`` (count).
+        ``rows`` looked at, and ``points``: by name ``mean``, ``std``, ``largest`` (magnitude), ``non_finite`` (count).
 
     Raises:
         UserError: for a damaged shard.
@@ -105,20 +105,20 @@ def layer_statistics(
     except (DamagedShardError, FileNotFoundError) as error:
         raise UserError(f"cache {str(cache.path)!r} is damaged ({error}): {REPAIR}.") from error
     if not found:
-        return {"rows": 0, "layers": {}}
+        return {"rows": 0, "points": {}}
     total = reduce(Moments.__add__, found)
     std = np.sqrt(total.spread / np.maximum(total.count, 1))
     columns = zip(total.mean, std, total.largest, total.non_finite, strict=True)
     return {
         "rows": total.rows,
-        "layers": {
-            str(layer): {
+        "points": {
+            point: {
                 "mean": float(f"{mean:.6g}"),
                 "std": float(f"{deviation:.6g}"),
                 "largest": float(f"{largest:.6g}"),
                 "non_finite": int(non_finite),
             }
-            for layer, (mean, deviation, largest, non_finite) in zip(cache.manifest.layers, columns, strict=True)
+            for point, (mean, deviation, largest, non_finite) in zip(cache.manifest.points, columns, strict=True)
         },
     }
 

@@ -20,7 +20,7 @@ def plan_store(inputs: Inputs, *, precision: str | None = None, shard_bytes: int
     stored_as = get_precision(precision or manifest.precision)
     return plan_layout(
         samples=len(inputs.samples) * manifest.views,
-        layers=len(manifest.layers),
+        layers=len(manifest.points),
         tokens=inputs.backbone.tokens,
         columns=stored_as.columns(manifest.width),
         itemsize=stored_as.itemsize,

@@ -29,6 +29,8 @@ def extract(
     img_size: int | None = None,
     resize: str = "crop",
     layers: str | int | list[int] = "all",
+    tap: str = "block",
+    embedding: bool = False,
     precision: str = "bfloat16",
     limit: int | None = None,
     views: int = 1,
@@ -54,6 +56,9 @@ def extract(
         out: the ``.zarr`` folder; by default below ``$LOSA_CACHE_HOME/caches``, named by content and identity.
         weights, img_size, resize: of the backbone.
         layers: ``"all"``, K evenly spaced, or block numbers.
+        tap: what of each of these: its output (``block``), or what its ``attention``, its ``mlp`` or ``both`` add to
+            it; the last block's output comes along in any case.
+        embedding: also store the input of the first block, b_0.
         precision: ``float32``, ``float16``, ``bfloat16``, ``int8`` or ``int4``.
         limit: keep so many samples, drawn at random.
         views: rows a sample, 1 or more: the first is the plain image, the others are augmented.
@@ -82,6 +87,8 @@ def extract(
         img_size=img_size,
         resize=resize,
         layers=layers,
+        tap=tap,
+        embedding=embedding,
         precision=precision,
         limit=limit,
         seed=seed,
@@ -102,6 +109,8 @@ def extract(
         "img_size": img_size,
         "resize": resize,
         "layers": layers,
+        "tap": tap,
+        "embedding": embedding,
         "precision": precision,
         "limit": limit,
         "seed": seed,

@@ -99,7 +99,7 @@ def forward_speed(inputs: Inputs, encoding: Encoding, layout: Layout, batch: int
 
     def run() -> None:
         encoded = EncodedBatch.empty(encoding, (batch, *layout.shape[1:]), backbone.device)
-        backbone.run(pixels, inputs.manifest.layers, encoded.put, compute=inputs.compute)
+        backbone.run(pixels, inputs.manifest.points, encoded.put, compute=inputs.compute)
         encoded.extremes.cpu()  # waits for the device
 
     return batch / _median_seconds(run)

@@ -55,7 +55,7 @@ def run(inputs: Inputs, writer: CacheWriter, *, batch_size: int, workers: int, s
                     batch.require(samples, "mend it, or pass --on-error skip")
                 encoded = EncodedBatch.empty(encoding, (len(rows), *writer.layout.shape[1:]), backbone.device)
                 pixels = batch.pixels.to(backbone.device, non_blocking=True)
-                backbone.run(pixels, manifest.layers, encoded.put, compute=inputs.compute)
+                backbone.run(pixels, manifest.points, encoded.put, compute=inputs.compute)
                 fetched = fetch.start((encoded.stored, encoded.extremes))
                 asked = perf_counter()
                 while len(writes) >= WRITE_BEHIND:

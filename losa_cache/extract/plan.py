@@ -15,8 +15,9 @@ def cache_name(manifest: Manifest) -> str:
     backbone, dataset = manifest.fields["backbone"]["name"], manifest.fields["dataset"]
     views = "" if manifest.views == 1 else f"-{manifest.views}views"
     layers = "" if len(manifest.layers) == manifest.depth else f"-{len(manifest.layers)}layers"
+    tap = "" if manifest.fields["tap"] == "block" else f"-{manifest.fields['tap']}"
     identity = manifest.identity.removeprefix("sha256:")[:8]
-    return f"{backbone}-{dataset['name']}-{dataset['split']}{views}{layers}-{manifest.precision}-{identity}.zarr"
+    return f"{backbone}-{dataset['name']}-{dataset['split']}{views}{layers}{tap}-{manifest.precision}-{identity}.zarr"
 
 
 def default_batch(layout: Layout) -> int:

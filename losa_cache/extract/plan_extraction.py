@@ -45,10 +45,10 @@ def plan_extraction(
     Nothing is kept: a probe file of at most 256 MiB is written where the cache would lie and removed again.
 
     Returns:
-        what would be written (``rows``, ``tokens``, ``width``, ``layers``, ``precision``, ``bytes``, ``shards``,
-        ``files``, ``out``), what was measured (``free``, ``disk`` in bytes a second, ``images_per_second``), what
-        follows (``hours_to_extract``, ``epoch_seconds`` of features, ``break_even_epochs``), ``alternatives`` by
-        precision, and ``recommendation``, one sentence.
+        what would be written (``rows``, ``tokens``, ``width``, ``layers``, ``points``, ``precision``, ``bytes``,
+        ``shards``, ``files``, ``out``), what was measured (``free``, ``disk`` in bytes a second,
+        ``images_per_second``), what follows (``hours_to_extract``, ``epoch_seconds`` of features,
+        ``break_even_epochs``), ``alternatives`` by precision, and ``recommendation``, one sentence.
 
     Raises:
         UserError: for any input that cannot work, in one sentence.
@@ -104,6 +104,7 @@ def plan_extraction(
         "tokens": layout.tokens,
         "width": inputs.manifest.width,
         "layers": inputs.manifest.layers,
+        "points": inputs.manifest.points,
         "precision": precision,
         "bytes": chosen.candidate.total,
         "shards": layout.shards,

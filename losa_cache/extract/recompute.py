@@ -58,6 +58,8 @@ def reopen(
         fields = cache.manifest.fields
         options = {
             "layers": cache.manifest.layers,
+            "tap": fields["tap"],
+            "embedding": fields["embedding"],
             "precision": cache.manifest.precision,
             **fields["sampling"],
             "views": fields["views"]["count"],
@@ -85,18 +87,18 @@ def compare(cache: ActivationCache, inputs: Inputs, count: int, *, seed: int) ->
         seed: of the choice.
 
     Returns:
-        ``rows``, ``identical`` (rows whose bytes are equal), ``largest_error`` (relative, over rows and layers),
-        ``allowed`` (by layer) and ``wrong``: ids of the samples beyond it.
+        ``rows``, ``identical`` (rows whose bytes are equal), ``largest_error`` (relative, over rows and points),
+        ``allowed`` (by point) and ``wrong``: ids of the samples beyond it.
     """
-    layers, precision = cache.manifest.layers, cache.precision
+    points, precision = cache.manifest.points, cache.precision
     there = np.flatnonzero(cache.labels >= 0)
     rows = np.sort(np.random.default_rng(seed).choice(there, min(count, len(there)), replace=False))
     noise = FLOAT_NOISE if inputs.compute == torch.float32 else HALF_NOISE
-    stated = torch.tensor(cache.manifest.encoding["error"]).expand(len(layers))
+    stated = torch.tensor(cache.manifest.encoding["error"]).expand(len(points))
     allowed = 2 * stated + noise
     encoding = cache.encoding()
     on_device = encoding.to(inputs.backbone.device)
-    reader = BlockReader(cache, layers)
+    reader = BlockReader(cache, points)
     errors: list[Tensor] = []
     identical = 0
     parts = np.array_split(rows, -(-len(rows) // images_at_once(inputs)))
@@ -104,19 +106,19 @@ def compare(cache: ActivationCache, inputs: Inputs, count: int, *, seed: int) ->
     for part, (batch, blocks) in zip(parts, run_views(inputs, plan, workers=default_workers()), strict=True):
         batch.require(inputs.samples, "it did when the cache was made")
         shape = (len(part), *cache.layout.shape[2:])
-        stored = [torch.empty(shape, dtype=precision.stored_dtype) for _ in layers]
+        stored = [torch.empty(shape, dtype=precision.stored_dtype) for _ in points]
         reader.read(part, stored)
         same = torch.ones(len(part), dtype=torch.bool)
-        found = torch.empty(len(part), len(layers))
-        for layer, (block, kept) in enumerate(zip(blocks, stored, strict=True)):
+        found = torch.empty(len(part), len(points))
+        for point, (block, kept) in enumerate(zip(blocks, stored, strict=True)):
             again = torch.empty(shape, dtype=precision.stored_dtype, device=block.device)
-            extreme = on_device.encode(layer, block, again)
+            extreme = on_device.encode(point, block, again)
             again = again.cpu()
             encoding.settle(again[:, None], extreme.cpu()[None])
             same &= (again.view(torch.uint8) == kept.view(torch.uint8)).flatten(1).all(dim=1)
             fresh = block.cpu().flatten(1)
-            apart = encoding.decode(layer, kept).float().flatten(1) - fresh
-            found[:, layer] = (apart.norm(dim=1) / fresh.norm(dim=1).clamp_min(1e-30)).nan_to_num(torch.inf)
+            apart = encoding.decode(point, kept).float().flatten(1) - fresh
+            found[:, point] = (apart.norm(dim=1) / fresh.norm(dim=1).clamp_min(1e-30)).nan_to_num(torch.inf)
         identical += int(same.sum())
         errors.append(found.where(~same[:, None], torch.minimum(found, allowed)))  # equal bytes may hold NaN
     reader.close()

@@ -29,8 +29,9 @@ class Batch:
     """What the loop sees.
 
     Attributes:
-        blocks: k block outputs, first to last, each ``(batch, tokens, width)`` on the training device. They are valid
-            until the next batch is asked for: sources reuse their memory.
+        blocks: the k inputs of the side network, first to last, and y_0 behind them where it is not the last of them
+            (``losa_cache.points.input_points``), each ``(batch, tokens, width)`` on the training device. They are
+            valid until the next batch is asked for: sources reuse their memory.
         labels: on the training device, int64 ``(batch,)``, or float32 ``(batch, classes)`` shares where they are mixed.
         ids: sample ids.
     """

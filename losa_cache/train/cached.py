@@ -21,29 +21,29 @@ class CachedSource:
 
     Args:
         cache: to read.
-        layers: block numbers, ascending.
+        points: what of it, in the order of ``Batch.blocks``.
         device: where the batches go.
         seed: of the choice among several views.
     """
 
-    def __init__(self, cache: ActivationCache, layers: Sequence[int], device: torch.device, *, seed: int = 0) -> None:
+    def __init__(self, cache: ActivationCache, points: Sequence[str], device: torch.device, *, seed: int = 0) -> None:
         self.cache, self.device = cache, device
         views = cache.manifest.views
         self._starts = view_starts(len(cache.ids) // views, views=views, seed=seed)
         self._watch = Stopwatch(device)
-        self._reader = BlockReader(cache, layers)
+        self._reader = BlockReader(cache, points)
         self._encoding = cache.encoding().select(self._reader.positions).to(device)
-        self._shape = (len(layers), cache.layout.tokens, cache.layout.columns)
+        self._shape = (len(points), cache.layout.tokens, cache.layout.columns)
         self._buffers = torch.empty(0)
         self._copied: list[torch.cuda.Event | None] = [None] * SLOTS
 
     def batches(self, requests: Sequence[Request]) -> Iterator[Batch]:
         """Yield a batch for each request: one view of each of its samples."""
-        layers, tokens, columns = self._shape
+        points, tokens, columns = self._shape
         longest = max((len(request.samples) for request in requests), default=0)
         if self._buffers.ndim == 1 or self._buffers.shape[2] < longest:
             self._buffers = torch.empty(
-                (SLOTS, layers, longest, tokens, columns),
+                (SLOTS, points, longest, tokens, columns),
                 dtype=self.cache.precision.stored_dtype,
                 pin_memory=self.device.type == "cuda",
             )

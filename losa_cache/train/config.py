@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from losa_cache.errors import UserError
+from losa_cache.points import EMBEDDING, STARTS, require_tap
 
 DEFAULT_LR = {"losa": 1e-3, "linear": 1e-2}
 
@@ -17,6 +18,7 @@ class TrainConfig:
         side: ``losa``, or ``linear``: the probe that everything is measured against.
         rank: LoSA's r.
         layers: which of the cached blocks: ``"all"``, K evenly spaced, or a list.
+        start: what LoSA refines: ``output``, y_0 = b_L; or ``embedding``, y_0 = b_0 (slightly worse in Table 6).
         epochs: passes over the training rows.
         lr: peak learning rate of AdamW; by default 1e-3 for ``losa``, 1e-2 for ``linear`` (a probe of 1e-3 lags).
         weight_decay: of matrices; biases and scales are not decayed.
@@ -31,6 +33,7 @@ class TrainConfig:
     side: str = "losa"
     rank: int = 16
     layers: str | int | list[int] = "all"
+    start: str = "output"
     epochs: int = 100
     lr: float | None = None
     weight_decay: float = 1e-4
@@ -46,9 +49,16 @@ class TrainConfig:
         """The learning rate given, or the side's default."""
         return DEFAULT_LR[self.side] if self.lr is None else self.lr
 
+    @property
+    def reads_embedding(self) -> bool:
+        """Whether b_0 is needed: the linear probe looks at b_L, whatever the start."""
+        return self.start == EMBEDDING and self.side != "linear"
+
     def __post_init__(self) -> None:
         if self.side not in DEFAULT_LR:
             raise UserError(f"unknown side network {self.side!r}: choose one of {', '.join(DEFAULT_LR)}.")
+        if self.start not in STARTS:
+            raise UserError(f"unknown start {self.start!r}: choose one of {', '.join(STARTS)}.")
         for name, low, high in (
             ("epochs", 1, float("inf")),
             ("batch_size", 1, float("inf")),
@@ -72,6 +82,7 @@ class OnlineConfig:
     Attributes:
         backbone, weights, img_size, resize: the frozen backbone, as in ``losa_cache.extract``.
         dataset, split, data_dir, limit: the samples, likewise.
+        tap: what of each block is read, as in ``losa_cache.extract``; by default as in the cache, or whole blocks.
         precision: that block outputs are computed in and rounded to; by default that of the cache, or bfloat16.
         workers: that decode; by default one a core, at most 16.
         share: of every batch that is fresh: 1 is online, less is mixed with a cache.
@@ -88,6 +99,7 @@ class OnlineConfig:
     img_size: int | None = None
     resize: str = "crop"
     limit: int | None = None
+    tap: str | None = None
     precision: str | None = None
     workers: int | None = None
     share: float = 1.0
@@ -99,6 +111,8 @@ class OnlineConfig:
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
             raise UserError(f"mixed is {self.share}: the share of fresh samples must lie above 0 and at most at 1.")
+        if self.tap is not None:
+            require_tap(self.tap)
         if self.workers is not None and self.workers < 1:
             raise UserError(f"workers is {self.workers}: it must be at least 1.")
 

@@ -11,6 +11,7 @@ from losa_cache.cache.manifest import Manifest
 from losa_cache.cache.store import HELD_OUT_SPLITS, ActivationCache, open_cache
 from losa_cache.device import choose_device
 from losa_cache.errors import UserError
+from losa_cache.points import EMBEDDING
 from losa_cache.sidenet.adapter_file import load_adapter, load_adapter_config
 from losa_cache.train.config import OnlineConfig
 from losa_cache.train.evaluate import evaluate
@@ -75,7 +76,7 @@ def evaluate_run(
         online = None
         _require_fit(run, f"cache {str(chosen.path)!r}", adapter_config, chosen.manifest)
     elif online is not None and split is not None:
-        online = replace(online, split=split, limit=None)
+        online = replace(online, split=split, limit=None, tap=adapter_config["cache"]["fields"]["tap"])
     config = replace(config, layers=adapter_config["layers"], val_fraction=config.val_fraction if own else 0)
     where = choose_device(device)
     with open_material(chosen, online, config, where, backbone=backbone, dataset=dataset) as material:
@@ -104,6 +105,8 @@ def misfit(adapter_config: dict[str, Any], manifest: Manifest) -> str:
     wrong = differences({k: ours[k] for k in BELONG_TOGETHER}, {k: theirs[k] for k in BELONG_TOGETHER})
     if lacking := [layer for layer in adapter_config["layers"] if layer not in manifest.layers]:
         wrong.append(f"layers ({lacking} are not cached)")
+    if adapter_config.get("start") == EMBEDDING and EMBEDDING not in manifest.points:
+        wrong.append("start (the embedding is not cached)")
     if adapter_config["classes"] != manifest.classes:
         wrong.append(f"classes ({len(adapter_config['classes'])} here, {len(manifest.classes)} there)")
     return "; ".join(wrong)

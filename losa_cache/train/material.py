@@ -15,6 +15,7 @@ from losa_cache.device import default_workers
 from losa_cache.errors import UserError
 from losa_cache.layers import choose_layers
 from losa_cache.memory import available_memory
+from losa_cache.points import EMBEDDING, input_points
 from losa_cache.sidenet.tail import FrozenTail
 from losa_cache.train.batch import Source
 from losa_cache.train.cached import CachedSource
@@ -42,6 +43,7 @@ class Material:
         manifest: of the cache, or what a cache of the same would say.
         tail: the backbone's frozen tail.
         layers: block numbers that the run uses.
+        points: what it reads, in the order of ``Batch.blocks``.
         train, held_out: numbers of the samples.
         source: of training batches.
         plain: of evaluation batches.
@@ -50,6 +52,7 @@ class Material:
     manifest: Manifest
     tail: FrozenTail
     layers: list[int]
+    points: list[str]
     train: NDArray[np.int64]
     held_out: NDArray[np.int64]
     source: Source
@@ -87,12 +90,14 @@ def from_cache(cache: ActivationCache, config: TrainConfig, device: torch.device
     """Learn from a cache.
 
     Raises:
-        UserError: for layers that it does not hold, or a fraction that leaves a side empty.
+        UserError: for layers or a start that it does not hold, or a fraction that leaves a side empty.
     """
     layers = used_layers(cache.manifest.layers, config)
+    points = used_points(cache.manifest.fields["tap"], cache.manifest.layers, config)
+    _require_start(cache, points)
     train, held_out = hold_out(cache.samples, cache.sample_ids, config.val_fraction)
-    source = CachedSource(cache, layers, device, seed=config.seed)
-    return Material(cache.manifest, frozen_tail(cache), layers, train, held_out, source, source)
+    source = CachedSource(cache, points, device, seed=config.seed)
+    return Material(cache.manifest, frozen_tail(cache), layers, points, train, held_out, source, source)
 
 
 def from_backbone(
@@ -135,6 +140,8 @@ def from_backbone(
         img_size=online.img_size,
         resize=online.resize,
         layers=config.layers if cache is None else choose_layers(config.layers, cache.manifest.layers),
+        tap=online.tap or stored.get("tap", "block"),
+        embedding=config.reads_embedding,
         precision=online.precision or stored.get("precision", "bfloat16"),
         limit=sampling["limit"] if online.limit is None else online.limit,
         seed=sampling["seed"],
@@ -151,14 +158,17 @@ def from_backbone(
     samples = np.arange(len(inputs.samples)) if cache is None else cache.samples
     train, held_out = hold_out(samples, inputs.samples.ids, config.val_fraction)
     layers = used_layers(manifest.layers, config)
+    points = used_points(manifest.fields["tap"], manifest.layers, config)
+    if cache is not None:
+        _require_start(cache, points)
     workers = online.workers or default_workers()
     encoding = fit_encoding(inputs, workers=workers) if cache is None else cache.encoding()
-    encoded = (manifest if cache is None else cache.manifest).layers
-    encoding = encoding.select([encoded.index(layer) for layer in layers])
+    encoded = (manifest if cache is None else cache.manifest).points
+    encoding = encoding.select([encoded.index(point) for point in points])
     batch_augmentation = BatchAugmentation(online.mixup, online.cutmix, online.reprob, len(manifest.classes))
     fresh = OnlineSource(
         inputs,
-        layers,
+        points,
         encoding,
         workers=workers,
         augment=online.augment,
@@ -167,10 +177,10 @@ def from_backbone(
     )
     tail = inputs.backbone.tail
     if cache is not None:
-        cached = CachedSource(cache, layers, device, seed=config.seed)
+        cached = CachedSource(cache, points, device, seed=config.seed)
         source = MixedSource(fresh, cached, online.share, len(manifest.classes))
-        return Material(manifest, tail, layers, train, held_out, source, cached)
-    size = len(held_out) * len(layers) * manifest.tokens["total"] * manifest.width * encoding.precision.dtype.itemsize
+        return Material(manifest, tail, layers, points, train, held_out, source, cached)
+    size = len(held_out) * len(points) * manifest.tokens["total"] * manifest.width * encoding.precision.dtype.itemsize
     keep = size <= KEEP_SHARE * available_memory(torch.device("cpu"))
     plain = KeptSource(fresh, device) if keep else fresh
     if len(held_out) and not keep:
@@ -180,13 +190,29 @@ def from_backbone(
             len(held_out),
             size / 1e9,
         )
-    return Material(manifest, tail, layers, train, held_out, fresh, plain)
+    return Material(manifest, tail, layers, points, train, held_out, fresh, plain)
 
 
 def used_layers(available: list[int], config: TrainConfig) -> list[int]:
     """Block numbers that a run reads: the linear probe looks at the last only."""
     chosen = choose_layers(config.layers, available)
     return chosen[-1:] if config.side == "linear" else chosen
+
+
+def used_points(tap: str, available: list[int], config: TrainConfig) -> list[str]:
+    """Points that a run reads, in the order of ``Batch.blocks``: the linear probe's is b_L, whatever tap and start."""
+    layers = used_layers(available, config)
+    if config.side == "linear":
+        return input_points("block", layers, start="output")
+    return input_points(tap, layers, start=config.start)
+
+
+def _require_start(cache: ActivationCache, points: list[str]) -> None:
+    if EMBEDDING in points and EMBEDDING not in cache.manifest.points:
+        raise UserError(
+            f"cache {str(cache.path)!r} lacks the embedding, y_0 of --start embedding: extract it with --embedding, or "
+            "start from the output."
+        )
 
 
 def frozen_tail(cache: ActivationCache) -> FrozenTail:

@@ -14,7 +14,7 @@ class MixedSource:
 
     Args:
         fresh: the online source.
-        cached: of the same samples, layers and device.
+        cached: of the same samples, points and device.
         share: of every batch that is fresh, 0 ... 1, rounded to whole samples.
         classes: number of classes.
     """

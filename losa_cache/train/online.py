@@ -14,15 +14,15 @@ from losa_cache.train.stopwatch import Stopwatch
 
 
 class OnlineSource:
-    """Decode and augment ahead, run the frozen backbone, hand on its block outputs rounded as a cache would.
+    """Decode and augment ahead, run the frozen backbone, hand on its points rounded as a cache would.
 
     Plain requests give exactly what a cache of the same inputs holds. Epochs are augmented: each image by its id, the
     seed and the epoch, each batch by the seed and its step.
 
     Args:
         inputs: backbone, on the training device, and samples.
-        layers: block numbers, ascending.
-        encoding: of these layers, to round to.
+        points: what of the backbone, in the order of ``Batch.blocks``.
+        encoding: of these points, to round to.
         workers: that decode.
         augment: timm's name of the augmentation, or ``None``.
         batch_augmentation: of normalised images.
@@ -32,7 +32,7 @@ class OnlineSource:
     def __init__(
         self,
         inputs: Inputs,
-        layers: Sequence[int],
+        points: Sequence[str],
         encoding: Encoding,
         *,
         workers: int,
@@ -41,7 +41,7 @@ class OnlineSource:
         seed: int = 0,
     ) -> None:
         self._backbone, self._samples, self._compute = inputs.backbone, inputs.samples, inputs.compute
-        self._layers, self._seed = list(layers), seed
+        self._points, self._seed = list(points), seed
         self._encoding = encoding.to(inputs.backbone.device)
         self._decoder = Decoder(
             inputs.samples,
@@ -65,13 +65,14 @@ class OnlineSource:
         for request, batch in zip(requests, self._watch.waiting("decode", decoded), strict=True):
             batch.require(self._samples, "mend it, or extract a cache with --on-error skip")
             labels = torch.from_numpy(self._samples.labels[request.samples]).to(device)
-            blocks: list[Tensor] = []
+            taken: dict[int, Tensor] = {}  # as they come: b_0 first, which is asked for last
             with self._watch.computing("backbone"):
                 images = self._backbone.input.normalise(batch.pixels.to(device, non_blocking=True))
                 if request.epoch is not None and self._batch_augmentation is not None:
                     images, labels = self._batch_augmentation(images, labels, self._seed, request.step)
-                self._backbone.run(images, self._layers, self._taker(blocks), compute=self._compute)
-            yield Batch(blocks, labels, [self._samples.ids[s] for s in request.samples])
+                self._backbone.run(images, self._points, self._taker(taken), compute=self._compute)
+            blocks = (taken[at] for at in range(len(self._points)))
+            yield Batch(list(blocks), labels, [self._samples.ids[s] for s in request.samples])
 
     def spent(self) -> dict[str, float]:
         """Say how many seconds the loop waited for decoding and for the backbone."""
@@ -81,9 +82,9 @@ class OnlineSource:
         """Stop decoding."""
         self._decoder.close()
 
-    def _taker(self, blocks: list[Tensor]) -> Callable[[int, Tensor], None]:
+    def _taker(self, taken: dict[int, Tensor]) -> Callable[[int, Tensor], None]:
         def take(at: int, output: Tensor) -> None:
             with torch.inference_mode(False), torch.no_grad():  # an ordinary tensor, which autograd may save
-                blocks.append(self._encoding.rounded(at, output))
+                taken[at] = self._encoding.rounded(at, output)
 
         return take

@@ -19,7 +19,7 @@ def require_room(
 
     Args:
         adapter: on its device.
-        shape: of one sample's block outputs, ``(k, tokens, width)``.
+        shape: of one sample's blocks, ``(k, tokens, width)``, y_0 counted in k where it is apart.
         dtype: of the block outputs.
         batch_size: samples a step.
         autocast: dtype of the matrix products, or ``None``.

@@ -14,6 +14,7 @@ from losa_cache.cache.precision import get_precision
 from losa_cache.cache.store import ActivationCache, latest_training_cache, open_cache
 from losa_cache.device import choose_device
 from losa_cache.errors import UserError
+from losa_cache.points import EMBEDDING, tapped_points
 from losa_cache.sidenet.adapter import Adapter
 from losa_cache.sidenet.adapter_file import save_adapter
 from losa_cache.sidenet.tail import FrozenTail
@@ -146,7 +147,7 @@ def _ready_adapter(material: Material, config: TrainConfig, device: torch.device
     manifest = material.manifest
     require_room(
         adapter,
-        (len(material.layers), manifest.tokens["total"], manifest.width),
+        (len(material.points), manifest.tokens["total"], manifest.width),
         get_precision(manifest.precision).dtype,
         batch_size=min(config.batch_size, len(material.train)),
         autocast=autocast_dtype(device, manifest.precision),
@@ -191,6 +192,8 @@ def _fit(
         {
             "adapter": _adapter_arguments(manifest, config),
             "layers": material.layers,
+            "tap": manifest.fields["tap"],
+            "start": EMBEDDING if config.reads_embedding else "output",
             "classes": manifest.classes,
             "cache": {"identity": manifest.identity, "fields": manifest.fields},
             "software": manifest.software,
@@ -201,9 +204,10 @@ def _fit(
 
 
 def _adapter_arguments(manifest: Manifest, config: TrainConfig) -> dict[str, Any]:
+    layers = used_layers(manifest.layers, config)
     return {
         "side": config.side,
-        "depth": len(used_layers(manifest.layers, config)),
+        "depth": 1 if config.side == "linear" else len(tapped_points(manifest.fields["tap"], layers)),
         "tokens": manifest.tokens["total"],
         "width": manifest.width,
         "rank": config.rank,

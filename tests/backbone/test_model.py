@@ -8,6 +8,7 @@ from timm.data import resolve_model_data_config
 from losa_cache.backbone import Backbone, load_backbone
 from losa_cache.data.transforms import InputSpec
 from losa_cache.errors import UserError
+from losa_cache.points import tapped_points
 
 # timm names, shrunk by keyword: the architecture's own code runs, on a few thousand parameters
 SMALL = {"embed_dim": 48, "depth": 3, "num_heads": 3, "img_size": 32, "num_classes": 0}
@@ -50,7 +51,7 @@ def test_blocks_and_tail_are_those_of_timm(name):
         seen = backbone.model.forward_intermediates(
             images, return_prefix_tokens=True, norm=False, output_fmt="NLC", intermediates_only=True
         )
-    outputs = backbone.block_outputs(pixels, [1, 2, 3], compute=torch.float32)
+    outputs = backbone.outputs(pixels, tapped_points("block", [1, 2, 3]), compute=torch.float32)
     for ours, theirs in zip(outputs, seen, strict=True):
         patches, before = theirs if prefix else (theirs, theirs[:, :0])
         torch.testing.assert_close(ours, torch.cat((before, patches), 1), rtol=0, atol=0)
@@ -61,8 +62,8 @@ def test_blocks_and_tail_are_those_of_timm(name):
 def test_layers_are_block_numbers_from_1():
     backbone = shrink("vit_base_patch16_224")
     pixels = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
-    everything = backbone.block_outputs(pixels, [1, 2, 3], compute=torch.float32)
-    some = backbone.block_outputs(pixels, [1, 3], compute=torch.float32)
+    everything = backbone.outputs(pixels, tapped_points("block", [1, 2, 3]), compute=torch.float32)
+    some = backbone.outputs(pixels, tapped_points("block", [1, 3]), compute=torch.float32)
     assert [torch.equal(a, b) for a, b in zip(some, [everything[0], everything[2]], strict=True)] == [True, True]
 
 

@@ -23,9 +23,9 @@ def test_statistics_are_those_of_all_values(precision, tmp_path):
     found = inspect_cache(cache.path, full=True)["statistics"]
     assert torch.get_num_threads() == threads
     assert found["rows"] == 22
-    for at, layer in enumerate(cache.manifest.layers):
+    for at, point in enumerate(cache.manifest.points):
         values = encoding.decode(at, stored[:, at]).double().numpy()
-        ours = found["layers"][str(layer)]
+        ours = found["points"][point]
         assert ours["mean"] == pytest.approx(values.mean(), rel=1e-5, abs=1e-7)
         assert ours["std"] == pytest.approx(values.std(), rel=1e-5)
         assert ours["largest"] == pytest.approx(np.abs(values).max(), rel=1e-5)
@@ -38,9 +38,9 @@ def test_values_that_are_not_finite_are_counted_and_left_out(tmp_path):
     with torch.no_grad():
         backbone.model.blocks[3].mlp.fc2.bias[:2] = torch.tensor([float("nan"), float("inf")])
     cache = extract(backbone, tiny_samples(), precision="float32", out=tmp_path / "c.zarr")
-    layers = inspect_cache(cache.path, full=True)["statistics"]["layers"]
-    assert [layer["non_finite"] for layer in layers.values()] == [0, 0, 0, 23 * 5 * 2]
-    assert all(np.isfinite(layer["std"]) for layer in layers.values())
+    points = inspect_cache(cache.path, full=True)["statistics"]["points"]
+    assert [point["non_finite"] for point in points.values()] == [0, 0, 0, 23 * 5 * 2]
+    assert all(np.isfinite(point["std"]) for point in points.values())
 
 
 def test_a_damaged_shard_is_one_sentence(tiny_cache):
@@ -63,7 +63,8 @@ def test_list_shows_complete_and_incomplete_caches_and_those_that_cannot_be_open
         "backbone": "tiny0",
         "dataset": "tiny",
         "split": "train",
-        "layers": 4,
+        "tap": "block",
+        "points": 4,
         "precision": "bfloat16",
         "rows": 23,
         "bytes": one.stored_bytes,

@@ -14,6 +14,7 @@ from losa_cache.cache.reader import BlockReader
 from losa_cache.cache.store import latest_training_cache, open_cache
 from losa_cache.errors import UserError
 from losa_cache.extract.extract import extract
+from losa_cache.points import tapped_points
 from losa_cache.train.material import frozen_tail
 from tests.conftest import tiny_backbone, tiny_samples
 
@@ -22,7 +23,7 @@ def read_all(cache, layers):
     rows = cache.samples
     shape = (len(rows), cache.layout.tokens, cache.layout.columns)
     targets = [torch.empty(shape, dtype=cache.precision.stored_dtype) for _ in layers]
-    reader = BlockReader(cache, layers)
+    reader = BlockReader(cache, tapped_points("block", layers))
     reader.read(rows, targets)
     reader.close()
     return torch.stack(targets, dim=1)
@@ -65,7 +66,7 @@ def test_other_zarr_readers_read_what_the_backbone_gave(reader, precision, worth
         [
             b
             for part in pixels.split(4)
-            for b in torch.stack(backbone.block_outputs(part, [1, 2, 3, 4], compute=compute), dim=1)
+            for b in torch.stack(backbone.outputs(part, cache.manifest.points, compute=compute), dim=1)
         ]
     )
     expected = direct.to(cache.precision.dtype).float().numpy()
@@ -100,17 +101,17 @@ def test_labels_ids_and_tail_are_plain_arrays(tiny_cache):
     assert sorted(name for name, _ in group["tail"].arrays()) == ["norm.bias", "norm.weight"]
 
 
-def test_a_subset_of_layers_in_any_order_of_rows(tiny_cache):
+def test_points_and_rows_are_read_in_any_order(tiny_cache):
     whole = read_all(tiny_cache, [1, 2, 3, 4])
     rows = np.array([22, 0, 7, 7, 13])
     targets = [torch.empty(5, 5, 32) for _ in range(2)]
-    BlockReader(tiny_cache, [2, 4]).read(rows, targets)
-    assert torch.equal(torch.stack(targets, 1), whole[rows][:, [1, 3]])
+    BlockReader(tiny_cache, ["block.4", "block.2"]).read(rows, targets)
+    assert torch.equal(torch.stack(targets, 1), whole[rows][:, [3, 1]])
 
 
-def test_layers_that_are_not_there_are_refused(tiny_cache):
-    with pytest.raises(UserError, match=r"holds layers \[1, 2, 3, 4\], not \[5\]"):
-        BlockReader(tiny_cache, [4, 5])
+def test_points_that_are_not_there_are_refused(tiny_cache):
+    with pytest.raises(UserError, match=r"holds block\.1, block\.2, block\.3, block\.4, not block\.5, mlp\.1"):
+        BlockReader(tiny_cache, ["block.4", "block.5", "mlp.1"])
 
 
 def test_any_flipped_byte_of_a_shard_is_an_error_that_names_the_sample(tiny_cache):
@@ -121,7 +122,7 @@ def test_any_flipped_byte_of_a_shard_is_an_error_that_names_the_sample(tiny_cach
         path.write_bytes(good[:at] + bytes([good[at] ^ 0x10]) + good[at + 1 :])
         targets = [torch.empty(len(rows), 5, 32) for _ in range(4)]
         with pytest.raises(UserError, match=r"sample 'image-\d+' cannot be read from shard 1"):
-            BlockReader(tiny_cache, [1, 2, 3, 4]).read(rows, targets)
+            BlockReader(tiny_cache, tapped_points("block", [1, 2, 3, 4])).read(rows, targets)
     path.write_bytes(good)
 
 
@@ -151,7 +152,7 @@ def test_a_torn_or_missing_shard_is_an_error_never_zeros(tiny_cache, damage):
     if damage != "gone":
         path.write_bytes(content[: len(content) // 2] if damage == "cut" else b"")
     with pytest.raises(UserError, match="shard 0"):
-        BlockReader(tiny_cache, [4]).read(np.array([0]), [torch.empty(1, 5, 32)])
+        BlockReader(tiny_cache, tapped_points("block", [4])).read(np.array([0]), [torch.empty(1, 5, 32)])
     if damage == "gone":  # and a plain reader sees NaN
         assert np.isnan(by_zarr(tiny_cache.path)[:5]).all()
 
@@ -176,6 +177,9 @@ def test_no_cache_no_group_and_no_zarr_are_one_sentence(tmp_path):
         (lambda m: m.update(complete=False), "incomplete: run the same"),
         (lambda m: m.update(surprise=1), "surprise"),
         (lambda m: m["fields"].update(tap="../../elsewhere"), "elsewhere"),
+        (lambda m: m["fields"].update(layers=[]), r"not as protocol 4 says \(layers \[\]"),
+        (lambda m: m["fields"].update(embedding="no"), "embedding 'no'"),
+        (lambda m: m["fields"].pop("embedding"), r"not as protocol 4 says \('embedding'\)"),
     ],
 )
 def test_altered_attributes_are_refused(tiny_cache, change, message):

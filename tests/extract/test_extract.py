@@ -68,6 +68,8 @@ def test_the_same_again_is_reused_without_a_forward_pass(tiny_cache, monkeypatch
     [
         ({"backbone": tiny_backbone(seed=1)}, "backbone.name"),
         ({"layers": 2}, "layers"),
+        ({"tap": "mlp"}, "tap"),
+        ({"embedding": True}, "embedding"),
         ({"precision": "float16"}, "precision"),
         ({"seed": 5}, "sampling.seed"),
         ({"dataset": tiny_samples(22)}, "dataset.fingerprint"),

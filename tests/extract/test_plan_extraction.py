@@ -63,7 +63,12 @@ def test_the_recommendation_follows_from_the_figures(row_mb, speeds, others, say
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"precision": "int8", "views": 3, "augment": "crop", "layers": 2, "limit": 20}]
+    "options",
+    [
+        {},
+        {"precision": "int8", "views": 3, "augment": "crop", "layers": 2, "limit": 20},
+        {"tap": "both", "embedding": True, "layers": 2},
+    ],
 )
 def test_what_is_foretold_is_what_extract_writes(tmp_path, options, monkeypatch):
     monkeypatch.setattr(compression, "WORTH_BYTES", 0)
@@ -74,6 +79,7 @@ def test_what_is_foretold_is_what_extract_writes(tmp_path, options, monkeypatch)
     cache = extract(*arguments, out=out, **options)
     shards = sum(cache.shard_path(shard).stat().st_size for shard in range(cache.layout.shards))
     assert plan["bytes"] == pytest.approx(shards, rel=0.05)
+    assert plan["points"] == cache.manifest.points
     assert plan["rows"] == cache.layout.samples
     assert plan["shards"] == cache.layout.shards
     files = [p for folder in (cache.path, cache.receipts) for p in folder.rglob("*") if p.is_file()]

@@ -12,6 +12,7 @@ from losa_cache.calibrate import fit_encoding
 from losa_cache.data.augment import BatchAugmentation
 from losa_cache.extract.extract import extract
 from losa_cache.inputs import open_inputs
+from losa_cache.points import tapped_points
 from losa_cache.train.batch import Request
 from losa_cache.train.cached import CachedSource
 from losa_cache.train.kept import KeptSource
@@ -36,7 +37,7 @@ TRUNKS = {
 def online_source(backbone, samples, layers=(2, 4), precision="float32", **options):
     inputs = open_inputs(backbone, samples, precision=precision, device=CPU)
     encoding = fit_encoding(inputs, workers=2).select([layer - 1 for layer in layers])
-    return OnlineSource(inputs, layers, encoding, workers=2, **options)
+    return OnlineSource(inputs, tapped_points("block", layers), encoding, workers=2, **options)
 
 
 def losses_of_every_step(source, cache, config):
@@ -63,7 +64,7 @@ def test_online_and_cached_training_give_the_same_losses_step_by_step(trunk, pre
     cache = extract(backbone, samples, precision=precision, out=tmp_path / "c.zarr", shard_bytes=20_000)
     config = lc.TrainConfig(rank=4, layers="2", epochs=3, lr=0.01, batch_size=8)
     losses = []
-    for source in (CachedSource(cache, [2, 4], CPU), online_source(backbone, samples)):
+    for source in (CachedSource(cache, tapped_points("block", [2, 4]), CPU), online_source(backbone, samples)):
         losses.append(losses_of_every_step(source, cache, config))
         source.close()
     assert len(losses[0]) == 9
@@ -79,7 +80,10 @@ def test_plain_online_batches_are_what_the_cache_holds(precision, tmp_path):
     cache = extract(backbone, samples, precision=precision, out=tmp_path / "c.zarr", batch_size=23)
     requests = requests_in_order(np.arange(23), 23)
     pairs = []
-    for source in (CachedSource(cache, [1, 4], CPU), online_source(backbone, samples, (1, 4), precision)):
+    for source in (
+        CachedSource(cache, tapped_points("block", [1, 4]), CPU),
+        online_source(backbone, samples, (1, 4), precision),
+    ):
         pairs.append(next(iter(source.batches(requests))))
         source.close()
     cached, online = pairs
@@ -117,7 +121,10 @@ def test_a_cache_of_views_holds_what_the_online_source_draws(policy, tmp_path):
         backbone, samples, precision="float32", views=3, augment=policy, out=tmp_path / "c.zarr", shard_bytes=20_000
     )
     assert cache.layout.shape[0] == 69
-    source, online = CachedSource(cache, [2, 4], CPU), online_source(backbone, samples, augment=policy)
+    source, online = (
+        CachedSource(cache, tapped_points("block", [2, 4]), CPU),
+        online_source(backbone, samples, augment=policy),
+    )
     requests, starts = [Request(np.arange(23), epoch) for epoch in range(3)], view_starts(23, views=3, seed=0)
     for request, batch in zip(requests, source.batches(requests), strict=True):
         views = (starts + request.epoch) % 3
@@ -134,7 +141,7 @@ def test_a_cache_of_views_holds_what_the_online_source_draws(policy, tmp_path):
 
 def test_mixed_batches_are_fresh_for_their_share(tiny_cache):
     backbone, samples = tiny_backbone(), tiny_samples()
-    cached = CachedSource(tiny_cache, [2, 4], CPU)
+    cached = CachedSource(tiny_cache, tapped_points("block", [2, 4]), CPU)
     augmentation = BatchAugmentation(mixup=0.4, classes=3)
     fresh = online_source(backbone, samples, augment=POLICY, batch_augmentation=augmentation)
     plain = online_source(backbone, samples)

@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import losa_cache as lc
 from losa_cache.extract.extract import extract
+from losa_cache.points import tapped_points
 from losa_cache.train.cached import CachedSource
 from losa_cache.train.evaluate_run import misfit
 from losa_cache.train.sampler import requests_in_order
@@ -24,8 +25,8 @@ CPU = torch.device("cpu")
 
 def test_batches_come_in_the_order_asked_for_with_their_labels_and_ids(tiny_cache):
     rows = np.random.default_rng(0).permutation(23)
-    source = CachedSource(tiny_cache, [2, 4], CPU)
-    everything = CachedSource(tiny_cache, [2, 4], CPU)
+    source = CachedSource(tiny_cache, tapped_points("block", [2, 4]), CPU)
+    everything = CachedSource(tiny_cache, tapped_points("block", [2, 4]), CPU)
     whole = next(iter(everything.batches(requests_in_order(np.arange(23), 23))))
     for _ in range(2):  # buffers are used again
         at = 0
@@ -115,7 +116,7 @@ def test_a_run_never_loads_timm_or_torchvision(tiny_cache, tmp_path):
 def test_evaluation_equals_a_plain_count(tiny_cache, tmp_path):
     run = lc.train(tiny_cache, rank=4, epochs=2, val_fraction=0.3, out=tmp_path / "run", device="cpu")
     found = lc.evaluate_run(run.run, cache=tiny_cache.path, device="cpu")
-    source = CachedSource(tiny_cache, [1, 2, 3, 4], CPU)
+    source = CachedSource(tiny_cache, tapped_points("block", [1, 2, 3, 4]), CPU)
     with torch.no_grad():
         batch = next(iter(source.batches(requests_in_order(np.arange(23), 23))))
         logits = run.adapter.eval()(batch.blocks)
@@ -227,7 +228,7 @@ def test_losa_beats_the_linear_probe_and_the_probe_is_an_honest_one(digits, tmp_
     features, labels = {}, {}
     for split in ("train", "test"):
         cache = lc.open_cache(digits[split])
-        source = CachedSource(cache, [8], CPU)
+        source = CachedSource(cache, tapped_points("block", [8]), CPU)
         batch = next(iter(source.batches(requests_in_order(cache.samples, len(cache.samples)))))
         tail = lc.FrozenTail(cache.manifest.tail, cache.tail_tensors())
         features[split], labels[split] = tail(batch.blocks[-1].float()).numpy(), batch.labels.numpy()

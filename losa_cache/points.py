@@ -1,0 +1,65 @@
+"""Points of a trunk that can be cached: block outputs (Eq. 3), their branches (Table 4), the embedding (Table 6).
+
+A point is named ``block.L``, ``attention.L`` or ``mlp.L``, L being a block number from 1; or ``embedding``: b_0, which
+enters the first block. A branch's output is what it adds to the residual stream, after LayerScale, without drop path
+(*not from the paper*, which leaves open where a branch ends), so that b_l = b_{l-1} + attention_l + mlp_l.
+"""
+
+from collections.abc import Sequence
+
+from losa_cache.errors import UserError
+
+TAPS = {
+    "block": ("block",),
+    "attention": ("attention",),
+    "mlp": ("mlp",),
+    "both": ("attention", "mlp"),
+}
+"""Kinds of points that each tap takes of a block, in sequence."""
+EMBEDDING = "embedding"
+STARTS = ("output", EMBEDDING)
+"""What a side network can refine: y_0 = b_L, or y_0 = b_0."""
+
+
+def require_tap(tap: str) -> None:
+    """Refuse an unknown tap.
+
+    Raises:
+        UserError: naming the known ones.
+    """
+    if tap not in TAPS:
+        raise UserError(f"unknown tap {tap!r}: choose one of {', '.join(TAPS)}.")
+
+
+def tapped_points(tap: str, layers: Sequence[int]) -> list[str]:
+    """Name what a tap takes of these blocks: the k inputs of the side network, first to last."""
+    return [f"{kind}.{layer}" for layer in layers for kind in TAPS[tap]]
+
+
+def stored_points(tap: str, layers: Sequence[int], *, embedding: bool) -> list[str]:
+    """Name the points that a cache holds, in its order.
+
+    Args:
+        tap: which of ``TAPS``.
+        layers: block numbers, ascending; the last is the backbone's last.
+        embedding: whether the input of the first block is there: it comes first.
+
+    Returns:
+        the last is always the output of the last block, y_0.
+    """
+    return ([EMBEDDING] if embedding else []) + _ending_in(f"block.{layers[-1]}", tapped_points(tap, layers))
+
+
+def input_points(tap: str, layers: Sequence[int], *, start: str) -> list[str]:
+    """Name the points that a side network reads, in the order of ``Batch.blocks``: its k inputs, and y_0 last.
+
+    Args:
+        tap, layers: as of :func:`stored_points`.
+        start: which of ``STARTS`` is y_0.
+    """
+    y_0 = EMBEDDING if start == EMBEDDING else f"block.{layers[-1]}"
+    return _ending_in(y_0, tapped_points(tap, layers))
+
+
+def _ending_in(last: str, points: list[str]) -> list[str]:
+    return points if points[-1] == last else [*points, last]
