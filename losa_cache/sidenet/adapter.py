@@ -6,24 +6,29 @@ import torch
 from torch import Tensor, nn
 
 from losa_cache.errors import UserError
-from losa_cache.sidenet.losa import LoSA
+from losa_cache.sidenet.ladder import Ladder
+from losa_cache.sidenet.losa import LoSA, LowRankMLP
+from losa_cache.sidenet.operand import Block, dense
 from losa_cache.sidenet.tail import FrozenTail
 
-SIDES = ("losa", "linear")
+SIDES = {"losa": LoSA, "mlp": LowRankMLP, "ladder": Ladder, "linear": None}
+"""Side networks: the paper's, those of its Table 3, and none."""
+FOLD = ("losa", "mlp")
+"""Those that take int8 codes as they are."""
 
 
 class Adapter(nn.Module):
     """Block outputs to logits: side network, frozen tail, classifier.
 
-    With ``side="linear"`` there is no side network: y_k = b_L, the linear probe. A LoSA starts as exactly that probe,
-    since every g starts at zero and the classifier is drawn first.
+    With ``side="linear"`` there is no side network: y_k = y_0, the linear probe. Every side network starts as exactly
+    that probe, since its updates start at zero and the classifier is drawn first.
 
     Args:
-        side: ``"losa"`` or ``"linear"``.
-        depth: number k of block outputs; the linear probe looks at the last only.
+        side: which of ``SIDES``.
+        depth: number k of the side network's inputs; the linear probe looks at the last only.
         tokens: tokens n of a block output.
         width: channels d of a block output.
-        rank: LoSA's r; not used by the linear probe.
+        rank: r, of a ladder the width; not used by the linear probe.
         classes: number of classes, at least 2.
         tail: the backbone's frozen tail.
         seed: of the random start.
@@ -51,13 +56,14 @@ class Adapter(nn.Module):
             self.classifier = nn.Linear(width, classes)
             nn.init.trunc_normal_(self.classifier.weight, std=0.01)
             nn.init.zeros_(self.classifier.bias)
-            self.side = LoSA(depth=depth, tokens=tokens, width=width, rank=rank) if side == "losa" else None
-        self.tail = tail
+            build = SIDES[side]
+            self.side = None if build is None else build(depth=depth, tokens=tokens, width=width, rank=rank)
+        self.tail, self.tokens = tail, tokens
 
-    def forward(self, blocks: Sequence[Tensor]) -> Tensor:
-        """Logits ``(batch, classes)`` from the k block outputs, each ``(batch, tokens, width)``."""
-        readout = self.tail.readout(blocks[-1].shape[1])
-        rows = readout.rows(blocks[-1]) if self.side is None else self.side(blocks, readout)
+    def forward(self, blocks: Sequence[Block]) -> Tensor:
+        """Logits ``(batch, classes)`` from the side network's inputs ``(batch, tokens, width)``, y_0 the last."""
+        readout = self.tail.readout(self.tokens)
+        rows = readout.rows(dense(blocks[-1:])[0]) if self.side is None else self.side(blocks, readout)
         return self.classifier(self.tail.from_rows(rows))
 
     def trained_state(self) -> dict[str, Tensor]:

@@ -34,7 +34,7 @@ def load_adapter_config(folder: Path) -> dict[str, Any]:
     """
     try:
         config: dict[str, Any] = json.loads((folder / CONFIG).read_text())
-        if missing := {"adapter", "layers", "classes", "cache"} - config.keys():
+        if missing := {"adapter", "tap", "layers", "start", "classes", "cache"} - config.keys():
             raise ValueError(f"lacks {', '.join(sorted(missing))}")
     except (OSError, ValueError) as error:
         raise UserError(f"{str(folder)!r} holds no adapter ({CONFIG}: {error}).") from error

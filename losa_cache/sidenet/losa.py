@@ -60,11 +60,7 @@ class LoSA(nn.Module):
 
     def __init__(self, *, depth: int, tokens: int, width: int, rank: int) -> None:
         super().__init__()
-        for name, value in (("depth", depth), ("tokens", tokens), ("width", width)):
-            if value < 1:
-                raise UserError(f"{name} is {value}: it must be at least 1.")
-        if not 1 <= rank <= width:
-            raise UserError(f"rank is {rank}: choose one from 1 to the backbone's width, {width}.")
+        require_shape(depth, tokens, width, rank)
         self.depth, self.tokens, self.width, self.rank = depth, tokens, width, rank
         sizes = (tokens if kind == TOKEN else width for kind in self.kinds)
         self.layers = nn.ModuleList(LowRankMap(size, rank) for size in sizes)
@@ -153,6 +149,28 @@ class LoSA(nn.Module):
         down = torch.stack([layer.down.weight for layer in layers])
         down_bias = torch.stack([layer.down.bias for layer in layers])
         return Packed(down[None], down_bias[None], up[None], up_bias[None])
+
+
+class LowRankMLP(LoSA):
+    """The low-rank MLP of Table 3: every g mixes channels."""
+
+    @staticmethod
+    def mixes_tokens(layer: int) -> bool:
+        """No layer does."""
+        return False
+
+
+def require_shape(depth: int, tokens: int, width: int, rank: int) -> None:
+    """Refuse sizes of a side network.
+
+    Raises:
+        UserError: for one below 1, or a rank above the width.
+    """
+    for name, value in (("depth", depth), ("tokens", tokens), ("width", width)):
+        if value < 1:
+            raise UserError(f"{name} is {value}: it must be at least 1.")
+    if not 1 <= rank <= width:
+        raise UserError(f"rank is {rank}: choose one from 1 to the backbone's width, {width}.")
 
 
 def compute_dtype(start: Tensor, weight: Tensor) -> torch.dtype:

@@ -35,7 +35,7 @@ def project(kind: int, x: Tensor, weight: Tensor) -> Tensor:
     if shared == 1:
         found = torch.bmm(weight.reshape(1, trials * rows, n).expand(batch, -1, -1), x[0])
         return found.view(batch, trials, rows, d).permute(1, 2, 0, 3)
-    spread = weight[:, None].expand(-1, batch, -1, -1).reshape(-1, rows, n)
+    spread = weight[:, None].expand(-1, batch, -1, -1).reshape(trials * batch, rows, n)
     return torch.bmm(spread, x.reshape(-1, n, d)).view(trials, batch, rows, d).transpose(1, 2)
 
 

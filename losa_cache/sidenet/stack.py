@@ -105,7 +105,7 @@ class AdapterStack(nn.Module):
     """Adapters around one frozen tail: side networks stacked, and a classifier each.
 
     Args:
-        adapters: of one depth and shape, all with a LoSA; their weights are copied.
+        adapters: of one depth and shape, with a LoSA or low-rank MLP each; their weights are copied.
     """
 
     def __init__(self, adapters: Sequence[Adapter]) -> None:

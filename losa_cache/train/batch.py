@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from losa_cache.sidenet.operand import Block
+
 
 @dataclass(frozen=True)
 class Request:
@@ -36,7 +38,7 @@ class Batch:
         ids: sample ids.
     """
 
-    blocks: list[Tensor]
+    blocks: list[Block]
     labels: Tensor
     ids: list[str]
 

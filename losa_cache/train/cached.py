@@ -5,10 +5,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from losa_cache.ahead import work_ahead
 from losa_cache.cache.reader import BlockReader
 from losa_cache.cache.store import ActivationCache
+from losa_cache.sidenet.operand import Block, Scaled
 from losa_cache.train.batch import Batch, Request
 from losa_cache.train.sampler import rows_of, view_starts
 from losa_cache.train.stopwatch import Stopwatch
@@ -24,10 +26,19 @@ class CachedSource:
         points: what of it, in the order of ``Batch.blocks``.
         device: where the batches go.
         seed: of the choice among several views.
+        fold: hand on int8 codes as they are, all but y_0.
     """
 
-    def __init__(self, cache: ActivationCache, points: Sequence[str], device: torch.device, *, seed: int = 0) -> None:
-        self.cache, self.device = cache, device
+    def __init__(
+        self,
+        cache: ActivationCache,
+        points: Sequence[str],
+        device: torch.device,
+        *,
+        seed: int = 0,
+        fold: bool = False,
+    ) -> None:
+        self.cache, self.device, self._fold = cache, device, fold
         views = cache.manifest.views
         self._starts = view_starts(len(cache.ids) // views, views=views, seed=seed)
         self._watch = Stopwatch(device)
@@ -52,7 +63,7 @@ class CachedSource:
             if self.device.type == "cuda":
                 self._copied[slot] = torch.cuda.current_stream(self.device).record_event()
             with self._watch.computing("unpack"):
-                blocks = [self._encoding.decode(at, block) for at, block in enumerate(stored)]
+                blocks = [self._unpack(at, block) for at, block in enumerate(stored)]
             labels = torch.from_numpy(self.cache.labels[chosen]).to(self.device)
             yield Batch(blocks, labels, [self.cache.ids[row] for row in chosen])
 
@@ -63,6 +74,12 @@ class CachedSource:
     def close(self) -> None:
         """Stop reading."""
         self._reader.close()
+
+    def _unpack(self, at: int, stored: Tensor) -> Block:
+        codes = self._encoding.codes(at, stored) if self._fold and at < self._shape[0] - 1 else None
+        if codes is None:
+            return self._encoding.decode(at, stored)
+        return Scaled(*codes, dtype=self._encoding.precision.dtype)
 
     def _fill(self, numbered: tuple[int, Request]) -> tuple[int, NDArray[np.int64]]:
         slot, request = numbered[0] % SLOTS, numbered[1]

@@ -7,7 +7,7 @@ from typing import Any
 from losa_cache.errors import UserError
 from losa_cache.points import EMBEDDING, STARTS, require_tap
 
-DEFAULT_LR = {"losa": 1e-3, "linear": 1e-2}
+DEFAULT_LR = {"losa": 1e-3, "mlp": 1e-3, "ladder": 1e-3, "linear": 1e-2}
 
 
 @dataclass(frozen=True)
@@ -15,12 +15,12 @@ class TrainConfig:
     """Hyper-parameters; the defaults follow the VTAB-1k literature's recipe (*not from the paper*).
 
     Attributes:
-        side: ``losa``, or ``linear``: the probe that everything is measured against.
-        rank: LoSA's r.
+        side: ``losa``; ``mlp`` or ``ladder``, of Table 3; or ``linear``: the probe that all is measured against.
+        rank: r; of a ladder the width.
         layers: which of the cached blocks: ``"all"``, K evenly spaced, or a list.
-        start: what LoSA refines: ``output``, y_0 = b_L; or ``embedding``, y_0 = b_0 (slightly worse in Table 6).
+        start: what the side network refines: ``output``, y_0 = b_L; or ``embedding``, y_0 = b_0 (Table 6).
         epochs: passes over the training rows.
-        lr: peak learning rate of AdamW; by default 1e-3 for ``losa``, 1e-2 for ``linear`` (a probe of 1e-3 lags).
+        lr: peak learning rate of AdamW; by default 1e-3, for ``linear`` 1e-2 (a probe of 1e-3 lags).
         weight_decay: of matrices; biases and scales are not decayed.
         batch_size: samples a step.
         warmup: share of the steps over which the rate rises from 0; it falls to 0 along a cosine after that.

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from losa_cache.sidenet.operand import dense
 from losa_cache.train.batch import Batch, Request, Source
 
 
@@ -40,4 +41,4 @@ class KeptSource:
 
 
 def _moved(batch: Batch, device: torch.device) -> Batch:
-    return Batch([block.to(device) for block in batch.blocks], batch.labels.to(device), batch.ids)
+    return Batch([block.to(device) for block in dense(batch.blocks)], batch.labels.to(device), batch.ids)

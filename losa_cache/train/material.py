@@ -16,6 +16,7 @@ from losa_cache.errors import UserError
 from losa_cache.layers import choose_layers
 from losa_cache.memory import available_memory
 from losa_cache.points import EMBEDDING, input_points
+from losa_cache.sidenet.adapter import FOLD
 from losa_cache.sidenet.tail import FrozenTail
 from losa_cache.train.batch import Source
 from losa_cache.train.cached import CachedSource
@@ -96,7 +97,7 @@ def from_cache(cache: ActivationCache, config: TrainConfig, device: torch.device
     points = used_points(cache.manifest.fields["tap"], cache.manifest.layers, config)
     _require_start(cache, points)
     train, held_out = hold_out(cache.samples, cache.sample_ids, config.val_fraction)
-    source = CachedSource(cache, points, device, seed=config.seed)
+    source = CachedSource(cache, points, device, seed=config.seed, fold=config.side in FOLD)
     return Material(cache.manifest, frozen_tail(cache), layers, points, train, held_out, source, source)
 
 

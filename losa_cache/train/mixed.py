@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from torch.nn import functional as F
 
+from losa_cache.sidenet.operand import Block, dense
 from losa_cache.train.batch import Batch, Request, Source
 
 
@@ -45,7 +46,7 @@ class MixedSource:
         self._cached.close()
 
     def _joined(self, fresh: Batch, cached: Batch) -> Batch:
-        blocks = [torch.cat(pair) for pair in zip(fresh.blocks, cached.blocks, strict=True)]
+        blocks: list[Block] = [torch.cat(p) for p in zip(dense(fresh.blocks), dense(cached.blocks), strict=True)]
         labels = cached.labels
         if fresh.labels.ndim == 2:  # shares
             labels = F.one_hot(labels, self._classes).float()

@@ -24,7 +24,7 @@ from tests.conftest import losa_cache, tiny_backbone, tiny_samples
 
 ONLINE = [
     *("train", "--online", "--backbone", "vit_digits", "--dataset", "digits", "--device", "cpu"),
-    *("--epochs", "4", "--rank", "4", "--batch-size", "32", "--lr", "0.01"),
+    *("--limit", "300", "--epochs", "3", "--rank", "4", "--batch-size", "32", "--lr", "0.01"),
     *("--augment", "rand-m9-mstd0.5-inc1", "--mixup", "0.2", "--cutmix", "1.0", "--reprob", "0.25"),
 ]
 ENVIRONMENT = dict(os.environ) | {"OMP_NUM_THREADS": "1"}

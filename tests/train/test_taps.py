@@ -8,6 +8,7 @@ import torch
 
 import losa_cache as lc
 from losa_cache.extract.extract import extract
+from losa_cache.sidenet.operand import Scaled, dense
 from losa_cache.train.cached import CachedSource
 from losa_cache.train.material import open_material
 from losa_cache.train.sampler import requests_in_order
@@ -48,7 +49,8 @@ def test_a_run_reads_its_points_in_order_online_as_from_the_cache(tap, start, tm
     with open_material(None, online, config, CPU, **given) as material:
         fresh = next(iter(material.source.batches(requests_in_order(np.arange(23), 23)))).blocks
     assert len(cached) == len(fresh) == len(READ[tap, start])
-    for expected, ours, theirs in zip(by_name, cached, fresh, strict=True):
+    assert [isinstance(block, Scaled) for block in cached] == [True] * (len(cached) - 1) + [False]
+    for expected, ours, theirs in zip(by_name, dense(cached), fresh, strict=True):
         assert torch.equal(ours, expected)
         torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-3)
 

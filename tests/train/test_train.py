@@ -42,6 +42,16 @@ def test_batches_come_in_the_order_asked_for_with_their_labels_and_ids(tiny_cach
     everything.close()
 
 
+@pytest.mark.parametrize("side", ["mlp", "ladder"])
+def test_the_other_side_networks_train_and_are_read_back(tiny_cache, tmp_path, side):
+    run = lc.train(tiny_cache, side=side, rank=4, epochs=4, lr=0.02, val_fraction=0.3, out=tmp_path / "r", device="cpu")
+    first, last = (json.loads(line)["train_loss"] for line in (run.run / "metrics.jsonl").read_text().splitlines()[::3])
+    assert last < first
+    held_out = lc.evaluate_run(run.run)
+    assert held_out["samples"] == 7
+    assert held_out["loss"] == pytest.approx(run.metrics["val_loss"], rel=1e-5)
+
+
 def test_a_run_leaves_what_it_says(tiny_cache, tmp_path):
     seen = []
     result = lc.train(

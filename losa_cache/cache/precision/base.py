@@ -96,6 +96,15 @@ class Encoding(ABC):
     def decode(self, layer: int, stored: Tensor) -> Tensor:
         """Give back values ``(batch, tokens, width)`` in ``precision.dtype`` from stored elements on the device."""
 
+    def codes(self, layer: int, stored: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Give the factors of :meth:`decode` where they are few, for products that need no values; else ``None``.
+
+        Returns:
+            integer codes ``(batch, tokens, width)``, scales of tokens ``(batch, tokens)`` and channels ``(width,)``:
+            values are their product, rounded to ``precision.dtype``.
+        """
+        return None
+
     @abstractmethod
     def settle(self, stored: Tensor, extremes: Tensor) -> tuple[Tensor, Tensor]:
         """Saturate overflowed values in place, and count what is not as the backbone gave it.

@@ -135,6 +135,14 @@ class IntegerEncoding(Encoding):
             target.copy_(values.flatten(-2).mul_(self.channel[layer]))
         return out
 
+    def codes(self, layer: int, stored: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Give codes and scales, where all channels of a token share one."""
+        if self.precision.group is not None:  # as many products as groups would cost more than decoding
+            return None
+        at = self.channel.shape[1]
+        scale = stored[..., at:].contiguous().view(torch.bfloat16).squeeze(-1)
+        return stored[..., :at].view(torch.int8), scale, self.channel[layer]
+
     def settle(self, stored: Tensor, extremes: Tensor) -> tuple[Tensor, Tensor]:
         """Count the values of groups whose scale is NaN."""
         width = self.channel.shape[1]
