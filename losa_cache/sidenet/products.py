@@ -50,7 +50,7 @@ def correlate(kind: int, x: Tensor, states: Tensor) -> Tensor:
         return torch.bmm(states.flatten(2), x.reshape(shared, batch * n, d))
     if shared == 1:
         by_sample = states.permute(2, 0, 1, 3).reshape(batch, trials * rows, d)
-        if trials * rows > MANY_ROWS // 2:
+        if trials * rows > FEW_ROWS:
             parts = [torch.bmm(part, x[0].mT).sum(0, dtype=wide(x)) for part in by_sample.split(MANY_ROWS, 1)]
             return torch.cat(parts).view(trials, rows, n)
         return torch.bmm(x[0], by_sample.mT).sum(0, dtype=wide(x)).mT.reshape(trials, rows, n)
