@@ -1,11 +1,13 @@
-"""A training step with the backbone in it: LoSA and the linear probe beside LoRA, BitFit and full fine-tuning.
+"""A training step of LoSA and the linear probe, online and cached, beside LoRA, BitFit and full fine-tuning.
 
     pip install peft
-    python benchmarks/online.py [--backbone vit_s] [--backbone vit_b] [--batch-size 32] [--steps 4] [--repeats 3]
+    python benchmarks/peers.py [--backbone vit_s] [--backbone vit_b] [--batch-size 32] [--steps 4] [--repeats 3]
 
 Random weights, 100 classes, bfloat16 autocast where the device has it, AdamW; one batch of pixels that is already on
-the device, so that only the step is timed. Every measurement is a process with its own peak memory; within a repeat
-all methods run in turn. The limit beside them is the bare forward pass without gradients.
+the device, so that only the step is timed. "Cached" steps have the block outputs in memory; what they cost with the
+extraction (forward pass and encoding, without images and disk) spread over 1, 10 and 100 epochs is said below. Every
+measurement is a process with its own peak memory; within a repeat all methods run in turn. The limit beside them is the
+bare forward pass without gradients.
 """
 
 import argparse
@@ -20,18 +22,23 @@ from time import perf_counter
 import timm
 import torch
 from peak import peak_gigabytes
+from side import SHAPES
+from stack import adapters
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from losa_cache import Adapter, load_backbone
 from losa_cache.allocator import keep_freed_memory
 from losa_cache.backbone.names import full_name
-from losa_cache.cache.precision import get_precision
+from losa_cache.cache.precision import EncodedBatch, get_precision
 from losa_cache.device import choose_device, has_bfloat16
 from losa_cache.layers import choose_layers
 from losa_cache.points import tapped_points
+from losa_cache.sidenet.operand import Block
 
 CLASSES, RANK = 100, 16
+EXTRACTION, CACHED = "extraction", "LoSA, cached"
+EPOCHS = (1, 10, 100)
 Step = Callable[[], None]
 
 
@@ -51,16 +58,48 @@ def side_network(name: str, pixels: Tensor, labels: Tensor, side: str, layers: s
         tail=backbone.tail,
     ).to(device)  # fmt: skip
     trained = [p for p in adapter.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-3)
+    optimizer = torch.optim.AdamW(trained, lr=1e-3, fused=True)
 
     def step() -> None:
-        blocks: list[Tensor] = []
+        blocks: list[Block] = []
 
         def take(at: int, output: Tensor) -> None:
             with torch.inference_mode(False), torch.no_grad():
                 blocks.append(encoding.rounded(at, output))
 
         backbone.run(pixels, points, take, compute=compute)
+        with autocast(device):
+            logits = adapter(blocks)
+        descend(logits, labels, optimizer)
+
+    return sum(p.numel() for p in trained), step
+
+
+def extraction(name: str, pixels: Tensor, labels: Tensor) -> tuple[int, Step]:
+    """Build the step of ``losa-cache extract``: forward, and every block output encoded."""
+    backbone = load_backbone(name, weights="random").to(pixels.device)
+    points = tapped_points("block", range(1, backbone.depth + 1))
+    encoding, compute = get_precision("bfloat16").fit([]), backbone.compute_dtype("bfloat16")
+    shape = (len(pixels), len(points), backbone.tokens, backbone.width)
+
+    def step() -> None:
+        encoded = EncodedBatch.empty(encoding, shape, pixels.device)
+        backbone.run(pixels, points, encoded.put, compute=compute)
+
+    return 0, step
+
+
+def cached(name: str, pixels: Tensor, labels: Tensor, side: str) -> tuple[int, Step]:
+    """Build the step of ``losa-cache train`` once the block outputs are there."""
+    depth, tokens, width, _ = SHAPES[name]
+    depth = 1 if side == "linear" else depth
+    shape, device = (len(pixels), tokens, width), pixels.device
+    blocks: list[Block] = [torch.randn(shape, device=device).bfloat16() for _ in range(depth)]
+    adapter = adapters(name, RANK, 1, device, side=side)[0]
+    trained = [p for p in adapter.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-3, fused=True)
+
+    def step() -> None:
         with autocast(device):
             logits = adapter(blocks)
         descend(logits, labels, optimizer)
@@ -113,6 +152,9 @@ def forward(name: str, pixels: Tensor, labels: Tensor) -> tuple[int, Step]:
 
 METHODS: dict[str, Callable[[str, Tensor, Tensor], tuple[int, Step]]] = {
     "bare forward": forward,
+    EXTRACTION: extraction,
+    "linear probe, cached": partial(cached, side="linear"),
+    CACHED: partial(cached, side="losa"),
     "linear probe": partial(side_network, side="linear", layers="1"),
     "LoSA, 4 layers": partial(side_network, side="losa", layers="4"),
     "LoSA, all layers": partial(side_network, side="losa", layers="all"),
@@ -173,10 +215,15 @@ def report(name: str, batch_size: int, runs: dict[str, list[dict[str, float]]]) 
         seconds = statistics.median(run["seconds"] for run in found)
         ratios = sorted(run["seconds"] / ours for run, ours in zip(found, reference, strict=True))
         print(
-            f"  {method:<18}{found[0]['trained']:>12,}{batch_size / seconds:9.1f}"
+            f"  {method:<22}{found[0]['trained']:>12,}{batch_size / seconds:9.1f}"
             f"{statistics.median(ratios):8.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
             f"{statistics.median(run['peak_gb'] for run in found):8.1f}"
         )
+    per_image = {
+        method: statistics.median(run["seconds"] for run in found) / batch_size for method, found in runs.items()
+    }
+    spread = (f"{epochs} epochs {1e3 * (per_image[EXTRACTION] / epochs + per_image[CACHED]):.2f}" for epochs in EPOCHS)
+    print(f"  LoSA with its extraction, ms an image and epoch: {', '.join(spread)}; LoRA {1e3 * per_image['LoRA']:.2f}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,43 @@
+"""How many layers to chain before y is materialised: every length's step beside the one that the cost model chooses.
+
+python benchmarks/segments.py [--shape vit_g] [--rank 64] [--lengths 4 8 10 14 20 40] [--repeats 5]
+"""
+
+import argparse
+import statistics
+
+import torch
+from side import SHAPES, forms, setting, step
+
+from losa_cache.allocator import keep_freed_memory
+from losa_cache.device import choose_device
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="vit_g")
+    parser.add_argument("--rank", type=int, default=64)
+    parser.add_argument("--lengths", nargs="*", type=int, default=[4, 8, 10, 14, 20, 40])
+    parser.add_argument("--repeats", type=int, default=5)
+    arguments = parser.parse_args()
+    keep_freed_memory()
+    network, blocks = setting(arguments.shape, arguments.rank, SHAPES[arguments.shape][3], choose_device())
+    ways = forms(network, compiled=False)
+    chosen = network.segment_length
+    lengths = sorted({*arguments.lengths, chosen})
+    times: dict[int | str, list[float]] = {name: [] for name in ("plain", *lengths)}
+    for repeat in range(arguments.repeats + 1):
+        for name, found in times.items():
+            network.segment_length = name if isinstance(name, int) else chosen
+            took = step(network, ways["fast" if isinstance(name, int) else "plain"], blocks)
+            if repeat:  # the first is to warm up
+                found.append(took)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
+    print(f"{device}: {arguments.shape}, rank {arguments.rank}, batch {len(blocks[0])}; chosen: {chosen}")
+    for name, found in times.items():
+        ratio = statistics.median(a / b for a, b in zip(times["plain"], found, strict=True))
+        print(f"  {name:>5}{1e3 * statistics.median(found):8.0f} ms   {ratio:.2f} x as fast as plain")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""K trials in one pass over the activations, beside one trial, and beside K trials one after another.
+
+    python benchmarks/stack.py [--trials 1 4 16] [--rank 16] [--shape vit_b] [--batch-size 64] [--repeats 5]
+
+A step is forward, backward, clipping and AdamW, on random bfloat16 block outputs in memory, 100 classes, a CLS head.
+"One by one" is K times the measured step of one. The limit is the arithmetic alone: all multiply-adds of a step at the
+rate of a square bfloat16 product of 2048 rows.
+"""
+
+import argparse
+import statistics
+from collections.abc import Callable
+from time import perf_counter
+
+import torch
+from side import SHAPES
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from losa_cache import Adapter, FrozenTail
+from losa_cache.allocator import keep_freed_memory
+from losa_cache.device import choose_device
+from losa_cache.sidenet.stack import AdapterStack
+from losa_cache.train.stacked_adamw import StackedAdamW
+
+CLASSES = 100
+TAIL = {
+    "prefix_tokens": 1, "pool": "token", "pool_prefix": False, "class_tokens": 1, "fc_norm": {"type": "identity"},
+    "norm": {"type": "layernorm", "eps": 1e-6, "affine": True, "bias": True},
+}  # fmt: skip
+
+
+def adapters(shape: str, rank: int, count: int, device: torch.device, *, side: str = "losa") -> list[Adapter]:
+    """Build adapters that differ in their seed."""
+    depth, tokens, width, _ = SHAPES[shape]
+    tail = FrozenTail({"width": width, **TAIL})
+    sizes = {"depth": depth, "tokens": tokens, "width": width, "rank": rank, "classes": CLASSES}
+    return [Adapter(side=side, **sizes, tail=tail, seed=seed).to(device) for seed in range(count)]
+
+
+def alone(adapter: Adapter, blocks: list[Tensor], labels: Tensor) -> Callable[[], None]:
+    """Build the step of one trial, as ``losa-cache train`` takes it."""
+    trained = [p for p in adapter.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-3, fused=True)
+
+    def step() -> None:
+        with torch.autocast(labels.device.type, torch.bfloat16):
+            logits = adapter(blocks)
+        optimizer.zero_grad(set_to_none=True)
+        F.cross_entropy(logits.float(), labels).backward()
+        nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+
+    return step
+
+
+def together(members: list[Adapter], blocks: list[Tensor], labels: Tensor) -> Callable[[], None]:
+    """Build the step of all trials."""
+    count = len(members)
+    stack = AdapterStack(members).to(labels.device)
+    optimizer = StackedAdamW(stack.decayed(), weight_decay=[1e-4] * count, clip_grad=[1.0] * count)
+
+    def step() -> None:
+        with torch.autocast(labels.device.type, torch.bfloat16):
+            logits = stack(blocks)
+        losses = F.cross_entropy(logits.float().flatten(0, 1), labels.repeat(count), reduction="none")
+        losses.view(count, -1).mean(1).sum().backward()
+        optimizer.step([1e-3] * count)
+
+    return step
+
+
+def seconds(step: Callable[[], None]) -> float:
+    """Time a step."""
+    started = perf_counter()
+    step()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return perf_counter() - started
+
+
+def multiply_adds(shape: str, rank: int, batch: int) -> float:
+    """Count a trial's: products with b_i + y_0 there and back, and the corrections, once there and twice back."""
+    depth, tokens, width, _ = SHAPES[shape]
+    c, t = (depth + 1) // 2, depth // 2
+    corrections = rank**2 * (c * c * tokens / 2 + t * t * width / 2 + c * t * (tokens + width))
+    return batch * (2 * depth * rank * tokens * width + 3 * corrections)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", nargs="*", type=int, default=[1, 4, 16])
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--shape", choices=SHAPES, default="vit_b")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=5)
+    arguments = parser.parse_args()
+    keep_freed_memory()
+    device = choose_device()
+    depth, tokens, width, _ = SHAPES[arguments.shape]
+    torch.manual_seed(0)
+    shape = (arguments.batch_size, tokens, width)
+    blocks = [torch.randn(shape, dtype=torch.bfloat16, device=device) for _ in range(depth)]
+    labels = torch.randint(0, CLASSES, (arguments.batch_size,), device=device)
+    square = torch.randn(2048, 2048, dtype=torch.bfloat16, device=device)
+    steps = {"one": alone(adapters(arguments.shape, arguments.rank, 1, device)[0], blocks, labels)}
+    for count in arguments.trials:
+        steps[str(count)] = together(adapters(arguments.shape, arguments.rank, count, device), blocks, labels)
+    steps["square"] = lambda: square @ square  # type: ignore[assignment]
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for repeat in range(arguments.repeats + 1):
+        for name, step in steps.items():
+            found = seconds(step)
+            if repeat:  # the first is to warm up
+                times[name].append(found)
+    rate = 2048**3 / statistics.median(times["square"])
+    one = statistics.median(times["one"])
+    print(f"{arguments.shape}, rank {arguments.rank}, batch {arguments.batch_size}: one trial {1e3 * one:.0f} ms")
+    for count in arguments.trials:
+        together_s = statistics.median(times[str(count)])
+        ratio = statistics.median(a / b for a, b in zip(times[str(count)], times["one"], strict=True))
+        limit = count * multiply_adds(arguments.shape, arguments.rank, arguments.batch_size) / rate
+        print(
+            f"  {count:3} together {1e3 * together_s:7.0f} ms: {ratio:5.2f} x one, one by one {count:3} x; "
+            f"arithmetic alone {1e3 * limit:5.0f} ms"
+        )
+
+
+if __name__ == "__main__":
+    main()
