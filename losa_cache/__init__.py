@@ -19,19 +19,24 @@ if TYPE_CHECKING:
     from losa_cache.extract.verify import verify_cache
     from losa_cache.sidenet.adapter import Adapter
     from losa_cache.sidenet.losa import LoSA
+    from losa_cache.sidenet.stack import AdapterStack, LoSAStack
     from losa_cache.sidenet.tail import FrozenTail
     from losa_cache.train.config import OnlineConfig, TrainConfig
     from losa_cache.train.evaluate_run import evaluate_run
+    from losa_cache.train.stacked_adamw import StackedAdamW
     from losa_cache.train.train import TrainResult, resume, train
 
 # Where the public names live. They are imported when first used: training must not load timm and its backbones.
 _HOMES = {
     "ActivationCache": "losa_cache.cache.store",
     "Adapter": "losa_cache.sidenet.adapter",
+    "AdapterStack": "losa_cache.sidenet.stack",
     "Backbone": "losa_cache.backbone",
     "FrozenTail": "losa_cache.sidenet.tail",
     "LoSA": "losa_cache.sidenet.losa",
+    "LoSAStack": "losa_cache.sidenet.stack",
     "OnlineConfig": "losa_cache.train.config",
+    "StackedAdamW": "losa_cache.train.stacked_adamw",
     "TrainConfig": "losa_cache.train.config",
     "TrainResult": "losa_cache.train.train",
     "UserError": "losa_cache.errors",
@@ -49,10 +54,13 @@ _HOMES = {
 __all__ = [
     "ActivationCache",
     "Adapter",
+    "AdapterStack",
     "Backbone",
     "FrozenTail",
     "LoSA",
+    "LoSAStack",
     "OnlineConfig",
+    "StackedAdamW",
     "TrainConfig",
     "TrainResult",
     "UserError",

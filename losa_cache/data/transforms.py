@@ -21,7 +21,8 @@ CROP_ONLY = "crop"
 class InputSpec:
     """What a backbone wants of an image, in timm's terms; part of a cache's identity.
 
-    ``size`` is (channels, height, width); ``mean`` and ``std`` are of pixels scaled to 0 ... 1.
+    ``size`` is (channels, height, width); ``mean`` and ``std`` are of pixels scaled to 0 ... 1. Of a video it takes
+    ``frames`` frames, every ``stride``-th; an image is one.
     """
 
     size: tuple[int, int, int]
@@ -30,6 +31,13 @@ class InputSpec:
     interpolation: str
     crop_pct: float
     crop_mode: str
+    frames: int = 1
+    stride: int = 1
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample's pixels: ``size``, for a video with the frames before it."""
+        return self.size if self.frames == 1 else (self.frames, *self.size)
 
     @classmethod
     def from_timm(cls, config: dict[str, Any]) -> "InputSpec":

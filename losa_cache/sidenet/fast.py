@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from losa_cache.sidenet.operand import Operand
 from losa_cache.sidenet.products import CHANNEL, TOKEN, correlate, project, update
@@ -125,39 +126,45 @@ class _Refine(torch.autograd.Function):
         return chain.readout.read(start, states, w.up, shift)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        chain: Chain = ctx.chain
-        base, *saved = ctx.saved_tensors
-        inner, cross, tensors = saved[:2], saved[2:4], saved[4:]
-        w = Weights.of([tensor.to(chain.dtype) for tensor in tensors])
-        g = gradients[0].to(chain.dtype)
-        states = tuple(torch.ops.aten.gelu(x) for x in inner)
-        grads = tuple(chain.readout.pull(kind, g, w.up[kind]) for kind in (CHANNEL, TOKEN))
-        back = _no_cross(chain, states)
-        down = [torch.zeros_like(tensor) for tensor in tensors[:2]]
-        for (kind, before), block in reversed(list(zip(chain.steps(), ctx.blocks, strict=True))):
-            own, r = _own(chain, kind, before), chain.rank
-            seen = [before[0] * r, before[1] * r]
-            seen[kind] += r
-            x = grads[kind][:, own]
-            _add_pairs(x, w.pairs[kind][:, seen[kind] :, own].mT, grads[kind][:, seen[kind] :])
-            _add_cross(x, back[kind][:, before[kind], ..., seen[1 - kind] :], w.down[1 - kind][:, seen[1 - kind] :])
-            torch.ops.aten.gelu_backward.grad_input(x, inner[kind][:, own], grad_input=x)
-            _push(x, w.up[1 - kind][:, : seen[1 - kind]], back[1 - kind][:, : before[1 - kind], ..., own])
-            down[kind][:, own] = block.correlate(kind, x)
-        up = list(chain.readout.correlate(g, states))
-        for kind in (CHANNEL, TOKEN):
-            if not chain.added:
-                down[kind] += correlate(kind, base, grads[kind])
-            down[kind] += _through_cross(back[1 - kind], states[1 - kind])
-            up[kind] = up[kind] + _through_cross(cross[1 - kind], grads[1 - kind])
-        pairs = [torch.bmm(x.flatten(2), y.flatten(2).mT) for x, y in zip(grads, states, strict=True)]
-        shifts = [x.sum(2) for x in grads]
-        d_start = None
-        if ctx.needs_input_grad[2]:
-            d_start = chain.readout.pull_start(gradients[0]) + update(grads, w.down)
-        found = [x.to(tensor.dtype) for x, tensor in zip((*down, *up, *pairs, *shifts), tensors, strict=True)]
-        return None, None, d_start, gradients[0].sum(1), *found
+        with torch.autocast(gradients[0].device.type, enabled=False):
+            return _backward(ctx, gradients[0])
+
+
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    chain: Chain = ctx.chain
+    base, *saved = ctx.saved_tensors
+    inner, cross, tensors = saved[:2], saved[2:4], saved[4:]
+    w = Weights.of([tensor.to(chain.dtype) for tensor in tensors])
+    g = gradient.to(chain.dtype)
+    states = tuple(torch.ops.aten.gelu(x) for x in inner)
+    grads = tuple(chain.readout.pull(kind, g, w.up[kind]) for kind in (CHANNEL, TOKEN))
+    back = _no_cross(chain, states)
+    down = [torch.zeros_like(tensor) for tensor in tensors[:2]]
+    for (kind, before), block in reversed(list(zip(chain.steps(), ctx.blocks, strict=True))):
+        own, r = _own(chain, kind, before), chain.rank
+        seen = [before[0] * r, before[1] * r]
+        seen[kind] += r
+        x = grads[kind][:, own]
+        _add_pairs(x, w.pairs[kind][:, seen[kind] :, own].mT, grads[kind][:, seen[kind] :])
+        _add_cross(x, back[kind][:, before[kind], ..., seen[1 - kind] :], w.down[1 - kind][:, seen[1 - kind] :])
+        torch.ops.aten.gelu_backward.grad_input(x, inner[kind][:, own], grad_input=x)
+        _push(x, w.up[1 - kind][:, : seen[1 - kind]], back[1 - kind][:, : before[1 - kind], ..., own])
+        down[kind][:, own] = block.correlate(kind, x)
+    up = list(chain.readout.correlate(g, states))
+    for kind in (CHANNEL, TOKEN):
+        if not chain.added:
+            down[kind] += correlate(kind, base, grads[kind])
+        down[kind] += _through_cross(back[1 - kind], states[1 - kind])
+        up[kind] = up[kind] + _through_cross(cross[1 - kind], grads[1 - kind])
+    pairs = [torch.bmm(x.flatten(2), y.flatten(2).mT) for x, y in zip(grads, states, strict=True)]
+    shifts = [x.sum(2) for x in grads]
+    d_start = None
+    if ctx.needs_input_grad[2]:
+        d_start = chain.readout.pull_start(gradient) + update(grads, w.down)
+    found = [x.to(tensor.dtype) for x, tensor in zip((*down, *up, *pairs, *shifts), tensors, strict=True)]
+    return None, None, d_start, gradient.sum(1), *found
 
 
 def _own(chain: Chain, kind: int, before: tuple[int, int]) -> slice:

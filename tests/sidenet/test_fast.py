@@ -98,13 +98,15 @@ def test_float64_results_and_all_gradients_agree(sizes, kind, pool, batch, apart
     assert worst_error(network, fast, tail(network.plain(blocks))) < 1e-12
 
 
-@pytest.mark.parametrize("rank", [4, 70, 140])  # beyond 64 rows y_0 is added to the blocks, beyond 128 rows are split
-def test_float64_agrees_at_a_real_shape(rank):
+@pytest.mark.parametrize("segment", [2, 5])
+@pytest.mark.parametrize("rank", [4, 70])  # beyond 64 rows y_0 is added to the blocks, and products take other forms
+def test_float64_agrees_at_a_real_shape(rank, segment):
     torch.manual_seed(0)
     network = random_network(depth=5, tokens=50, width=150, rank=rank).double()
     for name, parameter in network.named_parameters():
         nn.init.normal_(parameter, std=0.02 if "weight" in name else 0.5)
     blocks = [torch.randn(4, 50, 150, dtype=torch.float64) for _ in range(5)]
+    network.segment_length = segment
     assert worst_error(network, network(blocks, First(50, 1)), network.plain(blocks)[:, :1]) < 1e-12
 
 
