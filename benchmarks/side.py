@@ -2,11 +2,11 @@
 
     python benchmarks/side.py [--shape vit_b] [--rank 16] [--batch-size N] [--repeats 5] [--compile]
 
-Block outputs are random bfloat16 tensors in memory, products bfloat16, a CLS head. Methods take turns; figures are medians
-of the repeats, ratios those of the ratios. "int8" steps read codes, decoded first or folded. The limit is the time to
-stream the block outputs twice, once on the way forth and once on the way back, through a product with a matrix of r
-columns. "Saved" is what autograd keeps for the way back beside the block outputs; "peak" is what a step adds to the
-memory of a process of its own.
+Block outputs are random bfloat16 tensors in memory, products bfloat16, a CLS head. Methods take turns; figures are
+medians of the repeats, ratios those of the ratios. "int8" steps read codes, decoded first or folded. The limit is the
+time to stream the block outputs twice, once on the way forth and once on the way back, through a product with a matrix
+of r columns. "Saved" is what autograd keeps for the way back beside the block outputs; "peak" is what a step adds to
+the memory of a process of its own.
 """
 
 import argparse

@@ -10,6 +10,7 @@ rate of a square bfloat16 product of 2048 rows.
 import argparse
 import statistics
 from collections.abc import Callable
+from functools import partial
 from time import perf_counter
 
 import torch
@@ -34,8 +35,8 @@ def adapters(shape: str, rank: int, count: int, device: torch.device, *, side: s
     """Build adapters that differ in their seed."""
     depth, tokens, width, _ = SHAPES[shape]
     tail = FrozenTail({"width": width, **TAIL})
-    sizes = {"depth": depth, "tokens": tokens, "width": width, "rank": rank, "classes": CLASSES}
-    return [Adapter(side=side, **sizes, tail=tail, seed=seed).to(device) for seed in range(count)]
+    build = partial(Adapter, side=side, depth=depth, tokens=tokens, width=width, rank=rank, classes=CLASSES, tail=tail)
+    return [build(seed=seed).to(device) for seed in range(count)]
 
 
 def alone(adapter: Adapter, blocks: list[Tensor], labels: Tensor) -> Callable[[], None]:
