@@ -10,6 +10,7 @@ from losa_cache.sidenet.ladder import Ladder
 from losa_cache.sidenet.losa import LoSA, LowRankMLP
 from losa_cache.sidenet.operand import Block, dense
 from losa_cache.sidenet.tail import FrozenTail
+from losa_cache.sidenet.video import VideoLoSA
 
 SIDES = {"losa": LoSA, "mlp": LowRankMLP, "ladder": Ladder, "linear": None}
 """Side networks: the paper's, those of its Table 3, and none."""
@@ -32,6 +33,7 @@ class Adapter(nn.Module):
         classes: number of classes, at least 2.
         tail: the backbone's frozen tail.
         seed: of the random start.
+        grid: frames, rows and columns of a video's tokens, behind any prefix tokens: a LoSA mixes space and time apart.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Adapter(nn.Module):
         classes: int,
         tail: FrozenTail,
         seed: int = 0,
+        grid: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         if side not in SIDES:
@@ -56,8 +59,7 @@ class Adapter(nn.Module):
             self.classifier = nn.Linear(width, classes)
             nn.init.trunc_normal_(self.classifier.weight, std=0.01)
             nn.init.zeros_(self.classifier.bias)
-            build = SIDES[side]
-            self.side = None if build is None else build(depth=depth, tokens=tokens, width=width, rank=rank)
+            self.side = self._side(side, grid, depth=depth, tokens=tokens, width=width, rank=rank)
         self.tail, self.tokens = tail, tokens
 
     def forward(self, blocks: Sequence[Block]) -> Tensor:
@@ -65,6 +67,15 @@ class Adapter(nn.Module):
         readout = self.tail.readout(self.tokens)
         rows = readout.rows(dense(blocks[-1:])[0]) if self.side is None else self.side(blocks, readout)
         return self.classifier(self.tail.from_rows(rows))
+
+    @staticmethod
+    def _side(side: str, grid: Sequence[int] | None, *, tokens: int, **sizes: int) -> nn.Module | None:
+        if side == "losa" and grid is not None:
+            frames, rows, columns = grid
+            prefix = tokens - frames * rows * columns
+            return VideoLoSA(frames=frames, places=rows * columns, prefix=prefix, **sizes)
+        build = SIDES[side]
+        return None if build is None else build(tokens=tokens, **sizes)
 
     def trained_state(self) -> dict[str, Tensor]:
         """The tensors that training changes, by name: an adapter file holds these and no frozen ones."""
