@@ -67,6 +67,7 @@ def open_inputs(
     seed: int = 0,
     views: int = 1,
     augment: str | None = None,
+    clips: int = 1,
 ) -> Inputs:
     """Load what is given by name, order the samples, choose the layers (options as in ``losa_cache.extract``).
 
@@ -74,7 +75,7 @@ def open_inputs(
         UserError: for any of them that cannot work.
     """
     chosen = get_precision(precision)
-    require_counts(views=views, limit=limit)
+    require_counts(views=views, limit=limit, clips=clips)
     require_tap(tap)
     if views > 1 and augment is None:
         raise UserError(f"views is {views}: say with --augment how the views after the plain one are drawn.")
@@ -105,6 +106,7 @@ def open_inputs(
         limit=limit if limit is not None and limit < len(dataset) else None,
         views=views,
         augment=augment,
+        clips=clips,
     )
     return Inputs(backbone, samples, manifest, compute)
 
@@ -127,6 +129,7 @@ def describe(
     limit: int | None,
     views: int,
     augment: str | None,
+    clips: int,
 ) -> Manifest:
     """Write down everything that decides the numbers, and what stage two needs to know."""
     return Manifest(
@@ -140,7 +143,7 @@ def describe(
             "compute": str(compute).removeprefix("torch."),
             "dataset": {"name": samples.name, "split": samples.split, "fingerprint": samples.fingerprint},
             "sampling": {"seed": seed, "limit": limit},
-            "views": {"count": views, "augment": augment},
+            "views": {"count": max(views, clips), "augment": augment, "clips": clips},
         },
         tokens={"total": backbone.tokens, "prefix": backbone.prefix_tokens, "grid": list(backbone.grid)},
         width=backbone.width,

@@ -19,7 +19,7 @@ class Manifest:
     Attributes:
         fields: what decides the numbers: ``backbone`` {name, weights}, ``input``, ``tap``, ``layers`` (block numbers),
             ``embedding``, ``precision``, ``compute``, ``dataset`` {name, split, fingerprint}, ``sampling`` {seed,
-            limit}, ``views`` {count, augment}.
+            limit}, ``views`` {count, augment, clips}.
         tokens: ``{"total", "prefix", "grid": [rows, columns]}``.
         width: channels of a block output.
         depth: blocks of the whole backbone.
@@ -68,8 +68,13 @@ class Manifest:
 
     @property
     def views(self) -> int:
-        """Rows that each sample has: view 0 is plain, the others are augmented."""
+        """Rows that each sample has: of images view 0 is plain, the others are augmented; of videos each is a clip."""
         return int(self.fields["views"]["count"])
+
+    @property
+    def clips(self) -> int:
+        """Clips of each video; 1 of images."""
+        return int(self.fields["views"]["clips"])
 
     @property
     def precision(self) -> str:
@@ -110,8 +115,8 @@ class Manifest:
                 raise ValueError(f"tap {manifest.fields['tap']!r}")
             if not manifest.layers or not isinstance(manifest.fields["embedding"], bool):
                 raise ValueError(f"layers {manifest.layers}, embedding {manifest.fields['embedding']!r}")
-            if manifest.views < 1:
-                raise ValueError(f"views.count {manifest.views}")
+            if manifest.views < 1 or manifest.clips not in (1, manifest.views):
+                raise ValueError(f"views.count {manifest.views}, views.clips {manifest.clips}")
         except (TypeError, KeyError, ValueError) as error:
             raise UserError(f"the attributes of {where!r} are not as protocol {PROTOCOL} says ({error}).") from error
         if manifest.identity != content["identity"]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from math import isqrt
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

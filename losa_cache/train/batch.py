@@ -17,13 +17,16 @@ class Request:
 
     Attributes:
         samples: their numbers, int64 ``(batch,)``.
-        epoch: which pass over the samples, from 0: it decides views and augmentation. ``None`` asks for plain images.
+        epoch: which pass over the samples, from 0: it decides views and augmentation. ``None`` asks for plain images,
+            or for one clip of videos.
         step: which step of the whole run, from 0: it decides mixup and erasing.
+        view: which clip, where there is no epoch.
     """
 
     samples: NDArray[np.int64]
     epoch: int | None = None
     step: int = 0
+    view: int = 0
 
 
 @dataclass(frozen=True)

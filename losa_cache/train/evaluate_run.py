@@ -91,6 +91,7 @@ def evaluate_run(
             samples,
             batch_size=config.batch_size,
             autocast=autocast_dtype(where, manifest.precision),
+            clips=manifest.clips,
             progress=progress,
         )
     tested = "held out of training" if own else manifest.fields["dataset"]["split"]

@@ -208,6 +208,7 @@ def fit(
                     material.held_out,
                     batch_size=config.batch_size,
                     autocast=autocast,
+                    clips=material.manifest.clips,
                     progress=lambda share: between_batches(),
                 )
                 material.plain.spent()  # no part of the training

@@ -18,9 +18,10 @@ def epoch_order(samples: NDArray[np.int64], *, seed: int, epoch: int) -> NDArray
     return np.random.default_rng((seed, epoch)).permutation(samples)
 
 
-def requests_in_order(samples: NDArray[np.int64], batch_size: int) -> list[Request]:
-    """Cut samples into batches of plain images, in their order."""
-    return [Request(samples[at : at + batch_size]) for at in range(0, len(samples), batch_size)]
+def requests_in_order(samples: NDArray[np.int64], batch_size: int, *, clips: int = 1) -> list[Request]:
+    """Cut samples into batches of plain images, in their order; of videos, each batch comes once for every clip."""
+    cuts = [samples[at : at + batch_size] for at in range(0, len(samples), batch_size)]
+    return [Request(cut, view=clip) for cut in cuts for clip in range(clips)]
 
 
 def epoch_requests(samples: NDArray[np.int64], *, batch_size: int, seed: int, epoch: int) -> list[Request]:
@@ -38,7 +39,8 @@ def view_starts(samples: int, *, views: int, seed: int) -> NDArray[np.int64]:
 def rows_of(request: Request, starts: NDArray[np.int64], *, views: int) -> NDArray[np.int64]:
     """Choose one view of each sample of a request, as rows of a cache.
 
-    Every sample goes round its views, one an epoch: after V epochs it has shown them all. Plain images are view 0.
+    Every sample goes round its views, one an epoch: after V epochs it has shown them all. Without an epoch the request
+    names the view: 0 of plain images, any of the clips of videos.
 
     Args:
         request: the batch.
@@ -46,7 +48,7 @@ def rows_of(request: Request, starts: NDArray[np.int64], *, views: int) -> NDArr
         views: rows a sample.
     """
     if request.epoch is None:
-        return request.samples * views
+        return request.samples * views + request.view
     return request.samples * views + (starts[request.samples] + request.epoch) % views
 
 

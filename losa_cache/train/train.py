@@ -204,7 +204,7 @@ def _fit(
 
 
 def _adapter_arguments(manifest: Manifest, config: TrainConfig) -> dict[str, Any]:
-    layers = used_layers(manifest.layers, config)
+    layers, grid = used_layers(manifest.layers, config), manifest.tokens["grid"]
     return {
         "side": config.side,
         "depth": 1 if config.side == "linear" else len(tapped_points(manifest.fields["tap"], layers)),
@@ -213,4 +213,5 @@ def _adapter_arguments(manifest: Manifest, config: TrainConfig) -> dict[str, Any
         "rank": config.rank,
         "classes": len(manifest.classes),
         "seed": config.seed,
+        "grid": grid if len(grid) == 3 else None,  # of a video
     }
