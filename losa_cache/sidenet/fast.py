@@ -194,13 +194,21 @@ def _no_cross(chain: Chain, states: Sequence[Tensor]) -> Pair:
 def _add_pairs(x: Tensor, pairs: Tensor, states: Tensor) -> None:
     """Add to x ``(S, r, batch, q)``: pairs ``(S, r, J)`` states ``(S, J, batch, q)``."""
     if states.shape[1]:
-        x.flatten(2).baddbmm_(pairs, states.flatten(2))
+        _add_product(x.flatten(2), pairs, states.flatten(2))
 
 
 def _add_cross(x: Tensor, cross: Tensor, spread: Tensor) -> None:
     """Add to x ``(S, r, batch, q)``: cross ``(S, r, batch, J)`` spread ``(S, J, q)``."""
     if spread.shape[1]:
-        x.flatten(1, 2).baddbmm_(cross.flatten(1, 2), spread)
+        _add_product(x.flatten(1, 2), cross.flatten(1, 2), spread)
+
+
+def _add_product(x: Tensor, a: Tensor, b: Tensor) -> None:
+    """Add to x ``(S, m, n)``: a ``(S, m, k)`` b ``(S, k, n)``."""
+    if len(x) == 1:
+        x[0].addmm_(a[0], b[0])  # for a batch of one baddbmm is a loop without vector instructions
+    else:
+        x.baddbmm_(a, b)
 
 
 def _push(states: Tensor, weight: Tensor, cross: Tensor) -> None:
