@@ -11,7 +11,7 @@ import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
-from losa_cache.backbone.checkpoint import open_folder
+from losa_cache.backbone.hugging_face import open_folder
 from losa_cache.backbone.names import CHECKPOINT, DIGITS_WEIGHTS, VIDEO, build, full_name
 from losa_cache.backbone.tail import read_tail
 from losa_cache.backbone.taps import GATES, watch

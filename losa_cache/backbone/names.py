@@ -50,7 +50,7 @@ VIDEO = "vivit:"
 """In front of the name of an image ViT: the video model made of it (``losa_cache.backbone.vivit``)."""
 SHORT_VIDEO_NAMES = {f"vi{short}": VIDEO + full for short, full in (SHORT_NAMES | {o: o for o in OWN_TRUNKS}).items()}
 CHECKPOINT = "vivit"
-"""The name of a ViViT whose shape is told by its checkpoint (``losa_cache.backbone.checkpoint``)."""
+"""The name of a ViViT whose shape is told by its checkpoint (``losa_cache.backbone.hugging_face``)."""
 
 
 def _with_config(model: nn.Module, **config: Any) -> nn.Module:

@@ -4,8 +4,9 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import VivitConfig, VivitForVideoClassification, VivitModel
+from transformers import VivitConfig, VivitForVideoClassification, VivitImageProcessor, VivitModel
 
 from losa_cache.backbone import load_backbone
 from losa_cache.errors import UserError
@@ -46,6 +47,25 @@ def test_block_outputs_and_features_are_those_of_transformers(kind, options, tmp
     for value, hidden in zip(outputs, expected.hidden_states, strict=True):
         assert (value - hidden).norm() < 1e-5 * hidden.norm()
     torch.testing.assert_close(ours.tail(outputs[-1]), expected.last_hidden_state[:, 0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"do_normalize": False},
+        {"offset": False, "rescale_factor": 1 / 255, "image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]},
+    ],
+)
+def test_frames_are_prepared_as_transformers_prepares_them(options, tmp_path):
+    random_vivit(tmp_path)
+    theirs = VivitImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 24, "width": 24}, **options)
+    theirs.save_pretrained(tmp_path)
+    ours = load_backbone("vivit", weights=tmp_path).input
+    frames = [Image.effect_noise((40, 32), 50 + at).convert("RGB") for at in range(6)]  # so that resizing is none
+    expected = theirs(frames, return_tensors="pt")["pixel_values"]
+    clip = torch.stack([ours.transform()(frame) for frame in frames])
+    torch.testing.assert_close(ours.normalise(clip[None]), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_the_config_says_what_it_wants_of_a_video(tmp_path):

@@ -19,7 +19,7 @@ from losa_cache.backbone.vivit import STRIDE, inflate
 from losa_cache.data.transforms import InputSpec
 from losa_cache.errors import UserError
 
-DEFAULTS = {  # of transformers' VivitConfig, for what a config.json leaves out
+DEFAULTS: dict[str, Any] = {  # of transformers' VivitConfig, for what a config.json leaves out
     "image_size": 224,
     "num_frames": 32,
     "tubelet_size": [2, 16, 16],
@@ -32,6 +32,17 @@ DEFAULTS = {  # of transformers' VivitConfig, for what a config.json leaves out
     "layer_norm_eps": 1e-6,
     "qkv_bias": True,
 }
+PROCESSOR: dict[str, Any] = {  # of its VivitImageProcessor
+    "rescale_factor": 1 / 127.5,
+    "offset": True,
+    "do_normalize": True,
+    "image_mean": [0.5] * 3,
+    "image_std": [0.5] * 3,
+    "resample": 2,
+    "size": {"shortest_edge": 256},
+}
+RESAMPLE = {0: "nearest", 2: "bilinear", 3: "bicubic"}
+"""Pillow's numbers."""
 TANH = partial(nn.GELU, approximate="tanh")
 ACTIVATIONS = {"gelu": nn.GELU, "gelu_fast": TANH, "gelu_new": TANH, "gelu_pytorch_tanh": TANH}
 """By transformers' names."""
@@ -49,45 +60,41 @@ def open_folder(folder: Path) -> tuple[nn.Module, str, InputSpec]:
     """Read a checkpoint.
 
     Returns:
-        the model; a name that says what its tensors do not (heads, activation, epsilon); and what it wants of a video:
-        pixels in -1 ... 1 of the middle of the frame, as ViViT was trained.
+        the model; a name that says what its tensors do not (heads, activation, epsilon); and what it wants of a video.
 
     Raises:
         UserError: if the folder holds no ViViT, or one that does not fit its own config.
     """
     config = _read_config(folder)
-    size, frames, (tubelet, *patch) = config["image_size"], config["num_frames"], config["tubelet_size"]
-    height, width = (size, size) if isinstance(size, int) else size
-    channels, activation, eps = config["num_channels"], config["hidden_act"], config["layer_norm_eps"]
+    spec = _read_input(folder, config)
+    tubelet, *patch = config["tubelet_size"]
+    depth, width, heads = config["num_hidden_layers"], config["hidden_size"], config["num_attention_heads"]
+    activation, eps = config["hidden_act"], config["layer_norm_eps"]
     if activation not in ACTIVATIONS:
         raise UserError(
             f"checkpoint {str(folder)!r} uses the activation {activation!r}, which losa-cache does not know."
         )
     model = VisionTransformer(
-        img_size=(height, width),
+        img_size=spec.size[1:],
         patch_size=tuple(patch),
-        in_chans=channels,
-        embed_dim=config["hidden_size"],
-        depth=config["num_hidden_layers"],
-        num_heads=config["num_attention_heads"],
-        mlp_ratio=config["intermediate_size"] / config["hidden_size"],
+        in_chans=spec.size[0],
+        embed_dim=width,
+        depth=depth,
+        num_heads=heads,
+        mlp_ratio=(config["intermediate_size"] + 0.5) / width,  # timm rounds the product down
         qkv_bias=config["qkv_bias"],
         norm_layer=partial(nn.LayerNorm, eps=eps),
         act_layer=ACTIVATIONS[activation],
         num_classes=0,
     )
-    name = (
-        f"vivit_{config['num_hidden_layers']}x{config['hidden_size']}"
-        f"_{config['num_attention_heads']}heads_{activation}_{eps:g}"
-    )
-    inflate(model, name=name, frames=frames, tubelet=tubelet)
+    name = f"vivit_{depth}x{width}_{heads}heads_{activation}_{eps:g}"
+    inflate(model, name=name, frames=spec.frames, tubelet=tubelet)
     try:
-        model.load_state_dict(convert(_read_tensors(folder), config["num_hidden_layers"]))
+        model.load_state_dict(convert(_read_tensors(folder), depth))
     except (RuntimeError, KeyError) as error:
         first = str(error).strip().splitlines()[-1].strip()
         raise UserError(f"the tensors in {str(folder)!r} do not fit its config.json ({first}).") from error
-    half = (0.5,) * channels
-    return model, name, InputSpec((channels, height, width), half, half, "bilinear", 0.875, "center", frames, STRIDE)
+    return model, name, spec
 
 
 def convert(theirs: dict[str, Tensor], depth: int) -> dict[str, Tensor]:
@@ -113,18 +120,48 @@ def convert(theirs: dict[str, Tensor], depth: int) -> dict[str, Tensor]:
     return ours
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads((folder / "config.json").read_text())
+        content: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{str(folder)!r} is no checkpoint folder in Hugging Face's format (config.json: {error})."
+            f"{str(path.parent)!r} is no checkpoint folder in Hugging Face's format ({path.name}: {error})."
         ) from error
+    return content
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    config = _read_json(folder / "config.json")
     if config.get("model_type") != "vivit":
         raise UserError(
             f"checkpoint {str(folder)!r} is a {config.get('model_type')!r} model: only 'vivit' can be read."
         )
     return DEFAULTS | config
+
+
+def _read_input(folder: Path, config: dict[str, Any]) -> InputSpec:
+    """Say what the model wants of a video: what preprocessor_config.json says, in timm's terms.
+
+    Without that file as ViViT was trained: the middle of the frame, at 7 / 8 of its shorter edge, in -1 ... 1.
+    """
+    side, channels, path = config["image_size"], config["num_channels"], folder / "preprocessor_config.json"
+    height, width = (side, side) if isinstance(side, int) else side
+    as_trained: dict[str, Any] = {"do_normalize": False, "size": {"shortest_edge": height / 0.875}}
+    told = PROCESSOR | (_read_json(path) if path.is_file() else as_trained)
+    means, stds = (told["image_mean"], told["image_std"]) if told["do_normalize"] else ([0] * channels, [1] * channels)
+    # theirs is ((factor * byte - offset) - mean) / std, ours (byte / 255 - mean) / std
+    factor, offset = 255 * told["rescale_factor"], float(told["offset"])
+    shortest = told["size"].get("shortest_edge")  # else both edges are told, and the frame is squeezed
+    return InputSpec(
+        size=(channels, height, width),
+        mean=tuple((offset + mean) / factor for mean in means),
+        std=tuple(std / factor for std in stds),
+        interpolation=RESAMPLE.get(told["resample"], "bilinear"),
+        crop_pct=height / shortest if shortest else 1.0,
+        crop_mode="center" if shortest else "squash",
+        frames=config["num_frames"],
+        stride=STRIDE,
+    )
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
