@@ -178,8 +178,8 @@ def load_backbone(
             options that do not belong to it.
     """
     require_counts(frames=frames, stride=stride)
-    resolved = full_name(name)
     weights = str(weights)
+    resolved = name if name == CHECKPOINT else full_name(name)
     made = resolved.startswith(VIDEO)
     if inflation != CENTRAL and not made:
         raise UserError(

@@ -66,12 +66,12 @@ def full_name(name: str) -> str:
     Raises:
         UserError: for a name that nobody knows, with the nearest names.
     """
-    if name in OWN_TRUNKS or name == CHECKPOINT:
+    if name in OWN_TRUNKS:
         return name
     if name in SHORT_VIDEO_NAMES:
         return SHORT_VIDEO_NAMES[name]
     if name.startswith(VIDEO):
-        return VIDEO + full_name(name.removeprefix(VIDEO))
+        return VIDEO + full_name(name.removeprefix(VIDEO)).removeprefix(VIDEO)
     resolved = SHORT_NAMES.get(name, name)
     if not timm.is_model(resolved.split(".")[0]):
         known = [*SHORT_NAMES, *OWN_TRUNKS, *SHORT_VIDEO_NAMES, CHECKPOINT, *timm.list_models()]

@@ -123,6 +123,17 @@ def test_a_clip_is_normalised_frame_by_frame():
     assert torch.equal(spec.normalise(clips), expected)
 
 
+@pytest.mark.parametrize("inflation", INFLATIONS)
+def test_the_embedded_video_model_sees_a_still_as_the_image_model_does(inflation):
+    image, video = load_backbone("vit_digits"), load_backbone("vivit_digits", frames=2, inflation=inflation)
+    still = torch.randint(0, 256, (3, *image.input.shape), dtype=torch.uint8)
+    points = ["embedding", "block.1", "block.8"]
+    expected = image.outputs(still, points, compute=torch.float32)
+    found = video.outputs(torch.stack((still, still), dim=1), points, compute=torch.float32)
+    for ours, theirs in zip(found, expected, strict=True):  # one time step: the very same tokens all the way up
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
 def test_the_weights_hash_tells_inflations_and_lengths_apart():
     chosen = [{}, {"inflation": "averaged"}, {"frames": 8}]
     hashes = [load_backbone("vivit_digits", **options).weights for options in chosen]
@@ -132,7 +143,8 @@ def test_the_weights_hash_tells_inflations_and_lengths_apart():
 
 @pytest.mark.parametrize("short", [*SHORT_NAMES, "vit_e", "vit_digits"])
 def test_every_short_name_has_its_video_model(short):
-    assert full_name(f"vi{short}") == full_name(f"vivit:{short}") == "vivit:" + full_name(short)
+    names = (f"vi{short}", f"vivit:{short}", f"vivit:vi{short}")
+    assert {full_name(name) for name in names} == {"vivit:" + full_name(short)}
 
 
 def test_vivit_e_has_4096_tokens():
@@ -177,6 +189,7 @@ def test_trunks_without_positions_to_repeat_are_refused(trunk, obstacle):
         ("vit_digits", {"frames": 4}, "'vit_digits' takes images"),
         ("vit_digits", {"stride": 1}, "'vit_digits' takes images"),
         ("vivit_e", {}, "no weights of 'vivit_e' are public"),
+        ("vivit:vivit", {}, "unknown backbone 'vivit'"),
         ("vivit_bb", {}, r"unknown backbone 'vivit_bb'; nearest: .*vivit_b\b"),
     ],
 )
