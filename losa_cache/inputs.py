@@ -68,8 +68,13 @@ def open_inputs(
     views: int = 1,
     augment: str | None = None,
     clips: int = 1,
+    frames: int | None = None,
+    stride: int | None = None,
+    inflation: str = "central",
 ) -> Inputs:
-    """Load what is given by name, order the samples, choose the layers (options as in ``losa_cache.extract``).
+    """Load what is given by name, order the samples, choose the layers.
+
+    Options are those of ``losa_cache.extract``; ``frames``, ``stride`` and ``inflation`` those of ``load_backbone``.
 
     Raises:
         UserError: for any of them that cannot work.
@@ -85,7 +90,16 @@ def open_inputs(
         folder = Path(data_dir) if data_dir is not None else None
         dataset = load_samples(dataset, split=split, data_dir=folder, home=home() / "data")
     if isinstance(backbone, str):
-        backbone = load_backbone(backbone, weights=weights, img_size=img_size, resize=resize, seed=seed)
+        backbone = load_backbone(
+            backbone,
+            weights=weights,
+            img_size=img_size,
+            resize=resize,
+            seed=seed,
+            frames=frames,
+            stride=stride,
+            inflation=inflation,
+        )
     if augment is not None:
         backbone.input.augmentation(augment)  # an unknown one is refused before anything is written
     chosen.columns(backbone.width)  # a width that it cannot store is refused

@@ -1,7 +1,8 @@
-"""The frozen backbone: images in, block outputs (or other points of its trunk) out."""
+"""The frozen backbone: images or videos in, block outputs (or other points of its trunk) out."""
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,17 +11,21 @@ import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
-from losa_cache.backbone.names import DIGITS_WEIGHTS, build, full_name
+from losa_cache.backbone.hugging_face import open_folder
+from losa_cache.backbone.names import CHECKPOINT, DIGITS_WEIGHTS, VIDEO, build, full_name
 from losa_cache.backbone.tail import read_tail
 from losa_cache.backbone.taps import GATES, watch
+from losa_cache.backbone.vivit import CENTRAL, FRAMES, STRIDE, TubeletEmbed, inflate
 from losa_cache.backbone.weights import load_file, weights_hash
 from losa_cache.data.transforms import InputSpec
 from losa_cache.device import has_bfloat16
-from losa_cache.errors import UserError
+from losa_cache.errors import UserError, require_counts
 from losa_cache.points import EMBEDDING, tapped_points
 
 PRETRAINED, RANDOM = "pretrained", "random"
 ROUNDING = 1e-5  # relative, of a sum in float32
+FEW_FRAMES = {"vit_digits": 4}
+"""Frames of a clip, for trunks that are not given the paper's 32 (*not from the paper*)."""
 
 
 class Backbone:
@@ -29,11 +34,11 @@ class Backbone:
     Attributes:
         name: resolved name (timm's, or one of ours).
         weights: ``"sha256:..."`` of its tensors; ``"random:sha256:..."`` where they are not trained.
-        input: what it wants of an image.
+        input: what it wants of an image or a video.
         depth, width: blocks L and channels d.
         tokens: tokens n of a block output, prefix tokens (CLS, registers) first.
         prefix_tokens: how many of them are not patches.
-        grid: patch rows and columns.
+        grid: patch rows and columns; of a video (n_t, rows, columns), and its tokens lie in that order.
         tail: its frozen final norm and pooling.
     """
 
@@ -48,7 +53,7 @@ class Backbone:
         self.depth = len(self._blocks)
         try:
             with torch.inference_mode():
-                image = torch.zeros(1, *input.size)
+                image = torch.zeros(1, *input.shape)
                 first = self._intermediates(image, [0], stop_early=True, output_fmt="NCHW")[0]
                 shapes = self._intermediates(image, [0], stop_early=True, output_fmt="NLC")[0]
         except Exception as error:  # whatever a trunk of another kind makes of the question
@@ -57,7 +62,8 @@ class Backbone:
             ) from error
         rows, columns = (first[0] if isinstance(first, tuple) else first).shape[-2:]
         patches, prefix = shapes if isinstance(shapes, tuple) else (shapes, shapes[:, :0])
-        self.grid = (int(rows), int(columns))
+        embed = getattr(model, "patch_embed", None)
+        self.grid = embed.grid if isinstance(embed, TubeletEmbed) else (int(rows), int(columns))
         self.prefix_tokens, self.width = prefix.shape[1], patches.shape[2]
         self.tokens = self.prefix_tokens + patches.shape[1]
         self.tail = read_tail(model, width=self.width, prefix_tokens=self.prefix_tokens)
@@ -74,7 +80,7 @@ class Backbone:
         """Run the trunk on a batch, without gradients, and hand on the value at each point as it comes.
 
         Args:
-            pixels: ``(batch, channels, height, width)`` on the backbone's device: uint8 from ``input.transform()``, or
+            pixels: ``(batch, *input.shape)`` on the backbone's device: uint8, as ``input.transform()`` gives frames, or
                 float32 that ``input.normalise`` made of them.
             points: names (``losa_cache.points``), in any order.
             sink: is given a position in ``points`` and the value there ``(batch, tokens, width)``, prefix tokens first:
@@ -117,7 +123,7 @@ class Backbone:
             stream = stream + value if kind in GATES else value
 
         seeded = torch.Generator().manual_seed(0)
-        noise = torch.randint(0, 256, (1, *self.input.size), dtype=torch.uint8, generator=seeded)
+        noise = torch.randint(0, 256, (1, *self.input.shape), dtype=torch.uint8, generator=seeded)
         self.run(noise.to(self.device), points, follow, compute=torch.float32)
         if apart:
             raise UserError(
@@ -136,39 +142,87 @@ class Backbone:
         return torch.bfloat16 if precision != "float32" and has_bfloat16(self.device) else torch.float32
 
     def _intermediates(self, images: Tensor, indices: list[int], **options: Any) -> list[Any]:
+        flat = images.flatten(1, -3)  # timm asks for four axes: a clip's frames lie side by side as channels
         return self.model.forward_intermediates(  # type: ignore[operator]
-            images, indices=indices, return_prefix_tokens=True, norm=False, intermediates_only=True, **options
+            flat, indices=indices, return_prefix_tokens=True, norm=False, intermediates_only=True, **options
         )
 
 
 def load_backbone(
-    name: str, *, weights: str | Path = PRETRAINED, img_size: int | None = None, resize: str = "crop", seed: int = 0
+    name: str,
+    *,
+    weights: str | Path = PRETRAINED,
+    img_size: int | None = None,
+    resize: str = "crop",
+    seed: int = 0,
+    frames: int | None = None,
+    stride: int | None = None,
+    inflation: str = CENTRAL,
 ) -> Backbone:
     """Load a frozen backbone.
 
     Args:
-        name: ``vit_s vit_b vit_l vit_h vit_g vit_G vit_e vit_digits`` or any timm ViT name.
-        weights: ``"pretrained"`` (timm's own download), ``"random"`` (marked in every cache), or a checkpoint file.
+        name: ``vit_s vit_b vit_l vit_h vit_g vit_G vit_e vit_digits`` or any timm ViT name; ``vivit_s`` ... or
+            ``vivit:NAME`` for the video model made of it; ``vivit`` for a ViViT checkpoint.
+        weights: ``"pretrained"`` (timm's own download), ``"random"`` (marked in every cache), or a checkpoint file, of
+            the image model for a ``vivit_...``; for ``vivit`` a folder in Hugging Face's format.
         img_size: pixels of the square input; default: the backbone's own.
         resize: ``"crop"`` as timm's data config says, or ``"exact"``: resize without a crop.
         seed: of random weights.
+        frames: of a video; default: 32 (``vivit_digits``: 4), or the checkpoint's own.
+        stride: how far apart the frames are; default: 2.
+        inflation: how a patch kernel becomes one of tubelets: ``"central"`` frame or ``"averaged"``.
 
     Raises:
-        UserError: for an unknown name, weights that cannot be had or do not fit, or a trunk that is not a plain ViT.
+        UserError: for an unknown name, weights that cannot be had or do not fit, a trunk that is not a plain ViT, or
+            options that do not belong to it.
     """
-    resolved = full_name(name)
+    require_counts(frames=frames, stride=stride)
     weights = str(weights)
-    if resolved == "vit_digits" and weights == PRETRAINED:
+    resolved = name if name == CHECKPOINT else full_name(name)
+    made = resolved.startswith(VIDEO)
+    if inflation != CENTRAL and not made:
+        raise UserError(
+            f"inflation is {inflation!r}, but {name!r} is not made of an image model: vivit_b, for one, is."
+        )
+    if resolved == CHECKPOINT:
+        return _load_checkpoint(weights, img_size=img_size, resize=resize, frames=frames, stride=stride)
+    if (frames or stride) and not made:
+        raise UserError(f"backbone {name!r} takes images: frames and stride are for one of videos, as vivit_b.")
+    trunk = resolved.removeprefix(VIDEO)
+    if trunk == "vit_digits" and weights == PRETRAINED:
         weights = str(DIGITS_WEIGHTS)
-    if resolved == "vit_e" and weights == PRETRAINED:
-        raise UserError("no weights of 'vit_e' are public: pass a checkpoint with --weights FILE, or --weights random.")
+    if trunk == "vit_e" and weights == PRETRAINED:
+        raise UserError(
+            f"no weights of {name!r} are public: pass a checkpoint with --weights FILE, or --weights random."
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = build(resolved, img_size=img_size, pretrained=weights == PRETRAINED)
+        model = build(trunk, img_size=img_size, pretrained=weights == PRETRAINED)
     if weights not in (PRETRAINED, RANDOM):
         load_file(model, Path(weights))
     config = resolve_model_data_config(model)
     if img_size is not None:
         config["input_size"] = (config["input_size"][0], img_size, img_size)
     spec = InputSpec.from_timm(config).resized(resize)
+    if made:
+        spec = replace(spec, frames=frames or FEW_FRAMES.get(trunk, FRAMES), stride=stride or STRIDE)
+        inflate(model, name=trunk, frames=spec.frames, inflation=inflation)
     return Backbone(model, name=resolved, random=weights == RANDOM, input=spec)
+
+
+def _load_checkpoint(
+    weights: str, *, img_size: int | None, resize: str, frames: int | None, stride: int | None
+) -> Backbone:
+    """Load a ViViT from a folder, which alone says what it wants of a video but the stride."""
+    if weights in (PRETRAINED, RANDOM):
+        raise UserError(
+            f"backbone {CHECKPOINT!r} is what its checkpoint says: pass a folder in Hugging Face's format "
+            "(config.json, model.safetensors) with --weights FOLDER."
+        )
+    model, name, spec = open_folder(Path(weights))
+    for option, given, own in (("frames", frames, spec.frames), ("img-size", img_size, spec.size[2])):
+        if given not in (None, own):
+            raise UserError(f"{option} is {given}, but the checkpoint {weights!r} is for {own}.")
+    spec = replace(spec, stride=stride or spec.stride).resized(resize)
+    return Backbone(model, name=name, random=False, input=spec)

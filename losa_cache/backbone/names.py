@@ -1,4 +1,4 @@
-"""Backbone names: short names, the two trunks that timm does not have, and timm's own."""
+"""Backbone names: short names, the two trunks that timm does not have, timm's own; and video models made of them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -46,6 +46,11 @@ def vit_e(img_size: int | None = None) -> nn.Module:
 
 
 OWN_TRUNKS: dict[str, Callable[[int | None], nn.Module]] = {"vit_digits": vit_digits, "vit_e": vit_e}
+VIDEO = "vivit:"
+"""In front of the name of an image ViT: the video model made of it (``losa_cache.backbone.vivit``)."""
+SHORT_VIDEO_NAMES = {f"vi{short}": VIDEO + full for short, full in (SHORT_NAMES | {o: o for o in OWN_TRUNKS}).items()}
+CHECKPOINT = "vivit"
+"""The name of a ViViT whose shape is told by its checkpoint (``losa_cache.backbone.hugging_face``)."""
 
 
 def _with_config(model: nn.Module, **config: Any) -> nn.Module:
@@ -56,16 +61,20 @@ def _with_config(model: nn.Module, **config: Any) -> nn.Module:
 
 
 def full_name(name: str) -> str:
-    """Resolve a short name to timm's; own trunks and timm names stay as they are.
+    """Resolve a short name to timm's; own trunks and timm names stay as they are, ``vivit:`` stays in front.
 
     Raises:
         UserError: for a name that nobody knows, with the nearest names.
     """
     if name in OWN_TRUNKS:
         return name
+    if name in SHORT_VIDEO_NAMES:
+        return SHORT_VIDEO_NAMES[name]
+    if name.startswith(VIDEO):
+        return VIDEO + full_name(name.removeprefix(VIDEO)).removeprefix(VIDEO)
     resolved = SHORT_NAMES.get(name, name)
     if not timm.is_model(resolved.split(".")[0]):
-        known = [*SHORT_NAMES, *OWN_TRUNKS, *timm.list_models()]
+        known = [*SHORT_NAMES, *OWN_TRUNKS, *SHORT_VIDEO_NAMES, CHECKPOINT, *timm.list_models()]
         raise UserError(f"unknown backbone {name!r}{nearest(name, known)}.")
     architecture, _, tag = resolved.partition(".")
     tags = timm.list_pretrained(architecture)

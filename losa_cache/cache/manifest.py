@@ -20,7 +20,7 @@ class Manifest:
         fields: what decides the numbers: ``backbone`` {name, weights}, ``input``, ``tap``, ``layers`` (block numbers),
             ``embedding``, ``precision``, ``compute``, ``dataset`` {name, split, fingerprint}, ``sampling`` {seed,
             limit}, ``views`` {count, augment, clips}.
-        tokens: ``{"total", "prefix", "grid": [rows, columns]}``.
+        tokens: ``{"total", "prefix", "grid": [rows, columns]}``; the grid of a video is [n_t, rows, columns].
         width: channels of a block output.
         depth: blocks of the whole backbone.
         classes: class names.

@@ -107,7 +107,7 @@ class InputSpec:
         return lambda image: augment(image.convert("RGB"))
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """Turn uint8 pixels ``(batch, channels, height, width)`` into float32 of zero mean and unit deviation."""
+        """Turn uint8 pixels ``(batch, *shape)`` into float32 of zero mean and unit deviation."""
         mean, std = _on_device(self.mean, pixels.device), _on_device(self.std, pixels.device)
         return (pixels.float() / 255 - mean) / std
 

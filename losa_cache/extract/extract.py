@@ -4,6 +4,7 @@ from pathlib import Path
 
 from losa_cache.allocator import keep_freed_memory
 from losa_cache.backbone import Backbone
+from losa_cache.backbone.model import PRETRAINED, RANDOM
 from losa_cache.cache.home import home, remember
 from losa_cache.cache.layout import SHARD_BYTES
 from losa_cache.cache.store import ActivationCache, open_cache
@@ -105,7 +106,7 @@ def extract(
         "dataset": str(Path(dataset).absolute()) if isinstance(dataset, str) and not is_name(dataset) else dataset,
         "split": split,
         "data_dir": None if data_dir is None else str(Path(data_dir).absolute()),
-        "weights": str(Path(weights).absolute()) if Path(weights).is_file() else str(weights),
+        "weights": str(weights) if str(weights) in (PRETRAINED, RANDOM) else str(Path(weights).absolute()),
         "img_size": img_size,
         "resize": resize,
         "layers": layers,
