@@ -1,6 +1,7 @@
 """Clips of videos: the frames that were asked for, whatever the codec and the container make of them."""
 
 import sys
+from dataclasses import replace
 
 import av
 import numpy as np
@@ -93,13 +94,13 @@ def test_a_cut_that_begins_between_key_frames_begins_at_the_next_one(tmp_path, s
 
 
 def test_what_lies_before_the_key_frame_and_behind_the_clip_is_not_decoded(tmp_path):
-    path = write_video(tmp_path / "a.mp4", 100, gop=20, b_frames=0)
+    path = write_video(tmp_path / "a.mp4", 100, gop=20, b_frames=0, options={"sc_threshold": "0"})
     clip = Clip(4, 2, 1, 3)
     first, last = clip.indices(100)[[0, -1]]
-    needed = range(first // 20 * 20, last + 3)
+    needed = range(first // 20 * 20, last + 2)
     content = bytearray(path.read_bytes())
     for number, packet in enumerate(packets_of(path)):
-        if number not in needed:
+        if number not in needed and not packet.is_keyframe:
             content[packet.pos : packet.pos + packet.size] = b"\xff" * packet.size
     path.write_bytes(content)
     assert numbers(path, clip) == clip.indices(100).tolist()
@@ -150,7 +151,7 @@ def test_broken_videos_are_named_with_a_reason_and_the_others_keep_their_places(
 
 
 def decoded(samples, spec, plan, **options):
-    decoder = Decoder(samples, spec, workers=3, **options)
+    decoder = Decoder(samples, spec, workers=1 if "augment" in options else 3, **options)
     try:
         return list(decoder.batches(plan))
     finally:
@@ -186,14 +187,14 @@ def test_batches_hold_the_clips_that_views_name(videos):
 
 
 def test_each_frame_goes_through_the_plain_transform(videos):
-    spec = InputSpec((3, 24, 24), (0.5,) * 3, (0.5,) * 3, "bicubic", 0.9, "center", frames=4, stride=3)
+    spec = replace(SPEC, size=(3, 24, 24), crop_pct=0.9, crop_mode="center")
     (batch,) = decoded(videos, spec, [[(5, None)]])
     transform = spec.transform()
     assert torch.equal(batch.pixels[0], torch.stack([transform(frame) for frame in videos.clip(5, Clip(4, 3))]))
 
 
 def test_a_backbone_for_images_gets_the_middle_of_the_video_or_of_its_clips(videos):
-    spec = InputSpec((3, 48, 64), (0.5,) * 3, (0.5,) * 3, "bicubic", 1.0, "squash")
+    spec = replace(SPEC, frames=1)
     (one,) = decoded(videos, spec, [[(0, None)]])
     assert one.pixels.shape == (1, 3, 48, 64)
     assert seen(one.pixels) == [number_of(videos.load(0))] == [begin(videos, 0) + 14]
@@ -213,9 +214,7 @@ def test_what_does_not_go_together_is_refused(videos):
     with pytest.raises(UserError, match="'tiny' holds images, of which there are no clips .*choose"):
         Decoder(tiny_samples(), SPEC, workers=1)
     with pytest.raises(UserError, match="'tiny' holds images"):
-        Decoder(
-            tiny_samples(), InputSpec((3, 8, 8), (0.5,) * 3, (0.5,) * 3, "bicubic", 1.0, "squash"), workers=1, clips=2
-        )
+        Decoder(tiny_samples(), replace(SPEC, frames=1), workers=1, clips=2)
     with pytest.raises(UserError, match="augment is 'crop', but clips of videos cannot be augmented"):
         Decoder(videos, SPEC, workers=1, augment="crop")
 

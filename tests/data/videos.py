@@ -47,9 +47,8 @@ def write_video(
         sound = file.add_stream("aac", rate=16000, layout="mono") if audio else None
         for number in range(frames):
             frame = av.VideoFrame.from_ndarray(numbered(first + number), format="rgb24")
-            frame.pts, frame.time_base = (
-                (number, Fraction(1, 25)) if times is None else (times[number], Fraction(1, 1000))
-            )
+            frame.pts = 40 * number if times is None else times[number]
+            frame.time_base = Fraction(1, 1000)
             file.mux(stream.encode(frame))
         file.mux(stream.encode())
         if sound is not None:
