@@ -18,7 +18,7 @@ IMAGES = "Backbone and images"
 PLAN = "Say what the same options of extract would cost, and whether it pays: measured, before anything is written."
 ONLINE_OPTIONS = (
     *("backbone", "dataset", "split", "data_dir", "weights", "img_size", "resize", "limit", "tap", "precision"),
-    *("workers", "augment", "mixup", "cutmix", "reprob"),
+    *("workers", "augment", "mixup", "cutmix", "reprob", "frames", "stride", "inflation", "clips"),
 )
 
 
@@ -26,13 +26,17 @@ def _images(text: str, *names: str) -> Any:
     return typer.Option(*names, help=text, rich_help_panel=IMAGES)
 
 
-_BACKBONE = _images("vit_s vit_b vit_l vit_h vit_g vit_G vit_e vit_digits, or a timm ViT.")
-_DATASET = _images("digits, folder, places365, a torchvision set, or a folder's path.")
+_BACKBONE = _images("vit_s vit_b vit_l vit_h vit_g vit_G vit_e vit_digits, a timm ViT; vivit_s ... for video.")
+_DATASET = _images("digits, folder, places365, kinetics400, a torchvision set, or a folder's path.")
 Split = Annotated[str, _images("train, val or test, as far as the data set has them.")]
 DataDir = Annotated[Path | None, _images("Where the data set lies.")]
-Weights = Annotated[str, _images("pretrained, random, or a safetensors/pth/npz file.")]
+Weights = Annotated[str, _images("pretrained, random, a safetensors/pth/npz file, or a ViViT's folder.")]
 ImgSize = Annotated[int | None, _images("Pixels of the input; default: the backbone's own.")]
 Resize = Annotated[str, _images("crop (timm's data config) or exact (no crop).")]
+Frames = Annotated[int | None, _images("Of a video: frames a clip; default: 32.")]
+Stride = Annotated[int | None, _images("Of a video: every how many frames; default: 2.")]
+Inflation = Annotated[str, _images("Of an image ViT's patch kernel to tubelets: central or averaged.")]
+Clips = Annotated[int, _images("Of a video: clips, evenly spaced; training takes one an epoch, evaluation averages.")]
 Limit = Annotated[int | None, _images("Keep so many samples, drawn at random.")]
 Workers = Annotated[int | None, _images("Threads (processes, to augment) that decode; default: one a core.")]
 Augment = Annotated[str | None, _images("timm's name: rand-m9-mstd0.5-inc1, augmix-m3-w3, 3a; or crop.")]
@@ -76,6 +80,10 @@ def extract(
     limit: Limit = None,
     views: Annotated[int, _images("Rows a sample: the plain image, and V - 1 augmentations of it.")] = 1,
     augment: Augment = None,
+    clips: Clips = 1,
+    frames: Frames = None,
+    stride: Stride = None,
+    inflation: Inflation = "central",
     batch_size: Annotated[int | None, typer.Option(help="Images a forward pass; default: at most 64.")] = None,
     device: Device = None,
     workers: Workers = None,
@@ -102,6 +110,10 @@ def extract(
         "limit": limit,
         "views": views,
         "augment": augment,
+        "clips": clips,
+        "frames": frames,
+        "stride": stride,
+        "inflation": inflation,
         "batch_size": batch_size,
         "device": device,
         "workers": workers,
@@ -151,6 +163,10 @@ def train(
     mixup: Annotated[float, _images("Alpha of mixup; 0: none.")] = 0.0,
     cutmix: Annotated[float, _images("Alpha of cutmix; 0: none.")] = 0.0,
     reprob: Annotated[float, _images("Probability of random erasing.")] = 0.0,
+    clips: Clips = 1,
+    frames: Frames = None,
+    stride: Stride = None,
+    inflation: Inflation = "central",
     as_json: Json = False,
 ) -> None:
     """Train a side network from a cache, without the backbone; or --online, with it."""
@@ -204,6 +220,10 @@ def train(
             mixup=mixup,
             cutmix=cutmix,
             reprob=reprob,
+            clips=clips,
+            frames=frames,
+            stride=stride,
+            inflation=inflation,
         )
     else:
         _refuse(context, "without --online or --mixed a cache serves the images it has", only=ONLINE_OPTIONS)

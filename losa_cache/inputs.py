@@ -12,6 +12,7 @@ from losa_cache.backbone import Backbone, load_backbone
 from losa_cache.cache.home import home
 from losa_cache.cache.manifest import Manifest
 from losa_cache.cache.precision import get_precision
+from losa_cache.data.clips import Clip
 from losa_cache.data.decode import Decoder
 from losa_cache.data.load import load_samples
 from losa_cache.data.samples import Samples
@@ -45,6 +46,7 @@ class Inputs:
             workers=workers,
             augment=fields["views"]["augment"],
             seed=fields["sampling"]["seed"],
+            clips=self.manifest.clips,
             pin=self.backbone.device.type == "cuda",
         )
 
@@ -84,6 +86,10 @@ def open_inputs(
     require_tap(tap)
     if views > 1 and augment is None:
         raise UserError(f"views is {views}: say with --augment how the views after the plain one are drawn.")
+    if views > 1 and clips > 1:
+        raise UserError(
+            f"views is {views} and clips is {clips}: rows are augmented views of images or clips of videos."
+        )
     if views == 1 and augment is not None:
         raise UserError(f"augment is {augment!r}, but the first view is plain: ask for --views of at least 2.")
     if isinstance(dataset, str):
@@ -102,6 +108,9 @@ def open_inputs(
         )
     if augment is not None:
         backbone.input.augmentation(augment)  # an unknown one is refused before anything is written
+    dataset.require_clips(Clip(backbone.input.frames, backbone.input.stride, count=clips))
+    if augment is not None and dataset.clip is not None:
+        raise UserError(f"augment is {augment!r}, but clips of videos are not augmented: leave it out.")
     chosen.columns(backbone.width)  # a width that it cannot store is refused
     backbone.to(device)
     if tap != "block":

@@ -36,6 +36,10 @@ def extract(
     limit: int | None = None,
     views: int = 1,
     augment: str | None = None,
+    clips: int = 1,
+    frames: int | None = None,
+    stride: int | None = None,
+    inflation: str = "central",
     batch_size: int | None = None,
     device: str | None = None,
     workers: int | None = None,
@@ -55,7 +59,8 @@ def extract(
         dataset: a name (``load_samples``) or loaded samples, for which ``split`` and ``data_dir`` are not used.
         split, data_dir: which part of the data set, and where it lies.
         out: the ``.zarr`` folder; by default below ``$LOSA_CACHE_HOME/caches``, named by content and identity.
-        weights, img_size, resize: of the backbone.
+        weights, img_size, resize: of the backbone; of a video backbone also
+        frames, stride, inflation: as of ``load_backbone``.
         layers: ``"all"``, K evenly spaced, or block numbers.
         tap: what of each of these: its output (``block``), or what its ``attention``, its ``mlp`` or ``both`` add to
             it; the last block's output comes along in any case.
@@ -64,6 +69,7 @@ def extract(
         limit: keep so many samples, drawn at random.
         views: rows a sample, 1 or more: the first is the plain image, the others are augmented.
         augment: with several views, timm's name of their augmentation (``rand-m9-mstd0.5-inc1``, ``crop``, ...).
+        clips: rows a video, 1 or more, evenly spaced over it.
         batch_size: images a forward pass; by default at most 64 and 512 MiB of activations.
         device: ``cpu``, ``cuda``, ``cuda:1``; by default the GPU where there is one.
         workers: decoding threads; by default one a core, at most 16.
@@ -96,6 +102,10 @@ def extract(
         device=choose_device(device),
         views=views,
         augment=augment,
+        clips=clips,
+        frames=frames,
+        stride=stride,
+        inflation=inflation,
     )
     path = Path(out) if out is not None else home() / "caches" / cache_name(inputs.manifest)
     layout = plan_store(inputs, shard_bytes=shard_bytes)
@@ -117,6 +127,10 @@ def extract(
         "seed": seed,
         "views": views,
         "augment": augment,
+        "clips": clips,
+        "frames": frames,
+        "stride": stride,
+        "inflation": inflation,
         "batch_size": batch_size,
     }
     with begin(inputs, path, layout, workers=workers, options=options if named else None) as writer:

@@ -95,7 +95,7 @@ def decode_speed(inputs: Inputs, *, workers: int) -> float:
 def forward_speed(inputs: Inputs, encoding: Encoding, layout: Layout, batch: int) -> float:
     """Images a second through the backbone, encoded."""
     backbone = inputs.backbone
-    pixels = torch.zeros(batch, *backbone.input.size, dtype=torch.uint8, device=backbone.device)
+    pixels = torch.zeros(batch, *backbone.input.shape, dtype=torch.uint8, device=backbone.device)
 
     def run() -> None:
         encoded = EncodedBatch.empty(encoding, (batch, *layout.shape[1:]), backbone.device)

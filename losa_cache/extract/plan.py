@@ -13,10 +13,11 @@ MAX_BATCH = 64
 def cache_name(manifest: Manifest) -> str:
     """Name a cache by what one looks for and the start of its identity."""
     backbone, dataset = manifest.fields["backbone"]["name"], manifest.fields["dataset"]
-    views = "" if manifest.views == 1 else f"-{manifest.views}views"
+    views = "" if manifest.views == 1 else f"-{manifest.views}{'clips' if manifest.clips > 1 else 'views'}"
     layers = "" if len(manifest.layers) == manifest.depth else f"-{len(manifest.layers)}layers"
     tap = "" if manifest.fields["tap"] == "block" else f"-{manifest.fields['tap']}"
     identity = manifest.identity.removeprefix("sha256:")[:8]
+    backbone = backbone.replace(":", "-")
     return f"{backbone}-{dataset['name']}-{dataset['split']}{views}{layers}{tap}-{manifest.precision}-{identity}.zarr"
 
 
@@ -41,5 +42,5 @@ def batches(layout: Layout, wanted: Iterable[int], batch_size: int) -> list[tupl
 
 
 def views_of(rows: Iterable[int], views: int) -> list[View]:
-    """Say which views of which samples rows hold: view 0 is plain, view v > 0 the v-th augmentation."""
+    """Say which views of which samples rows hold: view 0 is plain, view v > 0 the v-th augmentation, or clip v."""
     return [(row // views, row % views or None) for row in rows]

@@ -40,7 +40,7 @@ def plan_extraction(
 ) -> dict[str, Any]:
     """Measure disk, device and a few images; predict ``losa_cache.extract`` with the same arguments.
 
-    ``options`` are those that say what is extracted, from ``split`` to ``augment``.
+    ``options`` are those that say what is extracted, from ``split`` to ``inflation``.
 
     Nothing is kept: a probe file of at most 256 MiB is written where the cache would lie and removed again.
 
@@ -91,7 +91,7 @@ def plan_extraction(
     for name, (coded, laid, share) in fitted.items():
         row = laid.sample_chunks * laid.chunk_bytes * share
         candidate = Candidate(name, round(laid.total_bytes * share), row, unpack_speed(coded, blocks, laid))
-        found[name] = forecast(candidate, speeds, samples=len(inputs.samples), views=views)
+        found[name] = forecast(candidate, speeds, samples=len(inputs.samples), views=inputs.manifest.views)
     chosen = found[precision]
     tensors = len(inputs.backbone.tail.state_dict()) + len(encoding.constants())
     return {

@@ -62,8 +62,9 @@ def reopen(
             "embedding": fields["embedding"],
             "precision": cache.manifest.precision,
             **fields["sampling"],
-            "views": fields["views"]["count"],
+            "views": fields["views"]["count"] // cache.manifest.clips,
             "augment": fields["views"]["augment"],
+            "clips": cache.manifest.clips,
         }
     given = {"backbone": backbone, "dataset": dataset, "data_dir": data_dir, "weights": weights}
     options |= {name: value for name, value in given.items() if value is not None}

@@ -80,8 +80,10 @@ class OnlineConfig:
     """Where the fresh images of an online or mixed run come from, and what happens to them.
 
     Attributes:
-        backbone, weights, img_size, resize: the frozen backbone, as in ``losa_cache.extract``.
-        dataset, split, data_dir, limit: the samples, likewise.
+        backbone, weights, img_size, resize, frames, stride, inflation: the frozen backbone, as in
+            ``losa_cache.extract``.
+        dataset, split, data_dir, limit, clips: the samples, likewise; of several clips of a video training takes one an
+            epoch, in turn.
         tap: what of each block is read, as in ``losa_cache.extract``; by default as in the cache, or whole blocks.
         precision: that block outputs are computed in and rounded to; by default that of the cache, or bfloat16.
         workers: that decode; by default one a core, at most 16.
@@ -107,6 +109,10 @@ class OnlineConfig:
     mixup: float = 0.0
     cutmix: float = 0.0
     reprob: float = 0.0
+    frames: int | None = None
+    stride: int | None = None
+    inflation: str = "central"
+    clips: int = 1
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:

@@ -140,6 +140,10 @@ def from_backbone(
         weights=online.weights,
         img_size=online.img_size,
         resize=online.resize,
+        frames=online.frames,
+        stride=online.stride,
+        inflation=online.inflation,
+        clips=online.clips,
         layers=config.layers if cache is None else choose_layers(config.layers, cache.manifest.layers),
         tap=online.tap or stored.get("tap", "block"),
         embedding=config.reads_embedding,
@@ -166,6 +170,8 @@ def from_backbone(
     encoding = fit_encoding(inputs, workers=workers) if cache is None else cache.encoding()
     encoded = (manifest if cache is None else cache.manifest).points
     encoding = encoding.select([encoded.index(point) for point in points])
+    if online.augment is not None and inputs.samples.clip is not None:
+        raise UserError(f"augment is {online.augment!r}, but clips of videos are not augmented: leave it out.")
     batch_augmentation = BatchAugmentation(online.mixup, online.cutmix, online.reprob, len(manifest.classes))
     fresh = OnlineSource(
         inputs,

@@ -7,9 +7,10 @@ from torch import Tensor
 
 from losa_cache.cache.precision import Encoding
 from losa_cache.data.augment import BatchAugmentation
-from losa_cache.data.decode import Decoder
+from losa_cache.data.decode import Decoder, View
 from losa_cache.inputs import Inputs
 from losa_cache.train.batch import Batch, Request
+from losa_cache.train.sampler import rows_of, view_starts
 from losa_cache.train.stopwatch import Stopwatch
 
 
@@ -49,8 +50,12 @@ class OnlineSource:
             workers=workers,
             augment=augment,
             seed=seed,
+            clips=inputs.manifest.clips,
             pin=inputs.backbone.device.type == "cuda",
         )
+        self._clips = inputs.manifest.clips
+        video = inputs.samples.clip is not None
+        self._starts = view_starts(len(inputs.samples), views=self._clips, seed=seed) if video else None
         self._batch_augmentation = batch_augmentation
         self._watch = Stopwatch(inputs.backbone.device)
 
@@ -61,7 +66,7 @@ class OnlineSource:
             UserError: for an image that does not decode.
         """
         device = self._backbone.device
-        decoded = self._decoder.batches([(int(s), request.epoch) for s in request.samples] for request in requests)
+        decoded = self._decoder.batches(map(self._views, requests))
         for request, batch in zip(requests, self._watch.waiting("decode", decoded), strict=True):
             batch.require(self._samples, "mend it, or extract a cache with --on-error skip")
             labels = torch.from_numpy(self._samples.labels[request.samples]).to(device)
@@ -81,6 +86,13 @@ class OnlineSource:
     def close(self) -> None:
         """Stop decoding."""
         self._decoder.close()
+
+    def _views(self, request: Request) -> list[View]:
+        """Choose what is decoded: of an image itself or the epoch's augmentation, of a video one of its clips."""
+        if self._starts is None:
+            return [(int(s), request.epoch) for s in request.samples]
+        rows = rows_of(request, self._starts, views=self._clips)
+        return [(int(row) // self._clips, int(row) % self._clips) for row in rows]
 
     def _taker(self, taken: dict[int, Tensor]) -> Callable[[int, Tensor], None]:
         def take(at: int, output: Tensor) -> None:

@@ -1,0 +1,211 @@
+"""A training step on video, after the paper's Table 2: from a cache, online, and by LoRA inside the backbone.
+
+    pip install peft
+    python benchmarks/video.py [--cached vivit_b vivit_h vivit_g vivit_G vivit_e] [--online vivit_s] [--frames 8]
+                               [--clips 1] [--steps 2]
+
+Rank 64, 400 classes, random weights, one batch of clips. "Cached" steps have a clip's block outputs in memory, 32
+frames, and no backbone anywhere; the others run it on so many frames (on a CPU fewer, or a step takes minutes). Every
+measurement is a process of its own. Peak memory is the device's, or what a process takes beyond its imports; running
+out of it is a result.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from time import perf_counter
+
+import torch
+from peak import peak_gigabytes
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from losa_cache import Adapter, FrozenTail, load_backbone
+from losa_cache.allocator import keep_freed_memory
+from losa_cache.cache.precision import get_precision
+from losa_cache.device import choose_device, has_bfloat16
+from losa_cache.points import tapped_points
+from losa_cache.sidenet.operand import Block
+
+RANK, CLASSES = 64, 400
+SHAPES = {
+    "vivit_b": (12, 768, (16, 14, 14), 1),
+    "vivit_h": (32, 1280, (16, 16, 16), 1),
+    "vivit_g": (40, 1408, (16, 16, 16), 1),
+    "vivit_G": (48, 1664, (16, 16, 16), 1),
+    "vivit_e": (56, 1792, (16, 16, 16), 0),
+}
+"""Blocks, channels, grid of 32 frames in pairs, prefix tokens."""
+Step = Callable[[], None]
+
+
+def tail(width: int, prefix: int) -> FrozenTail:
+    """Build a tail as the shapes' trunks have it: a CLS token where there is one, else the mean."""
+    norm = {"type": "layernorm", "eps": 1e-6, "affine": True, "bias": True}
+    config = {
+        "width": width, "prefix_tokens": prefix, "pool": "token" if prefix else "avg", "pool_prefix": not prefix,
+        "class_tokens": prefix, "norm": norm, "fc_norm": {"type": "identity"},
+    }  # fmt: skip
+    return FrozenTail(config)
+
+
+def descend(logits: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """Take one optimiser step towards class 0."""
+    optimizer.zero_grad(set_to_none=True)
+    F.cross_entropy(logits.float(), torch.zeros(len(logits), dtype=torch.int64, device=logits.device)).backward()
+    optimizer.step()
+
+
+def optimizer_of(module: nn.Module) -> torch.optim.AdamW:
+    """Build AdamW over what is trained."""
+    return torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=1e-4, fused=True)
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """Compute in bfloat16 where the device has it."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=has_bfloat16(device))
+
+
+def cached(side: str, name: str, clips: int, frames: int) -> Step:
+    """Build the step of stage two."""
+    depth, width, grid, prefix = SHAPES[name]
+    device = choose_device()
+    tokens = prefix + grid[0] * grid[1] * grid[2]
+    depth = 1 if side == "linear" else depth
+    blocks: list[Block] = [torch.randn(clips, tokens, width, device=device).bfloat16() for _ in range(depth)]
+    sizes = {"depth": depth, "tokens": tokens, "width": width, "rank": RANK, "classes": CLASSES}
+    adapter = Adapter(side=side, tail=tail(width, prefix), grid=grid, **sizes).to(device)
+    optimizer = optimizer_of(adapter)
+
+    def step() -> None:
+        with autocast(device):
+            logits = adapter(blocks)
+        descend(logits, optimizer)
+
+    return step
+
+
+def online(side: str, name: str, clips: int, frames: int) -> Step:
+    """Build the step with the frozen backbone in it."""
+    device = choose_device()
+    backbone = load_backbone(name, weights="random", frames=frames).to(device)
+    pixels = torch.randint(0, 256, (clips, *backbone.input.shape), dtype=torch.uint8, device=device)
+    points = tapped_points("block", range(backbone.depth if side == "linear" else 1, backbone.depth + 1))
+    encoding, compute = get_precision("bfloat16").fit([]), backbone.compute_dtype("bfloat16")
+    sizes = {"depth": len(points), "tokens": backbone.tokens, "width": backbone.width, "rank": RANK, "classes": CLASSES}
+    adapter = Adapter(side=side, tail=backbone.tail, grid=backbone.grid, **sizes).to(device)
+    optimizer = optimizer_of(adapter)
+
+    def step() -> None:
+        blocks: list[Block] = []
+
+        def take(at: int, output: Tensor) -> None:
+            with torch.inference_mode(False), torch.no_grad():
+                blocks.append(encoding.rounded(at, output))
+
+        backbone.run(pixels, points, take, compute=compute)
+        with autocast(device):
+            logits = adapter(blocks)
+        descend(logits, optimizer)
+
+    return step
+
+
+class Classifier(nn.Module):
+    """A trunk and a linear head, for gradients that cross the trunk."""
+
+    def __init__(self, trunk: nn.Module, width: int) -> None:
+        super().__init__()
+        self.trunk, self.head = trunk, nn.Linear(width, CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Classify clips whose frames lie side by side as channels."""
+        return self.head(self.trunk(images.flatten(1, -3)))
+
+
+def lora(_: str, name: str, clips: int, frames: int) -> Step:
+    """Build the step of PEFT's LoRA on the attention's qkv."""
+    from peft import LoraConfig, get_peft_model
+
+    device = choose_device()
+    backbone = load_backbone(name, weights="random", frames=frames)
+    pixels = torch.randint(0, 256, (clips, *backbone.input.shape), dtype=torch.uint8, device=device)
+    config = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=["qkv"], modules_to_save=["head"])
+    model = get_peft_model(Classifier(backbone.model, backbone.width), config).to(device).train()
+    optimizer = optimizer_of(model)
+
+    def step() -> None:
+        with autocast(device):
+            logits = model(backbone.input.normalise(pixels))
+        descend(logits, optimizer)
+
+    return step
+
+
+METHODS = {
+    "linear probe, cached": (cached, "linear"),
+    "LoSA, cached": (cached, "losa"),
+    "linear probe, online": (online, "linear"),
+    "LoSA, online": (online, "losa"),
+    "LoRA": (lora, ""),
+}
+
+
+def measure(method: str, name: str, clips: int, frames: int, steps: int) -> dict[str, float]:
+    """Time steps of one method, after one to warm up."""
+    keep_freed_memory()
+    gpu = torch.cuda.is_available()
+    before = 0.0 if gpu else peak_gigabytes()
+    build, side = METHODS[method]
+    step = build(side, name, clips, frames)
+    times = []
+    for _ in range(steps + 1):
+        started = perf_counter()
+        step()
+        if gpu:
+            torch.cuda.synchronize()
+        times.append(perf_counter() - started)
+    peak = torch.cuda.max_memory_allocated() / 1e9 if gpu else peak_gigabytes() - before
+    return {"clips_per_second": clips / statistics.median(times[1:]), "peak_gb": peak}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cached", nargs="*", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--online", nargs="*", default=["vivit_s"])
+    parser.add_argument("--frames", type=int, default=8)
+    parser.add_argument("--clips", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--method", choices=METHODS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.method:
+        name = (arguments.cached or arguments.online)[0]
+        print(json.dumps(measure(arguments.method, name, arguments.clips, arguments.frames, arguments.steps)))
+        return
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
+    print(f"{device}, torch {torch.__version__}, rank {RANK}, batches of {arguments.clips}")
+    for method in METHODS:
+        kind = "cached" if "cached" in method else "online"
+        for name in getattr(arguments, kind):
+            command = [sys.executable, __file__, "--method", method, "--cached", "--online", f"--{kind}", name]
+            command += ["--frames", str(arguments.frames), "--clips", str(arguments.clips)]
+            done = subprocess.run(
+                [*command, "--steps", str(arguments.steps)], capture_output=True, text=True, check=False
+            )
+            frames = 32 if kind == "cached" else arguments.frames
+            if done.returncode:
+                print(f"  {method:<22}{name:<9}{frames:3} frames   {done.stderr.strip().splitlines()[-1][:80]}")
+                continue
+            found = json.loads(done.stdout.splitlines()[-1])
+            print(
+                f"  {method:<22}{name:<9}{frames:3} frames {found['clips_per_second']:9.3f} clips/s"
+                f"{found['peak_gb']:8.2f} GB",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
