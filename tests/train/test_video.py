@@ -1,4 +1,4 @@
-"""Video from end to end: class folders of files, the embedded ViViT, a cache of clips, LoSA with space and time apart."""
+"""Video from end to end: class folders of files, the embedded ViViT, a cache of clips, LoSA of space and time."""
 
 import numpy as np
 import pytest
