@@ -1,6 +1,6 @@
 """The frozen backbone: images in, block outputs (or other points of its trunk) out."""
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from math import prod
@@ -11,6 +11,7 @@ import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
+from losa_cache.backbone.mapped import MappedFile
 from losa_cache.backbone.names import DIGITS_WEIGHTS, build, full_name, hollow
 from losa_cache.backbone.streamed import Sink, StreamedTrunk
 from losa_cache.backbone.tail import read_tail
@@ -47,12 +48,12 @@ class Backbone:
         name: str,
         random: bool,
         input: InputSpec,
-        forget: Callable[[], None] = lambda: None,
+        file: MappedFile | None = None,
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.name, self.input = name, input
-        self.weights = ("random:" if random else "") + f"sha256:{weights_hash(model, forget)}"
-        self._forget = forget
+        self.weights = ("random:" if random else "") + f"sha256:{weights_hash(model, file)}"
+        self._file = file
         self.streamed: StreamedTrunk | None = None
         self.device = torch.device("cpu")
         if not hasattr(model, "blocks") or not hasattr(model, "forward_intermediates"):
@@ -96,7 +97,7 @@ class Backbone:
                 tokens=self.tokens,
                 width=self.width,
                 pixels=prod(self.input.size),
-                forget=self._forget,
+                file=self._file,
             )
         return self
 
@@ -255,17 +256,15 @@ def load_backbone(
     if resolved == "vit_e" and weights == PRETRAINED:
         raise UserError("no weights of 'vit_e' are public: pass a checkpoint with --weights FILE, or --weights random.")
     mapped = mapped and Path(weights).suffix == ".safetensors"
-    forget: Callable[[], None] = lambda: None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         make = hollow if mapped else partial(build, pretrained=weights == PRETRAINED)
         model = make(resolved, img_size=img_size)
-    if mapped:
-        forget = map_file(model, Path(weights)).forget
-    elif weights not in (PRETRAINED, RANDOM):
+    file = map_file(model, Path(weights)) if mapped else None
+    if file is None and weights not in (PRETRAINED, RANDOM):
         load_file(model, Path(weights))
     config = resolve_model_data_config(model)
     if img_size is not None:
         config["input_size"] = (config["input_size"][0], img_size, img_size)
     spec = InputSpec.from_timm(config).resized(resize)
-    return Backbone(model, name=resolved, random=weights == RANDOM, input=spec, forget=forget)
+    return Backbone(model, name=resolved, random=weights == RANDOM, input=spec, file=file)

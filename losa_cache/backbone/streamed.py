@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from losa_cache.backbone.budget import Sizes, fitting_batch, group_blocks
+from losa_cache.backbone.mapped import MappedFile
 from losa_cache.backbone.taps import watch
 from losa_cache.errors import UserError
 
@@ -34,7 +35,7 @@ class StreamedTrunk:
         budget: bytes of its memory.
         tokens, width: of a block output.
         pixels: elements of an image.
-        forget: called when weights have been copied to the device, to let go of what was read for that.
+        file: that the weights lie in: what was read of it is forgotten when it is on the device.
     """
 
     def __init__(
@@ -47,14 +48,14 @@ class StreamedTrunk:
         tokens: int,
         width: int,
         pixels: int,
-        forget: Callable[[], None],
+        file: MappedFile | None = None,
     ) -> None:
-        self._blocks, self._device, self.budget, self._forget = blocks, device, budget, forget
+        self._blocks, self._device, self.budget, self._file = blocks, device, budget, file
         self._image = _work_of_an_image(blocks, tokens=tokens, width=width, pixels=pixels)
         for block in blocks:
             block.to("cpu")
         self._rest = _move_outside(model, blocks, device)
-        forget()
+        self._forget()
         self._loader = ThreadPoolExecutor(1, "weights")
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._coming: tuple[tuple[list[range], int, torch.dtype], Future[Weights]] | None = None
@@ -117,13 +118,17 @@ class StreamedTrunk:
                 weights = self._take_weights(groups, number, compute)
                 for at_work, arguments in enumerate(given):
                     stream = parked[at_work].to(self._device, non_blocking=True)
-                    for at, tensors in zip(group, weights, strict=True):
-                        more, named = arguments[at]
-                        stream = functional_call(self._blocks[at], tensors, (stream, *more), named)
+                    stream = self._through(group, weights, stream, arguments)
                     parked[at_work] = self._park(stream) if group is not groups[-1] else stream[:0]
                 if self._copies is not None:  # what this group takes is given to the next but one
                     torch.cuda.current_stream(self._device).synchronize()
                 del weights, stream
+
+    def _through(self, group: range, weights: Weights, stream: Tensor, arguments: Arguments) -> Tensor:
+        for at, tensors in zip(group, weights, strict=True):
+            more, named = arguments[at]
+            stream = functional_call(self._blocks[at], tensors, (stream, *more), named)
+        return stream
 
     def _enter(self, forward: Callable[[], object]) -> tuple[Tensor, Arguments]:
         """Run a model with its blocks stubbed: what enters the first, and what else each of them is given.
@@ -173,6 +178,10 @@ class StreamedTrunk:
     def _send_for(self, groups: list[range], number: int, compute: torch.dtype) -> None:
         coming = self._loader.submit(self._bring, groups[number], compute)
         self._coming = (groups, number, compute), coming
+
+    def _forget(self) -> None:
+        if self._file is not None:
+            self._file.forget()
 
     def _bring(self, group: range, compute: torch.dtype) -> Weights:
         """Copy a group's weights to the device: through pinned memory, beside what is computed there."""

@@ -3,7 +3,6 @@
 import hashlib
 import logging
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -78,18 +77,19 @@ def _fill(model: nn.Module, state: dict[str, Tensor], path: Path, *, assign: boo
         log.warning("%d tensors of %s are not part of the backbone: %s, ...", len(unused), path, ", ".join(unused[:3]))
 
 
-def weights_hash(model: nn.Module, forget: Callable[[], None] = lambda: None) -> str:
+def weights_hash(model: nn.Module, file: MappedFile | None = None) -> str:
     """Hash a trunk's tensors: sha256 over name, dtype, shape and bytes of each, in the order of their names.
 
     Args:
         model: its ``state_dict`` is hashed.
-        forget: called after each tensor, to let go of what was read for it.
+        file: that they lie in: what was read for a tensor is forgotten again.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(_bytes_of(tensor))
-        forget()
+        if file is not None:
+            file.forget()
     return digest.hexdigest()
 
 

@@ -1,8 +1,8 @@
 """The pipeline of stage one: decode, forward and encode, write, all at the same time.
 
 Decoding runs a few batches ahead; the main thread keeps the device busy; one thread takes what comes back and writes
-it, a few others checksum and compress for it. Both queues are short, so memory is a few batches. A backbone that streams
-through its device is given many batches at once, and what it gives back is collected on the host.
+it, a few others checksum and compress for it. Both queues are short, so memory is a few batches. A backbone that is
+streamed through its device is given many batches at once, and what it gives back is collected on the host.
 """
 
 from collections import deque
@@ -87,7 +87,7 @@ def run(inputs: Inputs, writer: CacheWriter, *, batch_size: int, workers: int, s
 
 
 def pass_length(inputs: Inputs, layout: Layout, batch_size: int) -> int:
-    """Say how many batches go through the backbone together: one, or of a streamed one as many as the host has room for."""
+    """Say how many batches go through the backbone together: one, or if it is streamed as many as the host can hold."""
     backbone = inputs.backbone
     if backbone.streamed is None:
         return 1

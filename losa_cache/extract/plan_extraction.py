@@ -19,8 +19,8 @@ from losa_cache.errors import UserError, require_counts
 from losa_cache.extract.begin import plan_store
 from losa_cache.extract.forecast import Candidate, Speeds, forecast, recommend, short
 from losa_cache.extract.measure import decode_speed, disk_speed, forward_speed, unpack_speed
-from losa_cache.extract.plan import cache_name, default_batch
 from losa_cache.extract.pipeline import pass_length
+from losa_cache.extract.plan import cache_name, default_batch
 from losa_cache.inputs import Inputs, open_inputs
 from losa_cache.memory import available_memory, parse_bytes
 

@@ -104,7 +104,7 @@ def compare(cache: ActivationCache, inputs: Inputs, count: int, *, seed: int) ->
     plan = [views_of(part.tolist(), cache.manifest.views) for part in parts]
     for part, (batch, blocks) in zip(parts, run_views(inputs, plan, workers=default_workers()), strict=True):
         batch.require(inputs.samples, "it did when the cache was made")
-        there = encoding.to(blocks[0].device)
+        on_device = encoding.to(blocks[0].device)
         shape = (len(part), *cache.layout.shape[2:])
         stored = [torch.empty(shape, dtype=precision.stored_dtype) for _ in points]
         reader.read(part, stored)
@@ -112,7 +112,7 @@ def compare(cache: ActivationCache, inputs: Inputs, count: int, *, seed: int) ->
         found = torch.empty(len(part), len(points))
         for point, (block, kept) in enumerate(zip(blocks, stored, strict=True)):
             again = torch.empty(shape, dtype=precision.stored_dtype, device=block.device)
-            extreme = there.encode(point, block, again)
+            extreme = on_device.encode(point, block, again)
             again = again.cpu()
             encoding.settle(again[:, None], extreme.cpu()[None])
             same &= (again.view(torch.uint8) == kept.view(torch.uint8)).flatten(1).all(dim=1)
