@@ -73,6 +73,7 @@ def main() -> None:
         print(json.dumps(measure(arguments, arguments.budget[0])))
         return
     budgets = [NO_BUDGET, *(arguments.budget or ["200MB", "400MB"])]
+    shared = ["--backbone", arguments.backbone, "--images", str(arguments.images), "--batch", str(arguments.batch)]
     with tempfile.TemporaryDirectory(dir=".") as work:
         weights = load_backbone(arguments.backbone, weights="random").model.state_dict()
         save_file(weights, Path(work) / "weights.safetensors")
@@ -81,19 +82,12 @@ def main() -> None:
         found: dict[str, list[Figures]] = {budget: [] for budget in budgets}
         for _ in range(arguments.repeats):
             for budget in budgets:
-                command = [sys.executable, __file__, *sys.argv[1:], "--work", work]
-                command = [
-                    *(word for word in command if word != "--budget" and word not in budgets),
-                    "--budget",
-                    budget,
-                ]
+                command = [sys.executable, __file__, *shared, "--work", work, "--budget", budget]
                 done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
                 found[budget].append(json.loads(done.stdout))
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
-    print(
-        f"{arguments.backbone}, {size / 1e9:.2f} GB of weights, {arguments.images} images in batches of {arguments.batch}"
-    )
-    print(f"{device}, torch {torch.__version__}, medians of {arguments.repeats}")
+    print(f"{arguments.backbone}, {size / 1e9:.2f} GB; {arguments.images} images, {arguments.batch} a batch; {device}")
+    print(f"torch {torch.__version__}, medians of {arguments.repeats}")
     plain = statistics.median(one["images_per_second"] for one in found[NO_BUDGET])
     for budget, runs in found.items():
         middle = {name: statistics.median(one[name] for one in runs) for name in runs[0]}

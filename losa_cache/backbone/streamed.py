@@ -223,11 +223,12 @@ def _bytes_on_device(block: nn.Module, compute: torch.dtype) -> int:
 def _work_of_an_image(blocks: Sequence[nn.Module], *, tokens: int, width: int, pixels: int) -> int:
     """Estimate, from above, the bytes of an image's work in a block, in float32.
 
-    In the MLP: the residual stream, its norm, the hidden layer before and after its activation, the output; in
-    attention less. Six widths leave room for a point's value as it is encoded. And the pixels, uint8 and normalised.
+    In the MLP: the residual stream, its norm, the output, and the hidden layer before and after its activation, or a
+    gate beside it; in attention less, if its matrix is never formed, as by torch's fused kernels. Six widths leave room
+    for a point's value as it is encoded. And the pixels, uint8 and normalised.
     """
     hidden = max(m.out_features for block in blocks for m in block.modules() if isinstance(m, nn.Linear))
-    return 4 * tokens * (6 * width + 2 * hidden) + 9 * pixels
+    return 4 * tokens * (6 * width + 3 * hidden) + 9 * pixels
 
 
 def _move_outside(model: nn.Module, blocks: Sequence[nn.Module], device: torch.device) -> int:

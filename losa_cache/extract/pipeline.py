@@ -8,6 +8,7 @@ streamed through its device is given many batches at once, and what it gives bac
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from math import prod
 from time import perf_counter
 
 import torch
@@ -17,6 +18,7 @@ from losa_cache.cache.layout import Layout
 from losa_cache.cache.precision import EncodedBatch
 from losa_cache.cache.shard import pack
 from losa_cache.cache.writer import CacheWriter
+from losa_cache.data.decode import DECODE_AHEAD
 from losa_cache.errors import UserError
 from losa_cache.extract.meter import Meter
 from losa_cache.extract.plan import batches, batches_at_once, views_of
@@ -48,7 +50,8 @@ def run(inputs: Inputs, writer: CacheWriter, *, batch_size: int, workers: int, s
     target = backbone.device if backbone.streamed is None else torch.device("cpu")
     fetch = _HostCopy(target)
     decoder = inputs.decoder(workers)
-    decoded = decoder.batches(views_of(rows, manifest.views) for rows, _ in plan)
+    views = (views_of(rows, manifest.views) for rows, _ in plan)
+    decoded = decoder.batches(views, ahead=max(DECODE_AHEAD, at_once))
     writes: deque[Future[None]] = deque()
     with ThreadPoolExecutor(workers, "pack") as packers, ThreadPoolExecutor(1, "write") as scribe:
         try:
@@ -95,7 +98,7 @@ def pass_length(inputs: Inputs, layout: Layout, batch_size: int) -> int:
     if backbone.device.type == "cpu":
         memory -= backbone.streamed.budget
     stream = backbone.tokens * backbone.width * torch.float32.itemsize
-    return batches_at_once(layout.sample_bytes + stream, batch_size, memory)
+    return batches_at_once(layout.sample_bytes + stream + prod(backbone.input.size), batch_size, memory)
 
 
 def _write(

@@ -2,19 +2,24 @@
 
 import gc
 import weakref
+from itertools import accumulate
 
 import pytest
+import timm
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from timm.data import resolve_model_data_config
 from timm.models.vision_transformer import ParallelScalingBlock
+from torch.profiler import ProfilerActivity, profile
 
-from losa_cache.backbone import load_backbone
+from losa_cache.backbone import Backbone, load_backbone
 from losa_cache.backbone.budget import Sizes, fitting_batch, group_blocks
 from losa_cache.backbone.mapped import MappedFile
 from losa_cache.backbone.names import vit_digits
 from losa_cache.backbone.streamed import StreamedTrunk
+from losa_cache.data.transforms import InputSpec
 from losa_cache.errors import UserError
 from losa_cache.memory import parse_bytes
 from losa_cache.points import stored_points, tapped_points
@@ -287,3 +292,19 @@ def test_files_that_do_not_fit_or_cannot_be_read_are_refused_as_ever(file, tmp_p
     }.items():
         with pytest.raises(UserError, match=message):
             load_backbone("vit_digits", weights=tmp_path / f"{name}.safetensors", mapped=True)
+
+
+@pytest.mark.parametrize("name", ["vit_base_patch16_224", "vit_base_patch16_siglip_224", "eva02_base_patch14_224"])
+def test_the_work_of_an_image_is_estimated_from_above(name):
+    """Beside torch's own record of what is allocated, in a block of the real width."""
+    model = timm.create_model(name, depth=1, num_classes=0)
+    spec = InputSpec.from_timm(resolve_model_data_config(model))
+    backbone = Backbone(model, name=name, random=True, input=spec)
+    work = backbone.to("cpu", budget=10**9).streamed.sizes(torch.float32).image
+    backbone.to("cpu")
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        backbone.run(pixels_of(backbone, 2), ["block.1"], lambda _, value: value.clone(), compute=torch.float32)
+    memory = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
+    memory.sort(key=lambda event: event.start_ns())
+    peak = max(accumulate(event.nbytes() for event in memory))
+    assert peak <= 2 * work <= 2.5 * peak
