@@ -20,9 +20,7 @@ from losa_cache.layers import choose_layers
 from losa_cache.memory import available_memory
 from losa_cache.points import require_tap
 
-DEVICE_SHARE = (
-    0.8  # of the free memory of a device, that weights may take before they are streamed, and streaming takes
-)
+DEVICE_SHARE = 0.8  # of a device's free memory: larger weights are streamed, and take so much
 
 
 @dataclass(frozen=True)

@@ -104,8 +104,8 @@ class StreamedTrunk:
         for forward in batches:
             stream, arguments = self._enter(forward)
             parked.append(self._park(stream))
-            given.append(arguments)
-        del stream
+            given.append(given[-1] if given and _alike(given[-1], arguments) else arguments)  # on the device once
+        del stream, arguments
         at_work = 0
 
         def take(at: int, value: Tensor) -> None:
@@ -119,7 +119,7 @@ class StreamedTrunk:
                 for at_work, arguments in enumerate(given):
                     stream = parked[at_work].to(self._device, non_blocking=True)
                     stream = self._through(group, weights, stream, arguments)
-                    parked[at_work] = self._park(stream) if group is not groups[-1] else stream[:0]
+                    parked[at_work] = self._park(stream) if group is not groups[-1] else torch.empty(0)
                 if self._copies is not None:  # what this group takes is given to the next but one
                     torch.cuda.current_stream(self._device).synchronize()
                 del weights, stream
@@ -199,6 +199,17 @@ class StreamedTrunk:
         if self._copies is not None:
             self._copies.synchronize()
         return weights
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Tell whether what blocks are given in two batches is the same, as it is unless it depends on the images."""
+    if isinstance(one, Tensor):
+        return isinstance(other, Tensor) and torch.equal(one, other)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(_alike, one, other))
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_alike(one[name], other[name]) for name in one)
+    return bool(one == other)
 
 
 def _placed(block: nn.Module, compute: torch.dtype) -> Generator[tuple[str, Tensor, torch.dtype], None, None]:
