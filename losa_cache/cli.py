@@ -87,6 +87,9 @@ def extract(
     batch_size: Annotated[int | None, typer.Option(help="Images a forward pass; default: at most 64.")] = None,
     device: Device = None,
     workers: Workers = None,
+    max_device_memory: Annotated[
+        str | None, typer.Option(help="4GB, 1.5GiB: stream a larger backbone through the device; default: if it must.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the samples' order, their augmentation, and random weights.")] = 0,
     on_error: Annotated[str, typer.Option(help="stop at an image that does not decode, or skip and list it.")] = "stop",
     as_json: Json = False,
@@ -117,6 +120,7 @@ def extract(
         "batch_size": batch_size,
         "device": device,
         "workers": workers,
+        "max_device_memory": max_device_memory,
         "seed": seed,
     }
     if context.info_name == "plan":

@@ -18,7 +18,10 @@ from losa_cache.data.load import load_samples
 from losa_cache.data.samples import Samples
 from losa_cache.errors import UserError, require_counts
 from losa_cache.layers import choose_layers
+from losa_cache.memory import available_memory
 from losa_cache.points import require_tap
+
+DEVICE_SHARE = 0.8  # of a device's free memory: larger weights are streamed, and take so much
 
 
 @dataclass(frozen=True)
@@ -73,10 +76,14 @@ def open_inputs(
     frames: int | None = None,
     stride: int | None = None,
     inflation: str = "central",
+    max_device_memory: int | None = None,
 ) -> Inputs:
     """Load what is given by name, order the samples, choose the layers.
 
     Options are those of ``losa_cache.extract``; ``frames``, ``stride`` and ``inflation`` those of ``load_backbone``.
+
+    A backbone larger than the device's free memory is streamed through it even if ``max_device_memory`` (bytes) is not
+    given; a loaded one that is streamed already stays so.
 
     Raises:
         UserError: for any of them that cannot work.
@@ -95,7 +102,10 @@ def open_inputs(
     if isinstance(dataset, str):
         folder = Path(data_dir) if data_dir is not None else None
         dataset = load_samples(dataset, split=split, data_dir=folder, home=home() / "data")
+    budget = max_device_memory
     if isinstance(backbone, str):
+        size = Path(weights).stat().st_size if Path(weights).is_file() else 0
+        budget = budget or _needed_budget(size, device)
         backbone = load_backbone(
             backbone,
             weights=weights,
@@ -105,14 +115,19 @@ def open_inputs(
             frames=frames,
             stride=stride,
             inflation=inflation,
+            mapped=budget is not None,
         )
+    if budget is None and backbone.streamed is not None:
+        budget = backbone.streamed.budget
+    if budget is None and device.type != "cpu":  # on the CPU it is in memory already
+        budget = _needed_budget(backbone.weight_bytes, device)
     if augment is not None:
         backbone.input.augmentation(augment)  # an unknown one is refused before anything is written
     dataset.require_clips(Clip(backbone.input.frames, backbone.input.stride, count=clips))
     if augment is not None and dataset.clip is not None:
         raise UserError(f"augment is {augment!r}, but clips of videos are not augmented: leave it out.")
     chosen.columns(backbone.width)  # a width that it cannot store is refused
-    backbone.to(device)
+    backbone.to(device, budget=budget)
     if tap != "block":
         backbone.require_branches()
     samples = dataset.select(permute(len(dataset), seed=seed, limit=limit))
@@ -132,6 +147,12 @@ def open_inputs(
         clips=clips,
     )
     return Inputs(backbone, samples, manifest, compute)
+
+
+def _needed_budget(weights: int, device: torch.device) -> int | None:
+    """Give a budget for a backbone of so many bytes if it does not fit a device, else ``None``."""
+    room = int(DEVICE_SHARE * available_memory(device))
+    return room if weights > room else None
 
 
 def permute(count: int, *, seed: int, limit: int | None) -> NDArray[np.int64]:

@@ -1,11 +1,31 @@
-"""How much memory is left."""
+"""How much memory is left, and how people write such sizes."""
 
+import re
 import resource
 from pathlib import Path
 
 import torch
 
+from losa_cache.errors import UserError
+
 _LIMITLESS = 2**62
+_PREFIXES = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+
+
+def parse_bytes(size: str | int) -> int:
+    """Read a size: ``4GB`` (10^9 each), ``1.5GiB`` (2^30), ``512MB``, or plain bytes.
+
+    Raises:
+        UserError: if it is none, or less than a byte.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kmgt]?)(i?)b?", str(size).strip(), re.IGNORECASE)
+    number = 0
+    if found is not None:
+        value, prefix, binary = found.groups()
+        number = int(float(value) * (1024 if binary else 1000) ** _PREFIXES[prefix.lower()])
+    if number < 1:
+        raise UserError(f"{str(size)!r} is no size: write 4GB, 512MB, 1.5GiB or a number of bytes.")
+    return number
 
 
 def available_memory(device: torch.device) -> int:

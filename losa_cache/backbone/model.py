@@ -1,9 +1,10 @@
 """The frozen backbone: images or videos in, block outputs (or other points of its trunk) out."""
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from losa_cache.backbone.hugging_face import open_folder
-from losa_cache.backbone.names import CHECKPOINT, DIGITS_WEIGHTS, VIDEO, build, full_name
+from losa_cache.backbone.mapped import MappedFile
+from losa_cache.backbone.names import CHECKPOINT, DIGITS_WEIGHTS, VIDEO, build, full_name, hollow
+from losa_cache.backbone.streamed import Sink, StreamedTrunk
 from losa_cache.backbone.tail import read_tail
 from losa_cache.backbone.taps import GATES, watch
 from losa_cache.backbone.vivit import CENTRAL, FRAMES, STRIDE, TubeletEmbed, inflate
-from losa_cache.backbone.weights import load_file, weights_hash
+from losa_cache.backbone.weights import load_file, map_file, weights_hash
 from losa_cache.data.transforms import InputSpec
 from losa_cache.device import has_bfloat16
 from losa_cache.errors import UserError, require_counts
@@ -40,12 +43,23 @@ class Backbone:
         prefix_tokens: how many of them are not patches.
         grid: patch rows and columns; of a video (n_t, rows, columns), and its tokens lie in that order.
         tail: its frozen final norm and pooling.
+        streamed: how its blocks pass through the device, if it was moved there with a budget.
     """
 
-    def __init__(self, model: nn.Module, *, name: str, random: bool, input: InputSpec) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        name: str,
+        random: bool,
+        input: InputSpec,
+        file: MappedFile | None = None,
+    ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.name, self.input = name, input
-        self.weights = ("random:" if random else "") + f"sha256:{weights_hash(model)}"
+        self.weights = ("random:" if random else "") + f"sha256:{weights_hash(model, file)}"
+        self._file = file
+        self.streamed: StreamedTrunk | None = None
         self.device = torch.device("cpu")
         if not hasattr(model, "blocks") or not hasattr(model, "forward_intermediates"):
             raise UserError(f"backbone {name!r} has no trunk of equal blocks: choose a ViT.")
@@ -68,40 +82,100 @@ class Backbone:
         self.tokens = self.prefix_tokens + patches.shape[1]
         self.tail = read_tail(model, width=self.width, prefix_tokens=self.prefix_tokens)
 
-    def to(self, device: torch.device | str) -> "Backbone":
-        """Move the weights to a device and return self."""
+    def to(self, device: torch.device | str, *, budget: int | None = None) -> "Backbone":
+        """Move the weights to a device and return self.
+
+        Args:
+            device: to compute on.
+            budget: bytes of its memory that may be taken: the blocks stay on the host, and pass through the device in
+                groups (``losa_cache.backbone.streamed``); without one, all weights are moved.
+        """
         self.device = torch.device(device)
-        self.model.to(self.device)
+        if budget is None:
+            self.streamed = None
+            self.model.to(self.device)
+        else:
+            self.streamed = StreamedTrunk(
+                self.model,
+                self._blocks,
+                self.device,
+                budget,
+                tokens=self.tokens,
+                width=self.width,
+                pixels=prod(self.input.shape),
+                file=self._file,
+            )
         return self
 
-    def run(
-        self, pixels: Tensor, points: Sequence[str], sink: Callable[[int, Tensor], None], *, compute: torch.dtype
-    ) -> None:
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights, as they are loaded."""
+        return sum(tensor.nbytes for tensor in (*self.model.parameters(), *self.model.buffers()))
+
+    def fitting_batch(self, most: int, compute: torch.dtype) -> int:
+        """Choose how many images, at most, a forward pass takes within the budget, if there is one."""
+        return most if self.streamed is None else self.streamed.fitting_batch(most, compute)
+
+    def groups(self, batch: int, compute: torch.dtype) -> list[range]:
+        """Say which blocks are on the device together for batches of this size: all, if there is no budget.
+
+        Raises:
+            UserError: if the budget is too small.
+        """
+        return [range(self.depth)] if self.streamed is None else self.streamed.groups(batch, compute)
+
+    def run(self, pixels: Tensor, points: Sequence[str], sink: Sink, *, compute: torch.dtype) -> None:
         """Run the trunk on a batch, without gradients, and hand on the value at each point as it comes.
 
         Args:
-            pixels: ``(batch, *input.shape)`` on the backbone's device: uint8, as ``input.transform()`` gives frames, or
-                float32 that ``input.normalise`` made of them.
+            pixels: ``(batch, *input.shape)``: uint8, as ``input.transform()`` gives frames, or float32 that
+                ``input.normalise`` made of them.
             points: names (``losa_cache.points``), in any order.
             sink: is given a position in ``points`` and the value there ``(batch, tokens, width)``, prefix tokens first:
-                an inference tensor, to be copied before autograd sees it.
+                an inference tensor on the device, to be copied before autograd sees it.
             compute: dtype of the matrix products (autocast); the residual stream stays float32, branches do not.
 
         Raises:
-            UserError: for a branch of a trunk that does not keep its branches apart.
+            UserError: for a branch of a trunk that does not keep its branches apart, or a budget that is too small.
         """
-        images = self.input.normalise(pixels) if pixels.dtype == torch.uint8 else pixels
-        half = compute != torch.float32
-        with ExitStack() as hooks, torch.inference_mode(), torch.autocast(self.device.type, compute, enabled=half):
+        if self.streamed is not None:
+            self.run_all([pixels], points, [sink], compute=compute)
+            return
+        with ExitStack() as hooks, self._computing(compute):
             for at, point in enumerate(points):
                 hooks.callback(watch(self._blocks, point, partial(sink, at)).remove)
-            self._intermediates(images, [self.depth - 1], output_fmt="NLC")
+            self._forward(pixels)
+
+    def run_all(
+        self, batches: Sequence[Tensor], points: Sequence[str], sinks: Sequence[Sink], *, compute: torch.dtype
+    ) -> None:
+        """Run the trunk on batches, each as :meth:`run` does and with a sink of its own.
+
+        Within a budget they go through the blocks together, so that the weights are moved once for all of them.
+        """
+        if self.streamed is None:
+            for pixels, sink in zip(batches, sinks, strict=True):
+                self.run(pixels, points, sink, compute=compute)
+            return
+        forwards = [partial(self._forward, pixels) for pixels in batches]
+        with self._computing(compute):
+            self.streamed.run(forwards, points, sinks, largest=max(map(len, batches)), compute=compute)
 
     def outputs(self, pixels: Tensor, points: Sequence[str], *, compute: torch.dtype) -> list[Tensor]:
-        """Run the trunk and return the values of :meth:`run` in the order of ``points``."""
-        found: dict[int, Tensor] = {}
-        self.run(pixels, points, found.__setitem__, compute=compute)
-        return [found[at] for at in range(len(points))]
+        """Run the trunk and return the values of :meth:`run` in the order of ``points``.
+
+        Within a budget the images are run in batches that fit it, and the values come back on the host.
+        """
+        parts = pixels.split(self.fitting_batch(len(pixels), compute))
+        found: list[dict[int, Tensor]] = [{} for _ in parts]
+
+        def keeper(kept: dict[int, Tensor]) -> Sink:
+            return kept.__setitem__ if self.streamed is None else lambda at, value: kept.update({at: value.cpu()})
+
+        self.run_all(parts, points, list(map(keeper, found)), compute=compute)
+        if len(found) == 1:
+            return [found[0][at] for at in range(len(points))]
+        return [torch.cat([kept[at] for kept in found]) for at in range(len(points))]
 
     def require_branches(self) -> None:
         """Check, on an image of noise, that each block adds its attention and its MLP output to its input, and no more.
@@ -141,6 +215,17 @@ class Backbone:
             return torch.float16 if self.device.type == "cuda" else torch.float32
         return torch.bfloat16 if precision != "float32" and has_bfloat16(self.device) else torch.float32
 
+    @contextmanager
+    def _computing(self, compute: torch.dtype) -> Generator[None, None, None]:
+        half = compute != torch.float32
+        with torch.inference_mode(), torch.autocast(self.device.type, compute, enabled=half):
+            yield
+
+    def _forward(self, pixels: Tensor) -> None:
+        pixels = pixels.to(self.device, non_blocking=True)
+        images = self.input.normalise(pixels) if pixels.dtype == torch.uint8 else pixels
+        self._intermediates(images, [self.depth - 1], output_fmt="NLC")
+
     def _intermediates(self, images: Tensor, indices: list[int], **options: Any) -> list[Any]:
         flat = images.flatten(1, -3)  # timm asks for four axes: a clip's frames lie side by side as channels
         return self.model.forward_intermediates(  # type: ignore[operator]
@@ -158,6 +243,7 @@ def load_backbone(
     frames: int | None = None,
     stride: int | None = None,
     inflation: str = CENTRAL,
+    mapped: bool = False,
 ) -> Backbone:
     """Load a frozen backbone.
 
@@ -172,6 +258,8 @@ def load_backbone(
         frames: of a video; default: 32 (``vivit_digits``: 4), or the checkpoint's own.
         stride: how far apart the frames are; default: 2.
         inflation: how a patch kernel becomes one of tubelets: ``"central"`` frame or ``"averaged"``.
+        mapped: leave the weights of a safetensors file there, to be read when they are used: for
+            ``Backbone.to(device, budget=...)``.
 
     Raises:
         UserError: for an unknown name, weights that cannot be had or do not fit, a trunk that is not a plain ViT, or
@@ -196,10 +284,13 @@ def load_backbone(
         raise UserError(
             f"no weights of {name!r} are public: pass a checkpoint with --weights FILE, or --weights random."
         )
+    mapped = mapped and Path(weights).suffix == ".safetensors"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = build(trunk, img_size=img_size, pretrained=weights == PRETRAINED)
-    if weights not in (PRETRAINED, RANDOM):
+        make = hollow if mapped else partial(build, pretrained=weights == PRETRAINED)
+        model = make(trunk, img_size=img_size)
+    file = map_file(model, Path(weights)) if mapped else None
+    if file is None and weights not in (PRETRAINED, RANDOM):
         load_file(model, Path(weights))
     config = resolve_model_data_config(model)
     if img_size is not None:
@@ -208,7 +299,7 @@ def load_backbone(
     if made:
         spec = replace(spec, frames=frames or FEW_FRAMES.get(trunk, FRAMES), stride=stride or STRIDE)
         inflate(model, name=trunk, frames=spec.frames, inflation=inflation)
-    return Backbone(model, name=resolved, random=weights == RANDOM, input=spec)
+    return Backbone(model, name=resolved, random=weights == RANDOM, input=spec, file=file)
 
 
 def _load_checkpoint(

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -103,3 +104,16 @@ def build(name: str, *, img_size: int | None, pretrained: bool) -> nn.Module:
             f"the weights of {name!r} could not be had ({type(error).__name__}: {str(error).splitlines()[0]}): "
             "pass a checkpoint with --weights FILE, or --weights random for a dry run."
         ) from error
+
+
+def hollow(name: str, *, img_size: int | None) -> nn.Module:
+    """Build the trunk of a resolved name with no memory for its weights, where it computes none of its buffers.
+
+    Raises:
+        UserError: as of :func:`build`.
+    """
+    with torch.device("meta"):
+        model = build(name, img_size=img_size, pretrained=False)
+    stored = model.state_dict()
+    computed = any(key not in stored for key, _ in model.named_buffers())
+    return build(name, img_size=img_size, pretrained=False) if computed else model

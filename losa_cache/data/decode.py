@@ -102,8 +102,11 @@ class Decoder:
                 generator=torch.Generator(),  # the caller's is left alone
             )
 
-    def batches(self, plan: Iterable[list[View]]) -> Generator[Decoded, None, None]:
-        """Yield a batch for each sequence of views, in order; decoding goes on while the caller works."""
+    def batches(self, plan: Iterable[list[View]], *, ahead: int = DECODE_AHEAD) -> Generator[Decoded, None, None]:
+        """Yield a batch for each sequence of views, in order; decoding goes on, so many batches ahead of the caller.
+
+        Processes keep to two batches each, whatever ``ahead`` is.
+        """
         if self._processes is not None:
             self._plan.batches = plan
             try:
@@ -117,7 +120,7 @@ class Decoder:
                     "memory, give fewer --workers."
                 ) from error
         else:
-            yield from work_ahead(self._by_threads, plan, DECODE_AHEAD)
+            yield from work_ahead(self._by_threads, plan, ahead)
 
     def close(self) -> None:
         """Stop decoding."""

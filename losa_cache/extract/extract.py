@@ -17,6 +17,7 @@ from losa_cache.extract.begin import begin, plan_store
 from losa_cache.extract.meter import Meter
 from losa_cache.extract.plan import cache_name, default_batch
 from losa_cache.inputs import open_inputs
+from losa_cache.memory import parse_bytes
 
 
 def extract(
@@ -45,6 +46,7 @@ def extract(
     workers: int | None = None,
     seed: int = 0,
     on_error: str = "stop",
+    max_device_memory: str | int | None = None,
     shard_bytes: int = SHARD_BYTES,
     meter: Meter | None = None,
 ) -> ActivationCache:
@@ -70,11 +72,17 @@ def extract(
         views: rows a sample, 1 or more: the first is the plain image, the others are augmented.
         augment: with several views, timm's name of their augmentation (``rand-m9-mstd0.5-inc1``, ``crop``, ...).
         clips: rows a video, 1 or more, evenly spaced over it.
-        batch_size: images a forward pass; by default at most 64 and 512 MiB of activations.
+        batch_size: images a forward pass; by default at most 64 and 512 MiB of activations, and what fits
+            ``max_device_memory``. Results are those of this batch size, whatever the memory.
         device: ``cpu``, ``cuda``, ``cuda:1``; by default the GPU where there is one.
         workers: decoding threads; by default one a core, at most 16.
         seed: of the order of the samples, of their augmentation, and of random weights.
         on_error: ``stop`` at an image that does not decode, or ``skip``, count and list it.
+        max_device_memory: ``"4GB"``, ``"1.5GiB"`` or bytes that backbone and forward pass may take of the device. What
+            does not fit stays on the host (of a safetensors file given as ``weights``: on the disk) and streams through
+            the device in groups of blocks, once for many batches, which are collected on the host: up to 1024 images
+            that take a quarter of its free memory. By default 80 % of the device's free memory, where the backbone is
+            larger than that; else nothing is streamed. No part of the cache's identity.
         shard_bytes: aimed-at size of a shard, the unit of commit and of resume.
         meter: is told of progress.
 
@@ -106,10 +114,13 @@ def extract(
         frames=frames,
         stride=stride,
         inflation=inflation,
+        max_device_memory=None if max_device_memory is None else parse_bytes(max_device_memory),
     )
     path = Path(out) if out is not None else home() / "caches" / cache_name(inputs.manifest)
     layout = plan_store(inputs, shard_bytes=shard_bytes)
-    batch_size, workers = batch_size or default_batch(layout), workers or default_workers()
+    batch_size = batch_size or inputs.backbone.fitting_batch(default_batch(layout), inputs.compute)
+    inputs.backbone.groups(batch_size, inputs.compute)  # a budget that is too small is refused
+    workers = workers or default_workers()
     named = isinstance(backbone, str) and isinstance(dataset, str)
     options = {
         "backbone": backbone,

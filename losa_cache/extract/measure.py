@@ -95,10 +95,12 @@ def decode_speed(inputs: Inputs, *, workers: int) -> float:
 def forward_speed(inputs: Inputs, encoding: Encoding, layout: Layout, batch: int) -> float:
     """Images a second through the backbone, encoded."""
     backbone = inputs.backbone
+    target = backbone.device if backbone.streamed is None else torch.device("cpu")
+    encoding = encoding.to(backbone.device)
     pixels = torch.zeros(batch, *backbone.input.shape, dtype=torch.uint8, device=backbone.device)
 
     def run() -> None:
-        encoded = EncodedBatch.empty(encoding, (batch, *layout.shape[1:]), backbone.device)
+        encoded = EncodedBatch.empty(encoding, (batch, *layout.shape[1:]), target)
         backbone.run(pixels, inputs.manifest.points, encoded.put, compute=inputs.compute)
         encoded.extremes.cpu()  # waits for the device
 

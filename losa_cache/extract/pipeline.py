@@ -1,24 +1,29 @@
 """The pipeline of stage one: decode, forward and encode, write, all at the same time.
 
 Decoding runs a few batches ahead; the main thread keeps the device busy; one thread takes what comes back and writes
-it, a few others checksum and compress for it. Both queues are short, so memory is a few batches.
+it, a few others checksum and compress for it. Both queues are short, so memory is a few batches. A backbone that is
+streamed through its device is given many batches at once, and what it gives back is collected on the host.
 """
 
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from math import prod
 from time import perf_counter
 
 import torch
 from torch import Tensor
 
+from losa_cache.cache.layout import Layout
 from losa_cache.cache.precision import EncodedBatch
 from losa_cache.cache.shard import pack
 from losa_cache.cache.writer import CacheWriter
+from losa_cache.data.decode import DECODE_AHEAD
 from losa_cache.errors import UserError
 from losa_cache.extract.meter import Meter
-from losa_cache.extract.plan import batches, views_of
+from losa_cache.extract.plan import batches, batches_at_once, views_of
 from losa_cache.inputs import Inputs
+from losa_cache.memory import available_memory
 
 WRITE_BEHIND = 2
 
@@ -41,28 +46,35 @@ def run(inputs: Inputs, writer: CacheWriter, *, batch_size: int, workers: int, s
     encoding = writer.encoding.to(backbone.device)
     plan = batches(writer.layout, writer.wanted(), batch_size)
     meter.start(sum(len(keep) for _, keep in plan))
-    fetch = _HostCopy(backbone.device)
+    at_once = pass_length(inputs, writer.layout, batch_size)
+    target = backbone.device if backbone.streamed is None else torch.device("cpu")
+    fetch = _HostCopy(target)
     decoder = inputs.decoder(workers)
-    decoded = decoder.batches(views_of(rows, manifest.views) for rows, _ in plan)
+    views = (views_of(rows, manifest.views) for rows, _ in plan)
+    decoded = decoder.batches(views, ahead=max(DECODE_AHEAD, at_once))
     writes: deque[Future[None]] = deque()
     with ThreadPoolExecutor(workers, "pack") as packers, ThreadPoolExecutor(1, "write") as scribe:
         try:
-            for rows, keep in plan:
-                asked = perf_counter()
-                batch = next(decoded)
-                meter.waited_decode += perf_counter() - asked
-                if not skip_errors:
-                    batch.require(samples, "mend it, or pass --on-error skip")
-                encoded = EncodedBatch.empty(encoding, (len(rows), *writer.layout.shape[1:]), backbone.device)
-                pixels = batch.pixels.to(backbone.device, non_blocking=True)
-                backbone.run(pixels, manifest.points, encoded.put, compute=inputs.compute)
-                fetched = fetch.start((encoded.stored, encoded.extremes))
-                asked = perf_counter()
-                while len(writes) >= WRITE_BEHIND:
-                    writes.popleft().result()
-                meter.waited_write += perf_counter() - asked
-                failures = {rows[place]: reason for place, (_, reason) in batch.failures.items()}
-                writes.append(scribe.submit(_write, writer, packers, rows, keep, failures, fetched, meter))
+            for start in range(0, len(plan), at_once):
+                part = plan[start : start + at_once]
+                taken, encoded = [], []
+                for rows, _ in part:
+                    asked = perf_counter()
+                    taken.append(next(decoded))
+                    meter.waited_decode += perf_counter() - asked
+                    if not skip_errors:
+                        taken[-1].require(samples, "mend it, or pass --on-error skip")
+                    encoded.append(EncodedBatch.empty(encoding, (len(rows), *writer.layout.shape[1:]), target))
+                pixels, sinks = [batch.pixels for batch in taken], [batch.put for batch in encoded]
+                backbone.run_all(pixels, manifest.points, sinks, compute=inputs.compute)
+                for (rows, keep), batch, values in zip(part, taken, encoded, strict=True):
+                    fetched = fetch.start((values.stored, values.extremes))
+                    asked = perf_counter()
+                    while len(writes) >= max(WRITE_BEHIND, at_once):
+                        writes.popleft().result()
+                    meter.waited_write += perf_counter() - asked
+                    failures = {rows[place]: reason for place, (_, reason) in batch.failures.items()}
+                    writes.append(scribe.submit(_write, writer, packers, rows, keep, failures, fetched, meter))
             while writes:
                 writes.popleft().result()
         except OSError as error:
@@ -75,6 +87,18 @@ def run(inputs: Inputs, writer: CacheWriter, *, batch_size: int, workers: int, s
             decoder.close()
             for write in writes:
                 write.cancel()
+
+
+def pass_length(inputs: Inputs, layout: Layout, batch_size: int) -> int:
+    """Say how many batches go through the backbone together: one, or if it is streamed as many as the host can hold."""
+    backbone = inputs.backbone
+    if backbone.streamed is None:
+        return 1
+    memory = available_memory(torch.device("cpu"))
+    if backbone.device.type == "cpu":
+        memory -= backbone.streamed.budget
+    stream = backbone.tokens * backbone.width * torch.float32.itemsize
+    return batches_at_once(layout.sample_bytes + stream + prod(backbone.input.shape), batch_size, memory)
 
 
 def _write(

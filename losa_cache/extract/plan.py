@@ -8,6 +8,8 @@ from losa_cache.data.decode import View
 
 BATCH_BYTES = 512 * 1024 * 1024
 MAX_BATCH = 64
+MAX_AT_ONCE = 1024  # images: by then moving the weights is nothing beside computing with them
+HOST_SHARE = 4  # one pass is collected and the one before is written, in half of the free memory
 
 
 def cache_name(manifest: Manifest) -> str:
@@ -24,6 +26,17 @@ def cache_name(manifest: Manifest) -> str:
 def default_batch(layout: Layout) -> int:
     """Choose a batch whose activations stay below 512 MiB, at most 64."""
     return max(1, min(MAX_BATCH, BATCH_BYTES // layout.sample_bytes))
+
+
+def batches_at_once(image: int, batch_size: int, memory: int) -> int:
+    """Choose how many batches go through a streamed backbone together, at least 1.
+
+    Args:
+        image: bytes that one takes on the host until it is written.
+        batch_size: images a batch.
+        memory: free bytes of the host.
+    """
+    return max(1, min(MAX_AT_ONCE, memory // HOST_SHARE // image) // batch_size)
 
 
 def batches(layout: Layout, wanted: Iterable[int], batch_size: int) -> list[tuple[range, frozenset[int]]]:

@@ -19,9 +19,10 @@ from losa_cache.errors import UserError, require_counts
 from losa_cache.extract.begin import plan_store
 from losa_cache.extract.forecast import Candidate, Speeds, forecast, recommend, short
 from losa_cache.extract.measure import decode_speed, disk_speed, forward_speed, unpack_speed
+from losa_cache.extract.pipeline import pass_length
 from losa_cache.extract.plan import cache_name, default_batch
-from losa_cache.inputs import open_inputs
-from losa_cache.memory import available_memory
+from losa_cache.inputs import Inputs, open_inputs
+from losa_cache.memory import available_memory, parse_bytes
 
 PREFERRED = ("bfloat16", "int8", "int4")  # what may be recommended in place of the precision asked for
 
@@ -36,6 +37,7 @@ def plan_extraction(
     batch_size: int | None = None,
     device: str | None = None,
     workers: int | None = None,
+    max_device_memory: str | int | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Measure disk, device and a few images; predict ``losa_cache.extract`` with the same arguments.
@@ -48,7 +50,9 @@ def plan_extraction(
         what would be written (``rows``, ``tokens``, ``width``, ``layers``, ``points``, ``precision``, ``bytes``,
         ``shards``, ``files``, ``out``), what was measured (``free``, ``disk`` in bytes a second,
         ``images_per_second``), what follows (``hours_to_extract``, ``epoch_seconds`` of features,
-        ``break_even_epochs``), ``alternatives`` by precision, and ``recommendation``, one sentence.
+        ``break_even_epochs``), ``device_memory`` (``free`` and ``weights``, in bytes; whether these are ``streamed``
+        through the device, in how many ``groups`` of blocks, of which bytes ``moved`` for how many ``images`` at once),
+        ``alternatives`` by precision, and ``recommendation``, one sentence.
 
     Raises:
         UserError: for any input that cannot work, in one sentence.
@@ -56,7 +60,11 @@ def plan_extraction(
     require_counts(batch_size=batch_size, workers=workers)
     workers = workers or default_workers()
     where = choose_device(device)
-    inputs = open_inputs(backbone, dataset, precision=precision, views=views, device=where, **options)
+    device_free = available_memory(where)
+    budget = None if max_device_memory is None else parse_bytes(max_device_memory)
+    inputs = open_inputs(
+        backbone, dataset, precision=precision, views=views, device=where, max_device_memory=budget, **options
+    )
     path = Path(out) if out is not None else home() / "caches" / cache_name(inputs.manifest)
     blocks = block_sample(inputs, workers=workers)
 
@@ -76,7 +84,9 @@ def plan_extraction(
         parent = parent.parent
     free = shutil.disk_usage(parent).free
     disk = disk_speed(parent, piece=round(layout.sample_bytes * ratio), free=free)
-    batch = min(batch_size or default_batch(layout), images_at_once(inputs))
+    batch_size = batch_size or inputs.backbone.fitting_batch(default_batch(layout), inputs.compute)
+    device_memory = _device_memory(inputs, layout, batch_size, free=device_free)
+    batch = min(batch_size, images_at_once(inputs))
     speeds = Speeds(
         write=disk.write,
         read=disk.read,
@@ -115,6 +125,19 @@ def plan_extraction(
         "hours_to_extract": chosen.hours,
         "epoch_seconds": {"cached": short(chosen.cached), "online": short(chosen.online)},
         "break_even_epochs": chosen.break_even,
+        "device_memory": device_memory,
         "alternatives": [other.figures() for name, other in found.items() if name != precision],
         "recommendation": recommend(chosen, [found[name] for name in PREFERRED if name in found]),
     }
+
+
+def _device_memory(inputs: Inputs, layout: Layout, batch_size: int, *, free: int) -> dict[str, Any]:
+    """Say how the backbone's weights get to the device."""
+    backbone = inputs.backbone
+    groups = backbone.groups(batch_size, inputs.compute)
+    found = {"free": free, "weights": backbone.weight_bytes, "streamed": backbone.streamed is not None}
+    if backbone.streamed is None:
+        return found
+    moved = sum(backbone.streamed.sizes(inputs.compute).blocks) if len(groups) > 1 else 0
+    images = batch_size * pass_length(inputs, layout, batch_size)
+    return found | {"groups": len(groups), "moved": moved, "images": images}

@@ -98,7 +98,6 @@ def compare(cache: ActivationCache, inputs: Inputs, count: int, *, seed: int) ->
     stated = torch.tensor(cache.manifest.encoding["error"]).expand(len(points))
     allowed = 2 * stated + noise
     encoding = cache.encoding()
-    on_device = encoding.to(inputs.backbone.device)
     reader = BlockReader(cache, points)
     errors: list[Tensor] = []
     identical = 0
@@ -106,6 +105,7 @@ def compare(cache: ActivationCache, inputs: Inputs, count: int, *, seed: int) ->
     plan = [views_of(part.tolist(), cache.manifest.views) for part in parts]
     for part, (batch, blocks) in zip(parts, run_views(inputs, plan, workers=default_workers()), strict=True):
         batch.require(inputs.samples, "it did when the cache was made")
+        on_device = encoding.to(blocks[0].device)
         shape = (len(part), *cache.layout.shape[2:])
         stored = [torch.empty(shape, dtype=precision.stored_dtype) for _ in points]
         reader.read(part, stored)
@@ -157,7 +157,8 @@ def mend(cache: ActivationCache, damage: Damage, open_again: Callable[[], Inputs
         pipeline.run(
             inputs,
             writer,
-            batch_size=options.get("batch_size") or default_batch(layout),
+            batch_size=options.get("batch_size")
+            or inputs.backbone.fitting_batch(default_batch(layout), inputs.compute),
             workers=default_workers(),
             skip_errors=bool(cache.manifest.skipped),
             meter=Meter(),

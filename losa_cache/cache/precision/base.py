@@ -182,5 +182,9 @@ class EncodedBatch:
         return encoded
 
     def put(self, layer: int, block: Tensor) -> None:
-        """Encode the block output ``(batch, tokens, width)`` of one layer."""
-        self.extremes[layer] = self.encoding.encode(layer, block, self.stored[:, layer])
+        """Encode the block output ``(batch, tokens, width)`` of one layer, on its own device."""
+        out = self.stored[:, layer]
+        there = out if out.device == block.device else torch.empty_like(out, device=block.device)
+        self.extremes[layer] = self.encoding.encode(layer, block, there)
+        if there is not out:
+            out.copy_(there)
