@@ -91,6 +91,20 @@ def test_a_cache_of_videos_is_verified_and_mended_from_its_files(cache):
     assert lc.verify_cache(cache.path, repair=True)["intact"]
 
 
+def test_a_video_backbone_streams_through_a_small_device_with_the_same_result(cache, videos, tmp_path):
+    options = {"clips": CLIPS, "precision": "float32", "device": "cpu", "batch_size": 3}
+    plain = lc.extract("vivit_digits", str(videos), out=tmp_path / "p.zarr", **options)
+    with pytest.raises(lc.UserError, match="at least"):
+        lc.extract("vivit_digits", str(videos), max_device_memory="1MB", out=tmp_path / "s.zarr", **options)
+    budget = "5MB"
+    streamed = lc.extract("vivit_digits", str(videos), max_device_memory=budget, out=tmp_path / "s.zarr", **options)
+    backbone = lc.load_backbone("vivit_digits").to("cpu", budget=5_000_000)
+    assert len(backbone.groups(3, torch.float32)) == 4
+    assert streamed.manifest.identity == plain.manifest.identity
+    for shard in range(plain.layout.shards):
+        assert streamed.shard_path(shard).read_bytes() == plain.shard_path(shard).read_bytes()
+
+
 def test_images_and_videos_are_not_mixed_up(videos, tmp_path):
     with pytest.raises(lc.UserError, match="holds images"):
         lc.extract("vivit_digits", "digits", out=tmp_path / "a.zarr")
