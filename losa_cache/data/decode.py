@@ -1,13 +1,13 @@
 """From samples to batches of pixels, in parallel and a few batches ahead of whoever takes them.
 
-Plain images are decoded by threads: image libraries let go of the interpreter. Augmented ones are decoded by worker
-processes: timm's random transforms draw from process-wide generators, which threads would share.
+Plain images, and clips, are decoded by threads: the libraries let go of the interpreter. Augmented images are decoded
+by worker processes: timm's random transforms draw from process-wide generators, which threads would share.
 """
 
 import signal
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from losa_cache.ahead import work_ahead
 from losa_cache.data.augment import seed_generators
+from losa_cache.data.clips import Clip
 from losa_cache.data.samples import Samples
 from losa_cache.data.transforms import InputSpec
 from losa_cache.errors import UserError
@@ -25,10 +26,10 @@ from losa_cache.errors import UserError
 DECODE_AHEAD = 2
 
 View = tuple[int, int | None]
-"""A sample's index and which augmentation of it, ``None`` for the plain image."""
+"""A sample's index and which augmentation of it, ``None`` for the plain image; or which clip, ``None`` for clip 0."""
 
 Found = tuple[int, NDArray[np.uint8] | str]
-"""A sample's index and its pixels ``(channels, height, width)``, or why there are none."""
+"""A sample's index and its pixels, shaped as ``InputSpec.shape``, or why there are none."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class Decoded:
     """A batch of pixels.
 
     Attributes:
-        pixels: uint8 ``(batch, channels, height, width)``; black where decoding failed.
+        pixels: uint8 ``(batch, channels, height, width)``, of clips ``(batch, frames, channels, height, width)``; black
+            where decoding failed.
         failures: for each place that failed, the index of its sample and why.
     """
 
@@ -47,10 +49,11 @@ class Decoded:
         """Refuse a batch in which something did not decode.
 
         Raises:
-            UserError: naming the first image that did not.
+            UserError: naming the first image or video that did not.
         """
+        kind = "image" if samples.clip is None else "video"
         for index, reason in self.failures.values():
-            raise UserError(f"image {samples.ids[index]!r} does not decode ({reason}): {advice}.")
+            raise UserError(f"{kind} {samples.ids[index]!r} does not decode ({reason}): {advice}.")
 
 
 class Decoder:
@@ -58,11 +61,15 @@ class Decoder:
 
     Args:
         samples: that views index.
-        spec: what the backbone wants of an image.
+        spec: what the backbone wants of an image, or of a video; one that wants images gets the middle of a clip.
         workers: threads, or processes where there is an augmentation.
         augment: timm's name of the augmentation, or ``None``.
         seed: of the augmentation.
+        clips: views of a video: clip v is the v-th of so many.
         pin: put pixels into pinned memory, for a GPU.
+
+    Raises:
+        UserError: for clips of images, or augmented ones.
     """
 
     def __init__(
@@ -73,10 +80,11 @@ class Decoder:
         workers: int,
         augment: str | None = None,
         seed: int = 0,
+        clips: int = 1,
         pin: bool = False,
     ) -> None:
-        self._shape, self._pin = spec.size, pin
-        self._views = _Views(samples, spec, augment, seed)
+        self._shape, self._pin = spec.shape, pin
+        self._views = _Views(samples, spec, augment, seed, clips)
         self._threads: ThreadPoolExecutor | None = None
         self._processes: DataLoader[Found] | None = None
         if augment is None:
@@ -136,8 +144,12 @@ class Decoder:
 class _Views(Dataset[Found]):
     """A view to its pixels, or to the reason why there are none."""
 
-    def __init__(self, samples: Samples, spec: InputSpec, augment: str | None, seed: int) -> None:
+    def __init__(self, samples: Samples, spec: InputSpec, augment: str | None, seed: int, clips: int) -> None:
         self._samples, self._seed = samples, seed
+        self._clip = Clip(spec.frames, spec.stride, count=clips)
+        samples.require_clips(self._clip)
+        if augment is not None and (spec.frames > 1 or clips > 1):
+            raise UserError(f"augment is {augment!r}, but clips of videos cannot be augmented: leave it out.")
         self._plain = spec.transform()
         self._random = None if augment is None else spec.augmentation(augment)
         self._last: tuple[int, Image.Image] | None = None
@@ -145,6 +157,10 @@ class _Views(Dataset[Found]):
     def __getitem__(self, view: View) -> Found:
         index, draw = view
         try:
+            if self._samples.clip is not None and self._random is None:
+                clip = self._samples.clip(index, replace(self._clip, number=draw or 0))
+                frames = [self._plain(frame).numpy() for frame in clip]
+                return index, frames[0] if self._clip.frames == 1 else np.stack(frames)
             image = self._decoded(index)
             if draw is None or self._random is None:
                 return index, self._plain(image).numpy()

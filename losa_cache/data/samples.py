@@ -1,18 +1,21 @@
 """What the rest of the house sees of a data set."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from losa_cache.data.clips import Clip
+from losa_cache.errors import UserError
+
 
 @dataclass(frozen=True)
 class Samples:
-    """Labelled images in a fixed order, decoded one at a time.
+    """Labelled images or videos in a fixed order, decoded one at a time.
 
     Attributes:
         name: data set, as given on the command line (``folder`` for a folder of class folders).
@@ -20,8 +23,9 @@ class Samples:
         classes: class names; a label indexes them.
         ids: one stable, unique name a sample.
         labels: int64 ``(N,)``.
-        load: index to decoded image; raises whatever the decoder raises.
+        load: index to decoded image, of a video the frame in the middle; raises whatever the decoder raises.
         fingerprint: ``"sha256:..."`` of ids, labels and file sizes (or of the pixels, where they are in memory).
+        clip: of videos, index and clip to its frames, decoded as they are asked for; of images ``None``.
     """
 
     name: str
@@ -31,21 +35,33 @@ class Samples:
     labels: NDArray[np.int64]
     load: Callable[[int], Image.Image]
     fingerprint: str
+    clip: Callable[[int, Clip], Iterator[Image.Image]] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def select(self, indices: NDArray[np.int64]) -> "Samples":
         """Keep these samples, in this order; the fingerprint stays that of the whole."""
-        return Samples(
-            name=self.name,
-            split=self.split,
-            classes=self.classes,
+        load, clip = self.load, self.clip
+        return replace(
+            self,
             ids=[self.ids[i] for i in indices],
             labels=self.labels[indices],
-            load=lambda i: self.load(int(indices[i])),
-            fingerprint=self.fingerprint,
+            load=lambda i: load(int(indices[i])),
+            clip=None if clip is None else lambda i, wanted: clip(int(indices[i]), wanted),
         )
+
+    def require_clips(self, clip: Clip) -> None:
+        """Refuse clips where there are only still images; one frame of one clip is an image.
+
+        Raises:
+            UserError: for a data set of images.
+        """
+        if self.clip is None and (clip.frames > 1 or clip.count > 1):
+            raise UserError(
+                f"data set {self.name!r} holds images, of which there are no clips (clips: {clip.count}, frames: "
+                f"{clip.frames}): choose a data set of videos, or a backbone for images."
+            )
 
 
 def from_files(name: str, split: str, classes: Sequence[str], root: Path, files: Sequence[tuple[str, int]]) -> Samples:
