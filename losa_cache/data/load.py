@@ -5,19 +5,21 @@ from pathlib import Path
 from losa_cache.data.builtin import NAMES, load_builtin
 from losa_cache.data.digits import load_digits_split
 from losa_cache.data.folder import load_folder
+from losa_cache.data.kinetics400 import load_kinetics400
 from losa_cache.data.places365 import load_places365
 from losa_cache.data.samples import Samples
 from losa_cache.errors import UserError, nearest
 
-OWN_NAMES = ("digits", "folder", "places365")
+_ON_DISK = {"folder": load_folder, "kinetics400": load_kinetics400, "places365": load_places365}
+OWN_NAMES = ("digits", *_ON_DISK)
 
 
 def load_samples(name: str, *, split: str = "train", data_dir: Path | None = None, home: Path | None = None) -> Samples:
     """Load a split of a data set.
 
     Args:
-        name: ``digits``, ``folder``, ``places365``, a torchvision classification set (``cifar100``, ``food101``, ...),
-            or the path of a folder of class folders.
+        name: ``digits``, ``folder``, ``kinetics400``, ``places365``, a torchvision classification set (``cifar100``,
+            ``food101``, ...), or the path of a folder of class folders.
         split: ``train``, ``val`` or ``test``, as far as the set has them.
         data_dir: where the files are; for torchvision sets its root (default ``home``).
 
@@ -27,10 +29,10 @@ def load_samples(name: str, *, split: str = "train", data_dir: Path | None = Non
     key = _key(name)
     if key == "digits":
         return load_digits_split(split)
-    if key in ("folder", "places365"):
+    if key in _ON_DISK:
         if data_dir is None:
             raise UserError(f"data set {key!r} needs --data-dir: the folder that holds it.")
-        return load_folder(data_dir, split) if key == "folder" else load_places365(data_dir, split)
+        return _ON_DISK[key](data_dir, split)
     if key in NAMES:
         return load_builtin(key, data_dir or home or Path("data"), split)
     if Path(name).is_dir():

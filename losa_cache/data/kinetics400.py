@@ -1,0 +1,118 @@
+"""Kinetics-400 in the layouts that it is passed around in."""
+
+import csv
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from losa_cache.data.folder import SPLITS, find, load_folder, split_folder
+from losa_cache.data.samples import Samples
+from losa_cache.data.video import EXTENSIONS, from_videos
+from losa_cache.errors import UserError
+
+NAME, CLASSES = "kinetics400", 400
+
+_LISTS = ("{}.csv", "kinetics400_{}.csv", "kinetics-400_{}.csv", "{}.txt", "kinetics400_{}_list_videos.txt")
+_LINE = re.compile(rf"(.+(?:{'|'.join(map(re.escape, EXTENSIONS))}))[ \t,]+(\S.*)", re.IGNORECASE)
+_YOUTUBE_ID = re.compile(r"[\w-]+", re.ASCII)
+
+Entries = list[tuple[str, str]]
+"""Paths of videos, as a list gives them, and labels."""
+
+
+def load_kinetics400(root: Path, split: str) -> Samples:
+    """Read a split as its list names it or, where there is no list, as ``<root>/<split>/<class>/*``.
+
+    A list lies in the folder, or in ``annotations`` below it, and is called ``train.csv``, ``val.txt`` or alike. It has
+
+    * columns ``label,youtube_id,time_start,time_end``: each row is a file ``{youtube_id}_{start:06}_{end:06}.mp4``;
+    * or lines ``path label``, the label a number below 400 or a name.
+
+    A file is looked for at its path below the split's folder or below the root, then by its name anywhere in the
+    split's folder (without one, the root). One that is missing stays among the samples, and does not decode. Named
+    classes are numbered in sorted order over the lists of training, validation and this split: alike for all.
+
+    Raises:
+        UserError: for a list that does not parse or leads out of the folder, or files that are not as expected.
+    """
+    lists = {key: path for key in ("train", "val", split) if (path := _list_of(root, key)) is not None}
+    if split not in lists:
+        return load_folder(root, split, name=NAME)
+    entries = {key: _read(path, root) for key, path in lists.items()}
+    labels = {label for listed in entries.values() for _, label in listed}
+    numbered = all(label.isdecimal() for label in labels)
+    if numbered and (top := max(map(int, labels))) >= CLASSES:
+        raise UserError(f"the lists in {str(root)!r} number a class {top}: Kinetics-400's are 0 to {CLASSES - 1}.")
+    classes = [str(number) for number in range(CLASSES)] if numbered else sorted(labels)
+    numbers = {label: number for number, label in enumerate(classes)}
+    locate = _locator(root, split_folder(root, split) or root)
+    files = [(locate(path), numbers[str(int(label)) if numbered else label]) for path, label in entries[split]]
+    return from_videos(NAME, split, classes, root, files)
+
+
+def _list_of(root: Path, split: str) -> Path | None:
+    names = [kind.format(name) for name in SPLITS.get(split, (split,)) for kind in _LISTS]
+    paths = [folder / name for folder in (root, root / "annotations") for name in names]
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _locator(root: Path, folder: Path) -> Callable[[str], str]:
+    """Look over a folder once, to say where below the root a listed file lies."""
+    try:
+        there = find(root, folder)
+    except PermissionError as error:
+        raise UserError(f"folder {error.filename!r} cannot be read: permission denied.") from error
+    paths, by_name = set(there), {_stem(path): path for path in there}
+    prefix = os.path.relpath(folder, root)
+
+    def locate(path: str) -> str:
+        below = os.path.normpath(os.path.join(prefix, path))
+        return next((each for each in (below, path) if each in paths), by_name.get(_stem(path), path))
+
+    return locate
+
+
+def _read(path: Path, root: Path) -> Entries:
+    """Read a list.
+
+    Raises:
+        UserError: naming the line that is wrong.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"list {str(path)!r} cannot be read: {error}.") from error
+    table = bool(lines) and "youtube_id" in lines[0]
+    found = []
+    for number, line in enumerate(lines[table:], 1 + table):
+        entry = _of_row(lines[0], line) if table else _of_line(line)
+        if entry is None:
+            form = "a row label,youtube_id,time_start,time_end" if table else "'path label'"
+            raise UserError(f"line {number} of {str(path)!r} is not {form}: {line!r}.")
+        video = os.path.relpath(entry[0], root) if os.path.isabs(entry[0]) else os.path.normpath(entry[0])
+        if ".." in entry[0].split("/") or video.startswith(".."):
+            raise UserError(f"line {number} of {str(path)!r} leads out of {str(root)!r}: {line!r}.")
+        found.append((video, entry[1]))
+    if not found:
+        raise UserError(f"list {str(path)!r} names no videos.")
+    return found
+
+
+def _stem(path: str) -> str:
+    return os.path.splitext(os.path.basename(path))[0]
+
+
+def _of_row(header: str, line: str) -> tuple[str, str] | None:
+    row = next(csv.DictReader([header, line]), {})
+    try:
+        label, video = row["label"], row["youtube_id"]
+        start, end = int(row["time_start"]), int(row["time_end"])
+    except (KeyError, TypeError, ValueError):
+        return None
+    return (f"{video}_{start:06}_{end:06}.mp4", label) if label and _YOUTUBE_ID.fullmatch(video) else None
+
+
+def _of_line(line: str) -> tuple[str, str] | None:
+    found = _LINE.fullmatch(line.strip())
+    return (found[1], found[2]) if found else None
