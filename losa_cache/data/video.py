@@ -3,6 +3,7 @@
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from importlib.util import find_spec
 from itertools import chain, pairwise
@@ -33,7 +34,7 @@ class _Packet(NamedTuple):
     """A frame before it is decoded."""
 
     time: int  # when it is shown: a presentation time stamp, or its number where the container knows no times
-    place: int  # where to seek for it: a decoding time stamp
+    place: int  # its decoding time stamp
     key: bool  # decoding can start here
     hidden: bool  # cut off by the container, and decoded for the sake of others
 
@@ -67,6 +68,7 @@ def read_clip(path: Path, clip: Clip) -> Iterator[Image.Image]:
         av.FFmpegError: for a file, or a frame on the way, that FFmpeg does not read.
     """
     import av
+    from av.video.reformatter import VideoReformatter
 
     with av.open(f"file:{path}", options=_OPEN) as container:
         stream = container.streams.best("video")
@@ -80,9 +82,11 @@ def read_clip(path: Path, clip: Clip) -> Iterator[Image.Image]:
             raise ValueError("it holds no frames")
         wanted = [times[i] for i in clip.indices(len(times))]
         start = max(packet for packet in keys if packet.time <= wanted[0])
-        starts = (start, packets[0])  # a cut file's index may lead past the key frame
-        for frame in _at(wanted, _decode(container, stream, starts, timed, wanted[0])):
-            yield frame.to_image()
+        # most containers seek by presentation times, some by decoding times; the index of a cut file leads astray
+        places = (start.time if timed else start.place, start.place, packets[0].place)
+        rgb = VideoReformatter()  # shared: each frame's own, and its to_image, take several times as long
+        for frame in _at(wanted, _decode(container, stream, places, timed, wanted[0])):
+            yield Image.fromarray(rgb.reformat(frame, format="rgb24").to_ndarray())
 
 
 def _list(container: "InputContainer", stream: "VideoStream") -> tuple[list[_Packet], bool]:
@@ -112,18 +116,21 @@ def _list(container: "InputContainer", stream: "VideoStream") -> tuple[list[_Pac
 
 
 def _decode(
-    container: "InputContainer", stream: "VideoStream", packets: Iterable[_Packet], timed: bool, until: int
+    container: "InputContainer", stream: "VideoStream", places: Iterable[int], timed: bool, until: int
 ) -> Iterator[tuple[int, "VideoFrame"]]:
-    """Decode from the first of these packets that leads to a frame no later than ``until``.
+    """Decode from the first of these places on from where there is a frame no later than ``until``.
 
     Yields:
         when a frame is shown, or its number, and the frame.
 
     Raises:
-        ValueError: if none of them does.
+        ValueError: if there is no such place.
     """
-    for packet in packets:
-        container.seek(packet.place, stream=stream)
+    import av
+
+    for place in places:
+        with suppress(av.FFmpegError):
+            container.seek(place, stream=stream)
         frames = enumerate(container.decode(stream))
         stamped = ((frame.pts if timed and frame.pts is not None else number, frame) for number, frame in frames)
         opening = next(stamped, None)

@@ -93,15 +93,18 @@ def test_a_cut_that_begins_between_key_frames_begins_at_the_next_one(tmp_path, s
         assert numbers(path, clip) == (25 + clip.indices(FRAMES - 25)).tolist()
 
 
-def test_what_lies_before_the_key_frame_and_behind_the_clip_is_not_decoded(tmp_path):
-    path = write_video(tmp_path / "a.mp4", 100, gop=20, b_frames=0, options={"sc_threshold": "0"})
+@pytest.mark.parametrize("b_frames", [0, 3])
+def test_what_lies_before_the_key_frame_and_behind_the_clip_is_not_decoded(tmp_path, b_frames):
+    path = write_video(tmp_path / "a.mp4", 100, gop=20, b_frames=b_frames, options={"sc_threshold": "0"})
     clip = Clip(4, 2, 1, 3)
     first, last = clip.indices(100)[[0, -1]]
-    needed = range(first // 20 * 20, last + 2)
+    packets = [(packet.pts, packet.pos, packet.size, packet.is_keyframe) for packet in packets_of(path)]
+    frames = [sorted(packets).index(packet) for packet in packets]  # what each packet holds
+    needed = range(frames.index(first // 20 * 20), frames.index(last + 1) + 1 + b_frames)
     content = bytearray(path.read_bytes())
-    for number, packet in enumerate(packets_of(path)):
-        if number not in needed and not packet.is_keyframe:
-            content[packet.pos : packet.pos + packet.size] = b"\xff" * packet.size
+    for number, (_, at, size, key) in enumerate(packets):
+        if number not in needed and not key:
+            content[at : at + size] = b"\xff" * size
     path.write_bytes(content)
     assert numbers(path, clip) == clip.indices(100).tolist()
     with pytest.raises(av.FFmpegError):
@@ -112,7 +115,7 @@ def broken(folder):
     whole = write_video(folder / "whole.mp4", 75, gop=10, audio=True).read_bytes()
     front = write_video(folder / "front.mp4", 75, gop=10, container={"movflags": "faststart"}).read_bytes()
     matroska = write_video(folder / "whole.mkv", 75, gop=10).read_bytes()
-    avi = write_video(folder / "whole.avi", 75, gop=10, codec="mpeg4").read_bytes()
+    avi = write_video(folder / "whole.avi", 200, gop=12, codec="mpeg4", b_frames=0).read_bytes()
     with av.open(str(folder / "sound.mp4"), "w") as file:
         stream = file.add_stream("aac", rate=16000, layout="mono")
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), format="fltp", layout="mono")
@@ -127,7 +130,7 @@ def broken(folder):
         "truncated": whole[: len(whole) // 2],
         "truncated behind its header": front[: len(front) // 2],
         "truncated mkv": matroska[: len(matroska) // 2],
-        "truncated avi": avi[: len(avi) // 2],
+        "truncated avi": avi[: len(avi) * 6 // 10],
         "hole": whole[: len(whole) // 4] + bytes(len(whole) // 4) + whole[len(whole) // 2 :],
     }
 
