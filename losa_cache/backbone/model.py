@@ -256,7 +256,7 @@ def load_backbone(
         resize: ``"crop"`` as timm's data config says, or ``"exact"``: resize without a crop.
         seed: of random weights.
         frames: of a video; default: 32 (``vivit_digits``: 4), or the checkpoint's own.
-        stride: how far apart the frames are; default: 2.
+        stride: how far apart the frames are; 0: spread evenly over the whole video; default: 2.
         inflation: how a patch kernel becomes one of tubelets: ``"central"`` frame or ``"averaged"``.
         mapped: leave the weights of a safetensors file there, to be read when they are used: for
             ``Backbone.to(device, budget=...)``.
@@ -265,7 +265,7 @@ def load_backbone(
         UserError: for an unknown name, weights that cannot be had or do not fit, a trunk that is not a plain ViT, or
             options that do not belong to it.
     """
-    require_counts(frames=frames, stride=stride)
+    require_counts(frames=frames, stride=stride or None)
     weights = str(weights)
     resolved = name if name == CHECKPOINT else full_name(name)
     made = resolved.startswith(VIDEO)
@@ -275,7 +275,7 @@ def load_backbone(
         )
     if resolved == CHECKPOINT:
         return _load_checkpoint(weights, img_size=img_size, resize=resize, frames=frames, stride=stride)
-    if (frames or stride) and not made:
+    if not (frames is None and stride is None) and not made:
         raise UserError(f"backbone {name!r} takes images: frames and stride are for one of videos, as vivit_b.")
     trunk = resolved.removeprefix(VIDEO)
     if trunk == "vit_digits" and weights == PRETRAINED:
@@ -297,7 +297,9 @@ def load_backbone(
         config["input_size"] = (config["input_size"][0], img_size, img_size)
     spec = InputSpec.from_timm(config).resized(resize)
     if made:
-        spec = replace(spec, frames=frames or FEW_FRAMES.get(trunk, FRAMES), stride=stride or STRIDE)
+        spec = replace(
+            spec, frames=frames or FEW_FRAMES.get(trunk, FRAMES), stride=STRIDE if stride is None else stride
+        )
         inflate(model, name=trunk, frames=spec.frames, inflation=inflation)
     return Backbone(model, name=resolved, random=weights == RANDOM, input=spec, file=file)
 
@@ -315,5 +317,5 @@ def _load_checkpoint(
     for option, given, own in (("frames", frames, spec.frames), ("img-size", img_size, spec.size[2])):
         if given not in (None, own):
             raise UserError(f"{option} is {given}, but the checkpoint {weights!r} is for {own}.")
-    spec = replace(spec, stride=stride or spec.stride).resized(resize)
+    spec = replace(spec, stride=spec.stride if stride is None else stride).resized(resize)
     return Backbone(model, name=name, random=False, input=spec)

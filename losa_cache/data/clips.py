@@ -8,9 +8,10 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Clip:
-    """Clip ``number`` of ``count`` of a video: ``frames`` frames, every ``stride``-th.
+    """Clip ``number`` of ``count`` of a video: ``frames`` frames, every ``stride``-th ("dense").
 
-    The clips' starts are evenly spaced: the first clip is where the video begins, the last where it ends; a single one
+    With a stride of 0 they are spread evenly over the whole video ("uniform"): one in each of ``frames`` equal parts, at
+    another place for each clip. Else the clips' starts are evenly spaced: the first clip is where the video begins, the last where it ends; a single one
     is in the middle. (*Not from the paper*, which does not say where its clips lie.)
     """
 
@@ -28,6 +29,9 @@ class Clip:
         Returns:
             int64 ``(frames,)``, never falling, 0 <= index < length.
         """
+        if self.stride == 0:
+            within = (self.number + 0.5) / self.count
+            return ((np.arange(self.frames) + within) * length / self.frames).astype(np.int64)
         spare = length - 1 - (self.frames - 1) * self.stride
         if spare < 0:
             return np.linspace(0, length - 1, self.frames).round().astype(np.int64)

@@ -22,7 +22,7 @@ class InputSpec:
     """What a backbone wants of an image, in timm's terms; part of a cache's identity.
 
     ``size`` is (channels, height, width); ``mean`` and ``std`` are of pixels scaled to 0 ... 1. Of a video it takes
-    ``frames`` frames, every ``stride``-th; an image is one.
+    ``frames`` frames, every ``stride``-th (0: spread evenly over all of it); an image is one.
     """
 
     size: tuple[int, int, int]

@@ -183,7 +183,7 @@ def test_trunks_without_positions_to_repeat_are_refused(trunk, obstacle):
         ("vivit:resnet18", {"weights": "random"}, "'resnet18' is no plain ViT"),
         ("vivit_digits", {"frames": 5}, "frames is 5: .* multiple of 2"),
         ("vivit_digits", {"frames": 0}, "frames is 0"),
-        ("vivit_digits", {"stride": 0}, "stride is 0"),
+        ("vivit_digits", {"stride": -1}, "stride is -1"),
         ("vivit_digits", {"inflation": "first"}, "unknown inflation 'first': choose one of central, averaged"),
         ("vit_digits", {"inflation": "averaged"}, "'vit_digits' is not made of an image model"),
         ("vit_digits", {"frames": 4}, "'vit_digits' takes images"),

@@ -45,7 +45,21 @@ def test_a_short_video_is_spread_over_the_clip_from_its_first_frame_to_its_last(
     assert steps.max() <= stride
 
 
+@given(LENGTHS, FRAMES, COUNTS, st.data())
+def test_uniform_clips_take_one_frame_of_every_part_each_elsewhere(length, frames, count, data):
+    number = data.draw(st.integers(0, count - 1))
+    indices = Clip(frames, 0, number, count).indices(length)
+    parts = np.arange(frames + 1) * length / frames
+    assert (indices >= np.floor(parts[:-1])).all()
+    assert (indices < np.ceil(parts[1:])).all()
+    if length >= frames * count:
+        clips = [Clip(frames, 0, other, count).indices(length) for other in range(count)]
+        assert len(set(np.concatenate(clips).tolist())) == frames * count
+
+
 def test_by_hand():
+    assert Clip(4, 0).indices(40).tolist() == [5, 15, 25, 35]
+    assert [Clip(2, 0, number, 2).indices(8).tolist() for number in range(2)] == [[1, 5], [3, 7]]
     assert Clip(4, 2).indices(11).tolist() == [2, 4, 6, 8]
     assert Clip(1).indices(5).tolist() == [2]
     assert [Clip(2, 3, number, 3).indices(10).tolist() for number in range(3)] == [[0, 3], [3, 6], [6, 9]]
