@@ -11,8 +11,9 @@ class Clip:
     """Clip ``number`` of ``count`` of a video: ``frames`` frames, every ``stride``-th ("dense").
 
     With a stride of 0 they are spread evenly over the whole video ("uniform"): one in each of ``frames`` equal parts,
-    at another place for each clip. Else the clips' starts are evenly spaced: the first clip is where the video begins, the
-    last where it ends; a single one is in the middle. (*Not from the paper*, which does not say where its clips lie.)
+    at another place for each clip. Else the clips' starts are evenly spaced: the first clip is where the video begins,
+    the last where it ends; a single one is in the middle. (*Not from the paper*, which does not say where its clips
+    lie.)
     """
 
     frames: int = 1
