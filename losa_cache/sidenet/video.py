@@ -2,17 +2,21 @@
 
 from collections.abc import Sequence
 from math import isqrt
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from losa_cache.errors import UserError
-from losa_cache.sidenet.losa import LowRankMap, require_shape
+from losa_cache.sidenet.losa import LowRankMap, compute_dtype, require_shape
 from losa_cache.sidenet.operand import Block, dense
 from losa_cache.sidenet.products import wide
 from losa_cache.sidenet.readout import Readout, Whole
+
+CPU_STATES, GPU_STATES = 2**20, 2**26  # values at a time
 
 
 class SpaceTimeMap(nn.Module):
@@ -26,16 +30,68 @@ class SpaceTimeMap(nn.Module):
 
     def __init__(self, frames: int, places: int, rank: int) -> None:
         super().__init__()
-        self.frames = frames
+        self.frames, self.places = frames, places
         self.spatial = LowRankMap(places, rank)
         self.temporal = LowRankMap(frames, rank)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(batch, frames * places, width)`` to the same shape; frames change slowest."""
-        grid = x.unflatten(1, (self.frames, -1))
-        spatial = self.spatial(grid.transpose(2, 3)).transpose(2, 3)
-        temporal = self.temporal(grid.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        return (spatial + temporal).flatten(1, 2)
+        batch, width = len(x), x.shape[2]
+        spatial = mix_rows(self.spatial, x.reshape(batch * self.frames, self.places, width))
+        temporal = mix_rows(self.temporal, x.reshape(batch, self.frames, self.places * width))
+        return spatial.view_as(x) + temporal.view_as(x)
+
+
+def mix_rows(g: LowRankMap, x: Tensor) -> Tensor:
+    """Apply a low-rank map to the columns of ``(groups, size, columns)``.
+
+    The states, ``(groups, rank, columns)``, are larger than x where the rank exceeds the size, as over time: they are
+    made a few columns at a time and made again on the way back, never kept.
+    """
+    up, up_bias = (g.scale * value for value in (g.up.weight, g.up.bias))
+    return _Mix.apply(x, *(value.to(x.dtype) for value in (g.down.weight, g.down.bias, up, up_bias)))
+
+
+class _Mix(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, down: Tensor, down_bias: Tensor, up: Tensor, up_bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, down, down_bias, up)
+        out = torch.empty_like(x)
+        for part in _parts(x, len(down)):
+            hidden = functional.gelu(_times(down, x[..., part], down_bias))
+            out[..., part] = _times(up, hidden, up_bias)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        x, down, down_bias, up = ctx.saved_tensors
+        (gradient,) = gradients
+        dx = torch.empty_like(x)
+        sums = [torch.zeros_like(value, dtype=wide(x)) for value in (down, down_bias, up)]
+        with torch.autocast(x.device.type, enabled=False):
+            for part in _parts(x, len(down)):
+                inner, g = _times(down, x[..., part], down_bias), gradient[..., part]
+                d_inner = torch.ops.aten.gelu_backward(_times(up.mT, g), inner)
+                sums[0] += torch.bmm(d_inner, x[..., part].mT).sum(0)
+                sums[1] += d_inner.sum((0, 2))
+                sums[2] += torch.bmm(g, functional.gelu(inner).mT).sum(0)
+                dx[..., part] = _times(down.mT, d_inner)
+        found = (dx, *sums, gradient.sum((0, 2)))
+        return tuple(value.to(x.dtype) for value in found)
+
+
+def _parts(x: Tensor, rank: int) -> list[slice]:
+    """Cut columns so that the states of a part stay in a CPU's cache, or take little of a GPU."""
+    groups, _, columns = x.shape
+    size = max(1, (CPU_STATES if x.device.type == "cpu" else GPU_STATES) // (groups * rank))
+    return [slice(at, at + size) for at in range(0, columns, size)]
+
+
+def _times(matrix: Tensor, x: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Multiply every group from the left."""
+    spread = matrix.expand(len(x), -1, -1)
+    return torch.bmm(spread, x) if bias is None else torch.baddbmm(bias[:, None], spread, x)
 
 
 class VideoLoSA(nn.Module):
@@ -94,7 +150,20 @@ class VideoLoSA(nn.Module):
         return (readout or Whole()).rows(y)
 
     def _run(self, part: slice, y: Tensor, blocks: Sequence[Block]) -> Tensor:
-        for g, block in zip(self.layers[part], blocks[part], strict=True):
-            x = dense([block])[0] + y
-            y = y + (F.pad(g(x[:, self.prefix :]), (0, 0, self.prefix, 0)) if isinstance(g, SpaceTimeMap) else g(x))
+        dtype = compute_dtype(dense(blocks[-1:])[0], next(self.parameters()))
+        with torch.autocast(y.device.type, enabled=False):
+            for g, block in zip(self.layers[part], blocks[part], strict=True):
+                x = (dense([block])[0] + y).to(dtype)
+                if isinstance(g, SpaceTimeMap):
+                    y = y + functional.pad(g(x[:, self.prefix :]), (0, 0, self.prefix, 0))
+                else:
+                    y = y + _channels(g, x)
         return y
+
+
+def _channels(g: nn.Module, x: Tensor) -> Tensor:
+    """Apply a low-rank map to every token; alpha goes to the matrix, so that the update itself is not kept."""
+    assert isinstance(g, LowRankMap)
+    inner = functional.linear(x, g.down.weight.to(x.dtype), g.down.bias.to(x.dtype))
+    up, up_bias = ((g.scale * value).to(x.dtype) for value in (g.up.weight, g.up.bias))
+    return functional.linear(functional.gelu(inner), up, up_bias)
