@@ -6,8 +6,8 @@
 
 Rank 64, 400 classes, random weights, one batch of clips. "Cached" steps have a clip's block outputs in memory, 32
 frames, and no backbone anywhere; the others run it on so many frames (on a CPU fewer, or a step takes minutes). Every
-measurement is a process of its own. Peak memory is the device's, or what a process takes beyond its imports; running
-out of it is a result.
+measurement is a process of its own. Peak memory is what tensors take at once, as a device would hold them, and what the
+device's allocator, or the process beyond its imports, takes for it; running out of it is a result.
 """
 
 import argparse
@@ -15,13 +15,16 @@ import json
 import statistics
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from time import perf_counter
+from typing import Any
 
 import torch
 from peak import peak_gigabytes
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from losa_cache import Adapter, FrozenTail, load_backbone
 from losa_cache.allocator import keep_freed_memory
@@ -154,22 +157,51 @@ METHODS = {
 }
 
 
+class Live(TorchDispatchMode):
+    """Count the bytes of all tensors that are alive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._sizes: dict[int, int] = {}
+        self._now = self.peak = 0
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = operation(*args, **(kwargs or {}))
+        for tensor in found if isinstance(found, tuple | list) else [found]:
+            if isinstance(tensor, Tensor):
+                self._count(tensor.untyped_storage())
+        return found
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key not in self._sizes:
+            self._sizes[key] = storage.nbytes()
+            self._now += storage.nbytes()
+            self.peak = max(self.peak, self._now)
+            weakref.finalize(storage, self._forget, key)
+
+    def _forget(self, key: int) -> None:
+        self._now -= self._sizes.pop(key, 0)
+
+
 def measure(method: str, name: str, clips: int, frames: int, steps: int) -> dict[str, float]:
     """Time steps of one method, after one to warm up."""
     keep_freed_memory()
     gpu = torch.cuda.is_available()
     before = 0.0 if gpu else peak_gigabytes()
     build, side = METHODS[method]
-    step = build(side, name, clips, frames)
+    with Live() as live:
+        step = build(side, name, clips, frames)
+        step()
     times = []
-    for _ in range(steps + 1):
+    for _ in range(steps):
         started = perf_counter()
         step()
         if gpu:
             torch.cuda.synchronize()
         times.append(perf_counter() - started)
     peak = torch.cuda.max_memory_allocated() / 1e9 if gpu else peak_gigabytes() - before
-    return {"clips_per_second": clips / statistics.median(times[1:]), "peak_gb": peak}
+    return {"clips_per_second": clips / statistics.median(times), "tensors_gb": live.peak / 1e9, "peak_gb": peak}
 
 
 def main() -> None:
@@ -202,7 +234,7 @@ def main() -> None:
             found = json.loads(done.stdout.splitlines()[-1])
             print(
                 f"  {method:<22}{name:<9}{frames:3} frames {found['clips_per_second']:9.3f} clips/s"
-                f"{found['peak_gb']:8.2f} GB",
+                f"   tensors {found['tensors_gb']:6.2f} GB, in all {found['peak_gb']:6.2f} GB",
                 flush=True,
             )
 

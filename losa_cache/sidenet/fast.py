@@ -176,13 +176,14 @@ def _first(chain: Chain, start: Tensor, w: Weights) -> Pair:
     """Begin all pre-activations with what y_0 and the biases make of them."""
     _, batch, n, d = start.shape
     shapes = ((*w.down[CHANNEL].shape[:2], batch, n), (*w.down[TOKEN].shape[:2], batch, d))
-    found = tuple(torch.empty(shape, dtype=chain.dtype, device=start.device) for shape in shapes)
-    for kind, (inner, shift) in enumerate(zip(found, w.shift, strict=True)):
+    channel, token = (torch.empty(shape, dtype=chain.dtype, device=start.device) for shape in shapes)
+    for kind, inner in ((CHANNEL, channel), (TOKEN, token)):
+        shift = w.shift[kind][:, :, None]
         if chain.added:
-            inner.copy_(shift[:, :, None])
+            inner.copy_(shift)
         else:
-            torch.add(project(kind, start.to(chain.dtype), w.down[kind]), shift[:, :, None], out=inner)
-    return found  # type: ignore[return-value]
+            torch.add(project(kind, start.to(chain.dtype), w.down[kind]), shift, out=inner)
+    return channel, token
 
 
 def _no_cross(chain: Chain, states: Sequence[Tensor]) -> Pair:

@@ -106,12 +106,17 @@ class AdapterStack(nn.Module):
 
     Args:
         adapters: of one depth and shape, with a LoSA or low-rank MLP each; their weights are copied.
+
+    Raises:
+        ValueError: for other side networks, or sizes that differ.
     """
 
     def __init__(self, adapters: Sequence[Adapter]) -> None:
         super().__init__()
-        sides = [adapter.side for adapter in adapters]
-        self.side = LoSAStack([side for side in sides if isinstance(side, LoSA)])
+        sides = [adapter.side for adapter in adapters if isinstance(adapter.side, LoSA)]
+        if len(sides) != len(adapters):
+            raise ValueError("only a LoSA for images or a low-rank MLP can be stacked")
+        self.side = LoSAStack(sides)
         self.weight = nn.Parameter(torch.stack([a.classifier.weight for a in adapters]).detach().clone())
         self.bias = nn.Parameter(torch.stack([a.classifier.bias for a in adapters]).detach().clone())
         self.tail = adapters[0].tail

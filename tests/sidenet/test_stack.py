@@ -80,3 +80,5 @@ def test_rows_that_fill_a_rank_up_stay_zero():
 def test_refuses_networks_that_differ_in_more_than_rank():
     with pytest.raises(ValueError, match="one depth"):
         LoSAStack([LoSA(depth=2, tokens=5, width=8, rank=2), lc.LoSA(depth=3, tokens=5, width=8, rank=2)])
+    with pytest.raises(ValueError, match="only a LoSA"):
+        AdapterStack(adapters(tail_of("token", WIDTH, prefix=1), "ladder", 2))
