@@ -54,18 +54,15 @@ class _Mix(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, down: Tensor, down_bias: Tensor, up: Tensor, up_bias: Tensor) -> Tensor:
         ctx.save_for_backward(x, down, down_bias, up)
-        out = torch.empty_like(x)
-        for part in _parts(x, len(down)):
-            hidden = functional.gelu(_times(down, x[..., part], down_bias))
-            out[..., part] = _times(up, hidden, up_bias)
-        return out
+        parts = (functional.gelu(_times(down, x[..., part], down_bias)) for part in _parts(x, len(down)))
+        return _joined([_times(up, hidden, up_bias) for hidden in parts])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
         x, down, down_bias, up = ctx.saved_tensors
         (gradient,) = gradients
-        dx = torch.empty_like(x)
+        dx: list[Tensor] = []
         sums = [torch.zeros_like(value, dtype=wide(x)) for value in (down, down_bias, up)]
         with torch.autocast(x.device.type, enabled=False):
             for part in _parts(x, len(down)):
@@ -74,8 +71,8 @@ class _Mix(torch.autograd.Function):
                 sums[0] += torch.bmm(d_inner, x[..., part].mT).sum(0)
                 sums[1] += d_inner.sum((0, 2))
                 sums[2] += torch.bmm(g, functional.gelu(inner).mT).sum(0)
-                dx[..., part] = _times(down.mT, d_inner)
-        found = (dx, *sums, gradient.sum((0, 2)))
+                dx.append(_times(down.mT, d_inner))
+        found = (_joined(dx), *sums, gradient.sum((0, 2)))
         return tuple(value.to(x.dtype) for value in found)
 
 
@@ -84,6 +81,10 @@ def _parts(x: Tensor, rank: int) -> list[slice]:
     groups, _, columns = x.shape
     size = max(1, (CPU_STATES if x.device.type == "cpu" else GPU_STATES) // (groups * rank))
     return [slice(at, at + size) for at in range(0, columns, size)]
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
 
 def _times(matrix: Tensor, x: Tensor, bias: Tensor | None = None) -> Tensor:
