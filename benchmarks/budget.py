@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from peak import peak_gigabytes
+from peak import machine, peak_gigabytes
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -85,9 +85,8 @@ def main() -> None:
                 command = [sys.executable, __file__, *shared, "--work", work, "--budget", budget]
                 done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
                 found[budget].append(json.loads(done.stdout))
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
-    print(f"{arguments.backbone}, {size / 1e9:.2f} GB; {arguments.images} images, {arguments.batch} a batch; {device}")
-    print(f"torch {torch.__version__}, medians of {arguments.repeats}")
+    print(f"{arguments.backbone}, {size / 1e9:.2f} GB; {arguments.images} images, {arguments.batch} a batch")
+    print(f"{machine()}, medians of {arguments.repeats}")
     plain = statistics.median(one["images_per_second"] for one in found[NO_BUDGET])
     for budget, runs in found.items():
         middle = {name: statistics.median(one[name] for one in runs) for name in runs[0]}

@@ -21,7 +21,7 @@ from time import perf_counter
 
 import timm
 import torch
-from peak import peak_gigabytes
+from peak import machine, peak_gigabytes
 from side import SHAPES
 from stack import adapters
 from torch import Tensor, nn
@@ -35,6 +35,7 @@ from losa_cache.device import choose_device, has_bfloat16
 from losa_cache.layers import choose_layers
 from losa_cache.points import tapped_points
 from losa_cache.sidenet.operand import Block
+from losa_cache.train.online import fresh_blocks
 
 CLASSES, RANK = 100, 16
 EXTRACTION, CACHED = "extraction", "LoSA, cached"
@@ -61,13 +62,7 @@ def side_network(name: str, pixels: Tensor, labels: Tensor, side: str, layers: s
     optimizer = torch.optim.AdamW(trained, lr=1e-3, fused=True)
 
     def step() -> None:
-        blocks: list[Block] = []
-
-        def take(at: int, output: Tensor) -> None:
-            with torch.inference_mode(False), torch.no_grad():
-                blocks.append(encoding.rounded(at, output))
-
-        backbone.run(pixels, points, take, compute=compute)
+        blocks = fresh_blocks(backbone, pixels, points, encoding, compute=compute)
         with autocast(device):
             logits = adapter(blocks)
         descend(logits, labels, optimizer)
@@ -195,8 +190,7 @@ def main() -> None:
     if arguments.method:
         print(json.dumps(measure(arguments.method, arguments.backbone[0], arguments.batch_size, arguments.steps)))
         return
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
-    print(f"{device}, torch {torch.__version__}, batches of {arguments.batch_size}, rank {RANK}")
+    print(f"{machine()}, batches of {arguments.batch_size}, rank {RANK}")
     for name in arguments.backbone or ["vit_s", "vit_b"]:
         runs: dict[str, list[dict[str, float]]] = {method: [] for method in METHODS}
         for _ in range(arguments.repeats):

@@ -6,7 +6,7 @@ python benchmarks/segments.py [--shape vit_g] [--rank 64] [--lengths 4 8 10 14 2
 import argparse
 import statistics
 
-import torch
+from peak import machine
 from side import SHAPES, forms, setting, step
 
 from losa_cache.allocator import keep_freed_memory
@@ -32,8 +32,7 @@ def main() -> None:
             took = step(network, ways["fast" if isinstance(name, int) else "plain"], blocks)
             if repeat:  # the first is to warm up
                 found.append(took)
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
-    print(f"{device}: {arguments.shape}, rank {arguments.rank}, batch {len(blocks[0])}; chosen: {chosen}")
+    print(f"{machine()}: {arguments.shape}, rank {arguments.rank}, batch {len(blocks[0])}; chosen: {chosen}")
     for name, found in times.items():
         ratio = statistics.median(a / b for a, b in zip(times["plain"], found, strict=True))
         print(f"  {name:>5}{1e3 * statistics.median(found):8.0f} ms   {ratio:.2f} x as fast as plain")

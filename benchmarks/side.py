@@ -16,10 +16,11 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from time import perf_counter
 
 import torch
-from peak import peak_gigabytes
+from peak import machine, peak_gigabytes
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -28,6 +29,7 @@ from losa_cache.allocator import keep_freed_memory
 from losa_cache.device import choose_device
 from losa_cache.sidenet.operand import Block, Scaled, dense
 from losa_cache.sidenet.readout import First
+from losa_cache.train.room import saved_bytes
 
 SHAPES = {
     "vit_s": (12, 197, 384, 64),
@@ -98,26 +100,6 @@ def stream_twice(blocks: list[Tensor], rank: int) -> float:
     return perf_counter() - started
 
 
-def saved_bytes(network: LoSA, forward: Forward, blocks: list[Tensor]) -> int:
-    """Count what autograd keeps, without the block outputs and the parameters."""
-    known = {t.untyped_storage().data_ptr() for t in (*blocks, *network.parameters())}
-    kept: dict[int, int] = {}
-
-    def count(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with (
-        torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor),
-        torch.autocast(blocks[0].device.type, torch.bfloat16),
-    ):
-        y = forward(blocks)
-    del y
-    return sum(kept.values())
-
-
 def peak(shape: str, rank: int, batch: int, form: str) -> float:
     """Measure what steps add to the peak memory, in GB, on the GPU or of this process."""
     device = choose_device()
@@ -146,7 +128,8 @@ def compare(shape: str, rank: int, batch: int, repeats: int, *, compiled: bool) 
         for name, forward in ways.items():
             times[name].append(step(network, forward, blocks))
         times["limit"].append(stream_twice(blocks, rank))
-    saved = {name: saved_bytes(network, ways[name], blocks) for name in ("plain", "fast")}
+    known = (*blocks, *network.parameters())
+    saved = {name: saved_bytes(partial(ways[name], blocks), known, torch.bfloat16) for name in ("plain", "fast")}
     median = {name: statistics.median(found) for name, found in times.items()}
     print(f"{shape}, rank {rank}, batch {batch}: streaming twice {1e3 * median['limit']:.1f} ms")
     for name in ways:
@@ -176,8 +159,7 @@ def main() -> None:
     if arguments.peak:
         print(peak(arguments.shape[0], arguments.rank[0], arguments.batch_size, arguments.peak))
         return
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
-    print(f"{device}, torch {torch.__version__}")
+    print(f"{machine()}")
     for shape in arguments.shape:
         for rank in arguments.rank:
             batch = arguments.batch_size or SHAPES[shape][3]

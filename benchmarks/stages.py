@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from peak import peak_gigabytes
+from peak import machine, peak_gigabytes
 from PIL import Image
 
 from losa_cache import TrainConfig, load_backbone, open_cache
@@ -180,8 +180,7 @@ def main() -> None:
             (folder / "images").symlink_to(arguments.data_dir.resolve())
         else:
             make_images(folder / "images", arguments.images)
-        device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
-        print(f"{device}, torch {torch.__version__}; " + ", ".join(f"{k} {v:.2f}" for k, v in limits(folder).items()))
+        print(f"{machine()}; " + ", ".join(f"{k} {v:.2f}" for k, v in limits(folder).items()))
         for name in arguments.backbone or ["vit_s", "vit_b"]:
             runs: dict[str, list[Figures]] = {stage: [] for stage in STAGES}
             for _ in range(arguments.repeats):

@@ -21,17 +21,18 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from peak import peak_gigabytes
+from peak import machine, peak_gigabytes
+from peers import autocast, descend
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from losa_cache import Adapter, FrozenTail, load_backbone
 from losa_cache.allocator import keep_freed_memory
 from losa_cache.cache.precision import get_precision
-from losa_cache.device import choose_device, has_bfloat16
+from losa_cache.device import choose_device
 from losa_cache.points import tapped_points
 from losa_cache.sidenet.operand import Block
+from losa_cache.train.online import fresh_blocks
 
 RANK, CLASSES = 64, 400
 SHAPES = {
@@ -55,21 +56,9 @@ def tail(width: int, prefix: int) -> FrozenTail:
     return FrozenTail(config)
 
 
-def descend(logits: Tensor, optimizer: torch.optim.Optimizer) -> None:
-    """Take one optimiser step towards class 0."""
-    optimizer.zero_grad(set_to_none=True)
-    F.cross_entropy(logits.float(), torch.zeros(len(logits), dtype=torch.int64, device=logits.device)).backward()
-    optimizer.step()
-
-
 def optimizer_of(module: nn.Module) -> torch.optim.AdamW:
     """Build AdamW over what is trained."""
     return torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=1e-4, fused=True)
-
-
-def autocast(device: torch.device) -> torch.autocast:
-    """Compute in bfloat16 where the device has it."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=has_bfloat16(device))
 
 
 def cached(side: str, name: str, clips: int, frames: int) -> Step:
@@ -81,12 +70,12 @@ def cached(side: str, name: str, clips: int, frames: int) -> Step:
     blocks: list[Block] = [torch.randn(clips, tokens, width, device=device).bfloat16() for _ in range(depth)]
     sizes = {"depth": depth, "tokens": tokens, "width": width, "rank": RANK, "classes": CLASSES}
     adapter = Adapter(side=side, tail=tail(width, prefix), grid=grid, **sizes).to(device)
-    optimizer = optimizer_of(adapter)
+    optimizer, labels = optimizer_of(adapter), torch.zeros(clips, dtype=torch.int64, device=device)
 
     def step() -> None:
         with autocast(device):
             logits = adapter(blocks)
-        descend(logits, optimizer)
+        descend(logits, labels, optimizer)
 
     return step
 
@@ -100,19 +89,13 @@ def online(side: str, name: str, clips: int, frames: int) -> Step:
     encoding, compute = get_precision("bfloat16").fit([]), backbone.compute_dtype("bfloat16")
     sizes = {"depth": len(points), "tokens": backbone.tokens, "width": backbone.width, "rank": RANK, "classes": CLASSES}
     adapter = Adapter(side=side, tail=backbone.tail, grid=backbone.grid, **sizes).to(device)
-    optimizer = optimizer_of(adapter)
+    optimizer, labels = optimizer_of(adapter), torch.zeros(clips, dtype=torch.int64, device=device)
 
     def step() -> None:
-        blocks: list[Block] = []
-
-        def take(at: int, output: Tensor) -> None:
-            with torch.inference_mode(False), torch.no_grad():
-                blocks.append(encoding.rounded(at, output))
-
-        backbone.run(pixels, points, take, compute=compute)
+        blocks = fresh_blocks(backbone, pixels, points, encoding, compute=compute)
         with autocast(device):
             logits = adapter(blocks)
-        descend(logits, optimizer)
+        descend(logits, labels, optimizer)
 
     return step
 
@@ -138,12 +121,12 @@ def lora(_: str, name: str, clips: int, frames: int) -> Step:
     pixels = torch.randint(0, 256, (clips, *backbone.input.shape), dtype=torch.uint8, device=device)
     config = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=["qkv"], modules_to_save=["head"])
     model = get_peft_model(Classifier(backbone.model, backbone.width), config).to(device).train()
-    optimizer = optimizer_of(model)
+    optimizer, labels = optimizer_of(model), torch.zeros(clips, dtype=torch.int64, device=device)
 
     def step() -> None:
         with autocast(device):
             logits = model(backbone.input.normalise(pixels))
-        descend(logits, optimizer)
+        descend(logits, labels, optimizer)
 
     return step
 
@@ -217,8 +200,7 @@ def main() -> None:
         name = (arguments.cached or arguments.online)[0]
         print(json.dumps(measure(arguments.method, name, arguments.clips, arguments.frames, arguments.steps)))
         return
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
-    print(f"{device}, torch {torch.__version__}, rank {RANK}, batches of {arguments.clips}")
+    print(f"{machine()}, rank {RANK}, batches of {arguments.clips}")
     for method in METHODS:
         kind = "cached" if "cached" in method else "online"
         for name in getattr(arguments, kind):

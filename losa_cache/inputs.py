@@ -124,8 +124,7 @@ def open_inputs(
     if augment is not None:
         backbone.input.augmentation(augment)  # an unknown one is refused before anything is written
     dataset.require_clips(Clip(backbone.input.frames, backbone.input.stride, count=clips))
-    if augment is not None and dataset.clip is not None:
-        raise UserError(f"augment is {augment!r}, but clips of videos are not augmented: leave it out.")
+    dataset.require_augmentable(augment)
     chosen.columns(backbone.width)  # a width that it cannot store is refused
     backbone.to(device, budget=budget)
     if tap != "block":

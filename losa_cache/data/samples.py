@@ -51,6 +51,15 @@ class Samples:
             clip=None if clip is None else lambda i, wanted: clip(int(indices[i]), wanted),
         )
 
+    def require_augmentable(self, augment: str | None) -> None:
+        """Refuse an augmentation of videos.
+
+        Raises:
+            UserError: naming it.
+        """
+        if augment is not None and self.clip is not None:
+            raise UserError(f"augment is {augment!r}, but clips of videos are not augmented: leave it out.")
+
     def require_clips(self, clip: Clip) -> None:
         """Refuse clips where there are only still images; one frame of one clip is an image.
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from losa_cache.sidenet.losa import require_shape
-from losa_cache.sidenet.operand import Block, dense
+from losa_cache.sidenet.operand import Block, dense, split_start
 from losa_cache.sidenet.products import wide
 from losa_cache.sidenet.readout import Readout, Whole
 
@@ -56,11 +56,8 @@ class Ladder(nn.Module):
 
     def forward(self, blocks: Sequence[Block], readout: Readout | None = None) -> Tensor:
         """Refine the backbone's output (arguments and result as of :meth:`LoSA.forward`)."""
-        *inputs, start = blocks if len(blocks) > self.depth else [*blocks, blocks[-1]]
-        if len(inputs) != self.depth:
-            raise ValueError(f"a ladder of depth {self.depth} takes {self.depth} block outputs, not {len(blocks)}.")
+        inputs, y = split_start(blocks, self.depth)
         readout = readout or Whole()
-        (y,) = dense([start])
         weight = self.up.weight.dtype
         hidden: Tensor = self.down[0](y.to(weight))
         for b, down, block in zip(dense(inputs), self.down[1:], self.blocks, strict=True):

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from losa_cache.errors import UserError
-from losa_cache.sidenet.operand import Block
+from losa_cache.sidenet.operand import Block, dense, split_start
 from losa_cache.sidenet.packed import Packed, run_segments
-from losa_cache.sidenet.products import CHANNEL, TOKEN
+from losa_cache.sidenet.products import CHANNEL, TOKEN, wide
 from losa_cache.sidenet.readout import Readout, Whole
 from losa_cache.sidenet.segments import segment_length
 
@@ -94,36 +94,20 @@ class LoSA(nn.Module):
             y_k, ``(batch, m, width)``, in float32 where the blocks are of half precision: a sum of many small updates
             must not be rounded to 8 bits after each. Products are computed in autocast's dtype.
         """
-        self._check(blocks)
-        start = blocks[-1]
-        assert isinstance(start, Tensor)
-        dtype = compute_dtype(start, next(self.parameters()))
-        with torch.autocast(start.device.type, enabled=False):
-            return run_segments(
-                self.kinds,
-                (self.packed(CHANNEL), self.packed(TOKEN)),
-                blocks[: self.depth],
-                start[None],
-                readout or Whole(),
-                dtype,
-                length=self.segment_length,
-            )[0]
+        packed = (self.packed(CHANNEL), self.packed(TOKEN))
+        return run_segments(self.kinds, packed, blocks, readout or Whole(), length=self.segment_length)[0]
 
     def plain(self, blocks: Sequence[Tensor]) -> Tensor:
         """Refine the backbone's output as the equations stand: every layer reads and writes whole n x d tensors.
 
         What :meth:`forward` is tested against, and a page to read.
         """
-        self._check(blocks)
-        y = blocks[-1].to(torch.promote_types(blocks[-1].dtype, torch.float32))
-        for i, (g, b) in enumerate(zip(self.layers, blocks[: self.depth], strict=True)):
+        inputs, start = split_start(blocks, self.depth)
+        y = start.to(wide(start))
+        for i, (g, b) in enumerate(zip(self.layers, dense(inputs), strict=True)):
             x = b + y
             y = y + (g(x.transpose(1, 2)).transpose(1, 2) if self.mixes_tokens(i) else g(x))
         return y
-
-    def _check(self, blocks: Sequence[Block]) -> None:
-        if len(blocks) not in (self.depth, self.depth + 1):
-            raise ValueError(f"LoSA of depth {self.depth} takes {self.depth} block outputs, not {len(blocks)}.")
 
     def of_kind(self, kind: int) -> list[LowRankMap]:
         """List the layers of a kind, in their order."""
@@ -171,10 +155,3 @@ def require_shape(depth: int, tokens: int, width: int, rank: int) -> None:
             raise UserError(f"{name} is {value}: it must be at least 1.")
     if not 1 <= rank <= width:
         raise UserError(f"rank is {rank}: choose one from 1 to the backbone's width, {width}.")
-
-
-def compute_dtype(start: Tensor, weight: Tensor) -> torch.dtype:
-    """Choose the dtype of the products: autocast's, or the wider of activations and weights."""
-    if torch.is_autocast_enabled(start.device.type):
-        return torch.get_autocast_dtype(start.device.type)
-    return torch.promote_types(start.dtype, weight.dtype)

@@ -39,6 +39,17 @@ def dense(blocks: Sequence[Block]) -> list[Tensor]:
     return [block.dense() if isinstance(block, Scaled) else block for block in blocks]
 
 
+def split_start(blocks: Sequence[Block], depth: int) -> tuple[Sequence[Block], Tensor]:
+    """Tell the k inputs of a side network from y_0, which is the last of them or stands behind them.
+
+    Raises:
+        ValueError: for another number of blocks.
+    """
+    if len(blocks) not in (depth, depth + 1):
+        raise ValueError(f"a side network of depth {depth} takes {depth} block outputs, not {len(blocks)}.")
+    return blocks[:depth], dense(blocks[-1:])[0]
+
+
 class Operand(Protocol):
     """b_i, or b_i + y_0, ``(batch, n, d)``, which S trials share, times matrices of a kind."""
 
@@ -91,7 +102,7 @@ class Folded:
         codes = self._codes.to(self._dtype)
         if kind == TOKEN:
             trials, rows, n = weight.shape
-            by_sample = weight.view(1, trials * rows, n) * self._tokens[:, None]
+            by_sample = weight.reshape(1, trials * rows, n) * self._tokens[:, None]
             found = torch.bmm(by_sample, codes).view(len(codes), trials, rows, -1).permute(1, 2, 0, 3)
             out.addcmul_(found, self._channels)
         else:

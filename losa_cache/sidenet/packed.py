@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from losa_cache.sidenet.fast import Chain, Weights, refine
-from losa_cache.sidenet.operand import Block, operand
-from losa_cache.sidenet.products import CHANNEL, FEW_ROWS, TOKEN
+from losa_cache.sidenet.operand import Block, operand, split_start
+from losa_cache.sidenet.products import CHANNEL, FEW_ROWS, TOKEN, compute_dtype
 from losa_cache.sidenet.readout import Readout, Whole
 
 
@@ -43,28 +43,29 @@ def run_segments(
     kinds: Sequence[int],
     packed: tuple[Packed, Packed],
     blocks: Sequence[Block],
-    start: Tensor,
     readout: Readout,
-    dtype: torch.dtype,
     *,
     length: int,
 ) -> Tensor:
-    """Read y_k as :func:`run_chain` does, materialising y after every ``length`` layers."""
-    y = start
-    for first in range(0, len(kinds), length):
-        last = min(first + length, len(kinds))
-        before, after = (Counter(kinds[:at]) for at in (first, last))
-        y = run_chain(
-            kinds[first:last],
-            (
-                packed[CHANNEL].part(before[CHANNEL], after[CHANNEL]),
-                packed[TOKEN].part(before[TOKEN], after[TOKEN]),
-            ),
-            blocks[first:last],
-            y,
-            readout if last == len(kinds) else Whole(),
-            dtype,
-        )
+    """Read y_k as :func:`run_chain` does, from y_0 among the blocks, materialising y after every ``length`` layers."""
+    inputs, start = split_start(blocks, len(kinds))
+    dtype = compute_dtype(start, packed[CHANNEL].down)
+    y = start[None]
+    with torch.autocast(start.device.type, enabled=False):
+        for first in range(0, len(kinds), length):
+            last = min(first + length, len(kinds))
+            before, after = (Counter(kinds[:at]) for at in (first, last))
+            y = run_chain(
+                kinds[first:last],
+                (
+                    packed[CHANNEL].part(before[CHANNEL], after[CHANNEL]),
+                    packed[TOKEN].part(before[TOKEN], after[TOKEN]),
+                ),
+                inputs[first:last],
+                y,
+                readout if last == len(kinds) else Whole(),
+                dtype,
+            )
     return y
 
 

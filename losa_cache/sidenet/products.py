@@ -21,6 +21,13 @@ def wide(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
+def compute_dtype(start: Tensor, weight: Tensor) -> torch.dtype:
+    """Choose the dtype of the products: autocast's, or the wider of activations and weights."""
+    if torch.is_autocast_enabled(start.device.type):
+        return torch.get_autocast_dtype(start.device.type)
+    return torch.promote_types(start.dtype, weight.dtype)
+
+
 def project(kind: int, x: Tensor, weight: Tensor) -> Tensor:
     """Multiply along an axis: weight ``(S, R, m)`` gives ``(S, R, batch, q)``, strided."""
     shared, batch, n, d = x.shape

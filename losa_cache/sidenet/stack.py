@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from losa_cache.sidenet.adapter import Adapter
-from losa_cache.sidenet.losa import LoSA, compute_dtype
+from losa_cache.sidenet.losa import LoSA
 from losa_cache.sidenet.operand import Block
 from losa_cache.sidenet.packed import Packed, run_segments
 from losa_cache.sidenet.products import CHANNEL, TOKEN
@@ -70,19 +70,8 @@ class LoSAStack(nn.Module):
         Returns:
             y_k of every trial, ``(K, batch, m, width)``.
         """
-        start = blocks[-1]
-        assert isinstance(start, Tensor)
-        dtype = compute_dtype(start, self.channel.down)
-        with torch.autocast(start.device.type, enabled=False):
-            return run_segments(
-                self.kinds,
-                (self.channel.packed(), self.token.packed()),
-                blocks[: len(self.kinds)],
-                start[None],
-                readout or Whole(),
-                dtype,
-                length=self.segment_length,
-            )
+        packed = (self.channel.packed(), self.token.packed())
+        return run_segments(self.kinds, packed, blocks, readout or Whole(), length=self.segment_length)
 
     def layers(self) -> "tuple[_Layers, _Layers]":
         """Give the layers by kind."""

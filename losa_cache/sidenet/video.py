@@ -9,9 +9,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from losa_cache.errors import UserError
-from losa_cache.sidenet.losa import LowRankMap, compute_dtype, require_shape
-from losa_cache.sidenet.operand import Block, dense
-from losa_cache.sidenet.products import wide
+from losa_cache.sidenet.losa import LowRankMap, require_shape
+from losa_cache.sidenet.operand import Block, dense, split_start
+from losa_cache.sidenet.products import compute_dtype, wide
 from losa_cache.sidenet.readout import Readout, Whole
 
 CPU_STATES, GPU_STATES = 2**20, 2**26  # values at a time
@@ -135,12 +135,10 @@ class VideoLoSA(nn.Module):
 
     def forward(self, blocks: Sequence[Block], readout: Readout | None = None) -> Tensor:
         """Refine the backbone's output (arguments and result as of :meth:`LoSA.forward`)."""
-        if len(blocks) not in (self.depth, self.depth + 1):
-            raise ValueError(f"a network of depth {self.depth} takes {self.depth} inputs, not {len(blocks)}.")
-        (start,) = dense(blocks[-1:])
+        inputs, start = split_start(blocks, self.depth)
         y, dtype = start.to(wide(start)), compute_dtype(start, next(self.parameters()))
         with torch.autocast(y.device.type, enabled=False):
-            for g, block in zip(self.layers, blocks[: self.depth], strict=True):
+            for g, block in zip(self.layers, inputs, strict=True):
                 x = (dense([block])[0] + y).to(dtype)
                 if isinstance(g, SpaceTimeMap):
                     y = y + functional.pad(g(x[:, self.prefix :]), (0, 0, self.prefix, 0))

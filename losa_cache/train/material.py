@@ -170,8 +170,7 @@ def from_backbone(
     encoding = fit_encoding(inputs, workers=workers) if cache is None else cache.encoding()
     encoded = (manifest if cache is None else cache.manifest).points
     encoding = encoding.select([encoded.index(point) for point in points])
-    if online.augment is not None and inputs.samples.clip is not None:
-        raise UserError(f"augment is {online.augment!r}, but clips of videos are not augmented: leave it out.")
+    inputs.samples.require_augmentable(online.augment)
     batch_augmentation = BatchAugmentation(online.mixup, online.cutmix, online.reprob, len(manifest.classes))
     fresh = OnlineSource(
         inputs,

@@ -1,14 +1,16 @@
 """Batches from the backbone itself, run anew for every batch: what the cache saves, as the same contract."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from losa_cache.backbone import Backbone
 from losa_cache.cache.precision import Encoding
 from losa_cache.data.augment import BatchAugmentation
 from losa_cache.data.decode import Decoder, View
 from losa_cache.inputs import Inputs
+from losa_cache.sidenet.operand import Block
 from losa_cache.train.batch import Batch, Request
 from losa_cache.train.sampler import rows_of, view_starts
 from losa_cache.train.stopwatch import Stopwatch
@@ -70,14 +72,12 @@ class OnlineSource:
         for request, batch in zip(requests, self._watch.waiting("decode", decoded), strict=True):
             batch.require(self._samples, "mend it, or extract a cache with --on-error skip")
             labels = torch.from_numpy(self._samples.labels[request.samples]).to(device)
-            taken: dict[int, Tensor] = {}  # as they come: b_0 first, which is asked for last
             with self._watch.computing("backbone"):
                 images = self._backbone.input.normalise(batch.pixels.to(device, non_blocking=True))
                 if request.epoch is not None and self._batch_augmentation is not None:
                     images, labels = self._batch_augmentation(images, labels, self._seed, request.step)
-                self._backbone.run(images, self._points, self._taker(taken), compute=self._compute)
-            blocks = (taken[at] for at in range(len(self._points)))
-            yield Batch(list(blocks), labels, [self._samples.ids[s] for s in request.samples])
+                blocks = fresh_blocks(self._backbone, images, self._points, self._encoding, compute=self._compute)
+            yield Batch(blocks, labels, [self._samples.ids[s] for s in request.samples])
 
     def spent(self) -> dict[str, float]:
         """Say how many seconds the loop waited for decoding and for the backbone."""
@@ -94,9 +94,16 @@ class OnlineSource:
         rows = rows_of(request, self._starts, views=self._clips)
         return [(int(row) // self._clips, int(row) % self._clips) for row in rows]
 
-    def _taker(self, taken: dict[int, Tensor]) -> Callable[[int, Tensor], None]:
-        def take(at: int, output: Tensor) -> None:
-            with torch.inference_mode(False), torch.no_grad():  # an ordinary tensor, which autograd may save
-                taken[at] = self._encoding.rounded(at, output)
 
-        return take
+def fresh_blocks(
+    backbone: Backbone, images: Tensor, points: Sequence[str], encoding: Encoding, *, compute: torch.dtype
+) -> list[Block]:
+    """Run the frozen backbone and round its points as a cache would; arguments as of ``Backbone.run``."""
+    taken: dict[int, Tensor] = {}  # as they come: b_0 first, which is asked for last
+
+    def take(at: int, output: Tensor) -> None:
+        with torch.inference_mode(False), torch.no_grad():  # an ordinary tensor, which autograd may save
+            taken[at] = encoding.rounded(at, output)
+
+    backbone.run(images, points, take, compute=compute)
+    return [taken[at] for at in range(len(points))]

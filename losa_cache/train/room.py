@@ -1,6 +1,6 @@
 """Whether a batch fits a device, before the first step finds out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -46,19 +46,26 @@ def kept_bytes(
     """Count the bytes of a batch's block outputs and of everything that autograd saves for their backward pass."""
     device = next(adapter.parameters()).device
     blocks = [torch.zeros(batch, *shape[1:], dtype=dtype, device=device) for _ in range(shape[0])]
-    own = {p.untyped_storage().data_ptr() for p in adapter.parameters()}
-    kept = {b.untyped_storage().data_ptr(): b.untyped_storage().nbytes() for b in blocks}
+    saved = saved_bytes(lambda: adapter(blocks), (*blocks, *adapter.parameters()), autocast)
+    return sum(block.nbytes for block in blocks) + saved
+
+
+def saved_bytes(forward: Callable[[], Tensor], known: Iterable[Tensor], autocast: torch.dtype | None) -> int:
+    """Count the bytes that autograd saves in a forward pass, but for those of tensors that are there anyway."""
+    known = list(known)
+    there = {tensor.untyped_storage().data_ptr() for tensor in known}
+    kept: dict[int, int] = {}
 
     def count(saved: Tensor) -> Tensor:
         storage = saved.untyped_storage()
-        if storage.data_ptr() not in own:
+        if storage.data_ptr() not in there:
             kept[storage.data_ptr()] = storage.nbytes()
         return saved
 
     with (
         torch.autograd.graph.saved_tensors_hooks(count, lambda saved: saved),
-        torch.autocast(device.type, autocast, enabled=autocast is not None),
+        torch.autocast(known[0].device.type, autocast, enabled=autocast is not None),
     ):
-        logits = adapter(blocks)
-    del logits
+        result = forward()
+    del result
     return sum(kept.values())

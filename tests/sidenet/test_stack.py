@@ -7,9 +7,10 @@ from torch.nn import functional as F
 import losa_cache as lc
 from losa_cache.sidenet.adapter import Adapter
 from losa_cache.sidenet.losa import LoSA
+from losa_cache.sidenet.operand import dense
 from losa_cache.sidenet.stack import AdapterStack, LoSAStack
 from losa_cache.train.stacked_adamw import StackedAdamW
-from tests.sidenet.test_fast import tail_of
+from tests.sidenet.test_fast import codes, tail_of
 
 RANKS, RATES, DECAYS, CLIPS = [2, 4, 3], [1e-2, 3e-2, 1e-3], [0.0, 0.1, 0.01], [1.0, 0.1, 0.05]
 TOKENS, WIDTH, CLASSES = 6, 8, 3
@@ -75,6 +76,19 @@ def test_rows_that_fill_a_rank_up_stay_zero():
         assert not own.down[0, :, RANKS[0] :].any()
         assert not own.up[0, :, RANKS[0] :].any()
         assert not own.down_bias[0, :, RANKS[0] :].any()
+
+
+def test_a_stack_reads_codes_as_what_they_decode_to():
+    torch.manual_seed(0)
+    stack = AdapterStack(adapters(tail_of("token", WIDTH, prefix=1).double(), "losa", 4))
+    for own in stack.side.layers():
+        torch.nn.init.normal_(own.up, std=0.3)
+    coded = [codes(5, TOKENS, WIDTH) for _ in range(3)]
+    start = torch.randn(5, TOKENS, WIDTH).double()
+    found, expected = stack([*coded, start]), stack([*dense(coded), start])
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    ours, theirs = (torch.autograd.grad(y.square().sum(), stack.side.channel.down)[0] for y in (found, expected))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
 def test_refuses_networks_that_differ_in_more_than_rank():

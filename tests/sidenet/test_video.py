@@ -11,6 +11,7 @@ import losa_cache as lc
 from losa_cache.sidenet.operand import Scaled
 from losa_cache.sidenet.readout import First, Mean
 from losa_cache.sidenet.video import VideoLoSA
+from losa_cache.train.room import saved_bytes
 
 FRAMES, PLACES, PREFIX, WIDTH = 3, 4, 1, 6
 
@@ -83,18 +84,7 @@ def test_a_layer_keeps_its_input_for_the_way_back_and_little_besides():
     def kept(depth):
         net = network(depth=depth, width=64, frames=4, places=16, prefix=0, rank=32).float()
         blocks = [torch.randn(1, 64, 64) for _ in range(depth)]
-        found = {}
-        known = {t.untyped_storage().data_ptr() for t in (*blocks, *net.parameters())}
-
-        def count(tensor):
-            if tensor.untyped_storage().data_ptr() not in known:
-                found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            y = net(blocks, First(64, 1))
-        del y
-        return sum(found.values())
+        return saved_bytes(lambda: net(blocks, First(64, 1)), (*blocks, *net.parameters()), None)
 
     ten_layers = kept(21) - kept(11)  # five of either kind; of a channel layer also its states, and of all alpha W_u
     assert ten_layers < 1.25 * 4 * 64 * (5 * 64 + 5 * (64 + 2 * 32))
