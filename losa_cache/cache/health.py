@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from losa_cache.cache.blob import FileBlob
 from losa_cache.cache.core import LIST, Core
 from losa_cache.cache.files import read_sealed
 from losa_cache.cache.layout import Layout
@@ -144,7 +145,7 @@ def _open(check: ShardCheck) -> tuple[dict[str, Any], ShardReader]:
     if receipt["identity"] != check.identity or receipt["shard"] != check.shard:
         raise DamagedShardError("its receipt is of another shard")
     try:
-        return receipt, ShardReader(check.path, check.layout)
+        return receipt, ShardReader(FileBlob(check.path), check.layout)
     except FileNotFoundError as error:
         raise DamagedShardError("it is missing") from error
 

@@ -1,8 +1,9 @@
 """Read activations of many samples into preallocated memory, one long read a sample."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from threading import Lock
 
 import numpy as np
@@ -25,17 +26,21 @@ class BlockReader:
         cache: the opened cache.
         points: names of what to read (``losa_cache.points``), each once, in any order.
         threads: that read at the same time.
+        direct: read past the page cache.
 
     Raises:
         UserError: for a point that the cache does not hold.
     """
 
-    def __init__(self, cache: ActivationCache, points: Sequence[str], *, threads: int = READERS) -> None:
+    def __init__(
+        self, cache: ActivationCache, points: Sequence[str], *, threads: int = READERS, direct: bool = False
+    ) -> None:
         stored = cache.manifest.points
         if missing := [point for point in points if point not in stored]:
             raise UserError(f"cache {str(cache.path)!r} holds {', '.join(stored)}, not {', '.join(missing)}.")
         self.cache = cache
         self.positions = [stored.index(point) for point in points]
+        self._direct = direct
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="read")
         self._split = threads
         self._shards: OrderedDict[int, ShardReader] = OrderedDict()
@@ -63,24 +68,34 @@ class BlockReader:
         self._shards.clear()
 
     def _read_part(self, rows: NDArray[np.int64], part: NDArray[np.int64], views: Sequence[NDArray[np.uint8]]) -> None:
-        for entry in part.tolist():
-            shard, place = divmod(int(rows[entry]), self.cache.layout.shard_samples)
-            try:
-                targets = {at: view[entry] for at, view in zip(self.positions, views, strict=True)}
-                self._shard(shard).read(place, targets)
-            except (DamagedShardError, FileNotFoundError) as error:
-                sample = self.cache.ids[int(rows[entry])]
-                raise UserError(
-                    f"sample {sample!r} cannot be read from shard {shard} of {str(self.cache.path)!r} ({error}): "
-                    f"{REPAIR}."
-                ) from error
+        wanted = rows[part].tolist()
+        for row in wanted:  # all at once, before the first is waited for
+            with self._opened(row) as (shard, place):
+                shard.expect(place, self.positions)
+        for entry, row in zip(part.tolist(), wanted, strict=True):
+            with self._opened(row) as (shard, place):
+                shard.read(place, {at: view[entry] for at, view in zip(self.positions, views, strict=True)})
+
+    @contextmanager
+    def _opened(self, row: int) -> Iterator[tuple[ShardReader, int]]:
+        """Give a row's shard and its place there; name the sample where that fails."""
+        shard, place = divmod(row, self.cache.layout.shard_samples)
+        try:
+            yield self._shard(shard), place
+        except (DamagedShardError, FileNotFoundError) as error:
+            raise UserError(
+                f"sample {self.cache.ids[row]!r} cannot be read from shard {shard} of {str(self.cache.path)!r} "
+                f"({error}): {REPAIR}."
+            ) from error
 
     def _shard(self, shard: int) -> ShardReader:
         with self._guard:
             if shard in self._shards:
                 self._shards.move_to_end(shard)
                 return self._shards[shard]
-            reader = self._shards[shard] = ShardReader(self.cache.shard_path(shard), self.cache.layout)
+            reader = self._shards[shard] = ShardReader(
+                self.cache.open_shard(shard, direct=self._direct), self.cache.layout
+            )
             if len(self._shards) > OPEN_SHARDS:
                 self._shards.popitem(last=False)
             return reader

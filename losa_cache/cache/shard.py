@@ -5,7 +5,7 @@ The writer appends samples as they come and holds none of them, so its memory is
 
 import hashlib
 import os
-import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,13 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
+from losa_cache.cache.blob import Blob, CutShortError, Range
 from losa_cache.cache.compression import compress, decompress
 from losa_cache.cache.files import publish
 from losa_cache.cache.layout import CHECKSUM_BYTES, Layout
 
 MISSING = 2**64 - 1
+_UNUSED = np.empty(CHECKSUM_BYTES, dtype=np.uint8)  # where checksums go that are known to be right
 
 
 class DamagedShardError(Exception):
@@ -113,17 +115,23 @@ class ShardWriter:
 
 
 class ShardReader:
-    """Read samples of one shard at the offsets that its index gives. Safe to share between threads."""
+    """Read samples of one shard at the offsets that its index gives. Safe to share between threads.
 
-    def __init__(self, path: Path, layout: Layout) -> None:
-        self.path, self.layout = path, layout
-        self._handle = os.open(path, os.O_RDONLY)
-        weakref.finalize(self, os.close, self._handle)  # not before the last thread has let go of it
-        self._size = os.fstat(self._handle).st_size
-        raw = os.pread(self._handle, layout.index_bytes, max(0, self._size - layout.index_bytes))
-        if len(raw) < layout.index_bytes or checksum(raw[:-CHECKSUM_BYTES]) != raw[-CHECKSUM_BYTES:]:
-            raise DamagedShardError(f"the index of shard {path.name} is damaged")
-        self.raw_index = raw[:-CHECKSUM_BYTES]
+    Args:
+        blob: its bytes.
+        layout: of the store.
+
+    Raises:
+        DamagedShardError: if its index is.
+    """
+
+    def __init__(self, blob: Blob, layout: Layout) -> None:
+        self.blob, self.layout, self._longest = blob, layout, layout.stored_chunk_bytes
+        raw = np.empty(layout.index_bytes, dtype=np.uint8)
+        self._fetch([(max(0, blob.size - raw.nbytes), raw.nbytes, [raw])], f"the index of shard {blob.name} is damaged")
+        if checksum(raw[:-CHECKSUM_BYTES]) != raw[-CHECKSUM_BYTES:].tobytes():
+            raise DamagedShardError(f"the index of shard {blob.name} is damaged")
+        self.raw_index = raw[:-CHECKSUM_BYTES].tobytes()
         entries = np.frombuffer(self.raw_index, dtype="<u8").reshape(-1, layout.sample_chunks, 2)
         self.index: list[list[list[int]]] = entries.tolist()
         self._verified = np.zeros(entries.shape[:2], dtype=bool)
@@ -139,15 +147,33 @@ class ShardReader:
             DamagedShardError: for a chunk that is missing, short or fails its checksum.
         """
         per_chunk = self.layout.chunk_layers
-        for chunk in sorted({layer // per_chunk for layer in targets}):
+        chunks = sorted({layer // per_chunk for layer in targets})
+        if per_chunk == 1:
+            parts = [[targets[chunk]] for chunk in chunks]
+        else:
+            block_bytes = self.layout.block_bytes
             parts = [
-                targets[layer] if layer in targets else np.empty(self.layout.block_bytes, dtype=np.uint8)
-                for layer in range(chunk * per_chunk, (chunk + 1) * per_chunk)
+                [
+                    targets[layer] if layer in targets else np.empty(block_bytes, dtype=np.uint8)
+                    for layer in range(chunk * per_chunk, (chunk + 1) * per_chunk)
+                ]
+                for chunk in chunks
             ]
-            if self.layout.compressed:
-                self._decompress(row, chunk, parts)
-            else:
-                self._read_into(row, chunk, parts)
+        if self.layout.compressed:
+            for chunk, stored, pieces in zip(chunks, self._checked(row, chunks), parts, strict=True):
+                self._decompress(chunk, stored, pieces)
+        else:
+            self._read_into(row, chunks, parts)
+
+    def expect(self, row: int, layers: Sequence[int]) -> None:
+        """Say that these layers of a sample will be read soon, where they have not been read before."""
+        chunks = [layer // self.layout.chunk_layers for layer in layers]
+        first, last = min(chunks), max(chunks)
+        if last - first >= len(set(chunks)) or self._verified[row, chunks].all():  # gaps would be read, too
+            return
+        (start, _), (end, length) = self.index[row][first], self.index[row][last]
+        if MISSING not in (start, end) and start < end + length <= self.blob.size:
+            self.blob.expect(start, end + length - start)
 
     def stored(self, row: int) -> PackedSample:
         """Read a sample's chunks as they are stored, having checked them.
@@ -155,56 +181,64 @@ class ShardReader:
         Raises:
             DamagedShardError: as :meth:`read`.
         """
-        chunks = [self._checked(row, chunk) for chunk in range(self.layout.sample_chunks)]
+        chunks = self._checked(row, range(self.layout.sample_chunks))
         return PackedSample(np.concatenate(chunks), [len(chunk) for chunk in chunks])
 
     def absent(self, row: int) -> bool:
         """Whether no chunk of a sample is there, as of one that was skipped."""
         return all(entry == [MISSING, MISSING] for entry in self.index[row])
 
-    def _read_into(self, row: int, chunk: int, parts: list[NDArray[np.uint8]]) -> None:
-        offset, length = self._place(row, chunk)
-        stored = bytearray(CHECKSUM_BYTES)
-        if os.preadv(self._handle, [*(part.data for part in parts), stored], offset) != length:
-            raise DamagedShardError(f"chunk {chunk} of shard {self.path.name} is cut short")
-        if self._verified[row, chunk]:
+    def _read_into(self, row: int, chunks: list[int], parts: list[list[NDArray[np.uint8]]]) -> None:
+        known = self._verified[row, chunks].all()
+        sums = [_UNUSED] * len(chunks) if known else list(np.empty((len(chunks), CHECKSUM_BYTES), dtype=np.uint8))
+        places = [self._place(row, chunk) for chunk in chunks]
+        ranges = [(*place, [*pieces, end]) for place, pieces, end in zip(places, parts, sums, strict=True)]
+        self._fetch(ranges, f"chunk {chunks[-1]} of shard {self.blob.name} is cut short")
+        if known:
             return
-        found = 0
-        for part in parts:
-            found = google_crc32c.extend(found, part)
-        self._require(found.to_bytes(CHECKSUM_BYTES, "little") == stored, row, chunk)
+        for chunk, pieces, end in zip(chunks, parts, sums, strict=True):
+            found = google_crc32c.value(pieces[0])
+            for piece in pieces[1:]:
+                found = google_crc32c.extend(found, piece)
+            self._require(found.to_bytes(CHECKSUM_BYTES, "little") == end.tobytes(), row, chunk)
 
-    def _decompress(self, row: int, chunk: int, parts: list[NDArray[np.uint8]]) -> None:
+    def _decompress(self, chunk: int, stored: NDArray[np.uint8], parts: list[NDArray[np.uint8]]) -> None:
         whole = parts[0] if len(parts) == 1 else np.empty(self.layout.chunk_bytes, dtype=np.uint8)
         try:
-            decompress(self._checked(row, chunk)[:-CHECKSUM_BYTES], whole)
+            decompress(stored[:-CHECKSUM_BYTES], whole)
         except ValueError as error:
-            raise DamagedShardError(f"chunk {chunk} of shard {self.path.name} does not decompress ({error})") from error
+            raise DamagedShardError(f"chunk {chunk} of shard {self.blob.name} does not decompress ({error})") from error
         if len(parts) > 1:
             for part, piece in zip(parts, whole.reshape(len(parts), -1), strict=True):
                 part[:] = piece
 
-    def _checked(self, row: int, chunk: int) -> NDArray[np.uint8]:
-        offset, length = self._place(row, chunk)
-        stored = np.frombuffer(os.pread(self._handle, length, offset), dtype=np.uint8)
-        if len(stored) != length:
-            raise DamagedShardError(f"chunk {chunk} of shard {self.path.name} is cut short")
-        if not self._verified[row, chunk]:
-            found = checksum(stored[:-CHECKSUM_BYTES])
-            self._require(found == stored[-CHECKSUM_BYTES:].tobytes(), row, chunk)
+    def _checked(self, row: int, chunks: Sequence[int]) -> list[NDArray[np.uint8]]:
+        places = [self._place(row, chunk) for chunk in chunks]
+        stored = [np.empty(length, dtype=np.uint8) for _, length in places]
+        ranges = [(*place, [whole]) for place, whole in zip(places, stored, strict=True)]
+        self._fetch(ranges, f"chunk {chunks[-1]} of shard {self.blob.name} is cut short")
+        for chunk, whole in zip(chunks, stored, strict=True):
+            if not self._verified[row, chunk]:
+                found = checksum(whole[:-CHECKSUM_BYTES])
+                self._require(found == whole[-CHECKSUM_BYTES:].tobytes(), row, chunk)
         return stored
+
+    def _fetch(self, ranges: Sequence[Range], otherwise: str) -> None:
+        try:
+            self.blob.read(ranges)
+        except CutShortError as error:
+            raise DamagedShardError(otherwise) from error
 
     def _place(self, row: int, chunk: int) -> tuple[int, int]:
         offset, length = self.index[row][chunk]
-        limit = self.layout.stored_chunk_bytes
-        there = CHECKSUM_BYTES < length <= limit if self.layout.compressed else length == limit
-        if not there or offset + length > self._size:
-            raise DamagedShardError(f"chunk {chunk} is missing from shard {self.path.name}")
+        there = length == self._longest or (self.layout.compressed and CHECKSUM_BYTES < length < self._longest)
+        if not there or offset + length > self.blob.size:
+            raise DamagedShardError(f"chunk {chunk} is missing from shard {self.blob.name}")
         return offset, length
 
     def _require(self, intact: bool, row: int, chunk: int) -> None:
         if not intact:
-            raise DamagedShardError(f"chunk {chunk} of shard {self.path.name} fails its checksum")
+            raise DamagedShardError(f"chunk {chunk} of shard {self.blob.name} fails its checksum")
         self._verified[row, chunk] = True
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from losa_cache.cache.blob import FileBlob
 from losa_cache.cache.layout import Layout
 from losa_cache.cache.precision import Encoding
 from losa_cache.cache.shard import DamagedShardError, ShardReader
@@ -126,7 +127,7 @@ def point_statistics(
 def sum_shard(task: ShardToSum) -> Moments | None:
     """Sum the samples of a shard; ``None`` if it has none."""
     torch.set_num_threads(1)  # of this worker thread: the workers are the parallelism
-    layout, reader = task.layout, ShardReader(task.path, task.layout)
+    layout, reader = task.layout, ShardReader(FileBlob(task.path), task.layout)
     shape = (layout.layers, 1, layout.tokens, layout.columns)
     stored = torch.empty(shape, dtype=task.encoding.precision.stored_dtype)
     targets = dict(enumerate(stored.view(torch.uint8).numpy().reshape(layout.layers, -1)))

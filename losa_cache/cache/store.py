@@ -1,5 +1,6 @@
 """A cache, opened: a Zarr v3 group."""
 
+import errno
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor
 from zarr.codecs import BloscCodec
 from zarr.storage import LocalStore
 
+from losa_cache.cache.blob import Blob, DirectBlob, FileBlob
 from losa_cache.cache.core import Core, unpack_ids
 from losa_cache.cache.home import known_stores
 from losa_cache.cache.layout import Layout
@@ -95,6 +97,24 @@ class ActivationCache:
     def shard_path(self, shard: int) -> Path:
         """File of a shard."""
         return shard_path(self.path, self.manifest.fields["tap"], shard)
+
+    def open_shard(self, shard: int, *, direct: bool = False) -> Blob:
+        """Open a shard's bytes.
+
+        Args:
+            shard: its number.
+            direct: past the page cache, where the file system can.
+
+        Raises:
+            FileNotFoundError: if it is not there.
+        """
+        if direct:
+            try:
+                return DirectBlob(self.shard_path(shard))
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+        return FileBlob(self.shard_path(shard))
 
 
 def receipts_of(store: Path) -> Path:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from losa_cache.cache.blob import FileBlob
 from losa_cache.cache.core import Core
 from losa_cache.cache.files import read_sealed, write_sealed
 from losa_cache.cache.home import remember
@@ -260,7 +261,7 @@ class CacheWriter:
         rows, old = self.layout.rows(shard), None
         notes: dict[str, Any] = {"overflowed": 0, "non_finite": 0, "skipped": []}
         if shard in self._damaged and (receipt := unit.done()):
-            notes, old = {name: receipt[name] for name in notes}, ShardReader(unit.path, self.layout)
+            notes, old = {name: receipt[name] for name in notes}, ShardReader(FileBlob(unit.path), self.layout)
         last = max(self._damaged.get(shard, rows[-1:]))
         return _OpenShard(unit, unit.begin(self.layout), notes, old, rows.start, last)
 
