@@ -149,6 +149,9 @@ def train(
     seed: Annotated[int, typer.Option(help="Of the start, the order and the augmentation.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Run directory; default: runs/<data set>-<side>-<n>.")] = None,
     device: Device = None,
+    residency: Annotated[
+        str, typer.Option(help="Keep what is read on the device, in memory or on disk; auto: the fastest that fits.")
+    ] = "auto",
     resume: Annotated[Path | None, typer.Option(help="Continue this run, with its own options.")] = None,
     online: Annotated[bool, _images("Run the backbone on every batch.", "--online")] = False,
     mixed: Annotated[float | None, _images("Share of a batch that is fresh; the rest is cached.")] = None,
@@ -182,9 +185,9 @@ def train(
     from losa_cache.train.train import train as run
 
     if resume is not None:
-        _refuse(context, "--resume goes on with a run's own options", but=("resume", "device", "as_json"))
+        _refuse(context, "--resume goes on with a run's own options", but=("resume", "device", "residency", "as_json"))
         with TrainingBar(Run(resume).config()[0].epochs) as bar:
-            result = resume_run(resume, device=device, report=bar, progress=bar.advance)
+            result = resume_run(resume, device=device, residency=residency, report=bar, progress=bar.advance)
         _print(training_report(result), as_json)
         return
     config = TrainConfig(
@@ -236,7 +239,16 @@ def train(
         opened = latest_training_cache()
         console.print(f"cache: {opened.path} (the most recent complete one)", soft_wrap=True)
     with TrainingBar(epochs) as bar:
-        result = run(opened, online=fresh, config=config, out=out, device=device, report=bar, progress=bar.advance)
+        result = run(
+            opened,
+            online=fresh,
+            config=config,
+            out=out,
+            device=device,
+            residency=residency,
+            report=bar,
+            progress=bar.advance,
+        )
     _print(training_report(result), as_json)
 
 
@@ -320,7 +332,8 @@ def verify(
 
 def main() -> None:
     """Run the command line: a user's mistake is one sentence on stderr and exit code 2."""
-    logging.getLogger("losa_cache").addHandler(logging.StreamHandler())
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("losa_cache").setLevel(logging.INFO)
     try:
         app()
     except UserError as error:

@@ -8,19 +8,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from losa_cache.cache.store import ActivationCache
 from losa_cache.extract.meter import Meter
+from losa_cache.memory import readable_bytes
 from losa_cache.train.train import TrainResult
 
 LINE_SECONDS = 60
 console = Console(stderr=True, highlight=False)
-
-
-def readable_bytes(count: float) -> str:
-    """Write bytes in decimal units, as disks are sold."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
 
 
 def extraction_report(cache: ActivationCache, meter: Meter) -> dict[str, Any]:
@@ -160,7 +152,12 @@ class PassBar:
 
 
 class TrainingBar(PassBar):
-    """Show epochs, and the loss and accuracy of the last; a line every tenth where there is no terminal."""
+    """Show epochs, and the loss and accuracy of the last; a line every tenth where there is no terminal.
+
+    Says what limits an epoch whenever that changes.
+    """
+
+    _limiter = ""
 
     def __init__(self, epochs: int) -> None:
         super().__init__("epoch", epochs)
@@ -174,3 +171,7 @@ class TrainingBar(PassBar):
         self._bar.update(self._task, completed=epoch, figures=f", {figures}")
         if epoch % max(1, self.total // 10) == 0 or epoch == self.total:
             self.line(f"epoch {epoch}/{self.total}: {figures}, {metrics['train_seconds']:.2f} s")
+        limiter = metrics["limiter"].partition("(")[0]
+        if limiter != self._limiter:
+            self._limiter = limiter
+            console.print(f"epoch {epoch}: {metrics['limiter']}", soft_wrap=True)

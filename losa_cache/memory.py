@@ -28,6 +28,15 @@ def parse_bytes(size: str | int) -> int:
     return number
 
 
+def readable_bytes(count: float) -> str:
+    """Write bytes in decimal units, as disks are sold."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
 def available_memory(device: torch.device) -> int:
     """Bytes that can still be allocated on a device, as far as the system says.
 

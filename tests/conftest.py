@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -67,6 +68,13 @@ def digits(tmp_path_factory) -> dict[str, Path]:
         )
         assert done.returncode == 0, done.stderr
     return {"home": home, "train": home / "train.zarr", "test": home / "test.zarr"}
+
+
+def results(run: Path) -> list[dict]:
+    """The metrics of a run's epochs, but for those of time."""
+    read = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    times = ("train_seconds", "train_read", "limiter")
+    return [{name: value for name, value in line.items() if not name.startswith(times)} for line in read]
 
 
 def losa_cache(*arguments: str, home: Path | None = None, cwd: Path | None = None) -> subprocess.CompletedProcess:

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from losa_cache.cache.shard import DamagedShardError, ShardReader
 from losa_cache.cache.store import REPAIR, ActivationCache
+from losa_cache.device import default_workers
 from losa_cache.errors import UserError
 
 OPEN_SHARDS = 256
-READERS = 2  # threads
+READERS = min(8, default_workers())  # threads
 
 
 class BlockReader:
@@ -39,12 +40,20 @@ class BlockReader:
         if missing := [point for point in points if point not in stored]:
             raise UserError(f"cache {str(cache.path)!r} holds {', '.join(stored)}, not {', '.join(missing)}.")
         self.cache = cache
+        self.device = torch.device("cpu")
+        self.waits = direct  # for the disk: otherwise the system reads ahead
         self.positions = [stored.index(point) for point in points]
         self._direct = direct
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="read")
         self._split = threads
         self._shards: OrderedDict[int, ShardReader] = OrderedDict()
         self._guard = Lock()
+
+    def expect(self, rows: NDArray[np.int64]) -> None:
+        """Have the system read ahead what of these rows this reader has not read yet."""
+        for row in rows.tolist():
+            with self._opened(row) as (shard, place):
+                shard.expect(place, self.positions)
 
     def read(self, rows: NDArray[np.int64], targets: Sequence[Tensor]) -> None:
         """Fill one tensor a point with the stored values of these rows.
@@ -68,11 +77,8 @@ class BlockReader:
         self._shards.clear()
 
     def _read_part(self, rows: NDArray[np.int64], part: NDArray[np.int64], views: Sequence[NDArray[np.uint8]]) -> None:
-        wanted = rows[part].tolist()
-        for row in wanted:  # all at once, before the first is waited for
-            with self._opened(row) as (shard, place):
-                shard.expect(place, self.positions)
-        for entry, row in zip(part.tolist(), wanted, strict=True):
+        self.expect(rows[part])  # all at once, before the first is waited for
+        for entry, row in zip(part.tolist(), rows[part].tolist(), strict=True):
             with self._opened(row) as (shard, place):
                 shard.read(place, {at: view[entry] for at, view in zip(self.positions, views, strict=True)})
 

@@ -66,6 +66,11 @@ class ActivationCache:
         return sum(f.stat().st_size for f in self.path.rglob("*") if f.is_file())
 
     @property
+    def remote(self) -> bool:
+        """Whether it lies on a server."""
+        return False
+
+    @property
     def receipts(self) -> Path:
         """Folder beside the store."""
         return receipts_of(self.path)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from losa_cache.sidenet.operand import Block
+from losa_cache.train.account import Roof
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,13 @@ class Source(Protocol):
         ...
 
     def spent(self) -> dict[str, float]:
-        """Say how many seconds the loop waited for each part of the source since this was last asked."""
+        """Say how many seconds the loop waited for each part of the source since this was last asked, and what was read
+        (``losa_cache.train.account``).
+        """
+        ...
+
+    def roof(self) -> Roof | None:
+        """Measure, once, what its reads could reach; ``None`` where it reads no cache."""
         ...
 
     def close(self) -> None:

@@ -1,6 +1,10 @@
 """Batches from a cache: the next one is read while this one trains."""
 
+import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from time import perf_counter
 
 import numpy as np
 import torch
@@ -9,17 +13,85 @@ from torch import Tensor
 
 from losa_cache.ahead import work_ahead
 from losa_cache.cache.reader import BlockReader
+from losa_cache.cache.roof import disk_speed, memory_speed
 from losa_cache.cache.store import ActivationCache
+from losa_cache.memory import available_memory
 from losa_cache.sidenet.operand import Block, Scaled
+from losa_cache.train.account import Roof
 from losa_cache.train.batch import Batch, Request
-from losa_cache.train.sampler import rows_of, view_starts
+from losa_cache.train.in_memory import Reader, keep
+from losa_cache.train.residency import DISK, Residency, Room, choose_residency
+from losa_cache.train.sampler import rows_of, rows_of_samples, view_starts
 from losa_cache.train.stopwatch import Stopwatch
+
+log = logging.getLogger(__name__)
 
 SLOTS = 2
 
 
+@dataclass(frozen=True)
+class Filled:
+    """A batch on the training device.
+
+    Attributes:
+        rows: of the cache.
+        blocks: one tensor a point.
+        sent: when they are all there, on a GPU that takes them from the host.
+        nbytes: read.
+        seconds: that reading took.
+    """
+
+    rows: NDArray[np.int64]
+    blocks: list[Tensor]
+    sent: torch.cuda.Event | None
+    nbytes: int
+    seconds: float
+
+
+def open_cached(
+    cache: ActivationCache,
+    points: Sequence[str],
+    device: torch.device,
+    *,
+    samples: NDArray[np.int64],
+    passes: int,
+    residency: str = "auto",
+    seed: int = 0,
+    fold: bool = False,
+) -> "CachedSource":
+    """Choose a residency, say why, and open the source.
+
+    Args:
+        samples: numbers of all that will be asked for.
+        passes: times that each will be.
+        residency: as asked for (:func:`choose_residency`).
+        cache, points, device, seed, fold: as of :class:`CachedSource`.
+
+    Raises:
+        UserError: for a residency that cannot be.
+    """
+    layout, precision = cache.layout, cache.precision
+    values = len(samples) * cache.manifest.views * len(points) * layout.tokens
+    plain = precision.dtype == precision.stored_dtype or (fold and precision.folds)
+    room = Room(
+        stored=values * layout.columns * layout.itemsize,
+        decoded=None if plain else values * cache.manifest.width * precision.dtype.itemsize,
+        device=None if device.type == "cpu" else available_memory(device),
+        memory=available_memory(torch.device("cpu")),
+        passes=passes,
+        remote=cache.remote,
+    )
+    chosen = choose_residency(residency, room)
+    log.info(chosen.reason)
+    return CachedSource(cache, points, device, seed=seed, fold=fold, residency=chosen, samples=samples)
+
+
 class CachedSource:
-    """Read batches into two preallocated (pinned, for a GPU) buffers in turn, by threads.
+    """Read batches into preallocated (pinned, for a GPU) buffers.
+
+    What keeps the machine's cores busy, a copy out of memory or out of the page cache, is done by all of them between
+    two steps, for beside a step on the CPU it would cost both more than their sum; the system only reads ahead. What
+    waits for a disk, a server or a GPU is done by threads while the batch before trains.
 
     Args:
         cache: to read.
@@ -27,6 +99,8 @@ class CachedSource:
         device: where the batches go.
         seed: of the choice among several views.
         fold: hand on int8 codes as they are, all but y_0.
+        residency: where block outputs are kept from batch to batch.
+        samples: numbers of those that will be asked for, where they are kept in memory; by default all.
     """
 
     def __init__(
@@ -37,16 +111,31 @@ class CachedSource:
         *,
         seed: int = 0,
         fold: bool = False,
+        residency: Residency = DISK,
+        samples: NDArray[np.int64] | None = None,
     ) -> None:
-        self.cache, self.device, self._fold = cache, device, fold
+        self.cache, self.device = cache, device
+        self._fold, self._decoded = fold, residency.decoded
+        self._on_disk = residency.where == "disk"
+        self._roof: Roof | None = None
         views = cache.manifest.views
         self._starts = view_starts(len(cache.ids) // views, views=views, seed=seed)
         self._watch = Stopwatch(device)
-        self._reader = BlockReader(cache, points)
-        self._encoding = cache.encoding().select(self._reader.positions).to(device)
-        self._shape = (len(points), cache.layout.tokens, cache.layout.columns)
+        disk = BlockReader(cache, points, direct=residency.direct)
+        self._encoding = cache.encoding().select(disk.positions).to(device)
+        self._reader: Reader = disk
+        if not self._on_disk:
+            rows = rows_of_samples(cache.samples if samples is None else samples, views=views)
+            self._reader = keep(disk, rows, self._encoding, device, residency)
+        precision = cache.precision
+        self._dtype = precision.dtype if self._decoded else precision.stored_dtype
+        columns = cache.manifest.width if self._decoded else cache.layout.columns
+        self._shape = (len(points), cache.layout.tokens, columns)
         self._buffers = torch.empty(0)
-        self._copied: list[torch.cuda.Event | None] = [None] * SLOTS
+        moves = device.type != self._reader.device.type
+        self._stream = torch.cuda.Stream(device) if moves else None
+        self._ahead = self._reader.waits or moves
+        self._sent: list[torch.cuda.Event | None] = [None] * (SLOTS if self._ahead else 1)
 
     def batches(self, requests: Sequence[Request]) -> Iterator[Batch]:
         """Yield a batch for each request: one view of each of its samples."""
@@ -54,37 +143,77 @@ class CachedSource:
         longest = max((len(request.samples) for request in requests), default=0)
         if self._buffers.ndim == 1 or self._buffers.shape[2] < longest:
             self._buffers = torch.empty(
-                (SLOTS, points, longest, tokens, columns),
-                dtype=self.cache.precision.stored_dtype,
-                pin_memory=self.device.type == "cuda",
+                (len(self._sent), points, longest, tokens, columns),
+                dtype=self._dtype,
+                device=self._reader.device,
+                pin_memory=self._stream is not None,
             )
-        for slot, chosen in self._watch.waiting("read", work_ahead(self._fill, enumerate(requests))):
-            stored = [buffer[: len(chosen)].to(self.device, non_blocking=True) for buffer in self._buffers[slot]]
-            if self.device.type == "cuda":
-                self._copied[slot] = torch.cuda.current_stream(self.device).record_event()
-            with self._watch.computing("unpack"):
-                blocks = [self._unpack(at, block) for at, block in enumerate(stored)]
-            labels = torch.from_numpy(self.cache.labels[chosen]).to(self.device)
-            yield Batch(blocks, labels, [self.cache.ids[row] for row in chosen])
+        for filled in self._watch.waiting("read", self._filled(requests)):
+            self._watch.add("reading", filled.seconds)
+            self._watch.add("gigabytes", filled.nbytes / 1e9)
+            if filled.sent is not None:
+                with self._watch.computing("copy"):
+                    self._take(filled.blocks, filled.sent)
+            with self._watch.computing("decode"):
+                blocks = [self._block(at, stored) for at, stored in enumerate(filled.blocks)]
+            labels = torch.from_numpy(self.cache.labels[filled.rows]).to(self.device)
+            yield Batch(blocks, labels, [self.cache.ids[row] for row in filled.rows])
 
     def spent(self) -> dict[str, float]:
-        """Say how many seconds the loop waited for reads and decoding."""
+        """Say what the loop waited for, and what was read (``losa_cache.train.account``)."""
         return self._watch.take()
+
+    def roof(self) -> Roof:
+        """Measure, once, what its reads could reach."""
+        if self._roof is None:
+            on_disk = self._on_disk and not self.cache.remote
+            self._roof = Roof(memory_speed(), disk_speed(self.cache.shard_path(0)) if on_disk else None)
+        return self._roof
 
     def close(self) -> None:
         """Stop reading."""
         self._reader.close()
 
-    def _unpack(self, at: int, stored: Tensor) -> Block:
+    def _filled(self, requests: Sequence[Request]) -> Iterator[Filled]:
+        numbered = [(at % len(self._sent), self._rows(request)) for at, request in enumerate(requests)]
+        if self._ahead:
+            yield from work_ahead(self._fill, numbered)
+            return
+        for this, following in zip_longest(numbered, numbered[1:]):
+            if following is not None:
+                self._reader.expect(following[1])
+            yield self._fill(this)
+
+    def _rows(self, request: Request) -> NDArray[np.int64]:
+        return rows_of(request, self._starts, views=self.cache.manifest.views)
+
+    def _fill(self, slot_rows: tuple[int, NDArray[np.int64]]) -> Filled:
+        slot, rows = slot_rows
+        if (sent := self._sent[slot]) is not None:
+            sent.synchronize()  # the device must have taken what the slot held
+        buffers = [buffer[: len(rows)] for buffer in self._buffers[slot]]
+        started = perf_counter()
+        self._reader.read(rows, buffers)
+        seconds = perf_counter() - started
+        nbytes = sum(buffer.nbytes for buffer in buffers)
+        if self._stream is None:
+            return Filled(rows, buffers, None, nbytes, seconds)
+        with torch.cuda.stream(self._stream):
+            there = [buffer.to(self.device, non_blocking=True) for buffer in buffers]
+            self._sent[slot] = event = self._stream.record_event()
+        return Filled(rows, there, event, nbytes, seconds)
+
+    def _take(self, blocks: Sequence[Tensor], sent: torch.cuda.Event) -> None:
+        """Have the stream that trains wait for the copies, and own their memory."""
+        stream = torch.cuda.current_stream(self.device)
+        stream.wait_event(sent)
+        for block in blocks:
+            block.record_stream(stream)
+
+    def _block(self, at: int, stored: Tensor) -> Block:
+        if self._decoded:
+            return stored
         codes = self._encoding.codes(at, stored) if self._fold and at < self._shape[0] - 1 else None
         if codes is None:
             return self._encoding.decode(at, stored)
         return Scaled(*codes, dtype=self._encoding.precision.dtype)
-
-    def _fill(self, numbered: tuple[int, Request]) -> tuple[int, NDArray[np.int64]]:
-        slot, request = numbered[0] % SLOTS, numbered[1]
-        rows = rows_of(request, self._starts, views=self.cache.manifest.views)
-        if (copied := self._copied[slot]) is not None:
-            copied.synchronize()  # the device must have taken what the slot held
-        self._reader.read(rows, list(self._buffers[slot]))
-        return slot, rows

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from losa_cache.sidenet.operand import dense
+from losa_cache.train.account import Roof
 from losa_cache.train.batch import Batch, Request, Source
 
 
@@ -34,6 +35,10 @@ class KeptSource:
     def spent(self) -> dict[str, float]:
         """Say what the source spent."""
         return self._source.spent()
+
+    def roof(self) -> Roof | None:
+        """Give the source's."""
+        return self._source.roof()
 
     def close(self) -> None:
         """Forget what is kept."""

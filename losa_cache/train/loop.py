@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from losa_cache.device import has_bfloat16
 from losa_cache.errors import UserError
 from losa_cache.sidenet.adapter import Adapter
+from losa_cache.train.account import account, limiter
 from losa_cache.train.batch import Source
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.evaluate import evaluate
@@ -22,8 +23,10 @@ from losa_cache.train.interrupt import Interrupt
 from losa_cache.train.material import Material
 from losa_cache.train.run import Run
 from losa_cache.train.sampler import epoch_requests
+from losa_cache.train.stopwatch import Stopwatch
 
 CHECKPOINT_SECONDS = 300
+WORTH_A_ROOF = 0.1  # GB an epoch: less is read before its limit is measured
 Report = Callable[[dict[str, Any]], None]
 """Is given each epoch's metrics."""
 Progress = Callable[[float], None]
@@ -84,6 +87,7 @@ def train_epoch(
     epoch: int,
     autocast: torch.dtype | None,
     passed: Passed | None = None,
+    watch: Stopwatch | None = None,
     after_step: Callable[[], None] = lambda: None,
 ) -> float:
     """Train one epoch (from 0), or what is left of it, and return its mean loss.
@@ -96,6 +100,7 @@ def train_epoch(
         epoch: which pass, from 0.
         autocast: dtype of the matrix products, or ``None``.
         passed: what of the epoch is done; kept up to date.
+        watch: counts what the side network takes.
         after_step: called between steps.
 
     Raises:
@@ -103,6 +108,7 @@ def train_epoch(
     """
     adapter.train()
     passed = passed or Passed()
+    watch = watch or Stopwatch(next(adapter.parameters()).device)
     requests = epoch_requests(samples, batch_size=config.batch_size, seed=config.seed, epoch=epoch)
     total = len(requests) * config.epochs
     warmup = round(total * config.warmup)
@@ -113,22 +119,25 @@ def train_epoch(
         step = requests[passed.steps].step
         for group in optimizer.param_groups:
             group["lr"] = config.peak_lr * lr_factor(step, total=total, warmup=warmup)
-        with torch.autocast(batch.labels.device.type, autocast, enabled=autocast is not None):
-            logits = adapter(batch.blocks)
-        loss = F.cross_entropy(logits.float(), batch.labels, label_smoothing=config.label_smoothing)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(trained, config.clip_grad)
-        optimizer.step()
-        passed.loss = passed.loss.to(loss.device) + loss.detach().double() * len(batch.labels)
+        with watch.computing("compute"):
+            with torch.autocast(batch.labels.device.type, autocast, enabled=autocast is not None):
+                logits = adapter(batch.blocks)
+            loss = F.cross_entropy(logits.float(), batch.labels, label_smoothing=config.label_smoothing)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(trained, config.clip_grad)
+            optimizer.step()
+            passed.loss = passed.loss.to(loss.device) + loss.detach().double() * len(batch.labels)
         del batch, logits, loss  # their memory is free again while the source makes the next batch
         passed.steps += 1
         now = perf_counter()
         passed.seconds += now - started
         started = now
         after_step()
-    passed.note(source.spent())
     mean = passed.loss.item() / len(samples)
+    passed.seconds += perf_counter() - started  # a GPU was not waited for until now
+    passed.note(source.spent())
+    passed.note(watch.take())
     if not math.isfinite(mean):
         raise UserError(
             f"the loss of epoch {epoch + 1} is {mean}: lower --lr (it is {config.peak_lr}) or raise --precision."
@@ -156,7 +165,7 @@ def fit(
         KeyboardInterrupt: after the checkpoint that Ctrl-C asked for.
     """
     optimizer = make_optimizer(adapter, config)
-    done, passed = 0, Passed()
+    done, passed, watch = 0, Passed(), Stopwatch(device)
     if (state := run.load_checkpoint(device)) is not None:
         adapter.load_state_dict(state["adapter"], strict=False)
         optimizer.load_state_dict(state["optimizer"])
@@ -181,6 +190,7 @@ def fit(
         progress(done + passed.steps / steps)
         if interrupt.asked or perf_counter() - saved > CHECKPOINT_SECONDS:
             passed.note(material.source.spent())
+            passed.note(watch.take())
             save()
         if interrupt.asked:
             raise KeyboardInterrupt
@@ -196,10 +206,13 @@ def fit(
                 epoch=done,
                 autocast=autocast,
                 passed=passed,
+                watch=watch,
                 after_step=between_batches,
             )
             metrics: dict[str, Any] = {"epoch": done + 1, "train_loss": mean, "train_seconds": passed.seconds}
-            metrics |= {f"train_seconds_{name}": seconds for name, seconds in sorted(passed.spent.items())}
+            roof = material.source.roof() if passed.spent.get("gigabytes", 0) >= WORTH_A_ROOF else None
+            metrics |= account(passed.seconds, passed.spent, roof)
+            metrics["limiter"] = limiter(metrics, roof)
             metrics["train_lr"] = optimizer.param_groups[0]["lr"]
             if len(material.held_out):
                 found = evaluate(

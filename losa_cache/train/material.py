@@ -19,7 +19,7 @@ from losa_cache.points import EMBEDDING, input_points
 from losa_cache.sidenet.adapter import FOLD
 from losa_cache.sidenet.tail import FrozenTail
 from losa_cache.train.batch import Source
-from losa_cache.train.cached import CachedSource
+from losa_cache.train.cached import open_cached
 from losa_cache.train.config import OnlineConfig, TrainConfig
 from losa_cache.train.kept import KeptSource
 from losa_cache.train.mixed import MixedSource
@@ -73,22 +73,37 @@ def open_material(
     config: TrainConfig,
     device: torch.device,
     *,
+    residency: str = "auto",
+    passes: int = 1,
     backbone: "Backbone | None" = None,
     dataset: "Samples | None" = None,
 ) -> Material:
     """Open a cache, or images and their backbone, or both (arguments as in ``losa_cache.train``).
 
+    ``passes`` says how often the samples will be asked for.
+
     Raises:
         UserError: for options that cannot work, and for things that do not belong together.
     """
     if online is not None:
-        return from_backbone(online, config, device, cache=cache, backbone=backbone, dataset=dataset)
+        return from_backbone(
+            online,
+            config,
+            device,
+            cache=cache,
+            residency=residency,
+            passes=passes,
+            backbone=backbone,
+            dataset=dataset,
+        )
     assert cache is not None, "neither a cache nor a backbone"
-    return from_cache(cache, config, device)
+    return from_cache(cache, config, device, residency=residency, passes=passes)
 
 
-def from_cache(cache: ActivationCache, config: TrainConfig, device: torch.device) -> Material:
-    """Learn from a cache.
+def from_cache(
+    cache: ActivationCache, config: TrainConfig, device: torch.device, *, residency: str, passes: int
+) -> Material:
+    """Learn from a cache (arguments as of :func:`open_material`).
 
     Raises:
         UserError: for layers or a start that it does not hold, or a fraction that leaves a side empty.
@@ -97,7 +112,16 @@ def from_cache(cache: ActivationCache, config: TrainConfig, device: torch.device
     points = used_points(cache.manifest.fields["tap"], cache.manifest.layers, config)
     _require_start(cache, points)
     train, held_out = hold_out(cache.samples, cache.sample_ids, config.val_fraction)
-    source = CachedSource(cache, points, device, seed=config.seed, fold=config.side in FOLD)
+    source = open_cached(
+        cache,
+        points,
+        device,
+        samples=np.concatenate([train, held_out]),
+        passes=passes,
+        residency=residency,
+        seed=config.seed,
+        fold=config.side in FOLD,
+    )
     return Material(cache.manifest, frozen_tail(cache), layers, points, train, held_out, source, source)
 
 
@@ -107,6 +131,8 @@ def from_backbone(
     device: torch.device,
     *,
     cache: ActivationCache | None,
+    residency: str = "auto",
+    passes: int = 1,
     backbone: "Backbone | None" = None,
     dataset: "Samples | None" = None,
 ) -> Material:
@@ -120,6 +146,7 @@ def from_backbone(
         config: the options.
         device: where to compute.
         cache: of the same samples.
+        residency, passes: as of :func:`open_material`, for the cache.
         backbone, dataset: loaded ones, in place of those named.
 
     Raises:
@@ -183,7 +210,8 @@ def from_backbone(
     )
     tail = inputs.backbone.tail
     if cache is not None:
-        cached = CachedSource(cache, points, device, seed=config.seed)
+        asked = held_out if online.share == 1 else np.concatenate([train, held_out])
+        cached = open_cached(cache, points, device, samples=asked, passes=passes, residency=residency, seed=config.seed)
         source = MixedSource(fresh, cached, online.share, len(manifest.classes))
         return Material(manifest, tail, layers, points, train, held_out, source, cached)
     size = len(held_out) * len(points) * manifest.tokens["total"] * manifest.width * encoding.precision.dtype.itemsize

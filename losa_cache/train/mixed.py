@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from losa_cache.sidenet.operand import Block, dense
+from losa_cache.train.account import Roof
 from losa_cache.train.batch import Batch, Request, Source
 
 
@@ -38,7 +39,12 @@ class MixedSource:
 
     def spent(self) -> dict[str, float]:
         """Say how many seconds the loop waited for the parts of both."""
-        return self._fresh.spent() | self._cached.spent()
+        fresh, cached = self._fresh.spent(), self._cached.spent()
+        return {name: fresh.get(name, 0.0) + cached.get(name, 0.0) for name in fresh | cached}
+
+    def roof(self) -> Roof | None:
+        """Give that of the cache."""
+        return self._cached.roof()
 
     def close(self) -> None:
         """Close both."""

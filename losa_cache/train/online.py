@@ -11,6 +11,7 @@ from losa_cache.data.augment import BatchAugmentation
 from losa_cache.data.decode import Decoder, View
 from losa_cache.inputs import Inputs
 from losa_cache.sidenet.operand import Block
+from losa_cache.train.account import Roof
 from losa_cache.train.batch import Batch, Request
 from losa_cache.train.sampler import rows_of, view_starts
 from losa_cache.train.stopwatch import Stopwatch
@@ -82,6 +83,10 @@ class OnlineSource:
     def spent(self) -> dict[str, float]:
         """Say how many seconds the loop waited for decoding and for the backbone."""
         return self._watch.take()
+
+    def roof(self) -> Roof | None:
+        """There is none: nothing is read from a cache."""
+        return None
 
     def close(self) -> None:
         """Stop decoding."""

@@ -65,7 +65,7 @@ class Run:
             file.write(json.dumps(metrics) + "\n")
         self._board = self._board or SummaryWriter(str(self.path), purge_step=metrics["epoch"])
         for name, value in metrics.items():
-            if name != "epoch" and value is not None:
+            if name != "epoch" and isinstance(value, int | float):
                 self._board.add_scalar(name.replace("_", "/", 1), value, metrics["epoch"])
         self._board.flush()
 

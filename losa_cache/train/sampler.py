@@ -52,6 +52,12 @@ def rows_of(request: Request, starts: NDArray[np.int64], *, views: int) -> NDArr
     return request.samples * views + (starts[request.samples] + request.epoch) % views
 
 
+def rows_of_samples(samples: NDArray[np.int64], *, views: int) -> NDArray[np.int64]:
+    """List the rows of samples, with all their views, in the order of the cache."""
+    rows: NDArray[np.int64] = (np.sort(samples)[:, None] * views + np.arange(views)).reshape(-1)
+    return rows
+
+
 def hold_out(
     samples: NDArray[np.int64], ids: Sequence[str], fraction: float
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -41,6 +41,10 @@ class Stopwatch:
             yield
             self._seconds[name] += perf_counter() - started
 
+    def add(self, name: str, amount: float) -> None:
+        """Count what something else measured."""
+        self._seconds[name] += amount
+
     def take(self) -> dict[str, float]:
         """Return the seconds so far and start again from zero."""
         for name, start, end in self._events:

@@ -55,6 +55,7 @@ def train(
     config: TrainConfig | None = None,
     out: str | Path | None = None,
     device: str | None = None,
+    residency: str = "auto",
     report: Report = lambda metrics: None,
     progress: Progress = lambda epochs: None,
     **options: Any,
@@ -71,6 +72,8 @@ def train(
         config: the options.
         out: run directory; by default ``runs/<data set>-<side>-<n>``.
         device: by default the GPU where there is one.
+        residency: where what is read of the cache is kept: ``device``, ``memory``, ``disk``, or ``auto``, the fastest
+            of them that it fits. Results do not depend on it.
         report: is given each epoch's metrics.
         progress: is given the epochs done, with their fraction, after every batch.
         options: fields of :class:`TrainConfig`, over those of ``config``.
@@ -85,7 +88,16 @@ def train(
         cache = latest_training_cache()
     if isinstance(cache, str | Path):
         cache = open_cache(cache)
-    with open_material(cache, online, config, where, backbone=backbone, dataset=dataset) as material:
+    with open_material(
+        cache,
+        online,
+        config,
+        where,
+        residency=residency,
+        passes=config.epochs,
+        backbone=backbone,
+        dataset=dataset,
+    ) as material:
         adapter = _ready_adapter(material, config, where)
         name = re.sub(r"[^\w-]", "_", f"{material.manifest.fields['dataset']['name']}-{config.side}")
         path = Path(out) if out is not None else next_run_path(Path("runs"), name)
@@ -105,6 +117,7 @@ def resume(
     backbone: "Backbone | None" = None,
     dataset: "Samples | None" = None,
     device: str | None = None,
+    residency: str = "auto",
     report: Report = lambda metrics: None,
     progress: Progress = lambda epochs: None,
 ) -> TrainResult:
@@ -114,6 +127,7 @@ def resume(
         run: its directory.
         backbone, dataset: those that an online run was given as objects.
         device: by default the GPU where there is one.
+        residency: as of :func:`train`.
         report: is given each epoch's metrics.
         progress: is given the epochs done, with their fraction, after every batch.
 
@@ -126,7 +140,16 @@ def resume(
     where = choose_device(device)
     cache = None if origin["cache"] is None else open_cache(origin["cache"])
     online = None if origin["online"] is None else OnlineConfig(**origin["online"])
-    with open_material(cache, online, config, where, backbone=backbone, dataset=dataset) as material:
+    with open_material(
+        cache,
+        online,
+        config,
+        where,
+        residency=residency,
+        passes=config.epochs,
+        backbone=backbone,
+        dataset=dataset,
+    ) as material:
         # another device may compute in another dtype
         ours, theirs = ({**f, "compute": None} for f in (material.manifest.fields, origin["fields"]))
         if wrong := differences(ours, theirs):

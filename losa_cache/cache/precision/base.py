@@ -25,6 +25,7 @@ class Precision(ABC):
         storage: their Zarr data type.
         fill: fill value of the array, which decodes as NaN: a missing chunk must never look like zeros.
         dimension: name of a stored token's elements.
+        folds: whether :meth:`Encoding.codes` gives factors.
         needs_fit: whether an encoding has constants, so that :meth:`fit` must look at block outputs.
     """
 
@@ -34,6 +35,7 @@ class Precision(ABC):
     storage: str
     fill: Any
     dimension: str
+    folds: bool
     needs_fit: bool
 
     @property

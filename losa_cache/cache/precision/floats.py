@@ -20,6 +20,7 @@ class Float(Precision, Encoding):
     """
 
     dimension = "channel"
+    folds = False
     needs_fit = False
 
     def __init__(self, name: str, dtype: torch.dtype, storage: str, fill: Any) -> None:

@@ -37,6 +37,7 @@ class Integer(Precision):
 
     def __init__(self, bits: int, group: int | None) -> None:
         self.name, self.bits, self.group = f"int{bits}", bits, group
+        self.folds = group is None  # as many products as groups would cost more than decoding
         self.largest = 2 ** (bits - 1) - 1
 
     def columns(self, width: int) -> int:
@@ -137,7 +138,7 @@ class IntegerEncoding(Encoding):
 
     def codes(self, layer: int, stored: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
         """Give codes and scales, where all channels of a token share one."""
-        if self.precision.group is not None:  # as many products as groups would cost more than decoding
+        if not self.precision.folds:
             return None
         at = self.channel.shape[1]
         scale = stored[..., at:].contiguous().view(torch.bfloat16).squeeze(-1)

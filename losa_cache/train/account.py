@@ -1,0 +1,98 @@
+"""What an epoch's time went into, against what the machine can do, and what would make it shorter: pure."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+PARTS = ("read", "decode", "copy", "backbone", "compute")
+"""What a step waits for: reads, decoding (online: of images), copies to the GPU, the backbone, the side network."""
+
+
+@dataclass(frozen=True)
+class Roof:
+    """What reading could reach at most on this machine, in GB/s.
+
+    Attributes:
+        memory: copying in memory.
+        disk: reading the cache's own shards past the page cache; ``None`` where it lies elsewhere.
+    """
+
+    memory: float
+    disk: float | None
+
+    def over(self, reached: float) -> tuple[str, float]:
+        """Name the limit that a speed lies below: what is faster than the disk came out of memory."""
+        if self.disk is not None and reached <= 1.2 * self.disk:
+            return "disk", self.disk
+        return "memory", self.memory
+
+
+def account(seconds: float, spent: Mapping[str, float], roof: Roof | None) -> dict[str, float]:
+    """Divide an epoch's seconds.
+
+    Args:
+        seconds: of the epoch's steps.
+        spent: what sources and loop measured: seconds of :data:`PARTS`; where a cache was read, also ``reading``, the
+            seconds that its reads took while something else ran or nothing, and ``gigabytes``.
+        roof: of the machine, for a cache.
+
+    Returns:
+        metrics: ``train_seconds_<part>``, ``train_read_gb_per_second`` and ``train_read_roof_gb_per_second``. On a GPU
+        the host waits for reads while the device still computes: only what the other parts leave counts as waiting.
+    """
+    parts = {part: spent[part] for part in PARTS if part in spent}
+    if "read" in parts:
+        others = sum(value for part, value in parts.items() if part != "read")
+        parts["read"] = min(parts["read"], max(0.0, seconds - others))
+    found = {f"train_seconds_{part}": value for part, value in parts.items()}
+    if spent.get("gigabytes") and spent.get("reading"):
+        found["train_read_gb_per_second"] = spent["gigabytes"] / spent["reading"]
+        if roof is not None:
+            found["train_read_roof_gb_per_second"] = roof.over(found["train_read_gb_per_second"])[1]
+    return found
+
+
+ADVICE = {
+    "compute": "a smaller --rank or fewer --layers would shorten it",
+    "decode": "bfloat16 needs no decoding, int8 almost none; fewer --layers need less",
+    "copy": "fewer --layers or bits, or --residency device where they fit, would shorten it",
+    "backbone": "a cache (losa-cache extract) would spare it",
+    "images": "more --workers would shorten it; a cache (losa-cache extract) would spare it",
+    "disk": "fewer --layers, a cache of fewer bits (--precision int8), or memory that holds it would shorten it",
+    "memory": "fewer --layers or fewer bits (--precision int8) would shorten it",
+}
+NAMES = {
+    "compute": "the side network",
+    "decode": "decoding",
+    "copy": "copies to the GPU",
+    "backbone": "the backbone",
+    "images": "decoding images",
+    "disk": "reading from disk",
+    "memory": "reading from memory",
+}
+
+
+def limiter(metrics: Mapping[str, float], roof: Roof | None = None) -> str:
+    """Say in one sentence what an epoch's time went into, and what would shorten it.
+
+    Args:
+        metrics: of the epoch, with those of :func:`account`.
+        roof: as there.
+    """
+    parts = {part: metrics[f"train_seconds_{part}"] for part in PARTS if f"train_seconds_{part}" in metrics}
+    speed = metrics.get("train_read_gb_per_second")
+    rest = {part: f"{value / metrics['train_seconds']:.0%}" for part, value in parts.items()}
+    largest = max(parts, key=lambda part: parts[part])
+    what = largest
+    if largest == "decode" and "backbone" in parts:
+        what = "images"
+    if largest == "read":
+        what = "memory" if roof is None or speed is None else roof.over(speed)[0]
+    read = ""
+    if speed is not None and roof is not None:
+        name, limit = roof.over(speed)
+        read = f" at {speed:.1f} GB/s, {'the disk gives' if name == 'disk' else 'memory copies at'} {limit:.1f}"
+    others = ", ".join(
+        f"{part} {share}{read if part == 'read' else ''}" for part, share in rest.items() if part != largest
+    )
+    within = f"{rest[largest]} of the time{read if largest == 'read' else ''}"
+    return f"limited by {NAMES[what]} ({within}; {others}): {ADVICE[what]}."

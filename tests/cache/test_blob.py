@@ -1,0 +1,59 @@
+"""Bytes at any offset, against a plain read of the whole file."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from losa_cache.cache.blob import MOST_BUFFERS, CutShortError, DirectBlob, FileBlob, merged
+from losa_cache.cache.roof import REQUEST, disk_speed, memory_speed
+
+SIZE = 40_000
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("blob") / "bytes"
+    path.write_bytes(np.random.default_rng(0).integers(0, 256, SIZE, dtype=np.uint8).tobytes())
+    return path
+
+
+def pieces(lengths):
+    return [np.empty(length, dtype=np.uint8) for length in lengths]
+
+
+@given(st.lists(st.tuples(st.integers(0, SIZE), st.lists(st.integers(1, 9_000), min_size=1, max_size=4)), max_size=5))
+@pytest.mark.parametrize("kind", [FileBlob, DirectBlob])
+def test_ranges_are_the_files_own_bytes(kind, file, wanted):
+    whole = file.read_bytes()
+    ranges = [(offset, sum(lengths), pieces(lengths)) for offset, lengths in wanted]
+    blob = kind(file)
+    assert blob.size == SIZE
+    if any(offset + length > SIZE for offset, length, _ in ranges):
+        with pytest.raises(CutShortError):
+            blob.read(ranges)
+        return
+    blob.read(ranges)
+    for offset, length, buffers in ranges:
+        assert b"".join(buffer.tobytes() for buffer in buffers) == whole[offset : offset + length]
+
+
+def test_neighbours_are_one_read_and_strangers_are_not():
+    a, b, c, d = (pieces([n]) for n in (5, 7, 1, 3))
+    found = list(merged([(10, 5, a), (15, 7, b), (23, 1, c), (24, 3, d)]))
+    assert [(offset, length, len(buffers)) for offset, length, buffers in found] == [(10, 12, 2), (23, 4, 2)]
+    assert len(a) == len(c) == 1  # what was asked for is not changed
+
+
+def test_no_more_buffers_are_joined_than_the_system_takes(file):
+    ranges = [(at, 1, pieces([1])) for at in range(3 * MOST_BUFFERS)]
+    FileBlob(file).read(ranges)
+    assert b"".join(buffers[0].tobytes() for _, _, buffers in ranges) == file.read_bytes()[: 3 * MOST_BUFFERS]
+
+
+def test_roofs_are_measured_where_there_is_something_to_measure(file, tmp_path):
+    assert memory_speed() > 0
+    assert disk_speed(file) is None  # smaller than a request
+    (tmp_path / "large").write_bytes(bytes(2 * REQUEST))
+    speed = disk_speed(tmp_path / "large")
+    assert speed is None or speed > 0  # None: a file system without direct reads
