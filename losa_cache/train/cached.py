@@ -53,11 +53,12 @@ class CachedSource:
         points, tokens, columns = self._shape
         longest = max((len(request.samples) for request in requests), default=0)
         if self._buffers.ndim == 1 or self._buffers.shape[2] < longest:
-            self._buffers = torch.empty(
-                (SLOTS, points, longest, tokens, columns),
-                dtype=self.cache.precision.stored_dtype,
-                pin_memory=self.device.type == "cuda",
-            )
+            with torch.inference_mode(False):  # an evaluation may ask first, or for more, and training reads them then
+                self._buffers = torch.empty(
+                    (SLOTS, points, longest, tokens, columns),
+                    dtype=self.cache.precision.stored_dtype,
+                    pin_memory=self.device.type == "cuda",
+                )
         for slot, chosen in self._watch.waiting("read", work_ahead(self._fill, enumerate(requests))):
             stored = [buffer[: len(chosen)].to(self.device, non_blocking=True) for buffer in self._buffers[slot]]
             if self.device.type == "cuda":
