@@ -21,7 +21,7 @@ from losa_cache.train.evaluate import evaluate
 from losa_cache.train.interrupt import Interrupt
 from losa_cache.train.material import Material
 from losa_cache.train.run import Run
-from losa_cache.train.sampler import epoch_requests
+from losa_cache.train.sampler import Weights, epoch_requests
 
 CHECKPOINT_SECONDS = 300
 Report = Callable[[dict[str, Any]], None]
@@ -83,6 +83,7 @@ def train_epoch(
     *,
     epoch: int,
     autocast: torch.dtype | None,
+    weights: Weights | None = None,
     passed: Passed | None = None,
     after_step: Callable[[], None] = lambda: None,
 ) -> float:
@@ -95,6 +96,7 @@ def train_epoch(
         config: the options.
         epoch: which pass, from 0.
         autocast: dtype of the matrix products, or ``None``.
+        weights: of these samples; ``None``: each comes once.
         passed: what of the epoch is done; kept up to date.
         after_step: called between steps.
 
@@ -103,7 +105,7 @@ def train_epoch(
     """
     adapter.train()
     passed = passed or Passed()
-    requests = epoch_requests(samples, batch_size=config.batch_size, seed=config.seed, epoch=epoch)
+    requests = epoch_requests(samples, batch_size=config.batch_size, seed=config.seed, epoch=epoch, weights=weights)
     total = len(requests) * config.epochs
     warmup = round(total * config.warmup)
     trained = [p for group in optimizer.param_groups for p in group["params"]]
@@ -175,7 +177,7 @@ def fit(
         )
         saved = perf_counter()
 
-    steps = math.ceil(len(material.train) / config.batch_size)
+    steps = math.ceil(len(material.chosen.train) / config.batch_size)
 
     def between_batches() -> None:
         progress(done + passed.steps / steps)
@@ -191,21 +193,22 @@ def fit(
                 adapter,
                 optimizer,
                 material.source,
-                material.train,
+                material.chosen.train,
                 config,
                 epoch=done,
                 autocast=autocast,
+                weights=material.chosen.weights,
                 passed=passed,
                 after_step=between_batches,
             )
             metrics: dict[str, Any] = {"epoch": done + 1, "train_loss": mean, "train_seconds": passed.seconds}
             metrics |= {f"train_seconds_{name}": seconds for name, seconds in sorted(passed.spent.items())}
             metrics["train_lr"] = optimizer.param_groups[0]["lr"]
-            if len(material.held_out):
+            if len(material.chosen.held_out):
                 found = evaluate(
                     adapter,
                     material.plain,
-                    material.held_out,
+                    material.chosen.held_out,
                     batch_size=config.batch_size,
                     autocast=autocast,
                     clips=material.manifest.clips,
