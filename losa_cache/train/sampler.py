@@ -192,6 +192,6 @@ def _require_known(named: Iterable[str], ids: Sequence[str], what: str) -> None:
     known = set(ids)
     if unknown := [sample_id for sample_id in named if sample_id not in known]:
         raise UserError(
-            f"{what} {len(unknown)} samples that are not there, the first {unknown[0]!r}: ids are those in the cache's "
+            f"{what} ids that are not there ({len(unknown)}, the first {unknown[0]!r}): ids are those in the cache's "
             "sample_ids."
         )

@@ -145,6 +145,12 @@ def test_several_views_have_one_id_and_count_once(tmp_path, files, augment):
     limited, same = chosen(cache, val_ids=files["val_ids"], limit=9, sampling="balanced")
     assert (len(limited), same) == (9, held)
     assert limited < train
+    with open_material(cache, None, TrainConfig(sampling="balanced", val_ids=files["val_ids"]), CPU) as material:
+        ids = [cache.sample_ids[sample] for sample in material.chosen.train]
+        values = dict(zip(ids, material.chosen.weights.values, strict=True))
+    kinds = dict(zip(samples.ids, samples.labels, strict=True))  # 15, 2 and 2 of the three are left to train on
+    sizes = {0: 15, 1: 2, 2: 2}
+    assert values == pytest.approx({name: 2 / sizes[kinds[name]] for name in ids})
 
 
 def test_online_limits_are_of_the_training_samples_beside_those_of_the_samples_loaded(tmp_path, monkeypatch):
@@ -165,7 +171,7 @@ REFUSED = {
     "limit": ({"limit": 0}, "limit is 0: it must be at least 1"),
     "sampling": ({"sampling": "balance"}, "sampling is 'balance', and there is no such file: choose shuffle, balanced"),
     "no ids": ({"val_ids": "nowhere.txt"}, "val-ids is 'nowhere.txt', a file that cannot be read"),
-    "unknown id": ({"val_ids": "{}/strange.txt"}, "val-ids names 1 samples that are not there, the first 'image-099'"),
+    "unknown id": ({"val_ids": "{}/strange.txt"}, r"val-ids names ids that are not there \(1, the first 'image-099'\)"),
     "lacking": ({"sampling": "{}/weights.csv"}, "gives no weight to 3 of the training samples, the first 'image-"),
 }
 
