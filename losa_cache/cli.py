@@ -17,7 +17,7 @@ INTERRUPTED = 130
 IMAGES = "Backbone and images"
 PLAN = "Say what the same options of extract would cost, and whether it pays: measured, before anything is written."
 ONLINE_OPTIONS = (
-    *("backbone", "dataset", "split", "data_dir", "weights", "img_size", "resize", "limit", "tap", "precision"),
+    *("backbone", "dataset", "split", "data_dir", "weights", "img_size", "resize", "tap", "precision"),
     *("workers", "augment", "mixup", "cutmix", "reprob", "frames", "stride", "inflation", "clips"),
 )
 
@@ -146,6 +146,17 @@ def train(
     label_smoothing: Annotated[float, typer.Option(help="Of the training loss.")] = 0.0,
     clip_grad: Annotated[float, typer.Option(help="Largest norm of a step's gradient.")] = 1.0,
     val_fraction: Annotated[float, typer.Option(help="Share of the samples held out, by a hash of their ids.")] = 0.1,
+    val_ids: Annotated[Path | None, typer.Option(help="File of ids, one a line: hold out exactly these.")] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            help="Train on so many of the cache's samples, by a hash of their ids, beside the same held-out ones. "
+            "--online without --cache: load so many in all, drawn at random."
+        ),
+    ] = None,
+    sampling: Annotated[
+        str, typer.Option(help="shuffle, balanced (classes), or a CSV file of weights, headed id,weight.")
+    ] = "shuffle",
     seed: Annotated[int, typer.Option(help="Of the start, the order and the augmentation.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Run directory; default: runs/<data set>-<side>-<n>.")] = None,
     device: Device = None,
@@ -162,7 +173,6 @@ def train(
     weights: Weights = "pretrained",
     img_size: ImgSize = None,
     resize: Resize = "crop",
-    limit: Limit = None,
     tap: Annotated[str | None, _images("block, attention, mlp or both; default: the cache's, or block.")] = None,
     precision: Annotated[str | None, _images("Of block outputs; default: the cache's, or bfloat16.")] = None,
     workers: Workers = None,
@@ -190,6 +200,9 @@ def train(
             result = resume_run(resume, device=device, residency=residency, report=bar, progress=bar.advance)
         _print(training_report(result), as_json)
         return
+    if val_ids is not None:
+        _refuse(context, "--val-ids says what is held out", only=("val_fraction",))
+    cached = cache is not None or not online
     config = TrainConfig(
         side=side,
         rank=rank,
@@ -201,7 +214,10 @@ def train(
         batch_size=batch_size,
         label_smoothing=label_smoothing,
         clip_grad=clip_grad,
+        sampling=sampling,
+        limit=limit if cached else None,
         val_fraction=val_fraction,
+        val_ids=None if val_ids is None else str(val_ids),
         seed=seed,
     )
     fresh = None
@@ -218,7 +234,7 @@ def train(
             weights=weights,
             img_size=img_size,
             resize=resize,
-            limit=limit,
+            limit=None if cached else limit,
             tap=tap,
             precision=precision,
             workers=workers,

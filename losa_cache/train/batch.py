@@ -1,7 +1,7 @@
 """The contract between a source of activations and the training loop."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -22,12 +22,20 @@ class Request:
             or for one clip of videos.
         step: which step of the whole run, from 0: it decides mixup and erasing.
         view: which clip, where there is no epoch.
+        repeats: how often the epoch has drawn each of them before, int64 ``(batch,)``; ``None``: it draws none twice.
+            Every draw of a sample shows another view or augmentation of it.
     """
 
     samples: NDArray[np.int64]
     epoch: int | None = None
     step: int = 0
     view: int = 0
+    repeats: NDArray[np.int64] | None = None
+
+    def part(self, start: int, stop: int) -> "Request":
+        """Ask for the samples from ``start`` to ``stop`` only."""
+        repeats = None if self.repeats is None else self.repeats[start:stop]
+        return replace(self, samples=self.samples[start:stop], repeats=repeats)
 
 
 @dataclass(frozen=True)

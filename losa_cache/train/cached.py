@@ -142,12 +142,13 @@ class CachedSource:
         points, tokens, columns = self._shape
         longest = max((len(request.samples) for request in requests), default=0)
         if self._buffers.ndim == 1 or self._buffers.shape[2] < longest:
-            self._buffers = torch.empty(
-                (len(self._sent), points, longest, tokens, columns),
-                dtype=self._dtype,
-                device=self._reader.device,
-                pin_memory=self._stream is not None,
-            )
+            with torch.inference_mode(False):  # an evaluation may ask first, or for more, and training reads them then
+                self._buffers = torch.empty(
+                    (len(self._sent), points, longest, tokens, columns),
+                    dtype=self._dtype,
+                    device=self._reader.device,
+                    pin_memory=self._stream is not None,
+                )
         for filled in self._watch.waiting("read", self._filled(requests)):
             self._watch.add("reading", filled.seconds)
             self._watch.add("gigabytes", filled.nbytes / 1e9)

@@ -4,9 +4,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from losa_cache.errors import UserError
+from losa_cache.errors import UserError, require_counts
 from losa_cache.points import EMBEDDING, STARTS, require_tap
 
+SHUFFLE, BALANCED = "shuffle", "balanced"
 DEFAULT_LR = {"losa": 1e-3, "mlp": 1e-3, "ladder": 1e-3, "linear": 1e-2}
 
 
@@ -26,7 +27,13 @@ class TrainConfig:
         warmup: share of the steps over which the rate rises from 0; it falls to 0 along a cosine after that.
         label_smoothing: of the training loss.
         clip_grad: largest norm of a step's gradient.
-        val_fraction: share of the cache's samples held out, by a hash of their ids.
+        sampling: what an epoch holds, always as many draws as there are training samples: ``shuffle``, each once;
+            ``balanced``, every class equally often; or a CSV file that begins with the line ``id,weight`` and gives
+            every training sample a weight, finite and at least 0: how often it comes, in relation to the others.
+        limit: train on so many samples, chosen by a hash of their ids, once the held-out ones have been taken: a
+            smaller limit gives some of a larger one's, and all are validated on the same images.
+        val_fraction: share of the samples held out, by a hash of their ids.
+        val_ids: a file with an id a line: hold out exactly these samples, in place of ``val_fraction``.
         seed: of the start and the order.
     """
 
@@ -41,7 +48,10 @@ class TrainConfig:
     warmup: float = 0.1
     label_smoothing: float = 0.0
     clip_grad: float = 1.0
+    sampling: str = SHUFFLE
+    limit: int | None = None
     val_fraction: float = 0.1
+    val_ids: str | None = None
     seed: int = 0
 
     @property
@@ -59,6 +69,7 @@ class TrainConfig:
             raise UserError(f"unknown side network {self.side!r}: choose one of {', '.join(DEFAULT_LR)}.")
         if self.start not in STARTS:
             raise UserError(f"unknown start {self.start!r}: choose one of {', '.join(STARTS)}.")
+        require_counts(limit=self.limit)
         for name, low, high in (
             ("epochs", 1, float("inf")),
             ("batch_size", 1, float("inf")),

@@ -13,7 +13,7 @@ from losa_cache.device import choose_device
 from losa_cache.errors import UserError
 from losa_cache.points import EMBEDDING
 from losa_cache.sidenet.adapter_file import load_adapter, load_adapter_config
-from losa_cache.train.config import OnlineConfig
+from losa_cache.train.config import SHUFFLE, OnlineConfig
 from losa_cache.train.evaluate import evaluate
 from losa_cache.train.loop import Progress, autocast_dtype
 from losa_cache.train.material import open_material
@@ -70,21 +70,23 @@ def evaluate_run(
     own = chosen is None and split is None
     if own and origin["cache"] is not None:
         chosen = open_cache(origin["cache"])
-    if own and not config.val_fraction:
+    if own and not config.val_fraction and config.val_ids is None:
         raise UserError(f"run {str(run)!r} held nothing out and no test cache is known: pass --cache.")
     if chosen is not None:
         online = None
         _require_fit(run, f"cache {str(chosen.path)!r}", adapter_config, chosen.manifest)
     elif online is not None and split is not None:
         online = replace(online, split=split, limit=None, tap=adapter_config["cache"]["fields"]["tap"])
-    config = replace(config, layers=adapter_config["layers"], val_fraction=config.val_fraction if own else 0)
+    config = replace(config, layers=adapter_config["layers"], sampling=SHUFFLE, limit=None)
+    if not own:
+        config = replace(config, val_fraction=0, val_ids=None)
     where = choose_device(device)
     with open_material(chosen, online, config, where, backbone=backbone, dataset=dataset) as material:
         manifest = material.manifest
         name = str(chosen.path) if chosen is not None else manifest.fields["dataset"]["name"]
         if chosen is None:
             _require_fit(run, f"data set {name!r}", adapter_config, manifest)
-        samples = material.held_out if own else material.train
+        samples = material.chosen.held_out if own else material.chosen.train
         found = evaluate(
             load_adapter(directory, adapter_config, material.tail).to(where),
             material.source,

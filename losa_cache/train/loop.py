@@ -22,7 +22,7 @@ from losa_cache.train.evaluate import evaluate
 from losa_cache.train.interrupt import Interrupt
 from losa_cache.train.material import Material
 from losa_cache.train.run import Run
-from losa_cache.train.sampler import epoch_requests
+from losa_cache.train.sampler import Weights, epoch_requests
 from losa_cache.train.stopwatch import Stopwatch
 
 CHECKPOINT_SECONDS = 300
@@ -86,6 +86,7 @@ def train_epoch(
     *,
     epoch: int,
     autocast: torch.dtype | None,
+    weights: Weights | None = None,
     passed: Passed | None = None,
     watch: Stopwatch | None = None,
     after_step: Callable[[], None] = lambda: None,
@@ -99,6 +100,7 @@ def train_epoch(
         config: the options.
         epoch: which pass, from 0.
         autocast: dtype of the matrix products, or ``None``.
+        weights: of these samples; ``None``: each comes once.
         passed: what of the epoch is done; kept up to date.
         watch: counts what the side network takes.
         after_step: called between steps.
@@ -109,7 +111,7 @@ def train_epoch(
     adapter.train()
     passed = passed or Passed()
     watch = watch or Stopwatch(next(adapter.parameters()).device)
-    requests = epoch_requests(samples, batch_size=config.batch_size, seed=config.seed, epoch=epoch)
+    requests = epoch_requests(samples, batch_size=config.batch_size, seed=config.seed, epoch=epoch, weights=weights)
     total = len(requests) * config.epochs
     warmup = round(total * config.warmup)
     trained = [p for group in optimizer.param_groups for p in group["params"]]
@@ -184,7 +186,7 @@ def fit(
         )
         saved = perf_counter()
 
-    steps = math.ceil(len(material.train) / config.batch_size)
+    steps = math.ceil(len(material.chosen.train) / config.batch_size)
 
     def between_batches() -> None:
         progress(done + passed.steps / steps)
@@ -201,10 +203,11 @@ def fit(
                 adapter,
                 optimizer,
                 material.source,
-                material.train,
+                material.chosen.train,
                 config,
                 epoch=done,
                 autocast=autocast,
+                weights=material.chosen.weights,
                 passed=passed,
                 watch=watch,
                 after_step=between_batches,
@@ -214,11 +217,11 @@ def fit(
             metrics |= account(passed.seconds, passed.spent, roof)
             metrics["limiter"] = limiter(metrics, roof)
             metrics["train_lr"] = optimizer.param_groups[0]["lr"]
-            if len(material.held_out):
+            if len(material.chosen.held_out):
                 found = evaluate(
                     adapter,
                     material.plain,
-                    material.held_out,
+                    material.chosen.held_out,
                     batch_size=config.batch_size,
                     autocast=autocast,
                     clips=material.manifest.clips,

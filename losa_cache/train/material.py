@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from losa_cache.cache.identity import differences
 from losa_cache.cache.manifest import Manifest
@@ -23,7 +22,7 @@ from losa_cache.train.cached import open_cached
 from losa_cache.train.config import OnlineConfig, TrainConfig
 from losa_cache.train.kept import KeptSource
 from losa_cache.train.mixed import MixedSource
-from losa_cache.train.sampler import hold_out
+from losa_cache.train.selection import Selection, select
 
 if TYPE_CHECKING:
     from losa_cache.backbone import Backbone
@@ -45,7 +44,7 @@ class Material:
         tail: the backbone's frozen tail.
         layers: block numbers that the run uses.
         points: what it reads, in the order of ``Batch.blocks``.
-        train, held_out: numbers of the samples.
+        chosen: samples to train on and to hold out.
         source: of training batches.
         plain: of evaluation batches.
     """
@@ -54,8 +53,7 @@ class Material:
     tail: FrozenTail
     layers: list[int]
     points: list[str]
-    train: NDArray[np.int64]
-    held_out: NDArray[np.int64]
+    chosen: Selection
     source: Source
     plain: Source
 
@@ -106,23 +104,23 @@ def from_cache(
     """Learn from a cache (arguments as of :func:`open_material`).
 
     Raises:
-        UserError: for layers or a start that it does not hold, or a fraction that leaves a side empty.
+        UserError: for layers or a start that it does not hold, or a choice of samples that cannot be.
     """
     layers = used_layers(cache.manifest.layers, config)
     points = used_points(cache.manifest.fields["tap"], cache.manifest.layers, config)
     _require_start(cache, points)
-    train, held_out = hold_out(cache.samples, cache.sample_ids, config.val_fraction)
+    chosen = select(cache.samples, cache.sample_ids, cache.labels[:: cache.manifest.views], config)
     source = open_cached(
         cache,
         points,
         device,
-        samples=np.concatenate([train, held_out]),
+        samples=np.concatenate([chosen.train, chosen.held_out]),
         passes=passes,
         residency=residency,
         seed=config.seed,
         fold=config.side in FOLD,
     )
-    return Material(cache.manifest, frozen_tail(cache), layers, points, train, held_out, source, source)
+    return Material(cache.manifest, frozen_tail(cache), layers, points, chosen, source, source)
 
 
 def from_backbone(
@@ -188,7 +186,7 @@ def from_backbone(
                 "Give the options it was extracted with, or another --cache."
             )
     samples = np.arange(len(inputs.samples)) if cache is None else cache.samples
-    train, held_out = hold_out(samples, inputs.samples.ids, config.val_fraction)
+    chosen = select(samples, inputs.samples.ids, inputs.samples.labels, config)
     layers = used_layers(manifest.layers, config)
     points = used_points(manifest.fields["tap"], manifest.layers, config)
     if cache is not None:
@@ -210,21 +208,22 @@ def from_backbone(
     )
     tail = inputs.backbone.tail
     if cache is not None:
-        asked = held_out if online.share == 1 else np.concatenate([train, held_out])
+        asked = chosen.held_out if online.share == 1 else np.concatenate([chosen.train, chosen.held_out])
         cached = open_cached(cache, points, device, samples=asked, passes=passes, residency=residency, seed=config.seed)
         source = MixedSource(fresh, cached, online.share, len(manifest.classes))
-        return Material(manifest, tail, layers, points, train, held_out, source, cached)
-    size = len(held_out) * len(points) * manifest.tokens["total"] * manifest.width * encoding.precision.dtype.itemsize
+        return Material(manifest, tail, layers, points, chosen, source, cached)
+    held_out = len(chosen.held_out)
+    size = held_out * len(points) * manifest.tokens["total"] * manifest.width * encoding.precision.dtype.itemsize
     keep = size <= KEEP_SHARE * available_memory(torch.device("cpu"))
     plain = KeptSource(fresh, device) if keep else fresh
-    if len(held_out) and not keep:
+    if held_out and not keep:
         log.warning(
             "features of the %d held-out images (%.1f GB) are computed anew in every epoch: a cache of the data set "
             "(--cache) would serve them.",
-            len(held_out),
+            held_out,
             size / 1e9,
         )
-    return Material(manifest, tail, layers, points, train, held_out, fresh, plain)
+    return Material(manifest, tail, layers, points, chosen, fresh, plain)
 
 
 def used_layers(available: list[int], config: TrainConfig) -> list[int]:

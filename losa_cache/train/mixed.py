@@ -1,7 +1,6 @@
 """Batches of which a share is fresh from the backbone, and the rest from a cache."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 import torch
 from torch.nn import functional as F
@@ -27,11 +26,9 @@ class MixedSource:
     def batches(self, requests: Sequence[Request]) -> Iterator[Batch]:
         """Yield a batch for each request: its fresh samples first. Plain ones come from the cache alone."""
         cuts = [0 if request.epoch is None else round(len(request.samples) * self._share) for request in requests]
-        fresh = self._fresh.batches(
-            [replace(r, samples=r.samples[:cut]) for r, cut in zip(requests, cuts, strict=True) if cut]
-        )
+        fresh = self._fresh.batches([r.part(0, cut) for r, cut in zip(requests, cuts, strict=True) if cut])
         cached = self._cached.batches(
-            [replace(r, samples=r.samples[c:]) for r, c in zip(requests, cuts, strict=True) if c < len(r.samples)]
+            [r.part(c, len(r.samples)) for r, c in zip(requests, cuts, strict=True) if c < len(r.samples)]
         )
         for request, cut in zip(requests, cuts, strict=True):
             parts = ([next(fresh)] if cut else []) + ([next(cached)] if cut < len(request.samples) else [])

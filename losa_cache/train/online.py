@@ -21,7 +21,7 @@ class OnlineSource:
     """Decode and augment ahead, run the frozen backbone, hand on its points rounded as a cache would.
 
     Plain requests give exactly what a cache of the same inputs holds. Epochs are augmented: each image by its id, the
-    seed and the epoch, each batch by the seed and its step.
+    seed, the epoch and how often the epoch has drawn it before, each batch by the seed and its step.
 
     Args:
         inputs: backbone, on the training device, and samples.
@@ -95,7 +95,10 @@ class OnlineSource:
     def _views(self, request: Request) -> list[View]:
         """Choose what is decoded: of an image itself or the epoch's augmentation, of a video one of its clips."""
         if self._starts is None:
-            return [(int(s), request.epoch) for s in request.samples]
+            draws: list[int | None] = [request.epoch] * len(request.samples)
+            if request.epoch is not None and request.repeats is not None:  # beyond any epoch's number
+                draws = [request.epoch + (repeat << 32) for repeat in request.repeats.tolist()]
+            return list(zip(request.samples.tolist(), draws, strict=True))
         rows = rows_of(request, self._starts, views=self._clips)
         return [(int(row) // self._clips, int(row) % self._clips) for row in rows]
 

@@ -90,15 +90,16 @@ def choose_residency(asked: str, room: Room) -> Residency:
 def _kept(where: str, free: int | None, room: Room) -> Residency:
     limit = _limit(where, free)
     if room.stored > limit:
+        size, most = readable_bytes(room.stored), readable_bytes(limit)
         raise UserError(
-            f"--residency {where} would keep {readable_bytes(room.stored)}, and may take {readable_bytes(limit)}: choose "
-            "fewer --layers, a smaller --limit, a cache of fewer bits, or --residency disk."
+            f"--residency {where} would keep {size}, and may take {most}: choose fewer --layers, a smaller --limit, a "
+            "cache of fewer bits, or --residency disk."
         )
     decoded = room.decoded is not None and room.decoded <= limit
-    size = room.decoded if decoded and room.decoded is not None else room.stored
-    what = "as values" if decoded else "as the cache's own codes"
+    kept = room.decoded if decoded and room.decoded is not None else room.stored
     place = "the device's memory" if where == "device" else "memory"
-    return Residency(where, decoded=decoded, reason=f"{readable_bytes(size)} are kept in {place}, {what}.")
+    how = ", decoded" if decoded else ""
+    return Residency(where, decoded=decoded, reason=f"{readable_bytes(kept)} are kept in {place}{how}.")
 
 
 def _limit(where: str, free: int | None) -> int:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,16 @@ from torch.utils.tensorboard import SummaryWriter
 from losa_cache.errors import UserError
 from losa_cache.train.config import TrainConfig
 
+# Files that options name. The run keeps a copy, since it is resumed and evaluated when theirs may have changed or gone.
+KEPT_FILES = {"sampling": "sampling.csv", "val_ids": "val_ids.txt"}
+
 
 class Run:
     """Files of one training run.
 
-    ``config.json`` (options and origin), ``metrics.jsonl`` (a line an epoch), ``events.out.tfevents.*``,
-    ``checkpoint.pt`` (after every epoch, and inside long ones; tensors and numbers only), and after the last
-    ``adapter_model.safetensors`` and ``adapter_config.json``.
+    ``config.json`` (options and origin), ``sampling.csv`` and ``val_ids.txt`` (where options name files),
+    ``metrics.jsonl`` (a line an epoch), ``events.out.tfevents.*``, ``checkpoint.pt`` (after every epoch, and inside
+    long ones; tensors and numbers only), and after the last ``adapter_model.safetensors`` and ``adapter_config.json``.
     """
 
     def __init__(self, path: Path) -> None:
@@ -27,13 +30,14 @@ class Run:
         self._board: SummaryWriter | None = None
 
     @classmethod
-    def create(cls, path: Path, config: TrainConfig, origin: dict[str, Any]) -> "Run":
+    def create(cls, path: Path, config: TrainConfig, origin: dict[str, Any], files: Mapping[str, bytes]) -> "Run":
         """Start a directory.
 
         Args:
             path: of the directory.
             config: the options.
             origin: ``cache`` (path), ``online`` (options) and ``fields`` (identity) of what it trains on.
+            files: content of the files that options name, by option.
 
         Raises:
             UserError: if the path is taken or cannot be written.
@@ -44,7 +48,10 @@ class Run:
             raise UserError(f"{str(path)!r} exists: continue it with --resume, or choose another --out.") from error
         except OSError as error:
             raise UserError(f"run directory {str(path)!r} cannot be made ({error.strerror}).") from error
-        (path / "config.json").write_text(json.dumps({"train": asdict(config), **origin}, indent=2))
+        for option, content in files.items():
+            (path / KEPT_FILES[option]).write_bytes(content)
+        options = asdict(config) | {option: KEPT_FILES[option] for option in files}
+        (path / "config.json").write_text(json.dumps({"train": options, **origin}, indent=2))
         return cls(path)
 
     def config(self) -> tuple[TrainConfig, dict[str, Any]]:
@@ -55,7 +62,9 @@ class Run:
         """
         try:
             content = json.loads((self.path / "config.json").read_text())
-            return TrainConfig(**content.pop("train")), {name: content[name] for name in ("cache", "online", "fields")}
+            options = content.pop("train")
+            kept = {name: str(self.path / file) for name, file in KEPT_FILES.items() if options.get(name) == file}
+            return TrainConfig(**options | kept), {name: content[name] for name in ("cache", "online", "fields")}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{str(self.path)!r} is no run directory ({error}).") from error
 

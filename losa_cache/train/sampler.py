@@ -1,8 +1,8 @@
-"""Pure decisions on what is read: the held-out part, the order of every epoch, the view of every sample."""
+"""Pure decisions on what is read: the held-out part, the order and repeats of every epoch, the view of every sample."""
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +13,48 @@ from losa_cache.train.batch import Request
 _VIEWS = 0x76696577  # a stream of random numbers of its own
 
 
-def epoch_order(samples: NDArray[np.int64], *, seed: int, epoch: int) -> NDArray[np.int64]:
-    """Shuffle samples for an epoch (from 0). The order depends on seed and epoch only."""
-    return np.random.default_rng((seed, epoch)).permutation(samples)
+@dataclass(frozen=True)
+class Weights:
+    """How often training samples come, in relation to each other.
+
+    Attributes:
+        values: float64 ``(N,)``, 0 ... 1, one a sample, in their order; at least one is above 0.
+        labels: int64 ``(N,)``; an epoch holds every class as often as its samples' weights say, to one draw.
+    """
+
+    values: NDArray[np.float64]
+    labels: NDArray[np.int64]
+
+
+def epoch_order(
+    samples: NDArray[np.int64], *, seed: int, epoch: int, weights: Weights | None = None
+) -> NDArray[np.int64]:
+    """Order an epoch (from 0) of ``len(samples)`` draws. The order depends on seed and epoch only.
+
+    Without weights every sample comes once. With weights a sample is expected ``len(samples)`` times its share of their
+    sum, as of torch's WeightedRandomSampler; but it comes that often rounded down or up, so nothing is repeated that
+    need not be, and equal weights give every sample once: systematic sampling (Madow 1949), in random order within
+    each class.
+    """
+    rng = np.random.default_rng((seed, epoch))
+    if weights is None:
+        return rng.permutation(samples)
+    lined_up = rng.permutation(np.flatnonzero(weights.values))
+    lined_up = lined_up[np.argsort(weights.labels[lined_up], kind="stable")]
+    ends = np.cumsum(weights.values[lined_up])
+    points = (rng.random() + np.arange(len(samples))) / len(samples) * ends[-1]
+    # without the last end, which rounding may put below the last point
+    drawn = lined_up[np.searchsorted(ends[:-1], points, side="right")]
+    return rng.permutation(samples[drawn])
+
+
+def count_repeats(order: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Count for each place of an order how often its sample came before."""
+    by_sample = np.argsort(order, kind="stable")
+    sorted_ = order[by_sample]
+    repeats = np.empty_like(order)
+    repeats[by_sample] = np.arange(len(order)) - np.searchsorted(sorted_, sorted_)
+    return repeats
 
 
 def requests_in_order(samples: NDArray[np.int64], batch_size: int, *, clips: int = 1) -> list[Request]:
@@ -24,11 +63,14 @@ def requests_in_order(samples: NDArray[np.int64], batch_size: int, *, clips: int
     return [Request(cut, view=clip) for cut in cuts for clip in range(clips)]
 
 
-def epoch_requests(samples: NDArray[np.int64], *, batch_size: int, seed: int, epoch: int) -> list[Request]:
+def epoch_requests(
+    samples: NDArray[np.int64], *, batch_size: int, seed: int, epoch: int, weights: Weights | None = None
+) -> list[Request]:
     """Plan the batches of an epoch (from 0)."""
-    plain = requests_in_order(epoch_order(samples, seed=seed, epoch=epoch), batch_size)
-    first = epoch * len(plain)
-    return [replace(request, epoch=epoch, step=first + at) for at, request in enumerate(plain)]
+    order = epoch_order(samples, seed=seed, epoch=epoch, weights=weights)
+    whole = Request(order, epoch, repeats=None if weights is None else count_repeats(order))
+    cuts = [whole.part(at, at + batch_size) for at in range(0, len(order), batch_size)]
+    return [replace(request, step=epoch * len(cuts) + at) for at, request in enumerate(cuts)]
 
 
 def view_starts(samples: int, *, views: int, seed: int) -> NDArray[np.int64]:
@@ -39,8 +81,8 @@ def view_starts(samples: int, *, views: int, seed: int) -> NDArray[np.int64]:
 def rows_of(request: Request, starts: NDArray[np.int64], *, views: int) -> NDArray[np.int64]:
     """Choose one view of each sample of a request, as rows of a cache.
 
-    Every sample goes round its views, one an epoch: after V epochs it has shown them all. Without an epoch the request
-    names the view: 0 of plain images, any of the clips of videos.
+    Every sample goes round its views, one an epoch: after V epochs it has shown them all. One that an epoch draws again
+    shows the next. Without an epoch the request names the view: 0 of plain images, any of the clips of videos.
 
     Args:
         request: the batch.
@@ -49,7 +91,10 @@ def rows_of(request: Request, starts: NDArray[np.int64], *, views: int) -> NDArr
     """
     if request.epoch is None:
         return request.samples * views + request.view
-    return request.samples * views + (starts[request.samples] + request.epoch) % views
+    turns = starts[request.samples] + request.epoch
+    if request.repeats is not None:
+        turns += request.repeats
+    return request.samples * views + turns % views
 
 
 def rows_of_samples(samples: NDArray[np.int64], *, views: int) -> NDArray[np.int64]:
@@ -78,10 +123,81 @@ def hold_out(
     count = round(len(samples) * fraction)
     if count == len(samples) or (fraction > 0 and count == 0):
         raise UserError(f"val-fraction {fraction} of {len(samples)} samples leaves one side empty: choose another.")
+    held = first_by_hash(samples, ids, count)
+    return np.setdiff1d(samples, held), held
+
+
+def hold_out_ids(
+    samples: NDArray[np.int64], ids: Sequence[str], wanted: Sequence[str]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Split samples into a training and a held-out part: those with the ids that are wanted.
+
+    Args:
+        samples: their numbers.
+        ids: of all samples; of those beyond ``samples``, which were skipped, too.
+        wanted: ids to hold out.
+
+    Raises:
+        UserError: for an id that is not among ``ids``, or where a side is empty.
+    """
+    _require_known(wanted, ids, "val-ids names")
+    chosen = set(wanted)
+    of_these = np.array([ids[sample] in chosen for sample in samples.tolist()], dtype=bool)
+    train, held = samples[~of_these], samples[of_these]
+    if not (len(train) and len(held)):
+        raise UserError(f"val-ids holds out {len(held)} of {len(samples)} samples: leave some on either side.")
+    return train, held
+
+
+def first_by_hash(samples: NDArray[np.int64], ids: Sequence[str], count: int | None) -> NDArray[np.int64]:
+    """Keep so many samples (all: ``None``) by a hash of their ids, in ascending order.
+
+    The same samples are kept whatever the order or the seed of the cache, and more of them hold the fewer.
+    """
 
     def key(sample: int) -> bytes:
         return hashlib.sha256(ids[sample].encode("utf-8", "surrogateescape")).digest()
 
-    by_hash = sorted(samples.tolist(), key=key)
-    held = np.sort(np.array(by_hash[:count], dtype=np.int64))
-    return np.setdiff1d(samples, held), held
+    return np.sort(np.array(sorted(samples.tolist(), key=key)[:count], dtype=np.int64))
+
+
+def balanced_weights(labels: NDArray[np.int64]) -> Weights:
+    """Weigh training samples so that every class comes equally often: by one over the size of its class."""
+    _, place, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    return Weights(counts.min() / counts[place], labels)
+
+
+def weights_by_id(
+    samples: NDArray[np.int64], ids: Sequence[str], labels: NDArray[np.int64], given: Mapping[str, float]
+) -> Weights:
+    """Weigh training samples as given.
+
+    Args:
+        samples: numbers of the training samples.
+        ids: of all samples.
+        labels: of the training samples.
+        given: a weight by id, finite and at least 0; samples outside of training may lack one.
+
+    Raises:
+        UserError: for an id that is not among ``ids``, a training sample without weight, or nothing above 0.
+    """
+    _require_known(given, ids, "sampling gives weights to")
+    of_training = [ids[sample] for sample in samples.tolist()]
+    if missing := [sample_id for sample_id in of_training if sample_id not in given]:
+        raise UserError(
+            f"sampling gives no weight to {len(missing)} of the training samples, the first {missing[0]!r}: add a line "
+            "for each."
+        )
+    values = np.array([given[sample_id] for sample_id in of_training])
+    if not values.any():
+        raise UserError(f"sampling gives weight 0 to all {len(values)} training samples: raise some.")
+    return Weights(values / values.max(), labels)  # their sum cannot overflow
+
+
+def _require_known(named: Iterable[str], ids: Sequence[str], what: str) -> None:
+    known = set(ids)
+    if unknown := [sample_id for sample_id in named if sample_id not in known]:
+        raise UserError(
+            f"{what} ids that are not there ({len(unknown)}, the first {unknown[0]!r}): ids are those in the cache's "
+            "sample_ids."
+        )

@@ -106,9 +106,8 @@ def train(
             "online": None if online is None else online.to_json(),
             "fields": material.manifest.fields,
         }
-        return _fit(
-            Run.create(path, config, origin), material, adapter, config, device=where, report=report, progress=progress
-        )
+        run = Run.create(path, config, origin, material.chosen.files)
+        return _fit(run, material, adapter, config, device=where, report=report, progress=progress)
 
 
 def resume(
@@ -172,7 +171,7 @@ def _ready_adapter(material: Material, config: TrainConfig, device: torch.device
         adapter,
         (len(material.points), manifest.tokens["total"], manifest.width),
         get_precision(manifest.precision).dtype,
-        batch_size=min(config.batch_size, len(material.train)),
+        batch_size=min(config.batch_size, len(material.chosen.train)),
         autocast=autocast_dtype(device, manifest.precision),
     )
     return adapter

@@ -165,7 +165,7 @@ def test_what_is_chosen_is_said(tiny_cache, caplog):
     for passes in (5, 1):
         open_cached(tiny_cache, points, CPU, samples=tiny_cache.samples, passes=passes).close()
     assert caplog.messages == [
-        "14.7 kB are kept in memory, as the cache's own codes.",
+        "14.7 kB are kept in memory.",
         "14.7 kB are read from disk: every sample is read once.",
     ]
 

@@ -171,7 +171,7 @@ def test_a_device_without_room_for_the_batch_is_one_sentence(tmp_path, digits):
     code = (
         "import resource, sys, losa_cache.cli as cli, losa_cache.train.train, losa_cache.display\n"
         "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
-        "resource.setrlimit(resource.RLIMIT_AS, (used + 1_000_000_000,) * 2)\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + 930_000_000,) * 2)\n"
         "cli.main()\n"
     )
     command = f"train --cache {digits['train']} --device cpu --batch-size 448 --val-fraction 0 --rank 96".split()

@@ -174,6 +174,14 @@ def test_an_altered_adapter_is_refused(tiny_cache, tmp_path, change, message):
         lc.evaluate_run(run)
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+def test_a_run_may_hold_out_more_than_it_trains_on(tmp_path, precision):
+    """Evaluation then asks for larger batches than training, and without gradients."""
+    cache = extract(tiny_backbone(), tiny_samples(), precision=precision, out=tmp_path / "c.zarr")
+    run = lc.train(cache, rank=2, epochs=2, val_fraction=0.7, out=tmp_path / "run", device="cpu")
+    assert lc.evaluate_run(run.run, device="cpu")["samples"] == 16
+
+
 def test_a_subset_of_layers_trains_and_evaluates(tiny_cache, tmp_path):
     run = lc.train(tiny_cache, rank=2, layers="2", epochs=1, val_fraction=0.3, out=tmp_path / "run")
     assert json.loads((run.run / "adapter_config.json").read_text())["layers"] == [2, 4]

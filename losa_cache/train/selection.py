@@ -1,0 +1,69 @@
+"""Which samples a run trains on, how often each, and which it holds out: the options, with their files read."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from losa_cache.errors import UserError
+from losa_cache.train.config import BALANCED, SHUFFLE, TrainConfig
+from losa_cache.train.lists import parse_ids, parse_weights, read_list
+from losa_cache.train.sampler import (
+    Weights,
+    balanced_weights,
+    first_by_hash,
+    hold_out,
+    hold_out_ids,
+    weights_by_id,
+)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Samples of a run.
+
+    Attributes:
+        train, held_out: their numbers, ascending.
+        weights: of the training samples; ``None``: each comes once an epoch.
+        files: content of the files that options name, by option.
+    """
+
+    train: NDArray[np.int64]
+    held_out: NDArray[np.int64]
+    weights: Weights | None
+    files: dict[str, bytes]
+
+
+def select(samples: NDArray[np.int64], ids: Sequence[str], labels: NDArray[np.int64], config: TrainConfig) -> Selection:
+    """Hold samples out, limit and weigh the rest.
+
+    Args:
+        samples: numbers of those that are there.
+        ids, labels: of all samples.
+        config: the options.
+
+    Raises:
+        UserError: for files that cannot be read or do not fit the samples, and where a side is left empty.
+    """
+    files: dict[str, bytes] = {}
+    if config.val_ids is None:
+        train, held_out = hold_out(samples, ids, config.val_fraction)
+    else:
+        files["val_ids"] = read_list(config.val_ids, "val-ids")
+        train, held_out = hold_out_ids(samples, ids, parse_ids(files["val_ids"], config.val_ids))
+    if config.limit is not None:
+        train = first_by_hash(train, ids, config.limit)
+    if config.sampling == SHUFFLE:
+        return Selection(train, held_out, None, files)
+    if config.sampling == BALANCED:
+        return Selection(train, held_out, balanced_weights(labels[train]), files)
+    if not Path(config.sampling).is_file():
+        raise UserError(
+            f"sampling is {str(config.sampling)!r}, and there is no such file: choose {SHUFFLE}, {BALANCED} or a CSV "
+            "file of weights."
+        )
+    files["sampling"] = read_list(config.sampling, "sampling")
+    given = parse_weights(files["sampling"], config.sampling)
+    return Selection(train, held_out, weights_by_id(train, ids, labels[train], given), files)
