@@ -1,10 +1,14 @@
-"""Each stage beside its limit: extraction against the bare forward pass, a cached epoch against an online one.
+"""Each stage beside its limit: extraction against the bare forward pass, cached epochs against online ones.
 
-    python benchmarks/stages.py [--backbone vit_s] [--backbone vit_b] [--images 256] [--repeats 3] [--data-dir FOLDER]
+    python benchmarks/stages.py [--backbone vit_s] [--backbone vit_b] [--images 384] [--repeats 3] [--data-dir FOLDER]
 
 Random weights. Every measurement is a process of its own, so that its peak memory is its own; within a repeat all
 stages run in turn. Prints medians, ratios and the machine's limits (memory copy; write and fsync to the same disk).
 Without --data-dir the images are synthetic 480 x 360 JPEGs.
+
+Cached epochs are the second and third of a run: the first reads from disk to memory and checks every checksum. A cold
+epoch is a first one, of files that no one has read since they were written (their pages are dropped). How much of
+reading is hidden behind training: (reading alone + training alone - both) / the smaller of the two.
 """
 
 import argparse
@@ -15,7 +19,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -28,14 +33,18 @@ from PIL import Image
 from losa_cache import TrainConfig, load_backbone, open_cache
 from losa_cache.allocator import keep_freed_memory
 from losa_cache.cache.precision import get_precision
+from losa_cache.cache.store import ActivationCache
 from losa_cache.device import choose_device
 from losa_cache.extract.extract import extract
 from losa_cache.extract.meter import Meter
 from losa_cache.inputs import open_inputs
-from losa_cache.train.cached import CachedSource
+from losa_cache.sidenet.operand import dense
+from losa_cache.train.batch import Batch, Request, Source
+from losa_cache.train.cached import CachedSource, open_cached
 from losa_cache.train.loop import autocast_dtype, make_optimizer, train_epoch
 from losa_cache.train.material import frozen_tail
 from losa_cache.train.online import OnlineSource
+from losa_cache.train.sampler import epoch_requests
 from losa_cache.train.train import new_adapter
 
 BATCH, RANK, PRECISION = 64, 16, "bfloat16"
@@ -77,10 +86,94 @@ def extraction(name: str, folder: Path, images: int) -> Figures:
     }
 
 
-def cached_epoch(name: str, folder: Path, images: int) -> Figures:
-    """Time one epoch of LoSA from the cache (after one to warm up)."""
+def cached_epoch(residency: str) -> Callable[[str, Path, int], Figures]:
+    """Time epochs of LoSA from the cache, kept there."""
+
+    def measured(name: str, folder: Path, images: int) -> Figures:
+        return _epochs(name, folder, _cached(name, folder, residency), warm=None, epochs=2)
+
+    return measured
+
+
+def reading(name: str, folder: Path, images: int) -> Figures:
+    """Time epochs in which nothing is trained."""
+    source = _cached(name, folder, "disk")
+    return _read(source, 1, 2)
+
+
+def training(name: str, folder: Path, images: int) -> Figures:
+    """Time epochs in which nothing is read: one batch again and again."""
+    source = _cached(name, folder, "disk")
+    batch = next(iter(source.batches(_requests(source.cache, 0)[:1])))
+    return _epochs(name, folder, Again(batch), warm=None, epochs=2)
+
+
+def cold_reading(name: str, folder: Path, images: int) -> Figures:
+    """Time a first epoch in which nothing is trained."""
+    _drop(folder / f"{name}.zarr")
+    return _read(_cached(name, folder, "disk"), 0, 1)
+
+
+def cold_epoch(name: str, folder: Path, images: int) -> Figures:
+    """Time a first epoch from the disk, by a process that has trained before."""
+    training(name, folder, images)
+    _drop(folder / f"{name}.zarr")
+    return _epochs(name, folder, _cached(name, folder, "disk"), warm=0, epochs=1)
+
+
+class Again:
+    """One batch in place of every other."""
+
+    def __init__(self, batch: Batch) -> None:
+        self._batch = replace(batch, blocks=[block.clone() for block in dense(batch.blocks)])
+
+    def batches(self, requests: Sequence[Request]) -> Iterator[Batch]:
+        """Yield it for each request."""
+        for _ in requests:
+            yield self._batch
+
+    def spent(self) -> dict[str, float]:
+        """Nothing is waited for."""
+        return {}
+
+    def roof(self) -> None:
+        """Nothing is read."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def _cached(name: str, folder: Path, residency: str) -> CachedSource:
     cache, device = open_cache(folder / f"{name}.zarr"), choose_device()
-    return _epoch(name, folder, CachedSource(cache, cache.manifest.points, device))
+    points = cache.manifest.points
+    return open_cached(cache, points, device, samples=cache.samples, passes=9, residency=residency, fold=True)
+
+
+def _requests(cache: ActivationCache, epoch: int) -> list[Request]:
+    return epoch_requests(cache.samples, batch_size=BATCH, seed=0, epoch=epoch)
+
+
+def _read(source: CachedSource, first: int, epochs: int) -> Figures:
+    for epoch in range(first):
+        for _ in source.batches(_requests(source.cache, epoch)):
+            pass
+    started = perf_counter()
+    for epoch in range(first, first + epochs):
+        for _ in source.batches(_requests(source.cache, epoch)):
+            pass
+    seconds = (perf_counter() - started) / epochs
+    gigabytes = source.spent()["gigabytes"] / (first + epochs)
+    source.close()
+    images = len(source.cache.samples)
+    return {"seconds": seconds, "images_per_second": images / seconds, "gb_per_second": gigabytes / seconds}
+
+
+def _drop(store: Path) -> None:
+    """Drop the pages of a store's files, which are synced, from the page cache."""
+    for file in store.rglob("c.*"):
+        handle = os.open(file, os.O_RDONLY)
+        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(handle)
 
 
 def online_epoch(name: str, folder: Path, images: int) -> Figures:
@@ -90,10 +183,11 @@ def online_epoch(name: str, folder: Path, images: int) -> Figures:
     )
     points, encoding = inputs.manifest.points, get_precision(PRECISION).fit([])
     source = OnlineSource(inputs, points, encoding, workers=os.cpu_count() or 1)
-    return _epoch(name, folder, source)
+    return _epochs(name, folder, source, warm=BATCH, epochs=1)
 
 
-def _epoch(name: str, folder: Path, source: CachedSource | OnlineSource) -> Figures:
+def _epochs(name: str, folder: Path, source: Source, *, warm: int | None, epochs: int) -> Figures:
+    """Time epochs, after one of so many images (``None``: all)."""
     cache, device, config = (
         open_cache(folder / f"{name}.zarr"),
         choose_device(),
@@ -102,10 +196,12 @@ def _epoch(name: str, folder: Path, source: CachedSource | OnlineSource) -> Figu
     adapter = new_adapter(cache.manifest, frozen_tail(cache), config).to(device)
     optimizer = make_optimizer(adapter, config)
     autocast = autocast_dtype(device, PRECISION)
-    train_epoch(adapter, optimizer, source, cache.samples[:BATCH], config, epoch=0, autocast=autocast)
+    if warm != 0:
+        train_epoch(adapter, optimizer, source, cache.samples[:warm], config, epoch=0, autocast=autocast)
     started = perf_counter()
-    train_epoch(adapter, optimizer, source, cache.samples, config, epoch=1, autocast=autocast)
-    seconds = perf_counter() - started
+    for epoch in range(1, 1 + epochs):
+        train_epoch(adapter, optimizer, source, cache.samples, config, epoch=epoch, autocast=autocast)
+    seconds = (perf_counter() - started) / epochs
     source.close()
     return {"seconds": seconds, "images_per_second": len(cache.samples) / seconds}
 
@@ -113,7 +209,12 @@ def _epoch(name: str, folder: Path, source: CachedSource | OnlineSource) -> Figu
 STAGES: dict[str, Callable[[str, Path, int], Figures]] = {
     "forward": forward,
     "extraction": extraction,
-    "cached epoch": cached_epoch,
+    "cached epoch": cached_epoch("auto"),
+    "from disk": cached_epoch("disk"),
+    "reading": reading,
+    "training": training,
+    "cold reading": cold_reading,
+    "cold epoch": cold_epoch,
     "online epoch": online_epoch,
 }
 
@@ -159,7 +260,7 @@ def measure(stage: str, name: str, folder: Path, images: int) -> Figures:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", action="append", help="default: vit_s and vit_b")
-    parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--images", type=int, default=384)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--data-dir", type=Path, help="a folder of class folders to use instead of synthetic images")
     parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
@@ -198,11 +299,23 @@ def report(name: str, runs: dict[str, list[Figures]]) -> None:
     for label, above, below in (
         ("extraction / bare forward, images/s", "extraction", "forward"),
         ("cached / online epoch, images/s", "cached epoch", "online epoch"),
+        ("cached, from disk / online epoch, images/s", "from disk", "online epoch"),
+        ("cached epoch / training alone, images/s", "cached epoch", "training"),
     ):
-        ratios = sorted(
-            a["images_per_second"] / b["images_per_second"] for a, b in zip(runs[above], runs[below], strict=True)
+        _print_median(
+            label,
+            [a["images_per_second"] / b["images_per_second"] for a, b in zip(runs[above], runs[below], strict=True)],
         )
-        print(f"  {label}: {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})")
+    for label, alone, both in (
+        ("hidden of the smaller of reading and training", "reading", "from disk"),
+        ("the same of a cold epoch", "cold reading", "cold epoch"),
+    ):
+        seconds = zip(*([run["seconds"] for run in runs[stage]] for stage in (alone, "training", both)), strict=True)
+        _print_median(label, [(read + train - whole) / min(read, train) for read, train, whole in seconds])
+
+
+def _print_median(label: str, values: list[float]) -> None:
+    print(f"  {label}: {statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})")
 
 
 if __name__ == "__main__":
