@@ -124,6 +124,29 @@ class AdapterStack(nn.Module):
             adapter.classifier.weight.copy_(self.weight[trial])
             adapter.classifier.bias.copy_(self.bias[trial])
 
+    @torch.no_grad()
+    def keep(self, trials: Sequence[int]) -> None:
+        """Forget all trials but these; ranks stay filled up to what they were."""
+        self.side.ranks = [self.side.ranks[trial] for trial in trials]
+        for parameter, _ in self.decayed():
+            parameter.data = parameter.data[list(trials)]
+            parameter.grad = None
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """The tensors that training changes, by name."""
+        return {name: value for name, value in self.state_dict().items() if not name.startswith("tail.")}
+
+    @torch.no_grad()
+    def load_trained(self, state: dict[str, Tensor]) -> None:
+        """Take the weights of a :meth:`trained_state` of the same trials, however far their ranks were filled up.
+
+        Raises:
+            KeyError: for a tensor that is missing.
+        """
+        own = dict(self.named_parameters())
+        for name in self.trained_state():
+            own[name].data = state[name].to(own[name])
+
     def decayed(self) -> list[tuple[nn.Parameter, bool]]:
         """List the trained tensors, trial first, and whether weight decay is for them: matrices, as in one adapter."""
         sides = [(p, name in ("down", "up")) for own in self.side.layers() for name, p in own.named()]

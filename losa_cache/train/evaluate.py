@@ -1,19 +1,21 @@
-"""Top-1, top-5 and loss of an adapter on a source."""
+"""Top-1, top-5 and loss of adapters on a source."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import log
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.nn import functional as F
 
 from losa_cache.sidenet.adapter import Adapter
+from losa_cache.sidenet.operand import Block
 from losa_cache.train.batch import Source
 from losa_cache.train.sampler import requests_in_order
 
 
-@torch.inference_mode()
 def evaluate(
     adapter: Adapter,
     source: Source,
@@ -39,19 +41,41 @@ def evaluate(
         ``loss`` (cross entropy, nats), ``top1`` and ``top5`` (percent; top-5 of fewer than 6 classes is 100).
     """
     adapter.eval()
-    loss = top1 = top5 = 0.0
+    options: dict[str, Any] = {"batch_size": batch_size, "autocast": autocast, "clips": clips, "progress": progress}
+    return evaluate_each(lambda blocks: adapter(blocks)[None], source, samples, **options)[0]
+
+
+@torch.inference_mode()
+def evaluate_each(
+    forward: Callable[[Sequence[Block]], Tensor],
+    source: Source,
+    samples: NDArray[np.int64],
+    *,
+    batch_size: int,
+    autocast: torch.dtype | None,
+    clips: int = 1,
+    progress: Callable[[float], None] = lambda share: None,
+) -> list[dict[str, float]]:
+    """Evaluate K adapters in one pass: as :func:`evaluate`, with ``forward`` giving logits ``(K, batch, classes)``."""
+    sums = torch.empty(0)
     summed = torch.empty(0)
     done = 0
     requests = requests_in_order(samples, batch_size, clips=clips)
     for request, batch in zip(requests, source.batches(requests), strict=True):
         with torch.autocast(batch.labels.device.type, autocast, enabled=autocast is not None):
-            found = F.log_softmax(adapter(batch.blocks).float(), -1)
+            found = F.log_softmax(forward(batch.blocks).float(), -1)
         summed = found if request.view == 0 else torch.logaddexp(summed, found)
         done += len(batch.ids)
         if request.view == clips - 1:
-            loss += F.nll_loss(summed - log(clips), batch.labels, reduction="sum").item()
-            hits = summed.topk(min(5, summed.shape[1])).indices == batch.labels[:, None]
-            top1 += hits[:, 0].sum().item()
-            top5 += hits.sum().item()
+            scored = _score(summed - log(clips), batch.labels)
+            sums = scored if sums.ndim == 1 else sums + scored
         progress(done / (len(samples) * clips))
-    return {"loss": loss / len(samples), "top1": 100 * top1 / len(samples), "top5": 100 * top5 / len(samples)}
+    means = (sums / len(samples)).tolist()
+    return [{"loss": loss, "top1": 100 * top1, "top5": 100 * top5} for loss, top1, top5 in means]
+
+
+def _score(log_probabilities: Tensor, labels: Tensor) -> Tensor:
+    """Sum over a batch, float64 ``(K, 3)``: negative log-likelihood, hits of the first, hits among the first five."""
+    loss = -log_probabilities.gather(2, labels.expand(len(log_probabilities), -1)[..., None]).sum((1, 2))
+    first = log_probabilities.topk(min(5, log_probabilities.shape[2])).indices == labels[:, None]
+    return torch.stack([loss.double(), first[..., 0].sum(1).double(), first.sum((1, 2)).double()], dim=1)

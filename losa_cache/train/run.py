@@ -107,9 +107,13 @@ class Run:
             state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
         except Exception as error:
             raise UserError(f"checkpoint {str(path)!r} cannot be read ({type(error).__name__}).") from error
-        kept = [json.dumps(line) + "\n" for line in self.metrics() if line["epoch"] <= state["epoch"]]
-        (self.path / "metrics.jsonl").write_text("".join(kept))
+        self.forget_after(state["epoch"])
         return state
+
+    def forget_after(self, epoch: int) -> None:
+        """Drop the metrics of later epochs."""
+        kept = [json.dumps(line) + "\n" for line in self.metrics() if line["epoch"] <= epoch]
+        (self.path / "metrics.jsonl").write_text("".join(kept))
 
     def close(self) -> None:
         """Flush the events."""

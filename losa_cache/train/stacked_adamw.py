@@ -1,6 +1,7 @@
 """AdamW over tensors whose first dimension is the trial, each trial with its own rate, decay and clipping."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +32,22 @@ class StackedAdamW:
         self._clip = like.new_tensor(clip_grad)
         self._betas, self._eps, self._steps = betas, eps, 0
         self._moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in self._parameters]
+
+    def keep(self, trials: Sequence[int]) -> None:
+        """Forget all trials but these; their parameters are cut by whoever owns them."""
+        chosen = torch.tensor(trials, device=self._clip.device)
+        self._decay = [None if decay is None else decay[chosen] for decay in self._decay]
+        self._clip = self._clip[chosen]
+        self._moments = [(mean[chosen], square[chosen]) for mean, square in self._moments]
+
+    def state(self) -> dict[str, Any]:
+        """Give what :meth:`load` takes: tensors and numbers."""
+        return {"steps": self._steps, "moments": self._moments}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a :meth:`state` of the same trials."""
+        self._steps = state["steps"]
+        self._moments = [(mean.clone(), square.clone()) for mean, square in state["moments"]]
 
     @torch.no_grad()
     def step(self, lr: Sequence[float]) -> None:

@@ -101,12 +101,7 @@ def train(
         adapter = _ready_adapter(material, config, where)
         name = re.sub(r"[^\w-]", "_", f"{material.manifest.fields['dataset']['name']}-{config.side}")
         path = Path(out) if out is not None else next_run_path(Path("runs"), name)
-        origin = {
-            "cache": None if cache is None else str(cache.path.resolve()),
-            "online": None if online is None else online.to_json(),
-            "fields": material.manifest.fields,
-        }
-        run = Run.create(path, config, origin, material.chosen.files)
+        run = Run.create(path, config, origin_of(cache, online, material), material.chosen.files)
         return _fit(run, material, adapter, config, device=where, report=report, progress=progress)
 
 
@@ -208,6 +203,23 @@ def _fit(
         ) from error
     finally:
         run.close()
+    save_run(run, adapter, material, config)
+    last = list(run.metrics())[-1]
+    return TrainResult(run.path, last, adapter.parameter_counts(), adapter)
+
+
+def origin_of(cache: ActivationCache | None, online: OnlineConfig | None, material: Material) -> dict[str, Any]:
+    """Write down what a run learns from, for its ``config.json``."""
+    return {
+        "cache": None if cache is None else str(cache.path.resolve()),
+        "online": None if online is None else online.to_json(),
+        "fields": material.manifest.fields,
+    }
+
+
+def save_run(run: Run, adapter: Adapter, material: Material, config: TrainConfig) -> None:
+    """Write a finished run's adapter."""
+    manifest = material.manifest
     save_adapter(
         run.path,
         adapter,
@@ -221,8 +233,6 @@ def _fit(
             "software": manifest.software,
         },
     )
-    last = list(run.metrics())[-1]
-    return TrainResult(run.path, last, adapter.parameter_counts(), adapter)
 
 
 def _adapter_arguments(manifest: Manifest, config: TrainConfig) -> dict[str, Any]:

@@ -1,0 +1,152 @@
+"""Trials that train together: a batch is read once for all of them, and each ends where it would have ended alone."""
+
+from collections.abc import Sequence
+from math import isfinite
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from losa_cache.sidenet.adapter import Adapter
+from losa_cache.sidenet.stack import AdapterStack
+from losa_cache.train.config import TrainConfig
+from losa_cache.train.evaluate import evaluate_each
+from losa_cache.train.loop import autocast_dtype, lr_factor
+from losa_cache.train.material import Material
+from losa_cache.train.sampler import epoch_requests
+from losa_cache.train.stacked_adamw import StackedAdamW
+
+
+class Cohort:
+    """Trials at the same epoch, on the same batches.
+
+    Args:
+        numbers: of the trials.
+        configs: their options, which agree in all but :data:`losa_cache.sweep.cohorts.ITS_OWN`.
+        adapters: untrained ones, on ``device``.
+        material: what they learn from.
+        device: where to compute.
+
+    Attributes:
+        epoch: epochs done.
+    """
+
+    def __init__(
+        self,
+        numbers: Sequence[int],
+        configs: Sequence[TrainConfig],
+        adapters: Sequence[Adapter],
+        material: Material,
+        device: torch.device,
+    ) -> None:
+        self.numbers, self.configs = list(numbers), list(configs)
+        self.material, self.epoch = material, 0
+        self._adapters = list(adapters)
+        self._autocast = autocast_dtype(device, material.manifest.precision)
+        self._stack = AdapterStack(adapters).to(device)
+        self._optimizer = StackedAdamW(
+            self._stack.decayed(),
+            weight_decay=[config.weight_decay for config in configs],
+            clip_grad=[config.clip_grad for config in configs],
+        )
+
+    @property
+    def done(self) -> bool:
+        """Whether the last epoch is over."""
+        return self.epoch == self.configs[0].epochs
+
+    def config_of(self, number: int) -> TrainConfig:
+        """Give a trial's options."""
+        return self.configs[self.numbers.index(number)]
+
+    def run_epoch(self) -> list[dict[str, Any]]:
+        """Train one epoch and validate.
+
+        Returns:
+            metrics of each trial, as a run of its own has them, without times of parts; a ``train_loss`` that is no
+            number says that the trial has failed.
+        """
+        started = perf_counter()
+        losses, rates = self._train()
+        seconds = perf_counter() - started
+        self.epoch += 1
+        metrics = [
+            {"epoch": self.epoch, "train_loss": loss, "train_seconds": seconds, "train_lr": rate}
+            for loss, rate in zip(losses, rates, strict=True)
+        ]
+        self._stack.eval()
+        found = evaluate_each(
+            self._stack,
+            self.material.plain,
+            self.material.chosen.held_out,
+            batch_size=self.configs[0].batch_size,
+            autocast=self._autocast,
+        )
+        return [own | {f"val_{name}": v for name, v in one.items()} for own, one in zip(metrics, found, strict=True)]
+
+    def keep(self, numbers: Sequence[int]) -> None:
+        """Let go of all trials but these."""
+        places = [self.numbers.index(number) for number in numbers]
+        self._stack.keep(places)
+        self._optimizer.keep(places)
+        self.numbers = [self.numbers[place] for place in places]
+        self.configs = [self.configs[place] for place in places]
+        self._adapters = [self._adapters[place] for place in places]
+
+    def adapters(self) -> list[Adapter]:
+        """Give each trial's adapter as it is now."""
+        self._stack.unstack(self._adapters)
+        return self._adapters
+
+    def state(self) -> dict[str, Any]:
+        """Give what :meth:`load` takes: tensors and numbers."""
+        return {
+            "numbers": self.numbers,
+            "epoch": self.epoch,
+            "stack": self._stack.trained_state(),
+            "optimizer": self._optimizer.state(),
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a :meth:`state` of the same trials."""
+        self.epoch = state["epoch"]
+        self._stack.load_trained(state["stack"])
+        self._optimizer.load(state["optimizer"])
+
+    def _train(self) -> tuple[list[float], list[float]]:
+        self._stack.train()
+        first, chosen = self.configs[0], self.material.chosen
+        requests = epoch_requests(
+            chosen.train, batch_size=first.batch_size, seed=first.seed, epoch=self.epoch, weights=chosen.weights
+        )
+        total = len(requests) * first.epochs
+        smoothing = torch.tensor([config.label_smoothing for config in self.configs])[:, None]
+        summed, rates = torch.zeros(len(self.configs), dtype=torch.float64), [0.0] * len(self.configs)
+        for request, batch in zip(requests, self.material.source.batches(requests), strict=True):
+            rates = [
+                config.peak_lr * lr_factor(request.step, total=total, warmup=round(total * config.warmup))
+                for config in self.configs
+            ]
+            with torch.autocast(batch.labels.device.type, self._autocast, enabled=self._autocast is not None):
+                logits = self._stack(batch.blocks)
+            losses = cross_entropies(logits.float(), batch.labels, smoothing.to(logits.device))
+            losses.sum().backward()
+            self._optimizer.step(rates)
+            summed = summed.to(losses.device) + losses.detach().double() * len(batch.labels)
+            del batch, logits, losses  # their memory is free again while the source makes the next batch
+        return [loss if isfinite(loss) else float("nan") for loss in (summed / len(chosen.train)).tolist()], rates
+
+
+def cross_entropies(logits: Tensor, labels: Tensor, smoothing: Tensor) -> Tensor:
+    """Give each trial's mean cross entropy, ``(K,)``, as torch's with that label smoothing.
+
+    Args:
+        logits: ``(K, batch, classes)``.
+        labels: int64 ``(batch,)``.
+        smoothing: ``(K, 1)``.
+    """
+    found = F.log_softmax(logits, -1)
+    right = found.gather(2, labels.expand(len(found), -1)[..., None]).squeeze(2)
+    return -((1 - smoothing) * right + smoothing * found.mean(2)).mean(1)

@@ -1,0 +1,65 @@
+"""What the trials of a sweep learn from: a source for each choice of block outputs, one split for all."""
+
+import numpy as np
+import torch
+
+from losa_cache.cache.identity import differences
+from losa_cache.cache.store import ActivationCache, open_cache
+from losa_cache.errors import UserError
+from losa_cache.sweep.config import SweepConfig
+from losa_cache.train.config import TrainConfig
+from losa_cache.train.evaluate_run import BELONG_TOGETHER
+from losa_cache.train.material import Material, from_cache
+
+
+class Materials:
+    """Opened when first asked for, closed together.
+
+    Args:
+        cache: to train from.
+        config: of the sweep.
+        device: that trains.
+        residency: as of ``losa_cache.train``.
+        passes: trials, each of which reads everything once an epoch.
+
+    Raises:
+        UserError: for a validation cache that does not fit, or if nothing is held out.
+    """
+
+    def __init__(
+        self, cache: ActivationCache, config: SweepConfig, device: torch.device, residency: str, *, passes: int
+    ) -> None:
+        self._cache, self._device, self._residency = cache, device, residency
+        self._passes = passes * config.base.epochs
+        self._val = None if config.val_cache is None else open_cache(config.val_cache)
+        if self._val is not None:
+            ours, theirs = cache.manifest.fields, self._val.manifest.fields
+            wrong = differences({k: ours[k] for k in BELONG_TOGETHER}, {k: theirs[k] for k in BELONG_TOGETHER})
+            if wrong:
+                raise UserError(f"val-cache {str(self._val.path)!r} does not fit the cache: {'; '.join(wrong)}.")
+        elif not config.base.val_fraction and config.base.val_ids is None:
+            raise UserError("nothing is held out to choose a trial by: set --val-fraction, --val-ids or --val-cache.")
+        self._open: dict[str, Material] = {}
+
+    def of(self, config: TrainConfig) -> Material:
+        """Give what a trial learns from."""
+        shared = (config.side, config.layers, config.start, config.seed if self._cache.manifest.views > 1 else 0)
+        key = repr(shared)
+        if key not in self._open:
+            self._open[key] = self._opened(config)
+        return self._open[key]
+
+    def close(self) -> None:
+        """Close all sources."""
+        for material in self._open.values():
+            material.__exit__()
+        self._open.clear()
+
+    def _opened(self, config: TrainConfig) -> Material:
+        own = from_cache(self._cache, config, self._device, residency=self._residency, passes=self._passes)
+        if self._val is None:
+            return own
+        other = from_cache(self._val, config, self._device, residency=self._residency, passes=self._passes)
+        held_out = np.concatenate([other.chosen.train, other.chosen.held_out])
+        chosen = type(own.chosen)(own.chosen.train, held_out, own.chosen.weights, own.chosen.files)
+        return Material(own.manifest, own.tail, own.layers, own.points, chosen, own.source, other.source)

@@ -1,0 +1,150 @@
+"""Trials of a sweep against the same trials trained alone by ``losa-cache train``, and a sweep that is killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import optuna
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import losa_cache as lc
+from losa_cache.errors import UserError
+from losa_cache.sweep.config import SweepConfig
+from losa_cache.sweep.space import Choices, Range
+from losa_cache.sweep.sweep import Sweep, create_sweep
+from losa_cache.sweep.trial import trial_path
+from losa_cache.train.config import TrainConfig
+from tests.conftest import results
+
+CPU = torch.device("cpu")
+BASE = TrainConfig(epochs=4, lr=0.01, batch_size=8, val_fraction=0.3)
+
+
+def run(folder, config, report=lambda standing: None):
+    create_sweep(folder, config)
+    Sweep(folder, device=CPU, residency="auto", report=report).run()
+    return optuna.load_study(study_name="losa-cache", storage=f"sqlite:///{folder / 'study.db'}").get_trials()
+
+
+def test_every_trial_ends_where_it_ends_alone(tiny_cache, tmp_path):
+    space = {
+        "rank": Choices((2, 6)),
+        "lr": Choices((0.01, 0.03)),
+        "layers": Choices(("2", "all")),
+        "weight_decay": Choices((0.0, 0.3)),
+        "label_smoothing": Choices((0.0, 0.2)),
+        "clip_grad": Choices((1.0, 0.05)),
+        "seed": Choices((0, 1)),
+    }
+    config = SweepConfig(cache=str(tiny_cache.path), space=space, base=replace(BASE, epochs=2))
+    trials = run(tmp_path / "sweep", config)
+    assert len(trials) == 2**7
+    for trial in trials[:: 2**7 // 16]:
+        alone = lc.train(tiny_cache, config=replace(config.base, **trial.params), out=tmp_path / f"{trial.number}")
+        theirs = trial_path(tmp_path / "sweep", trial.number)
+        ours, other = (load_file(path / "adapter_model.safetensors") for path in (alone.run, theirs))
+        # as a whole: of gradients that are all but zero AdamW makes steps of full size, to either side
+        mine, their = (torch.cat([state[name].flatten() for name in sorted(state)]) for state in (ours, other))
+        assert (mine - their).norm() < 5e-3 * mine.norm()
+        for mine, their in zip(results(alone.run), results(theirs), strict=True):
+            assert mine.keys() == their.keys()
+            for name, value in mine.items():
+                assert their[name] == pytest.approx(value, rel=1e-4, abs=1e-6)
+        assert trial.value == pytest.approx(alone.metrics["val_top1"])
+        assert lc.evaluate_run(theirs, cache=tiny_cache.path)["samples"] == 23
+
+
+def test_stopped_trials_make_place_for_the_next(tiny_cache, tmp_path):
+    config = SweepConfig(
+        cache=str(tiny_cache.path),
+        space={"lr": Range(1e-4, 1.0), "rank": Range(1, 8)},
+        base=replace(BASE, epochs=8, lr=None),
+        sampler="random",
+        pruner="halving",
+        trials=9,
+        concurrent=3,
+    )
+    most = []
+    trials = run(tmp_path / "sweep", config, most.append)
+    states = [trial.state.name for trial in trials]
+    assert len(states) == 9
+    assert set(states) == {"COMPLETE", "PRUNED"}
+    assert most[-1].finished == most[-1].trials == 9
+    assert most[-1].epochs_left == 0
+    for trial in trials:
+        path = trial_path(tmp_path / "sweep", trial.number)
+        lines = results(path)
+        assert len(lines) == (8 if trial.state.name == "COMPLETE" else trial.last_step)
+        assert (path / "adapter_model.safetensors").exists() == (trial.state.name == "COMPLETE")
+        assert [line["val_top1"] for line in lines] == list(trial.intermediate_values.values())
+
+
+def test_a_trial_whose_loss_is_no_number_fails_alone(tiny_cache, tmp_path):
+    space = {"lr": Choices((0.01, 1e30))}
+    first, second = run(tmp_path / "sweep", SweepConfig(cache=str(tiny_cache.path), space=space, base=BASE))
+    assert (first.state.name, second.state.name) == ("COMPLETE", "FAIL")
+    alone = lc.train(tiny_cache, config=BASE, out=tmp_path / "alone")
+    assert first.value == pytest.approx(alone.metrics["val_top1"])
+
+
+KILLED = """
+import sys, torch
+from pathlib import Path
+from losa_cache.sweep.sweep import Sweep
+Sweep(Path(sys.argv[1]), device=torch.device("cpu"), residency="auto", report=lambda standing: None).run()
+"""
+
+
+def test_a_sweep_killed_at_any_moment_ends_as_if_it_had_not_been(tiny_cache, tmp_path):
+    config = SweepConfig(
+        cache=str(tiny_cache.path),
+        space={"rank": Choices((2, 4)), "lr": Choices((0.01, 0.03)), "seed": Choices((0, 1))},
+        base=replace(BASE, epochs=9),
+        concurrent=3,
+    )
+    whole = run(tmp_path / "whole", config)
+    create_sweep(tmp_path / "killed", config)
+    kills = 0
+    while True:
+        process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path / "killed")], env=dict(os.environ))
+        before = progress(tmp_path / "killed")
+        while kills < 3 and process.poll() is None and progress(tmp_path / "killed") < before + 3 + 7 * kills:
+            time.sleep(0.002)
+        if kills < 3 and process.poll() is None:
+            time.sleep(0.003 * kills)
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        if process.wait() == 0:
+            break
+    assert kills > 1
+    killed = optuna.load_study(study_name="losa-cache", storage=f"sqlite:///{tmp_path / 'killed' / 'study.db'}")
+    ended = {json.dumps(t.params, sort_keys=True): t for t in killed.get_trials() if t.state.name == "COMPLETE"}
+    assert len(ended) == len(whole) == 8
+    for trial in whole:
+        other = ended[json.dumps(trial.params, sort_keys=True)]
+        assert other.value == trial.value
+        ours, theirs = (
+            trial_path(tmp_path / name, n) for name, n in (("whole", trial.number), ("killed", other.number))
+        )
+        assert len(results(theirs)) == 9
+        for mine, their in zip(results(ours), results(theirs), strict=True):
+            assert their == pytest.approx(mine, rel=1e-5)
+    assert not list((tmp_path / "killed" / "cohorts").iterdir())
+
+
+def progress(folder):
+    return sum(len(path.read_text().splitlines()) for path in folder.glob("trials/*/metrics.jsonl"))
+
+
+def test_two_processes_do_not_run_one_sweep(tiny_cache, tmp_path):
+    config = SweepConfig(cache=str(tiny_cache.path), space={"rank": Choices((2,))}, base=BASE)
+    create_sweep(tmp_path / "sweep", config)
+    first, second = (Sweep(tmp_path / "sweep", device=CPU, residency="auto", report=lambda _: None) for _ in range(2))
+    with first._owned(), pytest.raises(UserError, match="another process runs the sweep"):
+        second.run()
