@@ -17,12 +17,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from peak import machine, peak_gigabytes
+from peak import peak_gigabytes
 from PIL import Image
 from safetensors.torch import save_file
 
 from losa_cache import load_backbone
 from losa_cache.data.samples import Samples, hash_lines
+from losa_cache.device import machine
 from losa_cache.extract.extract import extract
 from losa_cache.extract.meter import Meter
 

@@ -1,14 +1,6 @@
-"""The machine, and the peak memory of a process, for the benchmarks."""
+"""The peak memory of a process, for the benchmarks."""
 
 from pathlib import Path
-
-import torch
-
-
-def machine() -> str:
-    """Name what computes, and torch's version."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
-    return f"{device}, torch {torch.__version__}"
 
 
 def peak_gigabytes() -> float:

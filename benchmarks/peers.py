@@ -21,7 +21,7 @@ from time import perf_counter
 
 import timm
 import torch
-from peak import machine, peak_gigabytes
+from peak import peak_gigabytes
 from side import SHAPES
 from stack import adapters
 from torch import Tensor, nn
@@ -31,7 +31,7 @@ from losa_cache import Adapter, load_backbone
 from losa_cache.allocator import keep_freed_memory
 from losa_cache.backbone.names import full_name
 from losa_cache.cache.precision import EncodedBatch, get_precision
-from losa_cache.device import choose_device, has_bfloat16
+from losa_cache.device import choose_device, has_bfloat16, machine
 from losa_cache.layers import choose_layers
 from losa_cache.points import tapped_points
 from losa_cache.sidenet.operand import Block

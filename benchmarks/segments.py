@@ -6,11 +6,10 @@ python benchmarks/segments.py [--shape vit_g] [--rank 64] [--lengths 4 8 10 14 2
 import argparse
 import statistics
 
-from peak import machine
 from side import SHAPES, forms, setting, step
 
 from losa_cache.allocator import keep_freed_memory
-from losa_cache.device import choose_device
+from losa_cache.device import choose_device, machine
 
 
 def main() -> None:

@@ -20,13 +20,13 @@ from functools import partial
 from time import perf_counter
 
 import torch
-from peak import machine, peak_gigabytes
+from peak import peak_gigabytes
 from torch import Tensor
 from torch.nn import functional as F
 
 from losa_cache import LoSA
 from losa_cache.allocator import keep_freed_memory
-from losa_cache.device import choose_device
+from losa_cache.device import choose_device, machine
 from losa_cache.sidenet.operand import Block, Scaled, dense
 from losa_cache.sidenet.readout import First
 from losa_cache.train.room import saved_bytes

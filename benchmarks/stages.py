@@ -27,14 +27,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from peak import machine, peak_gigabytes
+from peak import peak_gigabytes
 from PIL import Image
 
 from losa_cache import TrainConfig, load_backbone, open_cache
 from losa_cache.allocator import keep_freed_memory
 from losa_cache.cache.precision import get_precision
 from losa_cache.cache.store import ActivationCache
-from losa_cache.device import choose_device
+from losa_cache.device import choose_device, machine
 from losa_cache.extract.extract import extract
 from losa_cache.extract.meter import Meter
 from losa_cache.inputs import open_inputs

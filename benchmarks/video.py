@@ -21,7 +21,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from peak import machine, peak_gigabytes
+from peak import peak_gigabytes
 from peers import autocast, descend
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -29,7 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from losa_cache import Adapter, FrozenTail, load_backbone
 from losa_cache.allocator import keep_freed_memory
 from losa_cache.cache.precision import get_precision
-from losa_cache.device import choose_device
+from losa_cache.device import choose_device, machine
 from losa_cache.points import tapped_points
 from losa_cache.sidenet.operand import Block
 from losa_cache.train.online import fresh_blocks

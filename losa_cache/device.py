@@ -23,6 +23,12 @@ def choose_device(name: str | None = None) -> torch.device:
     return device
 
 
+def machine() -> str:
+    """Name what computes, and torch's version."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
+    return f"{device}, torch {torch.__version__}"
+
+
 def default_workers() -> int:
     """Give the threads or processes that decode: one for each core that this process may use, at most 16."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

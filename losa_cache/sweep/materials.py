@@ -30,6 +30,7 @@ class Materials:
         self, cache: ActivationCache, config: SweepConfig, device: torch.device, residency: str, *, passes: int
     ) -> None:
         self._cache, self._device, self._residency = cache, device, residency
+        self._base = config.base
         self._passes = passes * config.base.epochs
         self._val = None if config.val_cache is None else open_cache(config.val_cache)
         if self._val is not None:
@@ -46,8 +47,14 @@ class Materials:
         shared = (config.side, config.layers, config.start, config.seed if self._cache.manifest.views > 1 else 0)
         key = repr(shared)
         if key not in self._open:
-            self._open[key] = self._opened(config)
+            self._open[key] = self._opened(config, self._residency)
         return self._open[key]
+
+    def described(self) -> Material:
+        """Give a material whose sources are closed: what there is to learn from, not for reading."""
+        material = self._opened(self._base, "disk")
+        material.__exit__()
+        return material
 
     def close(self) -> None:
         """Close all sources."""
@@ -55,11 +62,11 @@ class Materials:
             material.__exit__()
         self._open.clear()
 
-    def _opened(self, config: TrainConfig) -> Material:
-        own = from_cache(self._cache, config, self._device, residency=self._residency, passes=self._passes)
+    def _opened(self, config: TrainConfig, residency: str) -> Material:
+        own = from_cache(self._cache, config, self._device, residency=residency, passes=self._passes)
         if self._val is None:
             return own
-        other = from_cache(self._val, config, self._device, residency=self._residency, passes=self._passes)
+        other = from_cache(self._val, config, self._device, residency=residency, passes=self._passes)
         held_out = np.concatenate([other.chosen.train, other.chosen.held_out])
         chosen = type(own.chosen)(own.chosen.train, held_out, own.chosen.weights, own.chosen.files)
         return Material(own.manifest, own.tail, own.layers, own.points, chosen, own.source, other.source)

@@ -82,6 +82,15 @@ class Search:
         states = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
         return len(self.study.get_trials(deepcopy=False, states=states)) + self._failed()
 
+    def listed(self) -> list[tuple[int, str, dict[str, Any]]]:
+        """Give number, state (``complete``, ``pruned``, ``failed``, ``running``) and options of every trial begun."""
+        names = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running"}
+        return [
+            (trial.number, names[trial.state.name], dict(trial.params))
+            for trial in self.study.get_trials(deepcopy=False)
+            if trial.state.name in names and "lost" not in trial.user_attrs
+        ]
+
     def running(self) -> dict[int, dict[str, Any]]:
         """Take over the trials that a killed sweep was at: options by number."""
         found = {}

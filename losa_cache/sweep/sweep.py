@@ -26,6 +26,7 @@ from losa_cache.sweep.space import require_trainable
 from losa_cache.sweep.study import Search
 from losa_cache.sweep.trial import Trials, trial_path
 from losa_cache.train.config import TrainConfig
+from losa_cache.train.material import Material
 from losa_cache.train.train import new_adapter, origin_of, save_run
 
 MOST_TRIALS = 64  # at the same time, if nobody says otherwise
@@ -39,14 +40,17 @@ class Standing:
     Attributes:
         trials: in all.
         finished: completed, stopped early or failed.
-        running: number, options, epoch and last value of those under way and of those finished, best first.
+        epochs: of a trial that comes to its end.
+        rows: of every trial that this process trained, the best first: ``number``, ``config``, ``epoch``, ``value`` and,
+            of one that is over, ``state``.
         seconds: since this process began.
-        epochs_left: of all trials, as far as is known.
+        epochs_left: of all trials, if none is stopped early.
         epochs_done: by this process.
     """
 
     trials: int
     finished: int
+    epochs: int
     rows: list[dict[str, Any]]
     seconds: float
     epochs_left: int
@@ -76,7 +80,7 @@ class Sweep:
         self._report = report
         self.cache = open_cache(self.config.cache)
         require_trainable(self.config.space, self.config.base)
-        self._search = Search(
+        self.search = Search(
             self.config.storage or f"sqlite:///{folder / 'study.db'}",
             self.config.space,
             sampler=self.config.sampler,
@@ -85,7 +89,7 @@ class Sweep:
             epochs=self.config.base.epochs,
             seed=self.config.base.seed,
         )
-        self._materials = Materials(self.cache, self.config, device, residency, passes=self._search.trials)
+        self._materials = Materials(self.cache, self.config, device, residency, passes=self.search.trials)
         self._trials = Trials(folder)
         self._cohorts: dict[Path, Cohort] = {}
         self._rows: dict[int, dict[str, Any]] = {}
@@ -108,13 +112,17 @@ class Sweep:
                     done += trained
                     self._report(self._standing(perf_counter() - started, done))
 
+    def material(self) -> Material:
+        """Describe what the trials learned from, without opening it for reading."""
+        return self._materials.described()
+
     def _begin(self) -> None:
         """Fill free places with new trials."""
         fresh: list[tuple[int, TrainConfig]] = []
         live = sum(len(cohort.numbers) for cohort in self._cohorts.values())
         most = self.config.concurrent
         while most is None or live + len(fresh) < most:
-            if (found := self._search.next()) is None:
+            if (found := self.search.next()) is None:
                 break
             number, options = found
             fresh.append((number, replace(self.config.base, **options)))
@@ -143,7 +151,7 @@ class Sweep:
 
     def _restore(self) -> None:
         """Take up what a killed sweep was at."""
-        running = self._search.running()
+        running = self.search.running()
         for path in sorted((self.folder / "cohorts").glob("*.pt")):
             state: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
             members = [(n, self._trials.reopen(n, state["epoch"])) for n in state["numbers"]]
@@ -159,7 +167,7 @@ class Sweep:
             for number in left:
                 del running[number]
         for number in running:
-            self._search.lose(number)
+            self.search.lose(number)
 
     def _epoch(self, path: Path, cohort: Cohort) -> None:
         metrics = cohort.run_epoch()
@@ -168,19 +176,19 @@ class Sweep:
             self._trials[number].log(own)
             self._rows[number] = {"epoch": own["epoch"], "value": own[VALUE], "config": cohort.config_of(number)}
             if not isfinite(own["train_loss"]):
-                self._end(number, "failed", self._search.fail)
+                self._end(number, "failed", self.search.fail)
             elif cohort.done:
                 finished.append((number, own[VALUE]))
-            elif self._search.report(number, own["epoch"], own[VALUE]):
-                self._end(number, "pruned", self._search.prune)
+            elif self.search.report(number, own["epoch"], own[VALUE]):
+                self._end(number, "pruned", self.search.prune)
             else:
                 stay.append(number)
         if finished:
             adapters = dict(zip(cohort.numbers, cohort.adapters(), strict=True))
             for number, value in finished:
                 save_run(self._trials[number], adapters[number], cohort.material, cohort.config_of(number))
-                self._search.report(number, cohort.epoch, value)
-                self._end(number, "complete", partial(self._search.complete, value=value))
+                self.search.report(number, cohort.epoch, value)
+                self._end(number, "complete", partial(self.search.complete, value=value))
         if not stay:
             path.unlink()
             del self._cohorts[path]
@@ -196,11 +204,11 @@ class Sweep:
 
     def _standing(self, seconds: float, done: int) -> Standing:
         live = sum(len(cohort.numbers) for cohort in self._cohorts.values())
-        states = self._search.count()
+        states = self.search.count()
         left = sum(len(c.numbers) * (c.configs[0].epochs - c.epoch) for c in self._cohorts.values())
-        left += (self._search.trials - states - live) * self.config.base.epochs
+        left += (self.search.trials - states - live) * self.config.base.epochs
         rows = sorted(({"number": number, **row} for number, row in self._rows.items()), key=lambda row: -row["value"])
-        return Standing(self._search.trials, states, rows, seconds, left, done)
+        return Standing(self.search.trials, states, self.config.base.epochs, rows, seconds, left, done)
 
     def _owned(self) -> ExitStack:
         """Own the folder.

@@ -120,9 +120,16 @@ def _require_fit(run: str | Path, name: str, adapter_config: dict[str, Any], man
         raise UserError(f"run {str(run)!r} does not fit {name}: {problem}.")
 
 
-def _held_out_cache(adapter_config: dict[str, Any]) -> ActivationCache | None:
+def known_test_cache(run: Path, *, but: str | None = None) -> ActivationCache | None:
+    """Find the most recent complete cache of a held-out split of a finished run's data set, but for one."""
+    return _held_out_cache(load_adapter_config(run), but=but)
+
+
+def _held_out_cache(adapter_config: dict[str, Any], *, but: str | None = None) -> ActivationCache | None:
     name = adapter_config["cache"]["fields"]["dataset"]["name"]
     for path in known_stores():
+        if but is not None and path == Path(but).resolve():
+            continue
         try:
             cache = open_cache(path)
         except UserError:

@@ -1,0 +1,129 @@
+"""From trained trials to a choice, its one test, and the record of it all."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from losa_cache.cache.files import write_json
+from losa_cache.cache.store import ActivationCache, open_cache
+from losa_cache.device import machine
+from losa_cache.sweep.config import SweepConfig
+from losa_cache.sweep.record import SweepRecord, TrialRecord, seed_groups
+from losa_cache.sweep.study import Search
+from losa_cache.sweep.trial import describe, trial_path
+from losa_cache.train.evaluate_run import evaluate_run, known_test_cache
+from losa_cache.train.material import Material
+from losa_cache.train.run import Run
+from losa_cache.train.train import new_adapter, resume, train
+
+RECORD, RETRAINED = "record.json", "retrained"
+
+
+def choose(trials: Sequence[TrialRecord]) -> int | None:
+    """Choose a trial: of the options with the best mean over seeds, the lowest seed, not the luckiest.
+
+    Of equal means the fewer parameters win.
+    """
+    groups = seed_groups(trials)
+    if not groups:
+        return None
+    return min(groups[0].trials, key=lambda trial: (trial.options.get("seed", 0), trial.number)).number
+
+
+def list_trials(folder: Path, config: SweepConfig, search: Search, material: Material) -> list[TrialRecord]:
+    """Read every trial's end and curve."""
+    found = []
+    for number, state, options in search.listed():
+        own = replace(config.base, **options)
+        adapter = new_adapter(material.manifest, material.tail, own)
+        curve = list(Run(trial_path(folder, number)).metrics())
+        parameters = adapter.parameter_counts()["side"]
+        found.append(TrialRecord(number, state, options, parameters, curve, describe(own, config.cache)))
+    return found
+
+
+def test_chosen(folder: Path, config: SweepConfig, trial: TrialRecord, device: str) -> dict[str, Any] | None:
+    """Train the chosen trial anew where that is asked for, and test it, once; ``None`` without a test cache."""
+    run = trial_path(folder, trial.number)
+    cache = open_cache(config.test_cache) if config.test_cache else known_test_cache(run, but=config.val_cache)
+    if config.retrain:
+        run = _retrained(folder, config, trial, device)
+    if cache is None:
+        return None
+    return evaluate_run(run, cache=cache.path, device=device) | {"retrained": config.retrain}
+
+
+def _retrained(folder: Path, config: SweepConfig, trial: TrialRecord, device: str) -> Path:
+    path = folder / RETRAINED
+    if not (path / "adapter_model.safetensors").exists():
+        options = replace(config.base, **trial.options)
+        whole = replace(options, val_fraction=0.0, val_ids=None)
+        if path.exists():
+            resume(path, device=device)
+        else:
+            train(config.cache, config=whole, out=path, device=device)
+    return path
+
+
+def record_of(
+    config: SweepConfig,
+    cache: ActivationCache,
+    material: Material,
+    trials: list[TrialRecord],
+    *,
+    test: dict[str, Any] | None,
+    started: float,
+    finished: float,
+) -> SweepRecord:
+    """Put together what the report says."""
+    manifest, base = cache.manifest, config.base
+    held = len(material.chosen.held_out)
+    if config.val_cache is not None:
+        validated = f"all {held} samples of {config.val_cache}"
+    elif base.val_ids is not None:
+        validated = f"{held} samples of the training cache, held out by their ids (--val-ids {base.val_ids})"
+    else:
+        by = f"a hash of their ids (--val-fraction {base.val_fraction})"
+        validated = f"{held} samples of the training cache, held out by {by}"
+    chosen = choose(trials)
+    protocol = (
+        f"Trials were trained on {len(material.chosen.train)} samples and judged by their top-1 after the last epoch "
+        f"on {validated}. The options with the best mean over seeds were chosen, and of them the lowest seed."
+    )
+    if test is None:
+        protocol += " No test set was read."
+    else:
+        again = " was trained again on training and validation samples, and" if test["retrained"] else ""
+        protocol += f" The chosen trial alone{again} was tested, once, on {test['samples']} samples ({test['split']})."
+    dataset = manifest.fields["dataset"]["name"]
+    return SweepRecord(
+        title=f"{dataset}: {manifest.fields['backbone']['name']}",
+        cache=config.cache,
+        identity=manifest.identity,
+        dataset=dataset,
+        training_samples=len(material.chosen.train),
+        validation_samples=held,
+        validated_on=validated,
+        protocol=protocol,
+        machine=machine(),
+        started=started,
+        finished=finished,
+        trials=trials,
+        chosen=chosen,
+        test=test,
+    )
+
+
+def save_record(folder: Path, record: SweepRecord) -> None:
+    """Write the record to a sweep's folder."""
+    write_json(folder / RECORD, record.to_json())
+
+
+def load_record(folder: Path) -> SweepRecord | None:
+    """Read it back, if the sweep is over."""
+    try:
+        return SweepRecord.from_json(json.loads((folder / RECORD).read_text()))
+    except FileNotFoundError:
+        return None

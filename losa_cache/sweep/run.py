@@ -1,0 +1,95 @@
+"""``sweep`` and ``resume_sweep``: one cache, many trials, one choice."""
+
+from pathlib import Path
+from time import time
+from typing import Any
+
+from losa_cache.cache.store import ActivationCache, latest_training_cache, open_cache
+from losa_cache.device import choose_device
+from losa_cache.errors import UserError
+from losa_cache.sweep.config import SweepConfig
+from losa_cache.sweep.outcome import choose, list_trials, load_record, record_of, save_record, test_chosen
+from losa_cache.sweep.record import SweepRecord
+from losa_cache.sweep.report import write_report
+from losa_cache.sweep.space import Choices, Range, parse
+from losa_cache.sweep.sweep import Report, Sweep, create_sweep
+from losa_cache.train.config import TrainConfig
+from losa_cache.train.run import next_run_path
+
+
+def sweep(
+    cache: str | Path | ActivationCache | None = None,
+    *,
+    space: dict[str, Any],
+    config: TrainConfig | None = None,
+    out: str | Path | None = None,
+    device: str | None = None,
+    residency: str = "auto",
+    report: Report = lambda standing: None,
+    **options: Any,
+) -> SweepRecord:
+    """Train many trials from one cache, choose the best by validation, test it once, and report.
+
+    Args:
+        cache: opened, or its path; by default the most recent complete one that is not of a held-out split.
+        space: by field of :class:`TrainConfig` a list of values, or text as on the command line: ``"1e-4..1e-2"``.
+        config: every other option of a trial.
+        out: the sweep's folder; by default ``runs/<data set>-sweep-<n>``.
+        device: by default the GPU where there is one.
+        residency: as of ``losa_cache.train``.
+        report: is given the standing after every epoch of trials that train together.
+        options: fields of :class:`losa_cache.sweep.config.SweepConfig`.
+
+    Returns:
+        the record: every trial, what was chosen, and its test. The folder holds it, a report, and a run a trial.
+
+    Raises:
+        UserError: for options, a cache or a folder that cannot work.
+    """
+    opened = latest_training_cache() if cache is None else cache
+    opened = opened if isinstance(opened, ActivationCache) else open_cache(opened)
+    searched = {
+        name: own if isinstance(own, Choices | Range) else parse(name, own) if isinstance(own, str) else _listed(own)
+        for name, own in space.items()
+    }
+    name = f"{opened.manifest.fields['dataset']['name']}-sweep".replace("/", "_")
+    folder = Path(out) if out is not None else next_run_path(Path("runs"), name)
+    path = str(opened.path.resolve())
+    create_sweep(folder, SweepConfig(cache=path, space=searched, base=config or TrainConfig(), **options))
+    return resume_sweep(folder, device=device, residency=residency, report=report)
+
+
+def resume_sweep(
+    folder: str | Path,
+    *,
+    device: str | None = None,
+    residency: str = "auto",
+    report: Report = lambda standing: None,
+) -> SweepRecord:
+    """Go on with a sweep from where it was stopped or killed; arguments as of :func:`sweep`.
+
+    Raises:
+        UserError: if it is no sweep's folder, or its cache is gone.
+    """
+    folder, where = Path(folder), choose_device(device)
+    if (record := load_record(folder)) is not None:
+        write_report(record, folder)
+        return record
+    started = time()
+    own = Sweep(folder, device=where, residency=residency, report=report)
+    own.run()
+    material = own.material()
+    trials = list_trials(folder, own.config, own.search, material)
+    chosen = choose(trials)
+    if chosen is None:
+        raise UserError(f"no trial of {str(folder)!r} came to its end: lower the rates, or leave out --pruner.")
+    best = next(trial for trial in trials if trial.number == chosen)
+    test = test_chosen(folder, own.config, best, str(where))
+    record = record_of(own.config, own.cache, material, trials, test=test, started=started, finished=time())
+    save_record(folder, record)
+    write_report(record, folder)
+    return record
+
+
+def _listed(values: Any) -> Choices:
+    return Choices(tuple(values))
