@@ -41,8 +41,8 @@ class Standing:
         trials: in all.
         finished: completed, stopped early or failed.
         epochs: of a trial that comes to its end.
-        rows: of every trial that this process trained, the best first: ``number``, ``config``, ``epoch``, ``value`` and,
-            of one that is over, ``state``.
+        rows: of every trial that this process trained, the best first: ``number``, ``config``, ``epoch``, ``value``
+            and, of one that is over, ``state``.
         seconds: since this process began.
         epochs_left: of all trials, if none is stopped early.
         epochs_done: by this process.
