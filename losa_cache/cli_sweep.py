@@ -43,6 +43,9 @@ def sweep(
     retrain: Annotated[
         bool, typer.Option("--retrain", help="Train the chosen options on training and validation samples.")
     ] = False,
+    tracker: Annotated[
+        list[str] | None, typer.Option(help="wandb or mlflow, beside TensorBoard; may be given twice.")
+    ] = None,
     storage: Annotated[str | None, typer.Option(help="URL of the study's database; default: SQLite.")] = None,
     out: Annotated[Path | None, typer.Option(help="Default: runs/<data set>-sweep-<n>.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with this sweep, with its own options.")] = None,
@@ -75,16 +78,14 @@ def sweep(
         "side": side,
     }
     fixed, searched = split_fixed(given, space, seeds)
-    base = TrainConfig(
-        **{
-            "epochs": epochs,
-            "sampling": sampling,
-            "limit": limit,
-            "val_fraction": 0.0 if val_cache else val_fraction,
-            "val_ids": val_ids,
-        }
-        | fixed
-    )
+    options: dict[str, Any] = {
+        "epochs": epochs,
+        "sampling": sampling,
+        "limit": limit,
+        "val_fraction": 0.0 if val_cache else val_fraction,
+        "val_ids": val_ids,
+    }
+    base = TrainConfig(**options | fixed)
     with SweepTable(list(searched)) as table:
         result = run(
             cache,
@@ -99,6 +100,7 @@ def sweep(
             trials=trials,
             concurrent=concurrent,
             storage=storage,
+            trackers=tracker or [],
             val_cache=None if val_cache is None else str(val_cache.resolve()),
             test_cache=None if test_cache is None else str(test_cache.resolve()),
             retrain=retrain,
