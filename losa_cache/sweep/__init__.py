@@ -1,0 +1,1 @@
+"""Many trials from one cache: what was found, drawn and written down."""
