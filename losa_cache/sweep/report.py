@@ -32,8 +32,8 @@ CAPTIONS = {
     "with as few parameters; of options trained with several seeds it takes the mean.",
     "curves": "Validation top-1 over epochs, of the chosen trial, the best others and, in grey, the rest.",
     "effects": "Validation top-1 by each value of each hyper-parameter. The others vary along, so a difference between "
-    "two values may be theirs; one smaller than the spread over seeds may be nobody's. Strokes and numbers at the foot are "
-    "trials that did not run to their end: they are in no mean.",
+    "two values may be theirs; one smaller than the spread over seeds may be nobody's. Strokes and numbers at the foot "
+    "are trials that did not run to their end: they are in no mean.",
 }
 
 
