@@ -6,6 +6,7 @@ A reader takes a folder, says which of its ``files`` it reads, and is called wit
 
 import mmap
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
@@ -65,13 +66,12 @@ class Sequential:
             os.preadv(handle, [buffer], at)
 
 
-class IntoBatch:
-    """Samples copied by threads into one preallocated ``(BATCH, layers, tokens, channels)`` of bfloat16 bits."""
+class IntoBatch(ABC):
+    """Samples into one preallocated ``(BATCH, layers, tokens, channels)`` of bfloat16 bits."""
 
-    def __init__(self, threads: int = THREADS) -> None:
+    def __init__(self) -> None:
         self.batch = np.zeros((BATCH, *SHAPE), dtype=np.uint16)
         self._layers = torch.from_numpy(self.batch).view(torch.bfloat16).unbind(1)
-        self._threads, self._split = ThreadPoolExecutor(threads), threads
 
     def __call__(self, rows: Rows) -> Iterator[Sequence[Block]]:
         """Fill the batch again and again."""
@@ -79,20 +79,31 @@ class IntoBatch:
             self._fill(list(enumerate(rows[first : first + BATCH].tolist())))
             yield self._layers
 
+    @abstractmethod
     def _fill(self, entries: list[tuple[int, int]]) -> None:
-        """Fill entries of the batch with rows: each thread its share."""
+        """Fill entries of the batch with rows."""
+
+
+class ByThreads(IntoBatch):
+    """Each thread fills its share of the entries, one by one."""
+
+    def __init__(self, threads: int = THREADS) -> None:
+        super().__init__()
+        self._threads, self._split = ThreadPoolExecutor(threads), threads
+
+    def _fill(self, entries: list[tuple[int, int]]) -> None:
         list(self._threads.map(self._part, [entries[first :: self._split] for first in range(self._split)]))
 
     def _part(self, entries: list[tuple[int, int]]) -> None:
         for entry, row in entries:
             self._copy(row, entry)
 
+    @abstractmethod
     def _copy(self, row: int, entry: int) -> None:
         """Fill one entry."""
-        raise NotImplementedError
 
 
-class Memmap(IntoBatch):
+class Memmap(ByThreads):
     """Whole samples out of one mapped array: with two threads the roof.
 
     Args:
@@ -118,7 +129,7 @@ class Memmap(IntoBatch):
         self.batch[entry] = self._source[row]
 
 
-class Zarr(IntoBatch):
+class Zarr(ByThreads):
     """One basic slice a sample, straight into place."""
 
     def __init__(self, folder: Path, *, zarrs: bool) -> None:
@@ -156,7 +167,7 @@ class Tensorstore(IntoBatch):
             done.result()
 
 
-class Hdf5(IntoBatch):
+class Hdf5(ByThreads):
     """One chunk a sample, straight into place, by one thread: h5py holds a lock."""
 
     def __init__(self, folder: Path) -> None:
