@@ -40,7 +40,7 @@ Clips = Annotated[int, _images("Of a video: clips, evenly spaced; training takes
 Limit = Annotated[int | None, _images("Keep so many samples, drawn at random.")]
 Workers = Annotated[int | None, _images("Threads (processes, to augment) that decode; default: one a core.")]
 Augment = Annotated[str | None, _images("timm's name: rand-m9-mstd0.5-inc1, augmix-m3-w3, 3a; or crop.")]
-Store = Annotated[Path, typer.Argument(help="The .zarr folder.")]
+Store = Annotated[str, typer.Argument(help="The .zarr folder, or its URL.")]
 Scheduler = Annotated[str | None, typer.Option(help="Of dask.distributed, tcp://HOST:PORT; default: threads.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; by default the GPU where there is one.")]
 
@@ -134,7 +134,9 @@ def extract(
 @app.command()
 def train(
     context: typer.Context,
-    cache: Annotated[Path | None, typer.Option(help="Default: the most recent complete training cache.")] = None,
+    cache: Annotated[
+        str | None, typer.Option(help="A path or URL; default: the most recent complete training cache.")
+    ] = None,
     side: Annotated[str, typer.Option(help="losa, mlp, ladder, or linear: the probe to compare with.")] = "losa",
     rank: Annotated[int, typer.Option(help="Inner width r of every side layer; of a ladder the width.")] = 16,
     layers: Annotated[str, typer.Option(help="Of the cached blocks: all, K evenly spaced, or a list.")] = "all",
@@ -243,7 +245,9 @@ def train(
 @app.command(name="eval")
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A finished run's directory.")],
-    cache: Annotated[Path | None, typer.Option(help="Default: a held-out cache of the same data set.")] = None,
+    cache: Annotated[
+        str | None, typer.Option(help="A path or URL; default: a held-out cache of the same data set.")
+    ] = None,
     split: Annotated[str | None, typer.Option(help="Of an online run's data set: run the backbone over it.")] = None,
     device: Device = None,
     as_json: Json = False,

@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from threading import Lock
 
@@ -17,6 +17,7 @@ from losa_cache.errors import UserError
 
 OPEN_SHARDS = 256
 READERS = 2  # threads
+REMOTE_READERS = 32  # threads, which wait for a server most of the time
 
 
 class BlockReader:
@@ -25,7 +26,7 @@ class BlockReader:
     Args:
         cache: the opened cache.
         points: names of what to read (``losa_cache.points``), each once, in any order.
-        threads: that read at the same time.
+        threads: that read at the same time; by default 2, of a server 32.
         direct: read past the page cache.
 
     Raises:
@@ -33,7 +34,7 @@ class BlockReader:
     """
 
     def __init__(
-        self, cache: ActivationCache, points: Sequence[str], *, threads: int = READERS, direct: bool = False
+        self, cache: ActivationCache, points: Sequence[str], *, threads: int | None = None, direct: bool = False
     ) -> None:
         stored = cache.manifest.points
         if missing := [point for point in points if point not in stored]:
@@ -41,9 +42,9 @@ class BlockReader:
         self.cache = cache
         self.positions = [stored.index(point) for point in points]
         self._direct = direct
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="read")
-        self._split = threads
-        self._shards: OrderedDict[int, ShardReader] = OrderedDict()
+        self._split = threads or (REMOTE_READERS if cache.remote else READERS)
+        self._threads = ThreadPoolExecutor(self._split, thread_name_prefix="read")
+        self._shards: OrderedDict[int, Future[ShardReader]] = OrderedDict()
         self._guard = Lock()
 
     def read(self, rows: NDArray[np.int64], targets: Sequence[Tensor]) -> None:
@@ -89,13 +90,20 @@ class BlockReader:
             ) from error
 
     def _shard(self, shard: int) -> ShardReader:
+        """Give a shard's reader; the first who asks opens it, the others wait for no other shard than theirs."""
         with self._guard:
-            if shard in self._shards:
-                self._shards.move_to_end(shard)
-                return self._shards[shard]
-            reader = self._shards[shard] = ShardReader(
-                self.cache.open_shard(shard, direct=self._direct), self.cache.layout
-            )
-            if len(self._shards) > OPEN_SHARDS:
-                self._shards.popitem(last=False)
-            return reader
+            opened = self._shards.get(shard)
+            if first := opened is None:
+                opened = self._shards[shard] = Future()
+                if len(self._shards) > OPEN_SHARDS:
+                    self._shards.popitem(last=False)
+            self._shards.move_to_end(shard)
+        if first:
+            try:
+                blob = self.cache.open_shard(shard, direct=self._direct)
+                opened.set_result(ShardReader(blob, self.cache.layout))
+            except BaseException as error:
+                with self._guard:
+                    self._shards.pop(shard, None)
+                opened.set_exception(error)
+        return opened.result()

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from losa_cache.cache.blob import FileBlob
-from losa_cache.cache.core import Core
+from losa_cache.cache.core import LocalCore
 from losa_cache.cache.files import read_sealed, write_sealed
 from losa_cache.cache.home import remember
 from losa_cache.cache.identity import differences
@@ -136,7 +136,7 @@ class CacheWriter:
     ) -> None:
         self.path, self.manifest = path, manifest
         self.receipts = receipts_of(path)
-        self.core = Core(path, self.receipts)
+        self.core = LocalCore(path, self.receipts)
         self._labels, self._ids = labels, ids
         self._damaged: dict[int, set[int]] = {}
         self._open: _OpenShard | None = None
@@ -160,7 +160,7 @@ class CacheWriter:
             scales = self.encoding.constants()
             self.core.create(self.manifest, self.layout, labels=self._labels, ids=self._ids, tail=tail, scales=scales)
             return
-        copied = self.core.copy.is_dir()
+        copied = self.core.copied
         if copied:
             self.core.repair()
         elif not (self.path / "zarr.json").exists():
