@@ -66,7 +66,7 @@ def extract(
     split: Split = "train",
     data_dir: DataDir = None,
     out: Annotated[
-        Path | None, typer.Option(help="The .zarr to write; default: below $LOSA_CACHE_HOME/caches.")
+        str | None, typer.Option(help="The .zarr to write, or its URL; default: below $LOSA_CACHE_HOME/caches.")
     ] = None,
     weights: Weights = "pretrained",
     img_size: ImgSize = None,

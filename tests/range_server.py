@@ -1,4 +1,4 @@
-"""A small HTTP server that serves parts of files, as a process of its own: ``range_server.py FOLDER [OPTION=VALUE ...]``.
+"""A small HTTP server that serves parts of files, as a process: ``range_server.py FOLDER [OPTION=VALUE ...]``.
 
 Prints its port. Options: ``latency`` (seconds before each answer), ``status`` (answer every GET of a part with it),
 ``short=1`` (send half of each part, under the right headers), ``put=1`` (take PUT and DELETE). GET ``/most`` says how
@@ -74,5 +74,6 @@ class Handler(SimpleHTTPRequestHandler):
 
 
 server = ThreadingHTTPServer(("127.0.0.1", 0), lambda *a: Handler(*a, directory=sys.argv[1]))
-print(server.server_port, flush=True)
+sys.stdout.write(f"{server.server_port}\n")
+sys.stdout.flush()
 server.serve_forever()

@@ -114,7 +114,7 @@ class Core:
                     "server cannot: put the .receipts folder beside it."
                 ) from error
             found = self.store.names() if isinstance(self.store, RemotePath) else _names(self.store)
-            return sorted((name for name in found if _in_core(name)), key=lambda name: (name == ROOT, name))
+            return sorted((name for name in found if in_core(name)), key=lambda name: (name == ROOT, name))
 
     def damaged(self) -> tuple[list[str], list[str]]:
         """Check every file: names of those that are damaged in the store, and in the copy.
@@ -239,13 +239,13 @@ def _names(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-def _in_core(name: str) -> bool:
+def in_core(name: str) -> bool:
     """Whether this is neither a shard nor what a kill left."""
     return not (name.rpartition("/")[2].startswith("c.") or name.endswith(".partial"))
 
 
 def _no_core(_: str, names: list[str]) -> list[str]:
-    return [name for name in names if not _in_core(name)]
+    return [name for name in names if not in_core(name)]
 
 
 def _put(group: zarr.Group, name: str, values: NDArray[Any]) -> None:
