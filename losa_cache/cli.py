@@ -151,6 +151,7 @@ def train(
     seed: Annotated[int, typer.Option(help="Of the start, the order and the augmentation.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Run directory; default: runs/<data set>-<side>-<n>.")] = None,
     device: Device = None,
+    stage: Annotated[Path | None, typer.Option(help="Copy the cache to this folder once; train from the copy.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Continue this run, with its own options.")] = None,
     online: Annotated[bool, _images("Run the backbone on every batch.", "--online")] = False,
     mixed: Annotated[float | None, _images("Share of a batch that is fresh; the rest is cached.")] = None,
@@ -184,9 +185,10 @@ def train(
     from losa_cache.train.train import train as run
 
     if resume is not None:
-        _refuse(context, "--resume goes on with a run's own options", but=("resume", "device", "as_json"))
+        _refuse(context, "--resume goes on with a run's own options", but=("resume", "device", "stage", "as_json"))
         with TrainingBar(Run(resume).config()[0].epochs) as bar:
-            result = resume_run(resume, device=device, report=bar, progress=bar.advance)
+            shown: dict[str, Any] = {"report": bar, "progress": bar.advance, "staging": bar.staging}
+            result = resume_run(resume, device=device, stage=stage, **shown)
         _print(training_report(result), as_json)
         return
     config = TrainConfig(
@@ -238,7 +240,8 @@ def train(
         opened = latest_training_cache()
         console.print(f"cache: {opened.path} (the most recent complete one)", soft_wrap=True)
     with TrainingBar(epochs) as bar:
-        result = run(opened, online=fresh, config=config, out=out, device=device, report=bar, progress=bar.advance)
+        shown = {"report": bar, "progress": bar.advance, "staging": bar.staging}
+        result = run(opened, online=fresh, config=config, out=out, device=device, stage=stage, **shown)
     _print(training_report(result), as_json)
 
 

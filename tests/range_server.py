@@ -2,9 +2,10 @@
 
 Prints its port. Options: ``latency`` (seconds before each answer), ``status`` (answer every GET of a part with it),
 ``short=1`` (send half of each part, under the right headers), ``put=1`` (take PUT and DELETE). GET ``/most`` says how
-many requests were under way at once.
+many requests were under way at once, ``/parts`` of which files parts were asked for.
 """
 
+import json
 import os
 import re
 import sys
@@ -14,7 +15,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 OPTIONS = dict(option.split("=") for option in sys.argv[2:])
-guard, under_way = threading.Lock(), {"now": 0, "most": 0}
+guard, under_way, parts = threading.Lock(), {"now": 0, "most": 0}, []
 
 
 class Handler(SimpleHTTPRequestHandler):
@@ -23,6 +24,8 @@ class Handler(SimpleHTTPRequestHandler):
     def do_GET(self):
         if self.path == "/most":
             return self.answer(200, str(under_way["most"]).encode())
+        if self.path == "/parts":
+            return self.answer(200, json.dumps(parts).encode())
         with guard:
             under_way["now"] += 1
             under_way["most"] = max(under_way.values())
@@ -37,6 +40,7 @@ class Handler(SimpleHTTPRequestHandler):
             return self.answer(200, path.read_bytes())
         if "status" in OPTIONS:
             return self.answer(int(OPTIONS["status"]))
+        parts.append(self.path)
         start, size = int(asked[1]), path.stat().st_size
         end = min(int(asked[2]) + 1, size)
         with open(path, "rb") as file:

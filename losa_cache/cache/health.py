@@ -21,7 +21,7 @@ class ShardCheck:
 
     Attributes:
         shard: its number.
-        path, receipt: its files.
+        path, receipt: its files; without a receipt the digest cannot be checked.
         layout: of the store.
         identity: of the cache.
         skipped: rows that are rightly missing.
@@ -29,7 +29,7 @@ class ShardCheck:
 
     shard: int
     path: Location
-    receipt: Location
+    receipt: Location | None
     layout: Layout
     identity: str
     skipped: frozenset[int]
@@ -131,17 +131,17 @@ def check_shard(check: ShardCheck) -> ShardDamage | None:
         return ShardDamage(check.shard, str(error))
     if damaged:
         return ShardDamage(check.shard, reason, tuple(damaged))
-    if digest != receipt["digest"] or file_size(check.path) != receipt["bytes"]:
+    if receipt is not None and (digest != receipt["digest"] or file_size(check.path) != receipt["bytes"]):
         return ShardDamage(check.shard, "it is not the shard that its receipt is of")
     return None
 
 
-def _open(check: ShardCheck) -> tuple[dict[str, Any], ShardReader]:
+def _open(check: ShardCheck) -> tuple[dict[str, Any] | None, ShardReader]:
     try:
-        receipt = read_sealed(check.receipt)
+        receipt = None if check.receipt is None else read_sealed(check.receipt)
     except (OSError, ValueError) as error:
         raise DamagedShardError("its receipt is missing or damaged") from error
-    if receipt["identity"] != check.identity or receipt["shard"] != check.shard:
+    if receipt is not None and (receipt["identity"] != check.identity or receipt["shard"] != check.shard):
         raise DamagedShardError("its receipt is of another shard")
     try:
         return receipt, ShardReader(open_blob(check.path), check.layout)
