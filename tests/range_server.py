@@ -20,6 +20,7 @@ guard, under_way, parts = threading.Lock(), {"now": 0, "most": 0}, []
 
 class Handler(SimpleHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    wbufsize = 2**16  # headers and content in one packet
 
     def do_GET(self):
         if self.path == "/most":
@@ -77,6 +78,7 @@ class Handler(SimpleHTTPRequestHandler):
         pass
 
 
+ThreadingHTTPServer.request_queue_size = 128  # of 5 many threads that connect at once overflow it, and wait
 server = ThreadingHTTPServer(("127.0.0.1", 0), lambda *a: Handler(*a, directory=sys.argv[1]))
 sys.stdout.write(f"{server.server_port}\n")
 sys.stdout.flush()

@@ -17,7 +17,9 @@ from losa_cache.errors import UserError
 
 OPEN_SHARDS = 256
 READERS = 2  # threads
-REMOTE_READERS = 32  # threads, which wait for a server most of the time
+REMOTE_READERS = 32  # threads at most, which wait for a server most of the time
+FEWEST_REMOTE_READERS = 4
+UNDER_WAY = 64 * 1024 * 1024  # bytes asked of a server at once: on a slow line every request must end in 30 seconds
 
 
 class BlockReader:
@@ -26,7 +28,7 @@ class BlockReader:
     Args:
         cache: the opened cache.
         points: names of what to read (``losa_cache.points``), each once, in any order.
-        threads: that read at the same time; by default 2, of a server 32.
+        threads: that read at the same time; by default 2, of a server 4 to 32, up to 64 MiB at once.
         direct: read past the page cache.
 
     Raises:
@@ -42,7 +44,7 @@ class BlockReader:
         self.cache = cache
         self.positions = [stored.index(point) for point in points]
         self._direct = direct
-        self._split = threads or (REMOTE_READERS if cache.remote else READERS)
+        self._split = threads or _threads(cache, len(self.positions))
         self._threads = ThreadPoolExecutor(self._split, thread_name_prefix="read")
         self._shards: OrderedDict[int, Future[ShardReader]] = OrderedDict()
         self._guard = Lock()
@@ -107,3 +109,9 @@ class BlockReader:
                     self._shards.pop(shard, None)
                 opened.set_exception(error)
         return opened.result()
+
+
+def _threads(cache: ActivationCache, points: int) -> int:
+    if not cache.remote:
+        return READERS
+    return max(FEWEST_REMOTE_READERS, min(REMOTE_READERS, UNDER_WAY // (points * cache.layout.block_bytes)))

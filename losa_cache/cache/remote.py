@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlsplit
@@ -17,9 +18,10 @@ if TYPE_CHECKING:
 
 SCHEMES = ("s3", "s3a", "gs", "az", "adl", "azure", "abfs", "abfss", "http", "https")
 CONTAINER_BEFORE_HOST = ("abfs", "abfss")  # abfss://container@account.dfs.core.windows.net
-RETRY_SECONDS = 20  # with obstore's 30 seconds a request, a dead server is an error in less than a minute
+RETRY_SECONDS = 40  # with obstore's 30 seconds a request: one that stalls is sent again, a dead server is an error in 60
 UPLOADS_AT_ONCE = 6  # parts of one file, 5 MiB each: all must be through within those 30 seconds
-PATIENCE = timedelta(hours=1)  # HTTP has no parts: a whole shard is one request
+REQUEST = timedelta(seconds=30)
+PATIENCE = timedelta(hours=1)  # HTTP has no parts: the upload of a whole shard is one request
 
 # What obstore says, in a word; its own text names endpoints and keys.
 REASONS = (
@@ -177,7 +179,7 @@ class RemotePath:
             if self.lists:
                 self.store.put(self.key, file, max_concurrency=UPLOADS_AT_ONCE)
             else:
-                _connect(self.root, timeout=PATIENCE).put(self.key, file, use_multipart=False)
+                _patient(self.root).put(self.key, file, use_multipart=False)
 
     def unlink(self, *, missing_ok: bool = False) -> None:
         """Remove the object.
@@ -231,7 +233,7 @@ def _reason(error: Exception) -> str:
     return ", ".join(named) or type(error).__name__
 
 
-def _connect(root: str, *, timeout: timedelta | None = None) -> "ObjectStore":
+def _connect(root: str, *, timeout: timedelta = REQUEST) -> "ObjectStore":
     """Open the folder that holds a cache, with what the environment says.
 
     Client options would replace those of the environment: only plain HTTP servers, which have none, are given any.
@@ -243,12 +245,18 @@ def _connect(root: str, *, timeout: timedelta | None = None) -> "ObjectStore":
         raise UserError(f"{root!r} is on a server: pip install 'losa-cache[remote]'.") from error
     retry: RetryConfig = {"retry_timeout": timedelta(seconds=RETRY_SECONDS)}
     try:
-        if urlsplit(root).scheme != "http" and timeout is None:
+        if timeout == REQUEST and urlsplit(root).scheme != "http":
             return from_url(root, retry_config=retry)
-        options: ClientConfig = {"allow_http": True, "timeout": timeout or timedelta(seconds=30)}
+        options: ClientConfig = {"allow_http": True, "timeout": timeout}
         return HTTPStore.from_url(root, retry_config=retry, client_options=options)
     except (BaseError, ValueError) as error:
         raise UserError(f"{root!r} cannot be opened ({_reason(error)}).") from None
+
+
+@cache
+def _patient(root: str) -> "ObjectStore":
+    """Open an HTTP server for long uploads, once: it has no credentials that might change."""
+    return _connect(root, timeout=PATIENCE)
 
 
 def _reopen(url: str, root: str) -> RemotePath:

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,8 @@ class RemoteCore(Core):
 
     def repair(self) -> None:
         """Put damaged files back (as ``LocalCore.repair``)."""
+        with suppress(OSError, ValueError):  # no list: it is made anew
+            self.damaged()  # refuses what is lost in both, by its URL
         for folder, there in self._folders:
             shutil.rmtree(folder, ignore_errors=True)
             names = there.names() if there.lists else [*self.names(), LIST]

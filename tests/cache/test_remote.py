@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from losa_cache.cache import reader as reader_module
 from losa_cache.cache.inspect import inspect_cache
 from losa_cache.cache.reader import BlockReader
 from losa_cache.cache.remote import RemotePath
@@ -99,6 +100,13 @@ def test_many_requests_are_under_way_at_once(local):
     with http_server(local.path.parent, latency=0.1) as address:
         everything(open_cache(f"{address}/tiny.zarr"))
         assert int(urllib.request.urlopen(f"{address}/most").read()) >= 8
+
+
+def test_large_samples_are_asked_for_by_few_at_a_time(local, monkeypatch):
+    monkeypatch.setattr(reader_module, "UNDER_WAY", 1)
+    with http_server(local.path.parent, latency=0.02) as address:
+        everything(open_cache(f"{address}/tiny.zarr"))
+        assert 1 < int(urllib.request.urlopen(f"{address}/most").read()) <= 4
 
 
 def test_points_that_lie_together_are_one_request(url, local):

@@ -102,7 +102,7 @@ def test_an_extraction_to_s3_writes_the_bytes_of_a_local_one(url, whole, tmp_pat
 
 def test_killed_again_and_again_only_what_lacks_is_uploaded(url, whole):
     before = []
-    for shards in (0, 3, 9):
+    for shards in (0, 5):
         process = start(url, pause=0.05)
         while len(receipts(url)) <= shards:
             assert process.poll() is None
@@ -129,6 +129,16 @@ def test_what_is_lost_is_written_again_and_comes_out_the_same(url, whole, lost):
         (place | {"core": cache.path / "labels/c/0", "copy": cache.receipts / "core/zarr.json"})[lost].unlink()
     assert again(url) == (0 if lost in ("core", "copy") else 3)
     require_same(url, whole)
+
+
+def test_a_file_of_the_core_that_is_lost_in_both_is_named(url):
+    cache = extract(tiny_backbone(), tiny_samples(IMAGES), out=url, **OPTIONS)
+    for place in (cache.path, cache.receipts / "core"):
+        (place / "labels/c/0").unlink()
+    with pytest.raises(
+        UserError, match=f"labels/c/0 of '{url}' is damaged, and its copy in '{url}.receipts/core', too"
+    ):
+        again(url)
 
 
 def test_another_identity_is_refused_and_so_is_what_is_no_cache(url):
