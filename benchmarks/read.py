@@ -65,7 +65,7 @@ class Ours:
 
     def __init__(self, folder: Path, store: str = "bfloat16", *, checked: bool = False, direct: bool = False) -> None:
         self._cache = open_cache(folder / f"{store}.zarr")
-        self.files = shards(self._cache.path)
+        self.files = shards(folder / f"{store}.zarr")
         self._open = partial(BlockReader, self._cache, POINTS, threads=THREADS, direct=direct)
         self._reader = None if checked else self._open()
         layout, dtype = self._cache.layout, self._cache.precision.stored_dtype
@@ -92,7 +92,7 @@ class Training:
 
     def __init__(self, folder: Path, store: str, *, fold: bool = False) -> None:
         cache = open_cache(folder / f"{store}.zarr")
-        self.files = shards(cache.path)
+        self.files = shards(folder / f"{store}.zarr")
         self._source = CachedSource(cache, POINTS, torch.device("cpu"), fold=fold)
 
     def __call__(self, rows: Rows) -> Iterator[Sequence[Block]]:
