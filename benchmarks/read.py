@@ -26,7 +26,7 @@ from time import perf_counter
 
 import numpy as np
 import torch
-from peak import machine, peak_gigabytes
+from peak import peak_gigabytes
 from read_peers import (
     THREADS,
     Hdf5,
@@ -47,6 +47,7 @@ from read_stores import BATCH, POINTS, SAMPLE_BYTES, STORES, drop, fill, held, m
 from losa_cache import open_cache
 from losa_cache.allocator import keep_freed_memory
 from losa_cache.cache.reader import BlockReader
+from losa_cache.device import machine
 from losa_cache.sidenet.operand import Block, dense
 from losa_cache.train.batch import Request
 from losa_cache.train.cached import CachedSource

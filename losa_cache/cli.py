@@ -9,10 +9,11 @@ from typing import Annotated, Any
 import typer
 
 import losa_cache
+from losa_cache.cli_common import Device, Json, Residency, print_result, refuse
+from losa_cache.cli_sweep import sweep
 from losa_cache.errors import UserError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 INTERRUPTED = 130
 IMAGES = "Backbone and images"
 PLAN = "Say what the same options of extract would cost, and whether it pays: measured, before anything is written."
@@ -42,7 +43,6 @@ Workers = Annotated[int | None, _images("Threads (processes, to augment) that de
 Augment = Annotated[str | None, _images("timm's name: rand-m9-mstd0.5-inc1, augmix-m3-w3, 3a; or crop.")]
 Store = Annotated[str, typer.Argument(help="The .zarr folder, or its URL.")]
 Scheduler = Annotated[str | None, typer.Option(help="Of dask.distributed, tcp://HOST:PORT; default: threads.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; by default the GPU where there is one.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -124,11 +124,11 @@ def extract(
         "seed": seed,
     }
     if context.info_name == "plan":
-        _print(plan_extraction(backbone, dataset, **options), as_json)
+        print_result(plan_extraction(backbone, dataset, **options), as_json)
         return
     with ExtractionBar() as bar:
         cache = run(backbone, dataset, on_error=on_error, meter=bar, **options)
-    _print(extraction_report(cache, bar), as_json)
+    print_result(extraction_report(cache, bar), as_json)
 
 
 @app.command()
@@ -162,9 +162,7 @@ def train(
     seed: Annotated[int, typer.Option(help="Of the start, the order and the augmentation.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Run directory; default: runs/<data set>-<side>-<n>.")] = None,
     device: Device = None,
-    residency: Annotated[
-        str, typer.Option(help="Keep what is read on the device, in memory or on disk; auto: the fastest that fits.")
-    ] = "auto",
+    residency: Residency = "auto",
     stage: Annotated[Path | None, typer.Option(help="Copy the cache to this folder once; train from the copy.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Continue this run, with its own options.")] = None,
     online: Annotated[bool, _images("Run the backbone on every batch.", "--online")] = False,
@@ -199,14 +197,14 @@ def train(
 
     if resume is not None:
         taken = ("resume", "device", "residency", "stage", "as_json")
-        _refuse(context, "--resume goes on with a run's own options", but=taken)
+        refuse(context, "--resume goes on with a run's own options", but=taken)
         with TrainingBar(Run(resume).config()[0].epochs) as bar:
             shown: dict[str, Any] = {"report": bar, "progress": bar.advance, "staging": bar.staging}
             result = resume_run(resume, device=device, residency=residency, stage=stage, **shown)
-        _print(training_report(result), as_json)
+        print_result(training_report(result), as_json)
         return
     if val_ids is not None:
-        _refuse(context, "--val-ids says what is held out", only=("val_fraction",))
+        refuse(context, "--val-ids says what is held out", only=("val_fraction",))
     cached = cache is not None or not online
     config = TrainConfig(
         side=side,
@@ -254,7 +252,7 @@ def train(
             inflation=inflation,
         )
     else:
-        _refuse(context, "without --online or --mixed a cache serves the images it has", only=ONLINE_OPTIONS)
+        refuse(context, "without --online or --mixed a cache serves the images it has", only=ONLINE_OPTIONS)
     opened = open_cache(cache) if cache is not None else None
     if opened is None and not online:
         opened = latest_training_cache()
@@ -263,7 +261,10 @@ def train(
         shown = {"report": bar, "progress": bar.advance, "staging": bar.staging}
         places: dict[str, Any] = {"out": out, "device": device, "residency": residency, "stage": stage}
         result = run(opened, online=fresh, config=config, **places, **shown)
-    _print(training_report(result), as_json)
+    print_result(training_report(result), as_json)
+
+
+app.command()(sweep)
 
 
 @app.command(name="eval")
@@ -282,7 +283,7 @@ def evaluate(
 
     with PassBar("evaluating", 1) as bar:
         result = evaluate_run(run, cache=cache, split=split, device=device, progress=bar.advance)
-    _print(result, as_json)
+    print_result(result, as_json)
 
 
 @app.command()
@@ -298,7 +299,7 @@ def inspect(
 
     with PassBar("reading", 1) as bar:
         found = inspect_cache(cache, full=full, scheduler=scheduler, progress=bar.advance)
-    _print(found, as_json)
+    print_result(found, as_json)
 
 
 @app.command(name="list")
@@ -341,7 +342,7 @@ def verify(
             seed=seed,
             progress=bar.advance,
         )
-    _print(result, as_json)
+    print_result(result, as_json)
     if not result["intact"]:
         raise typer.Exit(1)
 
@@ -360,27 +361,3 @@ def main() -> None:
             raise
         typer.echo("stopped: what is finished is kept; the same command (train: --resume) goes on.", err=True)
         sys.exit(INTERRUPTED)
-
-
-def _refuse(context: typer.Context, reason: str, *, but: tuple[str, ...] = (), only: tuple[str, ...] = ()) -> None:
-    """Refuse options that would be ignored: all but some, or only some."""
-    for name in only or [name for name in context.params if name not in but]:
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
-            raise UserError(f"{reason}: leave out --{name.replace('_', '-')}.")
-
-
-def _print(result: dict[str, Any], as_json: bool) -> None:
-    """Print a result: JSON for machines, aligned lines for people."""
-    if as_json:
-        typer.echo(json.dumps(result, indent=2))
-        return
-    width = max(map(len, result))
-    for name, value in result.items():
-        if isinstance(value, list) and value and isinstance(value[0], dict):
-            typer.echo(name)
-            for entry in value:
-                typer.echo("  " + ", ".join(f"{key} {inner}" for key, inner in entry.items()))
-            continue
-        text = f"{value:.3f}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
-        typer.echo(f"{name.ljust(width)}  {text}")

@@ -1,0 +1,42 @@
+"""What the verbs of the command line share: options, refusals, and how results are printed."""
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from losa_cache.errors import UserError
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; by default the GPU where there is one.")]
+Residency = Annotated[
+    str, typer.Option(help="Keep what is read on the device, in memory or on disk; auto: the fastest that fits.")
+]
+
+
+def refuse(context: typer.Context, reason: str, *, but: tuple[str, ...] = (), only: tuple[str, ...] = ()) -> None:
+    """Refuse options that would be ignored: all but some, or only some.
+
+    Raises:
+        UserError: naming the option.
+    """
+    for name in only or [name for name in context.params if name not in but]:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise UserError(f"{reason}: leave out --{name.replace('_', '-')}.")
+
+
+def print_result(result: dict[str, Any], as_json: bool) -> None:
+    """Print a result: JSON for machines, aligned lines for people."""
+    if as_json:
+        typer.echo(json.dumps(result, indent=2))
+        return
+    width = max(map(len, result))
+    for name, value in result.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            typer.echo(name)
+            for entry in value:
+                typer.echo("  " + ", ".join(f"{key} {inner}" for key, inner in entry.items()))
+            continue
+        text = f"{value:.3f}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
+        typer.echo(f"{name.ljust(width)}  {text}")
