@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 SCHEMES = ("s3", "s3a", "gs", "az", "adl", "azure", "abfs", "abfss", "http", "https")
 CONTAINER_BEFORE_HOST = ("abfs", "abfss")  # abfss://container@account.dfs.core.windows.net
-RETRY_SECONDS = 40  # with obstore's 30 seconds a request: one that stalls is sent again, a dead server is an error in 60
+RETRY_SECONDS = (
+    40  # with obstore's 30 seconds a request: one that stalls is sent again, a dead server is an error in 60
+)
 UPLOADS_AT_ONCE = 6  # parts of one file, 5 MiB each: all must be through within those 30 seconds
 REQUEST = timedelta(seconds=30)
 PATIENCE = timedelta(hours=1)  # HTTP has no parts: the upload of a whole shard is one request
@@ -81,7 +83,7 @@ class RemotePath:
                 "leave out what follows ? or #, and set credentials in the environment."
             )
         folder, _, name = parts.path.rpartition("/")
-        if not name or not parts.netloc:
+        if not name or "/" in unquote(name) or not parts.netloc:
             raise UserError(f"{url!r} names no cache: give {parts.scheme}://{parts.netloc or 'bucket'}/NAME.zarr.")
         root = f"{parts.scheme}://{parts.netloc}{folder}"
         return cls(root, unquote(name), _connect(root))
