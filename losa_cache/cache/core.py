@@ -94,9 +94,13 @@ class Core:
         """Read the copy's list: the sha256 of each file, by name, the root's ``zarr.json`` last.
 
         Raises:
-            OSError, ValueError: if the list is not there or was altered.
+            OSError, ValueError: if the list is not there or was altered, or names a file outside the store.
         """
         listed = read_sealed(self.copy / LIST)["files"]
+        if astray := [name for name in listed if name.startswith("/") or ".." in name.split("/")]:
+            raise ValueError(
+                f"{LIST} names {astray[0]!r}"
+            )  # a server's list says where files are put when it is copied
         return {name: listed[name] for name in sorted(listed, key=lambda name: (name == ROOT, name))}
 
     def names(self) -> list[str]:
