@@ -48,7 +48,8 @@ def allocate(shape: Sequence[int], dtype: torch.dtype, device: torch.device, *, 
     """
     if pin or device.type != "cpu":
         return torch.empty(tuple(shape), dtype=dtype, device=device, pin_memory=pin)
-    return torch.from_numpy(np.empty(math.prod(shape) * dtype.itemsize, dtype=np.uint8)).view(dtype).view(*shape)
+    paged = np.empty(max(1, math.prod(shape)) * dtype.itemsize, dtype=np.uint8)
+    return torch.from_numpy(paged).view(dtype)[: math.prod(shape)].view(*shape)
 
 
 def available_memory(device: torch.device) -> int:
