@@ -48,6 +48,7 @@ from losa_cache import open_cache
 from losa_cache.allocator import keep_freed_memory
 from losa_cache.cache.reader import BlockReader
 from losa_cache.device import machine
+from losa_cache.memory import allocate
 from losa_cache.sidenet.operand import Block, dense
 from losa_cache.train.batch import Request
 from losa_cache.train.cached import CachedSource
@@ -70,7 +71,8 @@ class Ours:
         self._open = partial(BlockReader, self._cache, POINTS, threads=THREADS, direct=direct)
         self._reader = None if checked else self._open()
         layout, dtype = self._cache.layout, self._cache.precision.stored_dtype
-        self._buffers = torch.zeros((2, layout.layers, BATCH, layout.tokens, layout.columns), dtype=dtype)
+        shape = (2, layout.layers, BATCH, layout.tokens, layout.columns)
+        self._buffers = allocate(shape, dtype, torch.device("cpu"))
 
     def __call__(self, rows: Rows) -> Iterator[Sequence[Block]]:
         """Fill one buffer after the other."""

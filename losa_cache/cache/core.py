@@ -94,9 +94,13 @@ class Core:
         """Read the copy's list: the sha256 of each file, by name, the root's ``zarr.json`` last.
 
         Raises:
-            OSError, ValueError: if the list is not there or was altered.
+            OSError, ValueError: if the list is not there or was altered, or names a file outside the store.
         """
         listed = read_sealed(self.copy / LIST)["files"]
+        if astray := [name for name in listed if name.startswith("/") or ".." in name.split("/")]:
+            raise ValueError(
+                f"{LIST} names {astray[0]!r}"
+            )  # a server's list says where files are put when it is copied
         return {name: listed[name] for name in sorted(listed, key=lambda name: (name == ROOT, name))}
 
     def names(self) -> list[str]:
@@ -170,7 +174,8 @@ class LocalCore(Core):
         """Write the final labels and attributes, first in the copy; the store's root says so last of all."""
         self._begin_copy()
         group = zarr.open_group(LocalStore(self._next), mode="r+")
-        group["labels"][...] = labels  # type: ignore[index]
+        with zarr.config.set({"array.write_empty_chunks": True}):
+            group["labels"][...] = labels  # type: ignore[index]
         group.attrs.put(manifest.to_attributes())
         self._replace_copy()
         _copy_files(self.damaged()[0], self.copy, self.store)
@@ -249,7 +254,9 @@ def _no_core(_: str, names: list[str]) -> list[str]:
 
 
 def _put(group: zarr.Group, name: str, values: NDArray[Any]) -> None:
-    group.create_array(name, data=np.ascontiguousarray(values), compressors=[ZstdCodec(level=3), Crc32cCodec()])
+    codecs = [ZstdCodec(level=3), Crc32cCodec()]
+    with zarr.config.set({"array.write_empty_chunks": True}):  # all zeros is something else than missing
+        group.create_array(name, data=np.ascontiguousarray(values), compressors=codecs)
 
 
 def _sha256(path: Location) -> str:

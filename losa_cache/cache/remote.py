@@ -83,7 +83,7 @@ class RemotePath:
                 "leave out what follows ? or #, and set credentials in the environment."
             )
         folder, _, name = parts.path.rpartition("/")
-        if not name or not parts.netloc:
+        if not name or "/" in unquote(name) or not parts.netloc:
             raise UserError(f"{url!r} names no cache: give {parts.scheme}://{parts.netloc or 'bucket'}/NAME.zarr.")
         root = f"{parts.scheme}://{parts.netloc}{folder}"
         return cls(root, unquote(name), _connect(root))

@@ -16,7 +16,7 @@ from losa_cache.ahead import work_ahead
 from losa_cache.cache.reader import BlockReader
 from losa_cache.cache.roof import disk_speed, memory_speed
 from losa_cache.cache.store import ActivationCache
-from losa_cache.memory import available_memory
+from losa_cache.memory import allocate, available_memory
 from losa_cache.sidenet.operand import Block, Scaled
 from losa_cache.train.account import Roof
 from losa_cache.train.batch import Batch, Request
@@ -144,12 +144,8 @@ class CachedSource:
         longest = max((len(request.samples) for request in requests), default=0)
         if self._buffers.ndim == 1 or self._buffers.shape[2] < longest:
             with torch.inference_mode(False):  # an evaluation may ask first, or for more, and training reads them then
-                self._buffers = torch.empty(
-                    (len(self._sent), points, longest, tokens, columns),
-                    dtype=self._dtype,
-                    device=self._reader.device,
-                    pin_memory=self._stream is not None,
-                )
+                shape = (len(self._sent), points, longest, tokens, columns)
+                self._buffers = allocate(shape, self._dtype, self._reader.device, pin=self._stream is not None)
         for filled in self._watch.waiting("read", self._filled(requests)):
             self._watch.add("reading", filled.seconds)
             self._watch.add("gigabytes", filled.nbytes / 1e9)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from losa_cache.cache.precision import Encoding
 from losa_cache.cache.reader import BlockReader
+from losa_cache.memory import allocate
 from losa_cache.train.residency import Residency
 
 LOAD_ROWS = 32  # read at a time
@@ -88,10 +89,10 @@ def keep(
     place = device if residency.where == "device" else reader.device
     dtype, last = (precision.dtype, cache.manifest.width) if residency.decoded else (precision.stored_dtype, columns)
     pin = place.type != device.type
-    kept = [torch.empty((len(rows), tokens, last), dtype=dtype, device=place, pin_memory=pin) for _ in range(points)]
+    kept = [allocate((len(rows), tokens, last), dtype, place, pin=pin) for _ in range(points)]
     straight = place == reader.device and not residency.decoded
     shape = (points, 0 if straight else LOAD_ROWS, tokens, columns)
-    buffer = torch.empty(shape, dtype=precision.stored_dtype, device=reader.device)
+    buffer = allocate(shape, precision.stored_dtype, reader.device)
     for at in range(0, len(rows), LOAD_ROWS):
         cut = rows[at : at + LOAD_ROWS]
         reader.expect(rows[at + LOAD_ROWS : at + 2 * LOAD_ROWS])

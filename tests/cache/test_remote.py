@@ -228,6 +228,7 @@ SENTENCES = {
     "nothing there": (f"s3://{BUCKET}/nothing.zarr", "there is no cache at"),
     "no bucket": ("s3://no-such-bucket/x.zarr", "there is no such bucket"),
     "bucket alone": (f"s3://{BUCKET}", "names no cache: give s3://caches/NAME.zarr"),
+    "a name with a slash": (f"s3://{BUCKET}/..%2fx.zarr", "names no cache"),
     "scheme": ("ftp://host/x.zarr", "URLs of ftp:// cannot be opened"),
     "password": ("https://me:hunter2@host/x.zarr", "carries a user name or a password"),
     "user": ("s3://hunter2@bucket/x.zarr", "carries a user name or a password"),

@@ -1,5 +1,6 @@
 """Copies on a near disk: whole or not at all, checked, resumable, made once."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ import pytest
 
 import losa_cache as lc
 from losa_cache.cache import stage as stage_module
+from losa_cache.cache.files import write_sealed
 from losa_cache.cache.stage import stage_cache
 from losa_cache.cache.store import open_cache
 from losa_cache.errors import UserError
@@ -142,6 +144,18 @@ def test_a_damaged_file_of_the_core_is_put_back_from_its_copy(cache, tmp_path):
     given = open_cache(tmp_path / "far.zarr")
     (given.path / "tail/norm.bias/c/0").write_bytes(b"other")
     require_copy(stage_cache(given, tmp_path / "near"), cache)
+
+
+def test_a_list_of_files_that_leads_out_of_the_folder_is_not_followed(cache, tmp_path):
+    for folder in (cache.path, cache.receipts):
+        shutil.copytree(folder, tmp_path / "served" / folder.name)
+    (tmp_path / "served" / "stray").write_text("from the server")
+    listed = tmp_path / "served/far.zarr.receipts/core/files.json"
+    files = json.loads(listed.read_text())["files"]
+    write_sealed(listed, {"files": files | {"../stray": hashlib.sha256(b"from the server").hexdigest()}})
+    with http_server(tmp_path / "served") as address, pytest.raises(UserError, match=r"files\.json' cannot be read"):
+        stage_cache(open_cache(f"{address}/far.zarr"), tmp_path / "near")
+    assert not list((tmp_path / "near").rglob("stray"))
 
 
 def test_no_room_is_said_before_anything_is_copied(cache, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """The store as others see it: three Zarr readers that know nothing of us, and every byte that could be wrong."""
 
 import json
+from dataclasses import replace
 
 import ml_dtypes
 import numpy as np
@@ -9,6 +10,7 @@ import tensorstore
 import torch
 import zarr
 
+from losa_cache.backbone import Backbone
 from losa_cache.cache import compression
 from losa_cache.cache.reader import BlockReader
 from losa_cache.cache.store import latest_training_cache, open_cache
@@ -43,6 +45,20 @@ def by_zarrs(path):
 def by_tensorstore(path):
     spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(path / "activations" / "block")}}
     return tensorstore.open(spec, read=True, open=True).result().read().result()
+
+
+def test_zeros_are_written_not_left_out(tmp_path):
+    """A class 0 alone, a bias of zeros: Zarr would take their chunks for missing ones."""
+    backbone, samples = tiny_backbone(), tiny_samples()
+    torch.nn.init.zeros_(backbone.model.norm.bias)
+    backbone = Backbone(backbone.model, name="zeros", random=True, input=backbone.input)
+    samples = replace(samples, labels=np.zeros_like(samples.labels))
+    path = extract(backbone, samples, out=tmp_path / "c.zarr").path
+    cache = open_cache(path)
+    assert not cache.labels.any()
+    assert not cache.tail_tensors()["norm.bias"].any()
+    for chunk in ("labels/c/0", "tail/norm.bias/c/0"):
+        assert (path / chunk).is_file()
 
 
 @pytest.mark.parametrize("worth", [0, 2], ids=["plain", "compressed"])
