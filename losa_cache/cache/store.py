@@ -22,7 +22,7 @@ from losa_cache.cache.precision import Encoding, Precision, get_precision
 from losa_cache.errors import UserError
 
 REPAIR = "losa-cache verify --repair mends it"
-HELD_OUT_SPLITS = ("test", "val", "valid", "validation")
+HELD_OUT_SPLITS = ("test", "val", "valid", "validation", "val200")
 
 
 @dataclass(frozen=True)
