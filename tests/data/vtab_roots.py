@@ -22,7 +22,7 @@ def write_task(root: Path, *, more: dict[str, dict[int, int]] | None = None) -> 
         folder.mkdir(parents=True)
         lines = []
         for number, label in labels.items():
-            Image.new("RGB", (8, 8), (label, 40 * label, 0)).save(folder / f"{number:06d}.png")
+            Image.new("RGB", (8, 8), (label, 120 * label, 7 * number)).save(folder / f"{number:06d}.png")
             lines.append(f"images/{name}/{number:06d}.png {label}\n")
         (root / f"{name}.txt").write_text("".join(lines))
     return root
