@@ -44,6 +44,22 @@ class Result:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """What was found and cannot be used.
+
+    Attributes:
+        task: its name; ``None``: of a store that does not even open.
+        reason: in a sentence without its end.
+    """
+
+    task: str | None
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.task or 'a store'}: {self.reason}"
+
+
+@dataclass(frozen=True)
 class Mean:
     """A mean over some of what it should be over.
 
@@ -66,7 +82,7 @@ class VtabRecord:
         fields: of the training caches, in what they agree: ``backbone``, ``input``, ``tap``, ``layers``, ``precision``.
         ranks: ascending.
         results: by rank and task.
-        left_out: what was found and cannot be used: ``task`` (``None``: it does not even open) and ``reason``.
+        left_out: what was found and cannot be used.
         protocol: what was selected on what, in sentences.
         unlike: in what this is not the paper's setting, in words.
         machine: it was put together on.
@@ -75,7 +91,7 @@ class VtabRecord:
     fields: dict[str, Any]
     ranks: list[int]
     results: list[Result]
-    left_out: list[dict[str, Any]]
+    left_out: list[LeftOut]
     protocol: str
     unlike: list[str]
     machine: str

@@ -55,7 +55,7 @@ def notes(record: VtabRecord) -> list[str]:
     missing = [task.title for name, task in TASKS.items() if name not in record.top1(record.ranks[0])]
     if missing:
         found.append(f"Missing, so in no mean: {', '.join(missing)}.")
-    found += [f"Left out: {entry['task'] or 'a store'}: {entry['reason']}." for entry in record.left_out]
+    found += [f"Left out: {entry}." for entry in record.left_out]
     if record.unlike:
         found.append(
             "The paper's rows (its Table 1, ViT-B of ImageNet-21k) are not comparable with these: "

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from losa_cache.cache.identity import differences
@@ -10,6 +10,7 @@ from losa_cache.cache.store import ActivationCache, open_cache
 from losa_cache.data.lists import read_list
 from losa_cache.data.vtab import BOTH, NAME, TASKS, TEST, TRAIN, TRAINING_SAMPLES, VAL, VALIDATION_SAMPLES, list_path
 from losa_cache.errors import UserError
+from losa_cache.sweep.vtab_record import LeftOut
 from losa_cache.train.evaluate_run import BELONG_TOGETHER
 
 ALIKE = (*BELONG_TOGETHER, "layers", "precision")
@@ -19,28 +20,26 @@ PARTIAL = (".receipts", ".partial")
 
 @dataclass(frozen=True)
 class TaskCaches:
-    """What there is of one task.
+    """A task that can be used.
 
     Attributes:
         name: of the task.
-        train, test: its caches of ``train800val200`` and ``test``; ``None`` where there is not just one.
+        train, test: its caches of ``train800val200`` and ``test``.
         val_ids: ids of the training cache that are of ``val200``.
-        problem: why it cannot be used, in a sentence without its end; ``None``: it can.
     """
 
     name: str
-    train: ActivationCache | None = None
-    test: ActivationCache | None = None
-    val_ids: list[str] = field(default_factory=list)
-    problem: str | None = None
+    train: ActivationCache
+    test: ActivationCache
+    val_ids: list[str]
 
 
-def find_tasks(folder: Path) -> tuple[list[TaskCaches], list[str]]:
+def find_tasks(folder: Path) -> tuple[list[TaskCaches], list[LeftOut]]:
     """Look for caches of VTAB-1k's tasks anywhere below a folder.
 
     Returns:
-        each task of which there is a cache, in the order of the paper's Table 1 and then by name; and what does not
-        open, in sentences without their end.
+        each task of which there is a cache, in the order of the paper's Table 1 and then by name: those that can be
+        used and those that cannot, and after these the stores that do not open.
 
     Raises:
         UserError: if there is no such folder.
@@ -53,13 +52,15 @@ def find_tasks(folder: Path) -> tuple[list[TaskCaches], list[str]]:
         try:
             cache = open_cache(path, incomplete=True)
         except UserError as error:
-            broken.append(str(error).removesuffix("."))
+            broken.append(LeftOut(None, str(error).removesuffix(".")))
             continue
         kind, _, task = cache.manifest.fields["dataset"]["name"].partition("/")
-        if kind == NAME and task:
+        if kind == NAME and task and "/" not in task:  # it names folders
             found.setdefault(task, []).append(cache)
     order = [*TASKS, *sorted(found.keys() - TASKS.keys())]
-    return [_judge(task, found[task]) for task in order if task in found], broken
+    judged = [_judge(task, found[task]) for task in order if task in found]
+    usable = [task for task in judged if isinstance(task, TaskCaches)]
+    return usable, [task for task in judged if isinstance(task, LeftOut)] + broken
 
 
 def require_alike(tasks: Sequence[TaskCaches]) -> None:
@@ -68,12 +69,12 @@ def require_alike(tasks: Sequence[TaskCaches]) -> None:
     Raises:
         UserError: naming two of them and what differs.
     """
-    caches = [task.train for task in tasks if task.train is not None]
-    for cache in caches[1:]:
-        ours, theirs = ({name: c.manifest.fields[name] for name in ALIKE} for c in (caches[0], cache))
+    for task in tasks[1:]:
+        first, cache = tasks[0].train, task.train
+        ours, theirs = ({name: c.manifest.fields[name] for name in ALIKE} for c in (first, cache))
         if wrong := differences(ours, theirs):
             raise UserError(
-                f"{str(caches[0].path)!r} and {str(cache.path)!r} do not belong in one table: they differ in "
+                f"{str(first.path)!r} and {str(cache.path)!r} do not belong in one table: they differ in "
                 f"{'; '.join(wrong)}. Keep the caches of each backbone in a folder of their own."
             )
 
@@ -109,18 +110,26 @@ def _stores(folder: Path) -> Iterator[Path]:
         seen.add(real)
 
 
-def _judge(name: str, caches: Sequence[ActivationCache]) -> TaskCaches:
+def _judge(name: str, caches: Sequence[ActivationCache]) -> TaskCaches | LeftOut:
     one: dict[str, ActivationCache] = {}
     for split in (BOTH, TEST):
         own = [cache for cache in caches if cache.manifest.fields["dataset"]["split"] == split]
         complete = [cache for cache in own if cache.manifest.complete]
         if len(complete) != 1:
-            return TaskCaches(name, problem=_count(split, own, complete))
+            return LeftOut(name, _count(split, own, complete))
         one[split] = complete[0]
     train, test = one[BOTH], one[TEST]
-    ids = val200_ids(train)
-    problem = _misfit(train, test) or _sizes(name, train, test, ids)
-    return TaskCaches(name, train, test, ids or [], problem)
+    if problem := _misfit(train, test):
+        return LeftOut(name, problem)
+    if (ids := val200_ids(train)) is None:
+        return LeftOut(
+            name,
+            f"the ids of its cache of {BOTH} do not say which images are of {VAL}: extract it from a folder with "
+            f"{TRAIN}.txt and {VAL}.txt",
+        )
+    if problem := _sizes(name, train, test, ids):
+        return LeftOut(name, problem)
+    return TaskCaches(name, train, test, ids)
 
 
 def _count(split: str, own: Sequence[ActivationCache], complete: Sequence[ActivationCache]) -> str:
@@ -146,12 +155,7 @@ def _misfit(train: ActivationCache, test: ActivationCache) -> str | None:
     return None
 
 
-def _sizes(name: str, train: ActivationCache, test: ActivationCache, val_ids: list[str] | None) -> str | None:
-    if val_ids is None:
-        return (
-            f"the ids of its cache of {BOTH} do not say which images are of {VAL}: extract it from a folder with "
-            f"{TRAIN}.txt and {VAL}.txt"
-        )
+def _sizes(name: str, train: ActivationCache, test: ActivationCache, val_ids: Sequence[str]) -> str | None:
     if name not in TASKS:
         return None
     sizes = ((BOTH, len(train.samples), TRAINING_SAMPLES), (TEST, len(test.samples), TASKS[name].tests))

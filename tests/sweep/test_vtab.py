@@ -16,7 +16,7 @@ from losa_cache.errors import UserError
 from losa_cache.extract.extract import extract
 from losa_cache.sweep.space import Choices
 from losa_cache.sweep.vtab import vtab
-from losa_cache.sweep.vtab_record import PAPER, Result, VtabRecord, means_of, paper_top1, unlike_paper
+from losa_cache.sweep.vtab_record import PAPER, LeftOut, Result, VtabRecord, means_of, paper_top1, unlike_paper
 from losa_cache.sweep.vtab_table import markdown, text
 from losa_cache.sweep.vtab_tasks import find_tasks
 from losa_cache.train.config import TrainConfig
@@ -189,11 +189,10 @@ def test_what_cannot_be_used_is_named_with_its_reason(tmp_path):
     two(folder, "silent", ids=[f"{i}.jpg" for i in range(10)])
     (folder / "broken").mkdir()
     (folder / "broken" / "zarr.json").write_text("{}")
-    tasks, broken = find_tasks(folder)
-    assert [task.name for task in tasks] == list(REASONS)
-    for task in tasks:
-        assert str(task.problem).startswith(REASONS[task.name])
-    assert len(broken) == 1
+    tasks, left_out = find_tasks(folder)
+    assert (tasks, [entry.task for entry in left_out]) == ([], [*REASONS, None])
+    for entry in left_out[:-1]:
+        assert entry.reason.startswith(REASONS[entry.task])
     with pytest.raises(UserError, match="no task of VTAB-1k below .* can be used .*cifar: .*; shared: .*a store: "):
         run(folder, tmp_path / "out")
     with pytest.raises(UserError, match="there is no folder"):
@@ -202,7 +201,7 @@ def test_what_cannot_be_used_is_named_with_its_reason(tmp_path):
     two(folder, "fine")
     record = run(folder, tmp_path / "out", config=TrainConfig(epochs=1, batch_size=8))
     assert [result.task for result in record.results] == ["fine"]
-    assert [entry["task"] for entry in record.left_out] == [*REASONS, None]
+    assert record.left_out == left_out
     assert "Left out: svhn: it has no cache of train800val200" in text(record)
 
 
@@ -217,11 +216,11 @@ def test_where_ids_do_not_say_the_list_does(tmp_path):
     (root / "val200.txt").write_text("".join(f"{i}.png {i % 3}\n" for i in range(14, 20)))
     for split in (BOTH, "test"):
         lc.extract("vit_digits", "vtab", split=split, data_dir=root, out=tmp_path / "caches" / f"{split}.zarr")
-    (task,) = find_tasks(tmp_path / "caches")[0]
-    assert (task.problem, task.val_ids) == (None, [f"{i}.png" for i in range(14, 20)])
+    ((task,), left_out) = find_tasks(tmp_path / "caches")
+    assert (task.val_ids, left_out) == ([f"{i}.png" for i in range(14, 20)], [])
     (root / "val200.txt").unlink()
-    (task,) = find_tasks(tmp_path / "caches")[0]
-    assert str(task.problem).startswith(REASONS["silent"])
+    tasks, (left_out,) = find_tasks(tmp_path / "caches")
+    assert (tasks, left_out.reason.startswith(REASONS["silent"])) == ([], True)
 
 
 def test_one_table_is_of_one_backbone(caches, tmp_path):
@@ -291,7 +290,7 @@ def test_the_table_has_the_papers_columns_and_its_rows_beside_ours():
 
 
 def test_the_table_says_what_it_lacks_and_never_compares_what_differs():
-    reasons = [{"task": "svhn", "reason": "it has no cache of test"}, {"task": None, "reason": "'x' is no cache"}]
+    reasons = [LeftOut("svhn", "it has no cache of test"), LeftOut(None, "'x' is no cache")]
     record = record_of(["cifar", "stripes"], unlike=["its weights are random"], left_out=reasons)
     for shown in (markdown(record), text(record)):
         assert "10.0 (1 of 7)" not in shown
