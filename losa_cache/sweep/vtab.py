@@ -26,9 +26,9 @@ from losa_cache.train.config import TrainConfig
 RANKS = (4, 8, 16)
 GRID: Space = {"lr": Choices((1e-3, 3e-3, 1e-2)), "weight_decay": Choices((1e-4, 1e-1))}
 """*Not from the paper.* The peers' recipe, which ``TrainConfig`` defaults to, is its first point. Larger rates, since a
-side network starts as a linear probe, which wants 1e-2; a decay that is felt within 1,300 steps (at a rate of 1e-2
-one of 0.1 halves a weight, one of 1e-4 takes less than a thousandth). No more than six: one standard error on 200 images
-is 2 to 3 points, so a large grid chooses noise. All six train in one pass over the cache."""
+side network starts as a linear probe, which wants 1e-2; a decay that is felt within 1,300 steps (at a rate of 1e-2 one
+of 0.1 halves a weight, one of 1e-4 takes less than a thousandth). No more than six: one standard error on 200 images is
+2 to 3 points, so a large grid chooses noise. All six train in one pass over the cache."""
 RECORD, TABLE = "vtab.json", "vtab.md"
 
 Report = Callable[[str, int, Standing], None]
