@@ -28,8 +28,8 @@ def _images(text: str, *names: str) -> Any:
 
 
 _BACKBONE = _images("vit_s vit_b vit_l vit_h vit_g vit_G vit_e vit_digits, a timm ViT; vivit_s ... for video.")
-_DATASET = _images("digits, folder, places365, kinetics400, a torchvision set, or a folder's path.")
-Split = Annotated[str, _images("train, val or test, as far as the data set has them.")]
+_DATASET = _images("digits, folder, places365, kinetics400, vtab, a torchvision set, or a folder's path.")
+Split = Annotated[str, _images("train, val or test, as far as the data set has them; vtab: train800val200, test.")]
 DataDir = Annotated[Path | None, _images("Where the data set lies.")]
 Weights = Annotated[str, _images("pretrained, random, a safetensors/pth/npz file, or a ViViT's folder.")]
 ImgSize = Annotated[int | None, _images("Pixels of the input; default: the backbone's own.")]

@@ -28,7 +28,7 @@ from losa_cache.errors import UserError
 
 REPAIR = "losa-cache verify --repair mends it"
 REQUESTS = 16  # at the same time, for sizes of files
-HELD_OUT_SPLITS = ("test", "val", "valid", "validation")
+HELD_OUT_SPLITS = ("test", "val", "valid", "validation", "val200")
 
 
 @dataclass(frozen=True)

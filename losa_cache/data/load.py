@@ -8,9 +8,10 @@ from losa_cache.data.folder import load_folder
 from losa_cache.data.kinetics400 import load_kinetics400
 from losa_cache.data.places365 import load_places365
 from losa_cache.data.samples import Samples
+from losa_cache.data.vtab import load_vtab
 from losa_cache.errors import UserError, nearest
 
-_ON_DISK = {"folder": load_folder, "kinetics400": load_kinetics400, "places365": load_places365}
+_ON_DISK = {"folder": load_folder, "kinetics400": load_kinetics400, "places365": load_places365, "vtab": load_vtab}
 OWN_NAMES = ("digits", *_ON_DISK)
 
 
@@ -18,10 +19,12 @@ def load_samples(name: str, *, split: str = "train", data_dir: Path | None = Non
     """Load a split of a data set.
 
     Args:
-        name: ``digits``, ``folder``, ``kinetics400``, ``places365``, a torchvision classification set (``cifar100``,
-            ``food101``, ...), or the path of a folder of class folders.
-        split: ``train``, ``val`` or ``test``, as far as the set has them.
-        data_dir: where the files are; for torchvision sets its root (default ``home``).
+        name: ``digits``, ``folder``, ``kinetics400``, ``places365``, ``vtab``, a torchvision classification set
+            (``cifar100``, ``food101``, ...), or the path of a folder of class folders.
+        split: ``train``, ``val`` or ``test``, as far as the set has them; of ``vtab`` ``train800val200``, ``train800``,
+            ``val200`` or ``test``.
+        data_dir: where the files are; for torchvision sets its root (default ``home``), for ``vtab`` the
+            folder of one task.
 
     Raises:
         UserError: for an unknown name (with the nearest ones) or files that are not as expected.

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from losa_cache.data.lists import read_list
 from losa_cache.data.samples import Samples, from_files
 from losa_cache.errors import UserError
 
@@ -23,23 +24,13 @@ def load_places365(root: Path, split: str) -> Samples:
     folder = next((root / name for name in _FOLDERS[split] if (root / name).is_dir()), None)
     if folder is None:
         raise UserError(f"{str(root)!r} holds none of the image folders {', '.join(_FOLDERS[split])}: set --data-dir.")
-    classes = [name.removeprefix("/") for name, _ in _read_list(root / "categories_places365.txt")]
-    files = [(name.removeprefix("/"), label) for name, label in _read_list(root / _LISTS[split])]
+    classes = [name.removeprefix("/") for name, _ in _read(root / "categories_places365.txt")]
+    files = [(name.removeprefix("/"), label) for name, label in _read(root / _LISTS[split])]
     for name, label in files:
         if not 0 <= label < len(classes) or ".." in Path(name).parts:
             raise UserError(f"{_LISTS[split]} has an entry that cannot be right: '{name} {label}'.")
     return from_files("places365", split, classes, folder, files)
 
 
-def _read_list(path: Path) -> list[tuple[str, int]]:
-    try:
-        lines = path.read_text().splitlines()
-    except OSError as error:
-        raise UserError(f"Places365's file {str(path)!r} cannot be read ({error.strerror}): set --data-dir.") from error
-    entries = []
-    for number, line in enumerate(lines, 1):
-        name, _, label = line.rpartition(" ")
-        if not name or not label.isdecimal():
-            raise UserError(f"line {number} of {str(path)!r} is not 'path label': {line!r}.")
-        entries.append((name, int(label)))
-    return entries
+def _read(path: Path) -> list[tuple[str, int]]:
+    return read_list(path, whose="Places365", hint="set --data-dir")

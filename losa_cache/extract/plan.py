@@ -19,8 +19,8 @@ def cache_name(manifest: Manifest) -> str:
     layers = "" if len(manifest.layers) == manifest.depth else f"-{len(manifest.layers)}layers"
     tap = "" if manifest.fields["tap"] == "block" else f"-{manifest.fields['tap']}"
     identity = manifest.identity.removeprefix("sha256:")[:8]
-    backbone = backbone.replace(":", "-")
-    return f"{backbone}-{dataset['name']}-{dataset['split']}{views}{layers}{tap}-{manifest.precision}-{identity}.zarr"
+    name = f"{backbone}-{dataset['name']}-{dataset['split']}".replace(":", "-").replace("/", "-")
+    return f"{name}{views}{layers}{tap}-{manifest.precision}-{identity}.zarr"
 
 
 def default_batch(layout: Layout) -> int:

@@ -1,0 +1,137 @@
+"""VTAB-1k: its 19 tasks, and their images in the layout of NOAH's archive, which everybody passes around."""
+
+import os
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from losa_cache.data.lists import read_list
+from losa_cache.data.samples import Samples, from_files
+from losa_cache.errors import UserError
+
+NAME = "vtab"
+TRAIN, VAL, BOTH, TEST = SPLITS = ("train800", "val200", "train800val200", "test")
+TRAINING_SAMPLES, VALIDATION_SAMPLES = 1000, 200
+GROUPS = ("natural", "specialised", "structured")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One of the 19.
+
+    Attributes:
+        title: as in Table 1 of the paper.
+        group: one of :data:`GROUPS`.
+        classes: how many there are; no list has them all.
+        tests: images to test on.
+    """
+
+    title: str
+    group: str
+    classes: int
+    tests: int
+
+
+TASKS = {
+    "cifar": Task("Cifar100", "natural", 100, 10000),
+    "caltech101": Task("Caltech101", "natural", 102, 6084),
+    "dtd": Task("DTD", "natural", 47, 1880),
+    "oxford_flowers102": Task("Flower102", "natural", 102, 6149),
+    "oxford_iiit_pet": Task("Pets", "natural", 37, 3669),
+    "svhn": Task("SVHN", "natural", 10, 26032),
+    "sun397": Task("Sun397", "natural", 397, 21750),
+    "patch_camelyon": Task("Camelyon", "specialised", 2, 32768),
+    "eurosat": Task("EuroSAT", "specialised", 10, 5400),
+    "resisc45": Task("Resisc45", "specialised", 45, 6300),
+    "diabetic_retinopathy": Task("Retinopathy", "specialised", 5, 42670),
+    "clevr_count": Task("Clevr-Count", "structured", 8, 15000),
+    "clevr_dist": Task("Clevr-Dist", "structured", 6, 15000),
+    "dmlab": Task("DMLab", "structured", 6, 22735),
+    "kitti": Task("KITTI-Dist", "structured", 4, 711),
+    "dsprites_loc": Task("dSpr-Loc", "structured", 16, 73728),
+    "dsprites_ori": Task("dSpr-Ori", "structured", 16, 73728),
+    "smallnorb_azi": Task("sNORB-Azim", "structured", 18, 12150),
+    "smallnorb_ele": Task("sNORB-Ele", "structured", 9, 12150),
+}
+"""By the name of the folder, in the order of the paper's Table 1."""
+
+
+def load_vtab(root: Path, split: str) -> Samples:
+    """Read a split of the task whose folder ``root`` is: ``<root>/<split>.txt``, lines ``images/test/000000.jpg 3``.
+
+    ``train800val200`` is read as ``train800`` and then ``val200``, where both lists are there, so that a sample's id
+    says which of the two it is of: NOAH's own list of the thousand names copies of the same images, numbered anew.
+
+    Classes are called by their numbers. There are as many as the task has or, of a task that is none of the 19, as its
+    lists name.
+
+    Raises:
+        UserError: for another split, a list that is missing or does not parse, a path that leads out of the folder, a
+            label out of range, or lists that do not agree with each other.
+    """
+    if split not in SPLITS:
+        raise UserError(f"{NAME} has no split {split!r}: choose one of {', '.join(SPLITS)}.")
+    task = Path(os.path.abspath(root)).name
+    lists = {name: _read(list_path(root, name), task) for name in SPLITS if list_path(root, name).is_file()}
+    parts = (TRAIN, VAL) if split == BOTH and TRAIN in lists and VAL in lists else (split,)
+    for part in parts:
+        if part not in lists:
+            lists[part] = _read(list_path(root, part), task)
+    _require_agreement(lists, root)
+    files = [entry for part in parts for entry in lists[part].items()]
+    return from_files(f"{NAME}/{task}", split, [str(number) for number in range(_classes(lists, task))], root, files)
+
+
+def list_path(root: Path, split: str) -> Path:
+    """File of a split's list."""
+    return root / f"{split}.txt"
+
+
+def _read(path: Path, task: str) -> dict[str, int]:
+    entries = read_list(path, whose="VTAB", hint="--data-dir names the folder of one task, as in vtab-1k/cifar")
+    if not entries:
+        raise UserError(f"list {str(path)!r} names no images.")
+    known = TASKS.get(task)
+    found: dict[str, int] = {}
+    for number, (name, label) in enumerate(entries, 1):
+        where = f"line {number} of {str(path)!r}"
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise UserError(f"{where} leads out of the folder: {name!r}.")
+        if known is not None and label >= known.classes:
+            raise UserError(f"{where} has the label {label}: those of {task} are 0 to {known.classes - 1}.")
+        if name in found:
+            raise UserError(f"{where} names {name!r} again: leave one out.")
+        found[name] = label
+    return found
+
+
+def _require_agreement(lists: dict[str, dict[str, int]], root: Path) -> None:
+    """Refuse lists that share images which they must not share, or share too few."""
+    apart = [name for name in (TRAIN, VAL, TEST) if name in lists]
+    for at, one in enumerate(apart):
+        for other in apart[at + 1 :]:
+            if both := lists[one].keys() & lists[other].keys():
+                raise UserError(
+                    f"{one}.txt and {other}.txt in {str(root)!r} share {len(both)} images, the first {min(both)!r}: an "
+                    "image is trained on, chosen by or tested on, one of the three."
+                )
+    if not {TRAIN, VAL, BOTH} <= lists.keys():
+        return
+    together, own = lists[TRAIN] | lists[VAL], lists[BOTH]
+    copies = not own.keys() & together.keys()  # as NOAH's are: only the labels can be compared
+    agree = Counter(own.values()) == Counter(together.values()) if copies else own == together
+    if not agree:
+        raise UserError(
+            f"{BOTH}.txt in {str(root)!r} is not {TRAIN}.txt and {VAL}.txt together ({len(own)} images, "
+            f"{len(lists[TRAIN])} and {len(lists[VAL])}): take all lists from one archive."
+        )
+
+
+def _classes(lists: dict[str, dict[str, int]], task: str) -> int:
+    if task in TASKS:
+        return TASKS[task].classes
+    count = 1 + max(label for own in lists.values() for label in own.values())
+    images = sum(map(len, lists.values()))
+    if count > images:
+        raise UserError(f"the lists of {task} number a class {count - 1}, but name {images} images: renumber them.")
+    return count
