@@ -10,7 +10,7 @@ import typer
 
 import losa_cache
 from losa_cache.cli_common import Device, Json, Residency, print_result, refuse
-from losa_cache.cli_sweep import sweep
+from losa_cache.cli_sweep import sweep, vtab
 from losa_cache.errors import UserError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -265,6 +265,7 @@ def train(
 
 
 app.command()(sweep)
+app.command()(vtab)
 
 
 @app.command(name="eval")

@@ -1,11 +1,13 @@
-"""The command line's ``sweep``: parse, call, print."""
+"""The command line's ``sweep`` and ``vtab``: parse, call, print."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from losa_cache.cli_common import Device, Json, Residency, print_result, refuse
+from losa_cache.errors import UserError
 
 SEARCHED = "Searched: values as 4,8,16 or, with --sampler random or tpe, a range as 1e-4..1e-2"
 
@@ -16,7 +18,9 @@ def _searched(text: str) -> Any:
 
 def sweep(
     context: typer.Context,
-    cache: Annotated[Path | None, typer.Option(help="Default: the most recent complete training cache.")] = None,
+    cache: Annotated[
+        str | None, typer.Option(help="Path or URL; default: the most recent complete training cache.")
+    ] = None,
     rank: Annotated[str | None, _searched("Inner width r of every side layer.")] = None,
     lr: Annotated[str | None, _searched("Peak rate.")] = None,
     weight_decay: Annotated[str | None, _searched("Of matrices only.")] = None,
@@ -106,3 +110,45 @@ def sweep(
             retrain=retrain,
         )
     print_result(summary(result), as_json)
+
+
+def vtab(
+    folder: Annotated[Path, typer.Argument(help="Caches of VTAB-1k tasks lie anywhere below it.")],
+    ranks: Annotated[str, typer.Option(help="Of the side network.")] = "4,8,16",
+    out: Annotated[Path, typer.Option(help="A sweep for each task and rank, vtab.json and vtab.md.")] = Path(
+        "runs/vtab"
+    ),
+    epochs: Annotated[int, typer.Option(help="Passes over the training samples.")] = 100,
+    seeds: Annotated[int, typer.Option(help="Seeds of every combination: 0, 1, ...")] = 1,
+    device: Device = None,
+    residency: Residency = "auto",
+    as_json: Json = False,
+) -> None:
+    """Run VTAB-1k on every task found: select on val200, train on 1,000, test once. Run it again to resume."""
+    from losa_cache.display import console
+    from losa_cache.sweep.live import headline
+    from losa_cache.sweep.space import Choices, parse
+    from losa_cache.sweep.vtab import GRID
+    from losa_cache.sweep.vtab import vtab as run
+    from losa_cache.sweep.vtab_table import text
+    from losa_cache.train.config import TrainConfig
+
+    own = parse("rank", ranks)
+    if not isinstance(own, Choices):
+        raise UserError(f"ranks is {ranks!r}: list them, as in 4,8,16.")
+
+    def report(task: str, rank: int, standing: Any) -> None:
+        if standing.finished == standing.trials:
+            console.print(f"{task}, rank {rank}: {headline(standing)}", soft_wrap=True)
+
+    record = run(
+        folder,
+        ranks=own.values,
+        out=out,
+        space=GRID | ({"seed": Choices(tuple(range(seeds)))} if seeds > 1 else {}),
+        config=TrainConfig(epochs=epochs),
+        device=device,
+        residency=residency,
+        report=report,
+    )
+    typer.echo(json.dumps(record.to_json(), indent=2) if as_json else text(record))
