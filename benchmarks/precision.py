@@ -49,7 +49,7 @@ def compare(arguments: argparse.Namespace, work: Path) -> None:
     test = cache("test", split="test")
     for name in arguments.precisions:
         train = cache(name, precision=name)
-        size = sum(train.shard_path(shard).stat().st_size for shard in range(train.layout.shards))
+        size = sum(train.shard_sizes().values())
         accuracies, seconds = [], []
         for seed in range(arguments.seeds):
             started = perf_counter()

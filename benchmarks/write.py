@@ -27,6 +27,7 @@ from losa_cache.cache.layout import Layout, plan_layout
 from losa_cache.cache.manifest import Manifest
 from losa_cache.cache.precision import EncodedBatch, Encoding, get_precision
 from losa_cache.cache.shard import pack
+from losa_cache.cache.store import shard_path
 from losa_cache.cache.writer import CacheWriter
 from losa_cache.device import default_workers
 
@@ -116,7 +117,7 @@ def write(path: Path, layout: Layout, encoding: Encoding, stored: np.ndarray) ->
             for place, packed in enumerate(packers.map(lambda sample: pack(sample, layout), stored[:count])):
                 writer.append(first + place, packed)
         seconds = perf_counter() - started
-        return seconds, [writer.unit(shard).path for shard in range(layout.shards)]
+        return seconds, [shard_path(path, described.fields["tap"], shard) for shard in range(layout.shards)]
 
 
 def copy(shards: list[Path], folder: Path) -> float:

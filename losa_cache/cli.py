@@ -40,7 +40,7 @@ Clips = Annotated[int, _images("Of a video: clips, evenly spaced; training takes
 Limit = Annotated[int | None, _images("Keep so many samples, drawn at random.")]
 Workers = Annotated[int | None, _images("Threads (processes, to augment) that decode; default: one a core.")]
 Augment = Annotated[str | None, _images("timm's name: rand-m9-mstd0.5-inc1, augmix-m3-w3, 3a; or crop.")]
-Store = Annotated[Path, typer.Argument(help="The .zarr folder.")]
+Store = Annotated[str, typer.Argument(help="The .zarr folder, or its URL.")]
 Scheduler = Annotated[str | None, typer.Option(help="Of dask.distributed, tcp://HOST:PORT; default: threads.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; by default the GPU where there is one.")]
 
@@ -66,7 +66,7 @@ def extract(
     split: Split = "train",
     data_dir: DataDir = None,
     out: Annotated[
-        Path | None, typer.Option(help="The .zarr to write; default: below $LOSA_CACHE_HOME/caches.")
+        str | None, typer.Option(help="The .zarr to write, or its URL; default: below $LOSA_CACHE_HOME/caches.")
     ] = None,
     weights: Weights = "pretrained",
     img_size: ImgSize = None,
@@ -134,7 +134,9 @@ def extract(
 @app.command()
 def train(
     context: typer.Context,
-    cache: Annotated[Path | None, typer.Option(help="Default: the most recent complete training cache.")] = None,
+    cache: Annotated[
+        str | None, typer.Option(help="A path or URL; default: the most recent complete training cache.")
+    ] = None,
     side: Annotated[str, typer.Option(help="losa, mlp, ladder, or linear: the probe to compare with.")] = "losa",
     rank: Annotated[int, typer.Option(help="Inner width r of every side layer; of a ladder the width.")] = 16,
     layers: Annotated[str, typer.Option(help="Of the cached blocks: all, K evenly spaced, or a list.")] = "all",
@@ -163,6 +165,7 @@ def train(
     residency: Annotated[
         str, typer.Option(help="Keep what is read on the device, in memory or on disk; auto: the fastest that fits.")
     ] = "auto",
+    stage: Annotated[Path | None, typer.Option(help="Copy the cache to this folder once; train from the copy.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Continue this run, with its own options.")] = None,
     online: Annotated[bool, _images("Run the backbone on every batch.", "--online")] = False,
     mixed: Annotated[float | None, _images("Share of a batch that is fresh; the rest is cached.")] = None,
@@ -195,9 +198,11 @@ def train(
     from losa_cache.train.train import train as run
 
     if resume is not None:
-        _refuse(context, "--resume goes on with a run's own options", but=("resume", "device", "residency", "as_json"))
+        taken = ("resume", "device", "residency", "stage", "as_json")
+        _refuse(context, "--resume goes on with a run's own options", but=taken)
         with TrainingBar(Run(resume).config()[0].epochs) as bar:
-            result = resume_run(resume, device=device, residency=residency, report=bar, progress=bar.advance)
+            shown: dict[str, Any] = {"report": bar, "progress": bar.advance, "staging": bar.staging}
+            result = resume_run(resume, device=device, residency=residency, stage=stage, **shown)
         _print(training_report(result), as_json)
         return
     if val_ids is not None:
@@ -255,23 +260,18 @@ def train(
         opened = latest_training_cache()
         console.print(f"cache: {opened.path} (the most recent complete one)", soft_wrap=True)
     with TrainingBar(epochs) as bar:
-        result = run(
-            opened,
-            online=fresh,
-            config=config,
-            out=out,
-            device=device,
-            residency=residency,
-            report=bar,
-            progress=bar.advance,
-        )
+        shown = {"report": bar, "progress": bar.advance, "staging": bar.staging}
+        places: dict[str, Any] = {"out": out, "device": device, "residency": residency, "stage": stage}
+        result = run(opened, online=fresh, config=config, **places, **shown)
     _print(training_report(result), as_json)
 
 
 @app.command(name="eval")
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A finished run's directory.")],
-    cache: Annotated[Path | None, typer.Option(help="Default: a held-out cache of the same data set.")] = None,
+    cache: Annotated[
+        str | None, typer.Option(help="A path or URL; default: a held-out cache of the same data set.")
+    ] = None,
     split: Annotated[str | None, typer.Option(help="Of an online run's data set: run the backbone over it.")] = None,
     device: Device = None,
     as_json: Json = False,

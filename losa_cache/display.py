@@ -162,6 +162,12 @@ class TrainingBar(PassBar):
     def __init__(self, epochs: int) -> None:
         super().__init__("epoch", epochs)
 
+    def staging(self, share: float) -> None:
+        """Take the share of the cache that is copied."""
+        self._bar.update(self._task, figures=f", {share:.0%} of the cache copied")
+        if perf_counter() - self._shown >= LINE_SECONDS:
+            self.line(f"{share:.0%} of the cache copied")
+
     def __call__(self, metrics: dict[str, Any]) -> None:
         """Take an epoch's metrics."""
         epoch = metrics["epoch"]

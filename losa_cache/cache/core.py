@@ -21,8 +21,10 @@ from zarr.storage import LocalStore
 from losa_cache.cache.compression import LEVEL
 from losa_cache.cache.files import publish, read_sealed, sync_tree, write_sealed, write_whole
 from losa_cache.cache.layout import Layout
+from losa_cache.cache.location import Location
 from losa_cache.cache.manifest import Manifest
 from losa_cache.cache.precision import get_precision
+from losa_cache.cache.remote import RemotePath
 from losa_cache.errors import UserError
 
 ROOT, LIST = "zarr.json", "files.json"
@@ -66,19 +68,87 @@ def build_core(
 
 @dataclass(frozen=True)
 class Core:
-    """The core of a store and its copy.
+    """The core of a store and its copy, to be read.
 
     Attributes:
         store: the ``.zarr`` folder.
         receipts: the folder beside it.
     """
 
+    store: Location
+    receipts: Location
+
+    @property
+    def copy(self) -> Location:
+        """The copy: a Zarr group without shards, and the list of its files."""
+        return self.receipts / "core"
+
+    @property
+    def copied(self) -> bool:
+        """Whether there is a copy, or part of one."""
+        if isinstance(self.copy, RemotePath):
+            return any((self.copy / name).is_file() for name in (LIST, ROOT))
+        return self.copy.is_dir()
+
+    def files(self) -> dict[str, str]:
+        """Read the copy's list: the sha256 of each file, by name, the root's ``zarr.json`` last.
+
+        Raises:
+            OSError, ValueError: if the list is not there or was altered.
+        """
+        listed = read_sealed(self.copy / LIST)["files"]
+        return {name: listed[name] for name in sorted(listed, key=lambda name: (name == ROOT, name))}
+
+    def names(self) -> list[str]:
+        """Name the files of the core, as the copy's list does, or as they are found, the root's ``zarr.json`` last.
+
+        Raises:
+            UserError: if there is no list, and the server cannot list.
+        """
+        try:
+            return list(self.files())
+        except (OSError, ValueError) as error:
+            if isinstance(self.store, RemotePath) and not self.store.lists:
+                raise UserError(
+                    f"{str(self.copy / LIST)!r} cannot be read, which says what {str(self.store)!r} holds where a "
+                    "server cannot: put the .receipts folder beside it."
+                ) from error
+            found = self.store.names() if isinstance(self.store, RemotePath) else _names(self.store)
+            return sorted((name for name in found if in_core(name)), key=lambda name: (name == ROOT, name))
+
+    def damaged(self) -> tuple[list[str], list[str]]:
+        """Check every file: names of those that are damaged in the store, and in the copy.
+
+        Raises:
+            OSError, ValueError: as :meth:`files`.
+            UserError: for a file that is damaged in both.
+        """
+        files = self.files()
+        in_store, in_copy = (
+            [name for name, digest in files.items() if _sha256(folder / name) != digest]
+            for folder in (self.store, self.copy)
+        )
+        self._require_one(in_store, in_copy)
+        return in_store, in_copy
+
+    def _require_one(self, in_store: list[str], in_copy: list[str]) -> None:
+        if lost := sorted({*in_store} & {*in_copy}):
+            raise UserError(
+                f"{lost[0]} of {str(self.store)!r} is damaged, and its copy in {str(self.copy)!r}, too: extract "
+                "again to another --out."
+            )
+
+
+@dataclass(frozen=True)
+class LocalCore(Core):
+    """The core of a store on a file system and its copy, to be written."""
+
     store: Path
     receipts: Path
 
     @property
     def copy(self) -> Path:
-        """The copy: a Zarr group without shards, and the list of its files."""
+        """The copy."""
         return self.receipts / "core"
 
     @property
@@ -105,37 +175,13 @@ class Core:
         self._replace_copy()
         _copy_files(self.damaged()[0], self.copy, self.store)
 
-    def files(self) -> dict[str, str]:
-        """Read the copy's list: the sha256 of each file, by name, the root's ``zarr.json`` last.
-
-        Raises:
-            OSError, ValueError: if the list is not there or was altered.
-        """
-        listed = read_sealed(self.copy / LIST)["files"]
-        return {name: listed[name] for name in sorted(listed, key=lambda name: (name == ROOT, name))}
-
-    def damaged(self) -> tuple[list[str], list[str]]:
-        """Check every file: names of those that are damaged in the store, and in the copy.
-
-        Raises:
-            OSError, ValueError: as :meth:`files`.
-            UserError: for a file that is damaged in both.
-        """
-        files = self.files()
-        in_store, in_copy = (
-            [name for name, digest in files.items() if _sha256(folder / name) != digest]
-            for folder in (self.store, self.copy)
-        )
-        self._require_one(in_store, in_copy)
-        return in_store, in_copy
-
     def repair(self) -> None:
         """Put damaged files back, in the store from the copy and the other way round.
 
         Raises:
             UserError: for a file that is damaged in both.
         """
-        if not self.copy.is_dir():  # a kill while it was replaced, or a store that came without it
+        if not self.copied:  # a kill while it was replaced, or a store that came without it
             self._begin_copy()
             self._replace_copy()
         try:
@@ -152,13 +198,6 @@ class Core:
         apart = [n for n in names if _sha256(self.copy / n) != _sha256(self.store / n)]
         self._require_one(apart, apart)
         write_sealed(self.copy / LIST, {"files": {n: _sha256(self.copy / n) for n in names}})
-
-    def _require_one(self, in_store: list[str], in_copy: list[str]) -> None:
-        if lost := sorted({*in_store} & {*in_copy}):
-            raise UserError(
-                f"{lost[0]} of {str(self.store)!r} is damaged, and its copy in {str(self.copy)!r}, too: extract "
-                "again to another --out."
-            )
 
     def _begin_copy(self) -> None:
         shutil.rmtree(self._next, ignore_errors=True)
@@ -200,16 +239,20 @@ def _names(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
+def in_core(name: str) -> bool:
+    """Whether this is neither a shard nor what a kill left."""
+    return not (name.rpartition("/")[2].startswith("c.") or name.endswith(".partial"))
+
+
 def _no_core(_: str, names: list[str]) -> list[str]:
-    """Shards, and what a kill left."""
-    return [name for name in names if name.startswith("c.") or name.endswith(".partial")]
+    return [name for name in names if not in_core(name)]
 
 
 def _put(group: zarr.Group, name: str, values: NDArray[Any]) -> None:
     group.create_array(name, data=np.ascontiguousarray(values), compressors=[ZstdCodec(level=3), Crc32cCodec()])
 
 
-def _sha256(path: Path) -> str:
+def _sha256(path: Location) -> str:
     """Hash a small file; empty if it cannot be read. A crc32c would not do: of what ends in its own it is constant."""
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -7,6 +7,8 @@ from typing import Any
 
 import google_crc32c
 
+from losa_cache.cache.location import Location
+
 
 def sync_folder(folder: Path) -> None:
     """Make renames within a folder durable."""
@@ -49,10 +51,10 @@ def write_json(path: Path, content: Any) -> None:
 
 def write_sealed(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON object with its own checksum, so that any byte altered since is found."""
-    write_whole(path, _sealed(content))
+    write_whole(path, sealed(content))
 
 
-def read_sealed(path: Path) -> dict[str, Any]:
+def read_sealed(path: Location) -> dict[str, Any]:
     """Read what :func:`write_sealed` wrote.
 
     Raises:
@@ -61,12 +63,13 @@ def read_sealed(path: Path) -> dict[str, Any]:
     """
     raw = path.read_bytes()
     content = json.loads(raw)
-    if not isinstance(content, dict) or not isinstance(content.pop("seal", None), int) or _sealed(content) != raw:
+    if not isinstance(content, dict) or not isinstance(content.pop("seal", None), int) or sealed(content) != raw:
         raise ValueError(f"{path.name} was altered")
     return content
 
 
-def _sealed(content: dict[str, Any]) -> bytes:
+def sealed(content: dict[str, Any]) -> bytes:
+    """Give JSON with its own checksum."""
     return _plain(content | {"seal": google_crc32c.value(_plain(content))})
 
 

@@ -3,13 +3,12 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
-from losa_cache.cache.blob import FileBlob
 from losa_cache.cache.core import LIST, Core
 from losa_cache.cache.files import read_sealed
 from losa_cache.cache.layout import Layout
+from losa_cache.cache.location import Location, file_size, open_blob
 from losa_cache.cache.shard import DamagedShardError, ShardReader
 from losa_cache.cache.shardwise import over_shards
 from losa_cache.cache.store import ActivationCache, open_cache, receipt_path, receipts_of
@@ -22,15 +21,15 @@ class ShardCheck:
 
     Attributes:
         shard: its number.
-        path, receipt: its files.
+        path, receipt: its files; without a receipt the digest cannot be checked.
         layout: of the store.
         identity: of the cache.
         skipped: rows that are rightly missing.
     """
 
     shard: int
-    path: Path
-    receipt: Path
+    path: Location
+    receipt: Location | None
     layout: Layout
     identity: str
     skipped: frozenset[int]
@@ -77,7 +76,7 @@ class Damage:
 
 
 def examine(
-    store: Path,
+    store: Location,
     *,
     shards: Sequence[int] | None = None,
     scheduler: str | None = None,
@@ -97,7 +96,7 @@ def examine(
         UserError: if it is no complete cache, or has no receipts to be checked against.
     """
     core = Core(store, receipts_of(store))
-    if not core.copy.is_dir():
+    if not core.copied:
         open_cache(store)  # says what is wrong if it is no cache
         raise UserError(f"{str(store)!r} has no receipts to be checked against: copy {str(core.receipts)!r} with it.")
     try:
@@ -119,7 +118,7 @@ def examine(
         for shard in (range(cache.layout.shards) if shards is None else shards)
     ]
     found = over_shards(check_shard, checks, scheduler=scheduler, progress=progress)
-    copied = [str((core.copy / name).relative_to(core.receipts.parent)) for name in in_copy]
+    copied = [f"{core.receipts.name}/{core.copy.name}/{name}" for name in in_copy]
     return cache, Damage(in_store + copied, [damage for damage in found if damage])
 
 
@@ -132,20 +131,20 @@ def check_shard(check: ShardCheck) -> ShardDamage | None:
         return ShardDamage(check.shard, str(error))
     if damaged:
         return ShardDamage(check.shard, reason, tuple(damaged))
-    if digest != receipt["digest"] or check.path.stat().st_size != receipt["bytes"]:
+    if receipt is not None and (digest != receipt["digest"] or file_size(check.path) != receipt["bytes"]):
         return ShardDamage(check.shard, "it is not the shard that its receipt is of")
     return None
 
 
-def _open(check: ShardCheck) -> tuple[dict[str, Any], ShardReader]:
+def _open(check: ShardCheck) -> tuple[dict[str, Any] | None, ShardReader]:
     try:
-        receipt = read_sealed(check.receipt)
+        receipt = None if check.receipt is None else read_sealed(check.receipt)
     except (OSError, ValueError) as error:
         raise DamagedShardError("its receipt is missing or damaged") from error
-    if receipt["identity"] != check.identity or receipt["shard"] != check.shard:
+    if receipt is not None and (receipt["identity"] != check.identity or receipt["shard"] != check.shard):
         raise DamagedShardError("its receipt is of another shard")
     try:
-        return receipt, ShardReader(FileBlob(check.path), check.layout)
+        return receipt, ShardReader(open_blob(check.path), check.layout)
     except FileNotFoundError as error:
         raise DamagedShardError("it is missing") from error
 

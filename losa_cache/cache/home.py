@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from losa_cache.cache.files import write_json
+from losa_cache.cache.location import Location
 
 
 def home() -> Path:
@@ -13,8 +14,10 @@ def home() -> Path:
     return Path(os.environ.get("LOSA_CACHE_HOME") or "~/.cache/losa-cache").expanduser()
 
 
-def remember(store: Path) -> None:
-    """Note that a store was completed now, wherever it lies."""
+def remember(store: Location) -> None:
+    """Note that a store was completed now, wherever it lies; one on a server is not noted, but named."""
+    if not isinstance(store, Path):
+        return
     path = str(store.resolve())
     folder = home() / "known"
     folder.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from losa_cache.cache.home import home, known_stores
+from losa_cache.cache.location import Location
 from losa_cache.cache.statistics import point_statistics
 from losa_cache.cache.store import ActivationCache, open_cache
 from losa_cache.errors import UserError
@@ -15,7 +16,7 @@ SHARDS_LOOKED_AT = 2  # samples are in random order: the first shards are a fair
 
 
 def inspect_cache(
-    path: str | Path,
+    path: str | Location,
     *,
     full: bool = False,
     scheduler: str | None = None,
@@ -24,7 +25,7 @@ def inspect_cache(
     """Describe a cache, complete or not.
 
     Args:
-        path: the ``.zarr`` folder.
+        path: the ``.zarr`` folder, or its URL.
         full: take the statistics over all shards, not over the first two.
         scheduler, progress: as of ``verify_cache``.
 
@@ -38,7 +39,7 @@ def inspect_cache(
     """
     cache = open_cache(path, incomplete=True)
     manifest, layout = cache.manifest, cache.layout
-    present = [shard for shard in range(layout.shards) if cache.shard_path(shard).is_file()]
+    present = list(cache.shard_sizes())
     looked_at = present if full else present[:SHARDS_LOOKED_AT]
     stored, logical = cache.stored_bytes, int(np.prod(layout.shape[:3], dtype=np.int64)) * manifest.width * 4
     return {

@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from threading import Lock
 
@@ -18,6 +18,9 @@ from losa_cache.errors import UserError
 
 OPEN_SHARDS = 256
 READERS = min(8, default_workers())  # threads
+REMOTE_READERS = 32  # threads at most, which wait for a server most of the time
+FEWEST_REMOTE_READERS = 4
+UNDER_WAY = 64 * 1024 * 1024  # bytes asked of a server at once: on a slow line every request must end in 30 seconds
 
 
 class BlockReader:
@@ -26,7 +29,8 @@ class BlockReader:
     Args:
         cache: the opened cache.
         points: names of what to read (``losa_cache.points``), each once, in any order.
-        threads: that read at the same time.
+        threads: that read at the same time; by default one a core, at most 8; from a server 4 to 32, up to 64 MiB at
+            once.
         direct: read past the page cache.
 
     Raises:
@@ -34,19 +38,19 @@ class BlockReader:
     """
 
     def __init__(
-        self, cache: ActivationCache, points: Sequence[str], *, threads: int = READERS, direct: bool = False
+        self, cache: ActivationCache, points: Sequence[str], *, threads: int | None = None, direct: bool = False
     ) -> None:
         stored = cache.manifest.points
         if missing := [point for point in points if point not in stored]:
             raise UserError(f"cache {str(cache.path)!r} holds {', '.join(stored)}, not {', '.join(missing)}.")
         self.cache = cache
         self.device = torch.device("cpu")
-        self.waits = direct  # for the disk: otherwise the system reads ahead
+        self.waits = direct or cache.remote  # otherwise the system reads ahead
         self.positions = [stored.index(point) for point in points]
         self._direct = direct
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="read")
-        self._split = threads
-        self._shards: OrderedDict[int, ShardReader] = OrderedDict()
+        self._split = threads or _threads(cache, len(self.positions))
+        self._threads = ThreadPoolExecutor(self._split, thread_name_prefix="read")
+        self._shards: OrderedDict[int, Future[ShardReader]] = OrderedDict()
         self._guard = Lock()
 
     def expect(self, rows: NDArray[np.int64]) -> None:
@@ -95,13 +99,26 @@ class BlockReader:
             ) from error
 
     def _shard(self, shard: int) -> ShardReader:
+        """Give a shard's reader; the first who asks opens it, the others wait for no other shard than theirs."""
         with self._guard:
-            if shard in self._shards:
-                self._shards.move_to_end(shard)
-                return self._shards[shard]
-            reader = self._shards[shard] = ShardReader(
-                self.cache.open_shard(shard, direct=self._direct), self.cache.layout
-            )
-            if len(self._shards) > OPEN_SHARDS:
-                self._shards.popitem(last=False)
-            return reader
+            opened = self._shards.get(shard)
+            if first := opened is None:
+                opened = self._shards[shard] = Future()
+                if len(self._shards) > OPEN_SHARDS:
+                    self._shards.popitem(last=False)
+            self._shards.move_to_end(shard)
+        if first:
+            try:
+                blob = self.cache.open_shard(shard, direct=self._direct)
+                opened.set_result(ShardReader(blob, self.cache.layout))
+            except BaseException as error:
+                with self._guard:
+                    self._shards.pop(shard, None)
+                opened.set_exception(error)
+        return opened.result()
+
+
+def _threads(cache: ActivationCache, points: int) -> int:
+    if not cache.remote:
+        return READERS
+    return max(FEWEST_REMOTE_READERS, min(REMOTE_READERS, UNDER_WAY // (points * cache.layout.block_bytes)))

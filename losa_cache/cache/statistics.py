@@ -3,15 +3,14 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from losa_cache.cache.blob import FileBlob
 from losa_cache.cache.layout import Layout
+from losa_cache.cache.location import Location, open_blob
 from losa_cache.cache.precision import Encoding
 from losa_cache.cache.shard import DamagedShardError, ShardReader
 from losa_cache.cache.shardwise import over_shards
@@ -68,7 +67,7 @@ class Moments:
 class ShardToSum:
     """All that is needed to read one shard, anywhere."""
 
-    path: Path
+    path: Location
     rows: range
     layout: Layout
     encoding: Encoding
@@ -127,7 +126,7 @@ def point_statistics(
 def sum_shard(task: ShardToSum) -> Moments | None:
     """Sum the samples of a shard; ``None`` if it has none."""
     torch.set_num_threads(1)  # of this worker thread: the workers are the parallelism
-    layout, reader = task.layout, ShardReader(FileBlob(task.path), task.layout)
+    layout, reader = task.layout, ShardReader(open_blob(task.path), task.layout)
     shape = (layout.layers, 1, layout.tokens, layout.columns)
     stored = torch.empty(shape, dtype=task.encoding.precision.stored_dtype)
     targets = dict(enumerate(stored.view(torch.uint8).numpy().reshape(layout.layers, -1)))

@@ -5,11 +5,8 @@ fsync, rename, fsync of the folder; then the receipt in the same way. A kill bef
 and the next run writes it again from the start.
 """
 
-import fcntl
-import os
 import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,47 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from losa_cache.cache.blob import FileBlob
-from losa_cache.cache.core import Core
-from losa_cache.cache.files import read_sealed, write_sealed
+from losa_cache.cache.core import ROOT
+from losa_cache.cache.hold import hold
 from losa_cache.cache.home import remember
 from losa_cache.cache.identity import differences
 from losa_cache.cache.layout import Layout
+from losa_cache.cache.location import Location, open_blob
 from losa_cache.cache.manifest import Manifest
 from losa_cache.cache.precision import Encoding
 from losa_cache.cache.shard import PackedSample, ShardReader, ShardWriter
-from losa_cache.cache.store import ActivationCache, open_cache, receipt_path, receipts_of, shard_path
+from losa_cache.cache.store import ActivationCache, open_cache, receipt_path, shard_path
+from losa_cache.cache.unit import RemoteUnit, ShardUnit
 from losa_cache.errors import UserError
-
-
-@dataclass(frozen=True)
-class ShardUnit:
-    """The two files of one shard: its bytes in the store, its receipt beside it."""
-
-    shard: int
-    path: Path
-    receipt: Path
-    identity: str
-
-    def done(self) -> dict[str, Any] | None:
-        """Return the receipt if the shard is there, whole and of this identity."""
-        try:
-            receipt = read_sealed(self.receipt)
-            whole = receipt["identity"] == self.identity and self.path.stat().st_size == receipt["bytes"]
-        except (OSError, ValueError, KeyError):
-            return None
-        return receipt if whole else None
-
-    def begin(self, layout: Layout) -> ShardWriter:
-        """Forget what an earlier run left of the shard and start it."""
-        self.receipt.unlink(missing_ok=True)
-        return ShardWriter(self.path, layout)
-
-    def complete(self, writer: ShardWriter, notes: dict[str, Any]) -> None:
-        """Publish the bytes, then the receipt."""
-        writer.commit()
-        content = {"identity": self.identity, "shard": self.shard, "bytes": writer.size, "digest": writer.digest}
-        write_sealed(self.receipt, content | notes)
 
 
 @dataclass
@@ -74,7 +42,7 @@ class _OpenShard:
         last: the last row that must be given; what follows is in the old file.
     """
 
-    unit: ShardUnit
+    unit: ShardUnit | RemoteUnit
     writer: ShardWriter
     notes: dict[str, Any]
     old: ShardReader | None
@@ -126,7 +94,7 @@ class CacheWriter:
 
     def __init__(
         self,
-        path: Path,
+        path: Location,
         manifest: Manifest,
         fit: Callable[[], tuple[Manifest, Layout, Encoding]],
         *,
@@ -135,14 +103,11 @@ class CacheWriter:
         tail: dict[str, Tensor],
     ) -> None:
         self.path, self.manifest = path, manifest
-        self.receipts = receipts_of(path)
-        self.core = Core(path, self.receipts)
         self._labels, self._ids = labels, ids
         self._damaged: dict[int, set[int]] = {}
         self._open: _OpenShard | None = None
         try:
-            self.receipts.mkdir(parents=True, exist_ok=True)
-            self._lock = _lock(self.receipts / "lock", path)
+            self.hold = hold(path)
             try:
                 self._prepare(fit, tail)
             except BaseException:
@@ -154,28 +119,39 @@ class CacheWriter:
             ) from error
 
     def _prepare(self, fit: Callable[[], tuple[Manifest, Layout, Encoding]], tail: dict[str, Tensor]) -> None:
-        if not self.path.exists():
+        core = self.hold.core
+        if not self._begun():
             self.manifest, self.layout, self.encoding = fit()
             self._require_room()
             scales = self.encoding.constants()
-            self.core.create(self.manifest, self.layout, labels=self._labels, ids=self._ids, tail=tail, scales=scales)
+            core.create(self.manifest, self.layout, labels=self._labels, ids=self._ids, tail=tail, scales=scales)
             return
-        copied = self.core.copy.is_dir()
+        copied = core.copied
         if copied:
-            self.core.repair()
-        elif not (self.path / "zarr.json").exists():
+            core.repair()
+        elif not (self.path / ROOT).is_file():
             raise UserError(f"{str(self.path)!r} exists and is no cache: choose another --out.")
         existing = open_cache(self.path, incomplete=True)
         _require_same(existing, self.manifest)
         if not copied:
-            self.core.repair()
+            core.repair()
         self.manifest, self.layout, self.encoding = existing.manifest, existing.layout, existing.encoding()
-        for leftover in self.path.rglob("*.partial"):
-            leftover.unlink()
+        self._sweep()
         self._require_room()
 
-    def unit(self, shard: int) -> ShardUnit:
+    def _begun(self) -> bool:
+        assert isinstance(self.path, Path)
+        return self.path.exists()
+
+    def _sweep(self) -> None:
+        """Remove what a kill left."""
+        assert isinstance(self.path, Path)
+        for leftover in self.path.rglob("*.partial"):
+            leftover.unlink()
+
+    def unit(self, shard: int) -> ShardUnit | RemoteUnit:
         """Name the files of a shard."""
+        assert isinstance(self.path, Path)
         path = shard_path(self.path, self.manifest.fields["tap"], shard)
         return ShardUnit(shard, path, receipt_path(self.path, shard), self.manifest.identity)
 
@@ -201,7 +177,7 @@ class CacheWriter:
         """
         for shard, rows in damage.items():
             if rows is None or self.unit(shard).done() is None:
-                self.unit(shard).receipt.unlink(missing_ok=True)
+                self.unit(shard).forget()
             else:
                 self._damaged[shard] = set(rows)
 
@@ -240,7 +216,7 @@ class CacheWriter:
         labels = self._labels.copy()
         labels[[entry["row"] for entry in skipped]] = -1
         counts = {name: sum(receipt[name] for receipt in done) for name in ("overflowed", "non_finite")}
-        self.core.finish(self.manifest.completed(skipped=skipped, **counts), labels)
+        self.hold.core.finish(self.manifest.completed(skipped=skipped, **counts), labels)
         remember(self.path)
         return open_cache(self.path)
 
@@ -254,71 +230,26 @@ class CacheWriter:
         """Leave the cache as it is, finished or not, for the next run."""
         if self._open is not None:
             self._open.writer.close()
-        _unlock(self._lock)
+        self.hold.close()
 
     def _begin(self, shard: int) -> "_OpenShard":
         unit = self.unit(shard)
         rows, old = self.layout.rows(shard), None
         notes: dict[str, Any] = {"overflowed": 0, "non_finite": 0, "skipped": []}
         if shard in self._damaged and (receipt := unit.done()):
-            notes, old = {name: receipt[name] for name in notes}, ShardReader(FileBlob(unit.path), self.layout)
+            notes, old = {name: receipt[name] for name in notes}, ShardReader(open_blob(unit.path), self.layout)
         last = max(self._damaged.get(shard, rows[-1:]))
         return _OpenShard(unit, unit.begin(self.layout), notes, old, rows.start, last)
 
     def _require_room(self) -> None:
         plain = sum(self.layout.shard_bytes(shard) for shard in self.missing())
         needed = plain * (self.manifest.encoding["compressed"] or 1)
-        free = shutil.disk_usage(self.receipts).free
+        free = shutil.disk_usage(self.hold.disk).free
         if needed > free:
             raise UserError(
                 f"the cache needs {needed / 1e9:.1f} GB more, but its disk has {free / 1e9:.1f} GB free: choose fewer "
                 f"--layers, a smaller --limit or another --out than {str(self.path)!r}."
             )
-
-
-_held: set[int] = set()
-
-
-def _let_go_in_child() -> None:
-    """Close locks in a forked decoding process, which may outlive its parent for a few seconds."""
-    for handle in _held:
-        os.close(handle)
-    _held.clear()
-
-
-os.register_at_fork(after_in_child=_let_go_in_child)
-
-
-@contextmanager
-def locked(store: Path) -> Iterator[None]:
-    """Own a store for a while.
-
-    Raises:
-        UserError: if another process writes it.
-    """
-    handle = _lock(receipts_of(store) / "lock", store)
-    try:
-        yield
-    finally:
-        _unlock(handle)
-
-
-def _unlock(handle: int) -> None:
-    _held.discard(handle)
-    os.close(handle)
-
-
-def _lock(file: Path, store: Path) -> int:
-    handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(handle)
-        raise UserError(
-            f"another extraction is writing {str(store)!r}: wait for it, or choose another --out."
-        ) from error
-    _held.add(handle)
-    return handle
 
 
 def _require_same(existing: ActivationCache, manifest: Manifest) -> None:

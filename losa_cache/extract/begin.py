@@ -1,14 +1,16 @@
 """A cache about to be written: planned, fitted to its first images, created or opened to be resumed."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from losa_cache.cache.layout import SHARD_BYTES, Layout, plan_layout
+from losa_cache.cache.location import Location
 from losa_cache.cache.manifest import Manifest
 from losa_cache.cache.precision import Encoding, get_precision
+from losa_cache.cache.remote import RemotePath
+from losa_cache.cache.remote_writer import RemoteWriter
 from losa_cache.cache.writer import CacheWriter
 from losa_cache.calibrate import block_sample, compression_ratio
 from losa_cache.inputs import Inputs
@@ -28,7 +30,9 @@ def plan_store(inputs: Inputs, *, precision: str | None = None, shard_bytes: int
     )
 
 
-def begin(inputs: Inputs, path: Path, layout: Layout, *, workers: int, options: dict[str, Any] | None) -> CacheWriter:
+def begin(
+    inputs: Inputs, path: Location, layout: Layout, *, workers: int, options: dict[str, Any] | None
+) -> CacheWriter:
     """Create a cache, its encoding fitted and its compression chosen on the first images; or open it to resume."""
 
     def fit() -> tuple[Manifest, Layout, Encoding]:
@@ -39,8 +43,9 @@ def begin(inputs: Inputs, path: Path, layout: Layout, *, workers: int, options: 
         manifest = replace(inputs.manifest, encoding=described, options=options)
         return manifest, replace(layout, compressed=ratio is not None), encoding
 
+    writer: type[CacheWriter] = RemoteWriter if isinstance(path, RemotePath) else CacheWriter
     samples, views = inputs.samples, inputs.manifest.views
-    return CacheWriter(
+    return writer(
         path,
         inputs.manifest,
         fit,

@@ -7,6 +7,7 @@ from losa_cache.backbone import Backbone
 from losa_cache.backbone.model import PRETRAINED, RANDOM
 from losa_cache.cache.home import home, remember
 from losa_cache.cache.layout import SHARD_BYTES
+from losa_cache.cache.location import Location, locate
 from losa_cache.cache.store import ActivationCache, open_cache
 from losa_cache.data.load import is_name
 from losa_cache.data.samples import Samples
@@ -26,7 +27,7 @@ def extract(
     *,
     split: str = "train",
     data_dir: str | Path | None = None,
-    out: str | Path | None = None,
+    out: str | Location | None = None,
     weights: str | Path = "pretrained",
     img_size: int | None = None,
     resize: str = "crop",
@@ -60,7 +61,8 @@ def extract(
             are not used.
         dataset: a name (``load_samples``) or loaded samples, for which ``split`` and ``data_dir`` are not used.
         split, data_dir: which part of the data set, and where it lies.
-        out: the ``.zarr`` folder; by default below ``$LOSA_CACHE_HOME/caches``, named by content and identity.
+        out: the ``.zarr`` folder, or its URL (``s3://bucket/x.zarr``); by default below ``$LOSA_CACHE_HOME/caches``,
+            named by content and identity.
         weights, img_size, resize: of the backbone; of a video backbone also
         frames, stride, inflation: as of ``load_backbone``.
         layers: ``"all"``, K evenly spaced, or block numbers.
@@ -116,7 +118,7 @@ def extract(
         inflation=inflation,
         max_device_memory=None if max_device_memory is None else parse_bytes(max_device_memory),
     )
-    path = Path(out) if out is not None else home() / "caches" / cache_name(inputs.manifest)
+    path = locate(out) if out is not None else home() / "caches" / cache_name(inputs.manifest)
     layout = plan_store(inputs, shard_bytes=shard_bytes)
     batch_size = batch_size or inputs.backbone.fitting_batch(default_batch(layout), inputs.compute)
     inputs.backbone.groups(batch_size, inputs.compute)  # a budget that is too small is refused

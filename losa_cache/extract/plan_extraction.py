@@ -11,7 +11,9 @@ import torch
 from losa_cache.backbone import Backbone
 from losa_cache.cache.home import home
 from losa_cache.cache.layout import Layout
+from losa_cache.cache.location import Location
 from losa_cache.cache.precision import PRECISIONS, Encoding, get_precision
+from losa_cache.cache.remote import RemotePath, is_url
 from losa_cache.calibrate import block_sample, compression_ratio, images_at_once
 from losa_cache.data.samples import Samples
 from losa_cache.device import choose_device, default_workers
@@ -31,7 +33,7 @@ def plan_extraction(
     backbone: str | Backbone,
     dataset: str | Samples,
     *,
-    out: str | Path | None = None,
+    out: str | Location | None = None,
     precision: str = "bfloat16",
     views: int = 1,
     batch_size: int | None = None,
@@ -65,6 +67,8 @@ def plan_extraction(
     inputs = open_inputs(
         backbone, dataset, precision=precision, views=views, device=where, max_device_memory=budget, **options
     )
+    if isinstance(out, RemotePath) or (isinstance(out, str) and is_url(out)):
+        raise UserError(f"plan measures a disk, not a server: leave --out {str(out)!r} out.")
     path = Path(out) if out is not None else home() / "caches" / cache_name(inputs.manifest)
     blocks = block_sample(inputs, workers=workers)
 

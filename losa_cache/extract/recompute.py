@@ -1,6 +1,7 @@
 """Samples of a finished cache through the backbone again: to compare them, or to write damaged ones anew."""
 
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,10 @@ from torch import Tensor
 
 from losa_cache.backbone import Backbone
 from losa_cache.cache.health import Damage
+from losa_cache.cache.hold import hold
 from losa_cache.cache.identity import differences
 from losa_cache.cache.reader import BlockReader
 from losa_cache.cache.store import ActivationCache
-from losa_cache.cache.writer import locked
 from losa_cache.calibrate import images_at_once, run_views
 from losa_cache.data.samples import Samples
 from losa_cache.device import choose_device, default_workers
@@ -146,8 +147,8 @@ def mend(cache: ActivationCache, damage: Damage, open_again: Callable[[], Inputs
         UserError: for what cannot be repaired.
     """
     if not damage.shards:
-        with locked(cache.path):
-            cache.core.repair()
+        with closing(hold(cache.path)) as held:
+            held.core.repair()
         return
     inputs = open_again()
     options = cache.manifest.options or {}

@@ -7,6 +7,7 @@ from typing import Any
 
 from losa_cache.backbone import Backbone
 from losa_cache.cache.health import Damage, examine
+from losa_cache.cache.location import Location, locate
 from losa_cache.cache.store import ActivationCache
 from losa_cache.data.samples import Samples
 from losa_cache.errors import UserError
@@ -15,7 +16,7 @@ from losa_cache.inputs import Inputs
 
 
 def verify_cache(
-    path: str | Path,
+    path: str | Location,
     *,
     recompute: int = 0,
     repair: bool = False,
@@ -31,7 +32,7 @@ def verify_cache(
     """Check a complete cache, and mend what is damaged (``docs/protocol.md``, section "Verifying").
 
     Args:
-        path: the ``.zarr`` folder.
+        path: the ``.zarr`` folder, or its URL.
         recompute: run so many random rows through the backbone again and compare.
         repair: put damaged core files back and compute damaged samples again, then check what was mended.
         backbone, dataset: loaded ones, where the cache was extracted from such.
@@ -51,7 +52,7 @@ def verify_cache(
     """
     if recompute < 0:
         raise UserError(f"recompute is {recompute}: it must be at least 0.")
-    store, opened = Path(path), list[Inputs]()
+    store, opened = locate(path), list[Inputs]()
 
     def inputs() -> Inputs:
         if not opened:

@@ -28,6 +28,7 @@ class SweepConfig:
         storage: URL of the study's database; by default SQLite in the sweep's folder.
         val_cache: validate on all of this cache, in place of samples held out of the training cache.
         test_cache: on which the chosen trial is tested, once; by default a known one of the same data set's test split.
+        trackers: that every trial is logged to beside TensorBoard: ``wandb``, ``mlflow``.
         retrain: train the chosen trial anew, on training and validation samples, before its test.
     """
 
@@ -41,6 +42,7 @@ class SweepConfig:
     storage: str | None = None
     val_cache: str | None = None
     test_cache: str | None = None
+    trackers: list[str] = field(default_factory=list)
     retrain: bool = False
 
     def __post_init__(self) -> None:

@@ -1,5 +1,6 @@
 """``sweep`` and ``resume_sweep``: one cache, many trials, one choice."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from time import time
 from typing import Any
@@ -17,6 +18,19 @@ from losa_cache.train.config import TrainConfig
 from losa_cache.train.run import next_run_path
 
 
+@dataclass(frozen=True)
+class SweepResult:
+    """What a finished sweep leaves.
+
+    Attributes:
+        folder: with the study, the report, the record, and a run directory a trial.
+        record: every trial, what was chosen, and its test.
+    """
+
+    folder: Path
+    record: SweepRecord
+
+
 def sweep(
     cache: str | Path | ActivationCache | None = None,
     *,
@@ -27,7 +41,7 @@ def sweep(
     residency: str = "auto",
     report: Report = lambda standing: None,
     **options: Any,
-) -> SweepRecord:
+) -> SweepResult:
     """Train many trials from one cache, choose the best by validation, test it once, and report.
 
     Args:
@@ -39,9 +53,6 @@ def sweep(
         residency: as of ``losa_cache.train``.
         report: is given the standing after every epoch of trials that train together.
         options: fields of :class:`losa_cache.sweep.config.SweepConfig`.
-
-    Returns:
-        the record: every trial, what was chosen, and its test. The folder holds it, a report, and a run a trial.
 
     Raises:
         UserError: for options, a cache or a folder that cannot work.
@@ -65,7 +76,7 @@ def resume_sweep(
     device: str | None = None,
     residency: str = "auto",
     report: Report = lambda standing: None,
-) -> SweepRecord:
+) -> SweepResult:
     """Go on with a sweep from where it was stopped or killed; arguments as of :func:`sweep`.
 
     Raises:
@@ -74,7 +85,7 @@ def resume_sweep(
     folder, where = Path(folder), choose_device(device)
     if (record := load_record(folder)) is not None:
         write_report(record, folder)
-        return record
+        return SweepResult(folder, record)
     started = time()
     own = Sweep(folder, device=where, residency=residency, report=report)
     own.run()
@@ -88,8 +99,26 @@ def resume_sweep(
     record = record_of(own.config, own.cache, material, trials, test=test, started=started, finished=time())
     save_record(folder, record)
     write_report(record, folder)
-    return record
+    return SweepResult(folder, record)
 
 
 def _listed(values: Any) -> Choices:
     return Choices(tuple(values))
+
+
+def summary(result: SweepResult) -> dict[str, Any]:
+    """Sum a sweep up: what was chosen, its validation, its test, and the command that trains it alone."""
+    record = result.record
+    best = record.chosen_trial
+    assert best is not None, "a finished sweep has chosen"
+    tested = {} if record.test is None else {f"test_{name}": record.test[name] for name in ("top1", "top5", "loss")}
+    return {
+        "sweep": str(result.folder),
+        "report": str(result.folder / "report.html"),
+        "trials": len(record.trials),
+        "chosen": best.number,
+        **best.options,
+        "val_top1": best.value,
+        **tested,
+        "command": best.command,
+    }

@@ -89,6 +89,32 @@ def _read(name: str, value: Any) -> Choices | Range:
     return parse(name, value) if isinstance(value, str) and ".." in value else Choices((_value(name, value),))
 
 
+def split_fixed(given: Mapping[str, str | None], file: Path | None, seeds: int) -> tuple[dict[str, Any], Space]:
+    """Tell what is searched from what is fixed: options with one value.
+
+    Args:
+        given: text by option; ``None`` where it was not given.
+        file: of more options, or ``None``; an option may be in one place only.
+        seeds: of every combination.
+
+    Raises:
+        UserError: for an option in both places, or fewer seeds than one.
+    """
+    read = {} if file is None else read_space(file)
+    if seeds < 1:
+        raise UserError(f"seeds is {seeds}: it must be at least 1.")
+    for name, text in given.items():
+        if text is None:
+            continue
+        if name in read:
+            raise UserError(f"--{name.replace('_', '-')} stands in the space file, too: leave one out.")
+        read[name] = parse(name, text)
+    if seeds > 1:
+        read["seed"] = Choices(tuple(range(seeds)))
+    fixed = {name: own.values[0] for name, own in read.items() if isinstance(own, Choices) and len(own.values) == 1}
+    return fixed, {name: own for name, own in read.items() if name not in fixed}
+
+
 def grid(space: Mapping[str, Choices | Range]) -> list[dict[str, Any]]:
     """List every combination, the last option changing fastest.
 

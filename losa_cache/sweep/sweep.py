@@ -24,6 +24,7 @@ from losa_cache.sweep.materials import Materials
 from losa_cache.sweep.room import largest_of, most_trials
 from losa_cache.sweep.space import require_trainable
 from losa_cache.sweep.study import Search
+from losa_cache.sweep.trackers import open_trackers
 from losa_cache.sweep.trial import Trials, trial_path
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.material import Material
@@ -41,8 +42,8 @@ class Standing:
         trials: in all.
         finished: completed, stopped early or failed.
         epochs: of a trial that comes to its end.
-        rows: of every trial that this process trained, the best first: ``number``, ``config``, ``epoch``, ``value`` and,
-            of one that is over, ``state``.
+        rows: of every trial that this process trained, the best first: ``number``, ``config``, ``epoch``, ``value``
+            and, of one that is over, ``state``.
         seconds: since this process began.
         epochs_left: of all trials, if none is stopped early.
         epochs_done: by this process.
@@ -90,7 +91,7 @@ class Sweep:
             seed=self.config.base.seed,
         )
         self._materials = Materials(self.cache, self.config, device, residency, passes=self.search.trials)
-        self._trials = Trials(folder)
+        self._trials = Trials(folder, open_trackers(self.config.trackers, folder))
         self._cohorts: dict[Path, Cohort] = {}
         self._rows: dict[int, dict[str, Any]] = {}
 
@@ -100,7 +101,7 @@ class Sweep:
         started, done = perf_counter(), 0
         with self._owned(), ExitStack() as stack:
             stack.callback(self._materials.close)
-            stack.callback(self._trials.close_all)
+            stack.callback(self._trials.close)
             self._restore()
             while True:
                 self._begin()
@@ -173,7 +174,7 @@ class Sweep:
         metrics = cohort.run_epoch()
         stay, finished = [], []
         for number, own in zip(cohort.numbers, metrics, strict=True):
-            self._trials[number].log(own)
+            self._trials.log(number, own)
             self._rows[number] = {"epoch": own["epoch"], "value": own[VALUE], "config": cohort.config_of(number)}
             if not isfinite(own["train_loss"]):
                 self._end(number, "failed", self.search.fail)
@@ -198,7 +199,7 @@ class Sweep:
         _save(path, cohort.state())
 
     def _end(self, number: int, state: str, tell: Callable[[int], None]) -> None:
-        self._trials.close(number)
+        self._trials.end(number, state)
         self._rows[number]["state"] = state
         tell(number)
 

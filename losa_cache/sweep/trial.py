@@ -1,10 +1,12 @@
 """A trial as a run directory of its own, the very same as ``losa-cache train`` leaves."""
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from losa_cache.sweep.trackers import Tracker
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.run import Run
 
@@ -35,32 +37,45 @@ class Trials:
 
     Args:
         folder: of the sweep.
+        trackers: that are told, too.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, trackers: Sequence[Tracker]) -> None:
+        self._folder, self._trackers = folder, trackers
         self._open: dict[int, Run] = {}
 
     def create(self, number: int, config: TrainConfig, origin: dict[str, Any], files: dict[str, bytes]) -> None:
         """Begin a trial's directory."""
         self._open[number] = Run.create(trial_path(self._folder, number), config, origin, files)
+        for tracker in self._trackers:
+            tracker.begin(number, config)
 
     def reopen(self, number: int, epoch: int) -> TrainConfig:
         """Go on with one, after so many epochs; give its options."""
         run = self._open[number] = Run(trial_path(self._folder, number))
         run.forget_after(epoch)
-        return run.config()[0]
+        config = run.config()[0]
+        for tracker in self._trackers:
+            tracker.begin(number, config)
+        return config
 
     def __getitem__(self, number: int) -> Run:
         return self._open[number]
 
-    def close(self, number: int) -> Run:
-        """Flush a trial's events."""
-        run = self._open.pop(number)
-        run.close()
-        return run
+    def log(self, number: int, metrics: dict[str, Any]) -> None:
+        """Append an epoch's metrics."""
+        self._open[number].log(metrics)
+        for tracker in self._trackers:
+            tracker.log(number, metrics)
 
-    def close_all(self) -> None:
-        """Flush all."""
-        for number in list(self._open):
-            self.close(number)
+    def end(self, number: int, state: str) -> None:
+        """Close a trial that is over."""
+        self._open.pop(number).close()
+        for tracker in self._trackers:
+            tracker.end(number, state)
+
+    def close(self) -> None:
+        """Flush the events of all that is open."""
+        for run in self._open.values():
+            run.close()
+        self._open.clear()

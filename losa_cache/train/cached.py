@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
+from pathlib import Path
 from time import perf_counter
 
 import numpy as np
@@ -167,8 +168,9 @@ class CachedSource:
     def roof(self) -> Roof:
         """Measure, once, what its reads could reach."""
         if self._roof is None:
-            on_disk = self._on_disk and not self.cache.remote
-            self._roof = Roof(memory_speed(), disk_speed(self.cache.shard_path(0)) if on_disk else None)
+            shard = self.cache.shard_path(0)
+            disk = disk_speed(shard) if self._on_disk and isinstance(shard, Path) else None
+            self._roof = Roof(memory_speed(), disk)
         return self._roof
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from losa_cache.cache.home import known_stores
 from losa_cache.cache.identity import differences
+from losa_cache.cache.location import Location
 from losa_cache.cache.manifest import Manifest
 from losa_cache.cache.store import HELD_OUT_SPLITS, ActivationCache, open_cache
 from losa_cache.device import choose_device
@@ -30,7 +31,7 @@ BELONG_TOGETHER = ("backbone", "input", "tap")
 def evaluate_run(
     run: str | Path,
     *,
-    cache: str | Path | None = None,
+    cache: str | Location | None = None,
     split: str | None = None,
     backbone: "Backbone | None" = None,
     dataset: "Samples | None" = None,

@@ -84,7 +84,9 @@ def choose_residency(asked: str, room: Room) -> Residency:
     else:
         why = f"only {readable_bytes(_limit('memory', room.memory))} of memory may be taken"
     past = ", past the page cache, which cannot hold it" if direct else ""
-    return Residency("disk", direct=direct, reason=f"{readable_bytes(room.stored)} are read from disk{past}: {why}.")
+    whence = "the server" if room.remote else "disk"
+    reason = f"{readable_bytes(room.stored)} are read from {whence}{past}: {why}."
+    return Residency("disk", direct=direct, reason=reason)
 
 
 def _kept(where: str, free: int | None, room: Room) -> Residency:

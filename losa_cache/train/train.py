@@ -9,8 +9,10 @@ import torch
 
 from losa_cache.allocator import keep_freed_memory
 from losa_cache.cache.identity import differences
+from losa_cache.cache.location import Location
 from losa_cache.cache.manifest import Manifest
 from losa_cache.cache.precision import get_precision
+from losa_cache.cache.stage import stage_cache
 from losa_cache.cache.store import ActivationCache, latest_training_cache, open_cache
 from losa_cache.device import choose_device
 from losa_cache.errors import UserError
@@ -47,7 +49,7 @@ class TrainResult:
 
 
 def train(
-    cache: str | Path | ActivationCache | None = None,
+    cache: str | Location | ActivationCache | None = None,
     *,
     online: OnlineConfig | None = None,
     backbone: "Backbone | None" = None,
@@ -56,8 +58,10 @@ def train(
     out: str | Path | None = None,
     device: str | None = None,
     residency: str = "auto",
+    stage: str | Path | None = None,
     report: Report = lambda metrics: None,
     progress: Progress = lambda epochs: None,
+    staging: Progress = lambda share: None,
     **options: Any,
 ) -> TrainResult:
     """Train a side network (or a linear probe) from a cache, from the backbone itself, or from both.
@@ -65,8 +69,8 @@ def train(
     Sets the process's malloc to keep freed memory (``losa_cache.allocator``).
 
     Args:
-        cache: opened, or its path. Without ``online``, and for a mixed run, by default the most recent complete one
-            that is not of a held-out split. Beside ``online`` it serves the held-out samples.
+        cache: opened, its path or its URL. Without ``online``, and for a mixed run, by default the most recent complete
+            one that is not of a held-out split. Beside ``online`` it serves the held-out samples.
         online: run the backbone on every batch, or on a share of it.
         backbone, dataset: loaded ones, in place of those that ``online`` names.
         config: the options.
@@ -74,8 +78,10 @@ def train(
         device: by default the GPU where there is one.
         residency: where what is read of the cache is kept: ``device``, ``memory``, ``disk``, or ``auto``, the fastest
             of them that it fits. Results do not depend on it.
+        stage: copy the cache into this folder first, unless it is there, and train from the copy.
         report: is given each epoch's metrics.
         progress: is given the epochs done, with their fraction, after every batch.
+        staging: is given the share of the cache that is copied.
         options: fields of :class:`TrainConfig`, over those of ``config``.
 
     Raises:
@@ -86,10 +92,11 @@ def train(
     where = choose_device(device)
     if cache is None and (online is None or online.share < 1):
         cache = latest_training_cache()
-    if isinstance(cache, str | Path):
+    if isinstance(cache, str | Location):
         cache = open_cache(cache)
+    near = _staged(cache, stage, staging)
     with open_material(
-        cache,
+        near,
         online,
         config,
         where,
@@ -112,8 +119,10 @@ def resume(
     dataset: "Samples | None" = None,
     device: str | None = None,
     residency: str = "auto",
+    stage: str | Path | None = None,
     report: Report = lambda metrics: None,
     progress: Progress = lambda epochs: None,
+    staging: Progress = lambda share: None,
 ) -> TrainResult:
     """Continue a run at its next batch, with its own options, cache and images.
 
@@ -121,7 +130,7 @@ def resume(
         run: its directory.
         backbone, dataset: those that an online run was given as objects.
         device: by default the GPU where there is one.
-        residency: as of :func:`train`.
+        residency, stage, staging: as of :func:`train`.
         report: is given each epoch's metrics.
         progress: is given the epochs done, with their fraction, after every batch.
 
@@ -134,8 +143,9 @@ def resume(
     where = choose_device(device)
     cache = None if origin["cache"] is None else open_cache(origin["cache"])
     online = None if origin["online"] is None else OnlineConfig(**origin["online"])
+    near = _staged(cache, stage, staging)
     with open_material(
-        cache,
+        near,
         online,
         config,
         where,
@@ -150,6 +160,14 @@ def resume(
             raise UserError(f"run {str(run)!r} began with something else: it differs in {'; '.join(wrong)}.")
         adapter = _ready_adapter(material, config, where)
         return _fit(directory, material, adapter, config, device=where, report=report, progress=progress)
+
+
+def _staged(cache: ActivationCache | None, folder: str | Path | None, progress: Progress) -> ActivationCache | None:
+    if folder is None:
+        return cache
+    if cache is None:
+        raise UserError(f"--stage {str(folder)!r} copies a cache, and this run has none: leave it out.")
+    return stage_cache(cache, folder, progress=progress)
 
 
 def new_adapter(manifest: Manifest, tail: FrozenTail, config: TrainConfig) -> Adapter:

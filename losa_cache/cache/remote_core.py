@@ -1,0 +1,84 @@
+"""The core of a store on a server, written by way of the same on a file system."""
+
+import shutil
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from losa_cache.cache.core import LIST, ROOT, Core, LocalCore, in_core
+from losa_cache.cache.remote import RemotePath
+
+
+@dataclass(frozen=True)
+class RemoteCore(Core):
+    """A core and its copy on a server: changed in a scratch folder, then uploaded as far as they differ.
+
+    The copy goes first, its list last of it; then the store, its root's ``zarr.json`` last. So a kill leaves nothing
+    that counts, or what :meth:`LocalCore.repair` mends.
+
+    Attributes:
+        store, receipts: as of :class:`Core`.
+        local: the core in the scratch folder.
+    """
+
+    store: RemotePath
+    receipts: RemotePath
+    local: LocalCore
+
+    @property
+    def copy(self) -> RemotePath:
+        """The copy."""
+        return self.receipts / "core"
+
+    def create(self, *arguments: Any, **arrays: Any) -> None:
+        """Write copy and store (arguments as of ``LocalCore.create``)."""
+        self.local.create(*arguments, **arrays)
+        self._push({})
+
+    def finish(self, *arguments: Any) -> None:
+        """Write the final labels and attributes (arguments as of ``LocalCore.finish``), after either of the others."""
+        before = self._contents()
+        self.local.finish(*arguments)
+        self._push(before)
+
+    def repair(self) -> None:
+        """Put damaged files back (as ``LocalCore.repair``)."""
+        with suppress(OSError, ValueError):  # no list: it is made anew
+            self.damaged()  # refuses what is lost in both, by its URL
+        for folder, there in self._folders:
+            shutil.rmtree(folder, ignore_errors=True)
+            names = there.names() if there.lists else [*self.names(), LIST]
+            for name in filter(in_core, names):
+                try:
+                    content = (there / name).read_bytes()
+                except FileNotFoundError:
+                    continue
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).write_bytes(content)
+        before = self._contents()
+        self.local.repair()
+        self._push(before)
+
+    @property
+    def _folders(self) -> tuple[tuple[Path, RemotePath], tuple[Path, RemotePath]]:
+        return (self.local.copy, self.copy), (self.local.store, self.store)
+
+    def _contents(self) -> dict[RemotePath, bytes]:
+        """Read every file in the scratch folder, by where it belongs, in the order to upload them."""
+        return {
+            there / name: (folder / name).read_bytes()
+            for folder, there in self._folders
+            for name in _last(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+        }
+
+    def _push(self, before: dict[RemotePath, bytes]) -> None:
+        for place, content in self._contents().items():
+            if before.get(place) != content:
+                place.write_bytes(content)
+
+
+def _last(names: Iterable[str]) -> list[str]:
+    """Put the names in the order to upload them: the root, and then the list, last."""
+    return sorted(names, key=lambda name: (name == LIST, name == ROOT, name))

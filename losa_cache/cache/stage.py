@@ -1,0 +1,181 @@
+"""A copy of a cache on a near disk: made once, whole or not at all, every chunk checked, resumable."""
+
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+
+from losa_cache.cache.blob import Blob, CutShortError
+from losa_cache.cache.core import LIST, LocalCore
+from losa_cache.cache.files import publish, sync_tree, write_whole
+from losa_cache.cache.health import ShardCheck, check_shard
+from losa_cache.cache.hold import lock, unlock
+from losa_cache.cache.store import REPAIR, ActivationCache, open_cache, receipt_path, receipts_of, shard_path
+from losa_cache.errors import UserError
+
+PIECE_BYTES = 4 * 1024 * 1024
+PIECES, REMOTE_PIECES = 4, 16  # read at once
+SHARDS = 2  # one is checked while the next is copied
+
+log = logging.getLogger(__name__)
+
+
+def stage_cache(
+    cache: ActivationCache, folder: str | Path, *, progress: Callable[[float], None] = lambda _: None
+) -> ActivationCache:
+    """Copy a cache to ``folder/<name>-<identity>.zarr``, its receipts beside it, and open the copy.
+
+    A copy that is there already is opened; one that was begun goes on with the shards that it lacks. Of two processes
+    the second waits for the first.
+
+    Args:
+        cache: complete, on a server or a slow disk.
+        folder: on a near disk.
+        progress: is given the share of the bytes that are copied.
+
+    Raises:
+        UserError: if the folder cannot be written or has no room, a shard is damaged or missing, or the server fails.
+    """
+    identity = cache.manifest.identity.partition(":")[2][:12]
+    target = Path(folder) / f"{cache.path.name.removesuffix('.zarr')}-{identity}.zarr"
+    try:
+        receipts_of(target).mkdir(parents=True, exist_ok=True)
+        with _alone(target):
+            if not target.exists():
+                _Copy(cache, target, progress).make()
+    except OSError as error:
+        raise UserError(
+            f"staging {str(cache.path)!r} in {str(folder)!r} failed ({error.strerror}): what is copied is kept; make "
+            "room there, or choose another --stage."
+        ) from error
+    copied = open_cache(target)
+    if copied.manifest.identity != cache.manifest.identity:
+        raise UserError(f"{str(target)!r} is not the copy that its name says: delete it, or choose another --stage.")
+    return copied
+
+
+@contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    file = receipts_of(target) / "lock"
+    handle = lock(file)
+    if handle is None:
+        log.warning("another process is copying %s: waiting for it.", target)
+        handle = lock(file, wait=True)
+    assert handle is not None
+    try:
+        yield
+    finally:
+        unlock(handle)
+
+
+class _Copy:
+    """One cache on its way to one folder."""
+
+    def __init__(self, cache: ActivationCache, target: Path, progress: Callable[[float], None]) -> None:
+        self.cache, self.target, self.progress = cache, target, progress
+        self.partial = target.with_name(target.name + ".partial")
+        self.sizes = cache.shard_sizes()
+        if lost := sorted(set(range(cache.layout.shards)) - self.sizes.keys()):
+            raise self._damaged(lost[0], "it is missing")
+        self.lacking = [shard for shard in self.sizes if not self._done(shard)]
+        self._left = sum(self.sizes[shard] for shard in self.lacking)
+        self._guard = Lock()
+
+    def make(self) -> None:
+        """Copy what lacks, and give the whole its name."""
+        self._require_room()
+        with ThreadPoolExecutor(REMOTE_PIECES if self.cache.remote else PIECES, "piece") as pieces:
+            receipts = list(pieces.map(self._copy_receipt, range(self.cache.layout.shards)))
+            self._copy_core()
+            with ThreadPoolExecutor(SHARDS, "shard") as shards:
+                list(shards.map(lambda shard: self._copy_shard(shard, pieces, receipts[shard]), self.lacking))
+        sync_tree(self.partial)
+        publish(self.partial, self.target)
+
+    def _copy_core(self) -> None:
+        """Copy the core's files, and the copy of them where there is one."""
+        names, core = self.cache.core.names(), self.cache.core
+        for name in names:
+            _write(self.partial / name, (core.store / name).read_bytes())
+        if core.copied:
+            for name in (*names, LIST):
+                _write(receipts_of(self.target) / "core" / name, (core.copy / name).read_bytes())
+            LocalCore(self.partial, receipts_of(self.target)).repair()
+
+    def _copy_receipt(self, shard: int) -> Path | None:
+        target = receipt_path(self.target, shard)
+        try:
+            _write(target, receipt_path(self.cache.path, shard).read_bytes())
+        except FileNotFoundError:  # a cache that came without its receipts
+            return None
+        return target
+
+    def _copy_shard(self, shard: int, pieces: ThreadPoolExecutor, receipt: Path | None) -> None:
+        final = self._path(shard)
+        file = final.with_name(final.name + ".partial")
+        try:
+            self._fetch(self.cache.open_shard(shard), file, pieces)
+        except CutShortError as error:
+            raise self._damaged(shard, "it is cut short") from error
+        layout, manifest = self.cache.layout, self.cache.manifest
+        skipped = manifest.skipped_rows & frozenset(layout.rows(shard))
+        damage = check_shard(ShardCheck(shard, file, receipt, layout, manifest.identity, skipped))
+        if damage is not None:
+            file.unlink()
+            raise self._damaged(shard, damage.reason)
+        publish(file, final)
+
+    def _fetch(self, blob: Blob, file: Path, pieces: ThreadPoolExecutor) -> None:
+        with open(file, "wb") as out:
+
+            def fetch(offset: int) -> int:
+                piece = np.empty(min(PIECE_BYTES, blob.size - offset), dtype=np.uint8)
+                blob.read([(offset, piece.nbytes, [piece])])
+                written = 0
+                while written < piece.nbytes:
+                    written += os.pwrite(out.fileno(), piece[written:].data, offset + written)
+                return piece.nbytes
+
+            under_way = [pieces.submit(fetch, offset) for offset in range(0, blob.size, PIECE_BYTES)]
+            try:
+                for piece in under_way:
+                    self._advance(piece.result())
+            finally:  # none may write to the file once it is closed
+                for piece in under_way:
+                    piece.cancel()
+                wait(under_way)
+            os.fsync(out.fileno())
+
+    def _advance(self, count: int) -> None:
+        with self._guard:
+            self._left -= count
+            self.progress(1 - self._left / sum(self.sizes.values()))
+
+    def _path(self, shard: int) -> Path:
+        return shard_path(self.partial, self.cache.manifest.fields["tap"], shard)
+
+    def _done(self, shard: int) -> bool:
+        """Whether a run before has copied and checked it."""
+        return self._path(shard).exists() and self._path(shard).stat().st_size == self.sizes[shard]
+
+    def _require_room(self) -> None:
+        free = shutil.disk_usage(receipts_of(self.target)).free
+        if self._left > free:
+            raise UserError(
+                f"the copy of {str(self.cache.path)!r} needs {self._left / 1e9:.1f} GB more, but "
+                f"{str(self.target.parent)!r} has {free / 1e9:.1f} GB free: choose another --stage, or leave it out."
+            )
+
+    def _damaged(self, shard: int, reason: str) -> UserError:
+        return UserError(f"shard {shard} of {str(self.cache.path)!r} is damaged ({reason}): {REPAIR}.")
+
+
+def _write(file: Path, content: bytes) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(file, content)

@@ -1,0 +1,108 @@
+"""The command line's ``sweep``: parse, call, print."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from losa_cache.cli_common import Device, Json, Residency, print_result, refuse
+
+SEARCHED = "Searched: values as 4,8,16 or, with --sampler random or tpe, a range as 1e-4..1e-2"
+
+
+def _searched(text: str) -> Any:
+    return typer.Option(help=text, rich_help_panel=SEARCHED)
+
+
+def sweep(
+    context: typer.Context,
+    cache: Annotated[Path | None, typer.Option(help="Default: the most recent complete training cache.")] = None,
+    rank: Annotated[str | None, _searched("Inner width r of every side layer.")] = None,
+    lr: Annotated[str | None, _searched("Peak rate.")] = None,
+    weight_decay: Annotated[str | None, _searched("Of matrices only.")] = None,
+    layers: Annotated[str | None, _searched("Numbers of evenly spaced layers, or all.")] = None,
+    label_smoothing: Annotated[str | None, _searched("Of the training loss.")] = None,
+    clip_grad: Annotated[str | None, _searched("Largest norm of a step's gradient.")] = None,
+    batch_size: Annotated[str | None, _searched("Samples a step.")] = None,
+    side: Annotated[str | None, _searched("losa or mlp.")] = None,
+    seeds: Annotated[int, typer.Option(help="Seeds of every combination of a grid: 0, 1, ...")] = 1,
+    space: Annotated[Path | None, typer.Option(help="TOML or YAML: more options, each a list or a range.")] = None,
+    sampler: Annotated[str, typer.Option(help="grid, random or tpe.")] = "grid",
+    trials: Annotated[int | None, typer.Option(help="How many random or tpe draws.")] = None,
+    pruner: Annotated[str, typer.Option(help="Stop trials early: none, halving, hyperband or median.")] = "none",
+    epochs: Annotated[int, typer.Option(help="Passes over the training samples.")] = 100,
+    concurrent: Annotated[
+        int | None, typer.Option(help="Trials at the same time; default: as many as memory allows.")
+    ] = None,
+    sampling: Annotated[str, typer.Option(help="shuffle, balanced, or a CSV file of id,weight.")] = "shuffle",
+    limit: Annotated[int | None, typer.Option(help="Train on so many samples.")] = None,
+    val_fraction: Annotated[float, typer.Option(help="Share of the samples held out, to choose by.")] = 0.1,
+    val_ids: Annotated[str | None, typer.Option(help="Hold out the ids of this file, one a line.")] = None,
+    val_cache: Annotated[Path | None, typer.Option(help="Choose by all of this cache instead.")] = None,
+    test_cache: Annotated[Path | None, typer.Option(help="Default: a known test cache of the same data set.")] = None,
+    retrain: Annotated[
+        bool, typer.Option("--retrain", help="Train the chosen options on training and validation samples.")
+    ] = False,
+    tracker: Annotated[
+        list[str] | None, typer.Option(help="wandb or mlflow, beside TensorBoard; may be given twice.")
+    ] = None,
+    storage: Annotated[str | None, typer.Option(help="URL of the study's database; default: SQLite.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Default: runs/<data set>-sweep-<n>.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with this sweep, with its own options.")] = None,
+    device: Device = None,
+    residency: Residency = "auto",
+    as_json: Json = False,
+) -> None:
+    """Train many side networks from one pass over a cache; choose by validation, test the chosen one once, report."""
+    from losa_cache.sweep.config import SweepConfig
+    from losa_cache.sweep.live import SweepTable
+    from losa_cache.sweep.run import resume_sweep, summary
+    from losa_cache.sweep.run import sweep as run
+    from losa_cache.sweep.space import split_fixed
+    from losa_cache.train.config import TrainConfig
+
+    if resume is not None:
+        refuse(context, "--resume goes on with a sweep's own options", but=("resume", "device", "residency", "as_json"))
+        with SweepTable(list(SweepConfig.load(resume).space)) as table:
+            result = resume_sweep(resume, device=device, residency=residency, report=table)
+        print_result(summary(result), as_json)
+        return
+    given = {
+        "rank": rank,
+        "lr": lr,
+        "weight_decay": weight_decay,
+        "layers": layers,
+        "label_smoothing": label_smoothing,
+        "clip_grad": clip_grad,
+        "batch_size": batch_size,
+        "side": side,
+    }
+    fixed, searched = split_fixed(given, space, seeds)
+    options: dict[str, Any] = {
+        "epochs": epochs,
+        "sampling": sampling,
+        "limit": limit,
+        "val_fraction": 0.0 if val_cache else val_fraction,
+        "val_ids": val_ids,
+    }
+    base = TrainConfig(**options | fixed)
+    with SweepTable(list(searched)) as table:
+        result = run(
+            cache,
+            space=searched,
+            config=base,
+            out=out,
+            device=device,
+            residency=residency,
+            report=table,
+            sampler=sampler,
+            pruner=pruner,
+            trials=trials,
+            concurrent=concurrent,
+            storage=storage,
+            trackers=tracker or [],
+            val_cache=None if val_cache is None else str(val_cache.resolve()),
+            test_cache=None if test_cache is None else str(test_cache.resolve()),
+            retrain=retrain,
+        )
+    print_result(summary(result), as_json)

@@ -1,0 +1,123 @@
+"""Trials in Weights & Biases or MLflow, through their own clients, each trial a run of theirs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+from losa_cache.errors import UserError
+from losa_cache.train.config import TrainConfig
+
+PROJECT = "losa-cache"
+TAG = "losa_cache.trial"  # by which a run of MLflow is found again
+
+
+class Tracker(Protocol):
+    """Takes what happens to trials."""
+
+    def begin(self, number: int, config: TrainConfig) -> None:
+        """A trial begins, or goes on after a kill."""
+        ...
+
+    def log(self, number: int, metrics: Mapping[str, Any]) -> None:
+        """A trial has finished an epoch."""
+        ...
+
+    def end(self, number: int, state: str) -> None:
+        """A trial is ``complete``, ``pruned`` or ``failed``."""
+        ...
+
+
+class WandbTracker:
+    """Runs of the project ``losa-cache``, grouped by sweep; where they go is said by wandb's own environment variables.
+
+    Args:
+        folder: of the sweep, whose name is the group's.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise UserError("--tracker wandb needs Weights & Biases: pip install 'losa-cache[wandb]'.") from error
+        self._wandb, self._folder = wandb, folder
+        self._runs: dict[int, Any] = {}
+
+    def begin(self, number: int, config: TrainConfig) -> None:
+        """Start a run, or go on with it."""
+        self._runs[number] = self._wandb.init(
+            project=PROJECT,
+            group=self._folder.name,
+            name=f"{self._folder.name}-{number:04d}",
+            id=f"{self._folder.name}-{number:04d}",
+            config=asdict(config),
+            dir=str(self._folder),
+            resume="allow",
+            reinit="create_new",
+        )
+
+    def log(self, number: int, metrics: Mapping[str, Any]) -> None:
+        """Log an epoch."""
+        self._runs[number].log(dict(metrics), step=metrics["epoch"])
+
+    def end(self, number: int, state: str) -> None:
+        """Finish the run."""
+        run = self._runs.pop(number)
+        run.summary["state"] = state
+        run.finish(exit_code=int(state == "failed"))
+
+
+class MlflowTracker:
+    """Runs of an experiment named after the sweep; where it lies is said by mlflow's own environment variables.
+
+    Args:
+        folder: of the sweep.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            from mlflow import MlflowClient
+        except ImportError as error:
+            raise UserError("--tracker mlflow needs MLflow: pip install 'losa-cache[mlflow]'.") from error
+        self._client = MlflowClient()
+        name = f"{PROJECT}/{folder.name}"
+        known = self._client.get_experiment_by_name(name)
+        self._experiment: str = self._client.create_experiment(name) if known is None else known.experiment_id
+        self._runs: dict[int, str] = {}
+
+    def begin(self, number: int, config: TrainConfig) -> None:
+        """Start a run, or go on with it."""
+        found = self._client.search_runs([self._experiment], f"tags.`{TAG}` = '{number}'")
+        if found:
+            self._runs[number] = found[0].info.run_id
+            return
+        run = self._client.create_run(self._experiment, tags={TAG: str(number)}, run_name=f"{number:04d}")
+        self._runs[number] = run.info.run_id
+        for name, value in asdict(config).items():
+            self._client.log_param(run.info.run_id, name, value)
+
+    def log(self, number: int, metrics: Mapping[str, Any]) -> None:
+        """Log an epoch."""
+        for name, value in metrics.items():
+            if isinstance(value, int | float):
+                self._client.log_metric(self._runs[number], name, value, step=metrics["epoch"])
+
+    def end(self, number: int, state: str) -> None:
+        """Finish the run."""
+        self._client.set_tag(self._runs[number], "state", state)
+        self._client.set_terminated(self._runs.pop(number), "FAILED" if state == "failed" else "FINISHED")
+
+
+TRACKERS: dict[str, type[WandbTracker] | type[MlflowTracker]] = {"wandb": WandbTracker, "mlflow": MlflowTracker}
+
+
+def open_trackers(names: Sequence[str], folder: Path) -> list[Tracker]:
+    """Open trackers by name.
+
+    Raises:
+        UserError: for an unknown one, or one that is not installed.
+    """
+    for name in names:
+        if name not in TRACKERS:
+            raise UserError(f"unknown tracker {name!r}: choose among {', '.join(TRACKERS)}.")
+    return [TRACKERS[name](folder) for name in names]

@@ -1,0 +1,60 @@
+"""Trials in MLflow and Weights & Biases, as those themselves read them back."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from mlflow import MlflowClient
+
+from losa_cache.errors import UserError
+from losa_cache.sweep.config import SweepConfig
+from losa_cache.sweep.space import Choices
+from losa_cache.sweep.trackers import open_trackers
+from losa_cache.sweep.trial import trial_path
+from tests.conftest import results
+from tests.sweep.test_sweep import BASE, run
+
+
+def test_mlflow_has_every_trial_and_its_end(tiny_cache, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file:{tmp_path / 'mlruns'}")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    config = SweepConfig(
+        cache=str(tiny_cache.path),
+        space={"rank": Choices((2, 4)), "lr": Choices((0.01, 1e30))},
+        base=replace(BASE, epochs=2),
+        trackers=["mlflow"],
+    )
+    trials = run(tmp_path / "sweep", config)
+    client = MlflowClient()
+    experiment = client.get_experiment_by_name("losa-cache/sweep")
+    found = {int(own.data.tags["losa_cache.trial"]): own for own in client.search_runs([experiment.experiment_id])}
+    assert sorted(found) == [trial.number for trial in trials]
+    for trial in trials:
+        own = found[trial.number]
+        assert own.data.params["rank"] == str(trial.params["rank"])
+        assert own.info.status == ("FINISHED" if trial.state.name == "COMPLETE" else "FAILED")
+        if trial.state.name == "COMPLETE":
+            logged = [point.value for point in client.get_metric_history(own.info.run_id, "val_loss")]
+            assert logged == [line["val_loss"] for line in results(trial_path(tmp_path / "sweep", trial.number))]
+
+
+def test_wandb_has_every_trial(tiny_cache, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    config = SweepConfig(
+        cache=str(tiny_cache.path),
+        space={"rank": Choices((2, 4))},
+        base=replace(BASE, epochs=2),
+        trackers=["wandb"],
+    )
+    run(tmp_path / "sweep", config)
+    stored = sorted((tmp_path / "sweep" / "wandb").glob("offline-run-*/run-*.wandb"))
+    assert [path.stem for path in stored] == ["run-sweep-0000", "run-sweep-0001"]
+    for number, path in enumerate(stored):
+        last = results(trial_path(tmp_path / "sweep", number))[-1]
+        assert json.dumps(last["val_top1"]).encode() in path.read_bytes()
+
+
+def test_an_unknown_tracker_is_refused(tmp_path):
+    with pytest.raises(UserError, match="unknown tracker 'comet': choose among wandb, mlflow"):
+        open_trackers(["comet"], tmp_path)
