@@ -6,18 +6,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from time import time
 
 from losa_cache.cache.files import write_json, write_whole
 from losa_cache.data.vtab import BOTH, TEST, TRAIN, VAL
-from losa_cache.device import choose_device, machine
+from losa_cache.device import machine
 from losa_cache.errors import UserError
 from losa_cache.sweep.config import SweepConfig
-from losa_cache.sweep.outcome import choose, list_trials, load_record, record_of, save_record, test_chosen
+from losa_cache.sweep.outcome import load_record
 from losa_cache.sweep.record import SweepRecord
+from losa_cache.sweep.run import resume_sweep
 from losa_cache.sweep.space import Choices, Space, grid
 from losa_cache.sweep.sweep import Report as SweepReport
-from losa_cache.sweep.sweep import Standing, Sweep, create_sweep
+from losa_cache.sweep.sweep import Standing, create_sweep
 from losa_cache.sweep.vtab_record import Result, VtabRecord, unlike_paper
 from losa_cache.sweep.vtab_table import markdown
 from losa_cache.sweep.vtab_tasks import ALIKE, TaskCaches, find_tasks, require_alike
@@ -70,7 +70,7 @@ def vtab(
         raise UserError(f"ranks are {wanted} and the space is of {', '.join(space)}: give ranks, and only there.")
     if base.limit is not None:
         raise UserError(f"limit is {base.limit}, but the protocol trains on all images: leave it out.")
-    trials, where = len(grid(space)), str(choose_device(device))
+    trials = len(grid(space))
     tasks, left_out = find_tasks(Path(folder))
     require_alike(tasks)
     if not tasks:
@@ -86,7 +86,7 @@ def vtab(
         for rank in wanted:
             sweep = _config(task, replace(base, rank=rank, val_ids=str(ids)), space)
             path = place / f"{task.name}-r{rank}"
-            own = _finished(path, sweep, device=where, residency=residency, report=partial(report, task.name, rank))
+            own = _finished(path, sweep, device=device, residency=residency, report=partial(report, task.name, rank))
             results.append(_result(task.name, rank, own, path))
     manifest = tasks[0].train.manifest
     record = VtabRecord(
@@ -133,7 +133,9 @@ def _config(task: TaskCaches, base: TrainConfig, space: Space) -> SweepConfig:
     return SweepConfig(cache=train, space=space, base=base, test_cache=test, retrain=True)
 
 
-def _finished(folder: Path, config: SweepConfig, *, device: str, residency: str, report: SweepReport) -> SweepRecord:
+def _finished(
+    folder: Path, config: SweepConfig, *, device: str | None, residency: str, report: SweepReport
+) -> SweepRecord:
     """Begin a sweep, go on with it or, where it is over, read it.
 
     Raises:
@@ -148,18 +150,7 @@ def _finished(folder: Path, config: SweepConfig, *, device: str, residency: str,
         raise UserError(f"{str(folder)!r} was made with other options: give those, or choose another --out.")
     if (record := load_record(folder)) is not None:
         return record
-    started = time()
-    own = Sweep(folder, device=choose_device(device), residency=residency, report=report)
-    own.run()
-    material = own.material()
-    trials = list_trials(folder, own.config, own.search, material)
-    best = next((trial for trial in trials if trial.number == choose(trials)), None)
-    if best is None:
-        raise UserError(f"no trial of {str(folder)!r} came to its end: lower the rates.")
-    test = test_chosen(folder, own.config, best, device)
-    record = record_of(own.config, own.cache, material, trials, test=test, started=started, finished=time())
-    save_record(folder, record)
-    return record
+    return resume_sweep(folder, device=device, residency=residency, report=report).record
 
 
 def _options(config: SweepConfig) -> tuple[Space, TrainConfig]:
