@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from math import isfinite
 from pathlib import Path
 from time import perf_counter
@@ -22,14 +22,16 @@ from losa_cache.sweep.cohorts import together
 from losa_cache.sweep.config import SweepConfig
 from losa_cache.sweep.materials import Materials
 from losa_cache.sweep.room import largest_of, most_trials
-from losa_cache.sweep.space import require_trainable
+from losa_cache.sweep.space import Choices, require_trainable
 from losa_cache.sweep.study import Search
 from losa_cache.sweep.trackers import open_trackers
 from losa_cache.sweep.trial import Trials, trial_path
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.material import Material
+from losa_cache.train.run import Run
 from losa_cache.train.train import new_adapter, origin_of, save_run
 
+STACKED = ("losa", "mlp")
 MOST_TRIALS = 64  # at the same time, if nobody says otherwise
 VALUE = "val_top1"
 
@@ -81,6 +83,7 @@ class Sweep:
         self._report = report
         self.cache = open_cache(self.config.cache)
         require_trainable(self.config.space, self.config.base)
+        self._require_stackable()
         self.search = Search(
             self.config.storage or f"sqlite:///{folder / 'study.db'}",
             self.config.space,
@@ -94,6 +97,14 @@ class Sweep:
         self._trials = Trials(folder, open_trackers(self.config.trackers, folder))
         self._cohorts: dict[Path, Cohort] = {}
         self._rows: dict[int, dict[str, Any]] = {}
+
+    def _require_stackable(self) -> None:
+        side = self.config.space.get("side")
+        sides = side.values if isinstance(side, Choices) else (self.config.base.side,)
+        if wrong := [own for own in sides if own not in STACKED]:
+            raise UserError(f"side is {wrong[0]!r}: trials of {' and '.join(STACKED)} alone train together.")
+        if len(self.cache.manifest.tokens["grid"]) == 3:
+            raise UserError(f"{str(self.cache.path)!r} holds videos: trials train together on images alone.")
 
     def run(self) -> None:
         """Train what is left to train."""
@@ -121,17 +132,19 @@ class Sweep:
         """Fill free places with new trials."""
         fresh: list[tuple[int, TrainConfig]] = []
         live = sum(len(cohort.numbers) for cohort in self._cohorts.values())
-        most = self.config.concurrent
-        while most is None or live + len(fresh) < most:
-            if (found := self.search.next()) is None:
-                break
+        while live + len(fresh) < self._most and (found := self.search.next()):
             number, options = found
             fresh.append((number, replace(self.config.base, **options)))
-            if most is None:
-                largest = largest_of(self.config, self.cache.manifest.layers)
-                most = min(MOST_TRIALS, most_trials(largest, self._materials.of(largest), self.device))
-        for places in together([config for _, config in fresh], most or 1):
+        for places in together([config for _, config in fresh], self._most):
             self._start([fresh[place] for place in places])
+
+    @cached_property
+    def _most(self) -> int:
+        """How many trials train at the same time: measured before the first."""
+        if self.config.concurrent is not None:
+            return self.config.concurrent
+        largest = largest_of(self.config, self.cache.manifest.layers)
+        return min(MOST_TRIALS, most_trials(largest, self._materials.of(largest), self.device))
 
     def _start(self, trials: list[tuple[int, TrainConfig]]) -> None:
         material = self._materials.of(trials[0][1])
@@ -155,17 +168,16 @@ class Sweep:
         running = self.search.running()
         for path in sorted((self.folder / "cohorts").glob("*.pt")):
             state: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
-            members = [(n, self._trials.reopen(n, state["epoch"])) for n in state["numbers"]]
-            cohort = self._cohort(members)
-            cohort.load(state)
-            left = [number for number in state["numbers"] if number in running]
+            left = [number for number in state["numbers"] if number in running]  # the others ended before the kill
             if not left:
                 path.unlink()
                 continue
-            if left != state["numbers"]:
-                cohort.keep(left)
+            cohort = self._cohort([(n, Run(trial_path(self.folder, n)).config()[0]) for n in state["numbers"]])
+            cohort.load(state)
+            cohort.keep(left)
             self._cohorts[path] = cohort
             for number in left:
+                self._trials.reopen(number, state["epoch"])
                 del running[number]
         for number in running:
             self.search.lose(number)

@@ -50,14 +50,12 @@ class Trials:
         for tracker in self._trackers:
             tracker.begin(number, config)
 
-    def reopen(self, number: int, epoch: int) -> TrainConfig:
-        """Go on with one, after so many epochs; give its options."""
+    def reopen(self, number: int, epoch: int) -> None:
+        """Go on with one, after so many epochs."""
         run = self._open[number] = Run(trial_path(self._folder, number))
         run.forget_after(epoch)
-        config = run.config()[0]
         for tracker in self._trackers:
-            tracker.begin(number, config)
-        return config
+            tracker.begin(number, run.config()[0])
 
     def __getitem__(self, number: int) -> Run:
         return self._open[number]

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 import losa_cache as lc
 from losa_cache.errors import UserError
+from losa_cache.sweep import sweep as engine
 from losa_cache.sweep.config import SweepConfig
 from losa_cache.sweep.space import Choices, Range
 from losa_cache.sweep.sweep import Sweep, create_sweep
@@ -148,3 +149,26 @@ def test_two_processes_do_not_run_one_sweep(tiny_cache, tmp_path):
     first, second = (Sweep(tmp_path / "sweep", device=CPU, residency="auto", report=lambda _: None) for _ in range(2))
     with first._owned(), pytest.raises(UserError, match="another process runs the sweep"):
         second.run()
+
+
+def test_what_the_study_was_told_before_a_kill_stays_told(tiny_cache, tmp_path, monkeypatch):
+    """Between the end of a trial and its cohort's checkpoint."""
+    config = SweepConfig(cache=str(tiny_cache.path), space={"lr": Choices((0.01, 1e30))}, base=BASE)
+    saved = engine._save
+    states = []
+
+    def killed(path, state):
+        states.append(state["epoch"])
+        if state["epoch"] == 1:
+            raise MemoryError
+        saved(path, state)
+
+    monkeypatch.setattr(engine, "_save", killed)
+    with pytest.raises(MemoryError):
+        run(tmp_path / "sweep", config)
+    assert states == [0, 1]
+    monkeypatch.setattr(engine, "_save", saved)
+    Sweep(tmp_path / "sweep", device=CPU, residency="auto", report=lambda _: None).run()
+    trials = optuna.load_study(study_name="losa-cache", storage=f"sqlite:///{tmp_path / 'sweep' / 'study.db'}")
+    assert [trial.state.name for trial in trials.get_trials()] == ["COMPLETE", "FAIL"]
+    assert [len(results(trial_path(tmp_path / "sweep", number))) for number in (0, 1)] == [4, 1]
