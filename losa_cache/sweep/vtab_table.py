@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from losa_cache.data.vtab import GROUPS, TASKS
-from losa_cache.sweep.vtab_record import PAPER, PAPER_PARAMETERS, Mean, VtabRecord, means_of, paper_top1
+from losa_cache.sweep.vtab_record import PAPER, PAPER_PARAMETERS, Mean, VtabRecord, means_of, paper_means, paper_top1
 
 NONE = "-"
 
@@ -72,11 +72,13 @@ def notes(record: VtabRecord) -> list[str]:
 def _table(record: VtabRecord) -> tuple[list[str], list[Block]]:
     """Give the rows' labels and the table's columns in blocks: three groups, what is over all, other tasks."""
     rows: list[tuple[str, Mapping[str, float], str]] = []
+    means: list[Mapping[str, Mean]] = []
     for rank in record.ranks:
         rows.append((f"r = {rank}", record.top1(rank), f"{record.parameters(rank):,}"))
+        means.append(means_of(record.top1(rank)))
         if rank in PAPER:
             rows.append((f"paper, r = {rank}", paper_top1(rank), PAPER_PARAMETERS[rank]))
-    means = [means_of(top1) for _, top1, _ in rows]
+            means.append(paper_means(rank))
     blocks = []
     for group in GROUPS:
         names = [name for name, task in TASKS.items() if task.group == group]
