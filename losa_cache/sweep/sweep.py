@@ -246,14 +246,16 @@ def create_sweep(folder: Path, config: SweepConfig) -> None:
     Raises:
         UserError: if the path is taken or cannot be written.
     """
+    if folder.exists():
+        raise UserError(f"{str(folder)!r} exists: continue it with --resume, or choose another --out.")
+    partial_ = folder.with_name(folder.name + ".partial")
     try:
-        folder.mkdir(parents=True)
-        (folder / "cohorts").mkdir()
-    except FileExistsError as error:
-        raise UserError(f"{str(folder)!r} exists: continue it with --resume, or choose another --out.") from error
+        shutil.rmtree(partial_, ignore_errors=True)
+        (partial_ / "cohorts").mkdir(parents=True)
+        config.save(partial_)
+        partial_.rename(folder)
     except OSError as error:
         raise UserError(f"sweep {str(folder)!r} cannot be made ({error.strerror}).") from error
-    config.save(folder)
 
 
 def _save(path: Path, state: dict[str, Any]) -> None:
