@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from losa_cache.sidenet.losa import LoSA
     from losa_cache.sidenet.stack import AdapterStack, LoSAStack
     from losa_cache.sidenet.tail import FrozenTail
+    from losa_cache.sweep.run import resume_sweep, sweep
     from losa_cache.train.config import OnlineConfig, TrainConfig
     from losa_cache.train.evaluate_run import evaluate_run
     from losa_cache.train.stacked_adamw import StackedAdamW
@@ -47,6 +48,8 @@ _HOMES = {
     "open_cache": "losa_cache.cache.store",
     "plan_extraction": "losa_cache.extract.plan_extraction",
     "resume": "losa_cache.train.train",
+    "resume_sweep": "losa_cache.sweep.run",
+    "sweep": "losa_cache.sweep.run",
     "train": "losa_cache.train.train",
     "verify_cache": "losa_cache.extract.verify",
 }
@@ -71,6 +74,8 @@ __all__ = [
     "open_cache",
     "plan_extraction",
     "resume",
+    "resume_sweep",
+    "sweep",
     "train",
     "verify_cache",
 ]
@@ -78,9 +83,9 @@ __all__ = [
 
 __version__ = version("losa-cache")
 
-# The rooms extract/ and train/ share their names with functions. An import binds a package to its parent once, when it
-# is first loaded: load them now (they are empty), drop the names, and lc.extract and lc.train stay the functions.
-for _room in ("extract", "train"):
+# The rooms extract/, sweep/ and train/ share their names with functions. An import binds a package to its parent once,
+# when it is first loaded: load them now (they are empty), drop the names, and lc.extract and lc.train stay functions.
+for _room in ("extract", "sweep", "train"):
     import_module(f"{__name__}.{_room}")
     del globals()[_room]
 

@@ -65,7 +65,7 @@ class FileBlob:
     def read(self, ranges: Sequence[Range]) -> None:
         """Fill the buffers (as the contract says): neighbours in one call."""
         for offset, length, buffers in merged(ranges):
-            if os.preadv(self._handle, buffers, offset) != length:  # type: ignore[arg-type]
+            if os.preadv(self._handle, [buffer.data for buffer in buffers], offset) != length:
                 raise CutShortError
 
     def expect(self, offset: int, length: int) -> None:

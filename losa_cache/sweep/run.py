@@ -9,6 +9,7 @@ from losa_cache.cache.store import ActivationCache, latest_training_cache, open_
 from losa_cache.device import choose_device
 from losa_cache.errors import UserError
 from losa_cache.sweep.config import SweepConfig
+from losa_cache.sweep.drawing import require_matplotlib
 from losa_cache.sweep.outcome import choose, list_trials, load_record, record_of, save_record, test_chosen
 from losa_cache.sweep.record import SweepRecord
 from losa_cache.sweep.report import write_report
@@ -57,6 +58,7 @@ def sweep(
     Raises:
         UserError: for options, a cache or a folder that cannot work.
     """
+    require_matplotlib()  # before the trials, not after them
     opened = latest_training_cache() if cache is None else cache
     opened = opened if isinstance(opened, ActivationCache) else open_cache(opened)
     searched = {
