@@ -1,13 +1,14 @@
 """What the trials of a sweep learn from: a source for each choice of block outputs, one split for all."""
 
-import numpy as np
+from dataclasses import replace
+
 import torch
 
 from losa_cache.cache.identity import differences
 from losa_cache.cache.store import ActivationCache, open_cache
 from losa_cache.errors import UserError
 from losa_cache.sweep.config import SweepConfig
-from losa_cache.train.config import TrainConfig
+from losa_cache.train.config import SHUFFLE, TrainConfig
 from losa_cache.train.evaluate_run import BELONG_TOGETHER
 from losa_cache.train.material import Material, from_cache
 
@@ -53,20 +54,19 @@ class Materials:
     def described(self) -> Material:
         """Give a material whose sources are closed: what there is to learn from, not for reading."""
         material = self._opened(self._base, "disk")
-        material.__exit__()
+        material.close()
         return material
 
     def close(self) -> None:
         """Close all sources."""
         for material in self._open.values():
-            material.__exit__()
+            material.close()
         self._open.clear()
 
     def _opened(self, config: TrainConfig, residency: str) -> Material:
         own = from_cache(self._cache, config, self._device, residency=residency, passes=self._passes)
         if self._val is None:
             return own
-        other = from_cache(self._val, config, self._device, residency=residency, passes=self._passes)
-        held_out = np.concatenate([other.chosen.train, other.chosen.held_out])
-        chosen = type(own.chosen)(own.chosen.train, held_out, own.chosen.weights, own.chosen.files)
-        return Material(own.manifest, own.tail, own.layers, own.points, chosen, own.source, other.source)
+        whole = replace(config, sampling=SHUFFLE, limit=None, val_fraction=0.0, val_ids=None)
+        other = from_cache(self._val, whole, self._device, residency=residency, passes=self._passes)
+        return replace(own, chosen=replace(own.chosen, held_out=other.chosen.train), plain=other.source)

@@ -44,7 +44,7 @@ def list_trials(folder: Path, config: SweepConfig, search: Search, material: Mat
     return found
 
 
-def test_chosen(folder: Path, config: SweepConfig, trial: TrialRecord, device: str) -> dict[str, Any] | None:
+def evaluate_chosen(folder: Path, config: SweepConfig, trial: TrialRecord, device: str) -> dict[str, Any] | None:
     """Train the chosen trial anew where that is asked for, and test it, once; ``None`` without a test cache."""
     run = trial_path(folder, trial.number)
     cache = open_cache(config.test_cache) if config.test_cache else known_test_cache(run, but=config.val_cache)

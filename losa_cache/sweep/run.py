@@ -1,6 +1,6 @@
 """``sweep`` and ``resume_sweep``: one cache, many trials, one choice."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import time
 from typing import Any
@@ -10,7 +10,7 @@ from losa_cache.device import choose_device
 from losa_cache.errors import UserError
 from losa_cache.sweep.config import SweepConfig
 from losa_cache.sweep.drawing import require_matplotlib
-from losa_cache.sweep.outcome import choose, list_trials, load_record, record_of, save_record, test_chosen
+from losa_cache.sweep.outcome import choose, evaluate_chosen, list_trials, load_record, record_of, save_record
 from losa_cache.sweep.record import SweepRecord
 from losa_cache.sweep.report import write_report
 from losa_cache.sweep.space import Choices, Range, parse
@@ -65,10 +65,13 @@ def sweep(
         name: own if isinstance(own, Choices | Range) else parse(name, own) if isinstance(own, str) else _listed(own)
         for name, own in space.items()
     }
+    base = config or TrainConfig()
+    if options.get("val_cache") is not None:  # nothing else is held out
+        base = replace(base, val_fraction=0.0, val_ids=None)
     name = f"{opened.manifest.fields['dataset']['name']}-sweep".replace("/", "_")
     folder = Path(out) if out is not None else next_run_path(Path("runs"), name)
     path = str(opened.path.resolve())
-    create_sweep(folder, SweepConfig(cache=path, space=searched, base=config or TrainConfig(), **options))
+    create_sweep(folder, SweepConfig(cache=path, space=searched, base=base, **options))
     return resume_sweep(folder, device=device, residency=residency, report=report)
 
 
@@ -97,7 +100,7 @@ def resume_sweep(
     if chosen is None:
         raise UserError(f"no trial of {str(folder)!r} came to its end: lower the rates, or leave out --pruner.")
     best = next(trial for trial in trials if trial.number == chosen)
-    test = test_chosen(folder, own.config, best, str(where))
+    test = evaluate_chosen(folder, own.config, best, str(where))
     record = record_of(own.config, own.cache, material, trials, test=test, started=started, finished=time())
     save_record(folder, record)
     write_report(record, folder)

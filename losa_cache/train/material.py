@@ -61,6 +61,10 @@ class Material:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the sources."""
         self.source.close()
         self.plain.close()
 

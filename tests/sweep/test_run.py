@@ -73,9 +73,8 @@ def test_retraining_uses_validation_samples_too(tiny_cache, test_cache, tmp_path
 
 def test_a_validation_cache_judges_all_of_its_samples(tiny_cache, test_cache, tmp_path):
     held = extract(tiny_backbone(), tiny_samples(9, split="val"), precision="float32", out=tmp_path / "val.zarr")
-    config = replace(BASE, val_fraction=0.0)
     record = sweep(
-        tiny_cache, space={"rank": [2, 4]}, config=config, out=tmp_path / "s", device="cpu", val_cache=str(held.path)
+        tiny_cache, space={"rank": [2, 4]}, config=BASE, out=tmp_path / "s", device="cpu", val_cache=str(held.path)
     ).record
     assert (record.training_samples, record.validation_samples) == (23, 9)
     assert record.test["on"] == str(test_cache.path)

@@ -38,15 +38,13 @@ def test_every_trial_ends_where_it_ends_alone(tiny_cache, tmp_path):
         "rank": Choices((2, 6)),
         "lr": Choices((0.01, 0.03)),
         "layers": Choices(("2", "all")),
-        "weight_decay": Choices((0.0, 0.3)),
         "label_smoothing": Choices((0.0, 0.2)),
-        "clip_grad": Choices((1.0, 0.05)),
         "seed": Choices((0, 1)),
     }
-    config = SweepConfig(cache=str(tiny_cache.path), space=space, base=replace(BASE, epochs=2))
+    config = SweepConfig(cache=str(tiny_cache.path), space=space, base=replace(BASE, epochs=2, clip_grad=0.1))
     trials = run(tmp_path / "sweep", config)
-    assert len(trials) == 2**7
-    for trial in trials[:: 2**7 // 16]:
+    assert len(trials) == 2**5
+    for trial in trials[::5]:  # each value of every option at least twice
         alone = lc.train(tiny_cache, config=replace(config.base, **trial.params), out=tmp_path / f"{trial.number}")
         theirs = trial_path(tmp_path / "sweep", trial.number)
         ours, other = (load_file(path / "adapter_model.safetensors") for path in (alone.run, theirs))
