@@ -16,6 +16,7 @@ from losa_cache.cache.store import ActivationCache
 from losa_cache.data.samples import Samples, hash_lines
 from losa_cache.data.transforms import InputSpec
 from losa_cache.extract.extract import extract
+from tests.servers import BUCKET, ENVIRONMENT, s3_server
 
 torch.set_num_threads(2)
 
@@ -68,6 +69,20 @@ def digits(tmp_path_factory) -> dict[str, Path]:
         )
         assert done.returncode == 0, done.stderr
     return {"home": home, "train": home / "train.zarr", "test": home / "test.zarr"}
+
+
+@pytest.fixture(scope="session")
+def s3():
+    """Address of an S3 server with an empty bucket."""
+    with s3_server(BUCKET) as address:
+        yield address
+
+
+@pytest.fixture
+def s3_environment(s3, monkeypatch):
+    """What a user sets to reach it."""
+    for name, value in {**ENVIRONMENT, "AWS_ENDPOINT_URL": s3}.items():
+        monkeypatch.setenv(name, value)
 
 
 def results(run: Path) -> list[dict]:

@@ -10,7 +10,8 @@ from losa_cache.errors import UserError
 from losa_cache.sweep.config import SweepConfig
 from losa_cache.train.config import SHUFFLE, TrainConfig
 from losa_cache.train.evaluate_run import BELONG_TOGETHER
-from losa_cache.train.material import Material, from_cache
+from losa_cache.train.material import Material, from_cache, selected
+from losa_cache.train.selection import Selection
 
 
 class Materials:
@@ -48,14 +49,13 @@ class Materials:
         shared = (config.side, config.layers, config.start, config.seed if self._cache.manifest.views > 1 else 0)
         key = repr(shared)
         if key not in self._open:
-            self._open[key] = self._opened(config, self._residency)
+            self._open[key] = self._opened(config)
         return self._open[key]
 
-    def described(self) -> Material:
-        """Give a material whose sources are closed: what there is to learn from, not for reading."""
-        material = self._opened(self._base, "disk")
-        material.close()
-        return material
+    def chosen(self) -> Selection:
+        """Say which samples trials learn from, and which they are judged by."""
+        own = selected(self._cache, self._base)
+        return own if self._val is None else replace(own, held_out=selected(self._val, _whole(self._base)).train)
 
     def close(self) -> None:
         """Close all sources."""
@@ -63,10 +63,14 @@ class Materials:
             material.close()
         self._open.clear()
 
-    def _opened(self, config: TrainConfig, residency: str) -> Material:
-        own = from_cache(self._cache, config, self._device, residency=residency, passes=self._passes)
+    def _opened(self, config: TrainConfig) -> Material:
+        own = from_cache(self._cache, config, self._device, residency=self._residency, passes=self._passes)
         if self._val is None:
             return own
-        whole = replace(config, sampling=SHUFFLE, limit=None, val_fraction=0.0, val_ids=None)
-        other = from_cache(self._val, whole, self._device, residency=residency, passes=self._passes)
+        other = from_cache(self._val, _whole(config), self._device, residency=self._residency, passes=self._passes)
         return replace(own, chosen=replace(own.chosen, held_out=other.chosen.train), plain=other.source)
+
+
+def _whole(config: TrainConfig) -> TrainConfig:
+    """Take all samples of a validation cache."""
+    return replace(config, sampling=SHUFFLE, limit=None, val_fraction=0.0, val_ids=None)

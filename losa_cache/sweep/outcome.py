@@ -14,8 +14,9 @@ from losa_cache.sweep.record import SweepRecord, TrialRecord, seed_groups
 from losa_cache.sweep.study import Search
 from losa_cache.sweep.trial import describe, trial_path
 from losa_cache.train.evaluate_run import evaluate_run, known_test_cache
-from losa_cache.train.material import Material
+from losa_cache.train.material import frozen_tail
 from losa_cache.train.run import Run
+from losa_cache.train.selection import Selection
 from losa_cache.train.train import new_adapter, resume, train
 
 RECORD, RETRAINED = "record.json", "retrained"
@@ -32,12 +33,12 @@ def choose(trials: Sequence[TrialRecord]) -> int | None:
     return min(groups[0].trials, key=lambda trial: (trial.options.get("seed", 0), trial.number)).number
 
 
-def list_trials(folder: Path, config: SweepConfig, search: Search, material: Material) -> list[TrialRecord]:
+def list_trials(folder: Path, config: SweepConfig, search: Search, cache: ActivationCache) -> list[TrialRecord]:
     """Read every trial's end and curve."""
-    found = []
+    found, tail = [], frozen_tail(cache)
     for number, state, options in search.listed():
         own = replace(config.base, **options)
-        adapter = new_adapter(material.manifest, material.tail, own)
+        adapter = new_adapter(cache.manifest, tail, own)
         curve = list(Run(trial_path(folder, number)).metrics())
         parameters = adapter.parameter_counts()["side"]
         found.append(TrialRecord(number, state, options, parameters, curve, describe(own, config.cache)))
@@ -70,7 +71,7 @@ def _retrained(folder: Path, config: SweepConfig, trial: TrialRecord, device: st
 def record_of(
     config: SweepConfig,
     cache: ActivationCache,
-    material: Material,
+    samples: Selection,
     trials: list[TrialRecord],
     *,
     test: dict[str, Any] | None,
@@ -79,7 +80,7 @@ def record_of(
 ) -> SweepRecord:
     """Put together what the report says."""
     manifest, base = cache.manifest, config.base
-    held = len(material.chosen.held_out)
+    held = len(samples.held_out)
     if config.val_cache is not None:
         validated = f"all {held} samples of {config.val_cache}"
     elif base.val_ids is not None:
@@ -89,7 +90,7 @@ def record_of(
         validated = f"{held} samples of the training cache, held out by {by}"
     chosen = choose(trials)
     protocol = (
-        f"Trials were trained on {len(material.chosen.train)} samples and judged by their top-1 after the last epoch "
+        f"Trials were trained on {len(samples.train)} samples and judged by their top-1 after the last epoch "
         f"on {validated}. The options with the best mean over seeds were chosen, and of them the lowest seed."
     )
     if test is None:
@@ -103,7 +104,7 @@ def record_of(
         cache=config.cache,
         identity=manifest.identity,
         dataset=dataset,
-        training_samples=len(material.chosen.train),
+        training_samples=len(samples.train),
         validation_samples=held,
         validated_on=validated,
         protocol=protocol,

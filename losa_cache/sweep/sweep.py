@@ -1,7 +1,5 @@
 """``sweep``: one cache, many trials."""
 
-import fcntl
-import os
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -15,6 +13,7 @@ from typing import Any
 import torch
 
 from losa_cache.allocator import keep_freed_memory
+from losa_cache.cache.hold import lock, unlock
 from losa_cache.cache.store import open_cache
 from losa_cache.errors import UserError
 from losa_cache.sweep.cohort import Cohort
@@ -27,8 +26,8 @@ from losa_cache.sweep.study import Search
 from losa_cache.sweep.trackers import open_trackers
 from losa_cache.sweep.trial import Trials, trial_path
 from losa_cache.train.config import TrainConfig
-from losa_cache.train.material import Material
-from losa_cache.train.run import Run
+from losa_cache.train.run import Run, save_state
+from losa_cache.train.selection import Selection
 from losa_cache.train.train import new_adapter, origin_of, save_run
 
 STACKED = ("losa", "mlp")
@@ -124,9 +123,9 @@ class Sweep:
                     done += trained
                     self._report(self._standing(perf_counter() - started, done))
 
-    def material(self) -> Material:
-        """Describe what the trials learned from, without opening it for reading."""
-        return self._materials.described()
+    def chosen(self) -> Selection:
+        """Say which samples the trials learned from, and which they were judged by."""
+        return self._materials.chosen()
 
     def _begin(self) -> None:
         """Fill free places with new trials."""
@@ -155,7 +154,7 @@ class Sweep:
         cohort = self._cohort(trials)
         path = self.folder / "cohorts" / f"{trials[0][0]:04d}.pt"
         self._cohorts[path] = cohort
-        _save(path, cohort.state())
+        save_state(path, cohort.state())
 
     def _cohort(self, trials: list[tuple[int, TrainConfig]]) -> Cohort:
         material = self._materials.of(trials[0][1])
@@ -208,7 +207,7 @@ class Sweep:
             return
         if stay != cohort.numbers:
             cohort.keep(stay)
-        _save(path, cohort.state())
+        save_state(path, cohort.state())
 
     def _end(self, number: int, state: str, tell: Callable[[int], None]) -> None:
         self._trials.end(number, state)
@@ -229,14 +228,11 @@ class Sweep:
         Raises:
             UserError: if another process does.
         """
+        handle = lock(self.folder / "lock")
+        if handle is None:
+            raise UserError(f"another process runs the sweep {str(self.folder)!r}: wait for it.")
         stack = ExitStack()
-        handle = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-        stack.callback(os.close, handle)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            stack.close()
-            raise UserError(f"another process runs the sweep {str(self.folder)!r}: wait for it.") from error
+        stack.callback(unlock, handle)
         return stack
 
 
@@ -256,13 +252,3 @@ def create_sweep(folder: Path, config: SweepConfig) -> None:
         partial_.rename(folder)
     except OSError as error:
         raise UserError(f"sweep {str(folder)!r} cannot be made ({error.strerror}).") from error
-
-
-def _save(path: Path, state: dict[str, Any]) -> None:
-    """Write a cohort's checkpoint whole or not at all."""
-    partial = path.with_suffix(".partial")
-    with open(partial, "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)

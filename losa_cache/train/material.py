@@ -113,7 +113,7 @@ def from_cache(
     layers = used_layers(cache.manifest.layers, config)
     points = used_points(cache.manifest.fields["tap"], cache.manifest.layers, config)
     _require_start(cache, points)
-    chosen = select(cache.samples, cache.sample_ids, cache.labels[:: cache.manifest.views], config)
+    chosen = selected(cache, config)
     source = open_cached(
         cache,
         points,
@@ -125,6 +125,15 @@ def from_cache(
         fold=config.side in FOLD,
     )
     return Material(cache.manifest, frozen_tail(cache), layers, points, chosen, source, source)
+
+
+def selected(cache: ActivationCache, config: TrainConfig) -> Selection:
+    """Choose the samples of a run from a cache.
+
+    Raises:
+        UserError: for a choice that cannot be.
+    """
+    return select(cache.samples, cache.sample_ids, cache.labels[:: cache.manifest.views], config)
 
 
 def from_backbone(

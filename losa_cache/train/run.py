@@ -86,12 +86,7 @@ class Run:
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Write a checkpoint whole or not at all."""
-        partial = self.path / "checkpoint.pt.partial"
-        with open(partial, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self.path / "checkpoint.pt")
+        save_state(self.path / "checkpoint.pt", state)
 
     def load_checkpoint(self, device: torch.device) -> dict[str, Any] | None:
         """Read the checkpoint, if there is one yet, and drop metrics of epochs that it does not cover.
@@ -119,6 +114,16 @@ class Run:
         """Flush the events."""
         if self._board is not None:
             self._board.close()
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """Write tensors and numbers to a file, whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
 
 
 def next_run_path(base: Path, name: str) -> Path:

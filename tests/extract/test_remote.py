@@ -19,7 +19,7 @@ from losa_cache.extract.plan_extraction import plan_extraction
 from losa_cache.extract.verify import verify_cache
 from tests.conftest import tiny_backbone, tiny_samples
 from tests.extract.test_extract import contents
-from tests.servers import BUCKET, ENVIRONMENT, http_server, s3_server
+from tests.servers import BUCKET, http_server
 
 OPTIONS = {"precision": "int8", "shard_bytes": 2_500, "batch_size": 4, "workers": 1}
 IMAGES, SHARDS = 60, 20
@@ -39,16 +39,7 @@ extract(tiny_backbone(), tiny_samples({images}), out={out!r}, meter=Slow(), **{o
 """
 
 
-@pytest.fixture(scope="module")
-def s3():
-    with s3_server(BUCKET) as address:
-        yield address
-
-
-@pytest.fixture(autouse=True)
-def _environment(s3, monkeypatch):
-    for name, value in {**ENVIRONMENT, "AWS_ENDPOINT_URL": s3}.items():
-        monkeypatch.setenv(name, value)
+pytestmark = pytest.mark.usefixtures("s3_environment")
 
 
 @pytest.fixture

@@ -152,7 +152,7 @@ def test_two_processes_do_not_run_one_sweep(tiny_cache, tmp_path):
 def test_what_the_study_was_told_before_a_kill_stays_told(tiny_cache, tmp_path, monkeypatch):
     """Between the end of a trial and its cohort's checkpoint."""
     config = SweepConfig(cache=str(tiny_cache.path), space={"lr": Choices((0.01, 1e30))}, base=BASE)
-    saved = engine._save
+    saved = engine.save_state
     states = []
 
     def killed(path, state):
@@ -161,11 +161,11 @@ def test_what_the_study_was_told_before_a_kill_stays_told(tiny_cache, tmp_path, 
             raise MemoryError
         saved(path, state)
 
-    monkeypatch.setattr(engine, "_save", killed)
+    monkeypatch.setattr(engine, "save_state", killed)
     with pytest.raises(MemoryError):
         run(tmp_path / "sweep", config)
     assert states == [0, 1]
-    monkeypatch.setattr(engine, "_save", saved)
+    monkeypatch.setattr(engine, "save_state", saved)
     Sweep(tmp_path / "sweep", device=CPU, residency="auto", report=lambda _: None).run()
     trials = optuna.load_study(study_name="losa-cache", storage=f"sqlite:///{tmp_path / 'sweep' / 'study.db'}")
     assert [trial.state.name for trial in trials.get_trials()] == ["COMPLETE", "FAIL"]
