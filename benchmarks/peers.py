@@ -35,7 +35,7 @@ from losa_cache.device import choose_device, has_bfloat16, machine
 from losa_cache.layers import choose_layers
 from losa_cache.points import tapped_points
 from losa_cache.sidenet.operand import Block
-from losa_cache.train.online import fresh_blocks
+from losa_cache.train.online import Rounding
 
 CLASSES, RANK = 100, 16
 EXTRACTION, CACHED = "extraction", "LoSA, cached"
@@ -52,8 +52,9 @@ def side_network(name: str, pixels: Tensor, labels: Tensor, side: str, layers: s
     """Build the step of ``losa-cache train --online``: backbone in inference mode, adapter trained on its blocks."""
     device = pixels.device
     backbone = load_backbone(name, weights="random").to(device)
-    encoding, compute = get_precision("bfloat16").fit([]), backbone.compute_dtype("bfloat16")
+    encoding, compute = get_precision("bfloat16").fit([], tokens=1, prefix=0), backbone.compute_dtype("bfloat16")
     points = tapped_points("block", choose_layers(layers, range(1, backbone.depth + 1)))
+    rounding = Rounding.of(encoding, points, points)
     adapter = Adapter(
         side=side, depth=len(points), tokens=backbone.tokens, width=backbone.width, rank=RANK, classes=CLASSES,
         tail=backbone.tail,
@@ -62,7 +63,7 @@ def side_network(name: str, pixels: Tensor, labels: Tensor, side: str, layers: s
     optimizer = torch.optim.AdamW(trained, lr=1e-3, fused=True)
 
     def step() -> None:
-        blocks = fresh_blocks(backbone, pixels, points, encoding, compute=compute)
+        blocks = rounding.blocks(backbone, pixels, compute=compute)
         with autocast(device):
             logits = adapter(blocks)
         descend(logits, labels, optimizer)
@@ -74,11 +75,11 @@ def extraction(name: str, pixels: Tensor, labels: Tensor) -> tuple[int, Step]:
     """Build the step of ``losa-cache extract``: forward, and every block output encoded."""
     backbone = load_backbone(name, weights="random").to(pixels.device)
     points = tapped_points("block", range(1, backbone.depth + 1))
-    encoding, compute = get_precision("bfloat16").fit([]), backbone.compute_dtype("bfloat16")
-    shape = (len(pixels), len(points), backbone.tokens, backbone.width)
+    encoding, compute = get_precision("bfloat16").fit([], tokens=1, prefix=0), backbone.compute_dtype("bfloat16")
+    shape = (len(points), backbone.tokens, backbone.width)
 
     def step() -> None:
-        encoded = EncodedBatch.empty(encoding, shape, pixels.device)
+        encoded = EncodedBatch.empty(encoding, len(pixels), shape, pixels.device)
         backbone.run(pixels, points, encoded.put, compute=compute)
 
     return 0, step

@@ -53,7 +53,7 @@ def make(folder: Path, samples: int) -> None:
         for first, blocks in values(samples):
             bits = torch.stack(blocks, dim=1)
             for name, (precision, compressed) in STORES.items() if not writers else ():
-                encoding = get_precision(precision).fit([block[:32] for block in blocks])
+                encoding = get_precision(precision).fit([block[:32] for block in blocks], tokens=TOKENS, prefix=1)
                 writer = begin(folder / f"{name}.zarr", encoding, samples, compressed=compressed)
                 writers.append((stack.enter_context(writer), encoding))
             for writer, encoding in writers:
@@ -83,13 +83,8 @@ def values(samples: int) -> Iterator[tuple[int, list[Tensor]]]:
 def begin(path: Path, encoding: Encoding, samples: int, *, compressed: bool) -> CacheWriter:
     """Begin a cache as an extraction of all blocks does."""
     precision = encoding.precision
-    planned = plan_layout(
-        samples=samples,
-        layers=LAYERS,
-        tokens=TOKENS,
-        columns=precision.columns(WIDTH),
-        itemsize=precision.itemsize,
-    )
+    planes, tokens, columns = encoding.stored_shape(LAYERS, TOKENS, WIDTH)
+    planned = plan_layout(samples=samples, layers=planes, tokens=tokens, columns=columns, itemsize=precision.itemsize)
     layout = replace(planned, compressed=compressed)
     manifest = Manifest(
         fields={

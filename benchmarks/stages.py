@@ -181,8 +181,8 @@ def online_epoch(name: str, folder: Path, images: int) -> Figures:
     inputs = open_inputs(
         name, "folder", data_dir=folder / "images", weights="random", precision=PRECISION, device=choose_device()
     )
-    points, encoding = inputs.manifest.points, get_precision(PRECISION).fit([])
-    source = OnlineSource(inputs, points, encoding, workers=os.cpu_count() or 1)
+    points, encoding = inputs.manifest.points, get_precision(PRECISION).fit([], tokens=1, prefix=0)
+    source = OnlineSource(inputs, points, encoding, points, workers=os.cpu_count() or 1)
     return _epochs(name, folder, source, warm=BATCH, epochs=1)
 
 

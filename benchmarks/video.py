@@ -32,7 +32,7 @@ from losa_cache.cache.precision import get_precision
 from losa_cache.device import choose_device, machine
 from losa_cache.points import tapped_points
 from losa_cache.sidenet.operand import Block
-from losa_cache.train.online import fresh_blocks
+from losa_cache.train.online import Rounding
 
 RANK, CLASSES = 64, 400
 SHAPES = {
@@ -86,13 +86,14 @@ def online(side: str, name: str, clips: int, frames: int) -> Step:
     backbone = load_backbone(name, weights="random", frames=frames).to(device)
     pixels = torch.randint(0, 256, (clips, *backbone.input.shape), dtype=torch.uint8, device=device)
     points = tapped_points("block", range(backbone.depth if side == "linear" else 1, backbone.depth + 1))
-    encoding, compute = get_precision("bfloat16").fit([]), backbone.compute_dtype("bfloat16")
+    encoding, compute = get_precision("bfloat16").fit([], tokens=1, prefix=0), backbone.compute_dtype("bfloat16")
     sizes = {"depth": len(points), "tokens": backbone.tokens, "width": backbone.width, "rank": RANK, "classes": CLASSES}
+    rounding = Rounding.of(encoding, points, points)
     adapter = Adapter(side=side, tail=backbone.tail, grid=backbone.grid, **sizes).to(device)
     optimizer, labels = optimizer_of(adapter), torch.zeros(clips, dtype=torch.int64, device=device)
 
     def step() -> None:
-        blocks = fresh_blocks(backbone, pixels, points, encoding, compute=compute)
+        blocks = rounding.blocks(backbone, pixels, compute=compute)
         with autocast(device):
             logits = adapter(blocks)
         descend(logits, labels, optimizer)

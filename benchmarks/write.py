@@ -53,8 +53,8 @@ def compare(name: str, folder: Path, gigabytes: float, repeats: int) -> None:
     encoding, stored = features(name)
     precision = get_precision(name)
     samples = int(gigabytes * 1e9 / stored[0].nbytes)
-    columns = precision.columns(WIDTH)
-    layout = plan_layout(samples=samples, layers=LAYERS, tokens=TOKENS, columns=columns, itemsize=precision.itemsize)
+    planes, tokens, columns = encoding.stored_shape(LAYERS, TOKENS, WIDTH)
+    layout = plan_layout(samples=samples, layers=planes, tokens=tokens, columns=columns, itemsize=precision.itemsize)
     layout = replace(layout, compressed=name == "bfloat16")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     ours: list[float] = []
@@ -88,7 +88,7 @@ def features(name: str) -> tuple[Encoding, np.ndarray]:
     """Encode a batch of values with channels of different sizes."""
     torch.manual_seed(0)
     blocks = [torch.randn(BATCH, TOKENS, WIDTH) * torch.rand(WIDTH).exp() for _ in range(LAYERS)]
-    encoding = get_precision(name).fit(blocks[:1] * LAYERS)
+    encoding = get_precision(name).fit(blocks[:1] * LAYERS, tokens=TOKENS, prefix=1)
     return encoding, EncodedBatch.of(encoding, blocks).stored.view(torch.uint8).numpy()
 
 

@@ -1,6 +1,7 @@
 """Points of a few images, unencoded: a calibration sample to fit an encoding to, or a second look at a cache."""
 
 from collections.abc import Generator, Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -8,14 +9,46 @@ from torch import Tensor
 
 from losa_cache.cache import compression
 from losa_cache.cache.layout import Layout
-from losa_cache.cache.precision import EncodedBatch, Encoding, get_precision
+from losa_cache.cache.precision import EncodedBatch, Encoding, Precision, get_precision
 from losa_cache.data.decode import Decoded, View
 from losa_cache.errors import UserError
 from losa_cache.inputs import Inputs
 
-IMAGES = 32  # some 8000 tokens of a ViT at 224 px
-SAMPLE_BYTES = 512 * 1024 * 1024
+AT_ONCE = 32  # images
+AT_ONCE_BYTES = 512 * 1024 * 1024
+THIN_BYTES = 2 * 1024**3
+THINNING = 4  # one token in so many is kept of larger samples: images differ more than their tokens
+SHARE = 4  # of a data set, one image in so many may be run for calibration alone
 COMPRESSED_BYTES = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Points of the first images: samples are in random order, so these are a random choice.
+
+    Attributes:
+        whole: float32 ``(images, tokens, width)`` a point, on the backbone's device: 32 images, or as many as 512 MiB
+            hold.
+        thin: bfloat16 ``(more images, prefix tokens and a random quarter of the others, width)``, where a precision
+            asks for more: as many as 2 GiB hold, and at most a quarter of the data set. Else ``whole``.
+        tokens, prefix: of the backbone.
+    """
+
+    whole: list[Tensor]
+    thin: list[Tensor]
+    tokens: int
+    prefix: int
+
+    def fit(self, precision: Precision) -> Encoding:
+        """Fit a precision to as many images as it asks for, and there are.
+
+        Raises:
+            UserError: if it cannot store this width.
+        """
+        blocks = self.thin if precision.images > AT_ONCE else self.whole
+        if blocks:
+            precision.require(blocks[0].shape[-1])
+        return precision.fit(blocks, tokens=self.tokens, prefix=self.prefix)
 
 
 def fit_encoding(inputs: Inputs, *, workers: int) -> Encoding:
@@ -25,37 +58,62 @@ def fit_encoding(inputs: Inputs, *, workers: int) -> Encoding:
         UserError: if none of the images decodes.
     """
     precision = get_precision(inputs.manifest.precision)
-    return precision.fit(block_sample(inputs, workers=workers) if precision.needs_fit else [])
+    if precision.images:
+        return calibrate(inputs, workers=workers, images=precision.images).fit(precision)
+    return Calibration([], [], inputs.backbone.tokens, inputs.backbone.prefix_tokens).fit(precision)
 
 
-def block_sample(inputs: Inputs, *, workers: int) -> list[Tensor]:
-    """Run the backbone over the first images: samples are in random order, so these are a random choice.
+def calibrate(inputs: Inputs, *, workers: int, images: int) -> Calibration:
+    """Run the backbone over the first images.
 
     Args:
         inputs: what is to be extracted.
         workers: decoding threads.
-
-    Returns:
-        float32 ``(images, tokens, width)`` a point, on the backbone's device: 32 images, or as many as 512 MiB hold.
+        images: how many a precision asks for.
 
     Raises:
         UserError: if none of them decodes.
     """
-    count = min(len(inputs.samples), images_at_once(inputs))
-    ((batch, blocks),) = run_views(inputs, [[(index, None) for index in range(count)]], workers=workers)
-    good = [place for place in range(count) if place not in batch.failures]
-    if not good:
-        index, reason = batch.failures[0]
+    at_once, count = images_at_once(inputs), calibration_images(inputs, images)
+    plan: list[list[View]] = [
+        [(index, None) for index in range(at, min(at + at_once, count))] for at in range(0, count, at_once)
+    ]
+    prefix, generator = inputs.backbone.prefix_tokens, torch.Generator().manual_seed(0)
+    whole: list[Tensor] = []
+    parts: list[list[Tensor]] = []
+    failed: dict[int, tuple[int, str]] = {}
+    for views, (batch, blocks) in zip(plan, run_views(inputs, plan, workers=workers), strict=True):
+        good = [place for place in range(len(views)) if place not in batch.failures]
+        failed |= batch.failures
+        if not good:
+            continue
+        whole = whole or [block[good] for block in blocks]
+        patches = torch.randperm(blocks[0].shape[1] - prefix, generator=generator) + prefix
+        kept = [*range(prefix), *patches[: max(1, len(patches) // THINNING)].tolist()]
+        parts.append([block[good][:, kept].bfloat16() for block in blocks])
+    if not whole:
+        index, reason = failed[0]
         raise UserError(
             f"none of the {count} images could be decoded (first: {inputs.samples.ids[index]!r}, {reason})."
         )
-    return [block[good] for block in blocks]
+    thin = [torch.cat(own) for own in zip(*parts, strict=True)] if images > AT_ONCE else whole
+    return Calibration(whole, thin, inputs.backbone.tokens, prefix)
+
+
+def calibration_images(inputs: Inputs, images: int) -> int:
+    """Say how many images are run for a calibration sample that should hold so many."""
+    kept = THIN_BYTES * THINNING // (_values(inputs) * torch.bfloat16.itemsize)
+    total = len(inputs.samples)
+    return min(total, max(images_at_once(inputs), min(images, kept, total // SHARE)))
 
 
 def images_at_once(inputs: Inputs) -> int:
     """Say how many images' points fit 512 MiB as float32: at least 1, at most 32."""
-    one = len(inputs.manifest.points) * inputs.backbone.tokens * inputs.backbone.width * torch.float32.itemsize
-    return min(IMAGES, max(1, SAMPLE_BYTES // one))
+    return min(AT_ONCE, max(1, AT_ONCE_BYTES // (_values(inputs) * torch.float32.itemsize)))
+
+
+def _values(inputs: Inputs) -> int:
+    return len(inputs.manifest.points) * inputs.backbone.tokens * inputs.backbone.width
 
 
 def run_views(
@@ -77,7 +135,7 @@ def compression_ratio(encoding: Encoding, blocks: Sequence[Tensor], layout: Layo
 
     Args:
         encoding: that the blocks are stored in.
-        blocks: of :func:`block_sample`.
+        blocks: whole ones of a calibration sample.
         layout: of the store.
     """
     if layout.total_bytes < compression.WORTH_BYTES:

@@ -125,7 +125,7 @@ def open_inputs(
         backbone.input.augmentation(augment)  # an unknown one is refused before anything is written
     dataset.require_clips(Clip(backbone.input.frames, backbone.input.stride, count=clips))
     dataset.require_augmentable(augment)
-    chosen.columns(backbone.width)  # a width that it cannot store is refused
+    chosen.require(backbone.width)
     backbone.to(device, budget=budget)
     if tap != "block":
         backbone.require_branches()

@@ -100,7 +100,9 @@ def time_epochs(path: str) -> dict[tuple[str, str], float]:
     for side, config in configs.items():
         points = used_points(cache.manifest.fields["tap"], cache.manifest.layers, config)
         sources[side, "cached"] = CachedSource(cache, points, device)
-        sources[side, "online"] = OnlineSource(inputs, points, cache.encoding(), workers=os.cpu_count() or 1)
+        sources[side, "online"] = OnlineSource(
+            inputs, points, cache.encoding(), cache.manifest.points, workers=os.cpu_count() or 1
+        )
     seconds: dict[tuple[str, str], list[float]] = {key: [] for key in sources}
     for epoch in range(TIMED_EPOCHS + 1):  # the first warms up
         for (side, name), source in sources.items():

@@ -15,7 +15,7 @@ class Layout:
     """How ``(samples, layers, tokens, columns)`` elements of ``itemsize`` bytes lie in shards.
 
     To the layout every row is a sample of its own: views are the business of others; so are columns, the stored
-    elements of a token.
+    elements of a token, and whether the layers are stored apart: where they are not, there is one, of one token.
 
     One chunk is ``(1, chunk_layers, tokens, columns)``, one shard ``(shard_samples, layers, tokens, columns)``: all
     chunks of a sample lie together, in the order of the layers. Sizes of ``compressed`` chunks are upper limits.

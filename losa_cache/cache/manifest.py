@@ -67,6 +67,11 @@ class Manifest:
         return stored_points(self.fields["tap"], self.layers, embedding=self.fields["embedding"])
 
     @property
+    def shape(self) -> tuple[int, int, int]:
+        """Values of a row: points, tokens, channels."""
+        return len(self.points), int(self.tokens["total"]), self.width
+
+    @property
     def views(self) -> int:
         """Rows that each sample has: of images view 0 is plain, the others are augmented; of videos each is a clip."""
         return int(self.fields["views"]["count"])

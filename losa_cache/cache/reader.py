@@ -24,7 +24,7 @@ UNDER_WAY = 64 * 1024 * 1024  # bytes asked of a server at once: on a slow line 
 
 
 class BlockReader:
-    """Read chosen points of a cache, any rows in any order, by a few threads.
+    """Read the planes that hold chosen points of a cache, any rows in any order, by a few threads.
 
     Args:
         cache: the opened cache.
@@ -46,7 +46,7 @@ class BlockReader:
         self.cache = cache
         self.device = torch.device("cpu")
         self.waits = direct or cache.remote  # otherwise the system reads ahead
-        self.positions = [stored.index(point) for point in points]
+        self.positions = cache.precision.planes([stored.index(point) for point in points])
         self._direct = direct
         self._split = threads or _threads(cache, len(self.positions))
         self._threads = ThreadPoolExecutor(self._split, thread_name_prefix="read")
@@ -60,7 +60,7 @@ class BlockReader:
                 shard.expect(place, self.positions)
 
     def read(self, rows: NDArray[np.int64], targets: Sequence[Tensor]) -> None:
-        """Fill one tensor a point with the stored values of these rows.
+        """Fill one tensor a plane with the stored values of these rows.
 
         Args:
             rows: ``(batch,)``.

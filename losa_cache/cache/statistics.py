@@ -135,7 +135,7 @@ def sum_shard(task: ShardToSum) -> Moments | None:
         if row in task.skipped:
             continue
         reader.read(place, targets)
-        values = [task.encoding.decode(layer, block).double().flatten() for layer, block in enumerate(stored)]
+        values = [block.double().flatten() for block in task.encoding.decode(list(stored))]
         moments = Moments.of(torch.stack(values))
         total = moments if total is None else total + moments
     return total

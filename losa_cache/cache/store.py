@@ -101,7 +101,11 @@ class ActivationCache:
             UserError: if its constants are not as the protocol says.
         """
         try:
-            return self.precision.load(self._tensors("scales"))
+            tokens = self.manifest.tokens
+            encoding = self.precision.load(self._tensors("scales"), tokens=tokens["total"], prefix=tokens["prefix"])
+            if encoding.stored_shape(*self.manifest.shape) != self.layout.shape[1:]:
+                raise ValueError(f"they are of samples of another shape than {self.layout.shape[1:]}")
+            return encoding
         except (KeyError, ValueError) as error:
             raise UserError(f"the scales in {str(self.path)!r} cannot be read ({error}): {REPAIR}.") from error
 

@@ -12,33 +12,40 @@ from losa_cache.cache.precision import Encoding, get_precision
 from losa_cache.cache.remote import RemotePath
 from losa_cache.cache.remote_writer import RemoteWriter
 from losa_cache.cache.writer import CacheWriter
-from losa_cache.calibrate import block_sample, compression_ratio
+from losa_cache.calibrate import calibrate, compression_ratio
 from losa_cache.inputs import Inputs
 
 
-def plan_store(inputs: Inputs, *, precision: str | None = None, shard_bytes: int = SHARD_BYTES) -> Layout:
-    """Plan chunks and shards, not yet compressed: of the precision of ``inputs``, or of another."""
+def plan_store(inputs: Inputs, encoding: Encoding, *, shard_bytes: int = SHARD_BYTES) -> Layout:
+    """Plan chunks and shards of an encoding, not yet compressed."""
     manifest = inputs.manifest
-    stored_as = get_precision(precision or manifest.precision)
+    planes, tokens, columns = encoding.stored_shape(len(manifest.points), inputs.backbone.tokens, manifest.width)
     return plan_layout(
         samples=len(inputs.samples) * manifest.views,
-        layers=len(manifest.points),
-        tokens=inputs.backbone.tokens,
-        columns=stored_as.columns(manifest.width),
-        itemsize=stored_as.itemsize,
+        layers=planes,
+        tokens=tokens,
+        columns=columns,
+        itemsize=encoding.precision.itemsize,
         shard_bytes=shard_bytes,
     )
 
 
 def begin(
-    inputs: Inputs, path: Location, layout: Layout, *, workers: int, options: dict[str, Any] | None
+    inputs: Inputs,
+    path: Location,
+    *,
+    workers: int,
+    options: dict[str, Any] | None,
+    shard_bytes: int = SHARD_BYTES,
 ) -> CacheWriter:
     """Create a cache, its encoding fitted and its compression chosen on the first images; or open it to resume."""
 
     def fit() -> tuple[Manifest, Layout, Encoding]:
-        blocks = block_sample(inputs, workers=workers)
-        encoding = get_precision(inputs.manifest.precision).fit(blocks)
-        ratio = compression_ratio(encoding, blocks, layout)
+        precision = get_precision(inputs.manifest.precision)
+        sample = calibrate(inputs, workers=workers, images=precision.images)
+        encoding = sample.fit(precision)
+        layout = plan_store(inputs, encoding, shard_bytes=shard_bytes)
+        ratio = compression_ratio(encoding, sample.whole, layout)
         described = encoding.describe() | {"compressed": ratio and round(ratio, 3)}
         manifest = replace(inputs.manifest, encoding=described, options=options)
         return manifest, replace(layout, compressed=ratio is not None), encoding

@@ -14,7 +14,7 @@ from losa_cache.data.samples import Samples
 from losa_cache.device import choose_device, default_workers
 from losa_cache.errors import UserError, require_counts
 from losa_cache.extract import pipeline
-from losa_cache.extract.begin import begin, plan_store
+from losa_cache.extract.begin import begin
 from losa_cache.extract.meter import Meter
 from losa_cache.extract.plan import cache_name, default_batch
 from losa_cache.inputs import open_inputs
@@ -69,7 +69,7 @@ def extract(
         tap: what of each of these: its output (``block``), or what its ``attention``, its ``mlp`` or ``both`` add to
             it; the last block's output comes along in any case.
         embedding: also store the input of the first block, b_0.
-        precision: ``float32``, ``float16``, ``bfloat16``, ``int8`` or ``int4``.
+        precision: ``float32``, ``float16``, ``bfloat16``, ``int8``, ``int4``, ``predict:BITS`` or ``predict:ERROR%``.
         limit: keep so many samples, drawn at random.
         views: rows a sample, 1 or more: the first is the plain image, the others are augmented.
         augment: with several views, timm's name of their augmentation (``rand-m9-mstd0.5-inc1``, ``crop``, ...).
@@ -119,8 +119,7 @@ def extract(
         max_device_memory=None if max_device_memory is None else parse_bytes(max_device_memory),
     )
     path = locate(out) if out is not None else home() / "caches" / cache_name(inputs.manifest)
-    layout = plan_store(inputs, shard_bytes=shard_bytes)
-    batch_size = batch_size or inputs.backbone.fitting_batch(default_batch(layout), inputs.compute)
+    batch_size = batch_size or inputs.backbone.fitting_batch(default_batch(inputs.manifest), inputs.compute)
     inputs.backbone.groups(batch_size, inputs.compute)  # a budget that is too small is refused
     workers = workers or default_workers()
     named = isinstance(backbone, str) and isinstance(dataset, str)
@@ -146,7 +145,8 @@ def extract(
         "inflation": inflation,
         "batch_size": batch_size,
     }
-    with begin(inputs, path, layout, workers=workers, options=options if named else None) as writer:
+    kept = options if named else None
+    with begin(inputs, path, workers=workers, options=kept, shard_bytes=shard_bytes) as writer:
         if writer.manifest.complete and not writer.missing():
             remember(path)
             return open_cache(path)

@@ -92,15 +92,16 @@ def decode_speed(inputs: Inputs, *, workers: int) -> float:
         decoder.close()
 
 
-def forward_speed(inputs: Inputs, encoding: Encoding, layout: Layout, batch: int) -> float:
+def forward_speed(inputs: Inputs, encoding: Encoding, batch: int) -> float:
     """Images a second through the backbone, encoded."""
     backbone = inputs.backbone
     target = backbone.device if backbone.streamed is None else torch.device("cpu")
     encoding = encoding.to(backbone.device)
+    shape = inputs.manifest.shape
     pixels = torch.zeros(batch, *backbone.input.shape, dtype=torch.uint8, device=backbone.device)
 
     def run() -> None:
-        encoded = EncodedBatch.empty(encoding, (batch, *layout.shape[1:]), target)
+        encoded = EncodedBatch.empty(encoding, batch, shape, target)
         backbone.run(pixels, inputs.manifest.points, encoded.put, compute=inputs.compute)
         encoded.extremes.cpu()  # waits for the device
 
@@ -125,8 +126,7 @@ def _decompressed(chunks: Sequence[bytes], size: int) -> None:
 
 
 def _decoded(encoding: Encoding, stored: Tensor) -> None:
-    for layer in range(stored.shape[1]):
-        encoding.decode(layer, stored[:, layer])
+    encoding.decode(stored.unbind(1))
     if stored.device.type == "cuda":
         torch.cuda.synchronize(stored.device)
 

@@ -64,7 +64,7 @@ def run(inputs: Inputs, writer: CacheWriter, *, batch_size: int, workers: int, s
                     meter.waited_decode += perf_counter() - asked
                     if not skip_errors:
                         taken[-1].require(samples, "mend it, or pass --on-error skip")
-                    encoded.append(EncodedBatch.empty(encoding, (len(rows), *writer.layout.shape[1:]), target))
+                    encoded.append(EncodedBatch.empty(encoding, len(rows), manifest.shape, target))
                 pixels, sinks = [batch.pixels for batch in taken], [batch.put for batch in encoded]
                 backbone.run_all(pixels, manifest.points, sinks, compute=inputs.compute)
                 for (rows, keep), batch, values in zip(part, taken, encoded, strict=True):

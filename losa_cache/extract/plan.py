@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from losa_cache.cache.layout import Layout
 from losa_cache.cache.manifest import Manifest
+from losa_cache.cache.precision import get_precision
 from losa_cache.data.decode import View
 
 BATCH_BYTES = 512 * 1024 * 1024
@@ -20,12 +21,14 @@ def cache_name(manifest: Manifest) -> str:
     tap = "" if manifest.fields["tap"] == "block" else f"-{manifest.fields['tap']}"
     identity = manifest.identity.removeprefix("sha256:")[:8]
     name = f"{backbone}-{dataset['name']}-{dataset['split']}".replace(":", "-").replace("/", "-")
-    return f"{name}{views}{layers}{tap}-{manifest.precision}-{identity}.zarr"
+    precision = manifest.precision.replace(":", "-").replace("%", "pc")
+    return f"{name}{views}{layers}{tap}-{precision}-{identity}.zarr"
 
 
-def default_batch(layout: Layout) -> int:
-    """Choose a batch whose activations stay below 512 MiB, at most 64."""
-    return max(1, min(MAX_BATCH, BATCH_BYTES // layout.sample_bytes))
+def default_batch(manifest: Manifest) -> int:
+    """Choose a batch whose activations, as a run reads them, stay below 512 MiB; at most 64."""
+    values = len(manifest.points) * manifest.tokens["total"] * manifest.width
+    return max(1, min(MAX_BATCH, BATCH_BYTES // (values * get_precision(manifest.precision).dtype.itemsize)))
 
 
 def batches_at_once(image: int, batch_size: int, memory: int) -> int:

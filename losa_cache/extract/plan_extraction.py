@@ -14,7 +14,7 @@ from losa_cache.cache.layout import Layout
 from losa_cache.cache.location import Location
 from losa_cache.cache.precision import PRECISIONS, Encoding, get_precision
 from losa_cache.cache.remote import RemotePath, is_url
-from losa_cache.calibrate import block_sample, compression_ratio, images_at_once
+from losa_cache.calibrate import calibrate, compression_ratio, images_at_once
 from losa_cache.data.samples import Samples
 from losa_cache.device import choose_device, default_workers
 from losa_cache.errors import UserError, require_counts
@@ -26,7 +26,13 @@ from losa_cache.extract.plan import cache_name, default_batch
 from losa_cache.inputs import Inputs, open_inputs
 from losa_cache.memory import available_memory, parse_bytes
 
-PREFERRED = ("bfloat16", "int8", "int4")  # what may be recommended in place of the precision asked for
+PREFERRED = (
+    "bfloat16",
+    "int8",
+    "int4",
+    "predict:2",
+    "predict:1",
+)  # what may be recommended in place of what is asked for
 
 
 def plan_extraction(
@@ -70,16 +76,16 @@ def plan_extraction(
     if isinstance(out, RemotePath) or (isinstance(out, str) and is_url(out)):
         raise UserError(f"plan measures a disk, not a server: leave --out {str(out)!r} out.")
     path = Path(out) if out is not None else home() / "caches" / cache_name(inputs.manifest)
-    blocks = block_sample(inputs, workers=workers)
+    sample = calibrate(inputs, workers=workers, images=get_precision(precision).images)
 
     def fit(name: str) -> tuple[Encoding, Layout, float]:
-        layout = plan_store(inputs, precision=name)
-        encoding = get_precision(name).fit(blocks)
-        ratio = compression_ratio(encoding, blocks, layout)
+        encoding = sample.fit(get_precision(name))
+        layout = plan_store(inputs, encoding)
+        ratio = compression_ratio(encoding, sample.whole, layout)
         return encoding, replace(layout, compressed=ratio is not None), ratio or 1.0
 
     fitted = {}
-    for name in dict.fromkeys((precision, *PRECISIONS)):
+    for name in dict.fromkeys((precision, *PRECISIONS, *PREFERRED)):
         with suppress(UserError):  # of a precision that cannot store this width; the one asked for can
             fitted[name] = fit(name)
     encoding, layout, ratio = fitted[precision]
@@ -88,7 +94,7 @@ def plan_extraction(
         parent = parent.parent
     free = shutil.disk_usage(parent).free
     disk = disk_speed(parent, piece=round(layout.sample_bytes * ratio), free=free)
-    batch_size = batch_size or inputs.backbone.fitting_batch(default_batch(layout), inputs.compute)
+    batch_size = batch_size or inputs.backbone.fitting_batch(default_batch(inputs.manifest), inputs.compute)
     device_memory = _device_memory(inputs, layout, batch_size, free=device_free)
     batch = min(batch_size, images_at_once(inputs))
     speeds = Speeds(
@@ -96,7 +102,7 @@ def plan_extraction(
         read=disk.read,
         reread=disk.reread,
         decode=decode_speed(inputs, workers=workers),
-        forward=forward_speed(inputs, encoding, layout, batch),
+        forward=forward_speed(inputs, encoding, batch),
         shared=where.type == "cpu",
         memory=available_memory(torch.device("cpu")),
         free=free,
@@ -104,7 +110,7 @@ def plan_extraction(
     found = {}
     for name, (coded, laid, share) in fitted.items():
         row = laid.sample_chunks * laid.chunk_bytes * share
-        candidate = Candidate(name, round(laid.total_bytes * share), row, unpack_speed(coded, blocks, laid))
+        candidate = Candidate(name, round(laid.total_bytes * share), row, unpack_speed(coded, sample.whole, laid))
         found[name] = forecast(candidate, speeds, samples=len(inputs.samples), views=inputs.manifest.views)
     chosen = found[precision]
     tensors = len(inputs.backbone.tail.state_dict()) + len(encoding.constants())
@@ -115,7 +121,7 @@ def plan_extraction(
         "out": str(path),
         "samples": len(inputs.samples),
         "rows": layout.samples,
-        "tokens": layout.tokens,
+        "tokens": inputs.manifest.shape[1],
         "width": inputs.manifest.width,
         "layers": inputs.manifest.layers,
         "points": inputs.manifest.points,

@@ -13,6 +13,7 @@ from losa_cache.backbone import Backbone
 from losa_cache.cache.health import Damage
 from losa_cache.cache.hold import hold
 from losa_cache.cache.identity import differences
+from losa_cache.cache.precision import EncodedBatch
 from losa_cache.cache.reader import BlockReader
 from losa_cache.cache.store import ActivationCache
 from losa_cache.calibrate import images_at_once, run_views
@@ -20,7 +21,7 @@ from losa_cache.data.samples import Samples
 from losa_cache.device import choose_device, default_workers
 from losa_cache.errors import UserError
 from losa_cache.extract import pipeline
-from losa_cache.extract.begin import begin, plan_store
+from losa_cache.extract.begin import begin
 from losa_cache.extract.meter import Meter
 from losa_cache.extract.plan import default_batch, views_of
 from losa_cache.inputs import Inputs, open_inputs
@@ -92,7 +93,7 @@ def compare(cache: ActivationCache, inputs: Inputs, count: int, *, seed: int) ->
         ``rows``, ``identical`` (rows whose bytes are equal), ``largest_error`` (relative, over rows and points),
         ``allowed`` (by point) and ``wrong``: ids of the samples beyond it.
     """
-    points, precision = cache.manifest.points, cache.precision
+    points = cache.manifest.points
     there = np.flatnonzero(cache.labels >= 0)
     rows = np.sort(np.random.default_rng(seed).choice(there, min(count, len(there)), replace=False))
     noise = FLOAT_NOISE if inputs.compute == torch.float32 else HALF_NOISE
@@ -106,20 +107,17 @@ def compare(cache: ActivationCache, inputs: Inputs, count: int, *, seed: int) ->
     plan = [views_of(part.tolist(), cache.manifest.views) for part in parts]
     for part, (batch, blocks) in zip(parts, run_views(inputs, plan, workers=default_workers()), strict=True):
         batch.require(inputs.samples, "it did when the cache was made")
-        on_device = encoding.to(blocks[0].device)
-        shape = (len(part), *cache.layout.shape[2:])
-        stored = [torch.empty(shape, dtype=precision.stored_dtype) for _ in points]
-        reader.read(part, stored)
-        same = torch.ones(len(part), dtype=torch.bool)
+        encoded = EncodedBatch.of(encoding.to(blocks[0].device), blocks)
+        again = encoded.stored.cpu()
+        encoding.settle(again, encoded.extremes.cpu())
+        stored = torch.empty(again.shape[1], len(part), *again.shape[2:], dtype=again.dtype)
+        reader.read(part, list(stored))
+        kept = stored.transpose(0, 1).contiguous()
+        same = (again.view(torch.uint8) == kept.view(torch.uint8)).flatten(1).all(dim=1)
         found = torch.empty(len(part), len(points))
-        for point, (block, kept) in enumerate(zip(blocks, stored, strict=True)):
-            again = torch.empty(shape, dtype=precision.stored_dtype, device=block.device)
-            extreme = on_device.encode(point, block, again)
-            again = again.cpu()
-            encoding.settle(again[:, None], extreme.cpu()[None])
-            same &= (again.view(torch.uint8) == kept.view(torch.uint8)).flatten(1).all(dim=1)
+        for point, (block, decoded) in enumerate(zip(blocks, encoding.decode(list(stored)), strict=True)):
             fresh = block.cpu().flatten(1)
-            apart = encoding.decode(point, kept).float().flatten(1) - fresh
+            apart = decoded.float().flatten(1) - fresh
             found[:, point] = (apart.norm(dim=1) / fresh.norm(dim=1).clamp_min(1e-30)).nan_to_num(torch.inf)
         identical += int(same.sum())
         errors.append(found.where(~same[:, None], torch.minimum(found, allowed)))  # equal bytes may hold NaN
@@ -152,14 +150,13 @@ def mend(cache: ActivationCache, damage: Damage, open_again: Callable[[], Inputs
         return
     inputs = open_again()
     options = cache.manifest.options or {}
-    layout = plan_store(inputs)
-    with begin(inputs, cache.path, layout, workers=default_workers(), options=None) as writer:
+    with begin(inputs, cache.path, workers=default_workers(), options=None) as writer:
         writer.forget({part.shard: part.rows for part in damage.shards})
         pipeline.run(
             inputs,
             writer,
             batch_size=options.get("batch_size")
-            or inputs.backbone.fitting_batch(default_batch(layout), inputs.compute),
+            or inputs.backbone.fitting_batch(default_batch(inputs.manifest), inputs.compute),
             workers=default_workers(),
             skip_errors=bool(cache.manifest.skipped),
             meter=Meter(),

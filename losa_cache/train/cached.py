@@ -36,7 +36,7 @@ class Filled:
 
     Attributes:
         rows: of the cache.
-        blocks: one tensor a point.
+        blocks: one tensor a plane, or a point where they are decoded.
         sent: when they are all there, on a GPU that takes them from the host.
         nbytes: read.
         seconds: that reading took.
@@ -71,12 +71,13 @@ def open_cached(
     Raises:
         UserError: for a residency that cannot be.
     """
-    layout, precision = cache.layout, cache.precision
-    values = len(samples) * cache.manifest.views * len(points) * layout.tokens
+    precision, (_, tokens, width) = cache.precision, cache.manifest.shape
+    rows = len(samples) * cache.manifest.views
+    planes = precision.planes([cache.manifest.points.index(point) for point in points])
     plain = precision.dtype == precision.stored_dtype or (fold and precision.folds)
     room = Room(
-        stored=values * layout.columns * layout.itemsize,
-        decoded=None if plain else values * cache.manifest.width * precision.dtype.itemsize,
+        stored=rows * len(planes) * cache.layout.block_bytes,
+        decoded=None if plain else rows * len(points) * tokens * width * precision.dtype.itemsize,
         device=None if device.type == "cpu" else available_memory(device),
         memory=available_memory(torch.device("cpu")),
         passes=passes,
@@ -123,15 +124,17 @@ class CachedSource:
         self._starts = view_starts(len(cache.ids) // views, views=views, seed=seed)
         self._watch = Stopwatch(device)
         disk = BlockReader(cache, points, direct=residency.direct)
-        self._encoding = cache.encoding().select(disk.positions).to(device)
+        stored = cache.manifest.points
+        self._encoding = cache.encoding().select([stored.index(point) for point in points]).to(device)
         self._reader: Reader = disk
         if not self._on_disk:
             rows = rows_of_samples(cache.samples if samples is None else samples, views=views)
-            self._reader = keep(disk, rows, self._encoding, device, residency)
+            self._reader = keep(disk, rows, self._encoding, device, residency, chosen=len(points))
         precision = cache.precision
         self._dtype = precision.dtype if self._decoded else precision.stored_dtype
-        columns = cache.manifest.width if self._decoded else cache.layout.columns
-        self._shape = (len(points), cache.layout.tokens, columns)
+        self._shape = (len(disk.positions), cache.layout.tokens, cache.layout.columns)
+        if self._decoded:
+            self._shape = (len(points), *cache.manifest.shape[1:])
         self._buffers = torch.empty(0)
         moves = device.type != self._reader.device.type
         self._stream = torch.cuda.Stream(device) if moves else None
@@ -140,11 +143,11 @@ class CachedSource:
 
     def batches(self, requests: Sequence[Request]) -> Iterator[Batch]:
         """Yield a batch for each request: one view of each of its samples."""
-        points, tokens, columns = self._shape
         longest = max((len(request.samples) for request in requests), default=0)
         if self._buffers.ndim == 1 or self._buffers.shape[2] < longest:
             with torch.inference_mode(False):  # an evaluation may ask first, or for more, and training reads them then
-                shape = (len(self._sent), points, longest, tokens, columns)
+                planes, tokens, columns = self._shape
+                shape = (len(self._sent), planes, longest, tokens, columns)
                 self._buffers = allocate(shape, self._dtype, self._reader.device, pin=self._stream is not None)
         for filled in self._watch.waiting("read", self._filled(requests)):
             self._watch.add("reading", filled.seconds)
@@ -153,7 +156,7 @@ class CachedSource:
                 with self._watch.computing("copy"):
                     self._take(filled.blocks, filled.sent)
             with self._watch.computing("decode"):
-                blocks = [self._block(at, stored) for at, stored in enumerate(filled.blocks)]
+                blocks = self._values(filled.blocks)
             labels = torch.from_numpy(self.cache.labels[filled.rows]).to(self.device)
             yield Batch(blocks, labels, [self.cache.ids[row] for row in filled.rows])
 
@@ -209,10 +212,14 @@ class CachedSource:
         for block in blocks:
             block.record_stream(stream)
 
-    def _block(self, at: int, stored: Tensor) -> Block:
+    def _values(self, stored: list[Tensor]) -> list[Block]:
+        """Decode, or hand on codes: y_0, the last, is a tensor in any case."""
         if self._decoded:
-            return stored
-        codes = self._encoding.codes(at, stored) if self._fold and at < self._shape[0] - 1 else None
-        if codes is None:
-            return self._encoding.decode(at, stored)
-        return Scaled(*codes, dtype=self._encoding.precision.dtype)
+            return list(stored)
+        factors = self._encoding.factors(stored) if self._fold else None
+        if factors is None:
+            return list(self._encoding.decode(stored))
+        last = self._encoding.select([len(factors) - 1])
+        dtype = self._encoding.precision.dtype
+        scaled = [Scaled(own.codes, own.tokens, own.channels, dtype=dtype) for own in factors[:-1]]
+        return [*scaled, *last.decode(stored[-1:])]

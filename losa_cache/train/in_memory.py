@@ -32,7 +32,7 @@ class Reader(Protocol):
         ...
 
     def read(self, rows: NDArray[np.int64], targets: Sequence[Tensor]) -> None:
-        """Fill one tensor a point with the block outputs of these rows."""
+        """Fill one tensor a plane, or a point, with these rows."""
         ...
 
     def close(self) -> None:
@@ -44,7 +44,7 @@ class MemoryReader:
     """Rows kept in memory, any of them in any order at the speed of a copy.
 
     Args:
-        kept: one tensor a point, ``(rows kept, tokens, columns or width)``.
+        kept: one tensor a plane or, decoded, a point, ``(rows kept, tokens, columns or width)``.
         rows: which rows of the cache they are.
     """
 
@@ -72,7 +72,13 @@ class MemoryReader:
 
 
 def keep(
-    reader: BlockReader, rows: NDArray[np.int64], encoding: Encoding, device: torch.device, residency: Residency
+    reader: BlockReader,
+    rows: NDArray[np.int64],
+    encoding: Encoding,
+    device: torch.device,
+    residency: Residency,
+    *,
+    chosen: int,
 ) -> MemoryReader:
     """Read rows once, in the order of the disk, and keep them.
 
@@ -82,16 +88,18 @@ def keep(
         encoding: of the reader's points, on ``device``.
         device: that trains.
         residency: ``device`` or ``memory``; host memory is page-locked for a GPU, which then copies without waiting.
+        chosen: how many points there are, where these are kept decoded.
     """
-    cache, points = reader.cache, len(reader.positions)
+    cache, planes = reader.cache, len(reader.positions)
     tokens, columns = cache.layout.tokens, cache.layout.columns
     precision = encoding.precision
     place = device if residency.where == "device" else reader.device
     dtype, last = (precision.dtype, cache.manifest.width) if residency.decoded else (precision.stored_dtype, columns)
     pin = place.type != device.type
-    kept = [allocate((len(rows), tokens, last), dtype, place, pin=pin) for _ in range(points)]
+    count, tokens_kept = (chosen, cache.manifest.shape[1]) if residency.decoded else (planes, tokens)
+    kept = [allocate((len(rows), tokens_kept, last), dtype, place, pin=pin) for _ in range(count)]
     straight = place == reader.device and not residency.decoded
-    shape = (points, 0 if straight else LOAD_ROWS, tokens, columns)
+    shape = (planes, 0 if straight else LOAD_ROWS, tokens, columns)
     buffer = allocate(shape, precision.stored_dtype, reader.device)
     for at in range(0, len(rows), LOAD_ROWS):
         cut = rows[at : at + LOAD_ROWS]
@@ -99,8 +107,8 @@ def keep(
         targets = [block[at : at + len(cut)] for block in kept]
         reader.read(cut, targets if straight else list(buffer))
         if not straight:
-            for point, (target, stored) in enumerate(zip(targets, buffer, strict=True)):
-                here = stored[: len(cut)].to(device)
-                target.copy_(encoding.decode(point, here) if residency.decoded else here)
+            here = [stored[: len(cut)].to(device) for stored in buffer]
+            for target, block in zip(targets, encoding.decode(here) if residency.decoded else here, strict=True):
+                target.copy_(block)
     reader.close()
     return MemoryReader(kept, rows)

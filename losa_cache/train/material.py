@@ -207,13 +207,13 @@ def from_backbone(
     workers = online.workers or default_workers()
     encoding = fit_encoding(inputs, workers=workers) if cache is None else cache.encoding()
     encoded = (manifest if cache is None else cache.manifest).points
-    encoding = encoding.select([encoded.index(point) for point in points])
     inputs.samples.require_augmentable(online.augment)
     batch_augmentation = BatchAugmentation(online.mixup, online.cutmix, online.reprob, len(manifest.classes))
     fresh = OnlineSource(
         inputs,
         points,
         encoding,
+        encoded,
         workers=workers,
         augment=online.augment,
         batch_augmentation=batch_augmentation,

@@ -1,6 +1,7 @@
 """Batches from the backbone itself, run anew for every batch: what the cache saves, as the same contract."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -26,7 +27,8 @@ class OnlineSource:
     Args:
         inputs: backbone, on the training device, and samples.
         points: what of the backbone, in the order of ``Batch.blocks``.
-        encoding: of these points, to round to.
+        encoding: of all the points that a cache of these holds, to round to.
+        encoded: their names.
         workers: that decode.
         augment: timm's name of the augmentation, or ``None``.
         batch_augmentation: of normalised images.
@@ -38,6 +40,7 @@ class OnlineSource:
         inputs: Inputs,
         points: Sequence[str],
         encoding: Encoding,
+        encoded: Sequence[str],
         *,
         workers: int,
         augment: str | None = None,
@@ -45,8 +48,8 @@ class OnlineSource:
         seed: int = 0,
     ) -> None:
         self._backbone, self._samples, self._compute = inputs.backbone, inputs.samples, inputs.compute
-        self._points, self._seed = list(points), seed
-        self._encoding = encoding.to(inputs.backbone.device)
+        self._seed = seed
+        self._rounding = Rounding.of(encoding.to(inputs.backbone.device), encoded, points)
         self._decoder = Decoder(
             inputs.samples,
             inputs.backbone.input,
@@ -77,7 +80,7 @@ class OnlineSource:
                 images = self._backbone.input.normalise(batch.pixels.to(device, non_blocking=True))
                 if request.epoch is not None and self._batch_augmentation is not None:
                     images, labels = self._batch_augmentation(images, labels, self._seed, request.step)
-                blocks = fresh_blocks(self._backbone, images, self._points, self._encoding, compute=self._compute)
+                blocks = self._rounding.blocks(self._backbone, images, compute=self._compute)
             yield Batch(blocks, labels, [self._samples.ids[s] for s in request.samples])
 
     def spent(self) -> dict[str, float]:
@@ -103,15 +106,37 @@ class OnlineSource:
         return [(int(row) // self._clips, int(row) % self._clips) for row in rows]
 
 
-def fresh_blocks(
-    backbone: Backbone, images: Tensor, points: Sequence[str], encoding: Encoding, *, compute: torch.dtype
-) -> list[Block]:
-    """Run the frozen backbone and round its points as a cache would; arguments as of ``Backbone.run``."""
-    taken: dict[int, Tensor] = {}  # as they come: b_0 first, which is asked for last
+@dataclass(frozen=True)
+class Rounding:
+    """Points of a backbone, rounded as a cache would give them back.
 
-    def take(at: int, output: Tensor) -> None:
-        with torch.inference_mode(False), torch.no_grad():  # an ordinary tensor, which autograd may save
-            taken[at] = encoding.rounded(at, output)
+    Attributes:
+        encoding: of ``run``.
+        run: points to run the backbone for: those that are asked for, and what they are predicted from.
+        asked: which of them are, in the order of ``Batch.blocks``.
+    """
 
-    backbone.run(images, points, take, compute=compute)
-    return [taken[at] for at in range(len(points))]
+    encoding: Encoding
+    run: list[str]
+    asked: list[int]
+
+    @classmethod
+    def of(cls, encoding: Encoding, encoded: Sequence[str], points: Sequence[str]) -> "Rounding":
+        """Choose what is run; arguments as of :class:`OnlineSource`."""
+        needed = encoding.precision.needed([encoded.index(point) for point in points])
+        run = [encoded[at] for at in needed]
+        return cls(encoding.select(needed), run, [run.index(point) for point in points])
+
+    def blocks(self, backbone: Backbone, images: Tensor, *, compute: torch.dtype) -> list[Block]:
+        """Run the frozen backbone on ``images``; arguments as of ``Backbone.run``."""
+        taken: list[Tensor] = []  # a cache's points come in its order
+        before: Tensor | None = None
+
+        def take(at: int, output: Tensor) -> None:
+            nonlocal before
+            with torch.inference_mode(False), torch.no_grad():  # an ordinary tensor, which autograd may save
+                value, before = self.encoding.round(at, output, before)
+            taken.append(value)
+
+        backbone.run(images, self.run, take, compute=compute)
+        return [taken[at] for at in self.asked]

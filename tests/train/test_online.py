@@ -36,8 +36,9 @@ TRUNKS = {
 
 def online_source(backbone, samples, layers=(2, 4), precision="float32", **options):
     inputs = open_inputs(backbone, samples, precision=precision, device=CPU)
-    encoding = fit_encoding(inputs, workers=2).select([layer - 1 for layer in layers])
-    return OnlineSource(inputs, tapped_points("block", layers), encoding, workers=2, **options)
+    encoding = fit_encoding(inputs, workers=2)
+    points = tapped_points("block", layers)
+    return OnlineSource(inputs, points, encoding, inputs.manifest.points, workers=2, **options)
 
 
 def losses_of_every_step(source, cache, config):

@@ -210,8 +210,8 @@ def test_a_batch_from_a_cache_holds_a_sample_as_often_as_it_was_drawn(tmp_path):
 
 def online_source(**options):
     inputs = open_inputs(tiny_backbone(), tiny_samples(), precision="float32", device=CPU)
-    encoding = fit_encoding(inputs, workers=2).select([1, 3])
-    return OnlineSource(inputs, POINTS, encoding, workers=2, **options)
+    encoding = fit_encoding(inputs, workers=2)
+    return OnlineSource(inputs, POINTS, encoding, inputs.manifest.points, workers=2, **options)
 
 
 def test_each_draw_of_a_fresh_image_is_augmented_anew_and_the_same_in_any_company():

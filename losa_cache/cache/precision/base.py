@@ -24,9 +24,9 @@ class Precision(ABC):
         stored_dtype: the torch dtype of stored elements.
         storage: their Zarr data type.
         fill: fill value of the array, which decodes as NaN: a missing chunk must never look like zeros.
-        dimension: name of a stored token's elements.
-        folds: whether :meth:`Encoding.codes` gives factors.
-        needs_fit: whether an encoding has constants, so that :meth:`fit` must look at block outputs.
+        dimension: name of the stored elements of a token.
+        folds: whether :meth:`Encoding.factors` gives any.
+        images: how many a calibration sample should hold; 0: nothing is fitted.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Precision(ABC):
     fill: Any
     dimension: str
     folds: bool
-    needs_fit: bool
+    images: int
 
     @property
     def itemsize(self) -> int:
@@ -44,24 +44,38 @@ class Precision(ABC):
         return self.stored_dtype.itemsize
 
     @abstractmethod
-    def columns(self, width: int) -> int:
-        """Elements of a stored token of ``width`` channels.
+    def require(self, width: int) -> None:
+        """Check that tokens of ``width`` channels can be stored.
 
         Raises:
-            UserError: for a width that this precision cannot store.
+            UserError: if not.
         """
 
     @abstractmethod
-    def fit(self, blocks: Sequence[Tensor]) -> "Encoding":
-        """Fit an encoding to a calibration sample: one ``(samples, tokens, width)`` a layer, on the device."""
+    def fit(self, blocks: Sequence[Tensor], *, tokens: int, prefix: int) -> "Encoding":
+        """Fit an encoding to a calibration sample.
+
+        Args:
+            blocks: one ``(samples, tokens kept, width)`` a layer, on the device, prefix tokens first; none where there
+                is nothing to fit.
+            tokens, prefix: of a whole layer; so many of them stand before the patches.
+        """
 
     @abstractmethod
-    def load(self, constants: Mapping[str, Tensor]) -> "Encoding":
+    def load(self, constants: Mapping[str, Tensor], *, tokens: int, prefix: int) -> "Encoding":
         """Rebuild an encoding from its constants.
 
         Raises:
             KeyError, ValueError: if they are not as :meth:`Encoding.constants` gives them.
         """
+
+    def planes(self, layers: Sequence[int]) -> list[int]:
+        """Say which planes of the stored array hold these layers: one each, unless layers are stored together."""
+        return list(layers)
+
+    def needed(self, layers: Sequence[int]) -> list[int]:
+        """Say, ascending, which layers must be encoded to have these: themselves, unless they are chained."""
+        return sorted(layers)
 
 
 class Encoding(ABC):
@@ -74,6 +88,10 @@ class Encoding(ABC):
     precision: Precision
 
     @abstractmethod
+    def stored_shape(self, layers: int, tokens: int, width: int) -> tuple[int, int, int]:
+        """Say what is stored of a sample of ``(layers, tokens, width)`` values: ``(planes, tokens, columns)``."""
+
+    @abstractmethod
     def to(self, device: torch.device) -> "Encoding":
         """Give the encoding with its constants on a device."""
 
@@ -82,29 +100,34 @@ class Encoding(ABC):
         """Give the encoding of some of the layers, in this order."""
 
     @abstractmethod
-    def encode(self, layer: int, block: Tensor, out: Tensor) -> Tensor:
+    def place(self, stored: Tensor, layer: int) -> Tensor:
+        """Give the part of ``(batch, planes, tokens, columns)`` that holds a layer, as a view."""
+
+    @abstractmethod
+    def encode(self, layer: int, block: Tensor, out: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Encode the block output of one layer.
 
         Args:
             layer: position among the fitted layers.
             block: ``(batch, tokens, width)``, floating point.
-            out: stored elements ``(batch, tokens, columns)``, to be filled.
+            out: its :meth:`place`, or a tensor like it on the block's device, to be filled.
+            before: what this gave back for the layer before, of the same samples.
 
         Returns:
-            a scalar on the device: the largest magnitude; infinite or NaN if any value is.
+            a scalar on the device: the largest magnitude; infinite or NaN if any value is. And what the next layer is
+            predicted from, if layers are chained.
         """
 
     @abstractmethod
-    def decode(self, layer: int, stored: Tensor) -> Tensor:
-        """Give back values ``(batch, tokens, width)`` in ``precision.dtype`` from stored elements on the device."""
+    def decode(self, planes: Sequence[Tensor]) -> list[Tensor]:
+        """Give back the values of every layer, ``(batch, tokens, width)`` in ``precision.dtype``.
 
-    def codes(self, layer: int, stored: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Give the factors of :meth:`decode` where they are few, for products that need no values; else ``None``.
-
-        Returns:
-            integer codes ``(batch, tokens, width)``, scales of tokens ``(batch, tokens)`` and channels ``(width,)``:
-            values are their product, rounded to ``precision.dtype``.
+        Args:
+            planes: stored elements ``(batch, tokens, columns)`` on the device, as ``precision.planes`` names them.
         """
+
+    def factors(self, planes: Sequence[Tensor]) -> "list[Codes] | None":
+        """Give the factors of every layer's values where they are few, for products that need no values."""
         return None
 
     @abstractmethod
@@ -114,7 +137,7 @@ class Encoding(ABC):
         Costs nothing for layers whose ``extremes`` lie well within the range.
 
         Args:
-            stored: ``(batch, layers, tokens, columns)``.
+            stored: ``(batch, planes, tokens, columns)``.
             extremes: ``(layers,)``, of :meth:`encode`.
 
         Returns:
@@ -124,7 +147,7 @@ class Encoding(ABC):
 
     @abstractmethod
     def constants(self) -> dict[str, Tensor]:
-        """What :meth:`decode` needs to know, by name: float32, the first dimension is the layer."""
+        """What :meth:`decode` needs to know, by name: float32, float16 or uint8."""
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
@@ -132,61 +155,123 @@ class Encoding(ABC):
         ``|decoded - value| / |value|`` (Frobenius norms), as measured on the calibration sample or bounded.
         """
 
-    def rounded(self, layer: int, block: Tensor) -> Tensor:
-        """Copy a block output as a cache would give it back."""
-        columns = self.precision.columns(block.shape[-1])
-        stored = torch.empty(*block.shape[:-1], columns, dtype=self.precision.stored_dtype, device=block.device)
-        self.encode(layer, block, stored)
-        return self.decode(layer, stored)
-
-
-def in_parts(first: Tensor, second: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Cut two tensors ``(batch, …)`` alike: on the CPU into parts that stay in its cache between the steps of an
-    encoding (4 ms a ViT-S block of 64 images in place of 18), elsewhere not at all.
-    """
-    size = len(first)
-    if first.device.type == "cpu" and size:
-        size = max(1, CPU_PART // first[0].numel())
-    yield from zip(first.split(size or 1), second.split(size or 1), strict=True)
+    @abstractmethod
+    def round(self, layer: int, block: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Copy a block output as a cache would give it back; arguments and second result as of :meth:`encode`."""
 
 
 @dataclass(frozen=True)
+class Codes:
+    """A layer's values as one product: integer codes x scales of tokens x scales of channels.
+
+    Attributes:
+        codes: ``(batch, tokens, width)``.
+        tokens: ``(batch, tokens)``.
+        channels: ``(width,)``.
+    """
+
+    codes: Tensor
+    tokens: Tensor
+    channels: Tensor
+
+
+class Separate(Encoding):
+    """An encoding that stores every layer by itself, in a plane of its own, token by token."""
+
+    @abstractmethod
+    def columns(self, width: int) -> int:
+        """Elements of a stored token of ``width`` channels."""
+
+    @abstractmethod
+    def encode_layer(self, layer: int, block: Tensor, out: Tensor) -> Tensor:
+        """Fill ``(batch, tokens, columns)`` and give the largest magnitude, as :meth:`encode` does."""
+
+    @abstractmethod
+    def decode_layer(self, layer: int, stored: Tensor) -> Tensor:
+        """Give back values ``(batch, tokens, width)`` from ``(batch, tokens, columns)``."""
+
+    def stored_shape(self, layers: int, tokens: int, width: int) -> tuple[int, int, int]:
+        """Give a plane a layer."""
+        return layers, tokens, self.columns(width)
+
+    def place(self, stored: Tensor, layer: int) -> Tensor:
+        """Give the layer's plane."""
+        return stored[:, layer]
+
+    def encode(self, layer: int, block: Tensor, out: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Encode a layer by itself."""
+        return self.encode_layer(layer, block, out), None
+
+    def decode(self, planes: Sequence[Tensor]) -> list[Tensor]:
+        """Decode every layer by itself."""
+        return [self.decode_layer(layer, stored) for layer, stored in enumerate(planes)]
+
+    def round(self, layer: int, block: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Encode and decode a layer."""
+        stored = torch.empty(
+            *block.shape[:-1], self.columns(block.shape[-1]), dtype=self.precision.stored_dtype, device=block.device
+        )
+        self.encode_layer(layer, block, stored)
+        return self.decode_layer(layer, stored), None
+
+
+def in_parts(first: Tensor, second: Tensor, *, elements: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    """Cut two tensors ``(batch, …)`` alike: on the CPU into parts that stay in its cache between the steps of an
+    encoding (4 ms a ViT-S block of 64 images in place of 18), elsewhere not at all. ``elements`` are those worked on
+    for each sample; by default those of ``first``.
+    """
+    size = len(first)
+    if first.device.type == "cpu" and size:
+        size = max(1, CPU_PART // (elements or first[0].numel()))
+    yield from zip(first.split(size or 1), second.split(size or 1), strict=True)
+
+
+def relative_error(decoded: Tensor, block: Tensor) -> float:
+    """Give ``|decoded - value| / |value|`` (Frobenius norms), over finite values."""
+    wanted = block.float()
+    error = torch.where(wanted.isfinite(), decoded.float() - wanted, 0).nan_to_num(0)
+    return float(error.norm() / wanted.nan_to_num(0, 0, 0).norm().clamp_min(1e-30))
+
+
+@dataclass
 class EncodedBatch:
-    """A batch's block outputs, encoded one by one on their device while they are still in its cache.
+    """A batch's block outputs, encoded one by one, first to last, on their device while they are still in its cache.
 
     Attributes:
         encoding: of them.
-        stored: ``(batch, layers, tokens, columns)``.
+        stored: ``(batch, planes, tokens, columns)``.
         extremes: ``(layers,)``, for :meth:`Encoding.settle`.
     """
 
     encoding: Encoding
     stored: Tensor
     extremes: Tensor
+    _before: Tensor | None = None
 
     @classmethod
-    def empty(cls, encoding: Encoding, shape: tuple[int, int, int, int], device: torch.device) -> "EncodedBatch":
-        """Begin a batch of ``(batch, layers, tokens, columns)``."""
+    def empty(cls, encoding: Encoding, batch: int, shape: Sequence[int], device: torch.device) -> "EncodedBatch":
+        """Begin a batch of samples of ``(layers, tokens, width)`` values."""
+        layers, tokens, width = shape
+        stored = (batch, *encoding.stored_shape(layers, tokens, width))
         return cls(
             encoding,
-            torch.empty(shape, dtype=encoding.precision.stored_dtype, device=device),
-            torch.empty(shape[1], dtype=torch.float32, device=device),
+            torch.empty(stored, dtype=encoding.precision.stored_dtype, device=device),
+            torch.empty(layers, dtype=torch.float32, device=device),
         )
 
     @classmethod
     def of(cls, encoding: Encoding, blocks: Sequence[Tensor]) -> "EncodedBatch":
         """Encode the block outputs ``(batch, tokens, width)`` of all layers."""
         batch, tokens, width = blocks[0].shape
-        shape = (batch, len(blocks), tokens, encoding.precision.columns(width))
-        encoded = cls.empty(encoding, shape, blocks[0].device)
+        encoded = cls.empty(encoding, batch, (len(blocks), tokens, width), blocks[0].device)
         for layer, block in enumerate(blocks):
             encoded.put(layer, block)
         return encoded
 
     def put(self, layer: int, block: Tensor) -> None:
-        """Encode the block output ``(batch, tokens, width)`` of one layer, on its own device."""
-        out = self.stored[:, layer]
+        """Encode the block output ``(batch, tokens, width)`` of the next layer, on its own device."""
+        out = self.encoding.place(self.stored, layer)
         there = out if out.device == block.device else torch.empty_like(out, device=block.device)
-        self.extremes[layer] = self.encoding.encode(layer, block, there)
+        self.extremes[layer], self._before = self.encoding.encode(layer, block, there, self._before)
         if there is not out:
             out.copy_(there)

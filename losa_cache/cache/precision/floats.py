@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from losa_cache.cache.precision.base import Encoding, Precision, in_parts
+from losa_cache.cache.precision.base import Precision, Separate, in_parts
 
 
-class Float(Precision, Encoding):
+class Float(Precision, Separate):
     """float32, float16 or bfloat16: its own encoding, for there are no constants.
 
     Args:
@@ -21,21 +21,24 @@ class Float(Precision, Encoding):
 
     dimension = "channel"
     folds = False
-    needs_fit = False
+    images = 0
 
     def __init__(self, name: str, dtype: torch.dtype, storage: str, fill: Any) -> None:
         self.name, self.dtype, self.stored_dtype, self.storage, self.fill = name, dtype, dtype, storage, fill
         self.precision = self
 
+    def require(self, width: int) -> None:
+        """Accept any."""
+
     def columns(self, width: int) -> int:
         """Give the channels themselves."""
         return width
 
-    def fit(self, blocks: Sequence[Tensor]) -> "Float":
+    def fit(self, blocks: Sequence[Tensor], *, tokens: int, prefix: int) -> "Float":
         """Return self."""
         return self
 
-    def load(self, constants: Mapping[str, Tensor]) -> "Float":
+    def load(self, constants: Mapping[str, Tensor], *, tokens: int, prefix: int) -> "Float":
         """Return self."""
         return self
 
@@ -47,7 +50,7 @@ class Float(Precision, Encoding):
         """Return self."""
         return self
 
-    def encode(self, layer: int, block: Tensor, out: Tensor) -> Tensor:
+    def encode_layer(self, layer: int, block: Tensor, out: Tensor) -> Tensor:
         """Round to nearest; what overflows becomes infinite until :meth:`settle`."""
         extremes = []
         for values, target in in_parts(block, out):
@@ -55,7 +58,7 @@ class Float(Precision, Encoding):
             extremes.append(values.abs().amax())
         return torch.stack(extremes).amax()
 
-    def decode(self, layer: int, stored: Tensor) -> Tensor:
+    def decode_layer(self, layer: int, stored: Tensor) -> Tensor:
         """Return the stored values."""
         return stored
 
@@ -79,12 +82,12 @@ class Float(Precision, Encoding):
         """Bound the error by half a unit in the last place."""
         return {"error": torch.finfo(self.dtype).eps / 2}
 
-    def rounded(self, layer: int, block: Tensor) -> Tensor:
+    def round(self, layer: int, block: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Copy values rounded to nearest, finite ones saturated."""
         if self.dtype == torch.float16:
             largest = torch.finfo(self.dtype).max
             block = torch.where(block.isfinite(), block.clamp(-largest, largest), block)
-        return block.to(self.dtype, copy=True)
+        return block.to(self.dtype, copy=True), None
 
 
 FLOATS = (

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from losa_cache.cache.precision.base import Encoding, Precision, in_parts
+from losa_cache.cache.precision.base import Codes, Precision, Separate, in_parts, relative_error
 from losa_cache.errors import UserError
 
 SCALE_BYTES = 2  # bfloat16
+IMAGES = 32  # some 8000 tokens of a ViT at 224 px
 ROUND_UP = 1 + 2**-8  # to the next bfloat16 at least: the largest value of a group stays within the codes
 
 
@@ -33,12 +34,16 @@ class Integer(Precision):
     storage = "uint8"
     fill = 0xFF  # a scale of these bits is NaN
     dimension = "byte"
-    needs_fit = True
+    images = IMAGES
 
     def __init__(self, bits: int, group: int | None) -> None:
         self.name, self.bits, self.group = f"int{bits}", bits, group
         self.folds = group is None  # as many products as groups would cost more than decoding
         self.largest = 2 ** (bits - 1) - 1
+
+    def require(self, width: int) -> None:
+        """Check that the groups divide the width."""
+        self.groups(width)
 
     def columns(self, width: int) -> int:
         """Bytes of a token's codes and scales."""
@@ -57,18 +62,16 @@ class Integer(Precision):
             )
         return width // (self.group or width)
 
-    def fit(self, blocks: Sequence[Tensor]) -> "IntegerEncoding":
+    def fit(self, blocks: Sequence[Tensor], *, tokens: int, prefix: int) -> "IntegerEncoding":
         """Equalise by the root mean square of each channel's finite values."""
         rms = torch.stack([_rms(block.float()) for block in blocks])
         fitted = IntegerEncoding(self, torch.where((rms > 0) & rms.isfinite(), rms, 1.0), [])
         errors = []
         for layer, block in enumerate(blocks):
-            wanted = block.float()
-            error = torch.where(wanted.isfinite(), fitted.rounded(layer, block).float() - wanted, 0).nan_to_num(0)
-            errors.append(float(error.norm() / wanted.nan_to_num(0, 0, 0).norm().clamp_min(1e-30)))
+            errors.append(relative_error(fitted.round(layer, block, None)[0], block))
         return replace(fitted, errors=errors)
 
-    def load(self, constants: Mapping[str, Tensor]) -> "IntegerEncoding":
+    def load(self, constants: Mapping[str, Tensor], *, tokens: int, prefix: int) -> "IntegerEncoding":
         """Rebuild from ``channel`` ``(layers, width)``."""
         channel = constants["channel"]
         if channel.ndim != 2 or not bool((channel.isfinite() & (channel > 0)).all()):
@@ -78,7 +81,7 @@ class Integer(Precision):
 
 
 @dataclass(frozen=True)
-class IntegerEncoding(Encoding):
+class IntegerEncoding(Separate):
     """Codes of equalised channels.
 
     Attributes:
@@ -100,7 +103,11 @@ class IntegerEncoding(Encoding):
         errors = [self.errors[at] for at in positions] if self.errors else []
         return replace(self, channel=self.channel[list(positions)], errors=errors)
 
-    def encode(self, layer: int, block: Tensor, out: Tensor) -> Tensor:
+    def columns(self, width: int) -> int:
+        """Bytes of a token's codes and scales."""
+        return self.precision.columns(width)
+
+    def encode_layer(self, layer: int, block: Tensor, out: Tensor) -> Tensor:
         """Divide, round, pack. A group with an infinite or NaN value gets a NaN scale."""
         inverse = self.channel[layer].reciprocal()
         extremes = [self._encode(values.float() * inverse, target) for values, target in in_parts(block, out)]
@@ -122,7 +129,7 @@ class IntegerEncoding(Encoding):
         out[..., at:].copy_(scale.squeeze(-1).view(torch.uint8))
         return largest.amax()
 
-    def decode(self, layer: int, stored: Tensor) -> Tensor:
+    def decode_layer(self, layer: int, stored: Tensor) -> Tensor:
         """Unpack, multiply, round to bfloat16."""
         width = self.channel.shape[1]
         out = torch.empty(*stored.shape[:-1], width, dtype=self.precision.dtype, device=stored.device)
@@ -136,13 +143,19 @@ class IntegerEncoding(Encoding):
             target.copy_(values.flatten(-2).mul_(self.channel[layer]))
         return out
 
-    def codes(self, layer: int, stored: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+    def factors(self, planes: Sequence[Tensor]) -> list[Codes] | None:
         """Give codes and scales, where all channels of a token share one."""
         if not self.precision.folds:
             return None
         at = self.channel.shape[1]
-        scale = stored[..., at:].contiguous().view(torch.bfloat16).squeeze(-1)
-        return stored[..., :at].view(torch.int8), scale, self.channel[layer]
+        return [
+            Codes(
+                stored[..., :at].view(torch.int8),
+                stored[..., at:].contiguous().view(torch.bfloat16).squeeze(-1),
+                self.channel[layer],
+            )
+            for layer, stored in enumerate(planes)
+        ]
 
     def settle(self, stored: Tensor, extremes: Tensor) -> tuple[Tensor, Tensor]:
         """Count the values of groups whose scale is NaN."""

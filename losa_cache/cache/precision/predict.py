@@ -1,0 +1,307 @@
+"""One bit a value and less: every layer is predicted from the one before it, as decoded, and only what is left of it
+is stored (``docs/protocol.md``, section "Prediction").
+
+A block adds little to a residual stream that is almost linear in itself. A d x d matrix a layer, fitted on a
+calibration sample, predicts it from what a reader will have: errors do not pile up. What is left is turned onto its
+principal axes; each gets as many bits as pay there, many of them none (``allocation``), and every token a scale of its
+own. The last layer is y_0, which every logit sees, and is kept more exact than the others. Prefix tokens are few and
+unlike the others, and a CLS head reads nothing else of y_k: they are stored as ``int8``.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from losa_cache.cache.precision import bitplanes
+from losa_cache.cache.precision.base import Encoding, Precision, in_parts
+from losa_cache.cache.precision.integers import Integer, IntegerEncoding
+from losa_cache.cache.precision.link import NOT_FINITE, Link
+from losa_cache.errors import UserError
+
+PREFIX = Integer(8, None)
+MOST_BITS = 8.0
+
+
+class Predict(Precision):
+    """Prediction with a dial: ``predict:1.5`` spends 1.5 bits a value, ``predict:20%`` allows an error of 20 % a layer.
+
+    Args:
+        bits: of a value, everything but the constants counted; or
+        error: relative, of every layer but the last, 0 ... 1.
+    """
+
+    dtype = torch.bfloat16
+    stored_dtype = torch.uint8
+    storage = "uint8"
+    fill = 0xFF
+    dimension = "byte"
+    folds = True
+    images = 512
+
+    def __init__(self, *, bits: float | None = None, error: float | None = None) -> None:
+        self.bits, self.error = bits, error
+        self.name = f"predict:{bits:g}" if error is None else f"predict:{100 * error:g}%"
+
+    @classmethod
+    def parse(cls, name: str) -> "Predict":
+        """Read a name.
+
+        Raises:
+            UserError: for a dial that cannot be.
+        """
+        found = re.fullmatch(r"predict:(\d+\.?\d*)(%?)", name)
+        if found is None:
+            raise UserError(f"precision {name!r} lacks its dial: predict:1.5 (bits a value) or predict:20% (error).")
+        value = float(found[1])
+        if found[2]:
+            if not 0 < value < 100:
+                raise UserError(f"the error of {name!r} must lie between 0 and 100 %: 20 %, for one.")
+            return cls(error=value / 100)
+        if not 0 < value <= MOST_BITS:
+            raise UserError(f"the bits of {name!r} must lie between 0 and {MOST_BITS:g}: 1.5, for one.")
+        return cls(bits=value)
+
+    def require(self, width: int) -> None:
+        """Accept any."""
+
+    def fit(self, blocks: Sequence[Tensor], *, tokens: int, prefix: int) -> "PredictEncoding":
+        """Fit a chain (:mod:`losa_cache.cache.precision.predict_fit`)."""
+        from losa_cache.cache.precision.predict_fit import fit_chain
+
+        return fit_chain(self, blocks, tokens=tokens, prefix=prefix)
+
+    def load(self, constants: Mapping[str, Tensor], *, tokens: int, prefix: int) -> "PredictEncoding":
+        """Rebuild from the constants of :meth:`PredictEncoding.constants`."""
+        bits, mean = constants["bits"], constants["mean"]
+        if bits.dtype != torch.uint8 or bits.shape != mean.shape or not bool((bits <= MOST_BITS).all()):
+            raise ValueError("the bits of the axes are not a number a channel from 0 to 8")
+        counts = (bits > 0).sum(1).tolist()
+        depth, width = mean.shape
+        if constants["axes"].shape != (sum(counts), width) or bool((bits.int().diff(dim=1) > 0).any()):
+            raise ValueError("the axes are not one a number of bits, most bits first")
+        if constants["predictor"].shape != (depth - 1, width, width):
+            raise ValueError("the predictors are not a matrix a layer")
+        for name in ("steps", "deviations", "channel"):
+            if constants[name].shape != mean.shape or not bool(
+                (constants[name].isfinite() & (constants[name] > 0)).all()
+            ):
+                raise ValueError(f"the {name} are not finite and positive")
+        axes = constants["axes"].split(counts)
+        links = [
+            Link(
+                mean=constants["mean"][at].float(),
+                predictor=constants["predictor"][at - 1] if at else None,
+                axes=axes[at],
+                bits=tuple(bits[at, : counts[at]].tolist()),
+                steps=constants["steps"][at, : counts[at]].float(),
+                deviations=constants["deviations"][at, : counts[at]].float(),
+            )
+            for at in range(depth)
+        ]
+        ends = PREFIX.load({"channel": constants["channel"]}, tokens=tokens, prefix=prefix)
+        return PredictEncoding(self, links, ends, tokens, prefix, list(range(depth)))
+
+    def planes(self, layers: Sequence[int]) -> list[int]:
+        """All layers of a sample lie in one plane."""
+        return [0]
+
+    def needed(self, layers: Sequence[int]) -> list[int]:
+        """A layer needs all before it."""
+        return list(range(max(layers) + 1))
+
+
+@dataclass(frozen=True)
+class PredictEncoding(Encoding):
+    """A chain of layers, and which of them are wanted.
+
+    Attributes:
+        precision: its dial.
+        links: of the chain, all of it.
+        ends: how prefix tokens are stored.
+        tokens, prefix: of a layer; so many of them are prefix tokens.
+        chosen: layers that are decoded, in the order that they are wanted in.
+        errors: of samples that nothing was fitted to, a layer; empty where it was loaded.
+        fitted: of the samples that it was fitted to.
+    """
+
+    precision: Predict
+    links: Sequence[Link]
+    ends: IntegerEncoding
+    tokens: int
+    prefix: int
+    chosen: Sequence[int]
+    errors: list[float] = field(default_factory=list)
+    fitted: list[float] = field(default_factory=list)
+
+    @property
+    def width(self) -> int:
+        """Channels."""
+        return len(self.links[0].mean)
+
+    @cached_property
+    def places(self) -> list[tuple[int, int, int]]:
+        """Of each layer: where its prefix tokens begin, its other tokens, and where they end."""
+        found, at = [], 0
+        for link in self.links:
+            middle = at + self.prefix * PREFIX.columns(self.width)
+            end = middle + (self.tokens - self.prefix) * link.token_bytes
+            found.append((at, middle, end))
+            at = end
+        return found
+
+    def stored_shape(self, layers: int, tokens: int, width: int) -> tuple[int, int, int]:
+        """All layers of a sample are one row of bytes."""
+        return 1, 1, self.places[-1][2]
+
+    def to(self, device: torch.device) -> "PredictEncoding":
+        """Move the constants."""
+        return replace(self, links=[link.to(device) for link in self.links], ends=self.ends.to(device))
+
+    def select(self, positions: Sequence[int]) -> "PredictEncoding":
+        """Choose what is decoded; the chain stays whole."""
+        return replace(self, chosen=[self.chosen[at] for at in positions])
+
+    def place(self, stored: Tensor, layer: int) -> Tensor:
+        """Give the layer's bytes ``(batch, bytes)``."""
+        start, _, end = self.places[layer]
+        return stored[:, 0, 0, start:end]
+
+    def encode(self, layer: int, block: Tensor, out: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Store what prediction leaves; give back the layer as decoded, without its mean, ``(batch, tokens, d)``."""
+        parts = self._parts(out, layer)
+        if self.prefix:
+            self.ends.encode_layer(layer, block[:, : self.prefix], parts.ends)
+        shape = (len(block), self.tokens - self.prefix, self.width)
+        after = torch.empty(shape, dtype=torch.float32, device=block.device)
+        link = self.links[layer]
+        extremes = []
+        at = 0
+        for values, target in in_parts(block, after):
+            part = slice(at, at := at + len(values))
+            extremes.append(torch.stack(values.aminmax()).abs().amax())
+            rest = (values[:, self.prefix :].float() - link.mean).flatten(0, 1)
+            predicted = link.predict(None if before is None else before[part].flatten(0, 1), len(rest))
+            along, scale = link.measure(rest.sub_(predicted))
+            codes = link.quantise(along, scale)
+            parts.scales[part] = scale.unflatten(0, (len(values), -1))
+            parts.codes[part] = bitplanes.pack(codes, link.counts).unflatten(1, (len(values), -1)).transpose(0, 1)
+            target.copy_(link.follow(predicted, scale, codes).view_as(target))
+        return torch.stack(extremes).amax(), after
+
+    def decode(self, planes: Sequence[Tensor]) -> list[Tensor]:
+        """Follow the chain as far as it is wanted."""
+        (stored,) = planes
+        shape = (len(stored), self.tokens, self.width)
+        found = {at: torch.empty(shape, dtype=self.precision.dtype, device=stored.device) for at in set(self.chosen)}
+        at = 0
+        for rows, _ in in_parts(stored[:, 0], stored, elements=self.tokens * self.width):
+            self._decode(rows, {layer: out[at : at + len(rows)] for layer, out in found.items()})
+            at += len(rows)
+        return [found[layer] for layer in self.chosen]
+
+    def _decode(self, rows: Tensor, wanted: Mapping[int, Tensor]) -> None:
+        state: Tensor | None = None
+        for layer in range(max(wanted) + 1):
+            link, parts = self.links[layer], self._parts(self._bytes(rows, layer), layer)
+            scale, codes = parts.scales.flatten(), self._codes(parts, link)
+            state = link.follow(link.predict(state, len(scale)), scale, codes.flatten(1))
+            if (out := wanted.get(layer)) is not None:
+                self._give(layer, parts, state, out)
+
+    def round(self, layer: int, block: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Encode, and decode what follows from it."""
+        start, _, end = self.places[layer]
+        stored = torch.empty(len(block), end - start, dtype=torch.uint8, device=block.device)
+        _, after = self.encode(layer, block, stored, before)
+        assert after is not None
+        out = torch.empty(block.shape, dtype=self.precision.dtype, device=block.device)
+        self._give(layer, self._parts(stored, layer), after, out)
+        return out, after
+
+    def _give(self, layer: int, parts: "_Parts", state: Tensor, out: Tensor) -> None:
+        """Fill a layer's values ``(batch, tokens, d)``."""
+        if self.prefix:
+            out[:, : self.prefix] = self.ends.decode_layer(layer, parts.ends)
+        values = out[:, self.prefix :]
+        values.copy_((state + self.links[layer].mean).view_as(values))
+        unknown = parts.scales == NOT_FINITE
+        if bool(unknown.any()):
+            values.masked_fill_(unknown[..., None], torch.nan)
+
+    def _bytes(self, rows: Tensor, layer: int) -> Tensor:
+        start, _, end = self.places[layer]
+        return rows[:, start:end]
+
+    def _parts(self, stored: Tensor, layer: int) -> "_Parts":
+        """Tell the parts of a layer's bytes ``(batch, bytes)`` apart."""
+        start, middle, _ = self.places[layer]
+        patches = self.tokens - self.prefix
+        ends = stored[:, : middle - start].unflatten(1, (self.prefix, -1)) if self.prefix else stored[:, :0]
+        scales, codes = stored[:, middle - start :].tensor_split([patches], dim=1)
+        return _Parts(ends, scales, codes.unflatten(1, (self.links[layer].token_bytes - 1, patches)))
+
+    @staticmethod
+    def _codes(parts: "_Parts", link: Link) -> Tensor:
+        """Give the codes ``(m, batch, tokens)``."""
+        return bitplanes.unpack(parts.codes.transpose(0, 1), link.counts)
+
+    def settle(self, stored: Tensor, extremes: Tensor) -> tuple[Tensor, Tensor]:
+        """Count the values of tokens that decode as NaN."""
+        overflowed, non_finite = torch.zeros(2, len(stored), dtype=torch.int64)
+        for layer in (~extremes.isfinite()).nonzero().flatten().tolist():
+            parts = self._parts(self.place(stored, layer), layer)
+            non_finite += (parts.scales == NOT_FINITE).sum(1) * self.width
+            if self.prefix:
+                scales = parts.ends[..., self.width :].contiguous().view(torch.bfloat16)
+                non_finite += scales.isnan().sum((1, 2)) * self.width
+        return overflowed, non_finite
+
+    def constants(self) -> dict[str, Tensor]:
+        """Give the links' tensors, filled up to d axes where they are one a layer."""
+
+        def rows(values: Sequence[Tensor], filling: float) -> Tensor:
+            padded = [torch.nn.functional.pad(own.float(), (0, self.width - len(own)), value=filling) for own in values]
+            return torch.stack(padded)
+
+        links, d = self.links, self.width
+        predictors = [link.predictor for link in links if link.predictor is not None]
+        return {
+            "mean": torch.stack([link.mean for link in links]),
+            "predictor": torch.stack(predictors) if predictors else links[0].axes.new_empty(0, d, d),
+            "axes": torch.cat([link.axes for link in links]),
+            "bits": rows([torch.tensor(link.bits, device=link.mean.device) for link in links], 0).to(torch.uint8),
+            "steps": rows([link.steps for link in links], 1),
+            "deviations": rows([link.deviations for link in links], 1),
+            "channel": self.ends.channel,
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """Say bits a value, of each layer and of all, and errors, of fresh samples and of those fitted to."""
+        values = self.tokens * self.width
+        sizes = [8 * (end - start) / values for start, _, end in self.places]
+        return {
+            "bits": round(sum(sizes) / len(sizes), 4),
+            "bits_by_layer": [round(size, 4) for size in sizes],
+            "error": [float(f"{error:.3g}") for error in self.errors],
+            "fitted_error": [float(f"{error:.3g}") for error in self.fitted],
+        }
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """The bytes of a layer, as views.
+
+    Attributes:
+        ends: of prefix tokens ``(batch, prefix, columns)``.
+        scales: of the other tokens ``(batch, tokens)``.
+        codes: of them ``(batch, bytes of a token, tokens)``.
+    """
+
+    ends: Tensor
+    scales: Tensor
+    codes: Tensor

@@ -1,0 +1,188 @@
+"""Fit a chain of predicted layers to a calibration sample (``docs/protocol.md``, section "Prediction").
+
+Layer by layer, each on what the layers before it look like once decoded: the predictor is ridge regression, the axes
+are those of what it leaves, the bits are water-filled over them, and every axis takes the step that errs least on the
+sample, which is a wide one where a few tokens are far out.
+
+For a number of bits, the error that spends them is looked for first, on a part of the sample. One relative error for
+all layers is what equal slopes of rate and distortion come to, where distortion is relative to each layer's energy; y_0
+may have a fraction of it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from losa_cache.cache.precision.allocation import BYTE, STEP, allocate
+from losa_cache.cache.precision.base import relative_error
+from losa_cache.cache.precision.link import Link
+from losa_cache.cache.precision.predict import PREFIX, Predict, PredictEncoding
+
+START_SHARE = 1 / 16  # of the other layers' error, that y_0 may have: all logits see it, the others are averaged over
+FRESH_SHARE = 8  # one sample in so many is kept to measure the error on
+SEARCHED_TOKENS = 8192
+ROUNDS = 5  # of the search for the error that spends the bits
+FIRST_ERROR, SEARCHED_ERRORS = 0.2, (1e-3, 1.0)
+CLOSE = 0.02  # relative, where the search ends
+TIGHTER = 3  # times that a layer is quantised anew because it missed its error
+RIDGE = 1e-4  # of the mean variance
+FACTORS = (0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0, 11.3, 16.0)  # of a normal variable's best step, which are tried
+LEAST = 1e-12
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a layer may cost: a relative error, or bits of a token."""
+
+    error: float | None = None
+    bits: int | None = None
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A link, the variances of what it stores along the principal axes, falling, and the mean square of a token."""
+
+    link: Link
+    variances: list[float]
+    energy: float
+
+
+def fit_chain(precision: Predict, blocks: Sequence[Tensor], *, tokens: int, prefix: int) -> PredictEncoding:
+    """Fit a chain (arguments as of ``Precision.fit``); some samples only measure the error."""
+    fresh = len(blocks[0]) // FRESH_SHARE
+    patches = [block[fresh:, prefix:].flatten(0, 1) for block in blocks]
+    targets = [Target(error=own) for own in _errors(precision.error or 0.0, len(blocks))]
+    if precision.bits is not None:
+        targets = _spend(precision.bits, patches, tokens=tokens, prefix=prefix)
+    ends = PREFIX.fit([block[fresh:, : prefix or None] for block in blocks], tokens=prefix, prefix=prefix)
+    links = [fitted.link for fitted in _chain(patches, targets, factors=FACTORS)]
+    encoding = PredictEncoding(precision, links, ends, tokens, prefix, list(range(len(blocks))))
+    seen = replace(encoding, tokens=blocks[0].shape[1])  # of tokens kept, as many as there are
+    errors = _reached(seen, [block[: fresh or None] for block in blocks])
+    return replace(encoding, errors=errors, fitted=_reached(seen, [block[fresh:] for block in blocks]))
+
+
+def _reached(encoding: PredictEncoding, blocks: Sequence[Tensor]) -> list[float]:
+    """Measure the relative error of every layer."""
+    found: list[float] = []
+    before = None
+    for layer, block in enumerate(blocks):
+        value, before = encoding.round(layer, block, before)
+        found.append(relative_error(value, block))
+    return found
+
+
+def _errors(error: float, layers: int) -> list[float]:
+    return [error] * (layers - 1) + [error * START_SHARE]
+
+
+def _spend(bits: float, patches: Sequence[Tensor], *, tokens: int, prefix: int) -> list[Target]:
+    """Divide a budget among the layers as the one error that spends it does.
+
+    That error follows from the variances of what is left to store; these follow, but weakly, from the error.
+    """
+    layers, width = len(patches), patches[0].shape[1]
+    whole = bits * tokens * width * layers / BYTE - prefix * layers * PREFIX.columns(width)
+    budget = max(0, int(whole / (tokens - prefix)) - layers)  # bytes of codes a token; its scales are a byte a layer
+    chosen = torch.randperm(len(patches[0]), generator=torch.Generator().manual_seed(0))[:SEARCHED_TOKENS]
+    sample = [block[chosen.to(block.device)] for block in patches]
+    error = FIRST_ERROR
+    for _ in range(ROUNDS):
+        fitted = _chain(sample, [Target(error=own) for own in _errors(error, layers)], factors=())
+        used = [sum(own.link.bits) // BYTE for own in fitted]
+        if abs(sum(used) - budget) <= CLOSE * budget:
+            break
+        error = _error_that_spends(budget, fitted)
+    return [Target(bits=BYTE * own) for own in _scaled(used, budget)]
+
+
+def _error_that_spends(budget: int, fitted: Sequence["Fitted"]) -> float:
+    low, high = SEARCHED_ERRORS
+    while high / low > 1 + CLOSE / 4:
+        error = (low * high) ** 0.5
+        allowed = [own**2 * layer.energy for own, layer in zip(_errors(error, len(fitted)), fitted, strict=True)]
+        used = sum(sum(allocate(layer.variances, distortion=most)) for layer, most in zip(fitted, allowed, strict=True))
+        low, high = (error, high) if used > BYTE * budget else (low, error)
+    return (low * high) ** 0.5
+
+
+def _scaled(used: Sequence[int], budget: int) -> list[int]:
+    """Give shares of a budget in proportion, whole ones that add up to it."""
+    total = max(1, sum(used))
+    ends = [round(budget * sum(used[: at + 1]) / total) for at in range(len(used))]
+    return [end - start for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def _chain(patches: Sequence[Tensor], targets: Sequence[Target], factors: Sequence[float]) -> list[Fitted]:
+    """Fit every layer ``(tokens, width)`` on the layer before it as decoded; ``factors`` of the steps are tried."""
+    found: list[Fitted] = []
+    before: Tensor | None = None
+    for stored, target in zip(patches, targets, strict=True):
+        values = torch.where(stored.isfinite(), stored, 0).float()
+        mean = values.mean(0)
+        wanted = values - mean
+        predictor = None if before is None else _regression(before, wanted)
+        plain = Link(mean, predictor, mean.new_empty(0, len(mean)).half(), (), mean[:0], mean[:0])
+        predicted = plain.predict(before, len(wanted))
+        rest = wanted.sub_(predicted)
+        found.append(_coded(plain, rest, target, energy=float(values.square().sum(1).mean()), factors=factors))
+        link = found[-1].link
+        along, scale = link.measure(rest)
+        before = link.follow(predicted, scale, link.quantise(along, scale))
+    return found
+
+
+def _regression(before: Tensor, wanted: Tensor) -> Tensor:
+    """Give the matrix ``(width, width)`` that predicts best, float16."""
+    gram = (before.T @ before).double()
+    gram.diagonal().add_(RIDGE * gram.diagonal().mean() + LEAST)
+    return torch.linalg.solve(gram, (before.T @ wanted).double()).half()
+
+
+def _coded(plain: Link, rest: Tensor, target: Target, *, energy: float, factors: Sequence[float]) -> Fitted:
+    """Choose axes, bits and steps for what prediction leaves."""
+    found, vectors = torch.linalg.eigh((rest.mT @ rest).double() / len(rest))
+    variances, axes = found.flip(0).clamp_min(0).tolist(), vectors.flip(1).mT
+    if target.error is None:
+        bits = allocate(variances, bits=target.bits)
+        return Fitted(_quantised(plain, rest, axes, variances, bits, factors), variances, energy)
+    allowed = wanted = target.error**2 * energy
+    for _ in range(TIGHTER):
+        link = _quantised(plain, rest, axes, variances, allocate(variances, distortion=allowed), factors)
+        along, scale = link.measure(rest)
+        found_again = link.restore(scale, link.quantise(along, scale), torch.zeros_like(rest))
+        missed = float((rest - found_again).square().sum(1).mean())
+        if missed <= wanted * (1 + CLOSE):
+            break
+        allowed *= wanted / missed
+    return Fitted(link, variances, energy)
+
+
+def _quantised(
+    plain: Link,
+    rest: Tensor,
+    axes: Tensor,
+    variances: Sequence[float],
+    bits: Sequence[int],
+    factors: Sequence[float],
+) -> Link:
+    """Choose the steps of these axes on a part of the sample; ``bits`` fall, as ``variances`` do."""
+    kept = tuple(sorted((own for own in bits if own), reverse=True))
+    turn = axes[: len(kept)].half()
+    sample = rest[:SEARCHED_TOKENS]
+    exact = turn.float() @ sample.mT
+    magnitudes = exact.abs().mean(1).clamp_min(LEAST)
+    spread = torch.tensor(variances[: len(kept)], device=rest.device).sqrt().float().clamp_min(LEAST)
+    usual = spread * torch.tensor([STEP[own] for own in kept], device=rest.device)
+    link = replace(plain, axes=turn, bits=kept, steps=usual, deviations=magnitudes)
+    _, scale = link.measure(sample)
+    best, least = usual, torch.full_like(usual, torch.inf)
+    for factor in factors if kept else ():
+        tried = replace(link, steps=usual * factor)
+        codes = tried.quantise(exact / tried.steps[:, None], scale)
+        lost = (exact - tried.walk(scale, codes).float() * tried.steps[:, None]).square().mean(1)
+        best = torch.where(lost < least, tried.steps, best)
+        least = torch.minimum(lost, least)
+    return replace(link, steps=best)
