@@ -76,7 +76,12 @@ def extract(
     ] = "all",
     tap: Annotated[str, _images("block, attention, mlp or both: what of each layer.")] = "block",
     embedding: Annotated[bool, _images("Also store the first block's input.", "--embedding")] = False,
-    precision: Annotated[str, _images("float32, float16, bfloat16, int8 or int4.")] = "bfloat16",
+    precision: Annotated[
+        str,
+        _images("float32, float16, bfloat16, int8, int4, predict:BITS (predict:1.5) or predict:ERROR% (predict:20%)."),
+    ] = "bfloat16",
+    bits: Annotated[float | None, _images("Predict each layer, spend so many bits a value: 2, 1, 0.5.")] = None,
+    error: Annotated[float | None, _images("Predict each layer, allow such a relative error: 0.2.")] = None,
     limit: Limit = None,
     views: Annotated[int, _images("Rows a sample: the plain image, and V - 1 augmentations of it.")] = 1,
     augment: Augment = None,
@@ -99,6 +104,10 @@ def extract(
     from losa_cache import plan_extraction
     from losa_cache.display import ExtractionBar, extraction_report
 
+    if bits is not None or error is not None:
+        others = ("precision",) if error is None else ("precision", "bits")
+        refuse(context, "--bits and --error each say how values are stored", only=others)
+        precision = f"predict:{bits:g}" if error is None else f"predict:{100 * error:g}%"
     options: dict[str, Any] = {
         "split": split,
         "data_dir": data_dir,

@@ -31,8 +31,9 @@ def inspect_cache(
 
     Returns:
         its path, identity and the fields behind it, shape ``[rows, points, tokens, columns]``, bytes stored and bytes
-        of the same values in float32 with their ratio, statistics of every point, samples a class, and health:
-        ``complete``, shards present, samples skipped, values overflowed and non-finite.
+        of the same values in float32 with their ratio, the encoding with its errors, which layers a run reads,
+        statistics of every point, samples a class, and health: ``complete``, shards present, samples skipped, values
+        overflowed and non-finite.
 
     Raises:
         UserError: if it is no cache, or a shard that is looked at is damaged.
@@ -52,6 +53,7 @@ def inspect_cache(
         "shard": [layout.shard_samples, layout.layers, layout.tokens, layout.columns],
         "bytes": {"stored": stored, "as_float32": logical, "ratio": round(logical / stored, 3) if stored else None},
         "encoding": manifest.encoding,
+        "layers_read": cache.precision.layers_read,
         "statistics": point_statistics(cache, looked_at, scheduler=scheduler, progress=progress),
         "classes": _histogram(cache),
         "health": {

@@ -4,6 +4,7 @@ import shutil
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -26,13 +27,8 @@ from losa_cache.extract.plan import cache_name, default_batch
 from losa_cache.inputs import Inputs, open_inputs
 from losa_cache.memory import available_memory, parse_bytes
 
-PREFERRED = (
-    "bfloat16",
-    "int8",
-    "int4",
-    "predict:2",
-    "predict:1",
-)  # what may be recommended in place of what is asked for
+PREFERRED = ("bfloat16", "int8", "int4", "predict:2", "predict:1")
+"""What may be recommended in place of the precision asked for."""
 
 
 def plan_extraction(
@@ -55,12 +51,12 @@ def plan_extraction(
     Nothing is kept: a probe file of at most 256 MiB is written where the cache would lie and removed again.
 
     Returns:
-        what would be written (``rows``, ``tokens``, ``width``, ``layers``, ``points``, ``precision``, ``bytes``,
-        ``shards``, ``files``, ``out``), what was measured (``free``, ``disk`` in bytes a second,
-        ``images_per_second``), what follows (``hours_to_extract``, ``epoch_seconds`` of features,
-        ``break_even_epochs``), ``device_memory`` (``free`` and ``weights``, in bytes; whether these are ``streamed``
-        through the device, in how many ``groups`` of blocks, of which bytes ``moved`` for how many ``images`` at once),
-        ``alternatives`` by precision, and ``recommendation``, one sentence.
+        what would be written (``rows``, ``tokens``, ``width``, ``layers``, ``points``, ``precision``, its mean relative
+        ``error``, ``layers_read`` by a run, ``bytes``, ``constants`` beside them, ``shards``, ``files``, ``out``), what
+        was measured (``free``, ``disk`` in bytes a second, ``images_per_second``), what follows (``hours_to_extract``,
+        ``epoch_seconds`` of features, ``break_even_epochs``), ``device_memory`` (``free`` and ``weights``, in bytes;
+        whether these are ``streamed`` through the device, in how many ``groups`` of blocks, of which bytes ``moved``
+        for how many ``images`` at once), ``alternatives`` by precision, and ``recommendation``, one sentence.
 
     Raises:
         UserError: for any input that cannot work, in one sentence.
@@ -112,6 +108,7 @@ def plan_extraction(
         row = laid.sample_chunks * laid.chunk_bytes * share
         candidate = Candidate(name, round(laid.total_bytes * share), row, unpack_speed(coded, sample.whole, laid))
         found[name] = forecast(candidate, speeds, samples=len(inputs.samples), views=inputs.manifest.views)
+    errors = {name: encoding_error(coded) for name, (coded, _, _) in fitted.items()}
     chosen = found[precision]
     tensors = len(inputs.backbone.tail.state_dict()) + len(encoding.constants())
     return {
@@ -126,7 +123,10 @@ def plan_extraction(
         "layers": inputs.manifest.layers,
         "points": inputs.manifest.points,
         "precision": precision,
+        "error": errors[precision],
+        "layers_read": encoding.precision.layers_read,
         "bytes": chosen.candidate.total,
+        "constants": sum(tensor.nbytes for tensor in encoding.constants().values()),
         "shards": layout.shards,
         "files": 2 * layout.shards + 2 * (9 + 2 * tensors) + 2,
         "free": free,
@@ -136,9 +136,17 @@ def plan_extraction(
         "epoch_seconds": {"cached": short(chosen.cached), "online": short(chosen.online)},
         "break_even_epochs": chosen.break_even,
         "device_memory": device_memory,
-        "alternatives": [other.figures() for name, other in found.items() if name != precision],
+        "alternatives": [
+            other.figures() | {"error": errors[name]} for name, other in found.items() if name != precision
+        ],
         "recommendation": recommend(chosen, [found[name] for name in PREFERRED if name in found]),
     }
+
+
+def encoding_error(encoding: Encoding) -> float:
+    """Give the mean relative error of its layers, as expected of a cache."""
+    stated = encoding.describe()["error"]
+    return short(mean(stated) if isinstance(stated, list) else stated)
 
 
 def _device_memory(inputs: Inputs, layout: Layout, batch_size: int, *, free: int) -> dict[str, Any]:

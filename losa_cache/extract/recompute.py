@@ -90,8 +90,8 @@ def compare(cache: ActivationCache, inputs: Inputs, count: int, *, seed: int) ->
         seed: of the choice.
 
     Returns:
-        ``rows``, ``identical`` (rows whose bytes are equal), ``largest_error`` (relative, over rows and points),
-        ``allowed`` (by point) and ``wrong``: ids of the samples beyond it.
+        ``rows``, ``identical`` (rows whose bytes are equal), ``error`` (relative, by point, the mean over the rows),
+        ``largest_error`` (over rows and points), ``allowed`` (by point) and ``wrong``: ids of the samples beyond it.
     """
     points = cache.manifest.points
     there = np.flatnonzero(cache.labels >= 0)
@@ -102,6 +102,7 @@ def compare(cache: ActivationCache, inputs: Inputs, count: int, *, seed: int) ->
     encoding = cache.encoding()
     reader = BlockReader(cache, points)
     errors: list[Tensor] = []
+    reached: list[Tensor] = []
     identical = 0
     parts = np.array_split(rows, -(-len(rows) // images_at_once(inputs)))
     plan = [views_of(part.tolist(), cache.manifest.views) for part in parts]
@@ -120,6 +121,7 @@ def compare(cache: ActivationCache, inputs: Inputs, count: int, *, seed: int) ->
             apart = decoded.float().flatten(1) - fresh
             found[:, point] = (apart.norm(dim=1) / fresh.norm(dim=1).clamp_min(1e-30)).nan_to_num(torch.inf)
         identical += int(same.sum())
+        reached.append(found)
         errors.append(found.where(~same[:, None], torch.minimum(found, allowed)))  # equal bytes may hold NaN
     reader.close()
     error = torch.cat(errors)
@@ -127,6 +129,7 @@ def compare(cache: ActivationCache, inputs: Inputs, count: int, *, seed: int) ->
     return {
         "rows": len(rows),
         "identical": identical,
+        "error": [float(f"{own:.3g}") for own in torch.cat(reached).mean(0).tolist()],
         "largest_error": float(error.max()),
         "allowed": [round(limit, 6) for limit in allowed.tolist()],
         "wrong": list(dict.fromkeys(cache.ids[int(rows[at])] for at in wrong)),

@@ -25,8 +25,9 @@ class Precision(ABC):
         storage: their Zarr data type.
         fill: fill value of the array, which decodes as NaN: a missing chunk must never look like zeros.
         dimension: name of the stored elements of a token.
-        folds: whether :meth:`Encoding.factors` gives any.
+        folds: whether products with :meth:`Encoding.factors` cost no more than with values.
         images: how many a calibration sample should hold; 0: nothing is fitted.
+        layers_read: what a run reads of a sample, in words.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Precision(ABC):
     dimension: str
     folds: bool
     images: int
+    layers_read = "those that a run uses"
 
     @property
     def itemsize(self) -> int:

@@ -18,16 +18,18 @@ class Link:
     """How one layer is predicted, and what is left of it stored; m axes of d channels.
 
     Attributes:
-        mean: float32 ``(d,)``.
-        predictor: float16 ``(d, d)``, from the layer before without its mean (rows) to this one without its own;
-            ``None`` for the first.
+        mean: float32 ``(d,)``, and
+        spread: float32 ``(d,)``: values without the one, divided by the other, are standard values.
+        predictor: float16 ``(d, d)``, from standard values of the layer before (rows) to those of this one; ``None``
+            for the first.
         axes: float16 ``(m, d)``, orthonormal rows.
         bits: of each axis, falling.
         steps: float32 ``(m,)``, of the quantiser of each axis, for a token of scale 1.
-        deviations: float32 ``(m,)``, mean magnitude along each axis: what tokens' scales are measured in.
+        deviations: float32 ``(m,)``, usual magnitude along each axis: what tokens' scales are measured in.
     """
 
     mean: Tensor
+    spread: Tensor
     predictor: Tensor | None
     axes: Tensor
     bits: tuple[int, ...]
@@ -48,6 +50,14 @@ class Link:
     def product(self) -> torch.dtype:
         """Dtype of matrix products."""
         return torch.bfloat16 if has_bfloat16(self.mean.device) else torch.float32
+
+    @cached_property
+    def _per_spread(self) -> Tensor:
+        return 1 / self.spread
+
+    @cached_property
+    def _offset(self) -> Tensor:
+        return -self.mean / self.spread
 
     @cached_property
     def rebuild(self) -> Tensor:
@@ -74,8 +84,11 @@ class Link:
 
     @cached_property
     def _share(self) -> Tensor:
-        """What a step along each axis adds to a token's scale."""
-        return (self.steps / self.deviations / max(1, len(self.bits))).to(self.product)
+        """What a step along each axis adds to the root of a token's scale.
+
+        A mean of roots: what is far out along a few axes does not make the others coarse.
+        """
+        return ((self.steps / self.deviations).sqrt() / max(1, len(self.bits))).to(self.product)
 
     @cached_property
     def _most(self) -> Tensor:
@@ -89,6 +102,7 @@ class Link:
         """Move the constants."""
         return Link(
             mean=self.mean.to(device),
+            spread=self.spread.to(device),
             predictor=None if self.predictor is None else self.predictor.to(device),
             axes=self.axes.to(device),
             bits=self.bits,
@@ -96,8 +110,16 @@ class Link:
             deviations=self.deviations.to(device),
         )
 
+    def standardise(self, values: Tensor) -> Tensor:
+        """Give standard values, float32."""
+        return torch.addcmul(self._offset, values, self._per_spread)
+
+    def values(self, standard: Tensor) -> Tensor:
+        """Give back values, float32."""
+        return torch.addcmul(self.mean, standard, self.spread)
+
     def predict(self, before: Tensor | None, tokens: int) -> Tensor:
-        """Predict the layer without its mean, float32 ``(tokens, d)``."""
+        """Predict standard values, float32 ``(tokens, d)``."""
         if self._forecast is None or before is None:
             return torch.zeros(tokens, len(self.mean), device=self.mean.device)
         return (before.to(self.product) @ self._forecast).float()
@@ -111,7 +133,7 @@ class Link:
         if not self.bits:  # a scale that only says whether the token is finite
             return rest.mT[:0], scale_code(rest.sum(1) * 0 + 1)
         along = self._turn @ rest.to(self.product).mT
-        return along, scale_code((self._share @ along.abs()).float())
+        return along, scale_code((self._share @ along.abs().sqrt_()).float().square_())
 
     def quantise(self, along: Tensor, scale: Tensor) -> Tensor:
         """Give the codes ``(m, tokens)``, uint8, of :meth:`measure`'s results; of a NaN any."""

@@ -40,8 +40,9 @@ class Predict(Precision):
     storage = "uint8"
     fill = 0xFF
     dimension = "byte"
-    folds = True
+    folds = False
     images = 512
+    layers_read = "all, whichever a run uses: each is predicted from the one before it"
 
     def __init__(self, *, bits: float | None = None, error: float | None = None) -> None:
         self.bits, self.error = bits, error
@@ -86,7 +87,7 @@ class Predict(Precision):
             raise ValueError("the axes are not one a number of bits, most bits first")
         if constants["predictor"].shape != (depth - 1, width, width):
             raise ValueError("the predictors are not a matrix a layer")
-        for name in ("steps", "deviations", "channel"):
+        for name in ("spread", "steps", "deviations", "channel"):
             if constants[name].shape != mean.shape or not bool(
                 (constants[name].isfinite() & (constants[name] > 0)).all()
             ):
@@ -95,6 +96,7 @@ class Predict(Precision):
         links = [
             Link(
                 mean=constants["mean"][at].float(),
+                spread=constants["spread"][at].float(),
                 predictor=constants["predictor"][at - 1] if at else None,
                 axes=axes[at],
                 bits=tuple(bits[at, : counts[at]].tolist()),
@@ -172,7 +174,7 @@ class PredictEncoding(Encoding):
         return stored[:, 0, 0, start:end]
 
     def encode(self, layer: int, block: Tensor, out: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Store what prediction leaves; give back the layer as decoded, without its mean, ``(batch, tokens, d)``."""
+        """Store what prediction leaves; give back standard values as decoded, ``(batch, tokens, d)``."""
         parts = self._parts(out, layer)
         if self.prefix:
             self.ends.encode_layer(layer, block[:, : self.prefix], parts.ends)
@@ -184,7 +186,7 @@ class PredictEncoding(Encoding):
         for values, target in in_parts(block, after):
             part = slice(at, at := at + len(values))
             extremes.append(torch.stack(values.aminmax()).abs().amax())
-            rest = (values[:, self.prefix :].float() - link.mean).flatten(0, 1)
+            rest = link.standardise(values[:, self.prefix :]).flatten(0, 1)
             predicted = link.predict(None if before is None else before[part].flatten(0, 1), len(rest))
             along, scale = link.measure(rest.sub_(predicted))
             codes = link.quantise(along, scale)
@@ -228,7 +230,7 @@ class PredictEncoding(Encoding):
         if self.prefix:
             out[:, : self.prefix] = self.ends.decode_layer(layer, parts.ends)
         values = out[:, self.prefix :]
-        values.copy_((state + self.links[layer].mean).view_as(values))
+        values.copy_(self.links[layer].values(state).view_as(values))
         unknown = parts.scales == NOT_FINITE
         if bool(unknown.any()):
             values.masked_fill_(unknown[..., None], torch.nan)
@@ -272,6 +274,7 @@ class PredictEncoding(Encoding):
         predictors = [link.predictor for link in links if link.predictor is not None]
         return {
             "mean": torch.stack([link.mean for link in links]),
+            "spread": torch.stack([link.spread for link in links]),
             "predictor": torch.stack(predictors) if predictors else links[0].axes.new_empty(0, d, d),
             "axes": torch.cat([link.axes for link in links]),
             "bits": rows([torch.tensor(link.bits, device=link.mean.device) for link in links], 0).to(torch.uint8),

@@ -4,6 +4,9 @@ Layer by layer, each on what the layers before it look like once decoded: the pr
 are those of what it leaves, the bits are water-filled over them, and every axis takes the step that errs least on the
 sample, which is a wide one where a few tokens are far out.
 
+Channels are standardised, and tokens far larger than others weigh less: large ViTs have channels, and tokens, hundreds
+of times the median, which would otherwise be all that is kept.
+
 For a number of bits, the error that spends them is looked for first, on a part of the sample. One relative error for
 all layers is what equal slopes of rate and distortion come to, where distortion is relative to each layer's energy; y_0
 may have a fraction of it.
@@ -27,8 +30,11 @@ ROUNDS = 5  # of the search for the error that spends the bits
 FIRST_ERROR, SEARCHED_ERRORS = 0.2, (1e-3, 1.0)
 CLOSE = 0.02  # relative, where the search ends
 TIGHTER = 3  # times that a layer is quantised anew because it missed its error
-RIDGE = 1e-4  # of the mean variance
+RIDGE = 1e-2  # of the mean variance: less, and rounding of products counts for more, with nothing gained
 FACTORS = (0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0, 11.3, 16.0)  # of a normal variable's best step, which are tried
+MEDIAN_TOKENS = 8192
+NORMAL_DEVIATION = 1.4826  # of a normal variable, by its median magnitude
+LEAST_SPREAD = 1e-3  # a channel that is mostly constant is measured by all of its values
 LEAST = 1e-12
 
 
@@ -120,40 +126,62 @@ def _chain(patches: Sequence[Tensor], targets: Sequence[Target], factors: Sequen
     found: list[Fitted] = []
     before: Tensor | None = None
     for stored, target in zip(patches, targets, strict=True):
-        values = torch.where(stored.isfinite(), stored, 0).float()
-        mean = values.mean(0)
-        wanted = values - mean
-        predictor = None if before is None else _regression(before, wanted)
-        plain = Link(mean, predictor, mean.new_empty(0, len(mean)).half(), (), mean[:0], mean[:0])
+        plain, wanted, weight = _standard(torch.where(stored.isfinite(), stored, 0).float())
+        energy = float((weight * wanted.square().sum(1)).mean())
+        if before is not None:
+            plain = replace(plain, predictor=_regression(before, wanted, weight))
         predicted = plain.predict(before, len(wanted))
         rest = wanted.sub_(predicted)
-        found.append(_coded(plain, rest, target, energy=float(values.square().sum(1).mean()), factors=factors))
+        found.append(_coded(plain, rest, weight, target, energy=energy, factors=factors))
         link = found[-1].link
         along, scale = link.measure(rest)
         before = link.follow(predicted, scale, link.quantise(along, scale))
     return found
 
 
-def _regression(before: Tensor, wanted: Tensor) -> Tensor:
+def _standard(values: Tensor) -> tuple[Link, Tensor, Tensor]:
+    """Standardise every channel, so that a few large ones do not decide alone, nor do a few large tokens.
+
+    Returns:
+        a link with no axes yet, standard values ``(tokens, d)``, and weights of the tokens: 1, or less for a large one.
+    """
+    some = values[:: max(1, len(values) // MEDIAN_TOKENS)]
+    middle = some.median(0).values
+    usual = NORMAL_DEVIATION * (some - middle).abs().median(0).values
+    overall = (values - middle).square().mean(0).sqrt()
+    usual = torch.where(usual > LEAST_SPREAD * overall, usual, overall).clamp_min(LEAST)
+    weight = 1 / ((values - middle) / usual).square().mean(1).clamp_min(1)
+    total = weight.sum()
+    mean = (weight @ values) / total
+    spread = ((weight @ (values - mean).square()) / total).sqrt().clamp_min(LEAST)
+    plain = Link(mean, spread, None, mean.new_empty(0, len(mean)).half(), (), mean[:0], mean[:0])
+    return plain, plain.standardise(values), weight
+
+
+def _regression(before: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:
     """Give the matrix ``(width, width)`` that predicts best, float16."""
-    gram = (before.T @ before).double()
+    weighted = (before * weight[:, None]).mT
+    gram = (weighted @ before).double()
     gram.diagonal().add_(RIDGE * gram.diagonal().mean() + LEAST)
-    return torch.linalg.solve(gram, (before.T @ wanted).double()).half()
+    return torch.linalg.solve(gram, (weighted @ wanted).double()).half()
 
 
-def _coded(plain: Link, rest: Tensor, target: Target, *, energy: float, factors: Sequence[float]) -> Fitted:
+def _coded(
+    plain: Link, rest: Tensor, weight: Tensor, target: Target, *, energy: float, factors: Sequence[float]
+) -> Fitted:
     """Choose axes, bits and steps for what prediction leaves."""
-    found, vectors = torch.linalg.eigh((rest.mT @ rest).double() / len(rest))
+    found, vectors = torch.linalg.eigh(((rest * weight[:, None]).mT @ rest).double() / len(rest))
     variances, axes = found.flip(0).clamp_min(0).tolist(), vectors.flip(1).mT
     if target.error is None:
         bits = allocate(variances, bits=target.bits)
-        return Fitted(_quantised(plain, rest, axes, variances, bits, factors), variances, energy)
+        return Fitted(_quantised(plain, rest, weight, axes, variances, bits, factors), variances, energy)
     allowed = wanted = target.error**2 * energy
     for _ in range(TIGHTER):
-        link = _quantised(plain, rest, axes, variances, allocate(variances, distortion=allowed), factors)
+        bits = allocate(variances, distortion=allowed)
+        link = _quantised(plain, rest, weight, axes, variances, bits, factors)
         along, scale = link.measure(rest)
         found_again = link.restore(scale, link.quantise(along, scale), torch.zeros_like(rest))
-        missed = float((rest - found_again).square().sum(1).mean())
+        missed = float((weight * (rest - found_again).square().sum(1)).mean())
         if missed <= wanted * (1 + CLOSE):
             break
         allowed *= wanted / missed
@@ -163,6 +191,7 @@ def _coded(plain: Link, rest: Tensor, target: Target, *, energy: float, factors:
 def _quantised(
     plain: Link,
     rest: Tensor,
+    weight: Tensor,
     axes: Tensor,
     variances: Sequence[float],
     bits: Sequence[int],
@@ -171,9 +200,9 @@ def _quantised(
     """Choose the steps of these axes on a part of the sample; ``bits`` fall, as ``variances`` do."""
     kept = tuple(sorted((own for own in bits if own), reverse=True))
     turn = axes[: len(kept)].half()
-    sample = rest[:SEARCHED_TOKENS]
+    sample, weight = rest[:SEARCHED_TOKENS], weight[:SEARCHED_TOKENS]
     exact = turn.float() @ sample.mT
-    magnitudes = exact.abs().mean(1).clamp_min(LEAST)
+    magnitudes = (exact.abs().sqrt() @ weight**0.25 / len(weight)).square().clamp_min(LEAST)  # in tokens' own sizes
     spread = torch.tensor(variances[: len(kept)], device=rest.device).sqrt().float().clamp_min(LEAST)
     usual = spread * torch.tensor([STEP[own] for own in kept], device=rest.device)
     link = replace(plain, axes=turn, bits=kept, steps=usual, deviations=magnitudes)
@@ -182,7 +211,7 @@ def _quantised(
     for factor in factors if kept else ():
         tried = replace(link, steps=usual * factor)
         codes = tried.quantise(exact / tried.steps[:, None], scale)
-        lost = (exact - tried.walk(scale, codes).float() * tried.steps[:, None]).square().mean(1)
+        lost = (exact - tried.walk(scale, codes).float() * tried.steps[:, None]).square() @ weight
         best = torch.where(lost < least, tried.steps, best)
         least = torch.minimum(lost, least)
     return replace(link, steps=best)
