@@ -96,7 +96,7 @@ class Training:
     def __init__(self, folder: Path, store: str, *, fold: bool = False) -> None:
         cache = open_cache(folder / f"{store}.zarr")
         self.files = shards(folder / f"{store}.zarr")
-        self._source = CachedSource(cache, POINTS, torch.device("cpu"), fold=fold)
+        self._source = CachedSource(cache, POINTS, torch.device("cpu"), rank=16 if fold else 0)
 
     def __call__(self, rows: Rows) -> Iterator[Sequence[Block]]:
         """Yield block outputs as a side network gets them."""

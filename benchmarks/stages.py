@@ -146,7 +146,7 @@ class Again:
 def _cached(name: str, folder: Path, residency: str) -> CachedSource:
     cache, device = open_cache(folder / f"{name}.zarr"), choose_device()
     points = cache.manifest.points
-    return open_cached(cache, points, device, samples=cache.samples, passes=9, residency=residency, fold=True)
+    return open_cached(cache, points, device, samples=cache.samples, passes=9, residency=residency, rank=16)
 
 
 def _requests(cache: ActivationCache, epoch: int) -> list[Request]:

@@ -31,12 +31,37 @@ class Scaled:
         return (self.codes.float() * self.tokens.float()[..., None] * self.channels.float()).to(self.dtype)
 
 
-Block = Tensor | Scaled
+@dataclass(frozen=True)
+class Product:
+    """A block output as a product: M columns a token, times a matrix that all tokens share, behind prefix tokens.
+
+    Attributes:
+        left: ``(M, batch, n)``.
+        right: ``(M, d)``.
+        mean: what is added to every token of the product, ``(d,)``.
+        ends: the prefix tokens' values ``(batch, prefix, d)``.
+        dtype: of the values.
+    """
+
+    left: Tensor
+    right: Tensor
+    mean: Tensor
+    ends: Tensor
+    dtype: torch.dtype
+
+    def dense(self) -> Tensor:
+        """Multiply."""
+        count, batch, tokens = self.left.shape
+        found = self.left.reshape(count, batch * tokens).mT @ self.right
+        return torch.cat([self.ends, (found + self.mean).view(batch, tokens, -1).to(self.dtype)], 1)
+
+
+Block = Tensor | Scaled | Product
 
 
 def dense(blocks: Sequence[Block]) -> list[Tensor]:
     """Decode what is not a tensor yet."""
-    return [block.dense() if isinstance(block, Scaled) else block for block in blocks]
+    return [block if isinstance(block, Tensor) else block.dense() for block in blocks]
 
 
 def split_start(blocks: Sequence[Block], depth: int) -> tuple[Sequence[Block], Tensor]:
@@ -64,9 +89,9 @@ class Operand(Protocol):
 
 def operand(block: Block, dtype: torch.dtype, start: Tensor | None) -> Operand:
     """Choose the operand for a block, and for y_0 ``(batch, n, d)`` where it is to be added first."""
-    if isinstance(block, Scaled):
-        return Folded(block, dtype) if start is None else Dense(block.dense(), dtype, start)
-    return Dense(block, dtype, start)
+    if isinstance(block, Tensor) or start is not None:
+        return Dense(dense([block])[0], dtype, start)
+    return Folded(block, dtype) if isinstance(block, Scaled) else Factored(block, dtype)
 
 
 class Dense:
@@ -117,3 +142,54 @@ class Folded:
             found = (torch.bmm(codes, by_sample.mT) * self._tokens[..., None]).sum(0, dtype=wide(codes))
             return found.mT.reshape(trials, rows, -1)
         return correlate(kind, codes[None], states * self._tokens) * self._channels
+
+
+class Factored:
+    """A product, which is never multiplied out: every product with it goes through its columns.
+
+    These come first in ``left``, so that for both kinds the batch is part of one large matrix.
+    """
+
+    def __init__(self, block: Product, dtype: torch.dtype) -> None:
+        count, self._batch, self._tokens = block.left.shape
+        left = block.left.to(dtype)
+        self._by_column = left.reshape(count, self._batch * self._tokens)
+        self._by_sample = left.reshape(count * self._batch, self._tokens)
+        self._count, self._right, self._mean = count, block.right.to(dtype), block.mean.to(dtype)
+        self._ends = block.ends.to(dtype)[None]
+        self._prefix = self._ends.shape[2]
+
+    def add_product(self, kind: int, out: Tensor, weight: Tensor) -> None:
+        """Multiply by the matrix that is shared first where channels are mixed, last where tokens are."""
+        trials, rank = weight.shape[:2]
+        rows = trials * rank
+        if kind == TOKEN:
+            own = weight[..., self._prefix :].reshape(rows, self._tokens)
+            found = (self._by_sample @ own.mT).view(self._count, self._batch, rows)
+            by_row = found.permute(2, 1, 0).reshape(rows * self._batch, self._count)
+            out += (by_row @ self._right).view_as(out)
+            out += own.sum(1).view(trials, rank, 1, 1) * self._mean
+            if self._prefix:
+                out += project(kind, self._ends, weight[..., : self._prefix].contiguous())
+            return
+        small = weight.reshape(rows, weight.shape[2]) @ self._right.mT
+        found = (small @ self._by_column).view(trials, rank, self._batch, self._tokens)
+        out[..., self._prefix :] += found + (weight @ self._mean)[..., None, None]
+        if self._prefix:
+            out[..., : self._prefix] += project(kind, self._ends, weight)
+
+    def correlate(self, kind: int, states: Tensor) -> Tensor:
+        """Go the same way back."""
+        trials, rank, batch, length = states.shape
+        rows = trials * rank
+        if kind == TOKEN:
+            by_row = (states.reshape(rows * batch, length) @ self._right.mT).view(rows, batch, self._count)
+            found = by_row.transpose(1, 2).reshape(rows, self._count * batch) @ self._by_sample
+            found = (found + (states @ self._mean).sum(2).view(rows, 1)).view(trials, rank, self._tokens)
+            return torch.cat([correlate(kind, self._ends, states), found], -1) if self._prefix else found
+        own = states[..., self._prefix :].reshape(rows, batch * self._tokens)
+        found = (own @ self._by_column.mT) @ self._right + own.sum(1, keepdim=True) * self._mean
+        found = found.view(trials, rank, len(self._mean))
+        if self._prefix:
+            found = found + correlate(kind, self._ends, states[..., : self._prefix].contiguous())
+        return found

@@ -1,6 +1,7 @@
 """What the trials of a sweep learn from: a source for each choice of block outputs, one split for all."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -22,18 +23,19 @@ class Materials:
         config: of the sweep.
         device: that trains.
         residency: as of ``losa_cache.train``.
-        passes: trials, each of which reads everything once an epoch.
+        trials: each of which reads everything once an epoch.
 
     Raises:
         UserError: for a validation cache that does not fit, or if nothing is held out.
     """
 
     def __init__(
-        self, cache: ActivationCache, config: SweepConfig, device: torch.device, residency: str, *, passes: int
+        self, cache: ActivationCache, config: SweepConfig, device: torch.device, residency: str, *, trials: int
     ) -> None:
         self._cache, self._device, self._residency = cache, device, residency
         self._base = config.base
-        self._passes = passes * config.base.epochs
+        self._passes = trials * config.base.epochs
+        self._trials = min(trials, config.concurrent or trials)
         self._val = None if config.val_cache is None else open_cache(config.val_cache)
         if self._val is not None:
             ours, theirs = cache.manifest.fields, self._val.manifest.fields
@@ -64,10 +66,11 @@ class Materials:
         self._open.clear()
 
     def _opened(self, config: TrainConfig) -> Material:
-        own = from_cache(self._cache, config, self._device, residency=self._residency, passes=self._passes)
+        options: dict[str, Any] = {"residency": self._residency, "passes": self._passes, "trials": self._trials}
+        own = from_cache(self._cache, config, self._device, **options)
         if self._val is None:
             return own
-        other = from_cache(self._val, _whole(config), self._device, residency=self._residency, passes=self._passes)
+        other = from_cache(self._val, _whole(config), self._device, **options)
         return replace(own, chosen=replace(own.chosen, held_out=other.chosen.train), plain=other.source)
 
 

@@ -92,7 +92,7 @@ class Sweep:
             epochs=self.config.base.epochs,
             seed=self.config.base.seed,
         )
-        self._materials = Materials(self.cache, self.config, device, residency, passes=self.search.trials)
+        self._materials = Materials(self.cache, self.config, device, residency, trials=self.search.trials)
         self._trials = Trials(folder, open_trackers(self.config.trackers, folder))
         self._cohorts: dict[Path, Cohort] = {}
         self._rows: dict[int, dict[str, Any]] = {}

@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from losa_cache.ahead import work_ahead
+from losa_cache.cache.precision import Codes, Columns
 from losa_cache.cache.reader import BlockReader
 from losa_cache.cache.roof import disk_speed, memory_speed
 from losa_cache.cache.store import ActivationCache
 from losa_cache.memory import allocate, available_memory
-from losa_cache.sidenet.operand import Block, Scaled
+from losa_cache.sidenet.operand import Block, Product, Scaled
 from losa_cache.train.account import Roof
 from losa_cache.train.batch import Batch, Request
 from losa_cache.train.in_memory import Reader, keep
@@ -58,7 +59,7 @@ def open_cached(
     passes: int,
     residency: str = "auto",
     seed: int = 0,
-    fold: bool = False,
+    rank: int = 0,
 ) -> "CachedSource":
     """Choose a residency, say why, and open the source.
 
@@ -66,18 +67,18 @@ def open_cached(
         samples: numbers of all that will be asked for.
         passes: times that each will be.
         residency: as asked for (:func:`choose_residency`).
-        cache, points, device, seed, fold: as of :class:`CachedSource`.
+        cache, points, device, seed, rank: as of :class:`CachedSource`.
 
     Raises:
         UserError: for a residency that cannot be.
     """
     precision, (_, tokens, width) = cache.precision, cache.manifest.shape
-    rows = len(samples) * cache.manifest.views
+    count = len(samples) * cache.manifest.views
     planes = precision.planes([cache.manifest.points.index(point) for point in points])
-    plain = precision.dtype == precision.stored_dtype or (fold and precision.folds)
+    plain = precision.dtype == precision.stored_dtype or (rank > 0 and precision.folds)
     room = Room(
-        stored=rows * len(planes) * cache.layout.block_bytes,
-        decoded=None if plain else rows * len(points) * tokens * width * precision.dtype.itemsize,
+        stored=count * len(planes) * cache.layout.block_bytes,
+        decoded=None if plain else count * len(points) * tokens * width * precision.dtype.itemsize,
         device=None if device.type == "cpu" else available_memory(device),
         memory=available_memory(torch.device("cpu")),
         passes=passes,
@@ -85,7 +86,7 @@ def open_cached(
     )
     chosen = choose_residency(residency, room)
     log.info(chosen.reason)
-    return CachedSource(cache, points, device, seed=seed, fold=fold, residency=chosen, samples=samples)
+    return CachedSource(cache, points, device, seed=seed, rank=rank, residency=chosen, samples=samples)
 
 
 class CachedSource:
@@ -100,7 +101,7 @@ class CachedSource:
         points: what of it, in the order of ``Batch.blocks``.
         device: where the batches go.
         seed: of the choice among several views.
-        fold: hand on int8 codes as they are, all but y_0.
+        rank: of the side layers that read block outputs, which, all but y_0, may then come as factors; 0: as values.
         residency: where block outputs are kept from batch to batch.
         samples: numbers of those that will be asked for, where they are kept in memory; by default all.
     """
@@ -112,12 +113,12 @@ class CachedSource:
         device: torch.device,
         *,
         seed: int = 0,
-        fold: bool = False,
+        rank: int = 0,
         residency: Residency = DISK,
         samples: NDArray[np.int64] | None = None,
     ) -> None:
         self.cache, self.device = cache, device
-        self._fold, self._decoded = fold, residency.decoded
+        self._rank, self._decoded = rank, residency.decoded
         self._on_disk = residency.where == "disk"
         self._roof: Roof | None = None
         views = cache.manifest.views
@@ -216,10 +217,13 @@ class CachedSource:
         """Decode, or hand on codes: y_0, the last, is a tensor in any case."""
         if self._decoded:
             return list(stored)
-        factors = self._encoding.factors(stored) if self._fold else None
+        factors = self._encoding.factors(stored, rank=self._rank) if self._rank else None
         if factors is None:
             return list(self._encoding.decode(stored))
-        last = self._encoding.select([len(factors) - 1])
+        return [*map(self._block, factors[:-1]), self._block(factors[-1]).dense()]
+
+    def _block(self, factors: Codes | Columns) -> Scaled | Product:
         dtype = self._encoding.precision.dtype
-        scaled = [Scaled(own.codes, own.tokens, own.channels, dtype=dtype) for own in factors[:-1]]
-        return [*scaled, *last.decode(stored[-1:])]
+        if isinstance(factors, Codes):
+            return Scaled(factors.codes, factors.tokens, factors.channels, dtype=dtype)
+        return Product(factors.left, factors.right, factors.mean, factors.ends, dtype=dtype)

@@ -103,9 +103,9 @@ def open_material(
 
 
 def from_cache(
-    cache: ActivationCache, config: TrainConfig, device: torch.device, *, residency: str, passes: int
+    cache: ActivationCache, config: TrainConfig, device: torch.device, *, residency: str, passes: int, trials: int = 1
 ) -> Material:
-    """Learn from a cache (arguments as of :func:`open_material`).
+    """Learn from a cache (arguments as of :func:`open_material`), for so many trials at a time.
 
     Raises:
         UserError: for layers or a start that it does not hold, or a choice of samples that cannot be.
@@ -114,6 +114,7 @@ def from_cache(
     points = used_points(cache.manifest.fields["tap"], cache.manifest.layers, config)
     _require_start(cache, points)
     chosen = selected(cache, config)
+    image = len(cache.manifest.tokens["grid"]) == 2  # the layers of a video's side network want whole values
     source = open_cached(
         cache,
         points,
@@ -122,7 +123,7 @@ def from_cache(
         passes=passes,
         residency=residency,
         seed=config.seed,
-        fold=config.side in FOLD,
+        rank=0 if config.side not in FOLD else trials * (config.rank if image else cache.manifest.width),
     )
     return Material(cache.manifest, frozen_tail(cache), layers, points, chosen, source, source)
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import losa_cache as lc
-from losa_cache.cache.precision import EncodedBatch, bitplanes, get_precision
+from losa_cache.cache.precision import EncodedBatch, bitplanes, get_precision, link
 from losa_cache.cache.precision.allocation import DISTORTION, STEP, allocate
 from losa_cache.cache.precision.base import relative_error
 from losa_cache.errors import UserError
@@ -210,6 +210,34 @@ def test_some_layers_of_a_chain(positions):
     precision = encoding.precision
     assert precision.planes(positions) == [0]
     assert precision.needed(positions) == list(range(max(positions) + 1))
+
+
+@pytest.mark.parametrize("prefix", [0, PREFIX])
+def test_factors_multiply_to_what_decoding_gives(prefix, monkeypatch):
+    """In float32, where both roads agree to rounding; with bfloat16 products they agree to those."""
+    blocks = stream()
+    encoding = fitted("predict:2", blocks, prefix=prefix)
+    planes = list(EncodedBatch.of(encoding, blocks).stored.unbind(1))
+    for products, apart in ((True, 0.02), (False, 1e-5)):
+        monkeypatch.setattr(link, "has_bfloat16", lambda _, products=products: products)
+        again = get_precision("predict:2").load(encoding.constants(), tokens=TOKENS, prefix=prefix).select([1, 2, 3])
+        columns = again.factors(planes, rank=1)
+        assert len(columns) == 3
+        for own, block in zip(columns, again.decode(planes), strict=True):
+            values = torch.einsum("mbn,md->bnd", own.left.double(), own.right.double()) + own.mean
+            rounded = torch.cat([own.ends.double(), values], 1).bfloat16() if not products else values
+            assert relative_error(rounded, block if not products else block[:, prefix:]) < max(apart, 2**-9)
+
+
+def test_factors_are_given_where_they_are_cheaper_than_values():
+    blocks = stream(layers=8)
+    encoding = fitted("predict:3", blocks)
+    planes = list(EncodedBatch.of(encoding, blocks).stored.unbind(1))
+    assert encoding.factors(planes, rank=1) is not None
+    assert encoding.factors(planes, rank=WIDTH) is None
+    bad = [block.clone() for block in blocks]
+    bad[2][1, 5, 3] = torch.nan
+    assert encoding.factors(list(EncodedBatch.of(encoding, bad).stored.unbind(1)), rank=1) is None
 
 
 def planted(seed, samples=200):

@@ -10,7 +10,7 @@ from torch import nn
 
 import losa_cache as lc
 from losa_cache.sidenet.losa import LowRankMLP
-from losa_cache.sidenet.operand import Scaled, dense
+from losa_cache.sidenet.operand import Product, Scaled, dense
 from losa_cache.sidenet.readout import First, Mean, Whole
 from losa_cache.sidenet.tail import FrozenTail
 from losa_cache.train.room import kept_bytes
@@ -155,6 +155,26 @@ def test_folded_codes_give_what_decoded_ones_give(rank, kind):
     tensors = [*(b.codes.double() * b.tokens.double()[..., None] * b.channels.double() for b in blocks[:3]), blocks[3]]
     assert relative(dense(blocks)[0], tensors[0]) < 1e-6  # float32, as a cache decodes
     assert worst_error(network, network(blocks), network.plain(tensors)) < (1e-12 if rank == 3 else 1e-6)
+
+
+def product(batch, tokens, width, prefix, count=11):
+    left, right = torch.randn(count, batch, tokens - prefix), torch.randn(count, width)
+    ends = torch.randn(batch, prefix, width)
+    return Product(*(x.double() for x in (left, right, torch.randn(width), ends)), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("prefix", [0, 2])
+@pytest.mark.parametrize(("rank", "kind"), [(3, lc.LoSA), (66, lc.LoSA), (3, LowRankMLP)])
+def test_products_give_what_multiplied_ones_give(rank, kind, prefix):
+    torch.manual_seed(0)
+    network = random_network(kind, depth=4, tokens=9, width=70, rank=rank).double()
+    blocks = [product(3, 9, 70, prefix) for _ in range(3)] + [torch.randn(3, 9, 70, dtype=torch.float64)]
+    tensors = [
+        *(torch.cat([b.ends, torch.einsum("mbn,md->bnd", b.left, b.right) + b.mean], 1) for b in blocks[:3]),
+        blocks[3],
+    ]
+    assert relative(dense(blocks)[0], tensors[0]) < 1e-12
+    assert worst_error(network, network(blocks), network.plain(tensors)) < 1e-12
 
 
 def test_memory_saved_for_backward_is_a_twentieth(monkeypatch):

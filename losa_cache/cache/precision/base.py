@@ -128,8 +128,13 @@ class Encoding(ABC):
             planes: stored elements ``(batch, tokens, columns)`` on the device, as ``precision.planes`` names them.
         """
 
-    def factors(self, planes: Sequence[Tensor]) -> "list[Codes] | None":
-        """Give the factors of every layer's values where they are few, for products that need no values."""
+    def factors(self, planes: Sequence[Tensor], *, rank: int) -> "list[Codes] | list[Columns] | None":
+        """Give the factors of every layer's values where they are of use, for products that need no values.
+
+        Args:
+            planes: as of :meth:`decode`.
+            rank: of the side layers that multiply every layer but the last.
+        """
         return None
 
     @abstractmethod
@@ -175,6 +180,23 @@ class Codes:
     codes: Tensor
     tokens: Tensor
     channels: Tensor
+
+
+@dataclass(frozen=True)
+class Columns:
+    """A layer's values as one product: columns of a token x a matrix + the mean, behind prefix tokens.
+
+    Attributes:
+        left: ``(m, batch, tokens)``.
+        right: ``(m, width)``.
+        mean: ``(width,)``.
+        ends: ``(batch, prefix, width)``.
+    """
+
+    left: Tensor
+    right: Tensor
+    mean: Tensor
+    ends: Tensor
 
 
 class Separate(Encoding):

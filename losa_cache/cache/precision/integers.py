@@ -143,7 +143,7 @@ class IntegerEncoding(Separate):
             target.copy_(values.flatten(-2).mul_(self.channel[layer]))
         return out
 
-    def factors(self, planes: Sequence[Tensor]) -> list[Codes] | None:
+    def factors(self, planes: Sequence[Tensor], *, rank: int) -> list[Codes] | None:
         """Give codes and scales, where all channels of a token share one."""
         if not self.precision.folds:
             return None

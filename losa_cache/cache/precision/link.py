@@ -141,8 +141,9 @@ class Link:
         return torch.minimum(steps.clamp_min_(0), self._most).to(torch.uint8)
 
     def walk(self, scale: Tensor, codes: Tensor) -> Tensor:
-        """Give the steps along the axes that codes stand for, ``(m, tokens)``."""
-        return (codes.to(self.product) - self._half) * scale_value(scale).to(self.product)
+        """Give the steps along the axes that codes ``(m, ...)`` stand for, of tokens with scales ``(...)``."""
+        half = self._half.view(-1, *[1] * scale.ndim)
+        return (codes.to(self.product) - half) * scale_value(scale).to(self.product)
 
     def restore(self, scale: Tensor, codes: Tensor, onto: Tensor) -> Tensor:
         """Add what prediction left, as decoded, to what was predicted, ``(tokens, d)``."""

@@ -12,13 +12,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from losa_cache.cache.precision import bitplanes
-from losa_cache.cache.precision.base import Encoding, Precision, in_parts
+from losa_cache.cache.precision.base import Columns, Encoding, Precision, in_parts
 from losa_cache.cache.precision.integers import Integer, IntegerEncoding
 from losa_cache.cache.precision.link import NOT_FINITE, Link
 from losa_cache.errors import UserError
@@ -214,6 +215,58 @@ class PredictEncoding(Encoding):
             state = link.follow(link.predict(state, len(scale)), scale, codes.flatten(1))
             if (out := wanted.get(layer)) is not None:
                 self._give(layer, parts, state, out)
+
+    def factors(self, planes: Sequence[Tensor], *, rank: int) -> list[Columns] | None:
+        """Give every layer as the steps of all layers before it, and its own, times one matrix: what follows from them.
+
+        ``None`` where that costs more than decoding (the last layer is wanted as values in any case), or where a token
+        is not finite.
+        """
+        (stored,) = planes
+        if not self._folding_pays(rank):
+            return None
+        found: dict[int, tuple[int, Tensor]] = {}
+        left = torch.empty(
+            self._columns[-1], len(stored), self.tokens - self.prefix, dtype=self.links[0].product, device=stored.device
+        )
+        for layer, link in enumerate(self.links[: max(self.chosen) + 1]):
+            parts = self._parts(self._bytes(stored[:, 0], layer), layer)
+            if bool((parts.scales == NOT_FINITE).any()):
+                return None
+            own = slice(self._columns[layer] - len(link.bits), self._columns[layer])
+            left[own] = link.walk(parts.scales, self._codes(parts, link))
+            if layer in self.chosen:
+                ends = self.ends.decode_layer(layer, parts.ends) if self.prefix else parts.ends.view(len(stored), 0, 1)
+                found[layer] = self._columns[layer], ends.expand(-1, -1, self.width)
+        return [
+            Columns(left[: found[layer][0]], self._combined[layer], self.links[layer].mean, found[layer][1])
+            for layer in self.chosen
+        ]
+
+    @cached_property
+    def _columns(self) -> list[int]:
+        """Axes of each layer and of all before it."""
+        return list(accumulate(len(link.bits) for link in self.links))
+
+    @cached_property
+    def _combined(self) -> dict[int, Tensor]:
+        """Of each layer that is wanted, what the steps of all layers up to it add to its values, ``(columns, d)``."""
+        found: dict[int, Tensor] = {}
+        through = torch.empty(0, self.width, device=self.links[0].mean.device)
+        for layer, link in enumerate(self.links[: max(self.chosen) + 1]):
+            if link.predictor is not None:
+                through = through @ link.predictor.float()
+            through = torch.cat([through, link.rebuild])
+            if layer in self.chosen:
+                found[layer] = (through * link.spread).to(link.product)
+        return found
+
+    def _folding_pays(self, rank: int) -> bool:
+        """Compare multiply-adds a token: of products there and back, and of the last layer; and of the whole chain."""
+        *others, last = self.chosen
+        folded = 2 * rank * sum(self._columns[layer] for layer in others) + self._columns[last] * self.width
+        chain = sum(self.width * (self.width + len(link.bits)) for link in self.links[: max(self.chosen) + 1])
+        return folded < chain + 2 * rank * len(others) * self.width
 
     def round(self, layer: int, block: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Encode, and decode what follows from it."""
