@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from losa_cache.cache.identity import identity_hash
-from losa_cache.cache.precision import PRECISIONS
+from losa_cache.cache.precision import PRECISIONS, get_precision
 from losa_cache.extract.extract import extract
 from losa_cache.points import TAPS
 from losa_cache.sidenet.tail import POOLS
@@ -97,9 +97,21 @@ def test_tail(attributes):
     assert pooled.keys() == set(re.findall(r'"(\w+)"', table("Tail")[5][1]))
 
 
-def test_encoding(attributes):
+def test_encoding(attributes, tmp_path):
     (row,) = (row for row in table("Attributes") if row[0] == "`encoding`")
-    assert attributes["losa_cache"]["encoding"].keys() == set(re.findall("`([^`]+)`", row[1]))
+    predicted = make(tmp_path, "predict:2").manifest.encoding
+    assert attributes["losa_cache"]["encoding"].keys() | predicted.keys() == set(re.findall("`([^`]+)`", row[1]))
+
+
+def test_prediction(tmp_path):
+    cache = make(tmp_path, "predict:2", shard_bytes=300)
+    named = {name: row[1].strip("`") for row in table("Prediction") for name in re.findall(r"`([^`]+)`", row[0])}
+    stored = {f"scales/{path.name}": path for path in (cache.path / "scales").iterdir() if path.is_dir()}
+    assert stored.keys() == named.keys()
+    for name, path in stored.items():
+        assert json.loads((path / "zarr.json").read_text())["data_type"] == named[name]
+    assert cache.layout.shape[1:3] == (1, 1)
+    assert cache.layout.shards > 1
 
 
 def test_arrays(int8_cache):
@@ -117,7 +129,7 @@ def test_arrays(int8_cache):
     for name in stored:
         row = named[general[name]]
         data_type = json.loads((cache.path / name / "zarr.json").read_text())["data_type"]
-        assert row[1] in (f"`{data_type}`", "see *Precision*")
+        assert row[1] in (f"`{data_type}`", "see *Precision*", "see *Precision*, *Prediction*")
 
 
 def test_small_arrays_carry_checksums(int8_cache):
@@ -127,9 +139,10 @@ def test_small_arrays_carry_checksums(int8_cache):
 
 
 def test_precisions():
-    assert {row[0].strip("`"): row[1].strip("`") for row in table("Precision")} == {
-        name: precision.storage for name, precision in PRECISIONS.items()
-    }
+    named = {name: row[1].strip("`") for row in table("Precision") for name in re.findall(r"`([^`]+)`", row[0])}
+    examples = {"predict:<B>": "predict:1.5", "predict:<E>%": "predict:20%"}
+    known = {name: precision.storage for name, precision in PRECISIONS.items()}
+    assert named == known | {name: get_precision(example).storage for name, example in examples.items()}
 
 
 @pytest.mark.parametrize(

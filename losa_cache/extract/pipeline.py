@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from losa_cache.cache.layout import Layout
-from losa_cache.cache.precision import EncodedBatch
+from losa_cache.cache.precision import EncodedBatch, get_precision
 from losa_cache.cache.shard import pack
 from losa_cache.cache.writer import CacheWriter
 from losa_cache.data.decode import DECODE_AHEAD
@@ -98,7 +98,8 @@ def pass_length(inputs: Inputs, layout: Layout, batch_size: int) -> int:
     if backbone.device.type == "cpu":
         memory -= backbone.streamed.budget
     stream = backbone.tokens * backbone.width * torch.float32.itemsize
-    return batches_at_once(layout.sample_bytes + stream + prod(backbone.input.shape), batch_size, memory)
+    streams = 1 + get_precision(inputs.manifest.precision).chained  # and what the next layer is predicted from
+    return batches_at_once(layout.sample_bytes + streams * stream + prod(backbone.input.shape), batch_size, memory)
 
 
 def _write(

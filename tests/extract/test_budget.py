@@ -35,6 +35,7 @@ def small_budget(precision="float32", batch=4):
         {"precision": "bfloat16", "tap": "both", "embedding": True},
         {"precision": "float16", "layers": 2},
         {"precision": "int8"},
+        {"precision": "predict:2"},
         {"precision": "bfloat16", "views": 2, "augment": "crop"},
     ],
 )

@@ -5,6 +5,7 @@ import math
 import os
 import re
 
+import numpy as np
 import pytest
 
 from losa_cache.cache import compression
@@ -68,6 +69,8 @@ def test_the_recommendation_follows_from_the_figures(row_mb, speeds, others, say
         {},
         {"precision": "int8", "views": 3, "augment": "crop", "layers": 2, "limit": 20},
         {"tap": "both", "embedding": True, "layers": 2},
+        {"precision": "predict:2"},
+        {"precision": "predict:20%", "layers": 3},
     ],
 )
 def test_what_is_foretold_is_what_extract_writes(tmp_path, options, monkeypatch):
@@ -84,10 +87,14 @@ def test_what_is_foretold_is_what_extract_writes(tmp_path, options, monkeypatch)
     assert plan["shards"] == cache.layout.shards
     files = [p for folder in (cache.path, cache.receipts) for p in folder.rglob("*") if p.is_file()]
     assert plan["files"] == len(files)
-    assert {"float32", "float16", "bfloat16", "int8", "int4"} == {
+    assert {"float32", "float16", "bfloat16", "int8", "int4", "predict:2", "predict:1"} <= {
         plan["precision"],
         *(other["precision"] for other in plan["alternatives"]),
     }
+    assert plan["error"] == pytest.approx(np.mean(cache.manifest.encoding["error"]), rel=0.01)
+    constants = sum(tensor.nbytes for tensor in cache.encoding().constants().values())
+    assert plan["constants"] == constants
+    assert plan["layers_read"].startswith("all" if "predict" in plan["precision"] else "those")
     assert all(value > 0 for value in (*plan["disk"].values(), *plan["images_per_second"].values()))
     seconds = plan["epoch_seconds"]
     assert seconds["online"] > seconds["cached"] > 0

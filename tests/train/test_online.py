@@ -55,7 +55,7 @@ def losses_of_every_step(source, cache, config):
 
 
 # relative difference of any step's loss, against training from unrounded activations
-BOUNDS = {"float32": 1e-5, "float16": 1e-3, "bfloat16": 1e-2, "int8": 3e-2, "int4": 2e-1}
+BOUNDS = {"float32": 1e-5, "float16": 1e-3, "bfloat16": 1e-2, "int8": 3e-2, "int4": 2e-1, "predict:3": 2e-1}
 
 
 @pytest.mark.parametrize("precision", BOUNDS)

@@ -103,7 +103,7 @@ def test_a_place_that_is_too_small_is_refused_in_a_sentence(asked):
 
 
 @pytest.mark.parametrize("worth", [0, 2], ids=["plain", "compressed"])
-@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8", "int4"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8", "int4", "predict:2"])
 def test_every_place_gives_the_same_batches(precision, worth, tmp_path, monkeypatch):
     monkeypatch.setattr(compression, "WORTH_BYTES", 0)
     monkeypatch.setattr(compression, "WORTH_RATIO", worth)
@@ -112,7 +112,7 @@ def test_every_place_gives_the_same_batches(precision, worth, tmp_path, monkeypa
         tiny_samples(bad=(3,)),
         precision=precision,
         out=tmp_path / "c.zarr",
-        shard_bytes=9_000,
+        shard_bytes=3_000,
         views=2,
         augment="rand-m9-mstd0.5-inc1",
         on_error="skip",

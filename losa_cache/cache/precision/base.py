@@ -27,7 +27,7 @@ class Precision(ABC):
         dimension: name of the stored elements of a token.
         folds: whether products with :meth:`Encoding.factors` cost no more than with values.
         images: how many a calibration sample should hold; 0: nothing is fitted.
-        layers_read: what a run reads of a sample, in words.
+        chained: whether layers are predicted from one another, so that a run reads all of them, whichever it uses.
     """
 
     name: str
@@ -38,12 +38,19 @@ class Precision(ABC):
     dimension: str
     folds: bool
     images: int
-    layers_read = "those that a run uses"
+    chained = False
 
     @property
     def itemsize(self) -> int:
         """Bytes of a stored element."""
         return self.stored_dtype.itemsize
+
+    @property
+    def layers_read(self) -> str:
+        """What a run reads of a sample, in words."""
+        if self.chained:
+            return "all, whichever a run uses: each is predicted from the one before it"
+        return "those that a run uses"
 
     @abstractmethod
     def require(self, width: int) -> None:
@@ -296,6 +303,8 @@ class EncodedBatch:
         """Encode the block output ``(batch, tokens, width)`` of the next layer, on its own device."""
         out = self.encoding.place(self.stored, layer)
         there = out if out.device == block.device else torch.empty_like(out, device=block.device)
-        self.extremes[layer], self._before = self.encoding.encode(layer, block, there, self._before)
+        before = None if self._before is None else self._before.to(block.device)
+        self.extremes[layer], after = self.encoding.encode(layer, block, there, before)
+        self._before = None if after is None else after.to(out.device)
         if there is not out:
             out.copy_(there)

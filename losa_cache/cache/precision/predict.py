@@ -43,7 +43,7 @@ class Predict(Precision):
     dimension = "byte"
     folds = False
     images = 512
-    layers_read = "all, whichever a run uses: each is predicted from the one before it"
+    chained = True
 
     def __init__(self, *, bits: float | None = None, error: float | None = None) -> None:
         self.bits, self.error = bits, error
