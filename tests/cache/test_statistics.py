@@ -24,7 +24,7 @@ def test_statistics_are_those_of_all_values(precision, tmp_path):
     assert torch.get_num_threads() == threads
     assert found["rows"] == 22
     for at, point in enumerate(cache.manifest.points):
-        values = encoding.decode(at, stored[:, at]).double().numpy()
+        values = encoding.decode_layer(at, stored[:, at]).double().numpy()
         ours = found["points"][point]
         assert ours["mean"] == pytest.approx(values.mean(), rel=1e-5, abs=1e-7)
         assert ours["std"] == pytest.approx(values.std(), rel=1e-5)
