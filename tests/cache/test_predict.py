@@ -1,5 +1,6 @@
 """Layers predicted from the one before: against the protocol page, theory, outliers, damage, and in whole runs."""
 
+import functools
 import math
 
 import ml_dtypes
@@ -9,9 +10,10 @@ import torch
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._dynamo.testing import CompileCounter
 
 import losa_cache as lc
-from losa_cache.cache.precision import EncodedBatch, bitplanes, get_precision, link
+from losa_cache.cache.precision import EncodedBatch, bitplanes, get_precision, link, steps
 from losa_cache.cache.precision.allocation import DISTORTION, STEP, allocate
 from losa_cache.cache.precision.base import relative_error
 from losa_cache.errors import UserError
@@ -55,10 +57,10 @@ def test_codes_of_any_bits_come_back_from_bytes(bits, tokens, seed):
     bits = [*bits, *[1] * (-sum(bits) % 8)]
     codes = np.stack([np.random.default_rng(seed + k).integers(0, 2**own, tokens) for k, own in enumerate(bits)])
     codes = torch.from_numpy(codes.astype(np.uint8))
-    counts = bitplanes.counts_of(bits)
-    packed = bitplanes.pack(codes, counts)
+    planes = bitplanes.Planes.of(bits)
+    packed = bitplanes.pack(codes, planes)
     assert packed.shape == (sum(bits) // 8, tokens)
-    assert torch.equal(bitplanes.unpack(packed, counts), codes)
+    assert torch.equal(bitplanes.unpack(packed, planes), codes)
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
@@ -238,6 +240,37 @@ def test_factors_are_given_where_they_are_cheaper_than_values():
     bad = [block.clone() for block in blocks]
     bad[2][1, 5, 3] = torch.nan
     assert encoding.factors(list(EncodedBatch.of(encoding, bad).stored.unbind(1)), rank=1) is None
+
+
+def test_steps_are_whole_graphs_shared_by_links_that_give_what_steps_give_uncompiled(monkeypatch):
+    """What CUDA makes kernels of; some sizes are alike here by chance, which takes a graph more."""
+    graphs = CompileCounter()
+    once = functools.cache(lambda step: torch.compile(step, dynamic=True, fullgraph=True, backend=graphs))
+    blocks = stream(layers=12)
+    encoding = fitted("predict:2", blocks)
+    assert len({link.bits for link in encoding.links}) > 8
+    plain = EncodedBatch.of(encoding, blocks).stored
+    values = encoding.decode(list(plain.unbind(1)))
+    monkeypatch.setattr(steps, "fused", lambda step, _: once(step))
+    assert torch.equal(EncodedBatch.of(encoding, blocks).stored, plain)
+    assert all(map(torch.equal, encoding.decode(list(plain.unbind(1))), values))
+    assert graphs.frame_count <= 12
+
+
+def test_layers_that_cost_nothing_are_what_is_predicted():
+    """The second layer is the first, turned; the third is constant."""
+    first = stream()[0]
+    turn = torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(0)))[0]
+    blocks = [first, first @ turn, torch.ones_like(first), first]
+    encoding = fitted("predict:5%", blocks)
+    assert [len(link.bits) > 0 for link in encoding.links] == [True, False, False, True]
+    for own, block in zip(decoded(encoding, blocks), blocks, strict=True):
+        assert relative_error(own, block) < 0.08
+    bad = [block.clone() for block in blocks]
+    bad[1][3, 4] = torch.nan
+    marked = decoded(encoding, bad)[1].isnan().any(-1)
+    assert marked.sum() == 1
+    assert marked[3, 4]
 
 
 def planted(seed, samples=200):

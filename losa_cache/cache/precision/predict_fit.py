@@ -18,10 +18,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from losa_cache.cache.precision import steps
 from losa_cache.cache.precision.allocation import BYTE, STEP, allocate
 from losa_cache.cache.precision.base import relative_error
 from losa_cache.cache.precision.link import Link
 from losa_cache.cache.precision.predict import PREFIX, Predict, PredictEncoding
+from losa_cache.cache.precision.steps import Tables
 
 START_SHARE = 1 / 16  # of the other layers' error, that y_0 may have: all logits see it, the others are averaged over
 FRESH_SHARE = 8  # one sample in so many is kept to measure the error on
@@ -130,13 +132,17 @@ def _chain(patches: Sequence[Tensor], targets: Sequence[Target], factors: Sequen
         energy = float((weight * wanted.square().sum(1)).mean())
         if before is not None:
             plain = replace(plain, predictor=_regression(before, wanted, weight))
-        predicted = plain.predict(before, len(wanted))
-        rest = wanted.sub_(predicted)
+        predicted = steps.predict(before, plain.tables)
+        rest = wanted if predicted is None else wanted.sub_(predicted)
         found.append(_coded(plain, rest, weight, target, energy=energy, factors=factors))
-        link = found[-1].link
-        along, scale = link.measure(rest)
-        before = link.follow(predicted, scale, link.quantise(along, scale))
+        before = _decoded(rest, predicted, found[-1].link.tables)
     return found
+
+
+def _decoded(rest: Tensor, predicted: Tensor | None, tables: Tables) -> Tensor:
+    """Give what is decoded of what prediction left, on top of what was predicted."""
+    along, scale = steps.measure(rest, tables)
+    return steps.restore(scale, steps.quantise(along, scale, tables.half), predicted, tables)
 
 
 def _standard(values: Tensor) -> tuple[Link, Tensor, Tensor]:
@@ -155,11 +161,12 @@ def _standard(values: Tensor) -> tuple[Link, Tensor, Tensor]:
     mean = (weight @ values) / total
     spread = ((weight @ (values - mean).square()) / total).sqrt().clamp_min(LEAST)
     plain = Link(mean, spread, None, mean.new_empty(0, len(mean)).half(), (), mean[:0], mean[:0])
-    return plain, plain.standardise(values), weight
+    return plain, steps.standardise(values, plain.tables), weight
 
 
 def _regression(before: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:
     """Give the matrix ``(width, width)`` that predicts best, float16."""
+    before = before.float()
     weighted = (before * weight[:, None]).mT
     gram = (weighted @ before).double()
     gram.diagonal().add_(RIDGE * gram.diagonal().mean() + LEAST)
@@ -179,9 +186,7 @@ def _coded(
     for _ in range(TIGHTER):
         bits = allocate(variances, distortion=allowed)
         link = _quantised(plain, rest, weight, axes, variances, bits, factors)
-        along, scale = link.measure(rest)
-        found_again = link.restore(scale, link.quantise(along, scale), torch.zeros_like(rest))
-        missed = float((weight * (rest - found_again).square().sum(1)).mean())
+        missed = float((weight * (rest - _decoded(rest, None, link.tables)).square().sum(1)).mean())
         if missed <= wanted * (1 + CLOSE):
             break
         allowed *= wanted / missed
@@ -206,12 +211,13 @@ def _quantised(
     spread = torch.tensor(variances[: len(kept)], device=rest.device).sqrt().float().clamp_min(LEAST)
     usual = spread * torch.tensor([STEP[own] for own in kept], device=rest.device)
     link = replace(plain, axes=turn, bits=kept, steps=usual, deviations=magnitudes)
-    _, scale = link.measure(sample)
+    _, scale = steps.measure(sample, link.tables)
+    size = steps.scale_value(scale, torch.nan)
     best, least = usual, torch.full_like(usual, torch.inf)
     for factor in factors if kept else ():
-        tried = replace(link, steps=usual * factor)
-        codes = tried.quantise(exact / tried.steps[:, None], scale)
-        lost = (exact - tried.walk(scale, codes).float() * tried.steps[:, None]).square() @ weight
-        best = torch.where(lost < least, tried.steps, best)
+        tried = usual * factor
+        codes = steps.quantise(exact / tried[:, None], scale, link.tables.half)
+        lost = (exact - (codes - link.tables.half) * size * tried[:, None]).square() @ weight
+        best = torch.where(lost < least, tried, best)
         least = torch.minimum(lost, least)
     return replace(link, steps=best)
