@@ -97,9 +97,13 @@ def test_what_is_foretold_is_what_extract_writes(tmp_path, options, monkeypatch)
     assert plan["layers_read"].startswith("all" if "predict" in plan["precision"] else "those")
     assert all(value > 0 for value in (*plan["disk"].values(), *plan["images_per_second"].values()))
     seconds = plan["epoch_seconds"]
-    assert seconds["online"] > seconds["cached"] > 0
-    paid = plan["hours_to_extract"] * 3600 / (seconds["online"] - seconds["cached"])
-    assert plan["break_even_epochs"] == pytest.approx(math.ceil(paid), abs=1)
+    assert seconds["online"] > 0
+    assert seconds["cached"] > 0
+    if seconds["online"] > seconds["cached"]:  # a trunk this small may be faster than decoding what it gives
+        paid = plan["hours_to_extract"] * 3600 / (seconds["online"] - seconds["cached"])
+        assert plan["break_even_epochs"] == pytest.approx(math.ceil(paid), abs=1)
+    else:
+        assert plan["break_even_epochs"] is None
 
 
 def test_the_command_line_plans_with_the_options_of_extract(tmp_path):
