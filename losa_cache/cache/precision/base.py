@@ -123,8 +123,8 @@ class Encoding(ABC):
             before: what this gave back for the layer before, of the same samples.
 
         Returns:
-            a scalar on the device: the largest magnitude; infinite or NaN if any value is. And what the next layer is
-            predicted from, if layers are chained.
+            a scalar on the device, for :meth:`settle`: the largest magnitude where it matters, infinite or NaN if any
+            value is. And what the next layer is predicted from, if layers are chained.
         """
 
     @abstractmethod
