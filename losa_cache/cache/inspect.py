@@ -1,5 +1,6 @@
 """What is in a cache, and which caches there are, as JSON-able figures."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def inspect_cache(
     manifest, layout = cache.manifest, cache.layout
     present = list(cache.shard_sizes())
     looked_at = present if full else present[:SHARDS_LOOKED_AT]
-    stored, logical = cache.stored_bytes, int(np.prod(layout.shape[:3], dtype=np.int64)) * manifest.width * 4
+    stored, logical = cache.stored_bytes, layout.samples * math.prod(manifest.shape) * 4
     return {
         "path": str(cache.path),
         "identity": manifest.identity,

@@ -8,6 +8,7 @@ import torch
 import zarr
 
 import losa_cache as lc
+from losa_cache.cache.inspect import inspect_cache
 from losa_cache.extract.extract import extract
 from losa_cache.extract.meter import Meter
 from losa_cache.extract.verify import verify_cache
@@ -36,6 +37,18 @@ def test_a_cache_is_read_by_zarr_alone_and_decoded_by_hand(cache):
     planes = [torch.from_numpy(np.asarray(stored[17:18, 0]))]
     for own, block in zip(theirs, cache.encoding().decode(planes), strict=True):
         assert np.linalg.norm(block[0].double().numpy() - own) < 0.02 * np.linalg.norm(own)
+
+
+def test_inspecting_tells_bytes_errors_and_what_is_read(cache):
+    found = inspect_cache(cache.path)
+    width = cache.manifest.width
+    assert found["bytes"]["as_float32"] == 60 * 6 * 5 * width * 4
+    assert found["bytes"]["stored"] == cache.stored_bytes
+    assert found["encoding"]["bits"] == pytest.approx(8 * cache.layout.columns / (6 * 5 * width), abs=1e-4)
+    assert found["layers_read"].startswith("all")
+    fresh, fitted = found["encoding"]["error"], found["encoding"]["fitted_error"]
+    assert len(fresh) == len(fitted) == 6
+    assert np.mean(fresh) > np.mean(fitted) > 0
 
 
 def test_a_cache_trains_from_any_place_alike_and_online(cache, tmp_path):
