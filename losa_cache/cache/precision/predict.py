@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from losa_cache.cache.precision import steps
-from losa_cache.cache.precision.base import Columns, Encoding, Precision, in_parts
+from losa_cache.cache.precision.base import Columns, Encoding, Precision
 from losa_cache.cache.precision.integers import Integer, IntegerEncoding
 from losa_cache.cache.precision.link import Link
 from losa_cache.cache.precision.steps import NOT_FINITE
@@ -176,43 +176,30 @@ class PredictEncoding(Encoding):
         return stored[:, 0, 0, start:end]
 
     def encode(self, layer: int, block: Tensor, out: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Store what prediction leaves; give back standard values as decoded, ``(batch, tokens, d)``."""
-        parts, link = self._parts(out, layer), self.links[layer]
+        """Store what prediction leaves; give back standard values as decoded, ``(batch * tokens, d)``."""
+        parts = self._parts(out, layer)
         extreme = torch.zeros((), device=block.device)
         if self.prefix:
             extreme = self.ends.encode_layer(layer, block[:, : self.prefix], parts.ends)
         encode = steps.fused(steps.encode, block.device)
-        found: list[Tensor] = []
-        at = 0
-        for values, _ in in_parts(block, block):
-            part = slice(at, at := at + len(values))
-            known = None if before is None else before[part].flatten(0, 1)
-            codes, scale, after = encode(values[:, self.prefix :], known, link.tables)
-            parts.codes[part] = codes.unflatten(1, (len(values), -1)).transpose(0, 1)
-            parts.scales[part] = scale.unflatten(0, (len(values), -1))
-            found.append(after.unflatten(0, (len(values), -1)))
-        unknown = (parts.scales == NOT_FINITE).any()
-        return torch.where(unknown, torch.nan, extreme), found[0] if len(found) == 1 else torch.cat(found)
+        codes, scale, after = encode(block[:, self.prefix :], before, self.links[layer].tables)
+        parts.codes.copy_(codes.unflatten(1, parts.scales.shape).transpose(0, 1))
+        parts.scales.copy_(scale.view(parts.scales.shape))
+        return torch.where((scale == NOT_FINITE).any(), torch.nan, extreme), after
 
     def decode(self, planes: Sequence[Tensor]) -> list[Tensor]:
         """Follow the chain as far as it is wanted."""
         (stored,) = planes
         shape = (len(stored), self.tokens, self.width)
         found = {at: torch.empty(shape, dtype=self.precision.dtype, device=stored.device) for at in set(self.chosen)}
-        at = 0
-        for rows, _ in in_parts(stored[:, 0], stored, elements=self.tokens * self.width):
-            self._decode(rows, {layer: out[at : at + len(rows)] for layer, out in found.items()})
-            at += len(rows)
-        return [found[layer] for layer in self.chosen]
-
-    def _decode(self, rows: Tensor, wanted: Mapping[int, Tensor]) -> None:
-        decode, state = steps.fused(steps.decode, rows.device), None
-        for layer in range(max(wanted) + 1):
-            parts, out = self._parts(self._bytes(rows, layer), layer), wanted.get(layer)
+        decode, state = steps.fused(steps.decode, stored.device), None
+        for layer in range(max(self.chosen) + 1):
+            parts, out = self._parts(self.place(stored[:, None], layer), layer), found.get(layer)
             into = None if out is None else out[:, self.prefix :]
             state = decode(parts.tokens_last, parts.scales.flatten(), state, self.links[layer].tables, into)
             if out is not None and self.prefix:
                 out[:, : self.prefix] = self.ends.decode_layer(layer, parts.ends)
+        return [found[layer] for layer in self.chosen]
 
     def factors(self, planes: Sequence[Tensor], *, rank: int) -> list[Columns] | None:
         """Give every layer as the steps of all layers before it, and its own, times one matrix: what follows from them.
@@ -225,7 +212,7 @@ class PredictEncoding(Encoding):
         if stored.is_cuda or not self._folding_pays(rank):
             return None
         chain = range(max(self.chosen) + 1)
-        parts = [self._parts(self._bytes(stored[:, 0], layer), layer) for layer in chain]
+        parts = [self._parts(self.place(stored[:, None], layer), layer) for layer in chain]
         if bool(torch.stack([(own.scales == NOT_FINITE).any() for own in parts]).any()):
             return None
         shape = (len(stored), self.tokens - self.prefix)
@@ -278,14 +265,10 @@ class PredictEncoding(Encoding):
         out = torch.empty(block.shape, dtype=self.precision.dtype, device=block.device)
         parts = self._parts(stored, layer)
         fill = steps.fused(steps.fill, block.device)
-        fill(out[:, self.prefix :], after.flatten(0, 1), parts.scales.flatten(), self.links[layer].tables)
+        fill(out[:, self.prefix :], after, parts.scales.flatten(), self.links[layer].tables)
         if self.prefix:
             out[:, : self.prefix] = self.ends.decode_layer(layer, parts.ends)
         return out, after
-
-    def _bytes(self, rows: Tensor, layer: int) -> Tensor:
-        start, _, end = self.places[layer]
-        return rows[:, start:end]
 
     def _parts(self, stored: Tensor, layer: int) -> "_Parts":
         """Tell the parts of a layer's bytes ``(batch, bytes)`` apart."""
