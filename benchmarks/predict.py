@@ -32,7 +32,7 @@ from losa_cache.inputs import open_inputs
 from losa_cache.points import tapped_points
 from losa_cache.sidenet.operand import Block, Product
 
-CLASSES = 10
+CLASSES, BATCH = 10, 64
 
 
 def main() -> None:
@@ -109,7 +109,7 @@ def speed(arguments: argparse.Namespace) -> None:
     backbone = lc.load_backbone(arguments.backbone, weights="random").to(device)
     points, compute = tapped_points("block", range(1, backbone.depth + 1)), backbone.compute_dtype("bfloat16")
     pixels = torch.randint(0, 256, (images, *backbone.input.shape), dtype=torch.uint8, device=device)
-    parts = pixels.split(8 if device.type == "cpu" else 64)
+    parts = pixels.split(BATCH)
     blocks = streams(len(points), (images, backbone.tokens, backbone.width), device)
     sizes = {"tokens": backbone.tokens, "prefix": backbone.prefix_tokens}
     name = f"predict:{arguments.bits}"
