@@ -197,8 +197,8 @@ class PredictEncoding(Encoding):
             parts, out = self._parts(self.place(stored[:, None], layer), layer), found.get(layer)
             into = None if out is None else out[:, self.prefix :]
             state = decode(parts.tokens_last, parts.scales.flatten(), state, self.links[layer].tables, into)
-            if out is not None and self.prefix:
-                out[:, : self.prefix] = self.ends.decode_layer(layer, parts.ends)
+            if out is not None:
+                out[:, : self.prefix] = self._ends(layer, parts)
         return [found[layer] for layer in self.chosen]
 
     def factors(self, planes: Sequence[Tensor], *, rank: int) -> list[Columns] | None:
@@ -224,8 +224,7 @@ class PredictEncoding(Encoding):
             columns = slice(self._columns[layer] - len(link.bits), self._columns[layer])
             left[columns] = steps.walk(own.tokens_last, own.scales.flatten(), link.tables).unflatten(1, shape)
             if layer in self.chosen:
-                ends = self.ends.decode_layer(layer, own.ends) if self.prefix else own.ends.view(len(stored), 0, 1)
-                found[layer] = self._columns[layer], ends.expand(-1, -1, self.width)
+                found[layer] = self._columns[layer], self._ends(layer, own)
         return [
             Columns(left[: found[layer][0]], self._combined[layer], self.links[layer].mean, found[layer][1])
             for layer in self.chosen
@@ -266,9 +265,14 @@ class PredictEncoding(Encoding):
         parts = self._parts(stored, layer)
         fill = steps.fused(steps.fill, block.device)
         fill(out[:, self.prefix :], after, parts.scales.flatten(), self.links[layer].tables)
-        if self.prefix:
-            out[:, : self.prefix] = self.ends.decode_layer(layer, parts.ends)
+        out[:, : self.prefix] = self._ends(layer, parts)
         return out, after
+
+    def _ends(self, layer: int, parts: "_Parts") -> Tensor:
+        """Decode the layer's prefix tokens, if there are any: ``(batch, prefix, d)``."""
+        if self.prefix:
+            return self.ends.decode_layer(layer, parts.ends)
+        return torch.empty(len(parts.scales), 0, self.width, dtype=self.precision.dtype, device=parts.scales.device)
 
     def _parts(self, stored: Tensor, layer: int) -> "_Parts":
         """Tell the parts of a layer's bytes ``(batch, bytes)`` apart."""
