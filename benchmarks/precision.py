@@ -28,7 +28,7 @@ from losa_cache.cache.precision import EncodedBatch, Encoding, get_precision
 from losa_cache.cache.reader import BlockReader
 from losa_cache.cache.shard import pack
 from losa_cache.cache.writer import CacheWriter
-from losa_cache.calibrate import AT_ONCE, SHARE, THINNING, Calibration
+from losa_cache.calibrate import AT_ONCE, SHARE, Calibration, thinned
 
 BATCH, TIMED = 50, 50
 DEFAULT = ["bfloat16", "int8", "int4", "predict:2", "predict:1", "predict:0.5", "predict:0.25"]
@@ -81,7 +81,7 @@ def calibrate(cache: lc.ActivationCache, images: int) -> Calibration:
     count = max(AT_ONCE, min(images, len(cache.samples) // SHARE))
     blocks = next(batches(cache, count))[1]
     tokens, prefix = cache.manifest.tokens["total"], cache.manifest.tokens["prefix"]
-    kept = [*range(prefix), *(torch.randperm(tokens - prefix)[: (tokens - prefix) // THINNING] + prefix).tolist()]
+    kept = thinned(tokens, prefix, torch.Generator().manual_seed(0))
     return Calibration(
         [block[:AT_ONCE].float() for block in blocks], [block[:, kept] for block in blocks], tokens, prefix
     )

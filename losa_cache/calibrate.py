@@ -88,8 +88,7 @@ def calibrate(inputs: Inputs, *, workers: int, images: int) -> Calibration:
         if not good:
             continue
         whole = whole or [block[good] for block in blocks]
-        patches = torch.randperm(blocks[0].shape[1] - prefix, generator=generator) + prefix
-        kept = [*range(prefix), *patches[: max(1, len(patches) // THINNING)].tolist()]
+        kept = thinned(blocks[0].shape[1], prefix, generator)
         parts.append([block[good][:, kept].bfloat16() for block in blocks])
     if not whole:
         index, reason = failed[0]
@@ -98,6 +97,12 @@ def calibrate(inputs: Inputs, *, workers: int, images: int) -> Calibration:
         )
     thin = [torch.cat(own) for own in zip(*parts, strict=True)] if images > AT_ONCE else whole
     return Calibration(whole, thin, inputs.backbone.tokens, prefix)
+
+
+def thinned(tokens: int, prefix: int, generator: torch.Generator) -> list[int]:
+    """Choose the tokens that a thin sample keeps of an image: prefix tokens, and a random quarter of the others."""
+    patches = torch.randperm(tokens - prefix, generator=generator) + prefix
+    return [*range(prefix), *patches[: max(1, len(patches) // THINNING)].tolist()]
 
 
 def calibration_images(inputs: Inputs, images: int) -> int:
