@@ -23,7 +23,7 @@ from tests.conftest import losa_cache, results, tiny_backbone, tiny_samples
 
 ONLINE = [
     *("train", "--online", "--backbone", "vit_digits", "--dataset", "digits", "--device", "cpu"),
-    *("--limit", "200", "--epochs", "3", "--rank", "4", "--batch-size", "32", "--lr", "0.01"),
+    *("--limit", "300", "--epochs", "3", "--rank", "4", "--batch-size", "32", "--lr", "0.01"),
     *("--augment", "rand-m9-mstd0.5-inc1", "--mixup", "0.2", "--cutmix", "1.0", "--reprob", "0.25"),
 ]
 ENVIRONMENT = dict(os.environ) | {"OMP_NUM_THREADS": "1"}
@@ -46,7 +46,7 @@ def test_ctrl_c_in_an_online_run_costs_nothing(tmp_path):
     while True:
         process = start(*arguments, cwd=tmp_path)
         checkpoint = tmp_path / "stopped" / "checkpoint.pt"
-        if len(stopped_at) < 2:
+        if len(stopped_at) < 3:
             before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
             while process.poll() is None and not (tmp_path / "stopped" / "config.json").exists():
                 time.sleep(0.01)
