@@ -9,7 +9,6 @@ import torch
 from numpy.typing import NDArray
 
 from losa_cache.backbone import Backbone, load_backbone
-from losa_cache.cache.home import home
 from losa_cache.cache.manifest import Manifest
 from losa_cache.cache.precision import get_precision
 from losa_cache.data.clips import Clip
@@ -17,6 +16,7 @@ from losa_cache.data.decode import Decoder
 from losa_cache.data.load import load_samples
 from losa_cache.data.samples import Samples
 from losa_cache.errors import UserError, require_counts
+from losa_cache.folders import home
 from losa_cache.layers import choose_layers
 from losa_cache.memory import available_memory
 from losa_cache.points import require_tap

@@ -14,12 +14,12 @@ from uuid import uuid4
 
 from losa_cache.cache.core import LocalCore
 from losa_cache.cache.files import write_whole
-from losa_cache.cache.home import home
 from losa_cache.cache.location import Location
 from losa_cache.cache.remote import RemotePath
 from losa_cache.cache.remote_core import RemoteCore
 from losa_cache.cache.store import receipts_of
 from losa_cache.errors import UserError
+from losa_cache.folders import home
 
 _held: set[int] = set()
 

@@ -2,16 +2,11 @@
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
 from losa_cache.cache.files import write_json
 from losa_cache.cache.location import Location
-
-
-def home() -> Path:
-    """``$LOSA_CACHE_HOME``, by default ``~/.cache/losa-cache``."""
-    return Path(os.environ.get("LOSA_CACHE_HOME") or "~/.cache/losa-cache").expanduser()
+from losa_cache.folders import home
 
 
 def remember(store: Location) -> None:

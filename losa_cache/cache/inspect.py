@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from losa_cache.cache.home import home, known_stores
+from losa_cache.cache.home import known_stores
 from losa_cache.cache.location import Location
 from losa_cache.cache.statistics import point_statistics
 from losa_cache.cache.store import ActivationCache, open_cache
 from losa_cache.errors import UserError
+from losa_cache.folders import home
 
 SHARDS_LOOKED_AT = 2  # samples are in random order: the first shards are a fair sample
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from losa_cache.allocator import keep_freed_memory
 from losa_cache.backbone import Backbone
 from losa_cache.backbone.model import PRETRAINED, RANDOM
-from losa_cache.cache.home import home, remember
+from losa_cache.cache.home import remember
 from losa_cache.cache.layout import SHARD_BYTES
 from losa_cache.cache.location import Location, locate
 from losa_cache.cache.store import ActivationCache, open_cache
@@ -17,6 +17,7 @@ from losa_cache.extract import pipeline
 from losa_cache.extract.begin import begin
 from losa_cache.extract.meter import Meter
 from losa_cache.extract.plan import cache_name, default_batch
+from losa_cache.folders import home
 from losa_cache.inputs import open_inputs
 from losa_cache.memory import parse_bytes
 

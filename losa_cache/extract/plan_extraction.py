@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from losa_cache.backbone import Backbone
-from losa_cache.cache.home import home
 from losa_cache.cache.layout import Layout
 from losa_cache.cache.location import Location
 from losa_cache.cache.precision import PRECISIONS, Encoding, get_precision
@@ -24,6 +23,7 @@ from losa_cache.extract.forecast import Candidate, Speeds, forecast, recommend, 
 from losa_cache.extract.measure import decode_speed, disk_speed, forward_speed, unpack_speed
 from losa_cache.extract.pipeline import pass_length
 from losa_cache.extract.plan import cache_name, default_batch
+from losa_cache.folders import home
 from losa_cache.inputs import Inputs, open_inputs
 from losa_cache.memory import available_memory, parse_bytes
 

@@ -4,22 +4,18 @@ Products are in ``Tables.turn``'s dtype, and so is what follows from a layer as 
 is a pass over memory or two: on CUDA, :func:`fused` makes one kernel of all that lies between two products.
 """
 
-import shutil
-import sysconfig
 from collections.abc import Callable
 from functools import cache
-from importlib.util import find_spec
-from pathlib import Path
 from typing import NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from losa_cache.cache.precision.bitplanes import Planes, pack, unpack
+from losa_cache.fastest import why_not_triton
 
 NOT_FINITE = 255  # a token's scale, which decodes as NaN
 UNIT, PER_OCTAVE = 128, 8  # scale 1, and scales from one to its double
-OLDEST_FUSED = (8, 0)  # compute capability of Triton's bfloat16
 
 Step = TypeVar("Step", bound=Callable[..., object])
 
@@ -148,16 +144,9 @@ def scale_value(code: Tensor, unknown: float) -> Tensor:
 
 def fused(step: Step, device: torch.device) -> Step:
     """Compile a step for CUDA, where there is what Triton builds with; elsewhere the step is as good."""
-    return _compiled(step) if device.type == "cuda" and _can_fuse(device) else step
+    return _compiled(step) if why_not_triton(device) is None else step
 
 
 @cache
 def _compiled(step: Step) -> Step:
     return cast(Step, torch.compile(step, dynamic=True))
-
-
-@cache
-def _can_fuse(device: torch.device) -> bool:
-    """Look for Triton, a C compiler and Python's headers."""
-    builds = any(map(shutil.which, ("cc", "gcc", "clang"))) and Path(sysconfig.get_path("include"), "Python.h").exists()
-    return builds and find_spec("triton") is not None and torch.cuda.get_device_capability(device) >= OLDEST_FUSED

@@ -1,0 +1,113 @@
+"""Which of several ways to do the same thing is the fastest on this GPU: measured once, then remembered."""
+
+import json
+import logging
+import os
+import shutil
+import statistics
+import sysconfig
+from collections.abc import Callable, Mapping
+from functools import cache
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from losa_cache.folders import home
+
+log = logging.getLogger(__name__)
+
+OLDEST = (8, 0)  # compute capability of Triton's bfloat16
+REPEATS = 7
+Work = Callable[[], object]
+
+
+def fastest(what: str, ways: Mapping[str, Work], device: torch.device) -> str:
+    """Name the fastest way, by a measurement on the first call and by a note of it afterwards.
+
+    The note lies in ``$LOSA_CACHE_HOME/fastest.json``. It names the GPU and the versions of torch and Triton, so that
+    another GPU or version measures again. A resumed run finds the same note, and therefore computes in the same way.
+
+    Args:
+        what: the work, with all sizes that decide which way wins.
+        ways: to do it, by name; none may change what another one reads. A way that raises is not chosen.
+        device: a CUDA device.
+
+    Raises:
+        RuntimeError: if every way raises.
+    """
+    key = " | ".join([what, torch.cuda.get_device_name(device), torch.__version__, _triton_version()])
+    known = _notes()
+    if known.get(key) in ways:
+        return known[key]
+    seconds: dict[str, float] = {}
+    for name, work in ways.items():
+        try:
+            seconds[name] = _milliseconds(work, device)
+        except Exception as error:  # a compiler that fails, whatever it raises
+            log.info("%s: the way %r cannot be used (%s: %s).", what, name, type(error).__name__, error)
+    if not seconds:
+        raise RuntimeError(f"none of {', '.join(ways)} works for {what}")
+    chosen = min(seconds, key=lambda name: seconds[name])
+    log.info("%s: %s.", what, ", ".join(f"{name} {ms:.3f} ms" for name, ms in seconds.items()))
+    _note(key, chosen)
+    return chosen
+
+
+def why_not_triton(device: torch.device) -> str | None:
+    """Say why Triton's kernels cannot run on a device, or ``None`` where they can."""
+    if device.type != "cuda":
+        return "they need a CUDA device"
+    return _missing(device)
+
+
+@cache
+def _missing(device: torch.device) -> str | None:
+    if find_spec("triton") is None:
+        return "the package triton is not installed"
+    if torch.cuda.get_device_capability(device) < OLDEST:
+        return "the GPU has no bfloat16"
+    if not any(map(shutil.which, ("cc", "gcc", "clang"))):
+        return "Triton needs a C compiler, and none is installed"
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        return "Triton needs Python's header files (the system's package python3-dev)"
+    return None
+
+
+def _milliseconds(work: Work, device: torch.device) -> float:
+    work()  # compiles
+    times = []
+    for _ in range(REPEATS):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize(device)
+        start.record()
+        work()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end))
+    return statistics.median(times)
+
+
+def _triton_version() -> str:
+    return version("triton") if find_spec("triton") is not None else "no triton"
+
+
+def _notes() -> dict[str, str]:
+    try:
+        found = json.loads((home() / "fastest.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _note(key: str, chosen: str) -> None:
+    """Add a note; a folder that cannot be written costs another measurement, no more."""
+    path = home() / "fastest.json"
+    partial = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(_notes() | {key: chosen}, indent=2))
+        os.replace(partial, path)
+    except OSError as error:
+        log.info("%s cannot be written (%s): the choice is measured again next time.", path, error.strerror)
