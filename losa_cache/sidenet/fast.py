@@ -22,14 +22,14 @@ side (:mod:`losa_cache.sidenet.stack`); one network is a stack of one. What come
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from losa_cache.sidenet.operand import Operand
-from losa_cache.sidenet.products import CHANNEL, TOKEN, correlate, project, update
+from losa_cache.sidenet.operand import Block, Operand, operand
+from losa_cache.sidenet.products import CHANNEL, TOKEN, correlate, project, update, wide
 from losa_cache.sidenet.readout import Readout
 
 Pair = tuple[Tensor, Tensor]
@@ -86,10 +86,57 @@ class Weights:
         return cls(*zip(tensors[::2], tensors[1::2], strict=True))
 
 
-def refine(chain: Chain, weights: Weights, blocks: Sequence[Operand], start: Tensor, shift: Tensor) -> Tensor:
+class Backend(Protocol):
+    """How a chain is computed: by torch's products, or by kernels of our own."""
+
+    def forward(
+        self, chain: Chain, blocks: Sequence[Block], start: Tensor, w: Weights
+    ) -> tuple[Pair, Pair, Pair, Tensor]:
+        """Compute all states.
+
+        Args:
+            chain: the plan.
+            blocks: b_i of every layer.
+            start: y_0, ``(S or 1, batch, n, d)``.
+            w: the layers' matrices, in ``chain.dtype``.
+
+        Returns:
+            by kind pre-activations and their GELU, ``(S, L * r, batch, n or d)``; by kind what each layer sees of the
+            states of the other kind, ``(S, L, r, batch, L' * r)``; and what :meth:`backward` needs of y_0.
+        """
+        ...
+
+    def backward(
+        self,
+        chain: Chain,
+        blocks: Sequence[Block],
+        base: Tensor,
+        inner: Pair,
+        grads: Pair,
+        w: Weights,
+    ) -> tuple[Pair, Pair]:
+        """Turn, in place, the gradients that the readout sends to the states into those of all pre-activations.
+
+        Args:
+            chain, blocks, w: as of :meth:`forward`.
+            base: what it returned last.
+            inner: pre-activations.
+            grads: by kind ``(S, L * r, batch, n or d)``.
+
+        Returns:
+            by kind the gradient of W_d so far as it comes from b_i + y_0, ``(S, L * r, m)``; and the small matrices of
+            the way back, as those of the way forth.
+        """
+        ...
+
+
+def refine(
+    backend: Backend, chain: Chain, weights: Weights, blocks: Sequence[Block], start: Tensor, shift: Tensor
+) -> Tensor:
     """Read y_k after a chain of side layers.
 
     Args:
+        backend: that computes.
         chain: the plan.
         weights: of the layers.
         blocks: their inputs b_i.
@@ -99,29 +146,17 @@ def refine(chain: Chain, weights: Weights, blocks: Sequence[Operand], start: Ten
     Returns:
         ``(S, batch, m, d)``.
     """
-    return _Refine.apply(chain, list(blocks), start, shift, *weights.tensors())
+    return _Refine.apply(backend, chain, list(blocks), start, shift, *weights.tensors())
 
 
 class _Refine(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, chain: Chain, blocks: list[Operand], start: Tensor, shift: Tensor, *tensors: Tensor
+        ctx: Any, backend: Backend, chain: Chain, blocks: list[Block], start: Tensor, shift: Tensor, *tensors: Tensor
     ) -> Tensor:
         w = Weights.of([tensor.to(chain.dtype) for tensor in tensors])
-        inner = _first(chain, start, w)
-        states = tuple(torch.empty_like(x) for x in inner)
-        cross = _no_cross(chain, states)
-        for (kind, before), block in zip(chain.steps(), blocks, strict=True):
-            own, seen, r = _own(chain, kind, before), [count * chain.rank for count in before], chain.rank
-            x = inner[kind][:, own]
-            block.add_product(kind, x, w.down[kind][:, own])
-            _add_pairs(x, w.pairs[kind][:, own, : seen[kind]], states[kind][:, : seen[kind]])
-            _add_cross(x, cross[kind][:, before[kind], ..., : seen[1 - kind]], w.up[1 - kind][:, : seen[1 - kind]])
-            torch.ops.aten.gelu.out(x, out=states[kind][:, own])
-            later = slice(before[1 - kind], None)
-            _push(states[kind][:, own], w.down[1 - kind][:, later.start * r :], cross[1 - kind][:, later, ..., own])
-        ctx.chain, ctx.blocks = chain, blocks
-        base = start.new_empty(0) if chain.added else start.to(chain.dtype)
+        inner, states, cross, base = backend.forward(chain, blocks, start, w)
+        ctx.backend, ctx.chain, ctx.blocks = backend, chain, blocks
         ctx.save_for_backward(base, *inner, *cross, *tensors)
         return chain.readout.read(start, states, w.up, shift)
 
@@ -139,32 +174,78 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     w = Weights.of([tensor.to(chain.dtype) for tensor in tensors])
     g = gradient.to(chain.dtype)
     states = tuple(torch.ops.aten.gelu(x) for x in inner)
-    grads = tuple(chain.readout.pull(kind, g, w.up[kind]) for kind in (CHANNEL, TOKEN))
-    back = _no_cross(chain, states)
-    down = [torch.zeros_like(tensor) for tensor in tensors[:2]]
-    for (kind, before), block in reversed(list(zip(chain.steps(), ctx.blocks, strict=True))):
-        own, r = _own(chain, kind, before), chain.rank
-        seen = [before[0] * r, before[1] * r]
-        seen[kind] += r
-        x = grads[kind][:, own]
-        _add_pairs(x, w.pairs[kind][:, seen[kind] :, own].mT, grads[kind][:, seen[kind] :])
-        _add_cross(x, back[kind][:, before[kind], ..., seen[1 - kind] :], w.down[1 - kind][:, seen[1 - kind] :])
-        torch.ops.aten.gelu_backward.grad_input(x, inner[kind][:, own], grad_input=x)
-        _push(x, w.up[1 - kind][:, : seen[1 - kind]], back[1 - kind][:, : before[1 - kind], ..., own])
-        down[kind][:, own] = block.correlate(kind, x)
+    grads = (chain.readout.pull(CHANNEL, g, w.up[CHANNEL]), chain.readout.pull(TOKEN, g, w.up[TOKEN]))
+    down, back = ctx.backend.backward(chain, ctx.blocks, base, inner, grads, w)
     up = list(chain.readout.correlate(g, states))
     for kind in (CHANNEL, TOKEN):
-        if not chain.added:
-            down[kind] += correlate(kind, base, grads[kind])
-        down[kind] += _through_cross(back[1 - kind], states[1 - kind])
+        down[kind].add_(_through_cross(back[1 - kind], states[1 - kind]))
         up[kind] = up[kind] + _through_cross(cross[1 - kind], grads[1 - kind])
     pairs = [torch.bmm(x.flatten(2), y.flatten(2).mT) for x, y in zip(grads, states, strict=True)]
     shifts = [x.sum(2) for x in grads]
     d_start = None
-    if ctx.needs_input_grad[2]:
+    if ctx.needs_input_grad[3]:
         d_start = chain.readout.pull_start(gradient) + update(grads, w.down)
     found = [x.to(tensor.dtype) for x, tensor in zip((*down, *up, *pairs, *shifts), tensors, strict=True)]
-    return None, None, d_start, gradient.sum(1), *found
+    return None, None, None, d_start, gradient.sum(1), *found
+
+
+class TorchBackend:
+    """The chain by torch's products, on any device."""
+
+    def forward(
+        self, chain: Chain, blocks: Sequence[Block], start: Tensor, w: Weights
+    ) -> tuple[Pair, Pair, Pair, Tensor]:
+        """Go from layer to layer, each of which says at once what later ones see of it."""
+        inner = _first(chain, start, w)
+        states = (torch.empty_like(inner[CHANNEL]), torch.empty_like(inner[TOKEN]))
+        cross, r = no_cross(chain, states), chain.rank
+        for (kind, before), block in zip(chain.steps(), self._operands(chain, blocks, start), strict=True):
+            own, seen = _own(chain, kind, before), [count * r for count in before]
+            x = inner[kind][:, own]
+            block.add_product(kind, x, w.down[kind][:, own])
+            _add_pairs(x, w.pairs[kind][:, own, : seen[kind]], states[kind][:, : seen[kind]])
+            _add_cross(x, cross[kind][:, before[kind], ..., : seen[1 - kind]], w.up[1 - kind][:, : seen[1 - kind]])
+            torch.ops.aten.gelu.out(x, out=states[kind][:, own])
+            later = slice(before[1 - kind], None)
+            _push(states[kind][:, own], w.down[1 - kind][:, later.start * r :], cross[1 - kind][:, later, ..., own])
+        return inner, states, cross, start if chain.added else start.to(chain.dtype)
+
+    def backward(
+        self,
+        chain: Chain,
+        blocks: Sequence[Block],
+        base: Tensor,
+        inner: Pair,
+        grads: Pair,
+        w: Weights,
+    ) -> tuple[Pair, Pair]:
+        """Go back from layer to layer."""
+        back, r = no_cross(chain, inner), chain.rank
+        down = (_zeros_like(w.down[CHANNEL]), _zeros_like(w.down[TOKEN]))
+        operands = self._operands(chain, blocks, base)
+        for (kind, before), block in reversed(list(zip(chain.steps(), operands, strict=True))):
+            own = _own(chain, kind, before)
+            seen = [before[0] * r, before[1] * r]
+            seen[kind] += r
+            x = grads[kind][:, own]
+            _add_pairs(x, w.pairs[kind][:, seen[kind] :, own].mT, grads[kind][:, seen[kind] :])
+            _add_cross(x, back[kind][:, before[kind], ..., seen[1 - kind] :], w.down[1 - kind][:, seen[1 - kind] :])
+            torch.ops.aten.gelu_backward.grad_input(x, inner[kind][:, own], grad_input=x)
+            _push(x, w.up[1 - kind][:, : seen[1 - kind]], back[1 - kind][:, : before[1 - kind], ..., own])
+            down[kind][:, own] = block.correlate(kind, x)
+        if not chain.added:
+            for kind in (CHANNEL, TOKEN):
+                down[kind].add_(correlate(kind, base, grads[kind]))
+        return down, back
+
+    @staticmethod
+    def _operands(chain: Chain, blocks: Sequence[Block], start: Tensor) -> list[Operand]:
+        return [operand(block, chain.dtype, start[0] if chain.added else None) for block in blocks]
+
+
+def _zeros_like(weight: Tensor) -> Tensor:
+    """Begin a gradient, in float32 or wider."""
+    return torch.zeros_like(weight, dtype=wide(weight))
 
 
 def _own(chain: Chain, kind: int, before: tuple[int, int]) -> slice:
@@ -186,7 +267,7 @@ def _first(chain: Chain, start: Tensor, w: Weights) -> Pair:
     return channel, token
 
 
-def _no_cross(chain: Chain, states: Sequence[Tensor]) -> Pair:
+def no_cross(chain: Chain, states: Sequence[Tensor]) -> Pair:
     """Make room for what each layer sees of states of the other kind: ``(S, L, r, batch, L' * r)``, zero at first."""
     (trials, c, batch, _), t, r = states[CHANNEL].shape, states[TOKEN].shape[1], chain.rank
     return states[0].new_zeros(trials, c // r, r, batch, t), states[0].new_zeros(trials, t // r, r, batch, c)

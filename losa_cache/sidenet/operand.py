@@ -56,7 +56,24 @@ class Product:
         return torch.cat([self.ends, (found + self.mean).view(batch, tokens, -1).to(self.dtype)], 1)
 
 
-Block = Tensor | Scaled | Product
+@dataclass(frozen=True)
+class Gathered:
+    """A block output as rows of a tensor that holds those of many samples.
+
+    Attributes:
+        kept: ``(N, n, d)``.
+        rows: int64 ``(batch,)``.
+    """
+
+    kept: Tensor
+    rows: Tensor
+
+    def dense(self) -> Tensor:
+        """Copy the rows."""
+        return self.kept.index_select(0, self.rows)
+
+
+Block = Tensor | Scaled | Product | Gathered
 
 
 def dense(blocks: Sequence[Block]) -> list[Tensor]:
@@ -89,7 +106,7 @@ class Operand(Protocol):
 
 def operand(block: Block, dtype: torch.dtype, start: Tensor | None) -> Operand:
     """Choose the operand for a block, and for y_0 ``(batch, n, d)`` where it is to be added first."""
-    if isinstance(block, Tensor) or start is not None:
+    if isinstance(block, Tensor | Gathered) or start is not None:
         return Dense(dense([block])[0], dtype, start)
     return Folded(block, dtype) if isinstance(block, Scaled) else Factored(block, dtype)
 

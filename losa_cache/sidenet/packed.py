@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from losa_cache.sidenet.backend import choose_backend
 from losa_cache.sidenet.fast import Chain, Weights, refine
-from losa_cache.sidenet.operand import Block, operand, split_start
+from losa_cache.sidenet.operand import Block, split_start
 from losa_cache.sidenet.products import CHANNEL, FEW_ROWS, TOKEN, compute_dtype
 from losa_cache.sidenet.readout import Readout, Whole
 
@@ -90,7 +91,6 @@ def run_chain(
     channel, token = packed
     trials, _, rank, _ = channel.down.shape
     added = len(start) == 1 and trials * rank > FEW_ROWS
-    operands = [operand(block, dtype, start[0] if added else None) for block in blocks]
     chain = Chain(tuple(kinds), rank, readout, dtype, added)
 
     def shift(kind: int) -> Tensor:
@@ -109,7 +109,7 @@ def run_chain(
         (shift(CHANNEL), shift(TOKEN)),
     )
     total = readout.select(token.up_bias.sum(1))[..., None] + channel.up_bias.sum(1)[:, None]
-    return refine(chain, weights, operands, start, total)
+    return refine(choose_backend(chain, weights, blocks, start), chain, weights, blocks, start, total)
 
 
 def _pairs(own: Packed) -> Tensor:

@@ -1,0 +1,46 @@
+"""Sizes of the kernels' tiles, as measured on GPUs with 132 multiprocessors (``benchmarks/gpu.py --only tiles``)."""
+
+from dataclasses import dataclass, field
+
+import torch
+
+Tile = dict[str, int]
+
+
+def precision_of(dtype: torch.dtype) -> str:
+    """Name Triton's precision of products: full, where operands are float32."""
+    return "ieee" if dtype == torch.float32 else "tf32"
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """One tile a kernel; ``num_warps`` and ``num_stages`` are Triton's.
+
+    Attributes:
+        project_channel, project_token, correlate_channel, correlate_token: of :mod:`losa_cache.sidenet.kernels.stream`.
+        cross, advance: of :mod:`losa_cache.sidenet.kernels.states`.
+        programs: that a sum is split over.
+        rows: of all trials' matrices that a program multiplies at most.
+    """
+
+    project_channel: Tile = field(default_factory=lambda: {"tokens": 128, "step": 64, "num_warps": 4, "num_stages": 3})
+    project_token: Tile = field(default_factory=lambda: {"channels": 128, "step": 32, "num_warps": 4, "num_stages": 3})
+    correlate_channel: Tile = field(
+        default_factory=lambda: {"channels": 128, "step": 64, "num_warps": 4, "num_stages": 3}
+    )
+    correlate_token: Tile = field(default_factory=lambda: {"tokens": 64, "step": 64, "num_warps": 4, "num_stages": 3})
+    cross: Tile = field(default_factory=lambda: {"lines": 64, "step": 64, "num_warps": 4, "num_stages": 3})
+    advance: Tile = field(default_factory=lambda: {"columns": 128, "step": 32, "num_warps": 4, "num_stages": 3})
+    programs: int = 528
+    rows: int = 64
+
+    def group(self, rows: int) -> int:
+        """Choose how many rows of all trials' matrices of a layer a program multiplies: a power of two from 16 on."""
+        return max(16, min(self.rows, 1 << (rows - 1).bit_length()))
+
+    def whole(self, rank: int) -> int:
+        """Fill a layer's rows up to what a product of matrices takes: a power of two from 16 on."""
+        return max(16, 1 << (rank - 1).bit_length())
+
+
+TILES = Tiles()
