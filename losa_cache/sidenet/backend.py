@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from losa_cache.fastest import fastest, why_not_triton
-from losa_cache.sidenet.fast import Backend, Chain, TorchBackend, Weights
+from losa_cache.sidenet.chain import Chain
+from losa_cache.sidenet.fast import Backend, TorchBackend
 from losa_cache.sidenet.operand import Block
+from losa_cache.sidenet.packed import Packed, pack
 from losa_cache.sidenet.products import CHANNEL, TOKEN
 
 if TYPE_CHECKING:
@@ -39,11 +41,11 @@ def use_backend(name: str) -> Iterator[None]:
         _asked.reset(token)
 
 
-def choose_backend(chain: Chain, weights: Weights, blocks: Sequence[Block], start: Tensor) -> Backend:
+def choose_backend(chain: Chain, layers: tuple[Packed, Packed], blocks: Sequence[Block], start: Tensor) -> Backend:
     """Choose what computes a chain: on CUDA by a measurement on the first batch of about this size, then remembered.
 
     Args:
-        chain, weights, blocks, start: as of :func:`losa_cache.sidenet.fast.refine`.
+        chain, layers, blocks, start: as of :func:`losa_cache.sidenet.fast.refine`.
     """
     if (asked := _asked.get()) is not None:
         return TORCH if asked == "torch" else _triton()
@@ -52,10 +54,10 @@ def choose_backend(chain: Chain, weights: Weights, blocks: Sequence[Block], star
     triton = _triton()
     if not triton.reads(blocks, start):
         return TORCH
-    what = _describe(chain, weights, blocks, start)
+    what = _describe(chain, layers, blocks, start)
     if what not in _known:
         ways = {
-            name: partial(_step, backend, chain, weights, blocks, start)
+            name: partial(_step, backend, chain, layers, blocks, start)
             for name, backend in (("triton", triton), ("torch", TORCH))
         }
         with torch.inference_mode(False), torch.no_grad():
@@ -69,10 +71,10 @@ def _triton() -> "TritonBackend":
     return TritonBackend()
 
 
-def _describe(chain: Chain, weights: Weights, blocks: Sequence[Block], start: Tensor) -> str:
+def _describe(chain: Chain, layers: tuple[Packed, Packed], blocks: Sequence[Block], start: Tensor) -> str:
     """Name the work: a batch is as good as any between the same powers of two."""
     _, batch, n, d = start.shape
-    trials = len(weights.down[CHANNEL])
+    trials = len(layers[CHANNEL].down)
     forms = sorted({type(block).__name__ for block in blocks})
     dtype = str(chain.dtype).removeprefix("torch.")
     return (
@@ -81,9 +83,11 @@ def _describe(chain: Chain, weights: Weights, blocks: Sequence[Block], start: Te
     )
 
 
-def _step(backend: Backend, chain: Chain, weights: Weights, blocks: Sequence[Block], start: Tensor) -> None:
+def _step(
+    backend: Backend, chain: Chain, layers: tuple[Packed, Packed], blocks: Sequence[Block], start: Tensor
+) -> None:
     """Compute the part of a training step in which backends differ."""
-    w = Weights.of([tensor.detach().to(chain.dtype) for tensor in weights.tensors()])
-    inner, states, _, base = backend.forward(chain, blocks, start.detach(), w)
+    w = pack(chain, layers)[0].to(chain.dtype)
+    inner, states, _, base = backend.forward(chain, blocks, start, w)
     grads = (torch.ones_like(states[CHANNEL]), torch.ones_like(states[TOKEN]))
     backend.backward(chain, blocks, base, inner, grads, w)

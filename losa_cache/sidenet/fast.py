@@ -21,69 +21,16 @@ side (:mod:`losa_cache.sidenet.stack`); one network is a stack of one. What come
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from losa_cache.sidenet.chain import Chain, Pair, Weights
 from losa_cache.sidenet.operand import Block, Operand, operand
+from losa_cache.sidenet.packed import Packed, Sums, pack, unpack
 from losa_cache.sidenet.products import CHANNEL, TOKEN, correlate, project, update, wide
-from losa_cache.sidenet.readout import Readout
-
-Pair = tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True)
-class Chain:
-    """What a pass needs to know beside tensors.
-
-    Attributes:
-        kinds: of each layer, ``CHANNEL`` or ``TOKEN``.
-        rank: r.
-        readout: what of y_k is asked for.
-        dtype: that products are computed in.
-        added: whether the blocks are b_i + y_0 already, so that products with y_0 are not needed.
-    """
-
-    kinds: tuple[int, ...]
-    rank: int
-    readout: Readout
-    dtype: torch.dtype
-    added: bool
-
-    def steps(self) -> list[tuple[int, tuple[int, int]]]:
-        """For each layer: its kind, and how many layers of each kind come before it."""
-        return [
-            (kind, (self.kinds[:i].count(CHANNEL), self.kinds[:i].count(TOKEN))) for i, kind in enumerate(self.kinds)
-        ]
-
-
-@dataclass(frozen=True)
-class Weights:
-    """A chain of side layers as matrices; of each kind L layers of rank r that mix an axis of length m; S trials.
-
-    Attributes:
-        down: W_d, ``(S, L * r, m)``.
-        up: alpha W_u transposed, ``(S, L * r, m)``.
-        pairs: ``down up'``, ``(S, L * r, L * r)``; zero unless j < i.
-        shift: E and F, ``(S, L * r, n)`` for channel layers and ``(S, L * r, d)`` for token layers.
-    """
-
-    down: Pair
-    up: Pair
-    pairs: Pair
-    shift: Pair
-
-    def tensors(self) -> tuple[Tensor, ...]:
-        """All of them."""
-        return (*self.down, *self.up, *self.pairs, *self.shift)
-
-    @classmethod
-    def of(cls, tensors: Sequence[Tensor]) -> "Weights":
-        """Put :meth:`tensors` together again."""
-        return cls(*zip(tensors[::2], tensors[1::2], strict=True))
 
 
 class Backend(Protocol):
@@ -131,33 +78,34 @@ class Backend(Protocol):
 
 
 def refine(
-    backend: Backend, chain: Chain, weights: Weights, blocks: Sequence[Block], start: Tensor, shift: Tensor
+    backend: Backend, chain: Chain, layers: tuple[Packed, Packed], blocks: Sequence[Block], start: Tensor
 ) -> Tensor:
     """Read y_k after a chain of side layers.
 
     Args:
         backend: that computes.
         chain: the plan.
-        weights: of the layers.
+        layers: their parameters by kind, each in its order.
         blocks: their inputs b_i.
         start: y_0, ``(S or 1, batch, n, d)``.
-        shift: what biases add to the result, ``(S, m, d)``, m being the rows that are read.
 
     Returns:
-        ``(S, batch, m, d)``.
+        ``(S, batch, m, d)``, m being the rows that are read.
     """
-    return _Refine.apply(backend, chain, list(blocks), start, shift, *weights.tensors())
+    return _Refine.apply(backend, chain, list(blocks), start, *layers[CHANNEL].tensors(), *layers[TOKEN].tensors())
 
 
 class _Refine(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, backend: Backend, chain: Chain, blocks: list[Block], start: Tensor, shift: Tensor, *tensors: Tensor
+        ctx: Any, backend: Backend, chain: Chain, blocks: list[Block], start: Tensor, *parameters: Tensor
     ) -> Tensor:
-        w = Weights.of([tensor.to(chain.dtype) for tensor in tensors])
+        weights, sums, total = pack(chain, _layers(parameters))
+        w = weights.to(chain.dtype)
         inner, states, cross, base = backend.forward(chain, blocks, start, w)
         ctx.backend, ctx.chain, ctx.blocks = backend, chain, blocks
-        ctx.save_for_backward(base, *inner, *cross, *tensors)
+        ctx.save_for_backward(base, *inner, *cross, *w.tensors(), *sums.tensors(), *parameters)
+        shift = chain.readout.select(total[TOKEN])[..., None] + total[CHANNEL][:, None]
         return chain.readout.read(start, states, w.up, shift)
 
     @staticmethod
@@ -167,26 +115,47 @@ class _Refine(torch.autograd.Function):
             return _backward(ctx, gradients[0])
 
 
+def _layers(parameters: Sequence[Tensor]) -> tuple[Packed, Packed]:
+    half = len(parameters) // 2
+    return Packed(*parameters[:half]), Packed(*parameters[half:])
+
+
 def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     chain: Chain = ctx.chain
+    readout = chain.readout
     base, *saved = ctx.saved_tensors
-    inner, cross, tensors = saved[:2], saved[2:4], saved[4:]
-    w = Weights.of([tensor.to(chain.dtype) for tensor in tensors])
+    inner, cross, matrices, sums, parameters = saved[:2], saved[2:4], saved[4:12], saved[12:20], saved[20:]
+    w = Weights.of(matrices)
     g = gradient.to(chain.dtype)
-    states = tuple(torch.ops.aten.gelu(x) for x in inner)
-    grads = (chain.readout.pull(CHANNEL, g, w.up[CHANNEL]), chain.readout.pull(TOKEN, g, w.up[TOKEN]))
+    states = (torch.ops.aten.gelu(inner[CHANNEL]), torch.ops.aten.gelu(inner[TOKEN]))
+    grads = (readout.pull(CHANNEL, g, w.up[CHANNEL]), readout.pull(TOKEN, g, w.up[TOKEN]))
     down, back = ctx.backend.backward(chain, ctx.blocks, base, inner, grads, w)
-    up = list(chain.readout.correlate(g, states))
-    for kind in (CHANNEL, TOKEN):
-        down[kind].add_(_through_cross(back[1 - kind], states[1 - kind]))
-        up[kind] = up[kind] + _through_cross(cross[1 - kind], grads[1 - kind])
-    pairs = [torch.bmm(x.flatten(2), y.flatten(2).mT) for x, y in zip(grads, states, strict=True)]
-    shifts = [x.sum(2) for x in grads]
+    up = readout.correlate(g, states)
+    found = Weights(
+        (
+            down[CHANNEL] + _through_cross(back[TOKEN], states[TOKEN]),
+            down[TOKEN] + _through_cross(back[CHANNEL], states[CHANNEL]),
+        ),
+        (
+            up[CHANNEL] + _through_cross(cross[TOKEN], grads[TOKEN]),
+            up[TOKEN] + _through_cross(cross[CHANNEL], grads[CHANNEL]),
+        ),
+        (_sum_products(grads[CHANNEL], states[CHANNEL]), _sum_products(grads[TOKEN], states[TOKEN])),
+        (grads[CHANNEL].sum(2, dtype=wide(g)), grads[TOKEN].sum(2, dtype=wide(g))),
+    )
+    layers = _layers(parameters)
+    rows = gradient.sum(1)
+    total = (rows.sum(1), readout.spread(rows.sum(2)))
+    unpacked = unpack(chain, layers, Sums.of(sums), found.to(layers[CHANNEL].down.dtype), total)
     d_start = None
     if ctx.needs_input_grad[3]:
-        d_start = chain.readout.pull_start(gradient) + update(grads, w.down)
-    found = [x.to(tensor.dtype) for x, tensor in zip((*down, *up, *pairs, *shifts), tensors, strict=True)]
-    return None, None, None, d_start, gradient.sum(1), *found
+        d_start = readout.pull_start(gradient) + update(grads, w.down)
+    return None, None, None, d_start, *unpacked[CHANNEL].tensors(), *unpacked[TOKEN].tensors()
+
+
+def _sum_products(x: Tensor, y: Tensor) -> Tensor:
+    """Sum over samples and the last axis: x ``(S, R, batch, q)`` times y, ``(S, R, R)``."""
+    return torch.bmm(x.flatten(2), y.flatten(2).mT)
 
 
 class TorchBackend:

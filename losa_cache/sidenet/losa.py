@@ -9,10 +9,10 @@ from torch.nn import functional as F
 
 from losa_cache.errors import UserError
 from losa_cache.sidenet.operand import Block, dense, split_start
-from losa_cache.sidenet.packed import Packed, run_segments
+from losa_cache.sidenet.packed import Packed
 from losa_cache.sidenet.products import CHANNEL, TOKEN, wide
 from losa_cache.sidenet.readout import Readout, Whole
-from losa_cache.sidenet.segments import segment_length
+from losa_cache.sidenet.segments import run_segments, segment_length
 
 
 class LowRankMap(nn.Module):
@@ -114,25 +114,19 @@ class LoSA(nn.Module):
         layers = cast("list[LowRankMap]", list(self.layers))
         return [layer for this, layer in zip(self.kinds, layers, strict=True) if this == kind]
 
-    def scales(self, kind: int) -> Tensor:
-        """Stack alpha of the layers of a kind, ``(L,)``."""
-        found: list[Tensor] = [layer.scale for layer in self.of_kind(kind)]
-        return torch.stack(found) if found else torch.empty(0)
-
-    def packed(self, kind: int, *, scaled: bool = True) -> Packed:
-        """Pack the layers of a kind as a stack of one, with or without alpha."""
+    def packed(self, kind: int) -> Packed:
+        """Pack the layers of a kind as a stack of one."""
         layers, size = self.of_kind(kind), self.width if kind == CHANNEL else self.tokens
         if not layers:
             empty = next(self.parameters()).new_empty(1, 0, self.rank, size)
-            return Packed(empty, empty[..., 0], empty, empty[:, :, 0])
-        up = torch.stack([layer.up.weight for layer in layers]).mT
-        up_bias = torch.stack([layer.up.bias for layer in layers])
-        if scaled:
-            scale = self.scales(kind)
-            up, up_bias = up * scale[:, None, None], up_bias * scale[:, None]
-        down = torch.stack([layer.down.weight for layer in layers])
-        down_bias = torch.stack([layer.down.bias for layer in layers])
-        return Packed(down[None], down_bias[None], up[None], up_bias[None])
+            return Packed(empty, empty[..., 0], empty, empty[:, :, 0], empty[:, :, 0, 0])
+        return Packed(
+            torch.stack([layer.down.weight for layer in layers])[None],
+            torch.stack([layer.down.bias for layer in layers])[None],
+            torch.stack([layer.up.weight for layer in layers]).mT[None],
+            torch.stack([layer.up.bias for layer in layers])[None],
+            torch.stack([layer.scale for layer in layers])[None],
+        )
 
 
 class LowRankMLP(LoSA):

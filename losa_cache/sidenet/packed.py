@@ -1,18 +1,15 @@
-"""Parameters of side layers, packed into the matrices of the fast form. Nothing here is as large as a batch."""
+"""Parameters of side layers, packed into the matrices of the fast form, and the gradients of these unpacked again.
 
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+Nothing here is as large as a batch, so what it costs is the number of operations: they are few, and written both ways.
+"""
+
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from losa_cache.sidenet.backend import choose_backend
-from losa_cache.sidenet.fast import Chain, Weights, refine
-from losa_cache.sidenet.operand import Block, split_start
-from losa_cache.sidenet.products import CHANNEL, FEW_ROWS, TOKEN, compute_dtype
-from losa_cache.sidenet.readout import Readout, Whole
+from losa_cache.sidenet.chain import Chain, Pair, Weights
+from losa_cache.sidenet.products import CHANNEL, TOKEN
 
 
 @dataclass(frozen=True)
@@ -22,100 +19,111 @@ class Packed:
     Attributes:
         down: W_d, ``(S, L, r, m)``.
         down_bias: ``(S, L, r)``.
-        up: alpha W_u transposed, ``(S, L, r, m)``.
-        up_bias: alpha times the bias, ``(S, L, m)``.
+        up: W_u transposed, ``(S, L, r, m)``.
+        up_bias: ``(S, L, m)``.
+        scale: alpha, ``(S, L)``.
     """
 
     down: Tensor
     down_bias: Tensor
     up: Tensor
     up_bias: Tensor
+    scale: Tensor
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All of them."""
+        return tuple(getattr(self, field.name) for field in fields(self))
 
     def part(self, first: int, last: int) -> "Packed":
         """Take some of the layers."""
-        return Packed(*(tensor[:, first:last] for tensor in vars(self).values()))
-
-    def biases_before(self, counts: Sequence[int]) -> Tensor:
-        """Sum the output biases of the first so many layers, for each count: ``(S, counts, m)``."""
-        return functional.pad(self.up_bias.cumsum(1), (0, 0, 1, 0))[:, list(counts)]
+        return Packed(*(tensor[:, first:last] for tensor in self.tensors()))
 
 
-def run_segments(
-    kinds: Sequence[int],
-    packed: tuple[Packed, Packed],
-    blocks: Sequence[Block],
-    readout: Readout,
-    *,
-    length: int,
-) -> Tensor:
-    """Read y_k as :func:`run_chain` does, from y_0 among the blocks, materialising y after every ``length`` layers."""
-    inputs, start = split_start(blocks, len(kinds))
-    dtype = compute_dtype(start, packed[CHANNEL].down)
-    y = start[None]
-    with torch.autocast(start.device.type, enabled=False):
-        for first in range(0, len(kinds), length):
-            last = min(first + length, len(kinds))
-            before, after = (Counter(kinds[:at]) for at in (first, last))
-            y = run_chain(
-                kinds[first:last],
-                (
-                    packed[CHANNEL].part(before[CHANNEL], after[CHANNEL]),
-                    packed[TOKEN].part(before[TOKEN], after[TOKEN]),
-                ),
-                inputs[first:last],
-                y,
-                readout if last == len(kinds) else Whole(),
-                dtype,
-            )
-    return y
+@dataclass(frozen=True)
+class Sums:
+    """What biases add up to, by kind, and alpha W_u in the parameters' dtype: kept for the way back.
+
+    Attributes:
+        up: ``(S, L * r, m)``.
+        along: output biases of earlier layers of the same kind, ``(S, L, m)``.
+        across: those of earlier layers of the other kind, ``(S, L, q)``.
+        row: of W_d, ``(S, L, r)``.
+    """
+
+    up: Pair
+    along: Pair
+    across: Pair
+    row: Pair
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All of them."""
+        return (*self.up, *self.along, *self.across, *self.row)
+
+    @classmethod
+    def of(cls, tensors: "tuple[Tensor, ...] | list[Tensor]") -> "Sums":
+        """Put :meth:`tensors` together again."""
+        return cls(*zip(tensors[::2], tensors[1::2], strict=True))
 
 
-def run_chain(
-    kinds: Sequence[int],
-    packed: tuple[Packed, Packed],
-    blocks: Sequence[Block],
-    start: Tensor,
-    readout: Readout,
-    dtype: torch.dtype,
-) -> Tensor:
-    """Read y_k, ``(S, batch, m, d)``, after a chain of side layers in their fast form.
+def pack(chain: Chain, layers: tuple[Packed, Packed]) -> tuple[Weights, Sums, Pair]:
+    """Make the matrices of a chain.
+
+    Returns:
+        them, in the parameters' dtype; the sums; and what all output biases add to y_k, ``(S, d)`` to every token and
+        ``(S, n)`` to every channel.
+    """
+    biases = [own.up_bias * own.scale[..., None] for own in layers]
+    ups, alongs, acrosses, rows, pairs, shifts = [], [], [], [], [], []
+    for kind, own in enumerate(layers):
+        up = torch.mul(own.up, own.scale[..., None, None], out=torch.empty(own.up.shape).to(own.up))
+        ups.append(up.flatten(1, 2))
+        alongs.append(chain.earlier(kind, kind, up) @ biases[kind])
+        acrosses.append(chain.earlier(kind, 1 - kind, up) @ biases[1 - kind])
+        rows.append(own.down.sum(-1))
+        constant = own.down_bias + (own.down @ alongs[kind][..., None]).squeeze(-1)
+        shifts.append(
+            torch.addcmul(constant[..., None], rows[kind][..., None], acrosses[kind][:, :, None]).flatten(1, 2)
+        )
+        pairs.append(own.down.flatten(1, 2) @ ups[kind].mT)
+    down = (layers[CHANNEL].down.flatten(1, 2), layers[TOKEN].down.flatten(1, 2))
+    weights = Weights(down, _pair(ups), _pair(pairs), _pair(shifts))
+    total = (biases[CHANNEL].sum(1), biases[TOKEN].sum(1))
+    return weights, Sums(_pair(ups), _pair(alongs), _pair(acrosses), _pair(rows)), total
+
+
+def unpack(
+    chain: Chain, layers: tuple[Packed, Packed], sums: Sums, gradient: Weights, total: Pair
+) -> tuple[Packed, Packed]:
+    """Give the gradients of the parameters from those of :func:`pack`'s results.
 
     Args:
-        kinds: of each layer, ``CHANNEL`` or ``TOKEN``.
-        packed: the layers' parameters by kind, each in its order.
-        blocks: the layers' inputs, ``(batch, n, d)``.
-        start: y_0, ``(S or 1, batch, n, d)``.
-        readout: what is read.
-        dtype: that products are computed in.
+        chain, layers, sums: as there.
+        gradient: of the matrices; of ``pairs`` also what is never used.
+        total: of what the output biases add up to.
     """
-    channel, token = packed
-    trials, _, rank, _ = channel.down.shape
-    added = len(start) == 1 and trials * rank > FEW_ROWS
-    chain = Chain(tuple(kinds), rank, readout, dtype, added)
+    downs, ups, alongs, acrosses, constants = [], [], [], [], []
+    for kind, own in enumerate(layers):
+        shape = own.down.shape
+        used = chain.earlier(kind, kind, own.down).repeat_interleave(chain.rank, 0).repeat_interleave(chain.rank, 1)
+        pairs = gradient.pairs[kind] * used
+        shift = gradient.shift[kind].unflatten(1, shape[1:3])
+        constant = shift.sum(-1)
+        row = (shift @ sums.across[kind][..., None]).squeeze(-1)
+        down = torch.baddbmm(gradient.down[kind], pairs, sums.up[kind]).view(shape)
+        downs.append(down.addcmul_(constant[..., None], sums.along[kind][:, :, None]).add_(row[..., None]))
+        ups.append(torch.baddbmm(gradient.up[kind], pairs.mT, own.down.flatten(1, 2)).view(shape))
+        alongs.append((constant[..., None, :] @ own.down).squeeze(2))
+        acrosses.append((sums.row[kind][..., None, :] @ shift).squeeze(2))
+        constants.append(constant)
+    found = []
+    for kind, own in enumerate(layers):
+        bias = chain.earlier(kind, kind, own.down).mT @ alongs[kind] + total[kind][:, None]
+        bias += chain.earlier(1 - kind, kind, own.down).mT @ acrosses[1 - kind]
+        scale = (ups[kind] * own.up).sum((2, 3)) + (bias * own.up_bias).sum(2)
+        up = torch.mul(ups[kind], own.scale[..., None, None], out=torch.empty_like(own.up))  # in its order of axes
+        found.append(Packed(downs[kind], constants[kind], up, bias * own.scale[..., None], scale))
+    return found[CHANNEL], found[TOKEN]
 
-    def shift(kind: int) -> Tensor:
-        """E or F: what the own bias and those of earlier layers, of either kind, add to a pre-activation."""
-        own, other = (channel, token) if kind == CHANNEL else (token, channel)
-        places = [i for i, this in enumerate(chain.kinds) if this == kind]
-        along = own.biases_before(range(len(places)))
-        across = other.biases_before([i - at for at, i in enumerate(places)])
-        constant = own.down_bias + torch.einsum("slrm,slm->slr", own.down, along)
-        return (constant[..., None] + own.down.sum(-1, keepdim=True) * across[:, :, None]).flatten(1, 2)
 
-    weights = Weights(
-        (channel.down.flatten(1, 2), token.down.flatten(1, 2)),
-        (channel.up.flatten(1, 2), token.up.flatten(1, 2)),
-        (_pairs(channel), _pairs(token)),
-        (shift(CHANNEL), shift(TOKEN)),
-    )
-    total = readout.select(token.up_bias.sum(1))[..., None] + channel.up_bias.sum(1)[:, None]
-    return refine(choose_backend(chain, weights, blocks, start), chain, weights, blocks, start, total)
-
-
-def _pairs(own: Packed) -> Tensor:
-    """What each layer sees of the updates of earlier layers of its kind, ``(S, L * r, L * r)``; zero for j >= i."""
-    layers, rank = own.down.shape[1:3]
-    earlier = own.down.new_ones(layers, layers).tril(-1)
-    return (
-        own.down.flatten(1, 2) @ own.up.flatten(1, 2).mT * earlier.repeat_interleave(rank, 0).repeat_interleave(rank, 1)
-    )
+def _pair(tensors: list[Tensor]) -> Pair:
+    return tensors[CHANNEL], tensors[TOKEN]

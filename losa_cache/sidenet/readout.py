@@ -28,6 +28,10 @@ class Readout(ABC):
     def select(self, x: Tensor) -> Tensor:
         """Read along the last axis: ``(..., n)`` to ``(..., m)``, as wide as it takes."""
 
+    @abstractmethod
+    def spread(self, x: Tensor) -> Tensor:
+        """Give the gradient of :meth:`select`: ``(..., m)`` to ``(..., n)``, contiguous."""
+
     def rows(self, y: Tensor) -> Tensor:
         """Read ``(..., n, d)``, to ``(..., m, d)``, in float32 or wider."""
         return self.select(y.mT).mT.to(wide(y))
@@ -56,6 +60,10 @@ class Whole(Readout):
         """Return x."""
         return x
 
+    def spread(self, x: Tensor) -> Tensor:
+        """Return x."""
+        return x.contiguous()
+
     def read(self, start: Tensor, states: Sequence[Tensor], up: Sequence[Tensor], shift: Tensor) -> Tensor:
         """Add everything up; on the CPU a few samples at a time, so that partial sums stay in its cache."""
         trials, _, batch, _ = states[CHANNEL].shape
@@ -82,10 +90,6 @@ class Whole(Readout):
 
 class Rows(Readout):
     """A few rows of y_k, or their mean: never an n x d tensor."""
-
-    @abstractmethod
-    def spread(self, x: Tensor) -> Tensor:
-        """Give the gradient of :meth:`select`: ``(..., m)`` to ``(..., n)``, contiguous."""
 
     def read(self, start: Tensor, states: Sequence[Tensor], up: Sequence[Tensor], shift: Tensor) -> Tensor:
         """Read every term of the sum."""

@@ -1,15 +1,58 @@
-"""How many side layers to chain before y is materialised: a choice by cost.
+"""A side network as chains of layers, between which y is materialised: how long they are is a choice by cost.
 
 The corrections of the fast form grow with the square of layers times rank, a materialised y costs passes over n x d
 tensors. Up to a dozen layers of rank 16 nothing is materialised; 40 layers of rank 64 pay for a few times.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 
-from losa_cache.sidenet.products import CHANNEL, TOKEN
+import torch
+from torch import Tensor
+
+from losa_cache.sidenet.backend import choose_backend
+from losa_cache.sidenet.chain import Chain
+from losa_cache.sidenet.fast import refine
+from losa_cache.sidenet.operand import Block, split_start
+from losa_cache.sidenet.packed import Packed
+from losa_cache.sidenet.products import CHANNEL, FEW_ROWS, TOKEN, compute_dtype
+from losa_cache.sidenet.readout import Readout, Whole
 
 BALANCE = 40  # multiply-adds of small products in the time that a byte takes: measured on two AMX cores
 DENSE_BYTES = 40  # moved for each value of y that is materialised: forward in float32, its gradient, casts
+
+
+def run_segments(
+    kinds: Sequence[int],
+    packed: tuple[Packed, Packed],
+    blocks: Sequence[Block],
+    readout: Readout,
+    *,
+    length: int,
+) -> Tensor:
+    """Read y_k, ``(S, batch, m, d)``, after side layers in their fast form.
+
+    Args:
+        kinds: of each layer, ``CHANNEL`` or ``TOKEN``.
+        packed: the layers' parameters by kind, each in its order.
+        blocks: the layers' inputs, ``(batch, n, d)``; the last is y_0, or y_0 stands behind them.
+        readout: what is read.
+        length: of a chain, in layers; y is materialised after each.
+    """
+    inputs, start = split_start(blocks, len(kinds))
+    trials, _, rank, _ = packed[CHANNEL].down.shape
+    dtype = compute_dtype(start, packed[CHANNEL].down)
+    y = start[None]
+    with torch.autocast(start.device.type, enabled=False):
+        for first in range(0, len(kinds), length):
+            last = min(first + length, len(kinds))
+            before, after = (Counter(kinds[:at]) for at in (first, last))
+            channel, token = (packed[kind].part(before[kind], after[kind]) for kind in (CHANNEL, TOKEN))
+            added = len(y) == 1 and trials * rank > FEW_ROWS
+            chain = Chain(tuple(kinds[first:last]), rank, readout if last == len(kinds) else Whole(), dtype, added)
+            here = inputs[first:last]
+            y = refine(choose_backend(chain, (channel, token), here, y), chain, (channel, token), here, y)
+    return y
 
 
 def segment_length(kinds: Sequence[int], *, rank: int, tokens: int, width: int) -> int:

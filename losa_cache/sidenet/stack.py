@@ -9,27 +9,27 @@ from torch.nn import functional as F
 from losa_cache.sidenet.adapter import Adapter
 from losa_cache.sidenet.losa import LoSA
 from losa_cache.sidenet.operand import Block
-from losa_cache.sidenet.packed import Packed, run_segments
+from losa_cache.sidenet.packed import Packed
 from losa_cache.sidenet.products import CHANNEL, TOKEN
 from losa_cache.sidenet.readout import Readout, Whole
+from losa_cache.sidenet.segments import run_segments
 
 
 class _Layers(nn.Module):
-    """The layers of a kind, of K networks: ``Packed`` before alpha, and alpha ``(K, L)``."""
+    """The layers of a kind, of K networks: what :class:`Packed` holds, as parameters."""
 
     def __init__(self, networks: Sequence[LoSA], kind: int, rank: int) -> None:
         super().__init__()
-        padded = [_padded(net.packed(kind, scaled=False), rank) for net in networks]
+        padded = [_padded(net.packed(kind), rank) for net in networks]
         self.down = nn.Parameter(torch.cat([p.down for p in padded]).detach())
         self.down_bias = nn.Parameter(torch.cat([p.down_bias for p in padded]).detach())
         self.up = nn.Parameter(torch.cat([p.up for p in padded]).detach().contiguous())
         self.up_bias = nn.Parameter(torch.cat([p.up_bias for p in padded]).detach())
-        self.scale = nn.Parameter(torch.stack([net.scales(kind) for net in networks]).detach())
+        self.scale = nn.Parameter(torch.cat([p.scale for p in padded]).detach())
 
     def packed(self) -> Packed:
-        """Apply alpha."""
-        up, up_bias = self.up * self.scale[..., None, None], self.up_bias * self.scale[..., None]
-        return Packed(self.down, self.down_bias, up, up_bias)
+        """Give them as the fast form takes them."""
+        return Packed(self.down, self.down_bias, self.up, self.up_bias, self.scale)
 
     def named(self) -> list[tuple[str, nn.Parameter]]:
         """List what is trained; nothing where there is no layer of this kind."""
@@ -160,4 +160,5 @@ def _padded(own: Packed, rank: int) -> Packed:
         F.pad(own.down_bias, (0, missing)),
         F.pad(own.up, (0, 0, 0, missing)),
         own.up_bias,
+        own.scale,
     )

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from losa_cache.sidenet.fast import Chain, Pair, Weights, no_cross
+from losa_cache.sidenet.chain import Chain, Pair, Weights
+from losa_cache.sidenet.fast import no_cross
 from losa_cache.sidenet.kernels.states import advance_layer, cross_layer
 from losa_cache.sidenet.kernels.stream import correlate, project
 from losa_cache.sidenet.kernels.tiles import TILES, Tiles
@@ -38,7 +39,6 @@ class TritonBackend:
     ) -> tuple[Pair, Pair, Pair, Tensor]:
         """Take all products with activations, then go from layer to layer."""
         channel, token = _by_kind(chain, blocks)
-        w = _contiguous(w)
         inner = (
             project(CHANNEL, channel, start[0], w.down[CHANNEL], self.tiles),
             project(TOKEN, token, start[0], w.down[TOKEN], self.tiles),
@@ -64,7 +64,6 @@ class TritonBackend:
         w: Weights,
     ) -> tuple[Pair, Pair]:
         """Go back from layer to layer, then take all products with activations."""
-        w = _contiguous(w)
         back, r = no_cross(chain, inner), chain.rank
         totals = [x.shape[1] for x in grads]
         for kind, before in reversed(chain.steps()):
@@ -88,7 +87,3 @@ def _by_kind(chain: Chain, blocks: Sequence[Block]) -> tuple[list[Block], list[B
     for kind, block in zip(chain.kinds, blocks, strict=True):
         found[kind].append(block)
     return found
-
-
-def _contiguous(w: Weights) -> Weights:
-    return Weights.of([tensor.contiguous() for tensor in w.tensors()])
