@@ -43,8 +43,8 @@ def _project_channel(
         channel = k + tl.arange(0, step)
         there = (sample < batch)[:, None] & (channel < d)[None, :]
         x = read_values(
-            table, layer, start, sample[:, None].to(tl.int64), source[:, None], token[:, None], channel[None, :], there,
-            layers, n, d, pitch, element, scale, coded, dtype,
+            table, layer, start, sample[:, None].to(tl.int64), source[:, None], token[:, None], channel[None, :],
+            (sample < batch)[:, None], there, layers, n, d, pitch, element, scale, coded, dtype,
         )  # fmt: skip
         w = tl.load(
             weight + line[None, :] * d + channel[:, None],
@@ -83,8 +83,8 @@ def _project_token(
         token = k + tl.arange(0, step)
         there = (token < n)[:, None] & (channel < d)[None, :]
         x = read_values(
-            table, layer, start, sample, source, token[:, None], channel[None, :], there,
-            layers, n, d, pitch, element, scale, coded, dtype,
+            table, layer, start, sample, source, token[:, None], channel[None, :],
+            (token < n)[:, None], there, layers, n, d, pitch, element, scale, coded, dtype,
         )  # fmt: skip
         w = tl.load(
             weight + line[:, None] * n + token[None, :],
@@ -125,7 +125,8 @@ def _correlate_channel(
             source = tl.load(rows + sample, mask=inside, other=0)
         x = read_values(
             table, layer, start, sample[:, None].to(tl.int64), source[:, None], token[:, None], channel[None, :],
-            inside[:, None] & (channel < d)[None, :], layers, n, d, pitch, element, scale, coded, dtype,
+            inside[:, None], inside[:, None] & (channel < d)[None, :],
+            layers, n, d, pitch, element, scale, coded, dtype,
         )  # fmt: skip
         s = tl.load(
             states + line[:, None] * (batch * n) + place[None, :],
@@ -168,7 +169,8 @@ def _correlate_token(
             source = tl.load(rows + sample)
         x = read_values(
             table, layer, start, sample, source, token[:, None], channel[None, :],
-            (token < n)[:, None] & inside[None, :], layers, n, d, pitch, element, scale, coded, dtype,
+            (token < n)[:, None], (token < n)[:, None] & inside[None, :],
+            layers, n, d, pitch, element, scale, coded, dtype,
         )  # fmt: skip
         s = tl.load(
             states + (line[None, :] * batch + sample) * d + channel[:, None],

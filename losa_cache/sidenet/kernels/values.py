@@ -47,7 +47,8 @@ def readable(block: Block) -> bool:
     if isinstance(block, Scaled):
         codes, tokens = block.codes, block.tokens
         regular = codes.stride() == (codes.shape[1] * codes.stride(1), codes.stride(1), 1)
-        return regular and codes.dtype == torch.int8 and tokens.is_contiguous() and tokens.dtype in TYPES
+        typed = codes.dtype == torch.int8 and tokens.dtype in TYPES and block.channels.dtype == torch.float32
+        return regular and typed and tokens.is_contiguous() and codes.data_ptr() % ALIGNED == 0
     tensor = block.kept if isinstance(block, Gathered) else block
     if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor.dtype not in TYPES:
         return False
@@ -105,6 +106,7 @@ def read_values(
     source,
     token,
     channel,
+    known,
     there,
     layers: tl.constexpr,
     n: tl.constexpr,
@@ -118,14 +120,15 @@ def read_values(
     """Give a tile of b_i + y_0, rounded to the products' dtype; zero where ``there`` is false.
 
     The indices of a tile's rows and columns may be columns or rows of it: ``sample`` (place in the batch), ``source``
-    (place in the block's tensor), ``token`` and ``channel``. ``start`` is y_0 ``(batch, n, d)``.
+    (place in the block's tensor), ``token`` and ``channel``. ``known`` marks the tokens that exist. ``start`` is y_0
+    ``(batch, n, d)``.
     """
     values = tl.multiple_of(tl.load(table + layers + layer).to(tl.pointer_type(element)), 16)
     x = tl.load(values + (source * n + token) * pitch + channel, mask=there, other=0)
     if coded:
         tokens = tl.load(table + 2 * layers + layer).to(tl.pointer_type(scale))
         channels = tl.load(table + 3 * layers + layer).to(tl.pointer_type(tl.float32))
-        factor = tl.load(tokens + sample * n + token, mask=token < n, other=0).to(tl.float32)
+        factor = tl.load(tokens + sample * n + token, mask=known, other=0).to(tl.float32)
         factor = x.to(tl.float32) * factor
         x = (factor * tl.load(channels + channel, mask=channel < d, other=0)).to(dtype)
     y = tl.load(start + (sample * n + token) * d + channel, mask=there, other=0)

@@ -1,0 +1,114 @@
+"""Triton's kernels against torch's products and the plain form; here Triton's interpreter runs them, on the CPU."""
+
+import pytest
+import torch
+from torch import nn
+
+import losa_cache as lc
+from losa_cache.sidenet.backend import use_backend
+from losa_cache.sidenet.kernels.backend import TritonBackend
+from losa_cache.sidenet.losa import LowRankMLP
+from losa_cache.sidenet.operand import Gathered, Product, Scaled, dense
+from losa_cache.sidenet.readout import First, Mean, Whole
+
+SHAPES = {  # whole tiles and parts of them; ranks below, at and above what a product of matrices takes
+    "one layer": {"depth": 1, "tokens": 5, "width": 32, "rank": 3},
+    "small": {"depth": 5, "tokens": 7, "width": 32, "rank": 4},
+    "many tokens": {"depth": 4, "tokens": 70, "width": 48, "rank": 16},
+    "wide": {"depth": 3, "tokens": 9, "width": 160, "rank": 20},
+}
+
+
+def random_network(kind=lc.LoSA, seed=0, **sizes):
+    torch.manual_seed(seed)
+    network = kind(**sizes)
+    for name, parameter in network.named_parameters():
+        nn.init.normal_(parameter, std=0.1, mean=float(name.endswith("scale")))
+    return network
+
+
+def blocks_of(form, depth, tokens, width, batch=3):
+    """Make block outputs, of which the last is y_0: a tensor."""
+    if form == "gathered":
+        rows = torch.tensor([4, 0, 2])
+        found = [Gathered(torch.randn(5, tokens, width), rows) for _ in range(depth)]
+        return [*found[:-1], found[-1].dense()]
+    found = [torch.randn(batch, tokens, width) for _ in range(depth)]
+    if form == "codes":  # codes of a token lie beside its scale, as in a cache
+        for at in range(depth - 1):
+            codes = torch.randint(-127, 128, (batch, tokens, width + 2), dtype=torch.int8)[..., :width]
+            scales = (torch.rand(batch, tokens) / 64).bfloat16()
+            found[at] = Scaled(codes, scales, torch.rand(width), torch.float32)
+    return found
+
+
+def results(network, blocks, readout, backend):
+    """Give y_k and all gradients."""
+    with use_backend(backend):
+        y = network(blocks, readout)
+    weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
+    return [y, *torch.autograd.grad((y * weights).sum(), list(network.parameters()))]
+
+
+def require_equal(found, expected, tolerance=1e-5):
+    whole = torch.cat([tensor.flatten() for tensor in expected[1:]]).norm()
+    assert (found[0] - expected[0]).norm() < tolerance * expected[0].norm()
+    for ours, theirs in zip(found[1:], expected[1:], strict=True):
+        assert (ours - theirs).norm() < tolerance * whole
+
+
+@pytest.mark.parametrize("form", ["values", "codes", "gathered"])
+@pytest.mark.parametrize("name", SHAPES)
+def test_results_and_gradients_are_those_of_the_plain_form(name, form):
+    sizes = SHAPES[name]
+    network = random_network(**sizes)
+    blocks = blocks_of(form, sizes["depth"], sizes["tokens"], sizes["width"])
+    found = results(network, blocks, First(sizes["tokens"], 1), "triton")
+    plain = network.double().plain([block.double() for block in dense(blocks)])[:, :1]
+    weights = torch.randn(plain.shape, generator=torch.Generator().manual_seed(1))
+    gradients = torch.autograd.grad((plain * weights).sum(), list(network.parameters()))
+    require_equal(found, [plain.float(), *(gradient.float() for gradient in gradients)])
+
+
+@pytest.mark.parametrize("readout", [Mean(70, 1), Whole()])
+@pytest.mark.parametrize("segment", [2, 4])
+def test_every_readout_and_materialised_y(readout, segment):
+    network = random_network(**SHAPES["many tokens"])
+    network.segment_length = segment
+    blocks = blocks_of("values", 4, 70, 48)
+    require_equal(results(network, blocks, readout, "triton"), results(network, blocks, readout, "torch"))
+
+
+def test_layers_that_all_mix_channels():
+    network = random_network(LowRankMLP, **SHAPES["small"])
+    blocks = blocks_of("values", 5, 7, 32)
+    require_equal(results(network, blocks, First(7, 1), "triton"), results(network, blocks, First(7, 1), "torch"))
+
+
+@pytest.mark.parametrize("ranks", [(3, 5), (16, 30, 30)])
+def test_stacked_trials(ranks):
+    stack = lc.LoSAStack(
+        [random_network(seed=at, depth=4, tokens=9, width=32, rank=rank) for at, rank in enumerate(ranks)]
+    )
+    blocks = blocks_of("values", 4, 9, 32)
+    require_equal(results(stack, blocks, First(9, 1), "triton"), results(stack, blocks, First(9, 1), "torch"))
+
+
+def test_half_precision_within_its_rounding():
+    network = random_network(**SHAPES["many tokens"])
+    blocks = [block.half() for block in blocks_of("values", 4, 70, 48)]
+    exact = results(network, [block.float() for block in blocks], First(70, 1), "torch")
+    with torch.autocast("cpu", torch.float16):  # the interpreter has no products in bfloat16
+        found = results(network, blocks, First(70, 1), "triton")
+    require_equal(found, exact, tolerance=3e-3)
+
+
+def test_what_the_kernels_cannot_read():
+    start = torch.zeros(1, 2, 4, 8)
+    fine = torch.zeros(2, 4, 8)
+    assert TritonBackend.reads([fine], start)
+    assert not TritonBackend.reads([torch.zeros(2, 8, 4).mT], start)  # other order of axes
+    assert not TritonBackend.reads([torch.zeros(2, 4, 3)], start[..., :3])  # tokens that do not begin at whole words
+    assert not TritonBackend.reads([fine], torch.zeros(3, 2, 4, 8))  # y of each trial
+    product = Product(torch.zeros(3, 2, 4), torch.zeros(3, 8), torch.zeros(8), torch.zeros(2, 0, 8), torch.float32)
+    assert not TritonBackend.reads([product], start)
