@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -43,9 +43,9 @@ class Chain:
         return _earlier(self.kinds, kind, other, like.dtype, like.device)
 
 
-@lru_cache(128)
+@cache
 def _earlier(kinds: tuple[int, ...], kind: int, other: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Keep it: a copy from the host cannot be part of a CUDA graph."""
+    """Make it once: a copy from the host cannot be part of a CUDA graph, and a graph that reads it may live long."""
     places = [[i for i, this in enumerate(kinds) if this == which] for which in (kind, other)]
     marks = [[float(before < at) for before in places[1]] for at in places[0]]
     with torch.inference_mode(False):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -90,9 +90,12 @@ def _addresses(block: Block) -> tuple[int, int, int]:
     return values, tokens, channels
 
 
-@lru_cache(256)
+@cache
 def _table(rows: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
-    """Put addresses on the device once: a copy from the host cannot be part of a CUDA graph."""
+    """Put addresses on the device, once: a copy from the host cannot be part of a CUDA graph.
+
+    A graph that reads the table may outlive any limit on how many are kept. It is half a kilobyte.
+    """
     with torch.inference_mode(False):
         return torch.tensor(rows, dtype=torch.int64).T.contiguous().to(device)
 

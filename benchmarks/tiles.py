@@ -1,0 +1,157 @@
+"""Tile sizes of the side network's Triton kernels on this GPU.
+
+    python benchmarks/tiles.py [--shape vit_b vit_h] [--rank 16] [--trials 1 16] [--batch-size 256] [--processes 8]
+
+Every kernel of a step is timed alone with each tile: the streams over all block outputs of a kind in GB/s, the two
+kernels that carry the states from layer to layer in microseconds for all layers. Processes compile at the same time;
+they take turns at the GPU. A line a kernel: its fastest tiles first. The winners belong into
+``losa_cache/sidenet/kernels/tiles.py``.
+"""
+
+import argparse
+import fcntl
+import itertools
+import json
+import multiprocessing
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from side import SHAPES
+
+from losa_cache.sidenet.kernels.states import advance_layer, cross_layer
+from losa_cache.sidenet.kernels.stream import correlate, project
+from losa_cache.sidenet.kernels.tiles import TILES, Tile, Tiles
+from losa_cache.sidenet.products import CHANNEL, TOKEN
+
+REPEATS = 7
+GRIDS: dict[str, dict[str, list[int]]] = {
+    "project_channel": {"tokens": [64, 128, 256], "step": [64, 128], "num_warps": [4, 8], "num_stages": [3]},
+    "project_token": {"channels": [64, 128, 256], "step": [32, 64], "num_warps": [4, 8], "num_stages": [3]},
+    "correlate_channel": {"channels": [64, 128, 256], "step": [32, 64], "num_warps": [4, 8], "num_stages": [3]},
+    "correlate_token": {"tokens": [32, 64, 128], "step": [64, 128], "num_warps": [4, 8], "num_stages": [3]},
+    "cross": {"lines": [32, 64, 128], "step": [64, 128], "num_warps": [2, 4], "num_stages": [3]},
+    "advance": {"columns": [64, 128, 256], "step": [16, 32, 64], "num_warps": [2, 4], "num_stages": [3]},
+}
+Job = tuple[str, int, int, int, str, int, Tile]
+
+
+def jobs(arguments: argparse.Namespace) -> Iterator[Job]:
+    """List what is timed."""
+    for shape, trials, name in itertools.product(arguments.shape, arguments.trials, arguments.kernel):
+        grid = GRIDS[name]
+        for values in itertools.product(*grid.values()):
+            for rows in [64] if trials == 1 or name in ("cross", "advance") else [64, 128]:
+                yield (
+                    shape,
+                    arguments.rank,
+                    trials,
+                    arguments.batch_size,
+                    name,
+                    rows,
+                    dict(zip(grid, values, strict=True)),
+                )
+
+
+def work_of(job: Job) -> tuple[Callable[[], object], int]:
+    """Build one job: the work, and the bytes that it streams (none for the states)."""
+    shape, rank, trials, batch, name, rows, tile = job
+    depth, n, d, _ = SHAPES[shape]
+    given: dict[str, Any] = {name: tile}
+    tiles = replace(TILES, rows=rows, **given)
+    kind = TOKEN if name.endswith("token") else CHANNEL
+    layers = depth // 2
+    like: dict[str, Any] = {"dtype": torch.bfloat16, "device": "cuda"}
+    if name in ("cross", "advance"):
+        return _states(name, layers, rank, trials, batch, n, d, tiles, like), 0
+    blocks = [torch.randn(batch, n, d, **like) for _ in range(layers)]
+    m, q = (d, n) if kind == CHANNEL else (n, d)
+    nbytes = sum(block.nbytes for block in blocks)
+    if name.startswith("project"):
+        weight = torch.randn(trials, layers * rank, m, **like)
+        return lambda: project(kind, blocks, blocks[-1], weight, tiles), nbytes
+    states = torch.randn(trials, layers * rank, batch, q, **like)
+    return lambda: correlate(kind, blocks, blocks[-1], states, tiles), nbytes
+
+
+def _states(
+    name: str, layers: int, rank: int, trials: int, batch: int, n: int, d: int, tiles: Tiles, like: dict[str, Any]
+) -> Callable[[], object]:
+    rows = layers * rank
+    states = [torch.randn(trials, rows, batch, q, **like) for q in (n, d)]
+    spare = [torch.empty_like(x) for x in states]
+    weight = [torch.randn(trials, rows, m, **like) for m in (d, n)]
+    shift = [torch.randn(trials, rows, q, **like) for q in (n, d)]
+    pairs = torch.randn(trials, rows, rows, **like)
+    cross = torch.zeros(trials, layers, rank, batch, rows, **like)
+
+    def work() -> None:
+        for layer in range(layers):
+            seen = range(layer * rank)
+            for kind in (CHANNEL, TOKEN):
+                if name == "cross":
+                    cross_layer(weight[kind], states[1 - kind], cross, layer, seen, tiles)
+                else:
+                    advance_layer(
+                        spare[kind], states[kind], pairs, cross, weight[1 - kind],
+                        layer=layer, same=seen, other=seen, shift=shift[kind], tiles=tiles,
+                    )  # fmt: skip
+
+    return work
+
+
+def measure(job_lock: tuple[Job, str]) -> dict[str, Any]:
+    """Compile one job beside other processes, then time it alone."""
+    job, lock = job_lock
+    found: dict[str, Any] = {"key": " ".join(map(str, job[:5])), "tile": job[6] | {"rows": job[5]}}
+    try:
+        work, nbytes = work_of((*job[:3], 16, *job[4:]))  # a batch that is compiled for alike
+        work()
+        torch.cuda.synchronize()
+        with open(lock, "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            work, nbytes = work_of(job)
+            work()
+            times = []
+            for _ in range(REPEATS):
+                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                start.record()
+                work()
+                end.record()
+                end.synchronize()
+                times.append(1e3 * start.elapsed_time(end))
+            us = sorted(times)[REPEATS // 2]
+            del work
+            torch.cuda.empty_cache()
+        found |= {"us": round(us, 1)} | ({"gb_per_second": round(nbytes / us / 1e3)} if nbytes else {})
+    except Exception as error:  # a tile that does not fit
+        found |= {"us": float("inf"), "error": f"{type(error).__name__}: {error}"[:80]}
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", nargs="*", choices=SHAPES, default=["vit_b", "vit_h"])
+    parser.add_argument("--kernel", nargs="*", choices=GRIDS, default=list(GRIDS))
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--trials", nargs="*", type=int, default=[1, 16])
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--processes", type=int, default=8)
+    parser.add_argument("--show", type=int, default=4, help="how many of the fastest tiles are shown")
+    arguments = parser.parse_args()
+    results: dict[str, list[dict[str, Any]]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        lock = str(Path(folder) / "lock")
+        with multiprocessing.get_context("spawn").Pool(arguments.processes) as pool:
+            for found in pool.imap_unordered(measure, [(job, lock) for job in jobs(arguments)]):
+                results.setdefault(found.pop("key"), []).append(found)
+    for key, tried in results.items():
+        best = sorted(tried, key=lambda found: found["us"])[: arguments.show]
+        print(json.dumps({"kernel": key, "tried": len(tried), "fastest": best}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
