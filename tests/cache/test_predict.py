@@ -1,6 +1,5 @@
 """Layers predicted from the one before: against the protocol page, theory, outliers and damage."""
 
-import functools
 import math
 
 import ml_dtypes
@@ -9,9 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch._dynamo.testing import CompileCounter
 
-from losa_cache.cache.precision import EncodedBatch, bitplanes, get_precision, link, steps
+from losa_cache.cache.precision import EncodedBatch, bitplanes, get_precision, link
 from losa_cache.cache.precision.allocation import DISTORTION, STEP, allocate
 from losa_cache.cache.precision.base import relative_error
 from losa_cache.errors import UserError
@@ -234,21 +232,6 @@ def test_factors_are_given_where_they_are_cheaper_than_values():
     bad = [block.clone() for block in blocks]
     bad[2][1, 5, 3] = torch.nan
     assert encoding.factors(list(EncodedBatch.of(encoding, bad).stored.unbind(1)), rank=1) is None
-
-
-def test_steps_are_whole_graphs_shared_by_links_that_give_what_steps_give_uncompiled(monkeypatch):
-    """What CUDA makes kernels of; some sizes are alike here by chance, which takes a graph more."""
-    graphs = CompileCounter()
-    once = functools.cache(lambda step: torch.compile(step, dynamic=True, fullgraph=True, backend=graphs))
-    blocks = stream(layers=12)
-    encoding = fitted("predict:2", blocks)
-    assert len({link.bits for link in encoding.links}) > 8
-    plain = EncodedBatch.of(encoding, blocks).stored
-    values = encoding.decode(list(plain.unbind(1)))
-    monkeypatch.setattr(steps, "fused", lambda step, _: once(step))
-    assert torch.equal(EncodedBatch.of(encoding, blocks).stored, plain)
-    assert all(map(torch.equal, encoding.decode(list(plain.unbind(1))), values))
-    assert graphs.frame_count <= 12
 
 
 def test_layers_that_cost_nothing_are_what_is_predicted():

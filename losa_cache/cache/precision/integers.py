@@ -8,6 +8,7 @@ own, so nothing is ever clipped. Codes and scales of a token lie together, so th
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from losa_cache.cache.precision.base import Codes, Precision, Separate, in_parts, relative_error
 from losa_cache.errors import UserError
+from losa_cache.fastest import why_not_triton
 
 SCALE_BYTES = 2  # bfloat16
 IMAGES = 32  # some 8000 tokens of a ViT at 224 px
@@ -94,6 +96,16 @@ class IntegerEncoding(Separate):
     channel: Tensor
     errors: list[float]
 
+    @cached_property
+    def inverse(self) -> Tensor:
+        """What each channel is multiplied by, ``(layers, width)``."""
+        return self.channel.reciprocal()
+
+    @property
+    def _form(self) -> dict[str, int]:
+        """Bits of a code and groups of a token."""
+        return {"bits": self.precision.bits, "groups": self.precision.groups(self.channel.shape[1])}
+
     def to(self, device: torch.device) -> "IntegerEncoding":
         """Move the channels' scales."""
         return replace(self, channel=self.channel.to(device))
@@ -109,7 +121,11 @@ class IntegerEncoding(Separate):
 
     def encode_layer(self, layer: int, block: Tensor, out: Tensor) -> Tensor:
         """Divide, round, pack. A group with an infinite or NaN value gets a NaN scale."""
-        inverse = self.channel[layer].reciprocal()
+        inverse = self.inverse[layer]
+        if why_not_triton(block.device) is None:
+            from losa_cache.cache.precision.kernels import integers
+
+            return integers.encode(block, inverse, out, enlarged=ROUND_UP / self.precision.largest, **self._form)
         extremes = [self._encode(values.float() * inverse, target) for values, target in in_parts(block, out)]
         return torch.stack(extremes).amax()
 
@@ -133,6 +149,17 @@ class IntegerEncoding(Separate):
         """Unpack, multiply, round to bfloat16."""
         width = self.channel.shape[1]
         out = torch.empty(*stored.shape[:-1], width, dtype=self.precision.dtype, device=stored.device)
+        self.decode_into(layer, stored, out)
+        return out
+
+    def decode_into(self, layer: int, stored: Tensor, out: Tensor) -> None:
+        """Fill bfloat16 ``(batch, tokens, width)`` with what :meth:`decode_layer` gives."""
+        if why_not_triton(stored.device) is None:
+            from losa_cache.cache.precision.kernels import integers
+
+            integers.decode(stored, self.channel[layer], out, **self._form)
+            return
+        width = self.channel.shape[1]
         for part, target in in_parts(stored, out):
             at = self.precision.code_bytes(width)
             codes = part[..., :at].view(torch.int8)
@@ -141,7 +168,6 @@ class IntegerEncoding(Separate):
             scale = part[..., at:].contiguous().view(torch.bfloat16).float()
             values = codes.float().unflatten(-1, (scale.shape[-1], -1)).mul_(scale.unsqueeze(-1))
             target.copy_(values.flatten(-2).mul_(self.channel[layer]))
-        return out
 
     def factors(self, planes: Sequence[Tensor], *, rank: int) -> list[Codes] | None:
         """Give codes and scales, where all channels of a token share one."""

@@ -18,11 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from losa_cache.cache.precision import steps
+from losa_cache.cache.precision.backend import steps_on
 from losa_cache.cache.precision.base import Columns, Encoding, Precision
+from losa_cache.cache.precision.bitplanes import unpack
 from losa_cache.cache.precision.integers import Integer, IntegerEncoding
 from losa_cache.cache.precision.link import Link
-from losa_cache.cache.precision.steps import NOT_FINITE
+from losa_cache.cache.precision.steps import NOT_FINITE, tokens_last, walk
 from losa_cache.errors import UserError
 
 PREFIX = Integer(8, None)
@@ -181,24 +182,22 @@ class PredictEncoding(Encoding):
         extreme = torch.zeros((), device=block.device)
         if self.prefix:
             extreme = self.ends.encode_layer(layer, block[:, : self.prefix], parts.ends)
-        encode = steps.fused(steps.encode, block.device)
-        codes, scale, after = encode(block[:, self.prefix :], before, self.links[layer].tables)
-        parts.codes.copy_(codes.unflatten(1, parts.scales.shape).transpose(0, 1))
-        parts.scales.copy_(scale.view(parts.scales.shape))
-        return torch.where((scale == NOT_FINITE).any(), torch.nan, extreme), after
+        tables, values = self.links[layer].tables, block[:, self.prefix :]
+        after = steps_on(block.device).encode(values, before, tables, parts.codes, parts.scales, extreme)
+        return extreme, after
 
     def decode(self, planes: Sequence[Tensor]) -> list[Tensor]:
         """Follow the chain as far as it is wanted."""
         (stored,) = planes
         shape = (len(stored), self.tokens, self.width)
         found = {at: torch.empty(shape, dtype=self.precision.dtype, device=stored.device) for at in set(self.chosen)}
-        decode, state = steps.fused(steps.decode, stored.device), None
+        decode, state = steps_on(stored.device).decode, None
         for layer in range(max(self.chosen) + 1):
             parts, out = self._parts(self.place(stored[:, None], layer), layer), found.get(layer)
             into = None if out is None else out[:, self.prefix :]
-            state = decode(parts.tokens_last, parts.scales.flatten(), state, self.links[layer].tables, into)
-            if out is not None:
-                out[:, : self.prefix] = self._ends(layer, parts)
+            state = decode(parts.codes, parts.scales, state, self.links[layer].tables, into)
+            if out is not None and self.prefix:
+                self.ends.decode_into(layer, parts.ends, out[:, : self.prefix])
         return [found[layer] for layer in self.chosen]
 
     def factors(self, planes: Sequence[Tensor], *, rank: int) -> list[Columns] | None:
@@ -222,9 +221,13 @@ class PredictEncoding(Encoding):
         found: dict[int, tuple[int, Tensor]] = {}
         for layer, (link, own) in enumerate(zip(self.links, parts, strict=False)):
             columns = slice(self._columns[layer] - len(link.bits), self._columns[layer])
-            left[columns] = steps.walk(own.tokens_last, own.scales.flatten(), link.tables).unflatten(1, shape)
+            codes = unpack(tokens_last(own.codes), link.tables.planes)
+            left[columns] = walk(codes, own.scales.flatten(), link.tables).unflatten(1, shape)
             if layer in self.chosen:
-                found[layer] = self._columns[layer], self._ends(layer, own)
+                ends = torch.empty(len(stored), self.prefix, self.width, dtype=self.precision.dtype)
+                if self.prefix:
+                    self.ends.decode_into(layer, own.ends, ends)
+                found[layer] = self._columns[layer], ends
         return [
             Columns(left[: found[layer][0]], self._combined[layer], self.links[layer].mean, found[layer][1])
             for layer in self.chosen
@@ -263,16 +266,10 @@ class PredictEncoding(Encoding):
         assert after is not None
         out = torch.empty(block.shape, dtype=self.precision.dtype, device=block.device)
         parts = self._parts(stored, layer)
-        fill = steps.fused(steps.fill, block.device)
-        fill(out[:, self.prefix :], after, parts.scales.flatten(), self.links[layer].tables)
-        out[:, : self.prefix] = self._ends(layer, parts)
-        return out, after
-
-    def _ends(self, layer: int, parts: "_Parts") -> Tensor:
-        """Decode the layer's prefix tokens, if there are any: ``(batch, prefix, d)``."""
+        steps_on(block.device).fill(out[:, self.prefix :], after, parts.scales, self.links[layer].tables)
         if self.prefix:
-            return self.ends.decode_layer(layer, parts.ends)
-        return torch.empty(len(parts.scales), 0, self.width, dtype=self.precision.dtype, device=parts.scales.device)
+            self.ends.decode_into(layer, parts.ends, out[:, : self.prefix])
+        return out, after
 
     def _parts(self, stored: Tensor, layer: int) -> "_Parts":
         """Tell the parts of a layer's bytes ``(batch, bytes)`` apart."""
@@ -338,8 +335,3 @@ class _Parts:
     ends: Tensor
     scales: Tensor
     codes: Tensor
-
-    @property
-    def tokens_last(self) -> Tensor:
-        """Bytes of codes ``(bytes of a token, batch * tokens)``."""
-        return self.codes.transpose(0, 1).flatten(1)

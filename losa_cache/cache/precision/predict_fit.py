@@ -142,7 +142,8 @@ def _chain(patches: Sequence[Tensor], targets: Sequence[Target], factors: Sequen
 def _decoded(rest: Tensor, predicted: Tensor | None, tables: Tables) -> Tensor:
     """Give what is decoded of what prediction left, on top of what was predicted."""
     along, scale = steps.measure(rest, tables)
-    return steps.restore(scale, steps.quantise(along, scale, tables.half), predicted, tables)
+    codes = steps.quantise(along, scale, tables.half)
+    return steps.restore(steps.walk(codes, scale, tables), predicted, tables)
 
 
 def _standard(values: Tensor) -> tuple[Link, Tensor, Tensor]:

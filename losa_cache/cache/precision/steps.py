@@ -1,23 +1,20 @@
 """What a link does to tokens, on tensors alone (``docs/protocol.md``, section "Prediction").
 
 Products are in ``Tables.turn``'s dtype, and so is what follows from a layer as decoded. Around the products every step
-is a pass over memory or two: on CUDA, :func:`fused` makes one kernel of all that lies between two products.
+is a pass over memory or two: on CUDA, Triton makes one kernel of what lies between two products
+(:mod:`losa_cache.cache.precision.kernels.chain`), which :func:`losa_cache.cache.precision.backend.steps_on` gives.
 """
 
-from collections.abc import Callable
 from functools import cache
-from typing import NamedTuple, TypeVar, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from losa_cache.cache.precision.bitplanes import Planes, pack, unpack
-from losa_cache.fastest import why_not_triton
 
 NOT_FINITE = 255  # a token's scale, which decodes as NaN
 UNIT, PER_OCTAVE = 128, 8  # scale 1, and scales from one to its double
-
-Step = TypeVar("Step", bound=Callable[..., object])
 
 
 class Tables(NamedTuple):
@@ -46,43 +43,60 @@ class Tables(NamedTuple):
     planes: Planes
 
 
-def encode(values: Tensor, before: Tensor | None, tables: Tables) -> tuple[Tensor, Tensor, Tensor]:
+def encode(
+    values: Tensor, before: Tensor | None, tables: Tables, codes: Tensor, scales: Tensor, extreme: Tensor
+) -> Tensor:
     """Encode tokens ``(batch, tokens, d)``.
 
     Args:
         values: of a layer.
         before: what this gave last for the layer before it, ``(batch * tokens, d)``; ``None`` for the first layer.
         tables: of the link.
+        codes: uint8 ``(batch, bytes, tokens)``, to be filled; a row of ``tokens`` bytes is contiguous, rows follow one
+            another.
+        scales: uint8 ``(batch, tokens)``, to be filled; a row is contiguous.
+        extreme: a scalar that becomes NaN if a token is not finite.
 
     Returns:
-        bytes of codes ``(bytes, batch * tokens)``, scales uint8 ``(batch * tokens,)``, and standard values as decoded.
+        standard values as decoded, ``(batch * tokens, d)``.
     """
     predicted = predict(before, tables)
     rest = standardise(values, tables).flatten(0, 1)
-    along, scale = measure(rest if predicted is None else rest.sub_(predicted), tables)
-    codes = quantise(along, scale, tables.half)
-    return pack(codes, tables.planes), scale, restore(scale, codes, predicted, tables)
+    return store(rest if predicted is None else rest.sub_(predicted), predicted, tables, codes, scales, extreme)
 
 
-def decode(packed: Tensor, scale: Tensor, before: Tensor | None, tables: Tables, into: Tensor | None) -> Tensor:
-    """Give the standard values of :func:`encode`'s results, and :func:`fill` a tensor with their values."""
-    standard = restore(scale, unpack(packed, tables.planes), predict(before, tables), tables)
+def store(
+    rest: Tensor, predicted: Tensor | None, tables: Tables, codes: Tensor, scales: Tensor, extreme: Tensor
+) -> Tensor:
+    """Store what prediction left, ``(batch * tokens, d)``; other arguments and result as of :func:`encode`."""
+    along, scale = measure(rest, tables)
+    found = quantise(along, scale, tables.half)
+    codes.copy_(pack(found, tables.planes).unflatten(1, scales.shape).transpose(0, 1))
+    scales.copy_(scale.view(scales.shape))
+    extreme.masked_fill_((scale == NOT_FINITE).any(), torch.nan)
+    return restore(walk(found, scale, tables), predicted, tables)
+
+
+def decode(codes: Tensor, scales: Tensor, before: Tensor | None, tables: Tables, into: Tensor | None) -> Tensor:
+    """Give the standard values of what :func:`encode` filled, and :func:`fill` a tensor with their values."""
+    found = unpack(tokens_last(codes), tables.planes)
+    standard = restore(walk(found, scales.flatten(), tables), predict(before, tables), tables)
     if into is not None:
-        fill(into, standard, scale, tables)
+        fill(into, standard, scales, tables)
     return standard
 
 
-def walk(packed: Tensor, scale: Tensor, tables: Tables) -> Tensor:
-    """Give the steps along the axes of :func:`encode`'s results, ``(m, batch * tokens)``."""
-    return _steps(unpack(packed, tables.planes), tables) * scale_value(scale, 0).to(tables.turn.dtype)
+def tokens_last(codes: Tensor) -> Tensor:
+    """Give codes ``(batch, bytes, tokens)`` as ``(bytes, batch * tokens)``."""
+    return codes.transpose(0, 1).flatten(1)
 
 
-def fill(into: Tensor, standard: Tensor, scale: Tensor, tables: Tables) -> None:
+def fill(into: Tensor, standard: Tensor, scales: Tensor, tables: Tables) -> None:
     """Fill ``(batch, tokens, d)`` with the values of standard values: NaN where the backbone gave such."""
     into.copy_(torch.addcmul(tables.mean, standard, tables.spread).view_as(into))
-    unknown = scale == NOT_FINITE
-    if torch.compiler.is_compiling() or bool(unknown.any()):
-        into.masked_fill_(unknown.view(*into.shape[:2], 1), torch.nan)
+    unknown = scales == NOT_FINITE
+    if into.is_cuda or bool(unknown.any()):  # a look at the values would wait for the device
+        into.masked_fill_(unknown[..., None], torch.nan)
 
 
 def standardise(values: Tensor, tables: Tables) -> Tensor:
@@ -104,7 +118,7 @@ def measure(rest: Tensor, tables: Tables) -> tuple[Tensor, Tensor]:
         them, and the tokens' scales, uint8.
     """
     if not len(tables.turn):  # a scale that only says whether the token is finite
-        return rest.mT[:0], scale_code(rest.sum(1) * 0 + 1)
+        return rest.mT[:0], scale_code(rest.sum(1, dtype=torch.float32) * 0 + 1)
     along = tables.turn @ rest.to(tables.turn.dtype).mT
     return along, scale_code((along.abs().sqrt_() * tables.share).sum(0, dtype=torch.float32).square())
 
@@ -115,19 +129,16 @@ def quantise(along: Tensor, scale: Tensor, half: Tensor) -> Tensor:
     return torch.minimum(steps.clamp_min_(0), 2 * half).to(torch.uint8)
 
 
-def restore(scale: Tensor, codes: Tensor, predicted: Tensor | None, tables: Tables) -> Tensor:
-    """Add what prediction left, as decoded, to what was predicted: nothing, where it is not finite."""
-    if not len(tables.turn):
-        none = torch.zeros(len(scale), len(tables.mean), dtype=tables.turn.dtype, device=scale.device)
-        return none if predicted is None else predicted
-    steps = _steps(codes, tables).mT @ tables.rebuild
-    size = scale_value(scale, 0).to(steps.dtype)[:, None]
-    return steps * size if predicted is None else predicted.addcmul_(steps, size)
+def walk(codes: Tensor, scale: Tensor, tables: Tables) -> Tensor:
+    """Give the steps along the axes that codes stand for, both ``(m, batch * tokens)``: none of a token that is not
+    finite. Codes stand for the middles of their steps; of at most 8 bits, these are exact in bfloat16.
+    """
+    return (codes - tables.half).to(tables.turn.dtype).mul_(scale_value(scale, 0).to(tables.turn.dtype))
 
 
-def _steps(codes: Tensor, tables: Tables) -> Tensor:
-    """Codes stand for the middles of their steps; of at most 8 bits, these are exact in bfloat16."""
-    return (codes - tables.half).to(tables.turn.dtype)
+def restore(walked: Tensor, predicted: Tensor | None, tables: Tables) -> Tensor:
+    """Add what prediction left, as decoded, to what was predicted, which is overwritten."""
+    return walked.mT @ tables.rebuild if predicted is None else predicted.addmm_(walked.mT, tables.rebuild)
 
 
 def scale_code(scale: Tensor) -> Tensor:
@@ -138,15 +149,12 @@ def scale_code(scale: Tensor) -> Tensor:
 
 def scale_value(code: Tensor, unknown: float) -> Tensor:
     """Give the scale of a byte, float32; ``unknown`` of a token that is not finite."""
-    value = torch.exp2((code.float() - UNIT) / PER_OCTAVE)
-    return torch.where(code == NOT_FINITE, unknown, value)
-
-
-def fused(step: Step, device: torch.device) -> Step:
-    """Compile a step for CUDA, where there is what Triton builds with; elsewhere the step is as good."""
-    return _compiled(step) if why_not_triton(device) is None else step
+    return torch.where(code == NOT_FINITE, unknown, scale_values(code.device)[code.int()])
 
 
 @cache
-def _compiled(step: Step) -> Step:
-    return cast(Step, torch.compile(step, dynamic=True))
+def scale_values(device: torch.device) -> Tensor:
+    """Give the scales of all bytes, float32 ``(256,)``, 0 of :data:`NOT_FINITE`: the same on every device."""
+    octaves = (torch.arange(NOT_FINITE + 1, dtype=torch.float64) - UNIT) / PER_OCTAVE
+    with torch.inference_mode(False):
+        return octaves.exp2().index_fill(0, torch.tensor([NOT_FINITE]), 0).float().to(device)

@@ -1,0 +1,39 @@
+"""By what encodings compute on a device: Triton's kernels where they run, torch everywhere else.
+
+What a device can do decides, never a measurement: a resumed extraction computes as it began.
+"""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from losa_cache.cache.precision import steps
+from losa_cache.cache.precision.steps import Tables
+from losa_cache.fastest import why_not_triton
+
+
+class Steps(Protocol):
+    """How tokens of a chain are encoded and decoded: :mod:`losa_cache.cache.precision.steps`, or the same by Triton."""
+
+    def encode(
+        self, values: Tensor, before: Tensor | None, tables: Tables, codes: Tensor, scales: Tensor, extreme: Tensor
+    ) -> Tensor:
+        """See :func:`losa_cache.cache.precision.steps.encode`."""
+
+    def decode(
+        self, codes: Tensor, scales: Tensor, before: Tensor | None, tables: Tables, into: Tensor | None
+    ) -> Tensor:
+        """See :func:`losa_cache.cache.precision.steps.decode`."""
+
+    def fill(self, into: Tensor, standard: Tensor, scales: Tensor, tables: Tables) -> None:
+        """See :func:`losa_cache.cache.precision.steps.fill`."""
+
+
+def steps_on(device: torch.device) -> Steps:
+    """Choose what chains compute by."""
+    if why_not_triton(device) is not None:
+        return steps
+    from losa_cache.cache.precision.kernels import chain
+
+    return chain
