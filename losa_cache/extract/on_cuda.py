@@ -27,7 +27,6 @@ log = logging.getLogger(__name__)
 
 WORTH_BATCHES = 4  # what a graph saves in fewer does not pay for making it
 SLOTS = 2
-WARM_UPS = 2
 TIMED = 3
 
 Way = Callable[[], object]
@@ -203,8 +202,8 @@ class CudaForward:
 
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            for _ in range(WARM_UPS):
-                self._compute_in(self._slots[0], self._batch)
+            for slot in self._slots:
+                self._compute_in(slot, self._batch)
         torch.cuda.current_stream().wait_stream(stream)
         for slot in self._slots:
             slot.graph = captured(partial(self._compute_in, slot, self._batch))
