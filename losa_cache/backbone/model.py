@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from losa_cache.backbone.hugging_face import open_folder
 from losa_cache.backbone.mapped import MappedFile
 from losa_cache.backbone.names import CHECKPOINT, DIGITS_WEIGHTS, VIDEO, build, full_name, hollow
+from losa_cache.backbone.rounded import Rounded, in_place, round_weights, size_of_rounded
 from losa_cache.backbone.streamed import Sink, StreamedTrunk
 from losa_cache.backbone.tail import read_tail
 from losa_cache.backbone.taps import GATES, watch
@@ -23,10 +24,12 @@ from losa_cache.backbone.weights import load_file, map_file, weights_hash
 from losa_cache.data.transforms import InputSpec
 from losa_cache.device import has_bfloat16
 from losa_cache.errors import UserError, require_counts
+from losa_cache.memory import available_memory
 from losa_cache.points import EMBEDDING, tapped_points
 
 PRETRAINED, RANDOM = "pretrained", "random"
 ROUNDING = 1e-5  # relative, of a sum in float32
+ROUNDED_SHARE = 4  # of a GPU's free memory, rounded copies of the weights may take this part
 FEW_FRAMES = {"vit_digits": 4}
 """Frames of a clip, for trunks that are not given the paper's 32 (*not from the paper*)."""
 
@@ -60,6 +63,7 @@ class Backbone:
         self.weights = ("random:" if random else "") + f"sha256:{weights_hash(model, file)}"
         self._file = file
         self.streamed: StreamedTrunk | None = None
+        self._rounded: dict[torch.dtype, list[Rounded]] = {}
         self.device = torch.device("cpu")
         if not hasattr(model, "blocks") or not hasattr(model, "forward_intermediates"):
             raise UserError(f"backbone {name!r} has no trunk of equal blocks: choose a ViT.")
@@ -91,6 +95,7 @@ class Backbone:
                 groups (``losa_cache.backbone.streamed``); without one, all weights are moved.
         """
         self.device = torch.device(device)
+        self._rounded = {}
         if budget is None:
             self.streamed = None
             self.model.to(self.device)
@@ -217,9 +222,23 @@ class Backbone:
 
     @contextmanager
     def _computing(self, compute: torch.dtype) -> Generator[None, None, None]:
-        half = compute != torch.float32
-        with torch.inference_mode(), torch.autocast(self.device.type, compute, enabled=half):
+        half, rounded = compute != torch.float32, self.rounded_weights(compute)
+        with torch.inference_mode(), torch.autocast(self.device.type, compute, enabled=half), in_place(rounded):
             yield
+
+    def rounded_weights(self, compute: torch.dtype) -> list[Rounded]:
+        """Give the copies of weights that forward passes use in this dtype: made once, on a GPU that has room for them.
+
+        The numbers are the same without them (:mod:`losa_cache.backbone.rounded`), so room may decide.
+        """
+        if compute == torch.float32 or self.streamed is not None or self.device.type != "cuda":
+            return []
+        if compute not in self._rounded:
+            room = available_memory(self.device) // ROUNDED_SHARE
+            fits = size_of_rounded(self._blocks, compute) <= room
+            with torch.inference_mode(False):
+                self._rounded = {compute: round_weights(self._blocks, compute) if fits else []}
+        return self._rounded[compute]
 
     def _forward(self, pixels: Tensor) -> None:
         pixels = pixels.to(self.device, non_blocking=True)

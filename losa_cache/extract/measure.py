@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from losa_cache.backbone import Backbone
 from losa_cache.cache.compression import compress, decompress
 from losa_cache.cache.layout import Layout
 from losa_cache.cache.precision import EncodedBatch, Encoding
@@ -20,6 +22,10 @@ from losa_cache.cache.reader import READERS
 from losa_cache.calibrate import images_at_once
 from losa_cache.data.decode import Decoder, View
 from losa_cache.errors import UserError
+from losa_cache.extract.forward import Fetch, choose_forward
+from losa_cache.extract.meter import Meter
+from losa_cache.extract.on_cuda import WORTH_BATCHES, CudaForward
+from losa_cache.extract.pipeline import WRITE_BEHIND
 from losa_cache.inputs import Inputs
 
 PROBE_BYTES = 256 * 1024 * 1024
@@ -93,19 +99,93 @@ def decode_speed(inputs: Inputs, *, workers: int) -> float:
 
 
 def forward_speed(inputs: Inputs, encoding: Encoding, batch: int) -> float:
-    """Images a second through the backbone, encoded."""
+    """Images a second through the backbone, encoded, as an extraction runs it."""
     backbone = inputs.backbone
-    target = backbone.device if backbone.streamed is None else torch.device("cpu")
-    encoding = encoding.to(backbone.device)
-    shape = inputs.manifest.shape
-    pixels = torch.zeros(batch, *backbone.input.shape, dtype=torch.uint8, device=backbone.device)
+    forward = choose_forward(
+        backbone,
+        inputs.manifest.points,
+        encoding.to(backbone.device),
+        compute=inputs.compute,
+        batch_size=batch,
+        full_batches=ROUNDS + 1,
+        meter=Meter(),
+    )
+    pixels = torch.zeros(batch, *backbone.input.shape, dtype=torch.uint8)
+    return batch / _median_seconds(lambda: [fetch() for fetch in forward.run([pixels])])
 
-    def run() -> None:
-        encoded = EncodedBatch.empty(encoding, batch, shape, target)
-        backbone.run(pixels, inputs.manifest.points, encoded.put, compute=inputs.compute)
-        encoded.extremes.cpu()  # waits for the device
 
-    return batch / _median_seconds(run)
+@dataclass(frozen=True)
+class DeviceSpeed:
+    """Images a second on a CUDA device, measured in turn.
+
+    Attributes:
+        forward: a bare forward pass: pixels are there, nothing is encoded or copied.
+        extraction: pixels are uploaded, block outputs encoded and copied to pinned host memory.
+        way: of both, ``"graph"``, or ``"eager: "`` and why.
+    """
+
+    forward: float
+    extraction: float
+    way: str
+
+
+def device_speed(
+    backbone: Backbone,
+    points: Sequence[str],
+    encoding: Encoding,
+    pixels: Tensor,
+    *,
+    compute: torch.dtype,
+    batches: int = 20,
+    graph: bool = True,
+    aside: bool = False,
+) -> DeviceSpeed:
+    """Measure what an extraction does on a CUDA device, without decoding and without the disk.
+
+    Args:
+        backbone: on the device, not streamed.
+        points: whose values are encoded.
+        encoding: of them.
+        pixels: of a batch, uint8 ``(batch, *input.shape)``, in pinned host memory.
+        compute: dtype of the matrix products.
+        batches: of a measurement, of which the median of three is taken.
+        graph: as an extraction of many batches does it; else eagerly.
+        aside: encode on a stream of its own.
+    """
+    forward = CudaForward(
+        backbone,
+        points,
+        encoding.to(backbone.device),
+        compute=compute,
+        batch_size=len(pixels),
+        full_batches=WORTH_BATCHES if graph else 0,
+        meter=Meter(),
+        aside=aside,
+    )
+
+    def bare() -> None:
+        for _ in range(batches):
+            forward.bare()
+        torch.cuda.synchronize(backbone.device)
+
+    def extraction() -> None:
+        behind: deque[Fetch] = deque()
+        for _ in range(batches):
+            behind += forward.run([pixels])
+            if len(behind) > WRITE_BEHIND:
+                behind.popleft()()
+        while behind:
+            behind.popleft()()
+
+    seconds: dict[Callable[[], None], list[float]] = {bare: [], extraction: []}
+    for _ in range(ROUNDS + 1):
+        for work, taken in seconds.items():
+            started = perf_counter()
+            work()
+            taken.append(perf_counter() - started)
+    speeds = [batches * len(pixels) / median(taken[1:]) for taken in seconds.values()]  # the first round warms up
+    way = "graph" if forward.why_eager is None else f"eager: {forward.why_eager}"
+    return DeviceSpeed(speeds[0], speeds[1], way)
 
 
 def unpack_speed(encoding: Encoding, blocks: Sequence[Tensor], layout: Layout) -> float:

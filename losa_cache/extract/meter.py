@@ -11,7 +11,10 @@ class Meter:
     Attributes:
         total, images: images to write in this run, and written.
         bytes: bytes written.
-        waited_decode, waited_write: seconds the device waited for images, and for the disk.
+        waited_decode, waited_write: seconds that the main thread waited for images, and for what comes after it: the
+            device, if there is one, and the disk.
+        forward, encode, copy: seconds that the device spent on the backbone, on encoding, and on copies to the host.
+        write: seconds that were spent on packing and writing.
         seconds: since the first batch was asked for.
     """
 
@@ -20,6 +23,10 @@ class Meter:
     bytes: int = 0
     waited_decode: float = 0.0
     waited_write: float = 0.0
+    forward: float = 0.0
+    encode: float = 0.0
+    copy: float = 0.0
+    write: float = 0.0
     seconds: float = 0.0
     _started: float = field(default_factory=perf_counter, repr=False)
 

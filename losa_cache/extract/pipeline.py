@@ -1,25 +1,24 @@
 """The pipeline of stage one: decode, forward and encode, write, all at the same time.
 
-Decoding runs a few batches ahead; the main thread keeps the device busy; one thread takes what comes back and writes
-it, a few others checksum and compress for it. Both queues are short, so memory is a few batches. A backbone that is
-streamed through its device is given many batches at once, and what it gives back is collected on the host.
+Decoding runs a few batches ahead; the main thread keeps the device busy (``forward``); one thread takes what comes back
+and writes it, a few others checksum and compress for it. Both queues are short, so memory is a few batches. A backbone
+that is streamed through its device is given many batches at once, and what it gives back is collected on the host.
 """
 
 from collections import deque
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from math import prod
 from time import perf_counter
 
 import torch
-from torch import Tensor
 
 from losa_cache.cache.layout import Layout
-from losa_cache.cache.precision import EncodedBatch, get_precision
+from losa_cache.cache.precision import get_precision
 from losa_cache.cache.shard import pack
 from losa_cache.cache.writer import CacheWriter
 from losa_cache.data.decode import DECODE_AHEAD
 from losa_cache.errors import UserError
+from losa_cache.extract.forward import Fetch, choose_forward
 from losa_cache.extract.meter import Meter
 from losa_cache.extract.plan import batches, batches_at_once, views_of
 from losa_cache.inputs import Inputs
@@ -47,8 +46,16 @@ def run(inputs: Inputs, writer: CacheWriter, *, batch_size: int, workers: int, s
     plan = batches(writer.layout, writer.wanted(), batch_size)
     meter.start(sum(len(keep) for _, keep in plan))
     at_once = pass_length(inputs, writer.layout, batch_size)
-    target = backbone.device if backbone.streamed is None else torch.device("cpu")
-    fetch = _HostCopy(target)
+    largest = max((len(rows) for rows, _ in plan), default=0)
+    forward = choose_forward(
+        backbone,
+        manifest.points,
+        encoding,
+        compute=inputs.compute,
+        batch_size=largest,
+        full_batches=sum(len(rows) == largest for rows, _ in plan),
+        meter=meter,
+    )
     decoder = inputs.decoder(workers)
     views = (views_of(rows, manifest.views) for rows, _ in plan)
     decoded = decoder.batches(views, ahead=max(DECODE_AHEAD, at_once))
@@ -57,24 +64,21 @@ def run(inputs: Inputs, writer: CacheWriter, *, batch_size: int, workers: int, s
         try:
             for start in range(0, len(plan), at_once):
                 part = plan[start : start + at_once]
-                taken, encoded = [], []
-                for rows, _ in part:
+                taken = []
+                for _ in part:
                     asked = perf_counter()
                     taken.append(next(decoded))
                     meter.waited_decode += perf_counter() - asked
                     if not skip_errors:
                         taken[-1].require(samples, "mend it, or pass --on-error skip")
-                    encoded.append(EncodedBatch.empty(encoding, len(rows), manifest.shape, target))
-                pixels, sinks = [batch.pixels for batch in taken], [batch.put for batch in encoded]
-                backbone.run_all(pixels, manifest.points, sinks, compute=inputs.compute)
-                for (rows, keep), batch, values in zip(part, taken, encoded, strict=True):
-                    fetched = fetch.start((values.stored, values.extremes))
+                results = forward.run([batch.pixels for batch in taken])
+                for (rows, keep), batch, fetch in zip(part, taken, results, strict=True):
                     asked = perf_counter()
                     while len(writes) >= max(WRITE_BEHIND, at_once):
                         writes.popleft().result()
                     meter.waited_write += perf_counter() - asked
                     failures = {rows[place]: reason for place, (_, reason) in batch.failures.items()}
-                    writes.append(scribe.submit(_write, writer, packers, rows, keep, failures, fetched, meter))
+                    writes.append(scribe.submit(_write, writer, packers, rows, keep, failures, fetch, meter))
             while writes:
                 writes.popleft().result()
         except OSError as error:
@@ -108,10 +112,11 @@ def _write(
     rows: range,
     keep: frozenset[int],
     failures: dict[int, str],
-    fetched: Callable[[], tuple[Tensor, Tensor]],
+    fetch: Fetch,
     meter: Meter,
 ) -> None:
-    stored, extremes = fetched()
+    stored, extremes = fetch()
+    fetched = perf_counter()
     overflowed, non_finite = writer.encoding.settle(stored, extremes)
     samples = stored.view(torch.uint8).numpy()
     wanted = sorted(keep)
@@ -124,31 +129,5 @@ def _write(
             writer.append(row, sample, overflowed=int(overflowed[place]), non_finite=int(non_finite[place]))
             meter.bytes += sample.data.nbytes
         meter.images += 1
+    meter.write += perf_counter() - fetched
     meter.update()
-
-
-class _HostCopy:
-    """Bring results to the host behind the next forward pass: on a GPU by a stream of its own, into pinned memory."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-
-    def start(self, tensors: tuple[Tensor, Tensor]) -> Callable[[], tuple[Tensor, Tensor]]:
-        """Begin the copy; the returned function waits for its end."""
-        if self._stream is None:
-            values, extremes = (tensor.cpu() for tensor in tensors)
-            return lambda: (values, extremes)
-        self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
-        with torch.cuda.stream(self._stream):
-            hosts = []
-            for tensor in tensors:
-                hosts.append(torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True))
-                hosts[-1].copy_(tensor, non_blocking=True)
-                tensor.record_stream(self._stream)
-            copied = self._stream.record_event()
-
-        def wait() -> tuple[Tensor, Tensor]:
-            copied.synchronize()
-            return hosts[0], hosts[1]
-
-        return wait

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from losa_cache.cache.precision.base import Precision, Separate, in_parts
+from losa_cache.fastest import why_not_triton
 
 
 class Float(Precision, Separate):
@@ -52,6 +53,11 @@ class Float(Precision, Separate):
 
     def encode_layer(self, layer: int, block: Tensor, out: Tensor) -> Tensor:
         """Round to nearest; what overflows becomes infinite until :meth:`settle`."""
+        if len(block) and why_not_triton(block.device) is None:
+            from losa_cache.cache.precision.kernels import floats
+
+            if floats.readable(block, out):
+                return floats.encode(block, out)
         extremes = []
         for values, target in in_parts(block, out):
             target.copy_(values)

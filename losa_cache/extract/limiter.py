@@ -1,0 +1,49 @@
+"""What limited an extraction, and what would make it shorter: pure."""
+
+from losa_cache.extract.meter import Meter
+
+NAMES = {
+    "images": "decoding images",
+    "backbone": "the backbone",
+    "encoding": "encoding",
+    "copy": "copies to the host",
+    "writing": "writing",
+}
+ADVICE = {
+    "images": "more --workers, on more CPU cores, would shorten it",
+    "backbone": "a faster device, a smaller backbone or a smaller --img-size would shorten it",
+    "encoding": "--precision bfloat16, which is only rounded, would shorten it",
+    "copy": "fewer --layers or fewer bits (--bits 1) would shorten it",
+    "writing": "fewer --layers, fewer bits (--bits 1) or a faster disk would shorten it",
+}
+
+
+def shares(meter: Meter) -> dict[str, float]:
+    """Say for which share of an extraction's seconds each part was at work, or was waited for.
+
+    Parts run at the same time, so shares may add up to more than 1. The device computes while the main thread already
+    waits for the next images: only what it leaves of the time counts as waiting for them.
+
+    Args:
+        meter: of an extraction that has written something.
+    """
+    device = meter.forward + meter.encode
+    spent = {
+        "images": min(meter.waited_decode, max(0.0, meter.seconds - device)),
+        "backbone": meter.forward,
+        "encoding": meter.encode,
+        "copy": meter.copy,
+        "writing": meter.write,
+    }
+    return {part: seconds / meter.seconds for part, seconds in spent.items()}
+
+
+def limiter(meter: Meter) -> str | None:
+    """Name in one sentence what an extraction's time went into, and what would shorten it; ``None`` if nothing ran."""
+    if not meter.images or not meter.seconds:
+        return None
+    found = shares(meter)
+    largest = max(found, key=lambda part: found[part])
+    others = ", ".join(f"{NAMES[part]} {share:.0%}" for part, share in found.items() if part != largest)
+    within = f"{found[largest]:.0%} of the time; at the same time {others}"
+    return f"limited by {NAMES[largest]} ({within}): {ADVICE[largest]}."

@@ -1,0 +1,270 @@
+"""A backbone on a CUDA device: copies beside the computation, and the forward pass as a CUDA graph.
+
+Two slots of device memory take turns. While the device computes in one, the pixels of the next batch come into the
+other and the results of the batch before it go from there to pinned host memory, each by a stream of its own.
+
+**A graph and an eager pass give the same bytes.** A graph replays the very kernels, with the very arguments, that an
+eager pass launches; what differs is who launches them. So a cache does not depend on which batches were replayed: the
+last, smaller batch runs eagerly, a resumed extraction of few batches does so altogether, and nothing of it enters the
+identity. This is not only believed: before a graph is used, a batch of noise is run both ways, and unless every stored
+byte is the same the extraction goes on eagerly. Ways that round otherwise (``torch.compile`` of the blocks) are not
+used for that reason: a resumed extraction could not promise to find them again.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from losa_cache.backbone import Backbone
+from losa_cache.cache.precision import EncodedBatch, Encoding
+from losa_cache.extract.meter import Meter
+
+log = logging.getLogger(__name__)
+
+WORTH_BATCHES = 4  # what a graph saves in fewer does not pay for making it
+SLOTS = 2
+TIMED = 3
+
+Way = Callable[[], object]
+
+
+def _event() -> torch.cuda.Event:
+    """Give an event that is timed, and whose waiting threads leave the core to those that decode."""
+    return torch.cuda.Event(enable_timing=True, blocking=True)
+
+
+@dataclass
+class _Slot:
+    """Device memory of a batch, the largest there is; the graph of a forward pass on it; and the last use of it.
+
+    Attributes:
+        pixels: uint8 ``(batch, *input.shape)``.
+        stored, extremes: as of ``EncodedBatch``.
+        graph: from pixels to these, for whole batches.
+        computed: the pixels were read, and the results are there.
+        copied: the results are on the host.
+    """
+
+    pixels: Tensor
+    stored: Tensor
+    extremes: Tensor
+    graph: torch.cuda.CUDAGraph | None = None
+    computed: torch.cuda.Event = field(default_factory=_event)
+    copied: torch.cuda.Event = field(default_factory=_event)
+
+
+class CudaForward:
+    """Run batches on a CUDA device (``losa_cache.extract.forward.Forward``).
+
+    Args:
+        backbone: on the device, not streamed.
+        points: whose values are encoded.
+        encoding: of them, on the device.
+        compute: dtype of the matrix products.
+        batch_size: images of the largest batch.
+        full_batches: how many of that size are to come, about: a graph is made where that pays.
+        meter: is told what the device's time went into.
+        aside: encode on a stream of its own, beside the next block.
+
+    Attributes:
+        why_eager: why there is no graph; ``None`` where there is one.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        points: Sequence[str],
+        encoding: Encoding,
+        *,
+        compute: torch.dtype,
+        batch_size: int,
+        full_batches: int,
+        meter: Meter,
+        aside: bool = False,
+    ) -> None:
+        self._backbone, self._points, self._encoding = backbone, points, encoding
+        self._compute, self._batch, self._meter = compute, batch_size, meter
+        self._device, self._turn = backbone.device, 0
+        self._bare: torch.cuda.CUDAGraph | None = None
+        self._encoding_share = 0.0  # of the device's time; measured once, for whoever makes a graph
+        shape = (len(points), backbone.tokens, backbone.width)
+        with torch.cuda.device(self._device):
+            self._uploads, self._copies = torch.cuda.Stream(), torch.cuda.Stream()
+            self._aside = torch.cuda.Stream() if aside else None
+            self._slots = []
+            for _ in range(SLOTS):
+                encoded = EncodedBatch.empty(encoding, batch_size, shape, self._device)
+                pixels = torch.zeros(batch_size, *backbone.input.shape, dtype=torch.uint8, device=self._device)
+                self._slots.append(_Slot(pixels, encoded.stored, encoded.extremes))
+            self.why_eager: str | None = f"{full_batches} whole batches are too few for a graph"
+            if full_batches >= WORTH_BATCHES:
+                self.why_eager = self._make_graphs()
+
+    def run(self, batches: Sequence[Tensor]) -> list[Callable[[], tuple[Tensor, Tensor]]]:
+        """Begin to run batches of pixels in host memory; each result waits for its copy on the host."""
+        with torch.cuda.device(self._device):
+            return [self._begin(pixels) for pixels in batches]
+
+    def bare(self) -> None:
+        """Begin a bare forward pass of a whole batch: nothing is uploaded, encoded or copied."""
+        if self._bare is not None:
+            self._bare.replay()
+        else:
+            self._backbone.run(self._slots[0].pixels, [], _nothing, compute=self._compute)
+
+    def _begin(self, pixels: Tensor) -> Callable[[], tuple[Tensor, Tensor]]:
+        slot, main, count = self._slots[self._turn], torch.cuda.current_stream(), len(pixels)
+        self._turn = (self._turn + 1) % SLOTS
+        # The pixels of this slot may be replaced once the forward pass that read them is over.
+        self._uploads.wait_event(slot.computed)
+        with torch.cuda.stream(self._uploads):
+            slot.pixels[:count].copy_(pixels, non_blocking=True)
+        main.wait_stream(self._uploads)
+        # Its results may be replaced once they are on the host.
+        main.wait_event(slot.copied)
+        began, slot.computed, copying, slot.copied = (_event() for _ in range(4))
+        began.record(main)
+        if slot.graph is not None and count == self._batch:
+            slot.graph.replay()
+        else:
+            self._compute_in(slot, count)
+        slot.computed.record(main)
+        self._copies.wait_event(slot.computed)
+        with torch.cuda.stream(self._copies):
+            copying.record(self._copies)
+            hosts = [
+                torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+                for tensor in (slot.stored[:count], slot.extremes)
+            ]
+            slot.copied.record(self._copies)
+        computed, copied = slot.computed, slot.copied  # of this batch: the slot's are soon of another
+
+        def fetch() -> tuple[Tensor, Tensor]:
+            copied.synchronize()
+            seconds = began.elapsed_time(computed) / 1000  # all four events are past: nothing waits here
+            self._meter.encode += self._encoding_share * seconds
+            self._meter.forward += (1 - self._encoding_share) * seconds
+            self._meter.copy += copying.elapsed_time(copied) / 1000
+            return hosts[0], hosts[1]
+
+        return fetch
+
+    def _compute_in(self, slot: _Slot, count: int) -> None:
+        """Run the backbone on a slot's first pixels, and encode into the slot."""
+        encoded = EncodedBatch(self._encoding, slot.stored[:count], slot.extremes)
+        sink = encoded.put if self._aside is None else _Aside(encoded, self._aside)
+        self._backbone.run(slot.pixels[:count], self._points, sink, compute=self._compute)
+        if isinstance(sink, _Aside):
+            sink.join()
+
+    def _make_graphs(self) -> str | None:
+        """Make the graphs, and say why there are none if that fails."""
+        try:
+            self._capture()
+            trouble = self._compare()
+        except Exception as error:  # whatever a trunk does that a graph cannot hold, or no memory for another copy
+            trouble = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}"
+        if trouble is not None:
+            self._bare = None
+            for slot in self._slots:
+                slot.graph = None
+            torch.cuda.synchronize()
+            log.info("The forward pass is not run as a CUDA graph (%s).", trouble)
+        whole, bare = (_seconds(way) for way in (self._whole, self.bare))
+        self._encoding_share = max(0.0, 1 - bare / whole)
+        return trouble
+
+    def _whole(self) -> None:
+        slot = self._slots[0]
+        if slot.graph is not None:
+            slot.graph.replay()
+        else:
+            self._compute_in(slot, self._batch)
+
+    def _capture(self) -> None:
+        """Capture the forward pass into each slot, and the bare one, one after the other in the same memory.
+
+        They may share memory: they are replayed in one stream, so never at the same time, and leave nothing there that
+        is read later. What torch compiles, measures or allocates on first use, it does in passes before, in the stream
+        of the capture. Other threads may go on allocating meanwhile, as those do that decode.
+        """
+        stream, pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+
+        def captured(way: Way) -> torch.cuda.CUDAGraph:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                way()
+            return graph
+
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for slot in self._slots:
+                self._compute_in(slot, self._batch)
+        torch.cuda.current_stream().wait_stream(stream)
+        for slot in self._slots:
+            slot.graph = captured(partial(self._compute_in, slot, self._batch))
+        self._bare = captured(self.bare)
+
+    def _compare(self) -> str | None:
+        """Say how replayed results differ from eager ones on a batch of noise, if they do."""
+        noise = torch.Generator().manual_seed(0)
+        shape = self._slots[0].pixels.shape
+        pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=noise)
+        for slot in self._slots:
+            slot.pixels.copy_(pixels)
+        slot = self._slots[0]
+        slot.stored.zero_()
+        self._compute_in(slot, self._batch)
+        stored, extremes = slot.stored.clone(), slot.extremes.clone()
+        for slot in self._slots:
+            assert slot.graph is not None
+            slot.stored.zero_()
+            slot.graph.replay()
+            same = torch.equal(slot.stored.view(torch.uint8), stored.view(torch.uint8))
+            if not same or not torch.equal(slot.extremes.view(torch.uint8), extremes.view(torch.uint8)):
+                return "a replayed pass differs from an eager one"
+        return None
+
+
+class _Aside:
+    """Encode a point's value on a stream of its own, while the main stream computes the next block.
+
+    The main stream waits for the encoding of a value before it goes on from the value after it: only then may the
+    memory of the former be used again. So two values are alive at a time.
+    """
+
+    def __init__(self, encoded: EncodedBatch, stream: torch.cuda.Stream) -> None:
+        self._encoded, self._stream, self._held = encoded, stream, list[Tensor]()
+
+    def __call__(self, at: int, value: Tensor) -> None:
+        self.join()
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            self._encoded.put(at, value)
+        self._held = [value]
+
+    def join(self) -> None:
+        """Have the current stream wait for what is being encoded."""
+        if self._held:
+            torch.cuda.current_stream().wait_stream(self._stream)
+            self._held = []
+
+
+def _nothing(at: int, value: Tensor) -> None:
+    """Take a value and leave it."""
+
+
+def _seconds(way: Way) -> float:
+    """Measure the device's time of a way, the second time and on."""
+    way()
+    began, ended = _event(), _event()
+    began.record()
+    for _ in range(TIMED):
+        way()
+    ended.record()
+    ended.synchronize()
+    return began.elapsed_time(ended) / 1000
