@@ -2,8 +2,8 @@
 
     python benchmarks/tiles.py [--shape vit_b vit_h] [--rank 16] [--trials 1 16] [--batch-size 256] [--processes 8]
 
-Every kernel of a step is timed alone with each tile: the streams over all block outputs of a kind in GB/s, the two
-kernels that carry the states from layer to layer in microseconds for all layers. Processes compile at the same time;
+Every kernel of a step is timed alone with each tile: the streams over all block outputs of a kind in GB/s, the kernel
+that follows the states through all layers in microseconds, forth and back. Processes compile at the same time;
 they take turns at the GPU. A line a kernel: its fastest tiles first. The winners belong into
 ``losa_cache/sidenet/kernels/tiles.py``.
 """
@@ -21,11 +21,16 @@ from typing import Any
 
 import torch
 from side import SHAPES
+from torch import Tensor
 
-from losa_cache.sidenet.kernels.states import advance_layer, cross_layer
+from losa_cache.sidenet.chain import Chain, Weights
+from losa_cache.sidenet.fast import no_cross
+from losa_cache.sidenet.kernels.backend import WORD
+from losa_cache.sidenet.kernels.states import follow
 from losa_cache.sidenet.kernels.stream import correlate, project
 from losa_cache.sidenet.kernels.tiles import TILES, Tile, Tiles
 from losa_cache.sidenet.products import CHANNEL, TOKEN
+from losa_cache.sidenet.readout import First
 
 REPEATS = 7
 GRIDS: dict[str, dict[str, list[int]]] = {
@@ -33,8 +38,15 @@ GRIDS: dict[str, dict[str, list[int]]] = {
     "project_token": {"channels": [64, 128, 256], "step": [32, 64], "num_warps": [4, 8], "num_stages": [3]},
     "correlate_channel": {"channels": [64, 128, 256], "step": [32, 64], "num_warps": [4, 8], "num_stages": [3]},
     "correlate_token": {"tokens": [32, 64, 128], "step": [64, 128], "num_warps": [4, 8], "num_stages": [3]},
-    "cross": {"lines": [32, 64, 128], "step": [64, 128], "num_warps": [2, 4], "num_stages": [3]},
-    "advance": {"columns": [64, 128, 256], "step": [16, 32, 64], "num_warps": [2, 4], "num_stages": [3]},
+    "follow": {
+        "lines": [32, 64],
+        "step": [128],
+        "columns": [128, 256],
+        "inner_step": [32],
+        "num_warps": [4, 8],
+        "num_stages": [2, 3],
+        "maxnreg": [128, 255],
+    },
 }
 Job = tuple[str, int, int, int, str, int, Tile]
 
@@ -44,7 +56,7 @@ def jobs(arguments: argparse.Namespace) -> Iterator[Job]:
     for shape, trials, name in itertools.product(arguments.shape, arguments.trials, arguments.kernel):
         grid = GRIDS[name]
         for values in itertools.product(*grid.values()):
-            for rows in [64] if trials == 1 or name in ("cross", "advance") else [64, 128]:
+            for rows in [64] if trials == 1 or name == "follow" else [64, 128]:
                 yield (
                     shape,
                     arguments.rank,
@@ -65,40 +77,38 @@ def work_of(job: Job) -> tuple[Callable[[], object], int]:
     kind = TOKEN if name.endswith("token") else CHANNEL
     layers = depth // 2
     like: dict[str, Any] = {"dtype": torch.bfloat16, "device": "cuda"}
-    if name in ("cross", "advance"):
-        return _states(name, layers, rank, trials, batch, n, d, tiles, like), 0
+    if name == "follow":
+        return _both_ways(depth, rank, trials, batch, n, d, tiles, like), 0
     blocks = [torch.randn(batch, n, d, **like) for _ in range(layers)]
     m, q = (d, n) if kind == CHANNEL else (n, d)
     nbytes = sum(block.nbytes for block in blocks)
     if name.startswith("project"):
         weight = torch.randn(trials, layers * rank, m, **like)
-        return lambda: project(kind, blocks, blocks[-1], weight, tiles), nbytes
+        return lambda: project(kind, blocks, blocks[-1], weight, n, tiles), nbytes
     states = torch.randn(trials, layers * rank, batch, q, **like)
-    return lambda: correlate(kind, blocks, blocks[-1], states, tiles), nbytes
+    return lambda: correlate(kind, blocks, blocks[-1], states, n, tiles), nbytes
 
 
-def _states(
-    name: str, layers: int, rank: int, trials: int, batch: int, n: int, d: int, tiles: Tiles, like: dict[str, Any]
+def _both_ways(
+    depth: int, rank: int, trials: int, batch: int, n: int, d: int, tiles: Tiles, like: dict[str, Any]
 ) -> Callable[[], object]:
-    rows = layers * rank
-    states = [torch.randn(trials, rows, batch, q, **like) for q in (n, d)]
-    spare = [torch.empty_like(x) for x in states]
-    weight = [torch.randn(trials, rows, m, **like) for m in (d, n)]
-    shift = [torch.randn(trials, rows, q, **like) for q in (n, d)]
-    pairs = torch.randn(trials, rows, rows, **like)
-    cross = torch.zeros(trials, layers, rank, batch, rows, **like)
+    """Build the way forth and back through all states."""
+    rows, n = depth // 2 * rank, -(-n // WORD) * WORD
+    chain = Chain(tuple(at % 2 for at in range(depth)), rank, First(n, 1), torch.bfloat16, added=True)
+
+    def random(*shape: int) -> tuple[Tensor, Tensor]:
+        return torch.randn(trials, rows, *shape, **like) / d, torch.randn(trials, rows, *shape, **like) / d
+
+    def mixed(*shape: int) -> tuple[Tensor, Tensor]:
+        return torch.randn(trials, rows, *shape, n, **like) / d, torch.randn(trials, rows, *shape, d, **like) / d
+
+    shift, (inner, states, grads) = mixed(), (mixed(batch) for _ in range(3))
+    w = Weights(mixed()[::-1], mixed()[::-1], random(rows), shift)
+    cross = no_cross(chain, states)
 
     def work() -> None:
-        for layer in range(layers):
-            seen = range(layer * rank)
-            for kind in (CHANNEL, TOKEN):
-                if name == "cross":
-                    cross_layer(weight[kind], states[1 - kind], cross, layer, seen, tiles)
-                else:
-                    advance_layer(
-                        spare[kind], states[kind], pairs, cross, weight[1 - kind],
-                        layer=layer, same=seen, other=seen, shift=shift[kind], tiles=tiles,
-                    )  # fmt: skip
+        follow(chain, inner, states, cross, w, tiles)
+        follow(chain, grads, grads, cross, w, tiles, inner)
 
     return work
 

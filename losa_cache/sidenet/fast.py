@@ -21,6 +21,7 @@ side (:mod:`losa_cache.sidenet.stack`); one network is a stack of one. What come
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -34,7 +35,17 @@ from losa_cache.sidenet.products import CHANNEL, TOKEN, correlate, project, upda
 
 
 class Backend(Protocol):
-    """How a chain is computed: by torch's products, or by kernels of our own."""
+    """How a chain is computed: by torch's products, or by kernels of our own.
+
+    Attributes:
+        keeps_states: whether the GELUs of pre-activations are kept for the way back rather than made again.
+    """
+
+    keeps_states: bool
+
+    def filled(self, chain: Chain, tokens: int) -> int:
+        """Say to how many tokens states are filled up, so that rows of them begin at whole words of memory."""
+        ...
 
     def forward(
         self, chain: Chain, blocks: Sequence[Block], start: Tensor, w: Weights
@@ -101,11 +112,14 @@ class _Refine(torch.autograd.Function):
         ctx: Any, backend: Backend, chain: Chain, blocks: list[Block], start: Tensor, *parameters: Tensor
     ) -> Tensor:
         weights, sums, total = pack(chain, _layers(parameters))
-        w = weights.to(chain.dtype)
+        shift = chain.readout.select(total[TOKEN])[..., None] + total[CHANNEL][:, None]
+        length = backend.filled(chain, start.shape[2])
+        chain = replace(chain, readout=chain.readout.filled(length))
+        w = weights.to(chain.dtype).filled(length)
         inner, states, cross, base = backend.forward(chain, blocks, start, w)
         ctx.backend, ctx.chain, ctx.blocks = backend, chain, blocks
-        ctx.save_for_backward(base, *inner, *cross, *w.tensors(), *sums.tensors(), *parameters)
-        shift = chain.readout.select(total[TOKEN])[..., None] + total[CHANNEL][:, None]
+        kept = states if backend.keeps_states else ()
+        ctx.save_for_backward(base, *inner, *cross, *w.tensors(), *sums.tensors(), *parameters, *kept)
         return chain.readout.read(start, states, w.up, shift)
 
     @staticmethod
@@ -124,10 +138,10 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     chain: Chain = ctx.chain
     readout = chain.readout
     base, *saved = ctx.saved_tensors
-    inner, cross, matrices, sums, parameters = saved[:2], saved[2:4], saved[4:12], saved[12:20], saved[20:]
-    w = Weights.of(matrices)
+    inner, cross, matrices, sums, parameters = saved[:2], saved[2:4], saved[4:12], saved[12:20], saved[20:30]
+    w, tokens = Weights.of(matrices), base.shape[2]
     g = gradient.to(chain.dtype)
-    states = (torch.ops.aten.gelu(inner[CHANNEL]), torch.ops.aten.gelu(inner[TOKEN]))
+    states = tuple(saved[30:]) or tuple(map(torch.ops.aten.gelu, inner))
     grads = (readout.pull(CHANNEL, g, w.up[CHANNEL]), readout.pull(TOKEN, g, w.up[TOKEN]))
     down, back = ctx.backend.backward(chain, ctx.blocks, base, inner, grads, w)
     up = readout.correlate(g, states)
@@ -145,11 +159,11 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     )
     layers = _layers(parameters)
     rows = gradient.sum(1)
-    total = (rows.sum(1), readout.spread(rows.sum(2)))
-    unpacked = unpack(chain, layers, Sums.of(sums), found.to(layers[CHANNEL].down.dtype), total)
+    total = (rows.sum(1), readout.spread(rows.sum(2))[:, :tokens])
+    unpacked = unpack(chain, layers, Sums.of(sums), found.cut(tokens).to(layers[CHANNEL].down.dtype), total)
     d_start = None
     if ctx.needs_input_grad[3]:
-        d_start = readout.pull_start(gradient) + update(grads, w.down)
+        d_start = (readout.pull_start(gradient) + update(grads, w.down))[:, :, :tokens]
     return None, None, None, d_start, *unpacked[CHANNEL].tensors(), *unpacked[TOKEN].tensors()
 
 
@@ -160,6 +174,12 @@ def _sum_products(x: Tensor, y: Tensor) -> Tensor:
 
 class TorchBackend:
     """The chain by torch's products, on any device."""
+
+    keeps_states = False
+
+    def filled(self, chain: Chain, tokens: int) -> int:
+        """Fill up nothing."""
+        return tokens
 
     def forward(
         self, chain: Chain, blocks: Sequence[Block], start: Tensor, w: Weights

@@ -75,7 +75,7 @@ def pack(chain: Chain, layers: tuple[Packed, Packed]) -> tuple[Weights, Sums, Pa
     biases = [own.up_bias * own.scale[..., None] for own in layers]
     ups, alongs, acrosses, rows, pairs, shifts = [], [], [], [], [], []
     for kind, own in enumerate(layers):
-        up = torch.mul(own.up, own.scale[..., None, None], out=torch.empty(own.up.shape).to(own.up))
+        up = torch.mul(own.up, own.scale[..., None, None], out=own.up.new_empty(own.up.shape))
         ups.append(up.flatten(1, 2))
         alongs.append(chain.earlier(kind, kind, up) @ biases[kind])
         acrosses.append(chain.earlier(kind, 1 - kind, up) @ biases[1 - kind])

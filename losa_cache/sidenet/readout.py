@@ -32,6 +32,10 @@ class Readout(ABC):
     def spread(self, x: Tensor) -> Tensor:
         """Give the gradient of :meth:`select`: ``(..., m)`` to ``(..., n)``, contiguous."""
 
+    def filled(self, length: int) -> "Readout":
+        """Read states that are filled up with zeros to this many tokens."""
+        return self
+
     def rows(self, y: Tensor) -> Tensor:
         """Read ``(..., n, d)``, to ``(..., m, d)``, in float32 or wider."""
         return self.select(y.mT).mT.to(wide(y))
@@ -126,12 +130,16 @@ class First(Rows):
     """The first rows, as a CLS head reads them.
 
     Attributes:
-        tokens: n.
+        tokens: n, with those that states are filled up with.
         count: m.
     """
 
     tokens: int
     count: int
+
+    def filled(self, length: int) -> "First":
+        """Read states that are filled up with zeros to this many tokens."""
+        return First(length, self.count)
 
     def select(self, x: Tensor) -> Tensor:
         """Take the first."""
@@ -149,16 +157,23 @@ class Mean(Rows):
     Attributes:
         tokens: n.
         first: of the rows averaged; those before are prefix tokens.
+        empty: tokens that states are filled up with.
     """
 
     tokens: int
     first: int
+    empty: int = 0
+
+    def filled(self, length: int) -> "Mean":
+        """Read states that are filled up with zeros to this many tokens."""
+        return Mean(self.tokens, self.first, length - self.tokens)
 
     def select(self, x: Tensor) -> Tensor:
         """Average."""
-        return x[..., self.first :].mean(-1, keepdim=True, dtype=wide(x))
+        return x[..., self.first : self.tokens].mean(-1, keepdim=True, dtype=wide(x))
 
     def spread(self, x: Tensor) -> Tensor:
         """Divide among the rows averaged."""
         count = self.tokens - self.first
-        return functional.pad((x.contiguous() / count).expand(*x.shape[:-1], count), (self.first, 0)).contiguous()
+        share = (x.contiguous() / count).expand(*x.shape[:-1], count)
+        return functional.pad(share, (self.first, self.empty)).contiguous()

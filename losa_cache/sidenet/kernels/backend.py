@@ -8,12 +8,15 @@ from torch import Tensor
 
 from losa_cache.sidenet.chain import Chain, Pair, Weights
 from losa_cache.sidenet.fast import no_cross
-from losa_cache.sidenet.kernels.states import advance_layer, cross_layer
+from losa_cache.sidenet.kernels.states import follow
 from losa_cache.sidenet.kernels.stream import correlate, project
 from losa_cache.sidenet.kernels.tiles import TILES, Tiles
 from losa_cache.sidenet.kernels.values import readable
 from losa_cache.sidenet.operand import Block
 from losa_cache.sidenet.products import CHANNEL, TOKEN
+from losa_cache.sidenet.readout import Whole
+
+WORD = 8  # values of half precision that a thread reads at once
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,11 @@ class TritonBackend:
     """
 
     tiles: Tiles = TILES
+    keeps_states = True
+
+    def filled(self, chain: Chain, tokens: int) -> int:
+        """Fill up to whole words, unless all of y_k is asked for, which has n tokens."""
+        return tokens if isinstance(chain.readout, Whole) else -(-tokens // WORD) * WORD
 
     @staticmethod
     def reads(blocks: Sequence[Block], start: Tensor) -> bool:
@@ -40,18 +48,12 @@ class TritonBackend:
         """Take all products with activations, then go from layer to layer."""
         channel, token = _by_kind(chain, blocks)
         inner = (
-            project(CHANNEL, channel, start[0], w.down[CHANNEL], self.tiles),
-            project(TOKEN, token, start[0], w.down[TOKEN], self.tiles),
+            project(CHANNEL, channel, start[0], w.down[CHANNEL], w.down[TOKEN].shape[2], self.tiles),
+            project(TOKEN, token, start[0], w.down[TOKEN], w.down[TOKEN].shape[2], self.tiles),
         )
         states = (torch.empty_like(inner[CHANNEL]), torch.empty_like(inner[TOKEN]))
-        cross, r = no_cross(chain, states), chain.rank
-        for kind, before in chain.steps():
-            same, other = range(before[kind] * r), range(before[1 - kind] * r)
-            cross_layer(w.down[kind], states[1 - kind], cross[kind], before[kind], other, self.tiles)
-            advance_layer(
-                inner[kind], states[kind], w.pairs[kind], cross[kind], w.up[1 - kind],
-                layer=before[kind], same=same, other=other, shift=w.shift[kind], tiles=self.tiles,
-            )  # fmt: skip
+        cross = no_cross(chain, states)
+        follow(chain, inner, states, cross, w, self.tiles)
         return inner, states, cross, start
 
     def backward(
@@ -64,20 +66,12 @@ class TritonBackend:
         w: Weights,
     ) -> tuple[Pair, Pair]:
         """Go back from layer to layer, then take all products with activations."""
-        back, r = no_cross(chain, inner), chain.rank
-        totals = [x.shape[1] for x in grads]
-        for kind, before in reversed(chain.steps()):
-            same = range((before[kind] + 1) * r, totals[kind])
-            other = range(before[1 - kind] * r, totals[1 - kind])
-            cross_layer(w.up[kind], grads[1 - kind], back[kind], before[kind], other, self.tiles)
-            advance_layer(
-                grads[kind], grads[kind], w.pairs[kind], back[kind], w.down[1 - kind],
-                layer=before[kind], same=same, other=other, inner=inner[kind], tiles=self.tiles,
-            )  # fmt: skip
+        back = no_cross(chain, inner)
+        follow(chain, grads, grads, back, w, self.tiles, inner)
         channel, token = _by_kind(chain, blocks)
         down = (
-            correlate(CHANNEL, channel, base[0], grads[CHANNEL], self.tiles),
-            correlate(TOKEN, token, base[0], grads[TOKEN], self.tiles),
+            correlate(CHANNEL, channel, base[0], grads[CHANNEL], grads[CHANNEL].shape[3], self.tiles),
+            correlate(TOKEN, token, base[0], grads[TOKEN], grads[CHANNEL].shape[3], self.tiles),
         )
         return down, back
 

@@ -1,161 +1,178 @@
-"""One side layer's states from those of the layers before it (on the way back: after it), for all samples at once.
+"""The states of all side layers, from the first to the last or back, by one kernel.
 
-Two kernels a layer. The first makes the small matrices between this layer and those of the other kind, a product over a
-whole axis. The second adds up all corrections, in float32, and applies the GELU, or its derivative on the way back.
+Samples do not depend on one another, so a program follows one sample (of one trial) through the whole chain. What it
+writes it reads again soon, from a cache near it: no layer waits for the others' samples, and nothing is launched
+between two layers.
 """
 
+from functools import cache
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from losa_cache.sidenet.chain import Chain, Pair, Weights
 from losa_cache.sidenet.kernels.tiles import Tiles, precision_of
 from losa_cache.sidenet.kernels.values import TYPES
+from losa_cache.sidenet.products import CHANNEL, TOKEN
 
 
 @triton.jit
-def _cross(
-    left, states, out, batch, layer, first, lines_seen,
-    rows: tl.constexpr, other: tl.constexpr, rank: tl.constexpr, m: tl.constexpr,
-    dtype: tl.constexpr, precision: tl.constexpr,
-    lines: tl.constexpr, step: tl.constexpr, group: tl.constexpr,
+def _layer(
+    x, states, inner, shift, pairs, cross, left, others, spread,
+    trial, sample, batch, layer, same_first, same_last, other_first, other_last,
+    rows: tl.constexpr, other: tl.constexpr, rank: tl.constexpr, q: tl.constexpr, m: tl.constexpr, back: tl.constexpr,
+    dtype: tl.constexpr, precision: tl.constexpr, group: tl.constexpr,
+    lines: tl.constexpr, step: tl.constexpr, columns: tl.constexpr, inner_step: tl.constexpr,
 ):  # fmt: skip
-    """out[s, layer, :, b, j] = left[s, own rows] (r, m) times states[s, j, b] (m,), for j from ``first`` on."""
-    trial = tl.program_id(1).to(tl.int64)
-    line = tl.program_id(0) * lines + tl.arange(0, lines)
-    row = tl.arange(0, group)
-    there = line < lines_seen
-    at = states + ((trial * other + first) * batch + line) * m
-    own = left + (trial * rows + layer * rank + row) * m
-    total = tl.zeros((lines, group), dtype=tl.float32)
-    for k in range(0, m, step):
-        place = k + tl.arange(0, step)
-        x = tl.load(at[:, None] + place[None, :], mask=there[:, None] & (place < m)[None, :], other=0)
-        w = tl.load(own[None, :] + place[:, None], mask=(row < rank)[None, :] & (place < m)[:, None], other=0)
-        total = tl.dot(x, w, total, input_precision=precision)
-    j, sample = first + line // batch, line % batch
-    to = out + ((trial * rows + layer * rank + row)[None, :] * batch + sample[:, None]) * other + j[:, None]
-    tl.store(to, total.to(dtype), mask=there[:, None] & (row < rank)[None, :])
+    """Complete the rows of one layer in ``x`` (S, rows, batch, q).
 
-
-@triton.jit
-def _advance(
-    x, states, inner, shift, pairs, cross, spread, batch, layer, same_first, same_last, other_first, other_last,
-    rows: tl.constexpr, other: tl.constexpr, rank: tl.constexpr, q: tl.constexpr, back: tl.constexpr,
-    dtype: tl.constexpr, precision: tl.constexpr,
-    columns: tl.constexpr, step: tl.constexpr, group: tl.constexpr,
-):  # fmt: skip
-    """Complete ``x`` (S, rows, batch, q) for the rows of one layer.
-
-    On the way forth x gets its pre-activations and ``states`` their GELU. On the way back ``states`` is x itself, and x
-    gets the gradient of the pre-activations ``inner``.
+    First the small matrices between this layer and those of the other kind, a product of ``left`` (S, rows, m) and
+    ``others`` (S, other, batch, m) over m. Then all corrections, in float32, and the GELU or, on the way back, its
+    derivative.
     """
-    parts = tl.cdiv(q, columns)
-    sample = (tl.program_id(0) // parts).to(tl.int64)
-    trial = tl.program_id(1).to(tl.int64)
-    column = (tl.program_id(0) % parts) * columns + tl.arange(0, columns)
     row = tl.arange(0, group)
-    inside = (row < rank)[:, None] & (column < q)[None, :]
-    own = trial * rows + layer * rank + row
-    place = (own[:, None] * batch + sample) * q + column[None, :]
-    total = tl.load(x + place, mask=inside, other=0).to(tl.float32)
-    if not back:
-        total += tl.load(shift + own[:, None] * q + column[None, :], mask=inside, other=0).to(tl.float32)
-    for k in range(same_first, same_last, step):
-        j = k + tl.arange(0, step)
-        if back:  # the transpose
-            at = pairs + (trial * rows + j[None, :]) * rows + layer * rank + row[:, None]
+    real = row < rank
+    own = layer * rank + row  # of the trial's rows; offsets from here on fit 32 bits
+    x += (trial * rows * batch + sample) * q
+    states += (trial * rows * batch + sample) * q
+    inner += (trial * rows * batch + sample) * q
+    shift += trial * rows * q
+    pairs += trial * rows * rows
+    cross += (trial * rows * batch + sample) * other
+    left += trial * rows * m
+    others += (trial * other * batch + sample) * m
+    spread += trial * other * q
+    for first in range(other_first, other_last, lines):
+        j = first + tl.arange(0, lines)
+        total = tl.zeros((lines, group), dtype=tl.float32)
+        for k in range(0, m, step):
+            place = k + tl.arange(0, step)
+            a = tl.load(
+                others + (j[:, None] * (batch * m) + place[None, :]),
+                mask=(j < other_last)[:, None] & (place < m)[None, :],
+                other=0,
+            )
+            b = tl.load(left + (own[None, :] * m + place[:, None]), mask=real[None, :] & (place < m)[:, None], other=0)
+            total = tl.dot(a, b, total, input_precision=precision)
+        to = cross + (own[None, :] * (batch * other) + j[:, None])
+        tl.store(to, total.to(dtype), mask=(j < other_last)[:, None] & real[None, :])
+    tl.debug_barrier()  # other threads read what these have written
+    for part in range(0, q, columns):
+        column = part + tl.arange(0, columns)
+        inside = real[:, None] & (column < q)[None, :]
+        place = own[:, None] * (batch * q) + column[None, :]
+        total = tl.load(x + place, mask=inside, other=0).to(tl.float32)
+        if not back:
+            total += tl.load(shift + (own[:, None] * q + column[None, :]), mask=inside, other=0).to(tl.float32)
+        for k in range(same_first, same_last, inner_step):
+            j = k + tl.arange(0, inner_step)
+            at = j[None, :] * rows + own[:, None] if back else own[:, None] * rows + j[None, :]
+            a = tl.load(pairs + at, mask=real[:, None] & (j < same_last)[None, :], other=0)
+            b = tl.load(
+                states + (j[:, None] * (batch * q) + column[None, :]),
+                mask=(j < same_last)[:, None] & (column < q)[None, :],
+                other=0,
+            )
+            total = tl.dot(a, b, total, input_precision=precision)
+        for k in range(other_first, other_last, inner_step):
+            j = k + tl.arange(0, inner_step)
+            a = tl.load(
+                cross + (own[:, None] * (batch * other) + j[None, :]),
+                mask=real[:, None] & (j < other_last)[None, :],
+                other=0,
+            )
+            b = tl.load(
+                spread + (j[:, None] * q + column[None, :]),
+                mask=(j < other_last)[:, None] & (column < q)[None, :],
+                other=0,
+            )
+            total = tl.dot(a, b, total, input_precision=precision)
+        if back:
+            p = tl.load(inner + place, mask=inside, other=0).to(tl.float32)
+            slope = 0.5 * (1 + tl.erf(p * 0.7071067811865476)) + p * 0.3989422804014327 * tl.exp(-0.5 * p * p)
+            tl.store(x + place, (total * slope).to(dtype), mask=inside)
         else:
-            at = pairs + own[:, None] * rows + j[None, :]
-        a = tl.load(at, mask=(row < rank)[:, None] & (j < same_last)[None, :], other=0)
-        b = tl.load(
-            states + ((trial * rows + j[:, None]) * batch + sample) * q + column[None, :],
-            mask=(j < same_last)[:, None] & (column < q)[None, :],
-            other=0,
-        )
-        total = tl.dot(a, b, total, input_precision=precision)
-    for k in range(other_first, other_last, step):
-        j = k + tl.arange(0, step)
-        a = tl.load(
-            cross + (own[:, None] * batch + sample) * other + j[None, :],
-            mask=(row < rank)[:, None] & (j < other_last)[None, :],
-            other=0,
-        )
-        b = tl.load(
-            spread + (trial * other + j[:, None]) * q + column[None, :],
-            mask=(j < other_last)[:, None] & (column < q)[None, :],
-            other=0,
-        )
-        total = tl.dot(a, b, total, input_precision=precision)
-    if back:
-        p = tl.load(inner + place, mask=inside, other=0).to(tl.float32)
-        slope = 0.5 * (1 + tl.erf(p * 0.7071067811865476)) + p * 0.3989422804014327 * tl.exp(-0.5 * p * p)
-        tl.store(x + place, (total * slope).to(dtype), mask=inside)
-    else:
-        rounded = total.to(dtype)
-        p = rounded.to(tl.float32)
-        tl.store(x + place, rounded, mask=inside)
-        tl.store(states + place, (0.5 * p * (1 + tl.erf(p * 0.7071067811865476))).to(dtype), mask=inside)
+            rounded = total.to(dtype)
+            p = rounded.to(tl.float32)
+            tl.store(x + place, rounded, mask=inside)
+            tl.store(states + place, (0.5 * p * (1 + tl.erf(p * 0.7071067811865476))).to(dtype), mask=inside)
+    tl.debug_barrier()
 
 
-def cross_layer(left: Tensor, states: Tensor, out: Tensor, layer: int, seen: range, tiles: Tiles) -> None:
-    """Fill what a layer sees of states of the other kind.
+@triton.jit
+def _follow(
+    plan, x0, x1, states0, states1, inner0, inner1, shift0, shift1, pairs0, pairs1, cross0, cross1, left0, left1,
+    spread0, spread1, batch, depth,
+    rows0: tl.constexpr, rows1: tl.constexpr, rank: tl.constexpr, n: tl.constexpr, d: tl.constexpr,
+    back: tl.constexpr, dtype: tl.constexpr, precision: tl.constexpr, group: tl.constexpr,
+    lines: tl.constexpr, step: tl.constexpr, columns: tl.constexpr, inner_step: tl.constexpr,
+):  # fmt: skip
+    """Complete all layers for one sample and trial, in their order or, on the way back, in the opposite one."""
+    sample = tl.program_id(0).to(tl.int64)
+    trial = tl.program_id(1).to(tl.int64)
+    for at in range(0, depth):
+        i = at
+        if back:
+            i = depth - 1 - at
+        token = tl.load(plan + i)
+        channels_before, tokens_before = tl.load(plan + depth + i), tl.load(plan + 2 * depth + i)
+        channel_first, channel_last = 0, channels_before * rank
+        token_first, token_last = 0, tokens_before * rank
+        if back:  # what comes later, and not the layer itself
+            channel_first, channel_last = (channels_before + 1 - token) * rank, rows0
+            token_first, token_last = (tokens_before + token) * rank, rows1
+        if token == 0:
+            _layer(
+                x0, states0, inner0, shift0, pairs0, cross0, left0, states1, spread1, trial, sample, batch,
+                channels_before, channel_first, channel_last, token_first, token_last,
+                rows0, rows1, rank, n, d, back, dtype, precision, group, lines, step, columns, inner_step,
+            )  # fmt: skip
+        else:
+            _layer(
+                x1, states1, inner1, shift1, pairs1, cross1, left1, states0, spread0, trial, sample, batch,
+                tokens_before, token_first, token_last, channel_first, channel_last,
+                rows1, rows0, rank, d, n, back, dtype, precision, group, lines, step, columns, inner_step,
+            )  # fmt: skip
 
-    Args:
-        left: matrices of the layer's kind, ``(S, L * r, m)``.
-        states: of the other kind, ``(S, J, batch, m)``.
-        out: ``(S, L, r, batch, J)``; its entries for this layer and the states seen are filled.
-        layer: its number among those of its kind.
-        seen: rows of ``states``, in 0 ... J.
-        tiles: sizes of the kernels' tiles.
-    """
-    if not len(seen):
-        return
-    trials, other, batch, m = states.shape
-    rank = out.shape[2]
-    lines = len(seen) * batch
-    grid = (triton.cdiv(lines, tiles.cross["lines"]), trials)
-    _cross[grid](
-        left, states, out, batch, layer, seen.start, lines,
-        rows=left.shape[1], other=other, rank=rank, m=m, dtype=TYPES[left.dtype], precision=precision_of(left.dtype),
-        group=tiles.whole(rank), **tiles.cross,
-    )  # fmt: skip
 
-
-def advance_layer(
-    x: Tensor,
-    states: Tensor,
-    pairs: Tensor,
-    cross: Tensor,
-    spread: Tensor,
-    *,
-    layer: int,
-    same: range,
-    other: range,
+def follow(
+    chain: Chain,
+    x: Pair,
+    states: Pair,
+    cross: Pair,
+    w: Weights,
     tiles: Tiles,
-    shift: Tensor | None = None,
-    inner: Tensor | None = None,
+    inner: Pair | None = None,
 ) -> None:
-    """Complete the rows of a layer, forth (with ``shift``) or back (with ``inner``).
+    """Complete the states of a chain.
 
     Args:
-        x: of the layer's kind, ``(S, L * r, batch, q)``: products with the activations, or what the readout sends back.
-        states: of its kind, like x; back x itself.
-        pairs: ``(S, L * r, L * r)``, used transposed on the way back.
-        cross: as :func:`cross_layer` fills it.
-        spread: matrices of the other kind, ``(S, J, q)``.
-        layer: its number among those of its kind.
-        same, other: rows of ``states`` and of ``spread`` that it sees.
+        chain: the plan.
+        x: by kind products with the activations, ``(S, L * r, batch, q)``, which become the pre-activations; on the
+            way back what the readout sends, which becomes the gradients of the pre-activations.
+        states: by kind their GELU, to be filled, like x; on the way back x itself.
+        cross: by kind what each layer sees of the other, ``(S, L, r, batch, L' * r)``, to be filled.
+        w: the layers' matrices.
         tiles: sizes of the kernels' tiles.
-        shift: what biases add, ``(S, L * r, q)``.
-        inner: pre-activations, like x.
+        inner: the pre-activations, on the way back.
     """
-    trials, rows, batch, q = x.shape
+    (trials, rows0, batch, n), (_, rows1, _, d) = (tensor.shape for tensor in x)
     back = inner is not None
-    rank = cross.shape[2]
-    grid = (batch * triton.cdiv(q, tiles.advance["columns"]), trials)
-    _advance[grid](
-        x, states, inner if inner is not None else x, shift if shift is not None else x, pairs, cross, spread,
-        batch, layer, same.start, same.stop, other.start, other.stop,
-        rows=rows, other=spread.shape[1], rank=rank, q=q, back=back, dtype=TYPES[x.dtype],
-        precision=precision_of(x.dtype), group=tiles.whole(rank), **tiles.advance,
+    left, spread = (w.up, w.down) if back else (w.down, w.up)
+    dtype = x[CHANNEL].dtype
+    _follow[(batch, trials)](
+        _plan(chain.kinds, x[CHANNEL].device), *x, *states, *(inner or x), *w.shift, *w.pairs, *cross, *left, *spread,
+        batch, len(chain.kinds),
+        rows0=rows0, rows1=rows1, rank=chain.rank, n=n, d=d, back=back, dtype=TYPES[dtype],
+        precision=precision_of(dtype), group=tiles.whole(chain.rank), **tiles.follow,
     )  # fmt: skip
+
+
+@cache
+def _plan(kinds: tuple[int, ...], device: torch.device) -> Tensor:
+    """Put kinds, and how many of each come before, on the device once: int32 ``(3, depth)``."""
+    before = [[kinds[:i].count(kind) for i in range(len(kinds))] for kind in (CHANNEL, TOKEN)]
+    with torch.inference_mode(False):
+        return torch.tensor([list(kinds), *before], dtype=torch.int32).to(device)

@@ -21,7 +21,8 @@ from losa_cache.sidenet.products import CHANNEL
 @triton.jit
 def _project_channel(
     table, rows, start, weight, out, batch, trials,
-    layers: tl.constexpr, depth: tl.constexpr, rank: tl.constexpr, n: tl.constexpr, d: tl.constexpr,
+    layers: tl.constexpr, depth: tl.constexpr, rank: tl.constexpr,
+    n: tl.constexpr, filled: tl.constexpr, d: tl.constexpr,
     pitch: tl.constexpr, element: tl.constexpr, scale: tl.constexpr, coded: tl.constexpr, gathered: tl.constexpr,
     dtype: tl.constexpr, precision: tl.constexpr,
     tokens: tl.constexpr, step: tl.constexpr, group: tl.constexpr,
@@ -52,14 +53,15 @@ def _project_channel(
             other=0,
         )
         total = tl.dot(x, w, total, input_precision=precision)
-    to = out + line[None, :] * (batch * n) + place[:, None]
+    to = out + line[None, :] * (batch * filled) + (sample * filled + token)[:, None]
     tl.store(to, total.to(dtype), mask=(row < trials * rank)[None, :] & (sample < batch)[:, None])
 
 
 @triton.jit
 def _project_token(
     table, rows, start, weight, out, batch, trials,
-    layers: tl.constexpr, depth: tl.constexpr, rank: tl.constexpr, n: tl.constexpr, d: tl.constexpr,
+    layers: tl.constexpr, depth: tl.constexpr, rank: tl.constexpr,
+    n: tl.constexpr, filled: tl.constexpr, d: tl.constexpr,
     pitch: tl.constexpr, element: tl.constexpr, scale: tl.constexpr, coded: tl.constexpr, gathered: tl.constexpr,
     dtype: tl.constexpr, precision: tl.constexpr,
     channels: tl.constexpr, step: tl.constexpr, group: tl.constexpr,
@@ -87,7 +89,7 @@ def _project_token(
             (token < n)[:, None], there, layers, n, d, pitch, element, scale, coded, dtype,
         )  # fmt: skip
         w = tl.load(
-            weight + line[:, None] * n + token[None, :],
+            weight + line[:, None] * filled + token[None, :],
             mask=(row < trials * rank)[:, None] & (token < n)[None, :],
             other=0,
         )
@@ -99,7 +101,8 @@ def _project_token(
 @triton.jit
 def _correlate_channel(
     table, rows, start, states, out, batch, trials, share, splits,
-    layers: tl.constexpr, depth: tl.constexpr, rank: tl.constexpr, n: tl.constexpr, d: tl.constexpr,
+    layers: tl.constexpr, depth: tl.constexpr, rank: tl.constexpr,
+    n: tl.constexpr, filled: tl.constexpr, d: tl.constexpr,
     pitch: tl.constexpr, element: tl.constexpr, scale: tl.constexpr, coded: tl.constexpr, gathered: tl.constexpr,
     dtype: tl.constexpr, precision: tl.constexpr,
     channels: tl.constexpr, step: tl.constexpr, group: tl.constexpr,
@@ -129,7 +132,7 @@ def _correlate_channel(
             layers, n, d, pitch, element, scale, coded, dtype,
         )  # fmt: skip
         s = tl.load(
-            states + line[:, None] * (batch * n) + place[None, :],
+            states + line[:, None] * (batch * filled) + (sample * filled + token)[None, :],
             mask=(row < trials * rank)[:, None] & inside[None, :],
             other=0,
         )
@@ -141,7 +144,8 @@ def _correlate_channel(
 @triton.jit
 def _correlate_token(
     table, rows, start, states, out, batch, trials, share, splits,
-    layers: tl.constexpr, depth: tl.constexpr, rank: tl.constexpr, n: tl.constexpr, d: tl.constexpr,
+    layers: tl.constexpr, depth: tl.constexpr, rank: tl.constexpr,
+    n: tl.constexpr, filled: tl.constexpr, d: tl.constexpr,
     pitch: tl.constexpr, element: tl.constexpr, scale: tl.constexpr, coded: tl.constexpr, gathered: tl.constexpr,
     dtype: tl.constexpr, precision: tl.constexpr,
     tokens: tl.constexpr, step: tl.constexpr, group: tl.constexpr,
@@ -178,11 +182,11 @@ def _correlate_token(
             other=0,
         )
         total = tl.dot(x, s, total, input_precision=precision)
-    to = out + (split.to(tl.int64) * (trials * depth * rank) + line[None, :]) * n + token[:, None]
+    to = out + (split.to(tl.int64) * (trials * depth * rank) + line[None, :]) * filled + token[:, None]
     tl.store(to, total, mask=(row < trials * rank)[None, :] & (token < n)[:, None])
 
 
-def project(kind: int, blocks: Sequence[Block], start: Tensor, weight: Tensor, tiles: Tiles) -> Tensor:
+def project(kind: int, blocks: Sequence[Block], start: Tensor, weight: Tensor, filled: int, tiles: Tiles) -> Tensor:
     """Multiply every b_i + y_0 of a kind by its layer's matrix.
 
     Args:
@@ -190,6 +194,7 @@ def project(kind: int, blocks: Sequence[Block], start: Tensor, weight: Tensor, t
         blocks: of the layers of this kind, in their order.
         start: y_0, ``(batch, n, d)``, contiguous.
         weight: ``(S, L * r, m)``, contiguous, in the dtype of the products.
+        filled: tokens of weights and results, n and zeros behind them.
         tiles: sizes of the kernels' tiles.
 
     Returns:
@@ -197,10 +202,11 @@ def project(kind: int, blocks: Sequence[Block], start: Tensor, weight: Tensor, t
     """
     batch, n, d = start.shape
     trials, lines, _ = weight.shape
-    out = weight.new_empty(trials, lines, batch, n if kind == CHANNEL else d)
+    out = weight.new_zeros if kind == CHANNEL and filled > n else weight.new_empty
+    out = out(trials, lines, batch, filled if kind == CHANNEL else d)
     group = tiles.group(trials * lines // len(blocks)) if blocks else 1
     for layers in layers_of(blocks):
-        given = _given(layers, weight, len(blocks), n, d)
+        given = _given(layers, weight, len(blocks), n, filled, d)
         groups = triton.cdiv(trials * given["rank"], group)
         if kind == CHANNEL:
             tile = tiles.project_channel
@@ -217,16 +223,16 @@ def project(kind: int, blocks: Sequence[Block], start: Tensor, weight: Tensor, t
     return out
 
 
-def correlate(kind: int, blocks: Sequence[Block], start: Tensor, states: Tensor, tiles: Tiles) -> Tensor:
+def correlate(kind: int, blocks: Sequence[Block], start: Tensor, states: Tensor, filled: int, tiles: Tiles) -> Tensor:
     """Give the gradient of :func:`project`'s weight, float32 ``(S, L * r, m)``.
 
     Args:
-        kind, blocks, start, tiles: as there.
+        kind, blocks, start, filled, tiles: as there.
         states: the gradient of its result, ``(S, L * r, batch, q)``, contiguous.
     """
     batch, n, d = start.shape
     trials, lines = states.shape[:2]
-    m = d if kind == CHANNEL else n
+    m = d if kind == CHANNEL else filled
     if not blocks:
         return states.new_zeros(trials, 0, m, dtype=torch.float32)
     group = tiles.group(trials * lines // len(blocks))
@@ -242,7 +248,7 @@ def correlate(kind: int, blocks: Sequence[Block], start: Tensor, states: Tensor,
     out = torch.empty(splits, trials, lines, m, dtype=torch.float32, device=states.device)
     kernel = _correlate_channel if kind == CHANNEL else _correlate_token
     for layers in layers_of(blocks):
-        given = _given(layers, states, len(blocks), n, d)
+        given = _given(layers, states, len(blocks), n, filled, d)
         groups = triton.cdiv(trials * given["rank"], group)
         grid = (groups * layers.count * triton.cdiv(m, width) * splits,)
         kernel[grid](
@@ -251,13 +257,14 @@ def correlate(kind: int, blocks: Sequence[Block], start: Tensor, states: Tensor,
     return out.sum(0)
 
 
-def _given(layers: Layers, like: Tensor, depth: int, n: int, d: int) -> dict[str, Any]:
+def _given(layers: Layers, like: Tensor, depth: int, n: int, filled: int, d: int) -> dict[str, Any]:
     """Collect what the kernels are compiled for."""
     return {
         "layers": layers.count,
         "depth": depth,
         "rank": like.shape[1] // depth,
         "n": n,
+        "filled": filled,
         "d": d,
         "pitch": layers.pitch,
         "element": layers.element,

@@ -18,19 +18,22 @@ class Tiles:
 
     Attributes:
         project_channel, project_token, correlate_channel, correlate_token: of :mod:`losa_cache.sidenet.kernels.stream`.
-        cross, advance: of :mod:`losa_cache.sidenet.kernels.states`.
+        follow: of :mod:`losa_cache.sidenet.kernels.states`.
         programs: that a sum is split over.
         rows: of all trials' matrices that a program multiplies at most.
     """
 
-    project_channel: Tile = field(default_factory=lambda: {"tokens": 128, "step": 64, "num_warps": 4, "num_stages": 3})
+    project_channel: Tile = field(default_factory=lambda: {"tokens": 64, "step": 64, "num_warps": 4, "num_stages": 3})
     project_token: Tile = field(default_factory=lambda: {"channels": 128, "step": 32, "num_warps": 4, "num_stages": 3})
     correlate_channel: Tile = field(
         default_factory=lambda: {"channels": 128, "step": 64, "num_warps": 4, "num_stages": 3}
     )
     correlate_token: Tile = field(default_factory=lambda: {"tokens": 64, "step": 64, "num_warps": 4, "num_stages": 3})
-    cross: Tile = field(default_factory=lambda: {"lines": 64, "step": 64, "num_warps": 4, "num_stages": 3})
-    advance: Tile = field(default_factory=lambda: {"columns": 128, "step": 32, "num_warps": 4, "num_stages": 3})
+    follow: Tile = field(
+        default_factory=lambda: {
+            "lines": 32, "step": 128, "columns": 256, "inner_step": 32, "num_warps": 8, "num_stages": 3, "maxnreg": 128,
+        }
+    )  # fmt: skip
     programs: int = 528
     rows: int = 64
 
