@@ -202,8 +202,9 @@ def project(kind: int, blocks: Sequence[Block], start: Tensor, weight: Tensor, f
     """
     batch, n, d = start.shape
     trials, lines, _ = weight.shape
-    out = weight.new_zeros if kind == CHANNEL and filled > n else weight.new_empty
-    out = out(trials, lines, batch, filled if kind == CHANNEL else d)
+    out = weight.new_empty(trials, lines, batch, filled if kind == CHANNEL else d)
+    if kind == CHANNEL and filled > n:
+        out.zero_()  # what is filled up must be a number
     group = tiles.group(trials * lines // len(blocks)) if blocks else 1
     for layers in layers_of(blocks):
         given = _given(layers, weight, len(blocks), n, filled, d)
