@@ -8,13 +8,19 @@ from losa_cache.backbone.rounded import in_place
 from losa_cache.cache.precision import EncodedBatch, get_precision
 from losa_cache.cache.store import open_cache
 from losa_cache.calibrate import fit_encoding
+from losa_cache.data.decode import Decoder
+from losa_cache.data.folder import load_folder
+from losa_cache.data.transforms import InputSpec
+from losa_cache.errors import UserError
 from losa_cache.extract import on_cuda
 from losa_cache.extract.extract import extract
 from losa_cache.extract.measure import device_speed
 from losa_cache.extract.meter import Meter
 from losa_cache.extract.on_cuda import CudaForward
+from losa_cache.extract.verify import verify_cache
 from losa_cache.inputs import open_inputs
 from tests.conftest import tiny_backbone, tiny_samples
+from tests.data.pictures import folder, picture
 
 pytestmark = pytest.mark.cuda
 PRECISIONS = ("float32", "float16", "bfloat16", "int8", "int4", "predict:1")
@@ -127,6 +133,41 @@ def test_rounded_weights_change_no_bit(gpu):
     assert all(map(torch.equal, rounded, plain))
     with in_place([]):
         assert model.model.blocks[0].mlp.fc1.weight.dtype == torch.float32
+
+
+def test_nvjpeg_gives_pillows_pixels_but_for_a_few_levels(tmp_path, gpu):
+    samples = folder(tmp_path)
+    spec = InputSpec((3, 32, 32), (0.5,) * 3, (0.5,) * 3, "bicubic", 0.9, "center")
+    found = []
+    for on in (gpu, None):
+        decoder = Decoder(samples, spec, workers=2, on=on)
+        found += decoder.batches([[(index, None) for index in range(len(samples))]])
+        decoder.close()
+    ours, theirs = found
+    assert ours.pixels.is_cuda
+    assert ours.failures == theirs.failures
+    apart = (ours.pixels.cpu().int() - theirs.pixels.int()).abs()
+    assert apart[:2].float().mean() <= 1.5  # smooth pictures, of 256 levels
+    assert apart.max() <= 24
+    assert not apart[2:].any()  # left to Pillow
+
+
+def test_a_cache_decoded_by_nvjpeg_is_another_one_and_comes_out_the_same_again(tmp_path):
+    (tmp_path / "data/train/x").mkdir(parents=True)
+    for seed in range(24):
+        picture(seed).save(tmp_path / f"data/train/x/{seed:02d}.jpg", quality=95)
+    samples = load_folder(tmp_path / "data", "train")
+    options = {"decoder": "nvjpeg", **SMALL}
+    ours, again = (extract(backbone(), samples, out=tmp_path / f"{n}.zarr", **options) for n in "ab")
+    theirs = extract(backbone(), samples, out=tmp_path / "c.zarr", **SMALL)
+    assert stored(ours) == stored(again)
+    assert ours.manifest.identity != theirs.manifest.identity
+    assert verify_cache(ours.path, recompute=8, backbone=backbone(), dataset=samples)["recomputed"]["wrong"] == []
+
+
+def test_nvjpeg_is_refused_where_there_are_no_files(tmp_path):
+    with pytest.raises(UserError, match="is not of image files"):
+        extract(backbone(), tiny_samples(), out=tmp_path / "c.zarr", decoder="nvjpeg", **SMALL)
 
 
 def test_the_speed_of_the_device_part_is_measured_both_ways(gpu):
