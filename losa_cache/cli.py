@@ -36,6 +36,9 @@ ImgSize = Annotated[int | None, _images("Pixels of the input; default: the backb
 Resize = Annotated[str, _images("crop (timm's data config) or exact (no crop).")]
 Frames = Annotated[int | None, _images("Of a video: frames a clip; default: 32.")]
 Stride = Annotated[int | None, _images("Of a video: every how many frames; 0: spread over all of it; default: 2.")]
+ImageDecoder = Annotated[
+    str, _images("pillow, or nvjpeg: JPEG files on the GPU, for few CPU cores; pixels differ a bit.")
+]
 Inflation = Annotated[str, _images("Of an image ViT's patch kernel to tubelets: central or averaged.")]
 Clips = Annotated[int, _images("Of a video: clips, evenly spaced; training takes one an epoch, evaluation averages.")]
 Limit = Annotated[int | None, _images("Keep so many samples, drawn at random.")]
@@ -89,6 +92,7 @@ def extract(
     frames: Frames = None,
     stride: Stride = None,
     inflation: Inflation = "central",
+    decoder: ImageDecoder = "pillow",
     batch_size: Annotated[int | None, typer.Option(help="Images a forward pass; default: at most 64.")] = None,
     device: Device = None,
     workers: Workers = None,
@@ -126,6 +130,7 @@ def extract(
         "frames": frames,
         "stride": stride,
         "inflation": inflation,
+        "decoder": decoder,
         "batch_size": batch_size,
         "device": device,
         "workers": workers,

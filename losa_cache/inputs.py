@@ -14,6 +14,7 @@ from losa_cache.cache.precision import get_precision
 from losa_cache.data.clips import Clip
 from losa_cache.data.decode import Decoder
 from losa_cache.data.load import load_samples
+from losa_cache.data.nvjpeg import NVJPEG, PILLOW, require_decoder, require_files
 from losa_cache.data.samples import Samples
 from losa_cache.errors import UserError, require_counts
 from losa_cache.folders import home
@@ -51,7 +52,13 @@ class Inputs:
             seed=fields["sampling"]["seed"],
             clips=self.manifest.clips,
             pin=self.backbone.device.type == "cuda",
+            on=self.decodes_on,
         )
+
+    @property
+    def decodes_on(self) -> torch.device | None:
+        """The device that decodes JPEG files, unless Pillow does."""
+        return self.backbone.device if self.manifest.fields.get("decoder") == NVJPEG else None
 
 
 def open_inputs(
@@ -76,6 +83,7 @@ def open_inputs(
     frames: int | None = None,
     stride: int | None = None,
     inflation: str = "central",
+    decoder: str = PILLOW,
     max_device_memory: int | None = None,
 ) -> Inputs:
     """Load what is given by name, order the samples, choose the layers.
@@ -99,9 +107,11 @@ def open_inputs(
         )
     if views == 1 and augment is not None:
         raise UserError(f"augment is {augment!r}, but the first view is plain: ask for --views of at least 2.")
+    require_decoder(decoder, device, augment=augment, budget=max_device_memory)
     if isinstance(dataset, str):
         folder = Path(data_dir) if data_dir is not None else None
         dataset = load_samples(dataset, split=split, data_dir=folder, home=home() / "data")
+    require_files(decoder, dataset)
     budget = max_device_memory
     if isinstance(backbone, str):
         size = Path(weights).stat().st_size if Path(weights).is_file() else 0
@@ -121,6 +131,7 @@ def open_inputs(
         budget = backbone.streamed.budget
     if budget is None and device.type != "cpu":  # on the CPU it is in memory already
         budget = _needed_budget(backbone.weight_bytes, device)
+    require_decoder(decoder, device, augment=augment, budget=budget)
     if augment is not None:
         backbone.input.augmentation(augment)  # an unknown one is refused before anything is written
     dataset.require_clips(Clip(backbone.input.frames, backbone.input.stride, count=clips))
@@ -144,6 +155,7 @@ def open_inputs(
         views=views,
         augment=augment,
         clips=clips,
+        decoder=decoder,
     )
     return Inputs(backbone, samples, manifest, compute)
 
@@ -173,6 +185,7 @@ def describe(
     views: int,
     augment: str | None,
     clips: int,
+    decoder: str = PILLOW,
 ) -> Manifest:
     """Write down everything that decides the numbers, and what stage two needs to know."""
     return Manifest(
@@ -187,6 +200,7 @@ def describe(
             "dataset": {"name": samples.name, "split": samples.split, "fingerprint": samples.fingerprint},
             "sampling": {"seed": seed, "limit": limit},
             "views": {"count": max(views, clips), "augment": augment, "clips": clips},
+            **({} if decoder == PILLOW else {"decoder": decoder}),  # the identities of older caches stay as they are
         },
         tokens={"total": backbone.tokens, "prefix": backbone.prefix_tokens, "grid": list(backbone.grid)},
         width=backbone.width,

@@ -19,7 +19,7 @@ class Manifest:
     Attributes:
         fields: what decides the numbers: ``backbone`` {name, weights}, ``input``, ``tap``, ``layers`` (block numbers),
             ``embedding``, ``precision``, ``compute``, ``dataset`` {name, split, fingerprint}, ``sampling`` {seed,
-            limit}, ``views`` {count, augment, clips}.
+            limit}, ``views`` {count, augment, clips}; and ``decoder``, where Pillow was not the one.
         tokens: ``{"total", "prefix", "grid": [rows, columns]}``; the grid of a video is [n_t, rows, columns].
         width: channels of a block output.
         depth: blocks of the whole backbone.

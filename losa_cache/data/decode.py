@@ -7,6 +7,7 @@ by worker processes: timm's random transforms draw from process-wide generators,
 import signal
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from losa_cache.ahead import work_ahead
 from losa_cache.data.augment import seed_generators
 from losa_cache.data.clips import Clip
+from losa_cache.data.nvjpeg import DeviceImages
 from losa_cache.data.samples import Samples
 from losa_cache.data.transforms import InputSpec
 from losa_cache.errors import UserError
@@ -67,6 +69,8 @@ class Decoder:
         seed: of the augmentation.
         clips: views of a video: clip v is the v-th of so many.
         pin: put pixels into pinned memory, for a GPU.
+        on: the device to decode JPEG files on, and to leave the pixels on (``losa_cache.data.nvjpeg``); ``None``:
+            Pillow decodes everything.
 
     Raises:
         UserError: for clips of images, or augmented ones.
@@ -82,8 +86,10 @@ class Decoder:
         seed: int = 0,
         clips: int = 1,
         pin: bool = False,
+        on: torch.device | None = None,
     ) -> None:
         self._shape, self._pin = spec.shape, pin
+        self._images = None if on is None else DeviceImages(samples, spec, on)
         self._views = _Views(samples, spec, augment, seed, clips)
         self._threads: ThreadPoolExecutor | None = None
         self._processes: DataLoader[Found] | None = None
@@ -120,7 +126,11 @@ class Decoder:
                     "memory, give fewer --workers."
                 ) from error
         else:
-            yield from work_ahead(self._by_threads, plan, ahead)
+            with closing(work_ahead(self._by_threads, plan, ahead)) as decoded:
+                for batch in decoded:
+                    if batch.pixels.is_cuda:  # its memory is not used again before the caller's work with it is done
+                        batch.pixels.record_stream(torch.cuda.current_stream(batch.pixels.device))
+                    yield batch
 
     def close(self) -> None:
         """Stop decoding."""
@@ -130,7 +140,14 @@ class Decoder:
 
     def _by_threads(self, views: Sequence[View]) -> Decoded:
         assert self._threads is not None
-        return self._collate(list(self._threads.map(self._views.__getitem__, views)))
+        if self._images is None:
+            return self._collate(list(self._threads.map(self._views.__getitem__, views)))
+        pixels, left = self._images.decode(list(self._threads.map(self._images.read, (index for index, _ in views))))
+        if not left:
+            return Decoded(pixels, {})
+        rest = self._collate(list(self._threads.map(self._views.__getitem__, [views[place] for place in left])))
+        self._images.fill(pixels, left, rest.pixels)
+        return Decoded(pixels, {left[place]: failure for place, failure in rest.failures.items()})
 
     def _collate(self, found: Sequence[Found]) -> Decoded:
         pixels = torch.empty(len(found), *self._shape, dtype=torch.uint8, pin_memory=self._pin)

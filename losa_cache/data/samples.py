@@ -26,6 +26,7 @@ class Samples:
         load: index to decoded image, of a video the frame in the middle; raises whatever the decoder raises.
         fingerprint: ``"sha256:..."`` of ids, labels and file sizes (or of the pixels, where they are in memory).
         clip: of videos, index and clip to its frames, decoded as they are asked for; of images ``None``.
+        file: index to the file it lies in; ``None`` where there are no files of single samples.
     """
 
     name: str
@@ -36,19 +37,21 @@ class Samples:
     load: Callable[[int], Image.Image]
     fingerprint: str
     clip: Callable[[int, Clip], Iterator[Image.Image]] | None = None
+    file: Callable[[int], Path] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def select(self, indices: NDArray[np.int64]) -> "Samples":
         """Keep these samples, in this order; the fingerprint stays that of the whole."""
-        load, clip = self.load, self.clip
+        load, clip, file = self.load, self.clip, self.file
         return replace(
             self,
             ids=[self.ids[i] for i in indices],
             labels=self.labels[indices],
             load=lambda i: load(int(indices[i])),
             clip=None if clip is None else lambda i, wanted: clip(int(indices[i]), wanted),
+            file=None if file is None else lambda i: file(int(indices[i])),
         )
 
     def require_augmentable(self, augment: str | None) -> None:
@@ -83,6 +86,7 @@ def from_files(name: str, split: str, classes: Sequence[str], root: Path, files:
         labels=np.array([label for _, label in files], dtype=np.int64),
         load=lambda i: load_image(root / files[i][0]),
         fingerprint=hash_lines(f"{path}\t{label}\t{_size(root / path)}" for path, label in files),
+        file=lambda i: root / files[i][0],
     )
 
 

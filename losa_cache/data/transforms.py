@@ -66,15 +66,22 @@ class InputSpec:
 
         Bytes, not floats, cross to the device; :meth:`normalise` follows there.
         """
-        resize = create_transform(
+        resize, mode = self.resize(), "L" if self.size[0] == 1 else "RGB"
+        return lambda image: resize(image.convert(mode))
+
+    def resize(self) -> Callable[[Image.Image | Tensor], Tensor]:
+        """Build resize and crop alone, of an image of the right mode, or of uint8 ``(channels, height, width)``.
+
+        A tensor stays on its device; resized there it may differ by a few levels.
+        """
+        resize: Callable[[Image.Image | Tensor], Tensor] = create_transform(
             input_size=self.size,
             interpolation=self.interpolation,
             crop_pct=self.crop_pct,
             crop_mode=self.crop_mode,
             normalize=False,
         )
-        mode = "L" if self.size[0] == 1 else "RGB"
-        return lambda image: resize(image.convert(mode))
+        return resize
 
     def augmentation(self, policy: str) -> Callable[[Image.Image], Tensor]:
         """Build timm's training transform: random resized crop, horizontal flip and a policy; not yet normalised.

@@ -43,6 +43,7 @@ def extract(
     frames: int | None = None,
     stride: int | None = None,
     inflation: str = "central",
+    decoder: str = "pillow",
     batch_size: int | None = None,
     device: str | None = None,
     workers: int | None = None,
@@ -75,6 +76,8 @@ def extract(
         views: rows a sample, 1 or more: the first is the plain image, the others are augmented.
         augment: with several views, timm's name of their augmentation (``rand-m9-mstd0.5-inc1``, ``crop``, ...).
         clips: rows a video, 1 or more, evenly spaced over it.
+        decoder: of image files: ``pillow``, or ``nvjpeg``: JPEG files are decoded and resized on the GPU, where CPU
+            cores are few. Pixels differ a little, so this is a part of the identity.
         batch_size: images a forward pass; by default at most 64 and 512 MiB of activations, and what fits
             ``max_device_memory``. Results are those of this batch size, whatever the memory.
         device: ``cpu``, ``cuda``, ``cuda:1``; by default the GPU where there is one.
@@ -117,6 +120,7 @@ def extract(
         frames=frames,
         stride=stride,
         inflation=inflation,
+        decoder=decoder,
         max_device_memory=None if max_device_memory is None else parse_bytes(max_device_memory),
     )
     path = locate(out) if out is not None else home() / "caches" / cache_name(inputs.manifest)
@@ -144,6 +148,7 @@ def extract(
         "frames": frames,
         "stride": stride,
         "inflation": inflation,
+        "decoder": decoder,
         "batch_size": batch_size,
     }
     kept = options if named else None

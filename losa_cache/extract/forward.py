@@ -21,7 +21,7 @@ class Forward(Protocol):
     """A way to run batches."""
 
     def run(self, batches: Sequence[Tensor]) -> list[Fetch]:
-        """Begin to run batches of pixels, uint8 ``(batch, *input.shape)`` in host memory; each gives its results."""
+        """Begin to run batches of pixels, uint8 ``(batch, *input.shape)`` on host or device; each gives its results."""
         ...
 
 

@@ -10,7 +10,7 @@ NAMES = {
     "writing": "writing",
 }
 ADVICE = {
-    "images": "more --workers, on more CPU cores, would shorten it",
+    "images": "more --workers, on more CPU cores, or --decoder nvjpeg on a GPU would shorten it",
     "backbone": "a faster device, a smaller backbone or a smaller --img-size would shorten it",
     "encoding": "--precision bfloat16, which is only rounded, would shorten it",
     "copy": "fewer --layers or fewer bits (--bits 1) would shorten it",

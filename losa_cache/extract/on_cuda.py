@@ -105,7 +105,7 @@ class CudaForward:
                 self.why_eager = self._make_graphs()
 
     def run(self, batches: Sequence[Tensor]) -> list[Callable[[], tuple[Tensor, Tensor]]]:
-        """Begin to run batches of pixels in host memory; each result waits for its copy on the host."""
+        """Begin to run batches of pixels; each result waits for its copy on the host."""
         with torch.cuda.device(self._device):
             return [self._begin(pixels) for pixels in batches]
 
@@ -121,6 +121,8 @@ class CudaForward:
         self._turn = (self._turn + 1) % SLOTS
         # The pixels of this slot may be replaced once the forward pass that read them is over.
         self._uploads.wait_event(slot.computed)
+        if pixels.is_cuda:  # decoded there: their memory is not used again before they are copied
+            pixels.record_stream(self._uploads)
         with torch.cuda.stream(self._uploads):
             slot.pixels[:count].copy_(pixels, non_blocking=True)
         main.wait_stream(self._uploads)

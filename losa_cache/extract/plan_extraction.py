@@ -46,7 +46,7 @@ def plan_extraction(
 ) -> dict[str, Any]:
     """Measure disk, device and a few images; predict ``losa_cache.extract`` with the same arguments.
 
-    ``options`` are those that say what is extracted, from ``split`` to ``inflation``.
+    ``options`` are those that say what is extracted, from ``split`` to ``decoder``.
 
     Nothing is kept: a probe file of at most 256 MiB is written where the cache would lie and removed again.
 

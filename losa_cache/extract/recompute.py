@@ -17,6 +17,7 @@ from losa_cache.cache.precision import EncodedBatch
 from losa_cache.cache.reader import BlockReader
 from losa_cache.cache.store import ActivationCache
 from losa_cache.calibrate import images_at_once, run_views
+from losa_cache.data.nvjpeg import PILLOW
 from losa_cache.data.samples import Samples
 from losa_cache.device import choose_device, default_workers
 from losa_cache.errors import UserError
@@ -67,6 +68,7 @@ def reopen(
             "views": fields["views"]["count"] // cache.manifest.clips,
             "augment": fields["views"]["augment"],
             "clips": cache.manifest.clips,
+            "decoder": fields.get("decoder", PILLOW),
         }
     given = {"backbone": backbone, "dataset": dataset, "data_dir": data_dir, "weights": weights}
     options |= {name: value for name, value in given.items() if value is not None}

@@ -1,5 +1,8 @@
 """Extraction on a GPU: graphs, copies beside the computation, and that neither changes a byte."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -8,13 +11,19 @@ from losa_cache.backbone.rounded import in_place
 from losa_cache.cache.precision import EncodedBatch, get_precision
 from losa_cache.cache.store import open_cache
 from losa_cache.calibrate import fit_encoding
+from losa_cache.data.decode import Decoder
+from losa_cache.data.folder import load_folder
+from losa_cache.data.transforms import InputSpec
+from losa_cache.errors import UserError
 from losa_cache.extract import on_cuda
 from losa_cache.extract.extract import extract
 from losa_cache.extract.measure import device_speed
 from losa_cache.extract.meter import Meter
 from losa_cache.extract.on_cuda import CudaForward
+from losa_cache.extract.verify import verify_cache
 from losa_cache.inputs import open_inputs
 from tests.conftest import tiny_backbone, tiny_samples
+from tests.data.pictures import folder, picture
 
 pytestmark = pytest.mark.cuda
 PRECISIONS = ("float32", "float16", "bfloat16", "int8", "int4", "predict:1")
@@ -129,6 +138,41 @@ def test_rounded_weights_change_no_bit(gpu):
         assert model.model.blocks[0].mlp.fc1.weight.dtype == torch.float32
 
 
+def test_nvjpeg_gives_pillows_pixels_but_for_a_few_levels(tmp_path, gpu):
+    samples = folder(tmp_path)
+    spec = InputSpec((3, 32, 32), (0.5,) * 3, (0.5,) * 3, "bicubic", 0.9, "center")
+    found = []
+    for on in (gpu, None):
+        decoder = Decoder(samples, spec, workers=2, on=on)
+        found += decoder.batches([[(index, None) for index in range(len(samples))]])
+        decoder.close()
+    ours, theirs = found
+    assert ours.pixels.is_cuda
+    assert ours.failures == theirs.failures
+    apart = (ours.pixels.cpu().int() - theirs.pixels.int()).abs()
+    assert apart[:2].float().mean() <= 1.5  # smooth pictures, of 256 levels
+    assert apart.max() <= 24
+    assert not apart[2:].any()  # left to Pillow
+
+
+def test_a_cache_decoded_by_nvjpeg_is_another_one_and_comes_out_the_same_again(tmp_path):
+    (tmp_path / "data/train/x").mkdir(parents=True)
+    for seed in range(24):
+        picture(seed).save(tmp_path / f"data/train/x/{seed:02d}.jpg", quality=95)
+    samples = load_folder(tmp_path / "data", "train")
+    options = {"decoder": "nvjpeg", **SMALL}
+    ours, again = (extract(backbone(), samples, out=tmp_path / f"{n}.zarr", **options) for n in "ab")
+    theirs = extract(backbone(), samples, out=tmp_path / "c.zarr", **SMALL)
+    assert stored(ours) == stored(again)
+    assert ours.manifest.identity != theirs.manifest.identity
+    assert verify_cache(ours.path, recompute=8, backbone=backbone(), dataset=samples)["recomputed"]["wrong"] == []
+
+
+def test_nvjpeg_is_refused_where_there_are_no_files(tmp_path):
+    with pytest.raises(UserError, match="is not of image files"):
+        extract(backbone(), tiny_samples(), out=tmp_path / "c.zarr", decoder="nvjpeg", **SMALL)
+
+
 def test_the_speed_of_the_device_part_is_measured_both_ways(gpu):
     inputs, _, pixels = setup("bfloat16", 8, gpu)
     encoding = get_precision("bfloat16").fit([], tokens=5, prefix=1)
@@ -147,24 +191,37 @@ def test_the_speed_of_the_device_part_is_measured_both_ways(gpu):
         assert speed.forward > 0
 
 
-def test_a_trunk_that_no_graph_can_hold_runs_eagerly_and_says_why(gpu, caplog):
+def graphed(inputs, encoding):
+    options = {"compute": inputs.compute, "batch_size": 8, "full_batches": 100, "meter": Meter()}
+    return CudaForward(inputs.backbone, inputs.manifest.points, encoding, **options)
+
+
+def test_a_trunk_that_does_not_do_the_same_again_is_not_replayed(gpu, caplog):
     inputs, encoding, pixels = setup("bfloat16", 8, gpu)
-    model = inputs.backbone
-    hook = model.model.blocks[1].register_forward_hook(lambda *_: torch.cuda.synchronize())
+    passes = iter(range(100))
+    hook = inputs.backbone.model.blocks[1].register_forward_hook(lambda _, __, output: output + next(passes))
     caplog.set_level("INFO", logger="losa_cache")
-    forward = CudaForward(
-        model,
-        inputs.manifest.points,
-        encoding,
-        compute=inputs.compute,
-        batch_size=8,
-        full_batches=100,
-        meter=Meter(),
-    )
+    forward = graphed(inputs, encoding)
     hook.remove()
-    assert forward.why_eager is not None
+    assert forward.why_eager == "a replayed pass differs from an eager one"
     assert "not run as a CUDA graph" in caplog.text
     values, _ = forward.run(pixels[:1])[0]()
     encoded = EncodedBatch.empty(encoding, 8, inputs.manifest.shape, gpu)
-    model.run(pixels[0].to(gpu), inputs.manifest.points, encoded.put, compute=inputs.compute)
+    inputs.backbone.run(pixels[0].to(gpu), inputs.manifest.points, encoded.put, compute=inputs.compute)
     assert torch.equal(values, encoded.stored.cpu())
+
+
+WAITS = """
+import torch
+from tests.cuda.test_extraction import graphed, setup
+inputs, encoding, pixels = setup("bfloat16", 8, torch.device("cuda"))
+inputs.backbone.model.blocks[1].register_forward_hook(lambda *_: torch.cuda.synchronize())
+forward = graphed(inputs, encoding)
+results = [fetch()[0] for fetch in forward.run([pixels[0]] * 3)]
+print(forward.why_eager is not None and all(torch.equal(results[0], other) for other in results))
+"""
+
+
+def test_a_trunk_that_no_graph_can_hold_runs_eagerly():
+    done = subprocess.run([sys.executable, "-c", WAITS], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "True", done.stderr

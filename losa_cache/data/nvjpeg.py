@@ -1,0 +1,165 @@
+"""JPEG files decoded and resized where the backbone computes: on a GPU by nvJPEG, where CPU cores are few.
+
+Pixels differ a little from Pillow's, which is the default: nvJPEG rounds and interpolates colours otherwise, and torch
+resizes as Pillow does but for rounding. So the choice is a part of a cache's identity. What is no whole JPEG file, what
+has another number of colours than one or three (CMYK), and what nvJPEG refuses is left to Pillow, image by image; which
+images these are depends on them alone.
+"""
+
+import io
+import logging
+from collections.abc import Iterator, Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_jpeg
+
+from losa_cache.data.samples import Samples
+from losa_cache.data.transforms import InputSpec
+from losa_cache.errors import UserError
+
+log = logging.getLogger(__name__)
+
+PILLOW, NVJPEG = "pillow", "nvjpeg"
+DECODERS = (PILLOW, NVJPEG)
+AT_ONCE = 16  # images that lie on the device in full size
+START, END = b"\xff\xd8\xff", b"\xff\xd9"
+FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # markers of the segments that say an image's size and colours
+
+
+def require_decoder(name: str, device: torch.device, *, augment: str | None, budget: int | None) -> None:
+    """Check that images can be decoded so.
+
+    Args:
+        name: of the decoder.
+        device: of the backbone.
+        augment: name of an augmentation, or ``None``.
+        budget: bytes of the device that a streamed backbone may take, or ``None``.
+
+    Raises:
+        UserError: if not.
+    """
+    if name not in DECODERS:
+        raise UserError(f"unknown decoder {name!r}: choose one of {', '.join(DECODERS)}.")
+    if name == PILLOW:
+        return
+    if device.type != "cuda":
+        raise UserError(
+            f"decoder is {name!r}, which needs a CUDA device, and the backbone is on {device}: leave it out."
+        )
+    if augment is not None:
+        raise UserError(f"decoder is {name!r}, but augment ({augment!r}) draws on the CPU: leave one of them out.")
+    if budget is not None:
+        raise UserError(f"decoder is {name!r}, but the backbone needs the device's memory: leave it out.")
+    try:
+        picture = io.BytesIO()
+        Image.new("RGB", (16, 16)).save(picture, "JPEG")
+        decode_jpeg([_bytes(picture.getvalue())], device=device)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"decoder is {name!r}, but torchvision cannot use nvJPEG here ({reason}): leave it out."
+        ) from error
+
+
+def require_files(name: str, samples: Samples) -> None:
+    """Check that a data set's images can be decoded so.
+
+    Raises:
+        UserError: if they are not image files.
+    """
+    if name == NVJPEG and (samples.file is None or samples.clip is not None):
+        raise UserError(f"decoder is {name!r}, but data set {samples.name!r} is not of image files: leave it out.")
+
+
+class DeviceImages:
+    """Decode JPEG files on a device, and bring them to a backbone's size there.
+
+    Args:
+        samples: of image files.
+        spec: what the backbone wants of an image.
+        device: a CUDA device; on the CPU libjpeg decodes in nvJPEG's place.
+    """
+
+    def __init__(self, samples: Samples, spec: InputSpec, device: torch.device) -> None:
+        self._samples, self._shape, self.device = samples, spec.size, device
+        self._resize = spec.resize()
+        self._mode = ImageReadMode.GRAY if spec.size[0] == 1 else ImageReadMode.RGB
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._refused = False
+
+    def read(self, index: int) -> Tensor | None:
+        """Read a file: uint8, or ``None`` if it is no whole JPEG file, or cannot be read: Pillow says why."""
+        assert self._samples.file is not None
+        try:
+            content = self._samples.file(index).read_bytes()
+        except OSError:
+            return None
+        whole = content.startswith(START) and content.rstrip(b"\0").endswith(END)
+        return _bytes(content) if whole and components(content) in (1, 3) else None
+
+    def decode(self, files: Sequence[Tensor | None]) -> tuple[Tensor, list[int]]:
+        """Decode and resize what :meth:`read` gave.
+
+        Returns:
+            uint8 ``(batch, channels, height, width)`` on the device, ready, and the places that are left to Pillow:
+            black.
+        """
+        with torch.cuda.stream(self._stream):  # nothing where there is none
+            pixels = torch.zeros(len(files), *self._shape, dtype=torch.uint8, device=self.device)
+            left = [place for place, content in enumerate(files) if content is None]
+            there = [(place, content) for place, content in enumerate(files) if content is not None]
+            for start in range(0, len(there), AT_ONCE):
+                part = there[start : start + AT_ONCE]
+                for (place, _), image in zip(part, self._decoded([content for _, content in part]), strict=True):
+                    if image is None:
+                        left.append(place)
+                    else:
+                        pixels[place] = self._resize(image)
+        self._wait()
+        return pixels, left
+
+    def fill(self, pixels: Tensor, places: list[int], rest: Tensor) -> None:
+        """Put what Pillow decoded into the places that :meth:`decode` left."""
+        with torch.cuda.stream(self._stream):
+            pixels[places] = rest.to(pixels.device)
+        self._wait()
+
+    def _wait(self) -> None:
+        """Wait until what was begun on the device is done."""
+        if self._stream is not None:
+            self._stream.synchronize()
+
+    def _decoded(self, files: list[Tensor]) -> Iterator[Tensor | None]:
+        """Decode files together, or if that fails one by one: ``None`` for one that is refused."""
+        self._wait()  # nvJPEG writes by a stream of its own, perhaps where an image lay that is still being resized
+        try:
+            yield from decode_jpeg(files, self._mode, device=self.device)
+            return
+        except RuntimeError:
+            pass
+        for content in files:
+            try:
+                image = decode_jpeg([content], self._mode, device=self.device)[0]
+            except RuntimeError as error:
+                image = None
+                if not self._refused:
+                    self._refused = True
+                    log.info("Images that nvJPEG refuses (%s) are decoded by Pillow.", str(error).splitlines()[0])
+            yield image
+
+
+def components(content: bytes) -> int:
+    """Read from a JPEG file how many colours it has: 0 if it does not say."""
+    at = 2
+    while at + 9 < len(content):
+        marker, length = content[at + 1], int.from_bytes(content[at + 2 : at + 4])
+        if marker in FRAMES:
+            return content[at + 9]
+        at += 2 + length
+    return 0
+
+
+def _bytes(content: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8)
