@@ -1,16 +1,20 @@
 """How much memory is left, and how people write such sizes."""
 
 import math
+import mmap
 import re
 import resource
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from losa_cache.errors import UserError
 
+LOCKED_IN_PLACE = 2**28  # bytes: torch's own page-locked memory is rounded up to a power of two
 _LIMITLESS = 2**62
 _PREFIXES = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
@@ -45,11 +49,31 @@ def allocate(shape: Sequence[int], dtype: torch.dtype, device: torch.device, *, 
 
     On the host it is page-locked where ``pin`` says so, for a GPU; or else in large pages where the system gives them
     (numpy asks for them), which makes reads 5 % faster.
+
+    Raises:
+        UserError: if so much memory cannot be page-locked.
     """
-    if pin or device.type != "cpu":
+    count = math.prod(shape)
+    if device.type != "cpu" or (pin and count * dtype.itemsize < LOCKED_IN_PLACE):
         return torch.empty(tuple(shape), dtype=dtype, device=device, pin_memory=pin)
-    paged = np.empty(max(1, math.prod(shape)) * dtype.itemsize, dtype=np.uint8)
-    return torch.from_numpy(paged).view(dtype)[: math.prod(shape)].view(*shape)
+    return torch.from_numpy(_pages(count * dtype.itemsize, locked=pin)).view(dtype)[:count].view(*shape)
+
+
+def _pages(nbytes: int, *, locked: bool) -> NDArray[np.uint8]:
+    """Allocate whole pages, which other memory has no part in."""
+    size = -(-max(1, nbytes) // mmap.PAGESIZE) * mmap.PAGESIZE
+    whole = np.empty(size + mmap.PAGESIZE, dtype=np.uint8)
+    start = -whole.ctypes.data % mmap.PAGESIZE
+    own = whole[start : start + size]
+    if locked:
+        address, runtime = own.ctypes.data, torch.cuda.cudart()
+        if (error := int(runtime.cudaHostRegister(address, size, 0))) != 0:
+            raise UserError(
+                f"{readable_bytes(size)} of the host's memory cannot be page-locked for the GPU (CUDA error {error}): "
+                "choose --residency disk, or a smaller --limit."
+            )
+        weakref.finalize(whole, runtime.cudaHostUnregister, address).atexit = False
+    return own
 
 
 def available_memory(device: torch.device) -> int:

@@ -48,11 +48,13 @@ class Batch:
             valid until the next batch is asked for: sources reuse their memory.
         labels: on the training device, int64 ``(batch,)``, or float32 ``(batch, classes)`` shares where they are mixed.
         ids: sample ids.
+        fixed: the blocks' tensors belong to the source for its whole life: memory at these addresses stays valid.
     """
 
     blocks: list[Block]
     labels: Tensor
     ids: list[str]
+    fixed: bool = False
 
 
 class Source(Protocol):

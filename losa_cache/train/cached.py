@@ -2,52 +2,33 @@
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import zip_longest
+from functools import partial
 from pathlib import Path
-from time import perf_counter
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from losa_cache.ahead import work_ahead
 from losa_cache.cache.precision import Codes, Columns
 from losa_cache.cache.reader import BlockReader
 from losa_cache.cache.roof import disk_speed, memory_speed
 from losa_cache.cache.store import ActivationCache
-from losa_cache.memory import allocate, available_memory
-from losa_cache.sidenet.operand import Block, Product, Scaled
+from losa_cache.device import default_workers
+from losa_cache.memory import available_memory
+from losa_cache.sidenet.operand import Block, Product, Scaled, dense
 from losa_cache.train.account import Roof
 from losa_cache.train.batch import Batch, Request
-from losa_cache.train.in_memory import Reader, keep
-from losa_cache.train.residency import DISK, Residency, Room, choose_residency
+from losa_cache.train.feed import DeviceFeed, Feed, HostFeed, joined, longest
+from losa_cache.train.in_memory import MemoryReader, Reader
+from losa_cache.train.link import LinkFeed
+from losa_cache.train.load import keep
+from losa_cache.train.residency import DISK, Residency, Room, choose_residency, rows_on_device
 from losa_cache.train.sampler import rows_of, rows_of_samples, view_starts
+from losa_cache.train.settled import SettledCodes
 from losa_cache.train.stopwatch import Stopwatch
 
 log = logging.getLogger(__name__)
-
-SLOTS = 2
-
-
-@dataclass(frozen=True)
-class Filled:
-    """A batch on the training device.
-
-    Attributes:
-        rows: of the cache.
-        blocks: one tensor a plane, or a point where they are decoded.
-        sent: when they are all there, on a GPU that takes them from the host.
-        nbytes: read.
-        seconds: that reading took.
-    """
-
-    rows: NDArray[np.int64]
-    blocks: list[Tensor]
-    sent: torch.cuda.Event | None
-    nbytes: int
-    seconds: float
 
 
 def open_cached(
@@ -90,18 +71,15 @@ def open_cached(
 
 
 class CachedSource:
-    """Read batches into preallocated (pinned, for a GPU) buffers.
-
-    What keeps the machine's cores busy, a copy out of memory or out of the page cache, is done by all of them between
-    two steps, for beside a step on the CPU it would cost both more than their sum; the system only reads ahead. What
-    waits for a disk, a server or a GPU is done by threads while the batch before trains.
+    """Batches of a cache's block outputs, labels and ids.
 
     Args:
         cache: to read.
         points: what of it, in the order of ``Batch.blocks``.
         device: where the batches go.
         seed: of the choice among several views.
-        rank: of the side layers that read block outputs, which, all but y_0, may then come as factors; 0: as values.
+        rank: of the side layers that read block outputs, which may then come as factors (all but y_0) or as rows of
+            what lies on the device; 0: as values of their own.
         residency: where block outputs are kept from batch to batch.
         samples: numbers of those that will be asked for, where they are kept in memory; by default all.
     """
@@ -118,48 +96,37 @@ class CachedSource:
         samples: NDArray[np.int64] | None = None,
     ) -> None:
         self.cache, self.device = cache, device
-        self._rank, self._decoded = rank, residency.decoded
-        self._on_disk = residency.where == "disk"
+        self._rank, self._on_disk = rank, residency.where == "disk"
+        self._plain = residency.decoded or cache.precision.stored_dtype == cache.precision.dtype
         self._roof: Roof | None = None
         views = cache.manifest.views
         self._starts = view_starts(len(cache.ids) // views, views=views, seed=seed)
+        self._labels = torch.from_numpy(cache.labels).to(device)
         self._watch = Stopwatch(device)
-        disk = BlockReader(cache, points, direct=residency.direct)
         stored = cache.manifest.points
         self._encoding = cache.encoding().select([stored.index(point) for point in points]).to(device)
-        self._reader: Reader = disk
-        if not self._on_disk:
-            rows = rows_of_samples(cache.samples if samples is None else samples, views=views)
-            self._reader = keep(disk, rows, self._encoding, device, residency, chosen=len(points))
-        precision = cache.precision
-        self._dtype = precision.dtype if self._decoded else precision.stored_dtype
-        self._shape = (len(disk.positions), cache.layout.tokens, cache.layout.columns)
-        if self._decoded:
-            self._shape = (len(points), *cache.manifest.shape[1:])
-        self._buffers = torch.empty(0)
-        moves = device.type != self._reader.device.type
-        self._stream = torch.cuda.Stream(device) if moves else None
-        self._ahead = self._reader.waits or moves
-        self._sent: list[torch.cuda.Event | None] = [None] * (SLOTS if self._ahead else 1)
+        self._settled: SettledCodes | None = None
+        if device.type != "cpu":
+            self._settled = SettledCodes(len(points), *cache.manifest.shape[1:], cache.precision.dtype, device)
+        rows = rows_of_samples(cache.samples if samples is None else samples, views=views)
+        self._feed = self._open(points, residency, rows)
 
     def batches(self, requests: Sequence[Request]) -> Iterator[Batch]:
         """Yield a batch for each request: one view of each of its samples."""
-        longest = max((len(request.samples) for request in requests), default=0)
-        if self._buffers.ndim == 1 or self._buffers.shape[2] < longest:
-            with torch.inference_mode(False):  # an evaluation may ask first, or for more, and training reads them then
-                planes, tokens, columns = self._shape
-                shape = (len(self._sent), planes, longest, tokens, columns)
-                self._buffers = allocate(shape, self._dtype, self._reader.device, pin=self._stream is not None)
-        for filled in self._watch.waiting("read", self._filled(requests)):
-            self._watch.add("reading", filled.seconds)
-            self._watch.add("gigabytes", filled.nbytes / 1e9)
-            if filled.sent is not None:
-                with self._watch.computing("copy"):
-                    self._take(filled.blocks, filled.sent)
-            with self._watch.computing("decode"):
-                blocks = self._values(filled.blocks)
-            labels = torch.from_numpy(self.cache.labels[filled.rows]).to(self.device)
-            yield Batch(blocks, labels, [self.cache.ids[row] for row in filled.rows])
+        rows = [rows_of(request, self._starts, views=self.cache.manifest.views) for request in requests]
+        places = torch.from_numpy(joined(rows)).to(self.device)
+        labels = self._labels[places].split([len(own) for own in rows])
+        filled_batches = self._watch.waiting("read", self._feed.batches(rows))
+        for filled, own in zip(filled_batches, labels, strict=True):
+            if filled.nbytes:
+                self._watch.add("reading", filled.seconds)
+                self._watch.add("gigabytes", filled.nbytes / 1e9)
+            blocks: list[Block] = list(filled.blocks)
+            fixed = True
+            if not self._plain:
+                with self._watch.computing("decode"):
+                    blocks, fixed = self._values(dense(filled.blocks), longest(rows))
+            yield Batch(blocks, own, [self.cache.ids[row] for row in filled.rows], fixed)
 
     def spent(self) -> dict[str, float]:
         """Say what the loop waited for, and what was read (``losa_cache.train.account``)."""
@@ -175,52 +142,48 @@ class CachedSource:
 
     def close(self) -> None:
         """Stop reading."""
-        self._reader.close()
+        self._feed.close()
 
-    def _filled(self, requests: Sequence[Request]) -> Iterator[Filled]:
-        numbered = [(at % len(self._sent), self._rows(request)) for at, request in enumerate(requests)]
-        if self._ahead:
-            yield from work_ahead(self._fill, numbered)
-            return
-        for this, following in zip_longest(numbered, numbered[1:]):
-            if following is not None:
-                self._reader.expect(following[1])
-            yield self._fill(this)
+    def _open(self, points: Sequence[str], residency: Residency, rows: NDArray[np.int64]) -> Feed:
+        """Load what is kept, and choose how batches are made of it."""
+        cache, device = self.cache, self.device
+        threads = None if self._on_disk or cache.remote else default_workers()  # nothing else is done while it loads
+        disk = BlockReader(cache, points, threads=threads, direct=residency.direct)
+        shape, dtype = (len(disk.positions), cache.layout.tokens, cache.layout.columns), cache.precision.stored_dtype
+        if residency.decoded:
+            shape, dtype = (len(points), *cache.manifest.shape[1:]), cache.precision.dtype
+        load = partial(
+            keep, disk, encoding=self._encoding, device=device, decoded=residency.decoded, points=len(points)
+        )
+        reader: Reader = disk
+        hot: MemoryReader | None = None
+        if residency.where == "device":
+            hot = load(rows, where="device")
+        elif residency.where == "memory":
+            reader = load(rows, where="memory")
+        elif residency.where == "split":
+            there = rows_on_device(len(rows), residency.share)
+            hot, reader = load(rows[there], where="device"), load(rows[~there], where="memory")
+        if not self._on_disk:
+            disk.close()
+        if hot is not None and reader is disk:
+            return DeviceFeed(hot, self._watch, in_place=self._plain and self._rank > 0)
+        if hot is not None or reader.device.type != device.type:
+            return LinkFeed(reader, shape, dtype, device, self._watch, hot=hot)
+        return HostFeed(reader, shape, dtype)
 
-    def _rows(self, request: Request) -> NDArray[np.int64]:
-        return rows_of(request, self._starts, views=self.cache.manifest.views)
+    def _values(self, stored: Sequence[Tensor], rows: int) -> tuple[list[Block], bool]:
+        """Decode, or hand on codes: y_0, the last, is a tensor in any case. Say whether all lie where they stay.
 
-    def _fill(self, slot_rows: tuple[int, NDArray[np.int64]]) -> Filled:
-        slot, rows = slot_rows
-        if (sent := self._sent[slot]) is not None:
-            sent.synchronize()  # the device must have taken what the slot held
-        buffers = [buffer[: len(rows)] for buffer in self._buffers[slot]]
-        started = perf_counter()
-        self._reader.read(rows, buffers)
-        seconds = perf_counter() - started
-        nbytes = sum(buffer.nbytes for buffer in buffers)
-        if self._stream is None:
-            return Filled(rows, buffers, None, nbytes, seconds)
-        with torch.cuda.stream(self._stream):
-            there = [buffer.to(self.device, non_blocking=True) for buffer in buffers]
-            self._sent[slot] = event = self._stream.record_event()
-        return Filled(rows, there, event, nbytes, seconds)
-
-    def _take(self, blocks: Sequence[Tensor], sent: torch.cuda.Event) -> None:
-        """Have the stream that trains wait for the copies, and own their memory."""
-        stream = torch.cuda.current_stream(self.device)
-        stream.wait_event(sent)
-        for block in blocks:
-            block.record_stream(stream)
-
-    def _values(self, stored: list[Tensor]) -> list[Block]:
-        """Decode, or hand on codes: y_0, the last, is a tensor in any case."""
-        if self._decoded:
-            return list(stored)
+        ``rows`` is the size of the largest batch that is to come.
+        """
         factors = self._encoding.factors(stored, rank=self._rank) if self._rank else None
         if factors is None:
-            return list(self._encoding.decode(stored))
-        return [*map(self._block, factors[:-1]), self._block(factors[-1]).dense()]
+            return list(self._encoding.decode(stored)), False
+        *others, start = map(self._block, factors)
+        if self._settled is not None and isinstance(start, Scaled):
+            return self._settled.settle([block for block in (*others, start) if isinstance(block, Scaled)], rows), True
+        return [*others, start.dense()], False
 
     def _block(self, factors: Codes | Columns) -> Scaled | Product:
         dtype = self._encoding.precision.dtype

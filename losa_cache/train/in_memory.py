@@ -1,4 +1,4 @@
-"""A cache's block outputs, read once and kept in the memory of the host or of a GPU."""
+"""Rows of a cache kept in memory, the host's or a GPU's."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -8,12 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from losa_cache.cache.precision import Encoding
-from losa_cache.cache.reader import BlockReader
-from losa_cache.memory import allocate
-from losa_cache.train.residency import Residency
-
-LOAD_ROWS = 32  # read at a time
+WORDS = (torch.int64, torch.int32, torch.int16)
 
 
 class Reader(Protocol):
@@ -45,70 +40,44 @@ class MemoryReader:
 
     Args:
         kept: one tensor a plane or, decoded, a point, ``(rows kept, tokens, columns or width)``.
-        rows: which rows of the cache they are.
+        rows: which rows of the cache they are, int64 ``(rows kept,)``.
     """
 
     waits = False
 
     def __init__(self, kept: Sequence[Tensor], rows: NDArray[np.int64]) -> None:
         self.device = kept[0].device
-        self._kept = list(kept)
-        self._rows = rows
-        self._places = torch.full((int(rows.max(initial=0)) + 1,), -1)
-        self._places[torch.from_numpy(rows)] = torch.arange(len(rows))
+        self.kept = list(kept)
+        self._places = np.full(int(rows.max(initial=-1)) + 1, -1)
+        self._places[rows] = np.arange(len(rows))
+
+    def find(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Say where these rows lie in the tensors; -1: a row is not kept here."""
+        known = rows < len(self._places)
+        return np.where(known, self._places[np.where(known, rows, 0)], -1) if len(self._places) else rows * 0 - 1
 
     def expect(self, rows: NDArray[np.int64]) -> None:
         """Do nothing: they are here."""
 
     def read(self, rows: NDArray[np.int64], targets: Sequence[Tensor]) -> None:
         """Copy rows into place, by all cores."""
-        places = self._places[torch.from_numpy(rows)].to(self.device)
-        for kept, target in zip(self._kept, targets, strict=True):
-            torch.index_select(kept, 0, places, out=target[: len(rows)])
+        places = torch.from_numpy(self.find(rows)).to(self.device)
+        for kept, target in zip(self.kept, targets, strict=True):
+            gather(kept, places, target[: len(rows)])
 
     def close(self) -> None:
         """Free the memory."""
-        self._kept.clear()
+        self.kept.clear()
 
 
-def keep(
-    reader: BlockReader,
-    rows: NDArray[np.int64],
-    encoding: Encoding,
-    device: torch.device,
-    residency: Residency,
-    *,
-    chosen: int,
-) -> MemoryReader:
-    """Read rows once, in the order of the disk, and keep them.
+def gather(kept: Tensor, places: Tensor, target: Tensor) -> None:
+    """Copy rows of ``kept`` ``(N, …)`` to ``target`` ``(batch, …)``, both contiguous, by their places ``(batch,)``."""
+    torch.index_select(in_words(kept), 0, places, out=in_words(target))
 
-    Args:
-        reader: of the cache, which is closed afterwards.
-        rows: to keep, ascending.
-        encoding: of the reader's points, on ``device``.
-        device: that trains.
-        residency: ``device`` or ``memory``; host memory is page-locked for a GPU, which then copies without waiting.
-        chosen: how many points there are, where these are kept decoded.
-    """
-    cache, planes = reader.cache, len(reader.positions)
-    tokens, columns = cache.layout.tokens, cache.layout.columns
-    precision = encoding.precision
-    place = device if residency.where == "device" else reader.device
-    dtype, last = (precision.dtype, cache.manifest.width) if residency.decoded else (precision.stored_dtype, columns)
-    pin = place.type != device.type
-    count, tokens_kept = (chosen, cache.manifest.shape[1]) if residency.decoded else (planes, tokens)
-    kept = [allocate((len(rows), tokens_kept, last), dtype, place, pin=pin) for _ in range(count)]
-    straight = place == reader.device and not residency.decoded
-    shape = (planes, 0 if straight else LOAD_ROWS, tokens, columns)
-    buffer = allocate(shape, precision.stored_dtype, reader.device)
-    for at in range(0, len(rows), LOAD_ROWS):
-        cut = rows[at : at + LOAD_ROWS]
-        reader.expect(rows[at + LOAD_ROWS : at + 2 * LOAD_ROWS])
-        targets = [block[at : at + len(cut)] for block in kept]
-        reader.read(cut, targets if straight else list(buffer))
-        if not straight:
-            here = [stored[: len(cut)].to(device) for stored in buffer]
-            for target, block in zip(targets, encoding.decode(here) if residency.decoded else here, strict=True):
-                target.copy_(block)
-    reader.close()
-    return MemoryReader(kept, rows)
+
+def in_words(tensor: Tensor) -> Tensor:
+    """View each row of a contiguous tensor as few wide integers: a GPU moves rows element by element."""
+    rows = tensor.flatten(1)
+    size = rows.shape[1] * rows.element_size()
+    word = next((word for word in WORDS if size % word.itemsize == 0 and word.itemsize > rows.element_size()), None)
+    return rows if word is None else rows.view(word)

@@ -2,12 +2,16 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from losa_cache.errors import UserError
 from losa_cache.memory import readable_bytes
 
 RESIDENCIES = ("auto", "device", "memory", "disk")
 DEVICE_SHARE = 0.7  # of a device's free memory: the rest is a training step's
 MEMORY_SHARE = 0.6  # of the host's available memory
+WORTH_SPLITTING = 0.1  # of what is read: less than this on the device saves too little time
 
 
 @dataclass(frozen=True)
@@ -15,15 +19,17 @@ class Residency:
     """Where block outputs lie while a run reads them, again and again.
 
     Attributes:
-        where: ``device``, ``memory`` or ``disk``.
+        where: ``device``, ``memory``, ``disk``, or ``split``: part on the device, the rest in the host's memory.
         decoded: what lies there is values, not the cache's codes.
         direct: of a disk: read past the page cache.
+        share: of the rows, that lies on the device where they are split.
         reason: one sentence for the user.
     """
 
     where: str
     decoded: bool = False
     direct: bool = False
+    share: float = 1.0
     reason: str = ""
 
 
@@ -54,8 +60,9 @@ class Room:
 def choose_residency(asked: str, room: Room) -> Residency:
     """Choose where a run keeps what it reads.
 
-    ``auto`` takes the fastest place that it fits: a GPU's memory, the host's, else the disk; what is read once is read
-    from the disk. Values are kept in place of codes where they fit, too: that spares decoding in every epoch.
+    ``auto`` takes the fastest place that it fits: a GPU's memory, that and the host's, the host's alone, else the disk;
+    what is read once is read from the disk. Values are kept in place of codes where they fit, too: that spares decoding
+    in every epoch. What is split is kept as codes, because fewer bytes take less time on the way to the device.
 
     Args:
         asked: one of :data:`RESIDENCIES`.
@@ -66,42 +73,67 @@ def choose_residency(asked: str, room: Room) -> Residency:
     """
     if asked not in RESIDENCIES:
         raise UserError(f"unknown residency {asked!r}: choose one of {', '.join(RESIDENCIES)}.")
-    places = {"device": room.device, "memory": room.memory}
     if room.device is None:  # a CPU's own memory is the host's
-        places.pop("device")
         asked = "memory" if asked == "device" else asked
-    if asked in places:
-        return _kept(asked, places[asked], room)
-    if asked == "auto" and room.passes > 1:
-        for where, free in places.items():
-            if room.stored <= _limit(where, free):
-                return _kept(where, free, room)
+    device, memory = _limit("device", room.device), _limit("memory", room.memory)
+    kept = asked == "auto" and room.passes > 1
+    if asked == "device" or (kept and room.device is not None):
+        if room.stored <= device:
+            return _kept("device", device, room)
+        worth = asked == "device" or device >= WORTH_SPLITTING * room.stored
+        if worth and room.stored - device <= memory:
+            return _split(device, room)
+        if asked == "device":
+            most = f"{readable_bytes(device)} on the device and, in the host's memory, {readable_bytes(memory)}"
+            raise _too_large(asked, most, room)
+    if asked == "memory" and room.stored > memory:
+        raise _too_large(asked, readable_bytes(memory), room)
+    if asked == "memory" or (kept and room.stored <= memory):
+        return _kept("memory", memory, room)
     direct = room.stored > room.memory and not room.remote
     if asked == "disk":
         why = "as asked"
     elif room.passes == 1:
         why = "every sample is read once"
     else:
-        why = f"only {readable_bytes(_limit('memory', room.memory))} of memory may be taken"
+        why = f"only {readable_bytes(memory)} of memory may be taken"
+        if room.device is not None:
+            why += f", and {readable_bytes(device)} of the device's"
     past = ", past the page cache, which cannot hold it" if direct else ""
     whence = "the server" if room.remote else "disk"
     reason = f"{readable_bytes(room.stored)} are read from {whence}{past}: {why}."
     return Residency("disk", direct=direct, reason=reason)
 
 
-def _kept(where: str, free: int | None, room: Room) -> Residency:
-    limit = _limit(where, free)
-    if room.stored > limit:
-        size, most = readable_bytes(room.stored), readable_bytes(limit)
-        raise UserError(
-            f"--residency {where} would keep {size}, and may take {most}: choose fewer --layers, a smaller --limit, a "
-            "cache of fewer bits, or --residency disk."
-        )
+def rows_on_device(count: int, share: float) -> NDArray[np.bool_]:
+    """Choose which of ``count`` rows lie on the device: at most this share, spread evenly over all.
+
+    Every row is read equally often in an epoch, so that no choice saves more copies than another; an even one gives the
+    batches of an evaluation, which come in the order of the cache, the same share each.
+    """
+    before = np.floor(np.arange(count + 1) * share).astype(np.int64)
+    return np.diff(before) > 0
+
+
+def _kept(where: str, limit: int, room: Room) -> Residency:
     decoded = room.decoded is not None and room.decoded <= limit
     kept = room.decoded if decoded and room.decoded is not None else room.stored
     place = "the device's memory" if where == "device" else "memory"
     how = ", decoded" if decoded else ""
     return Residency(where, decoded=decoded, reason=f"{readable_bytes(kept)} are kept in {place}{how}.")
+
+
+def _split(device: int, room: Room) -> Residency:
+    held, whole = readable_bytes(device), readable_bytes(room.stored)
+    reason = f"{held} of {whole} are kept in the device's memory, the rest in the host's."
+    return Residency("split", share=device / room.stored, reason=reason)
+
+
+def _too_large(where: str, most: str, room: Room) -> UserError:
+    return UserError(
+        f"--residency {where} would keep {readable_bytes(room.stored)}, and may take {most}: choose fewer --layers, a "
+        "smaller --limit, a cache of fewer bits, or --residency disk."
+    )
 
 
 def _limit(where: str, free: int | None) -> int:

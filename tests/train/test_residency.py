@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+import time
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -15,10 +17,13 @@ from losa_cache.cache import compression
 from losa_cache.errors import UserError
 from losa_cache.extract.extract import extract
 from losa_cache.points import tapped_points
-from losa_cache.sidenet.operand import dense
+from losa_cache.sidenet.operand import Gathered, Scaled, dense
 from losa_cache.train.batch import Request
 from losa_cache.train.cached import CachedSource, open_cached
-from losa_cache.train.residency import DEVICE_SHARE, MEMORY_SHARE, Residency, Room, choose_residency
+from losa_cache.train.feed import Slots
+from losa_cache.train.residency import DEVICE_SHARE, MEMORY_SHARE, Residency, Room, choose_residency, rows_on_device
+from losa_cache.train.sampler import requests_in_order
+from losa_cache.train.settled import SettledCodes
 from tests.conftest import tiny_backbone, tiny_samples
 
 CPU = torch.device("cpu")
@@ -29,6 +34,9 @@ PLACES = [
     Residency("memory"),
     Residency("memory", decoded=True),
     Residency("device"),
+    Residency("device", decoded=True),
+    Residency("split", share=0.4),
+    Residency("split", share=0.01),  # of so few rows none
 ]
 GB = 10**9
 
@@ -42,8 +50,12 @@ def room(**changed) -> Room:
     [
         ("auto", room(), "memory"),
         ("auto", room(device=20 * GB), "device"),
-        ("auto", room(device=2 * GB), "memory"),
-        ("auto", room(device=2 * GB, memory=3 * GB), "disk"),
+        ("auto", room(device=2 * GB), "split"),
+        ("auto", room(device=2 * GB, memory=3 * GB), "split"),
+        ("auto", room(device=GB // 5), "memory"),  # it would hold a fourteenth
+        ("auto", room(device=GB // 5, memory=3 * GB), "disk"),
+        ("auto", room(device=2 * GB, memory=GB // 2), "disk"),
+        ("device", room(device=GB // 5), "split"),
         ("auto", room(device=20 * GB, passes=1), "disk"),
         ("device", room(), "memory"),  # the CPU's own
         ("memory", room(device=20 * GB, passes=1), "memory"),
@@ -90,6 +102,28 @@ def test_nothing_is_kept_where_it_does_not_fit(asked, have):
         assert kept <= DEVICE_SHARE * have.device
     if found.where == "memory":
         assert kept <= MEMORY_SHARE * have.memory
+    if found.where == "split":
+        on_device = rows_on_device(100, found.share).sum() / 100 * kept
+        assert on_device <= DEVICE_SHARE * have.device + 1e-9
+        assert int(kept * (1 - found.share)) <= MEMORY_SHARE * have.memory
+
+
+def test_what_does_not_fit_the_device_whole_is_split_and_said():
+    found = choose_residency("device", room(stored=52 * GB, decoded=99 * GB, device=45 * GB, memory=100 * GB))
+    assert found.reason == "31.5 GB of 52.0 GB are kept in the device's memory, the rest in the host's."
+    assert not found.decoded
+    assert choose_residency("auto", room(device=GB // 5, memory=3 * GB)).reason.endswith(
+        "only 1.8 GB of memory may be taken, and 140.0 MB of the device's."
+    )
+
+
+@given(st.integers(0, 300), st.floats(0, 1))
+def test_rows_on_the_device_are_spread_evenly(count, share):
+    there = rows_on_device(count, share)
+    assert len(there) == count
+    so_far = np.cumsum(there)
+    assert all(abs(so_far - share * np.arange(1, count + 1)) <= 1 + 1e-9)
+    assert there.sum() <= share * count + 1e-9
 
 
 @pytest.mark.parametrize("asked", ["device", "memory"])
@@ -132,6 +166,66 @@ def test_every_place_gives_the_same_batches(precision, worth, tmp_path, monkeypa
             assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
             assert torch.equal(labels, their_labels)
             assert ids == their_ids
+
+
+def test_rows_on_the_device_are_read_in_place(tiny_cache):
+    points, requests = tapped_points("block", [2, 4]), requests_in_order(np.array([5, 3, 9, 1, 22]), 3)
+    whole = [
+        dense(batch.blocks)
+        for batch in CachedSource(tiny_cache, points, CPU).batches(requests_in_order(np.arange(23), 23))
+    ]
+    source = CachedSource(tiny_cache, points, CPU, residency=Residency("device"), rank=4)
+    addresses = set()
+    for _ in range(2):
+        for batch, request in zip(source.batches(requests), requests, strict=True):
+            assert batch.fixed
+            assert all(isinstance(block, Gathered) and block.rows is batch.blocks[0].rows for block in batch.blocks)
+            addresses.add((batch.blocks[0].rows.data_ptr(), *(block.kept.data_ptr() for block in batch.blocks)))
+            for block, values in zip(dense(batch.blocks), whole[0], strict=True):
+                assert torch.equal(block, values[request.samples])
+            assert batch.labels.tolist() == tiny_cache.labels[request.samples].tolist()
+    assert len(addresses) == 1
+    source.close()
+
+
+def test_a_batch_is_not_overwritten_before_the_next_is_asked_for(tiny_cache):
+    requests = [Request(np.random.default_rng(at).permutation(23)[:5]) for at in range(12)]
+    points = tapped_points("block", [1, 3, 4])
+    for place in PLACES:
+        source = CachedSource(tiny_cache, points, CPU, residency=place)
+        for batch in source.batches(requests):
+            before = [block.clone() for block in batch.blocks]
+            time.sleep(0.002)  # what works ahead goes on
+            assert all(torch.equal(a, b) for a, b in zip(before, batch.blocks, strict=True))
+        source.close()
+
+
+def test_memory_of_batches_is_never_used_for_anything_else():
+    slots, ranges = Slots(1, (2, 1000), torch.uint8, CPU), []
+    for rows in (1, 1, 3, 2, 60, 61):
+        slots.grow(rows)
+        planes = slots.planes(0, rows)
+        ranges.append({(at.data_ptr(), at.data_ptr() + at.nbytes) for at in planes})
+    assert ranges[0] == ranges[1]
+    for end, start in pairwise(sorted(set.union(*ranges[1:3], *ranges[4:]))):
+        assert end[1] <= start[0]
+
+
+def test_settled_codes_are_the_same_block_outputs_where_they_were_before():
+    def batch(rows):
+        codes = torch.randint(-128, 128, (3, rows, 5, 8), dtype=torch.int8)
+        scales = torch.rand(3, rows, 5).bfloat16()
+        return [Scaled(c, s, torch.rand(8) + 0.5, torch.bfloat16) for c, s in zip(codes, scales, strict=True)]
+
+    settled, found = SettledCodes(3, 5, 8, torch.bfloat16, CPU), []
+    for rows in (6, 4):
+        blocks = batch(rows)
+        *others, start = settled.settle(blocks, 6)
+        assert all(isinstance(block, Scaled) for block in others)
+        assert all(torch.equal(a, b) for a, b in zip(dense([*others, start]), dense(blocks), strict=True))
+        assert all(ours.codes is theirs.codes for ours, theirs in zip(others, blocks[:-1], strict=True))
+        found.append([*(block.tokens.data_ptr() for block in others), start.data_ptr()])
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "int8", "int4"])

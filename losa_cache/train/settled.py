@@ -1,0 +1,39 @@
+"""A batch of codes at addresses that stay, so that a CUDA graph can read them again and again."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from losa_cache.sidenet.operand import Block, Scaled
+from losa_cache.train.feed import Slots
+
+
+class SettledCodes:
+    """Memory for what is computed anew for every batch of int8 codes: the tokens' scales, and y_0.
+
+    Args:
+        points: block outputs of a batch.
+        tokens, width: of each.
+        dtype: of a value.
+        device: where they lie.
+    """
+
+    def __init__(self, points: int, tokens: int, width: int, dtype: torch.dtype, device: torch.device) -> None:
+        self._scales = Slots(1, (points - 1, tokens), torch.bfloat16, device)
+        self._start = Slots(1, (1, tokens, width), dtype, device)
+
+    def settle(self, blocks: Sequence[Scaled], rows: int) -> list[Block]:
+        """Give the same block outputs, of which the last is decoded.
+
+        Args:
+            blocks: whose codes and channels' scales lie where they stay.
+            rows: of the largest batch that is to come.
+        """
+        *others, last = blocks
+        for slots in (self._scales, self._start):
+            slots.grow(rows)
+        scales, (start,) = self._scales.planes(0, len(last.tokens)), self._start.planes(0, len(last.tokens))
+        start.copy_(last.dense())
+        settled = [replace(block, tokens=own.copy_(block.tokens)) for block, own in zip(others, scales, strict=True)]
+        return [*settled, start]
