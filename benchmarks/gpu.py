@@ -86,16 +86,24 @@ def main() -> None:
 
         left = [part for part in SHARES if part in (arguments.only or SHARES)]
         end = started + 60 * arguments.minutes
+        script = [sys.executable, str(Path(__file__).with_name("gpu_parts.py")), "--end", str(end)]
+        script += ["--tiny"] if arguments.tiny else []
         while left and end - time.time() > LEAST:
-            left = measure(left, end, emit, tiny=arguments.tiny)
+            left = measure([*script, "--parts", *left], left, emit, grace=GRACE)
 
 
-def measure(parts: list[str], end: float, emit: Emit, *, tiny: bool) -> list[str]:
-    """Run parts in a process, until all are done or one of them hangs or dies, and return those that are left."""
-    command = [sys.executable, str(Path(__file__).with_name("gpu_parts.py")), "--parts", *parts, "--end", str(end)]
+def measure(command: list[str], parts: list[str], emit: Emit, *, grace: float) -> list[str]:
+    """Run parts in a process, until all are done or one of them hangs or dies, and return those that are left.
+
+    Args:
+        command: prints a line with each part's ``allotted_s``, seconds, when it begins, and one for each figure.
+        parts: that it runs, in order.
+        emit: is given the lines.
+        grace: seconds that a part may be late; the first may be late by that much twice, for imports.
+    """
     with tempfile.TemporaryFile("w+") as complaints, tempfile.TemporaryDirectory() as home:
         process = subprocess.Popen(
-            [*command, "--tiny"] if tiny else command,
+            command,
             stdout=subprocess.PIPE,
             stderr=complaints,
             text=True,
@@ -103,13 +111,13 @@ def measure(parts: list[str], end: float, emit: Emit, *, tiny: bool) -> list[str
             start_new_session=True,
         )
         assert process.stdout is not None
-        lines = follow(process.stdout)
-        at, late = parts[0], time.time() + SHARES[parts[0]] * (end - time.time()) + 2 * GRACE
+        lines, reader = follow(process.stdout)
+        at, late = parts[0], time.time() + 2 * grace
         try:
             while (line := lines.get(timeout=max(0.1, late - time.time()))) is not None:
                 at = line["part"]
                 if "allotted_s" in line:
-                    late = time.time() + line["allotted_s"] + GRACE
+                    late = time.time() + line["allotted_s"] + grace
                 emit(line)
             if process.wait() == 0:
                 return []
@@ -118,6 +126,7 @@ def measure(parts: list[str], end: float, emit: Emit, *, tiny: bool) -> list[str
             reason = "it took too long, and was ended"
         finally:
             end_group(process)
+            reader.join()
         complaints.seek(0)
         emit({"part": at, "error": reason, "said": complaints.read().splitlines()[-12:]})
         return parts[parts.index(at) + 1 :]
@@ -132,18 +141,20 @@ def shortened(value: Any) -> Any:
     return [*map(shortened, value)] if isinstance(value, list) else value
 
 
-def follow(stream: IO[str]) -> "queue.Queue[Line | None]":
-    """Read a stream's JSON lines on a thread of its own; ``None`` is its end."""
+def follow(stream: IO[str]) -> tuple["queue.Queue[Line | None]", threading.Thread]:
+    """Read a stream's JSON lines on a thread of its own; ``None`` is the end, at which it is closed."""
     lines: queue.Queue[Line | None] = queue.Queue()
 
     def read() -> None:
-        for text in stream:
-            if text.startswith('{"part"'):
-                lines.put(json.loads(text))
+        with stream:
+            for text in stream:
+                if text.startswith('{"part"'):
+                    lines.put(json.loads(text))
         lines.put(None)
 
-    threading.Thread(target=read, daemon=True).start()
-    return lines
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    return lines, reader
 
 
 def end_group(process: "subprocess.Popen[str]") -> None:

@@ -38,6 +38,8 @@ from losa_cache.allocator import keep_freed_memory
 from losa_cache.cache.precision import get_precision
 from losa_cache.device import choose_device
 from losa_cache.extract.extract import extract
+from losa_cache.extract.limiter import limiter
+from losa_cache.extract.measure import device_speed
 from losa_cache.extract.meter import Meter
 from losa_cache.memory import parse_bytes
 from losa_cache.points import tapped_points
@@ -230,8 +232,6 @@ def _device_speed(name: str, precision: str, sizes: Sizes) -> Figures:
     device = choose_device()
     if device.type != "cuda":
         return {"left_out": "it needs a CUDA device"}
-    from losa_cache.extract.measure import device_speed
-
     backbone = random_backbone(name, device)
     shape = (32, backbone.tokens, backbone.width)
     blocks = streams(backbone.depth, shape, device) if precision.startswith("predict") else []
@@ -256,7 +256,8 @@ def _to_disk(name: str, precision: str, folder: Path, sizes: Sizes) -> Figures:
 def _told(meter: Meter) -> Figures:
     waited = {"waited_decode_s": meter.waited_decode, "waited_write_s": meter.waited_write}
     rates = {"images_per_second": meter.images / meter.seconds, "gb_s": meter.bytes / 1e9 / meter.seconds}
-    return rates | waited | {"seconds": meter.seconds}
+    device = {"forward_s": meter.forward, "encode_s": meter.encode, "copy_s": meter.copy, "write_s": meter.write}
+    return rates | waited | device | {"seconds": meter.seconds, "limiter": limiter(meter)}
 
 
 def epochs(sizes: Sizes, until: float) -> Measurements:

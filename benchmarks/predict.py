@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from made_up import random_backbone
 from peers import descend
 from stack import TAIL
 from timing import Work, in_turn, medians
@@ -105,7 +106,7 @@ def streams(depth: int, shape: tuple[int, int, int], device: torch.device) -> li
 def speed(arguments: argparse.Namespace) -> None:
     """Time encoding beside the forward pass, and training steps beside each other."""
     device, images = choose_device(), arguments.images
-    backbone = lc.load_backbone(arguments.backbone, weights="random").to(device)
+    backbone = random_backbone(arguments.backbone, device)
     points, compute = tapped_points("block", range(1, backbone.depth + 1)), backbone.compute_dtype("bfloat16")
     pixels = torch.randint(0, 256, (images, *backbone.input.shape), dtype=torch.uint8, device=device)
     parts = pixels.split(BATCH)

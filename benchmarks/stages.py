@@ -27,10 +27,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from made_up import random_backbone
 from peak import peak_gigabytes
 from PIL import Image
 
-from losa_cache import TrainConfig, load_backbone, open_cache
+from losa_cache import TrainConfig, open_cache
 from losa_cache.allocator import keep_freed_memory
 from losa_cache.cache.precision import get_precision
 from losa_cache.cache.store import ActivationCache
@@ -54,7 +55,7 @@ Figures = dict[str, float]
 def forward(name: str, folder: Path, images: int) -> Figures:
     """Time the bare forward pass of the same model, batch and precision, on pixels that are already there."""
     device = choose_device()
-    backbone = load_backbone(name, weights="random").to(device)
+    backbone = random_backbone(name, device)
     pixels = torch.randint(0, 256, (BATCH, *backbone.input.size), dtype=torch.uint8, device=device)
     compute = backbone.compute_dtype(PRECISION)
 

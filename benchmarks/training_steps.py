@@ -214,4 +214,4 @@ def launches(step: Work) -> int | None:
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
         step()
         synchronize()
-    return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profiler.events())
+    return sum(event.device_type.name == "CUDA" for event in profiler.events())
