@@ -15,14 +15,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import torch
+from made_up import noise_images
 from peak import peak_gigabytes
-from PIL import Image
 from safetensors.torch import save_file
 
 from losa_cache import load_backbone
-from losa_cache.data.samples import Samples, hash_lines
 from losa_cache.device import machine
 from losa_cache.extract.extract import extract
 from losa_cache.extract.meter import Meter
@@ -31,18 +29,9 @@ NO_BUDGET = "none"
 Figures = dict[str, float]
 
 
-def images(count: int) -> Samples:
-    """Make random images of 224 pixels that need no decoding."""
-    pixels = np.random.default_rng(0).integers(0, 256, (count, 224, 224, 3), dtype=np.uint8)
-    ids = [f"{i:05d}" for i in range(count)]
-    labels = np.zeros(count, dtype=np.int64)
-    fingerprint = hash_lines(ids, b"")
-    return Samples("noise", "train", ("all",), ids, labels, lambda i: Image.fromarray(pixels[i]), fingerprint)
-
-
 def measure(arguments: argparse.Namespace, budget: str) -> Figures:
     """Extract four layers in bfloat16."""
-    samples, meter = images(arguments.images), Meter()
+    samples, meter = noise_images(arguments.images), Meter()
     before = peak_gigabytes()
     with tempfile.TemporaryDirectory(dir=arguments.work) as out:
         extract(

@@ -17,19 +17,18 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
-from time import perf_counter
 
-import timm
 import torch
+from made_up import random_backbone
 from peak import peak_gigabytes
 from side import SHAPES
 from stack import adapters
+from timing import free_memory, in_turn, medians
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from losa_cache import Adapter, load_backbone
+from losa_cache import Adapter
 from losa_cache.allocator import keep_freed_memory
-from losa_cache.backbone.names import full_name
 from losa_cache.cache.precision import EncodedBatch, get_precision
 from losa_cache.device import choose_device, has_bfloat16, machine
 from losa_cache.layers import choose_layers
@@ -51,7 +50,7 @@ def autocast(device: torch.device) -> torch.autocast:
 def side_network(name: str, pixels: Tensor, labels: Tensor, side: str, layers: str) -> tuple[int, Step]:
     """Build the step of ``losa-cache train --online``: backbone in inference mode, adapter trained on its blocks."""
     device = pixels.device
-    backbone = load_backbone(name, weights="random").to(device)
+    backbone = random_backbone(name, device)
     encoding, compute = get_precision("bfloat16").fit([], tokens=1, prefix=0), backbone.compute_dtype("bfloat16")
     points = tapped_points("block", choose_layers(layers, range(1, backbone.depth + 1)))
     rounding = Rounding.of(encoding, points, points)
@@ -73,7 +72,7 @@ def side_network(name: str, pixels: Tensor, labels: Tensor, side: str, layers: s
 
 def extraction(name: str, pixels: Tensor, labels: Tensor) -> tuple[int, Step]:
     """Build the step of ``losa-cache extract``: forward, and every block output encoded."""
-    backbone = load_backbone(name, weights="random").to(pixels.device)
+    backbone = random_backbone(name, pixels.device)
     points = tapped_points("block", range(1, backbone.depth + 1))
     encoding, compute = get_precision("bfloat16").fit([], tokens=1, prefix=0), backbone.compute_dtype("bfloat16")
     shape = (len(points), backbone.tokens, backbone.width)
@@ -103,11 +102,23 @@ def cached(name: str, pixels: Tensor, labels: Tensor, side: str) -> tuple[int, S
     return sum(p.numel() for p in trained), step
 
 
+class Classifier(nn.Module):
+    """A trunk, of images or clips, and a linear head, for gradients that cross the trunk."""
+
+    def __init__(self, trunk: nn.Module, width: int, classes: int) -> None:
+        super().__init__()
+        self.trunk, self.head = trunk, nn.Linear(width, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Classify images, or clips: their frames lie side by side as channels."""
+        return self.head(self.trunk(images.flatten(1, -3)))
+
+
 def inside(name: str, pixels: Tensor, labels: Tensor, method: str) -> tuple[int, Step]:
     """Build the step of a method that trains inside the backbone, so that gradients cross it."""
     device = pixels.device
-    spec = load_backbone(name, weights="random").input
-    model: nn.Module = timm.create_model(full_name(name), num_classes=CLASSES)
+    backbone = random_backbone(name, device)
+    model: nn.Module = Classifier(backbone.model.requires_grad_(True), backbone.width, CLASSES)
     if method == "LoRA":
         from peft import LoraConfig, get_peft_model
 
@@ -118,11 +129,11 @@ def inside(name: str, pixels: Tensor, labels: Tensor, method: str) -> tuple[int,
             parameter.requires_grad_(parameter_name.endswith("bias") or parameter_name.startswith("head"))
     model.to(device).train()
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-4)
+    optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
 
     def step() -> None:
         with autocast(device):
-            logits = model(spec.normalise(pixels))
+            logits = model(backbone.input.normalise(pixels))
         descend(logits, labels, optimizer)
 
     return sum(p.numel() for p in trained), step
@@ -137,7 +148,7 @@ def descend(logits: Tensor, labels: Tensor, optimizer: torch.optim.Optimizer) ->
 
 def forward(name: str, pixels: Tensor, labels: Tensor) -> tuple[int, Step]:
     """Build the bare forward pass."""
-    backbone = load_backbone(name, weights="random").to(pixels.device)
+    backbone = random_backbone(name, pixels.device)
 
     def step() -> None:
         with torch.inference_mode(), autocast(pixels.device):
@@ -165,19 +176,16 @@ def measure(method: str, name: str, batch_size: int, steps: int) -> dict[str, fl
     keep_freed_memory()
     device = choose_device()
     torch.manual_seed(0)
-    size = load_backbone(name, weights="random").input.size
+    size = random_backbone(name, device).input.size
     pixels = torch.randint(0, 256, (batch_size, *size), dtype=torch.uint8, device=device)
     labels = torch.randint(0, CLASSES, (batch_size,), device=device)
     trained, step = METHODS[method](name, pixels, labels)
-    times = []
-    for _ in range(steps + 2):
-        started = perf_counter()
-        step()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(perf_counter() - started)
+    if device.type == "cuda":
+        free_memory()  # what only the making of random weights took
+        torch.cuda.reset_peak_memory_stats()
+    taken = medians(in_turn({method: step}, repeats=steps, warm_up=2))
     on_device = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else peak_gigabytes()
-    return {"seconds": statistics.median(times[2:]), "trained": trained, "peak_gb": on_device}
+    return {"seconds": taken[method], "trained": trained, "peak_gb": on_device}
 
 
 def main() -> None:

@@ -11,15 +11,15 @@ that is left by prediction from the whole block before, exact, of images that it
 """
 
 import argparse
-import statistics
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from time import perf_counter
 
 import torch
+from made_up import random_backbone
 from peers import descend
 from stack import TAIL
+from timing import Work, in_turn, medians
 from torch import Tensor
 
 import losa_cache as lc
@@ -106,7 +106,7 @@ def streams(depth: int, shape: tuple[int, int, int], device: torch.device) -> li
 def speed(arguments: argparse.Namespace) -> None:
     """Time encoding beside the forward pass, and training steps beside each other."""
     device, images = choose_device(), arguments.images
-    backbone = lc.load_backbone(arguments.backbone, weights="random").to(device)
+    backbone = random_backbone(arguments.backbone, device)
     points, compute = tapped_points("block", range(1, backbone.depth + 1)), backbone.compute_dtype("bfloat16")
     pixels = torch.randint(0, 256, (images, *backbone.input.shape), dtype=torch.uint8, device=device)
     parts = pixels.split(BATCH)
@@ -164,17 +164,9 @@ def _product(own: Columns) -> Product:
     return Product(own.left, own.right, own.mean, own.ends, dtype=torch.bfloat16)
 
 
-def _report(title: str, works: dict[str, Callable[[], object]], arguments: argparse.Namespace) -> None:
-    seconds: dict[str, list[float]] = {name: [] for name in works}
-    for turn in range(arguments.repeats + 1):
-        for name, work in works.items():
-            started = perf_counter()
-            work()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if turn:
-                seconds[name].append(perf_counter() - started)
-    each = {name: 1e3 * statistics.median(taken) / arguments.images for name, taken in seconds.items()}
+def _report(title: str, works: dict[str, Work], arguments: argparse.Namespace) -> None:
+    taken = medians(in_turn(works, repeats=arguments.repeats))
+    each = {name: 1e3 * seconds / arguments.images for name, seconds in taken.items()}
     first = next(iter(each.values()))
     print(f"  {title}:", ", ".join(f"{name} {ms:.2f} ms ({ms / first:.2f} x)" for name, ms in each.items()), flush=True)
 

@@ -5,8 +5,10 @@ python benchmarks/segments.py [--shape vit_g] [--rank 64] [--lengths 4 8 10 14 2
 
 import argparse
 import statistics
+from functools import partial
 
 from side import SHAPES, forms, setting, step
+from timing import Work, in_turn
 
 from losa_cache.allocator import keep_freed_memory
 from losa_cache.device import choose_device, machine
@@ -23,14 +25,14 @@ def main() -> None:
     network, blocks = setting(arguments.shape, arguments.rank, SHAPES[arguments.shape][3], choose_device())
     ways = forms(network, compiled=False)
     chosen = network.segment_length
-    lengths = sorted({*arguments.lengths, chosen})
-    times: dict[int | str, list[float]] = {name: [] for name in ("plain", *lengths)}
-    for repeat in range(arguments.repeats + 1):
-        for name, found in times.items():
-            network.segment_length = name if isinstance(name, int) else chosen
-            took = step(network, ways["fast" if isinstance(name, int) else "plain"], blocks)
-            if repeat:  # the first is to warm up
-                found.append(took)
+
+    def cut(length: int) -> None:
+        network.segment_length = length
+        step(network, ways["fast"], blocks)
+
+    works: dict[str, Work] = {"plain": partial(step, network, ways["plain"], blocks)}
+    works |= {str(length): partial(cut, length) for length in sorted({*arguments.lengths, chosen})}
+    times = in_turn(works, repeats=arguments.repeats)
     print(f"{machine()}: {arguments.shape}, rank {arguments.rank}, batch {len(blocks[0])}; chosen: {chosen}")
     for name, found in times.items():
         ratio = statistics.median(a / b for a, b in zip(times["plain"], found, strict=True))

@@ -17,10 +17,10 @@ import sys
 import warnings
 from collections.abc import Callable
 from functools import partial
-from time import perf_counter
 
 import torch
 from peak import peak_gigabytes
+from timing import Work, in_turn, medians, that_work
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -31,14 +31,16 @@ from losa_cache.sidenet.operand import Block, Scaled, dense
 from losa_cache.sidenet.readout import First
 from losa_cache.train.room import saved_bytes
 
+TINY = "vit_digits"
 SHAPES = {
+    TINY: (8, 65, 96, 8),
     "vit_s": (12, 197, 384, 64),
     "vit_b": (12, 197, 768, 64),
     "vit_l": (24, 197, 1024, 32),
     "vit_h": (32, 257, 1280, 16),
     "vit_g": (40, 257, 1408, 8),
 }
-"""Blocks, tokens, channels, and a batch whose plain form fits 16 GB."""
+"""Blocks, tokens, channels, and a batch whose plain form fits 16 GB; the tiny one is for tests of the benchmarks."""
 Forward = Callable[[list[Tensor]], Tensor]
 
 
@@ -76,28 +78,19 @@ def codes(block: Tensor) -> Scaled:
     )
 
 
-def step(network: LoSA, forward: Forward, blocks: list[Tensor]) -> float:
-    """Time one forward and backward pass."""
-    started = perf_counter()
+def step(network: LoSA, forward: Forward, blocks: list[Tensor]) -> None:
+    """Take one forward and backward pass."""
     with torch.autocast(blocks[0].device.type, torch.bfloat16):
         y = forward(blocks)
     y.float().square().mean().backward()
     network.zero_grad()
-    if blocks[0].device.type == "cuda":
-        torch.cuda.synchronize()
-    return perf_counter() - started
 
 
-def stream_twice(blocks: list[Tensor], rank: int) -> float:
-    """Time the limit."""
-    weight = torch.randn(rank, blocks[0].shape[2], dtype=torch.bfloat16, device=blocks[0].device)
-    started = perf_counter()
+def stream_twice(blocks: list[Tensor], weight: Tensor) -> None:
+    """Do what no step can do without: multiply all block outputs by ``(rank, channels)``, twice."""
     for _ in range(2):
         for block in blocks:
             F.linear(block, weight)
-    if blocks[0].device.type == "cuda":
-        torch.cuda.synchronize()
-    return perf_counter() - started
 
 
 def peak(shape: str, rank: int, batch: int, form: str) -> float:
@@ -117,22 +110,17 @@ def compare(shape: str, rank: int, batch: int, repeats: int, *, compiled: bool) 
     coded: list[Block] = [*map(codes, blocks[:-1]), blocks[-1]]
     ways["int8, decoded"] = lambda _: network(dense(coded), First(network.tokens, 1))
     ways["int8, folded"] = lambda _: network(coded, First(network.tokens, 1))
-    times: dict[str, list[float]] = {name: [] for name in (*ways, "limit")}
-    for name, forward in list(ways.items()):
-        try:
-            step(network, forward, blocks)
-        except Exception as error:  # a compiler that cannot
-            print(f"  {name}: {type(error).__name__}")
-            del ways[name], times[name]
-    for _ in range(repeats):
-        for name, forward in ways.items():
-            times[name].append(step(network, forward, blocks))
-        times["limit"].append(stream_twice(blocks, rank))
+    weight = torch.randn(rank, network.width, dtype=torch.bfloat16, device=blocks[0].device)
+    works: dict[str, Work] = {name: partial(step, network, forward, blocks) for name, forward in ways.items()}
+    works, failed = that_work(works)
+    for name, reason in failed.items():
+        print(f"  {name}: {reason}")
+    times = in_turn({**works, "limit": partial(stream_twice, blocks, weight)}, repeats=repeats)
     known = (*blocks, *network.parameters())
     saved = {name: saved_bytes(partial(ways[name], blocks), known, torch.bfloat16) for name in ("plain", "fast")}
-    median = {name: statistics.median(found) for name, found in times.items()}
+    median = medians(times)
     print(f"{shape}, rank {rank}, batch {batch}: streaming twice {1e3 * median['limit']:.1f} ms")
-    for name in ways:
+    for name in works:
         over = statistics.median(a / b for a, b in zip(times[name], times["limit"], strict=True))
         gain = statistics.median(a / b for a, b in zip(times["plain"], times[name], strict=True))
         line = f"  {name:<14}{1e3 * median[name]:8.1f} ms {batch / median[name]:8.0f} images/s"
@@ -147,7 +135,7 @@ def compare(shape: str, rank: int, batch: int, repeats: int, *, compiled: bool) 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", nargs="*", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--shape", nargs="*", choices=SHAPES, default=[shape for shape in SHAPES if shape != TINY])
     parser.add_argument("--rank", nargs="*", type=int, default=[4, 16, 64])
     parser.add_argument("--batch-size", type=int, help="default: one that fits 16 GB in the plain form")
     parser.add_argument("--repeats", type=int, default=5)

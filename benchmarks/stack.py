@@ -11,10 +11,10 @@ import argparse
 import statistics
 from collections.abc import Callable
 from functools import partial
-from time import perf_counter
 
 import torch
 from side import SHAPES
+from timing import Work, in_turn
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -42,7 +42,8 @@ def adapters(shape: str, rank: int, count: int, device: torch.device, *, side: s
 def alone(adapter: Adapter, blocks: list[Tensor], labels: Tensor) -> Callable[[], None]:
     """Build the step of one trial, as ``losa-cache train`` takes it."""
     trained = [p for p in adapter.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-3, fused=True)
+    on_gpu = labels.device.type == "cuda"
+    optimizer = torch.optim.AdamW(trained, lr=1e-3, fused=True, capturable=on_gpu)  # as a graph wants it
 
     def step() -> None:
         with torch.autocast(labels.device.type, torch.bfloat16):
@@ -71,15 +72,6 @@ def together(members: list[Adapter], blocks: list[Tensor], labels: Tensor) -> Ca
     return step
 
 
-def seconds(step: Callable[[], object]) -> float:
-    """Time a step."""
-    started = perf_counter()
-    step()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return perf_counter() - started
-
-
 def multiply_adds(shape: str, rank: int, batch: int) -> float:
     """Count a trial's: products with b_i + y_0 there and back, and the corrections, once there and twice back."""
     depth, tokens, width, _ = SHAPES[shape]
@@ -104,18 +96,11 @@ def main() -> None:
     blocks = [torch.randn(shape, dtype=torch.bfloat16, device=device) for _ in range(depth)]
     labels = torch.randint(0, CLASSES, (arguments.batch_size,), device=device)
     square = torch.randn(2048, 2048, dtype=torch.bfloat16, device=device)
-    steps: dict[str, Callable[[], object]] = {
-        "one": alone(adapters(arguments.shape, arguments.rank, 1, device)[0], blocks, labels)
-    }
+    steps: dict[str, Work] = {"one": alone(adapters(arguments.shape, arguments.rank, 1, device)[0], blocks, labels)}
     for count in arguments.trials:
         steps[str(count)] = together(adapters(arguments.shape, arguments.rank, count, device), blocks, labels)
     steps["square"] = lambda: square @ square
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for repeat in range(arguments.repeats + 1):
-        for name, step in steps.items():
-            found = seconds(step)
-            if repeat:  # the first is to warm up
-                times[name].append(found)
+    times = in_turn(steps, repeats=arguments.repeats)
     rate = 2048**3 / statistics.median(times["square"])
     one = statistics.median(times["one"])
     print(f"{arguments.shape}, rank {arguments.rank}, batch {arguments.batch_size}: one trial {1e3 * one:.0f} ms")

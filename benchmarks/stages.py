@@ -27,10 +27,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from made_up import random_backbone
 from peak import peak_gigabytes
 from PIL import Image
 
-from losa_cache import TrainConfig, load_backbone, open_cache
+from losa_cache import TrainConfig, open_cache
 from losa_cache.allocator import keep_freed_memory
 from losa_cache.cache.precision import get_precision
 from losa_cache.cache.store import ActivationCache
@@ -54,7 +55,7 @@ Figures = dict[str, float]
 def forward(name: str, folder: Path, images: int) -> Figures:
     """Time the bare forward pass of the same model, batch and precision, on pixels that are already there."""
     device = choose_device()
-    backbone = load_backbone(name, weights="random").to(device)
+    backbone = random_backbone(name, device)
     pixels = torch.randint(0, 256, (BATCH, *backbone.input.size), dtype=torch.uint8, device=device)
     compute = backbone.compute_dtype(PRECISION)
 
@@ -90,35 +91,35 @@ def cached_epoch(residency: str) -> Callable[[str, Path, int], Figures]:
     """Time epochs of LoSA from the cache, kept there."""
 
     def measured(name: str, folder: Path, images: int) -> Figures:
-        return _epochs(name, folder, _cached(name, folder, residency), warm=None, epochs=2)
+        return epochs(name, folder, cached_source(name, folder, residency), warm=None, count=2)
 
     return measured
 
 
 def reading(name: str, folder: Path, images: int) -> Figures:
     """Time epochs in which nothing is trained."""
-    source = _cached(name, folder, "disk")
+    source = cached_source(name, folder, "disk")
     return _read(source, 1, 2)
 
 
 def training(name: str, folder: Path, images: int) -> Figures:
     """Time epochs in which nothing is read: one batch again and again."""
-    source = _cached(name, folder, "disk")
+    source = cached_source(name, folder, "disk")
     batch = next(iter(source.batches(_requests(source.cache, 0)[:1])))
-    return _epochs(name, folder, Again(batch), warm=None, epochs=2)
+    return epochs(name, folder, Again(batch), warm=None, count=2)
 
 
 def cold_reading(name: str, folder: Path, images: int) -> Figures:
     """Time a first epoch in which nothing is trained."""
-    _drop(folder / f"{name}.zarr")
-    return _read(_cached(name, folder, "disk"), 0, 1)
+    drop_pages(folder / f"{name}.zarr")
+    return _read(cached_source(name, folder, "disk"), 0, 1)
 
 
 def cold_epoch(name: str, folder: Path, images: int) -> Figures:
     """Time a first epoch from the disk, by a process that has trained before."""
     training(name, folder, images)
-    _drop(folder / f"{name}.zarr")
-    return _epochs(name, folder, _cached(name, folder, "disk"), warm=0, epochs=1)
+    drop_pages(folder / f"{name}.zarr")
+    return epochs(name, folder, cached_source(name, folder, "disk"), warm=0, count=1)
 
 
 class Again:
@@ -143,7 +144,7 @@ class Again:
         """Nothing is open."""
 
 
-def _cached(name: str, folder: Path, residency: str) -> CachedSource:
+def cached_source(name: str, folder: Path, residency: str) -> CachedSource:
     cache, device = open_cache(folder / f"{name}.zarr"), choose_device()
     points = cache.manifest.points
     return open_cached(cache, points, device, samples=cache.samples, passes=9, residency=residency, rank=16)
@@ -168,7 +169,7 @@ def _read(source: CachedSource, first: int, epochs: int) -> Figures:
     return {"seconds": seconds, "images_per_second": images / seconds, "gb_per_second": gigabytes / seconds}
 
 
-def _drop(store: Path) -> None:
+def drop_pages(store: Path) -> None:
     """Drop the pages of a store's files, which are synced, from the page cache."""
     for file in store.rglob("c.*"):
         handle = os.open(file, os.O_RDONLY)
@@ -183,10 +184,10 @@ def online_epoch(name: str, folder: Path, images: int) -> Figures:
     )
     points, encoding = inputs.manifest.points, get_precision(PRECISION).fit([], tokens=1, prefix=0)
     source = OnlineSource(inputs, points, encoding, points, workers=os.cpu_count() or 1)
-    return _epochs(name, folder, source, warm=BATCH, epochs=1)
+    return epochs(name, folder, source, warm=BATCH, count=1)
 
 
-def _epochs(name: str, folder: Path, source: Source, *, warm: int | None, epochs: int) -> Figures:
+def epochs(name: str, folder: Path, source: Source, *, warm: int | None, count: int) -> Figures:
     """Time epochs, after one of so many images (``None``: all)."""
     cache, device, config = (
         open_cache(folder / f"{name}.zarr"),
@@ -199,9 +200,9 @@ def _epochs(name: str, folder: Path, source: Source, *, warm: int | None, epochs
     if warm != 0:
         train_epoch(adapter, optimizer, source, cache.samples[:warm], config, epoch=0, autocast=autocast)
     started = perf_counter()
-    for epoch in range(1, 1 + epochs):
+    for epoch in range(1, 1 + count):
         train_epoch(adapter, optimizer, source, cache.samples, config, epoch=epoch, autocast=autocast)
-    seconds = (perf_counter() - started) / epochs
+    seconds = (perf_counter() - started) / count
     source.close()
     return {"seconds": seconds, "images_per_second": len(cache.samples) / seconds}
 
@@ -219,9 +220,9 @@ STAGES: dict[str, Callable[[str, Path, int], Figures]] = {
 }
 
 
-def limits(folder: Path) -> Figures:
-    """Measure memory copy and disk write with fsync, in GB/s."""
-    data = np.ones(2**29, dtype=np.uint8)
+def limits(folder: Path, size: int = 2**29) -> Figures:
+    """Measure memory copy and disk write with fsync, of so many bytes, in GB/s."""
+    data = np.ones(size, dtype=np.uint8)
     target = np.empty_like(data)
     copies, writes = [], []
     for _ in range(3):

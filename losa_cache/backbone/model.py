@@ -3,7 +3,7 @@
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -60,8 +60,7 @@ class Backbone:
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.name, self.input = name, input
-        self.weights = ("random:" if random else "") + f"sha256:{weights_hash(model, file)}"
-        self._file = file
+        self._random, self._file = random, file
         self.streamed: StreamedTrunk | None = None
         self._rounded: dict[torch.dtype, list[Rounded]] = {}
         self.device = torch.device("cpu")
@@ -111,6 +110,11 @@ class Backbone:
                 file=self._file,
             )
         return self
+
+    @cached_property
+    def weights(self) -> str:
+        """Hash of the weights, computed when it is first asked for."""
+        return ("random:" if self._random else "") + f"sha256:{weights_hash(self.model, self._file)}"
 
     @property
     def weight_bytes(self) -> int:

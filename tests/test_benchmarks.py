@@ -1,0 +1,81 @@
+"""The benchmark for GPUs, in tiny sizes: every part runs and tells what it is for."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu.py"
+WANTED = {
+    "card": {"card", "torch", "copy_gb_s", "read_gb_s", "matmul_tflops"},
+    "tests": {"summary", "failed"},
+    "step": {"shape", "rank", "batch", "ms", "limit_ms", "over_limit"},
+    "stacks": {"trials", "ms", "over_one"},
+    "extraction": {"backbone", "precision", "images_per_second"},
+    "residency": {"where", "images_per_second", "load_gb_per_second"},
+    "lora": {"method", "images_per_second"},
+    "video": {"method", "clips_per_second"},
+    "budget": {"budget", "images_per_second", "weights_gb"},
+}
+"""What at least one line of each part says."""
+PLACES = {"made", "device", "memory", "disk", "partial", "cold disk", "online"}
+
+
+def test_every_part_of_the_gpu_benchmark_runs_in_tiny_sizes(tmp_path):
+    file = tmp_path / "lines.jsonl"
+    command = [sys.executable, str(SCRIPT), "--tiny", "--minutes", "3", "--out", str(file)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # the work is too small to share
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=True)
+    assert file.read_text() == done.stdout
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert not [
+        line for line in lines if {"error", "cut", "out_of_memory"} & line.keys() and line.get("cut") is not False
+    ]
+    found = {part: [line for line in lines if line["part"] == part] for part in WANTED}
+    for part, keys in WANTED.items():
+        assert any(keys <= line.keys() for line in found[part]), part
+    assert {line["where"] for line in found["residency"] if "where" in line} == PLACES
+    (step,) = (line for line in found["step"] if "ms" in line)
+    assert step["ms"].keys() | step["left_out"].keys() >= {"eager", "kernels", "graph", "graph + kernels", "plain"}
+
+
+def watched(code: str, parts: list[str], grace: float) -> tuple[list[str], list[dict]]:
+    """What is left when a process that runs this code has been watched, and what came of it."""
+    spec = importlib.util.spec_from_file_location("gpu", SCRIPT)
+    gpu = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(gpu)
+    lines: list[dict] = []
+    left = gpu.measure([sys.executable, "-c", code], parts, lines.append, grace=grace)
+    return left, lines
+
+
+BEGINS = """print('a library says something')
+print('{"part": "card", "allotted_s": 0}', '{"part": "card", "figure": 1}', sep="\\n", flush=True)
+print('{"part": "step", "allotted_s": 0}', flush=True)
+import os, sys, time
+"""
+
+
+@pytest.mark.parametrize(
+    ("ending", "grace", "reason"),
+    [
+        ("print('no driver', file=sys.stderr); sys.exit(3)", 60, "ended with 3"),
+        ("os.kill(os.getpid(), 9)", 60, "ended with -9"),
+        ("time.sleep(99)", 1, "took too long"),
+    ],
+)
+def test_a_part_that_hangs_or_dies_costs_itself_alone(ending, grace, reason):
+    left, lines = watched(BEGINS + ending, ["card", "step", "stacks"], grace)
+    assert left == ["stacks"]
+    assert {"part": "card", "figure": 1} in lines
+    assert lines[-1]["part"] == "step"
+    assert reason in lines[-1]["error"]
+    assert ("no driver" in lines[-1]["said"]) == (grace == 60 and "driver" in ending)
+
+
+def test_nothing_is_left_of_a_process_that_ends_well():
+    assert watched(BEGINS, ["card", "step"], 60)[0] == []
