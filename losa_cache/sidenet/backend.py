@@ -14,7 +14,7 @@ from losa_cache.fastest import fastest, why_not_triton
 from losa_cache.sidenet.chain import Chain
 from losa_cache.sidenet.fast import Backend, TorchBackend
 from losa_cache.sidenet.operand import Block
-from losa_cache.sidenet.packed import Packed, pack
+from losa_cache.sidenet.packed import Packed
 from losa_cache.sidenet.products import CHANNEL, TOKEN
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ _known: dict[str, str] = {}
 def use_backend(name: str) -> Iterator[None]:
     """Compute by ``"torch"`` or ``"triton"`` within this context, whatever is faster: for tests and benchmarks.
 
-    On a CPU the kernels run where Triton interprets them (``TRITON_INTERPRET=1``).
+    What the kernels cannot read is left to torch all the same. On a CPU the kernels run where Triton interprets them (``TRITON_INTERPRET=1``).
     """
     token = _asked.set(name)
     try:
@@ -47,13 +47,15 @@ def choose_backend(chain: Chain, layers: tuple[Packed, Packed], blocks: Sequence
     Args:
         chain, layers, blocks, start: as of :func:`losa_cache.sidenet.fast.refine`.
     """
-    if (asked := _asked.get()) is not None:
-        return TORCH if asked == "torch" else _triton()
-    if chain.dtype not in HALVES or len(start) > 1 or why_not_triton(start.device) is not None:
+    asked = _asked.get()
+    usable = chain.dtype in HALVES and why_not_triton(start.device) is None
+    if asked == "torch" or not (usable or asked == "triton"):
         return TORCH
     triton = _triton()
     if not triton.reads(blocks, start):
         return TORCH
+    if asked == "triton":
+        return triton
     what = _describe(chain, layers, blocks, start)
     if what not in _known:
         ways = {
@@ -87,7 +89,7 @@ def _step(
     backend: Backend, chain: Chain, layers: tuple[Packed, Packed], blocks: Sequence[Block], start: Tensor
 ) -> None:
     """Compute the part of a training step in which backends differ."""
-    w = pack(chain, layers)[0].to(chain.dtype)
+    w, _, _ = backend.pack(chain, layers, backend.filled(chain, start.shape[2]))
     inner, states, _, base = backend.forward(chain, blocks, start, w)
     grads = (torch.ones_like(states[CHANNEL]), torch.ones_like(states[TOKEN]))
     backend.backward(chain, blocks, base, inner, grads, w)

@@ -6,7 +6,6 @@ from functools import cache
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from losa_cache.sidenet.products import CHANNEL, TOKEN
 from losa_cache.sidenet.readout import Readout
@@ -73,24 +72,6 @@ class Weights:
         """Convert all, and lay them out in order."""
         return Weights.of([tensor.to(dtype).contiguous() for tensor in self.tensors()])
 
-    def filled(self, length: int) -> "Weights":
-        """Fill up what lies along the tokens with zeros, to this length."""
-        return Weights(
-            (self.down[CHANNEL], _filled(self.down[TOKEN], length)),
-            (self.up[CHANNEL], _filled(self.up[TOKEN], length)),
-            self.pairs,
-            (_filled(self.shift[CHANNEL], length), self.shift[TOKEN]),
-        )
-
-    def cut(self, length: int) -> "Weights":
-        """Leave out what :meth:`filled` adds."""
-        return Weights(
-            (self.down[CHANNEL], self.down[TOKEN][..., :length]),
-            (self.up[CHANNEL], self.up[TOKEN][..., :length]),
-            self.pairs,
-            (self.shift[CHANNEL][..., :length], self.shift[TOKEN]),
-        )
-
     def tensors(self) -> tuple[Tensor, ...]:
         """All of them."""
         return (*self.down, *self.up, *self.pairs, *self.shift)
@@ -99,7 +80,3 @@ class Weights:
     def of(cls, tensors: Sequence[Tensor]) -> "Weights":
         """Put :meth:`tensors` together again."""
         return cls(*zip(tensors[::2], tensors[1::2], strict=True))
-
-
-def _filled(x: Tensor, length: int) -> Tensor:
-    return x if x.shape[-1] == length else functional.pad(x, (0, length - x.shape[-1]))

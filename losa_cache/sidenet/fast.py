@@ -30,7 +30,7 @@ from torch.autograd.function import once_differentiable
 
 from losa_cache.sidenet.chain import Chain, Pair, Weights
 from losa_cache.sidenet.operand import Block, Operand, operand
-from losa_cache.sidenet.packed import Packed, Sums, pack, unpack
+from losa_cache.sidenet.packed import Gradients, Packed, Sums, pack, unpack
 from losa_cache.sidenet.products import CHANNEL, TOKEN, correlate, project, update, wide
 
 
@@ -45,6 +45,28 @@ class Backend(Protocol):
 
     def filled(self, chain: Chain, tokens: int) -> int:
         """Say to how many tokens states are filled up, so that rows of them begin at whole words of memory."""
+        ...
+
+    def pack(
+        self, chain: Chain, layers: tuple[Packed, Packed], filled: int
+    ) -> tuple[Weights, tuple[Tensor, ...], Pair]:
+        """Make the matrices of a chain from its parameters (:func:`losa_cache.sidenet.packed.pack`).
+
+        Args:
+            chain: the plan.
+            layers: parameters by kind.
+            filled: as of :meth:`filled`.
+
+        Returns:
+            the matrices, in ``chain.dtype``; what :meth:`unpack` needs of the way there; and what all output biases add
+            to y_k, ``(S, d)`` to every token and ``(S, n)`` to every channel.
+        """
+        ...
+
+    def unpack(
+        self, chain: Chain, layers: tuple[Packed, Packed], kept: tuple[Tensor, ...], gradients: Gradients
+    ) -> tuple[Packed, Packed]:
+        """Give the gradients of the parameters (:func:`losa_cache.sidenet.packed.unpack`)."""
         ...
 
     def forward(
@@ -111,15 +133,14 @@ class _Refine(torch.autograd.Function):
     def forward(
         ctx: Any, backend: Backend, chain: Chain, blocks: list[Block], start: Tensor, *parameters: Tensor
     ) -> Tensor:
-        weights, sums, total = pack(chain, _layers(parameters))
+        filled = backend.filled(chain, start.shape[2])
+        w, kept, total = backend.pack(chain, _layers(parameters), filled)
         shift = chain.readout.select(total[TOKEN])[..., None] + total[CHANNEL][:, None]
-        length = backend.filled(chain, start.shape[2])
-        chain = replace(chain, readout=chain.readout.filled(length))
-        w = weights.to(chain.dtype).filled(length)
+        chain = replace(chain, readout=chain.readout.filled(filled))
         inner, states, cross, base = backend.forward(chain, blocks, start, w)
-        ctx.backend, ctx.chain, ctx.blocks = backend, chain, blocks
-        kept = states if backend.keeps_states else ()
-        ctx.save_for_backward(base, *inner, *cross, *w.tensors(), *sums.tensors(), *parameters, *kept)
+        ctx.backend, ctx.chain, ctx.blocks, ctx.kept = backend, chain, blocks, len(kept)
+        again = states if backend.keeps_states else ()
+        ctx.save_for_backward(base, *inner, *cross, *w.tensors(), *parameters, *kept, *again)
         return chain.readout.read(start, states, w.up, shift)
 
     @staticmethod
@@ -138,29 +159,23 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     chain: Chain = ctx.chain
     readout = chain.readout
     base, *saved = ctx.saved_tensors
-    inner, cross, matrices, sums, parameters = saved[:2], saved[2:4], saved[4:12], saved[12:20], saved[20:30]
-    w, tokens = Weights.of(matrices), base.shape[2]
-    g = gradient.to(chain.dtype)
-    states = tuple(saved[30:]) or tuple(map(torch.ops.aten.gelu, inner))
+    inner, cross, w, parameters = saved[:2], saved[2:4], Weights.of(saved[4:12]), saved[12:22]
+    kept, again = saved[22 : 22 + ctx.kept], saved[22 + ctx.kept :]
+    tokens, g = base.shape[2], gradient.to(chain.dtype)
+    states = tuple(again) or tuple(map(torch.ops.aten.gelu, inner))
     grads = (readout.pull(CHANNEL, g, w.up[CHANNEL]), readout.pull(TOKEN, g, w.up[TOKEN]))
     down, back = ctx.backend.backward(chain, ctx.blocks, base, inner, grads, w)
-    up = readout.correlate(g, states)
-    found = Weights(
-        (
-            down[CHANNEL] + _through_cross(back[TOKEN], states[TOKEN]),
-            down[TOKEN] + _through_cross(back[CHANNEL], states[CHANNEL]),
-        ),
-        (
-            up[CHANNEL] + _through_cross(cross[TOKEN], grads[TOKEN]),
-            up[TOKEN] + _through_cross(cross[CHANNEL], grads[CHANNEL]),
-        ),
+    rows = gradient.sum(1)
+    gradients = Gradients(
+        down,
+        (_through_cross(back[TOKEN], states[TOKEN]), _through_cross(back[CHANNEL], states[CHANNEL])),
+        readout.correlate(g, states),
+        (_through_cross(cross[TOKEN], grads[TOKEN]), _through_cross(cross[CHANNEL], grads[CHANNEL])),
         (_sum_products(grads[CHANNEL], states[CHANNEL]), _sum_products(grads[TOKEN], states[TOKEN])),
         (grads[CHANNEL].sum(2, dtype=wide(g)), grads[TOKEN].sum(2, dtype=wide(g))),
+        (rows.sum(1), readout.spread(rows.sum(2))[:, :tokens].contiguous()),
     )
-    layers = _layers(parameters)
-    rows = gradient.sum(1)
-    total = (rows.sum(1), readout.spread(rows.sum(2))[:, :tokens])
-    unpacked = unpack(chain, layers, Sums.of(sums), found.cut(tokens).to(layers[CHANNEL].down.dtype), total)
+    unpacked = ctx.backend.unpack(chain, _layers(parameters), tuple(kept), gradients)
     d_start = None
     if ctx.needs_input_grad[3]:
         d_start = (readout.pull_start(gradient) + update(grads, w.down))[:, :, :tokens]
@@ -180,6 +195,19 @@ class TorchBackend:
     def filled(self, chain: Chain, tokens: int) -> int:
         """Fill up nothing."""
         return tokens
+
+    def pack(
+        self, chain: Chain, layers: tuple[Packed, Packed], filled: int
+    ) -> tuple[Weights, tuple[Tensor, ...], Pair]:
+        """Pack by torch's operations."""
+        weights, sums, total = pack(chain, layers)
+        return weights.to(chain.dtype), sums.tensors(), total
+
+    def unpack(
+        self, chain: Chain, layers: tuple[Packed, Packed], kept: tuple[Tensor, ...], gradients: Gradients
+    ) -> tuple[Packed, Packed]:
+        """Unpack by torch's operations."""
+        return unpack(chain, layers, Sums.of(kept), gradients)
 
     def forward(
         self, chain: Chain, blocks: Sequence[Block], start: Tensor, w: Weights

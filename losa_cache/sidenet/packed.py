@@ -65,6 +65,32 @@ class Sums:
         return cls(*zip(tensors[::2], tensors[1::2], strict=True))
 
 
+@dataclass(frozen=True)
+class Gradients:
+    """Gradients of the matrices of a chain, by kind; what lies along the tokens may be longer than n.
+
+    Attributes:
+        down, down_cross: of W_d, ``(S, L * r, m)``, as a sum of two.
+        up, up_cross: of alpha W_u, likewise.
+        pairs: ``(S, L * r, L * r)``, of which only what belongs to j < i is meant.
+        shift: ``(S, L * r, q)``, in float32 or wider.
+        total: of the sum of all output biases, ``(S, m)``.
+    """
+
+    down: Pair
+    down_cross: Pair
+    up: Pair
+    up_cross: Pair
+    pairs: Pair
+    shift: Pair
+    total: Pair
+
+    def contiguous(self) -> "Gradients":
+        """Lay all out in order."""
+        pairs = (getattr(self, field.name) for field in fields(self))
+        return Gradients(*((x.contiguous(), y.contiguous()) for x, y in pairs))
+
+
 def pack(chain: Chain, layers: tuple[Packed, Packed]) -> tuple[Weights, Sums, Pair]:
     """Make the matrices of a chain.
 
@@ -91,33 +117,26 @@ def pack(chain: Chain, layers: tuple[Packed, Packed]) -> tuple[Weights, Sums, Pa
     return weights, Sums(_pair(ups), _pair(alongs), _pair(acrosses), _pair(rows)), total
 
 
-def unpack(
-    chain: Chain, layers: tuple[Packed, Packed], sums: Sums, gradient: Weights, total: Pair
-) -> tuple[Packed, Packed]:
-    """Give the gradients of the parameters from those of :func:`pack`'s results.
-
-    Args:
-        chain, layers, sums: as there.
-        gradient: of the matrices; of ``pairs`` also what is never used.
-        total: of what the output biases add up to.
-    """
+def unpack(chain: Chain, layers: tuple[Packed, Packed], sums: Sums, gradients: Gradients) -> tuple[Packed, Packed]:
+    """Give the gradients of the parameters from those of :func:`pack`'s results; other arguments as there."""
     downs, ups, alongs, acrosses, constants = [], [], [], [], []
     for kind, own in enumerate(layers):
-        shape = own.down.shape
+        shape, wide = own.down.shape, own.down.dtype
         used = chain.earlier(kind, kind, own.down).repeat_interleave(chain.rank, 0).repeat_interleave(chain.rank, 1)
-        pairs = gradient.pairs[kind] * used
-        shift = gradient.shift[kind].unflatten(1, shape[1:3])
+        pairs = gradients.pairs[kind].to(wide) * used
+        shift = gradients.shift[kind].to(wide).unflatten(1, shape[1:3])
         constant = shift.sum(-1)
         row = (shift @ sums.across[kind][..., None]).squeeze(-1)
-        down = torch.baddbmm(gradient.down[kind], pairs, sums.up[kind]).view(shape)
-        downs.append(down.addcmul_(constant[..., None], sums.along[kind][:, :, None]).add_(row[..., None]))
-        ups.append(torch.baddbmm(gradient.up[kind], pairs.mT, own.down.flatten(1, 2)).view(shape))
+        down = torch.baddbmm((gradients.down[kind] + gradients.down_cross[kind]).to(wide), pairs, sums.up[kind])
+        downs.append(down.view(shape).addcmul_(constant[..., None], sums.along[kind][:, :, None]).add_(row[..., None]))
+        up = (gradients.up[kind] + gradients.up_cross[kind]).to(wide)
+        ups.append(torch.baddbmm(up, pairs.mT, own.down.flatten(1, 2)).view(shape))
         alongs.append((constant[..., None, :] @ own.down).squeeze(2))
         acrosses.append((sums.row[kind][..., None, :] @ shift).squeeze(2))
         constants.append(constant)
     found = []
     for kind, own in enumerate(layers):
-        bias = chain.earlier(kind, kind, own.down).mT @ alongs[kind] + total[kind][:, None]
+        bias = chain.earlier(kind, kind, own.down).mT @ alongs[kind] + gradients.total[kind][:, None]
         bias += chain.earlier(1 - kind, kind, own.down).mT @ acrosses[1 - kind]
         scale = (ups[kind] * own.up).sum((2, 3)) + (bias * own.up_bias).sum(2)
         up = torch.mul(ups[kind], own.scale[..., None, None], out=torch.empty_like(own.up))  # in its order of axes

@@ -8,11 +8,13 @@ from torch import Tensor
 
 from losa_cache.sidenet.chain import Chain, Pair, Weights
 from losa_cache.sidenet.fast import no_cross
+from losa_cache.sidenet.kernels import parameters
 from losa_cache.sidenet.kernels.states import follow
 from losa_cache.sidenet.kernels.stream import correlate, project
 from losa_cache.sidenet.kernels.tiles import TILES, Tiles
 from losa_cache.sidenet.kernels.values import readable
 from losa_cache.sidenet.operand import Block
+from losa_cache.sidenet.packed import Gradients, Packed
 from losa_cache.sidenet.products import CHANNEL, TOKEN
 from losa_cache.sidenet.readout import Whole
 
@@ -36,6 +38,18 @@ class TritonBackend:
     def filled(self, chain: Chain, tokens: int) -> int:
         """Fill up to whole words, unless all of y_k is asked for, which has n tokens."""
         return tokens if isinstance(chain.readout, Whole) else -(-tokens // WORD) * WORD
+
+    def pack(
+        self, chain: Chain, layers: tuple[Packed, Packed], filled: int
+    ) -> tuple[Weights, tuple[Tensor, ...], Pair]:
+        """Pack by a launch a kind."""
+        return parameters.pack(chain, layers, filled, self.tiles)
+
+    def unpack(
+        self, chain: Chain, layers: tuple[Packed, Packed], kept: tuple[Tensor, ...], gradients: Gradients
+    ) -> tuple[Packed, Packed]:
+        """Unpack by two launches a kind."""
+        return parameters.unpack(chain, layers, kept, gradients, self.tiles)
 
     @staticmethod
     def reads(blocks: Sequence[Block], start: Tensor) -> bool:

@@ -26,12 +26,12 @@ class Tiles:
     project_channel: Tile = field(default_factory=lambda: {"tokens": 64, "step": 64, "num_warps": 4, "num_stages": 3})
     project_token: Tile = field(default_factory=lambda: {"channels": 128, "step": 32, "num_warps": 4, "num_stages": 3})
     correlate_channel: Tile = field(
-        default_factory=lambda: {"channels": 128, "step": 64, "num_warps": 4, "num_stages": 3}
+        default_factory=lambda: {"channels": 128, "step": 32, "num_warps": 4, "num_stages": 3}
     )
     correlate_token: Tile = field(default_factory=lambda: {"tokens": 64, "step": 64, "num_warps": 4, "num_stages": 3})
     follow: Tile = field(
         default_factory=lambda: {
-            "lines": 32, "step": 128, "columns": 256, "inner_step": 32, "num_warps": 8, "num_stages": 3, "maxnreg": 128,
+            "lines": 64, "step": 128, "columns": 256, "inner_step": 32, "num_warps": 4, "num_stages": 3,
         }
     )  # fmt: skip
     programs: int = 528
