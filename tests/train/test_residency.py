@@ -18,6 +18,7 @@ from losa_cache.errors import UserError
 from losa_cache.extract.extract import extract
 from losa_cache.points import tapped_points
 from losa_cache.sidenet.operand import Gathered, Scaled, dense
+from losa_cache.train import load
 from losa_cache.train.batch import Request
 from losa_cache.train.cached import CachedSource, open_cached
 from losa_cache.train.feed import Slots
@@ -139,6 +140,8 @@ def test_a_place_that_is_too_small_is_refused_in_a_sentence(asked):
 @pytest.mark.parametrize("worth", [0, 2], ids=["plain", "compressed"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8", "int4", "predict:2"])
 def test_every_place_gives_the_same_batches(precision, worth, tmp_path, monkeypatch):
+    monkeypatch.setattr(load, "STAGE_BYTES", 1)  # rows are loaded two by two
+    monkeypatch.setattr(load, "default_workers", lambda: 2)
     monkeypatch.setattr(compression, "WORTH_BYTES", 0)
     monkeypatch.setattr(compression, "WORTH_RATIO", worth)
     cache = extract(
