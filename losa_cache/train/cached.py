@@ -41,6 +41,7 @@ def open_cached(
     residency: str = "auto",
     seed: int = 0,
     rank: int = 0,
+    batch_size: int = 0,
 ) -> "CachedSource":
     """Choose a residency, say why, and open the source.
 
@@ -48,6 +49,7 @@ def open_cached(
         samples: numbers of all that will be asked for.
         passes: times that each will be.
         residency: as asked for (:func:`choose_residency`).
+        batch_size: samples of the largest batch that will be asked for, as far as it is known.
         cache, points, device, seed, rank: as of :class:`CachedSource`.
 
     Raises:
@@ -57,13 +59,15 @@ def open_cached(
     count = len(samples) * cache.manifest.views
     planes = precision.planes([cache.manifest.points.index(point) for point in points])
     plain = precision.dtype == precision.stored_dtype or (rank > 0 and precision.folds)
+    sample = len(planes) * cache.layout.block_bytes
     room = Room(
-        stored=count * len(planes) * cache.layout.block_bytes,
+        stored=count * sample,
         decoded=None if plain else count * len(points) * tokens * width * precision.dtype.itemsize,
         device=None if device.type == "cpu" else available_memory(device),
         memory=available_memory(torch.device("cpu")),
         passes=passes,
         remote=cache.remote,
+        batch=batch_size * sample,
     )
     chosen = choose_residency(residency, room)
     log.info(chosen.reason)

@@ -1,5 +1,6 @@
 """Where block outputs are kept changes nothing but time."""
 
+import re
 import subprocess
 import sys
 import time
@@ -113,6 +114,9 @@ def test_what_does_not_fit_the_device_whole_is_split_and_said():
     found = choose_residency("device", room(stored=52 * GB, decoded=99 * GB, device=45 * GB, memory=100 * GB))
     assert found.reason == "31.5 GB of 52.0 GB are kept in the device's memory, the rest in the host's."
     assert not found.decoded
+    crossing = choose_residency("device", room(stored=52 * GB, device=45 * GB, memory=100 * GB, batch=3 * GB))
+    assert crossing.reason.startswith("25.5 GB of 52.0 GB")
+    assert crossing.share == pytest.approx(25.5 / 52)
     assert choose_residency("auto", room(device=GB // 5, memory=3 * GB)).reason.endswith(
         "only 1.8 GB of memory may be taken, and 140.0 MB of the device's."
     )
@@ -265,6 +269,14 @@ def test_what_is_chosen_is_said(tiny_cache, caplog):
         "14.7 kB are kept in memory.",
         "14.7 kB are read from disk: every sample is read once.",
     ]
+
+
+def test_what_was_loaded_is_said_where_it_is_much(tiny_cache, caplog, monkeypatch):
+    caplog.set_level("INFO", "losa_cache")
+    monkeypatch.setattr(load, "WORTH_SAYING", 0)
+    CachedSource(tiny_cache, tapped_points("block", [4]), CPU, residency=Residency("split", share=0.5)).close()
+    sizes = [re.fullmatch(r"(\d+\.\d) kB were loaded in \d+\.\d s \(\d+\.\d GB/s\)\.", m) for m in caplog.messages]
+    assert [found and float(found[1]) for found in sizes] == [7.0, 7.7]  # of 23 samples 11 lie on the device
 
 
 def test_a_damaged_chunk_is_named_when_it_is_loaded(tiny_cache):
