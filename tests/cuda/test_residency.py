@@ -129,8 +129,9 @@ def test_a_batch_lies_at_few_addresses(place, precision, tmp_path, gpu):
     source.close()
 
 
-def test_a_run_ends_alike_wherever_its_cache_was_kept(tmp_path, monkeypatch):
-    cache = tiny("float32", tmp_path)
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_a_run_ends_alike_wherever_its_cache_was_kept(precision, tmp_path, monkeypatch):
+    cache = tiny(precision, tmp_path)
     options = {"rank": 4, "epochs": 3, "lr": 0.01, "batch_size": 8, "val_fraction": 0.3, "device": "cuda"}
     ends = [
         lc.train(cache, out=tmp_path / place, residency=place, **options).adapter.trained_state()
