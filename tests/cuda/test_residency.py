@@ -14,7 +14,7 @@ from losa_cache.sidenet.operand import Gathered, dense
 from losa_cache.train import cached, load
 from losa_cache.train.batch import Request
 from losa_cache.train.cached import CachedSource
-from losa_cache.train.residency import Residency
+from losa_cache.train.residency import DEVICE_SHARE, Residency
 from tests.conftest import tiny_backbone, tiny_samples
 
 pytestmark = pytest.mark.cuda
@@ -130,15 +130,18 @@ def test_a_batch_lies_at_few_addresses(place, precision, tmp_path, gpu):
 
 
 @pytest.mark.parametrize("precision", ["float32", "int8"])
-def test_a_run_ends_alike_wherever_its_cache_was_kept(precision, tmp_path, monkeypatch):
+def test_a_run_ends_alike_wherever_its_cache_was_kept(precision, tmp_path, monkeypatch, caplog):
     cache = tiny(precision, tmp_path)
     options = {"rank": 4, "epochs": 3, "lr": 0.01, "batch_size": 8, "val_fraction": 0.3, "device": "cuda"}
     ends = [
         lc.train(cache, out=tmp_path / place, residency=place, **options).adapter.trained_state()
         for place in ("device", "memory", "disk")
     ]
-    monkeypatch.setattr(cached, "available_memory", lambda device: 10**9 if device.type == "cpu" else 40_000)
+    nearly = int(0.95 * 23 * 4 * cache.layout.block_bytes / DEVICE_SHARE)
+    monkeypatch.setattr(cached, "available_memory", lambda device: 10**9 if device.type == "cpu" else nearly)
+    caplog.set_level("INFO", "losa_cache")
     ends.append(lc.train(cache, out=tmp_path / "split", residency="device", **options).adapter.trained_state())
+    assert any(said.endswith("are kept in the device's memory, the rest in the host's.") for said in caplog.messages)
     for other in ends[1:]:
         assert all(torch.equal(ends[0][name], other[name]) for name in other)
 
