@@ -208,10 +208,12 @@ def test_a_batch_is_not_overwritten_before_the_next_is_asked_for(tiny_cache):
 
 
 def test_memory_of_batches_is_never_used_for_anything_else():
-    slots, ranges = Slots(1, (2, 1000), torch.uint8, CPU), []
-    for rows in (1, 1, 3, 2, 60, 61):
+    slots, ranges = Slots(1, (2, 1001), torch.uint8, CPU), []
+    for rows in (1, 1, 17, 16, 60, 65):
         slots.grow(rows)
         planes = slots.planes(0, rows)
+        assert [plane.shape for plane in planes] == [(rows, 1001)] * 2
+        assert all(plane.data_ptr() % 16 == 0 for plane in planes)
         ranges.append({(at.data_ptr(), at.data_ptr() + at.nbytes) for at in planes})
     assert ranges[0] == ranges[1]
     for end, start in pairwise(sorted(set.union(*ranges[1:3], *ranges[4:]))):
