@@ -1,6 +1,7 @@
 """Where to compute, and with how many helpers."""
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -41,3 +42,13 @@ def has_bfloat16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return device.type == "cpu" and bool(capabilities.get("avx512_bf16"))
+
+
+def side_stream(device: torch.device) -> torch.cuda.Stream | None:
+    """Give a new stream of a GPU; ``None`` of a CPU, where everything is done at once."""
+    return torch.cuda.Stream(device) if device.type == "cuda" else None
+
+
+def on_stream(stream: torch.cuda.Stream | None) -> AbstractContextManager[object]:
+    """Ask for what a GPU does in this context on a stream."""
+    return nullcontext() if stream is None else torch.cuda.stream(stream)

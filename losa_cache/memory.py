@@ -6,12 +6,14 @@ import re
 import resource
 import weakref
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from losa_cache.device import default_workers
 from losa_cache.errors import UserError
 
 LOCKED_IN_PLACE = 2**28  # bytes: torch's own page-locked memory is rounded up to a power of two
@@ -66,6 +68,8 @@ def _pages(nbytes: int, *, locked: bool) -> NDArray[np.uint8]:
     start = -whole.ctypes.data % mmap.PAGESIZE
     own = whole[start : start + size]
     if locked:
+        with ThreadPoolExecutor(default_workers()) as threads:  # CUDA would have one thread ask for every page
+            list(threads.map(lambda part: part[:: mmap.PAGESIZE].fill(0), np.array_split(own, default_workers())))
         address, runtime = own.ctypes.data, torch.cuda.cudart()
         if (error := int(runtime.cudaHostRegister(address, size, 0))) != 0:
             raise UserError(

@@ -106,15 +106,17 @@ class Operand(Protocol):
 
 def operand(block: Block, dtype: torch.dtype, start: Tensor | None) -> Operand:
     """Choose the operand for a block, and for y_0 ``(batch, n, d)`` where it is to be added first."""
-    if isinstance(block, Tensor | Gathered) or start is not None:
-        return Dense(dense([block])[0], dtype, start)
+    if isinstance(block, Tensor | Gathered):
+        return Dense(block, dtype, start)
+    if start is not None:
+        return Dense(block.dense(), dtype, start)
     return Folded(block, dtype) if isinstance(block, Scaled) else Factored(block, dtype)
 
 
 class Dense:
-    """A tensor, with y_0 added anew whenever it is read: the sum is never kept."""
+    """A tensor, or rows of one, with y_0 added anew whenever it is read: neither rows nor sum are ever kept."""
 
-    def __init__(self, block: Tensor, dtype: torch.dtype, start: Tensor | None) -> None:
+    def __init__(self, block: Tensor | Gathered, dtype: torch.dtype, start: Tensor | None) -> None:
         self._block, self._dtype, self._start = block, dtype, start
 
     def add_product(self, kind: int, out: Tensor, weight: Tensor) -> None:
@@ -126,7 +128,8 @@ class Dense:
         return correlate(kind, self._values(), states)
 
     def _values(self) -> Tensor:
-        return (self._block if self._start is None else self._block + self._start).to(self._dtype)[None]
+        (block,) = dense([self._block])
+        return (block if self._start is None else block + self._start).to(self._dtype)[None]
 
 
 class Folded:

@@ -16,7 +16,7 @@ from losa_cache.cache.roof import disk_speed, memory_speed
 from losa_cache.cache.store import ActivationCache
 from losa_cache.device import default_workers
 from losa_cache.memory import available_memory
-from losa_cache.sidenet.operand import Block, Product, Scaled, dense
+from losa_cache.sidenet.operand import Block, Gathered, Product, Scaled, dense
 from losa_cache.train.account import Roof
 from losa_cache.train.batch import Batch, Request
 from losa_cache.train.feed import DeviceFeed, Feed, HostFeed, joined, longest
@@ -41,6 +41,7 @@ def open_cached(
     residency: str = "auto",
     seed: int = 0,
     rank: int = 0,
+    batch_size: int = 0,
 ) -> "CachedSource":
     """Choose a residency, say why, and open the source.
 
@@ -48,6 +49,7 @@ def open_cached(
         samples: numbers of all that will be asked for.
         passes: times that each will be.
         residency: as asked for (:func:`choose_residency`).
+        batch_size: samples of the largest batch that will be asked for, as far as it is known.
         cache, points, device, seed, rank: as of :class:`CachedSource`.
 
     Raises:
@@ -57,13 +59,15 @@ def open_cached(
     count = len(samples) * cache.manifest.views
     planes = precision.planes([cache.manifest.points.index(point) for point in points])
     plain = precision.dtype == precision.stored_dtype or (rank > 0 and precision.folds)
+    sample = len(planes) * cache.layout.block_bytes
     room = Room(
-        stored=count * len(planes) * cache.layout.block_bytes,
+        stored=count * sample,
         decoded=None if plain else count * len(points) * tokens * width * precision.dtype.itemsize,
         device=None if device.type == "cpu" else available_memory(device),
         memory=available_memory(torch.device("cpu")),
         passes=passes,
         remote=cache.remote,
+        batch=batch_size * sample,
     )
     chosen = choose_residency(residency, room)
     log.info(chosen.reason)
@@ -121,11 +125,8 @@ class CachedSource:
             if filled.nbytes:
                 self._watch.add("reading", filled.seconds)
                 self._watch.add("gigabytes", filled.nbytes / 1e9)
-            blocks: list[Block] = list(filled.blocks)
-            fixed = True
-            if not self._plain:
-                with self._watch.computing("decode"):
-                    blocks, fixed = self._values(dense(filled.blocks), longest(rows))
+            with self._watch.computing("decode"):
+                blocks, fixed = self._values(filled.blocks, longest(rows))
             yield Batch(blocks, own, [self.cache.ids[row] for row in filled.rows], fixed)
 
     def spent(self) -> dict[str, float]:
@@ -172,11 +173,14 @@ class CachedSource:
             return LinkFeed(reader, shape, dtype, device, self._watch, hot=hot)
         return HostFeed(reader, shape, dtype)
 
-    def _values(self, stored: Sequence[Tensor], rows: int) -> tuple[list[Block], bool]:
-        """Decode, or hand on codes: y_0, the last, is a tensor in any case. Say whether all lie where they stay.
+    def _values(self, filled: Sequence[Tensor | Gathered], rows: int) -> tuple[list[Block], bool]:
+        """Decode, or hand on codes: y_0, the last, is none in any case. Say whether all lie where they stay.
 
         ``rows`` is the size of the largest batch that is to come.
         """
+        if self._plain:
+            return list(filled), True
+        stored = dense(filled)
         factors = self._encoding.factors(stored, rank=self._rank) if self._rank else None
         if factors is None:
             return list(self._encoding.decode(stored)), False

@@ -18,6 +18,7 @@ from losa_cache.train.in_memory import MemoryReader, Reader, gather
 from losa_cache.train.stopwatch import Stopwatch
 
 SLOTS = 2
+ALIGNED = 16  # bytes that a GPU reads at once: as many rows a plane, or a multiple, let every plane begin so
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Slots:
             return
         planes, *rest = self._shape
         with torch.inference_mode(False):  # an evaluation may ask first, or for more, and training reads them then
-            shape = (self._count, planes, rows, *rest)
+            shape = (self._count, planes, rows + -rows % ALIGNED, *rest)
             self._grown.append(allocate(shape, self._dtype, self._device, pin=self._pin))
 
     def planes(self, slot: int, rows: int) -> list[Tensor]:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from losa_cache.ahead import work_ahead
+from losa_cache.device import on_stream, side_stream
 from losa_cache.train.feed import SLOTS, Filled, Slots, longest
 from losa_cache.train.in_memory import MemoryReader, Reader, gather, in_words
 from losa_cache.train.stopwatch import Stopwatch
@@ -42,7 +43,7 @@ class LinkFeed:
     ) -> None:
         self._reader, self._hot, self._device, self._watch = reader, hot, device, watch
         cuda = device.type == "cuda"
-        self._stream = torch.cuda.Stream(device) if cuda else None
+        self._stream = side_stream(device)
         self._host = Slots(SLOTS, shape, dtype, reader.device, pin=cuda)
         self._there = Slots(SLOTS, shape, dtype, device)
         # of rows that lie here and there: a plane that has crossed, and where rows come from and go to
@@ -95,7 +96,7 @@ class LinkFeed:
         started = perf_counter()
         self._reader.read(rows[cold], host)
         seconds = perf_counter() - started
-        with torch.cuda.stream(self._stream):
+        with on_stream(self._stream):
             if self._stream is not None and (free := self._free[slot]) is not None:
                 self._stream.wait_event(free)
             if self._hot is None or len(cold) == len(rows):

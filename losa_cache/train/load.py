@@ -12,7 +12,7 @@ from torch import Tensor
 from losa_cache.ahead import work_ahead
 from losa_cache.cache.precision import Encoding
 from losa_cache.cache.reader import BlockReader
-from losa_cache.device import default_workers
+from losa_cache.device import default_workers, on_stream, side_stream
 from losa_cache.memory import allocate, readable_bytes
 from losa_cache.train.in_memory import MemoryReader
 
@@ -81,7 +81,7 @@ def _through_stages(
     size = max(1, min(len(rows), max(size, threads)))
     shape = (STAGES if cuda else 1, planes, size, layout.tokens, layout.columns)
     stages = allocate(shape, reader.cache.precision.stored_dtype, reader.device, pin=cuda)
-    stream = torch.cuda.Stream(device) if cuda else None
+    stream = side_stream(device)
     if stream is not None:
         stream.wait_stream(torch.cuda.current_stream(device))  # which may still use what ``kept`` was before
     sent: list[torch.cuda.Event | None] = [None] * len(stages)
@@ -98,7 +98,7 @@ def _through_stages(
 
     starts = range(0, len(rows), size)
     for at, targets in zip(starts, work_ahead(read, starts) if cuda else map(read, starts), strict=True):
-        with torch.cuda.stream(stream):
+        with on_stream(stream):
             found = targets
             if encoding is not None:
                 found = encoding.decode([target.to(device, non_blocking=True) for target in targets])

@@ -123,6 +123,7 @@ def from_cache(
         passes=passes,
         residency=residency,
         seed=config.seed,
+        batch_size=config.batch_size,
         rank=0 if config.side not in FOLD else trials * (config.rank if image else cache.manifest.width),
     )
     return Material(cache.manifest, frozen_tail(cache), layers, points, chosen, source, source)
@@ -223,7 +224,16 @@ def from_backbone(
     tail = inputs.backbone.tail
     if cache is not None:
         asked = chosen.held_out if online.share == 1 else np.concatenate([chosen.train, chosen.held_out])
-        cached = open_cached(cache, points, device, samples=asked, passes=passes, residency=residency, seed=config.seed)
+        cached = open_cached(
+            cache,
+            points,
+            device,
+            samples=asked,
+            passes=passes,
+            residency=residency,
+            seed=config.seed,
+            batch_size=config.batch_size,
+        )
         source = MixedSource(fresh, cached, online.share, len(manifest.classes))
         return Material(manifest, tail, layers, points, chosen, source, cached)
     held_out = len(chosen.held_out)

@@ -47,6 +47,7 @@ class Room:
         memory: available bytes of the host.
         passes: times that each is read.
         remote: the cache lies on a server.
+        batch: bytes of a batch as the cache's codes: two lie on the device while others cross to it.
     """
 
     stored: int
@@ -55,6 +56,7 @@ class Room:
     memory: int
     passes: int
     remote: bool = False
+    batch: int = 0
 
 
 def choose_residency(asked: str, room: Room) -> Residency:
@@ -80,9 +82,10 @@ def choose_residency(asked: str, room: Room) -> Residency:
     if asked == "device" or (kept and room.device is not None):
         if room.stored <= device:
             return _kept("device", device, room)
-        worth = asked == "device" or device >= WORTH_SPLITTING * room.stored
-        if worth and room.stored - device <= memory:
-            return _split(device, room)
+        part = max(0, device - 2 * room.batch)
+        worth = asked == "device" or part >= WORTH_SPLITTING * room.stored
+        if worth and room.stored - part <= memory:
+            return _split(part, room)
         if asked == "device":
             most = f"{readable_bytes(device)} on the device and, in the host's memory, {readable_bytes(memory)}"
             raise _too_large(asked, most, room)
@@ -123,10 +126,10 @@ def _kept(where: str, limit: int, room: Room) -> Residency:
     return Residency(where, decoded=decoded, reason=f"{readable_bytes(kept)} are kept in {place}{how}.")
 
 
-def _split(device: int, room: Room) -> Residency:
-    held, whole = readable_bytes(device), readable_bytes(room.stored)
+def _split(part: int, room: Room) -> Residency:
+    held, whole = readable_bytes(part), readable_bytes(room.stored)
     reason = f"{held} of {whole} are kept in the device's memory, the rest in the host's."
-    return Residency("split", share=device / room.stored, reason=reason)
+    return Residency("split", share=part / room.stored, reason=reason)
 
 
 def _too_large(where: str, most: str, room: Room) -> UserError:

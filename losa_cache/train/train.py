@@ -77,7 +77,8 @@ def train(
         out: run directory; by default ``runs/<data set>-<side>-<n>``.
         device: by default the GPU where there is one.
         residency: where what is read of the cache is kept: ``device``, ``memory``, ``disk``, or ``auto``, the fastest
-            of them that it fits. Results do not depend on it.
+            of them that it fits. ``device`` and ``auto`` keep part of it in the host's memory where a GPU's cannot hold
+            it whole. Results do not depend on it.
         stage: copy the cache into this folder first, unless it is there, and train from the copy.
         report: is given each epoch's metrics.
         progress: is given the epochs done, with their fraction, after every batch.

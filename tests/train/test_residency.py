@@ -1,5 +1,6 @@
 """Where block outputs are kept changes nothing but time."""
 
+import re
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from losa_cache.errors import UserError
 from losa_cache.extract.extract import extract
 from losa_cache.points import tapped_points
 from losa_cache.sidenet.operand import Gathered, Scaled, dense
+from losa_cache.train import load
 from losa_cache.train.batch import Request
 from losa_cache.train.cached import CachedSource, open_cached
 from losa_cache.train.feed import Slots
@@ -112,6 +114,9 @@ def test_what_does_not_fit_the_device_whole_is_split_and_said():
     found = choose_residency("device", room(stored=52 * GB, decoded=99 * GB, device=45 * GB, memory=100 * GB))
     assert found.reason == "31.5 GB of 52.0 GB are kept in the device's memory, the rest in the host's."
     assert not found.decoded
+    crossing = choose_residency("device", room(stored=52 * GB, device=45 * GB, memory=100 * GB, batch=3 * GB))
+    assert crossing.reason.startswith("25.5 GB of 52.0 GB")
+    assert crossing.share == pytest.approx(25.5 / 52)
     assert choose_residency("auto", room(device=GB // 5, memory=3 * GB)).reason.endswith(
         "only 1.8 GB of memory may be taken, and 140.0 MB of the device's."
     )
@@ -139,6 +144,8 @@ def test_a_place_that_is_too_small_is_refused_in_a_sentence(asked):
 @pytest.mark.parametrize("worth", [0, 2], ids=["plain", "compressed"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8", "int4", "predict:2"])
 def test_every_place_gives_the_same_batches(precision, worth, tmp_path, monkeypatch):
+    monkeypatch.setattr(load, "STAGE_BYTES", 1)  # rows are loaded two by two
+    monkeypatch.setattr(load, "default_workers", lambda: 2)
     monkeypatch.setattr(compression, "WORTH_BYTES", 0)
     monkeypatch.setattr(compression, "WORTH_RATIO", worth)
     cache = extract(
@@ -201,10 +208,12 @@ def test_a_batch_is_not_overwritten_before_the_next_is_asked_for(tiny_cache):
 
 
 def test_memory_of_batches_is_never_used_for_anything_else():
-    slots, ranges = Slots(1, (2, 1000), torch.uint8, CPU), []
-    for rows in (1, 1, 3, 2, 60, 61):
+    slots, ranges = Slots(1, (2, 1001), torch.uint8, CPU), []
+    for rows in (1, 1, 17, 16, 60, 65):
         slots.grow(rows)
         planes = slots.planes(0, rows)
+        assert [plane.shape for plane in planes] == [(rows, 1001)] * 2
+        assert all(plane.data_ptr() % 16 == 0 for plane in planes)
         ranges.append({(at.data_ptr(), at.data_ptr() + at.nbytes) for at in planes})
     assert ranges[0] == ranges[1]
     for end, start in pairwise(sorted(set.union(*ranges[1:3], *ranges[4:]))):
@@ -262,6 +271,14 @@ def test_what_is_chosen_is_said(tiny_cache, caplog):
         "14.7 kB are kept in memory.",
         "14.7 kB are read from disk: every sample is read once.",
     ]
+
+
+def test_what_was_loaded_is_said_where_it_is_much(tiny_cache, caplog, monkeypatch):
+    caplog.set_level("INFO", "losa_cache")
+    monkeypatch.setattr(load, "WORTH_SAYING", 0)
+    CachedSource(tiny_cache, tapped_points("block", [4]), CPU, residency=Residency("split", share=0.5)).close()
+    sizes = [re.fullmatch(r"(\d+\.\d) kB were loaded in \d+\.\d s \(\d+\.\d GB/s\)\.", m) for m in caplog.messages]
+    assert [found and float(found[1]) for found in sizes] == [7.0, 7.7]  # of 23 samples 11 lie on the device
 
 
 def test_a_damaged_chunk_is_named_when_it_is_loaded(tiny_cache):
