@@ -157,7 +157,7 @@ def test_encoding_and_decoding_can_be_captured_and_replayed_on_other_values(name
 
 
 @pytest.mark.parametrize("name", ["predict:1", *INTEGERS])
-def test_an_empty_batch_and_one_image(name, gpu):
+def test_an_empty_batch_and_one_image(name, gpu, chain):
     blocks = [block.to(gpu) for block in wide(4, 38, 64)]
     encoding = get_precision(name).fit(blocks, tokens=38, prefix=1).to(gpu)
     whole = EncodedBatch.of(encoding, blocks)
