@@ -39,13 +39,12 @@ GRIDS: dict[str, dict[str, list[int]]] = {
     "correlate_channel": {"channels": [64, 128, 256], "step": [32, 64], "num_warps": [4, 8], "num_stages": [3]},
     "correlate_token": {"tokens": [32, 64, 128], "step": [64, 128], "num_warps": [4, 8], "num_stages": [3]},
     "follow": {
-        "lines": [32, 64],
-        "step": [128],
-        "columns": [128, 256],
-        "inner_step": [32],
+        "lines": [64],
+        "step": [128, 256],
+        "columns": [256, 512],
+        "inner_step": [32, 64],
         "num_warps": [4, 8],
         "num_stages": [2, 3],
-        "maxnreg": [128, 255],
     },
 }
 Job = tuple[str, int, int, int, str, int, Tile]
@@ -80,13 +79,14 @@ def work_of(job: Job) -> tuple[Callable[[], object], int]:
     if name == "follow":
         return _both_ways(depth, rank, trials, batch, n, d, tiles, like), 0
     blocks = [torch.randn(batch, n, d, **like) for _ in range(layers)]
-    m, q = (d, n) if kind == CHANNEL else (n, d)
+    filled = -(-n // WORD) * WORD
+    m, q = (d, filled) if kind == CHANNEL else (filled, d)
     nbytes = sum(block.nbytes for block in blocks)
     if name.startswith("project"):
         weight = torch.randn(trials, layers * rank, m, **like)
-        return lambda: project(kind, blocks, blocks[-1], weight, n, tiles), nbytes
+        return lambda: project(kind, blocks, blocks[-1], weight, filled, tiles), nbytes
     states = torch.randn(trials, layers * rank, batch, q, **like)
-    return lambda: correlate(kind, blocks, blocks[-1], states, n, tiles), nbytes
+    return lambda: correlate(kind, blocks, blocks[-1], states, filled, tiles), nbytes
 
 
 def _both_ways(

@@ -32,7 +32,8 @@ _known: dict[str, str] = {}
 def use_backend(name: str) -> Iterator[None]:
     """Compute by ``"torch"`` or ``"triton"`` within this context, whatever is faster: for tests and benchmarks.
 
-    What the kernels cannot read is left to torch all the same. On a CPU the kernels run where Triton interprets them (``TRITON_INTERPRET=1``).
+    What the kernels cannot read is left to torch all the same. On a CPU the kernels run where Triton interprets them
+    (``TRITON_INTERPRET=1``).
     """
     token = _asked.set(name)
     try:

@@ -54,12 +54,18 @@ def worst(found, expected):
     return max([(found[0].double() - expected[0]).norm() / expected[0].norm(), *errors]).item()
 
 
-@pytest.mark.parametrize("form", ["values", "codes", "gathered"])
 @pytest.mark.parametrize(
-    ("depth", "batch", "tokens", "width", "rank"),
-    [(12, 64, 197, 768, 16), (12, 5, 197, 768, 4), (6, 16, 257, 1280, 64), (5, 3, 50, 384, 24), (1, 2, 5, 64, 3)],
+    ("depth", "batch", "tokens", "width", "rank", "form"),
+    [
+        (12, 64, 197, 768, 16, "values"),
+        (12, 64, 197, 768, 16, "codes"),
+        (12, 64, 197, 768, 16, "gathered"),
+        (3, 16, 257, 1280, 64, "values"),
+        (5, 3, 50, 384, 24, "codes"),
+        (1, 2, 5, 64, 3, "values"),
+    ],
 )
-def test_kernels_are_as_exact_as_torch(form, depth, batch, tokens, width, rank, gpu):
+def test_kernels_are_as_exact_as_torch(depth, batch, tokens, width, rank, form, gpu):
     network = network_of(depth, tokens, width, rank, gpu)
     blocks = blocks_of(form, depth, batch, tokens, width, gpu)
     readout = First(tokens, 1)
@@ -72,8 +78,7 @@ def test_kernels_are_as_exact_as_torch(form, depth, batch, tokens, width, rank, 
     assert worst(ours, exact) < 1.5 * worst(theirs, exact) + 1e-4
 
 
-@pytest.mark.parametrize("readout", [Mean(197, 1), Whole()])
-@pytest.mark.parametrize("segment", [4, 12])
+@pytest.mark.parametrize(("readout", "segment"), [(Mean(197, 1), 12), (Whole(), 6)])
 def test_readouts_and_materialised_y(readout, segment, gpu):
     network = network_of(12, 197, 768, 16, gpu)
     network.segment_length = segment
@@ -82,7 +87,7 @@ def test_readouts_and_materialised_y(readout, segment, gpu):
     assert worst(found, [tensor.double() for tensor in expected]) < HALF
 
 
-@pytest.mark.parametrize("ranks", [(4, 16), (16,) * 16, (64, 64, 48)])
+@pytest.mark.parametrize("ranks", [(16,) * 16, (64, 48)])
 def test_stacked_trials(ranks, gpu):
     stack = lc.LoSAStack([network_of(6, 197, 384, rank, "cpu") for rank in ranks]).to(gpu)
     blocks = blocks_of("values", 6, 16, 197, 384, gpu)

@@ -35,17 +35,18 @@ def _project_channel(
     place = (at // (groups * layers)) * tokens + tl.arange(0, tokens)
     position = tl.load(table + layer)
     line = ((row // rank) * (depth * rank) + position * rank + row % rank).to(tl.int64)
-    sample, token = place // n, place % n
+    sample, token = place // filled, place % filled
+    real = (sample < batch) & (token < n)
     source = sample.to(tl.int64)
     if gathered:
-        source = tl.load(rows + sample, mask=sample < batch, other=0)
+        source = tl.load(rows + sample, mask=real, other=0)
     total = tl.zeros((tokens, group), dtype=tl.float32)
     for k in range(0, d, step):
         channel = k + tl.arange(0, step)
-        there = (sample < batch)[:, None] & (channel < d)[None, :]
+        there = real[:, None] & (channel < d)[None, :]
         x = read_values(
             table, layer, start, sample[:, None].to(tl.int64), source[:, None], token[:, None], channel[None, :],
-            (sample < batch)[:, None], there, layers, n, d, pitch, element, scale, coded, dtype,
+            real[:, None], there, layers, n, d, pitch, element, scale, coded, dtype,
         )  # fmt: skip
         w = tl.load(
             weight + line[None, :] * d + channel[:, None],
@@ -53,7 +54,7 @@ def _project_channel(
             other=0,
         )
         total = tl.dot(x, w, total, input_precision=precision)
-    to = out + line[None, :] * (batch * filled) + (sample * filled + token)[:, None]
+    to = out + line[None, :] * (batch * filled) + place[:, None]  # of tokens that are not real: zeros
     tl.store(to, total.to(dtype), mask=(row < trials * rank)[None, :] & (sample < batch)[:, None])
 
 
@@ -121,8 +122,8 @@ def _correlate_channel(
     total = tl.zeros((group, channels), dtype=tl.float32)
     for k in range(0, share, step):
         place = split * share + k + tl.arange(0, step)
-        sample, token = place // n, place % n
-        inside = (sample < batch) & (place < (split + 1) * share)
+        sample, token = place // filled, place % filled
+        inside = (sample < batch) & (token < n) & (place < (split + 1) * share)
         source = sample.to(tl.int64)
         if gathered:
             source = tl.load(rows + sample, mask=inside, other=0)
@@ -132,7 +133,7 @@ def _correlate_channel(
             layers, n, d, pitch, element, scale, coded, dtype,
         )  # fmt: skip
         s = tl.load(
-            states + line[:, None] * (batch * filled) + (sample * filled + token)[None, :],
+            states + line[:, None] * (batch * filled) + place[None, :],
             mask=(row < trials * rank)[:, None] & inside[None, :],
             other=0,
         )
@@ -203,15 +204,13 @@ def project(kind: int, blocks: Sequence[Block], start: Tensor, weight: Tensor, f
     batch, n, d = start.shape
     trials, lines, _ = weight.shape
     out = weight.new_empty(trials, lines, batch, filled if kind == CHANNEL else d)
-    if kind == CHANNEL and filled > n:
-        out.zero_()  # what is filled up must be a number
     group = tiles.group(trials * lines // len(blocks)) if blocks else 1
     for layers in layers_of(blocks):
         given = _given(layers, weight, len(blocks), n, filled, d)
         groups = triton.cdiv(trials * given["rank"], group)
         if kind == CHANNEL:
             tile = tiles.project_channel
-            grid = (groups * layers.count * triton.cdiv(batch * n, tile["tokens"]),)
+            grid = (groups * layers.count * triton.cdiv(batch * filled, tile["tokens"]),)
             _project_channel[grid](
                 layers.table, layers.rows, start, weight, out, batch, trials, **given, group=group, **tile
             )
@@ -240,7 +239,7 @@ def correlate(kind: int, blocks: Sequence[Block], start: Tensor, states: Tensor,
     tile = tiles.correlate_channel if kind == CHANNEL else tiles.correlate_token
     width = tile["channels" if kind == CHANNEL else "tokens"]
     programs = triton.cdiv(m, width) * triton.cdiv(trials * lines // len(blocks), group) * len(blocks)
-    units = batch * n if kind == CHANNEL else batch
+    units = batch * filled if kind == CHANNEL else batch
     splits = max(1, min(units, tiles.programs // programs))
     share = triton.cdiv(units, splits)
     if kind == CHANNEL:
