@@ -101,13 +101,14 @@ def measure(command: list[str], parts: list[str], emit: Emit, *, grace: float) -
         emit: is given the lines.
         grace: seconds that a part may be late; the first may be late by that much twice, for imports.
     """
+    path = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     with tempfile.TemporaryFile("w+") as complaints, tempfile.TemporaryDirectory() as home:
         process = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
             stderr=complaints,
             text=True,
-            env=os.environ | {"LOSA_CACHE_HOME": home},
+            env=os.environ | {"LOSA_CACHE_HOME": home, "PYTHONPATH": os.pathsep.join(path)},
             start_new_session=True,
         )
         assert process.stdout is not None

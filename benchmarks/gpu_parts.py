@@ -168,10 +168,9 @@ def tests(sizes: Sizes, until: float) -> Measurements:
 def _tests(until: float) -> Figures:
     command = [sys.executable, "-m", "pytest", "-m", "cuda", "tests/cuda", "-q", "--maxfail=20", "--tb=short"]
     command += ["-p", "no:xdist", "-p", "no:cacheprovider", "--durations=5"]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     cut = False
     with tempfile.TemporaryFile("w+") as said:
-        running = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, cwd=ROOT, env=environment)
+        running = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, cwd=ROOT)
         try:
             running.wait(max(1.0, until - time.time()))
         except subprocess.TimeoutExpired:

@@ -68,16 +68,22 @@ def epoch(name: str, folder: Path, where: str) -> Figures:
     size = open_cache(path).layout.total_bytes
     asked = {"partial": "device", "cold disk": "disk"}.get(where, where)
     with room_for(size // 2) if where == "partial" else room_for(None):
-        started = perf_counter()
+        before, started = device_bytes(), perf_counter()
         source = cached_source(name, folder, asked)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        loaded = perf_counter() - started
+        loaded, on_device = perf_counter() - started, device_bytes() - before
         if where == "cold disk":
             drop_pages(path)
         figures = epochs(name, folder, source, warm=0, count=1) if where == "cold disk" else None
         figures = figures or epochs(name, folder, source, warm=None, count=2)
-    return {"load_seconds": loaded, "load_gb_per_second": size / 1e9 / loaded, "gigabytes": size / 1e9, **figures}
+    loading = {"load_seconds": loaded, "load_gb_per_second": size / 1e9 / loaded}
+    return loading | {"gigabytes": size / 1e9, "on_device_gb": on_device / 1e9} | figures
+
+
+def device_bytes() -> int:
+    """Count the bytes of all tensors on the GPU."""
+    return torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
 
 
 @contextmanager
