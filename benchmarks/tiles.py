@@ -28,7 +28,7 @@ from losa_cache.sidenet.fast import no_cross
 from losa_cache.sidenet.kernels.backend import WORD
 from losa_cache.sidenet.kernels.states import follow
 from losa_cache.sidenet.kernels.stream import correlate, project
-from losa_cache.sidenet.kernels.tiles import TILES, Tile, Tiles
+from losa_cache.sidenet.kernels.tiles import Tile, Tiles, tiles_for
 from losa_cache.sidenet.products import CHANNEL, TOKEN
 from losa_cache.sidenet.readout import First
 
@@ -72,7 +72,7 @@ def work_of(job: Job) -> tuple[Callable[[], object], int]:
     shape, rank, trials, batch, name, rows, tile = job
     depth, n, d, _ = SHAPES[shape]
     given: dict[str, Any] = {name: tile}
-    tiles = replace(TILES, rows=rows, **given)
+    tiles = replace(tiles_for(trials * rank), rows=rows, **given)
     kind = TOKEN if name.endswith("token") else CHANNEL
     layers = depth // 2
     like: dict[str, Any] = {"dtype": torch.bfloat16, "device": "cuda"}

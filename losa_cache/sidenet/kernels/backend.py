@@ -11,7 +11,7 @@ from losa_cache.sidenet.fast import no_cross
 from losa_cache.sidenet.kernels import parameters
 from losa_cache.sidenet.kernels.states import follow
 from losa_cache.sidenet.kernels.stream import correlate, project
-from losa_cache.sidenet.kernels.tiles import TILES, Tiles
+from losa_cache.sidenet.kernels.tiles import Tiles, tiles_for
 from losa_cache.sidenet.kernels.values import readable
 from losa_cache.sidenet.operand import Block
 from losa_cache.sidenet.packed import Gradients, Packed
@@ -29,10 +29,10 @@ class TritonBackend:
     to layer, alone. On the way back it is the other way round.
 
     Attributes:
-        tiles: sizes of the kernels' tiles.
+        tiles: sizes of the kernels' tiles; ``None``: as measured for so many rows.
     """
 
-    tiles: Tiles = TILES
+    tiles: Tiles | None = None
     keeps_states = True
 
     def filled(self, chain: Chain, tokens: int) -> int:
@@ -43,13 +43,13 @@ class TritonBackend:
         self, chain: Chain, layers: tuple[Packed, Packed], filled: int
     ) -> tuple[Weights, tuple[Tensor, ...], Pair]:
         """Pack by a launch a kind."""
-        return parameters.pack(chain, layers, filled, self.tiles)
+        return parameters.pack(chain, layers, filled)
 
     def unpack(
         self, chain: Chain, layers: tuple[Packed, Packed], kept: tuple[Tensor, ...], gradients: Gradients
     ) -> tuple[Packed, Packed]:
         """Unpack by two launches a kind."""
-        return parameters.unpack(chain, layers, kept, gradients, self.tiles)
+        return parameters.unpack(chain, layers, kept, gradients)
 
     @staticmethod
     def reads(blocks: Sequence[Block], start: Tensor) -> bool:
@@ -61,13 +61,14 @@ class TritonBackend:
     ) -> tuple[Pair, Pair, Pair, Tensor]:
         """Take all products with activations, then go from layer to layer."""
         channel, token = _by_kind(chain, blocks)
+        tiles = self._tiles(chain, w)
         inner = (
-            project(CHANNEL, channel, start[0], w.down[CHANNEL], w.down[TOKEN].shape[2], self.tiles),
-            project(TOKEN, token, start[0], w.down[TOKEN], w.down[TOKEN].shape[2], self.tiles),
+            project(CHANNEL, channel, start[0], w.down[CHANNEL], w.down[TOKEN].shape[2], tiles),
+            project(TOKEN, token, start[0], w.down[TOKEN], w.down[TOKEN].shape[2], tiles),
         )
         states = (torch.empty_like(inner[CHANNEL]), torch.empty_like(inner[TOKEN]))
         cross = no_cross(chain, states)
-        follow(chain, inner, states, cross, w, self.tiles)
+        follow(chain, inner, states, cross, w, tiles)
         return inner, states, cross, start
 
     def backward(
@@ -80,14 +81,17 @@ class TritonBackend:
         w: Weights,
     ) -> tuple[Pair, Pair]:
         """Go back from layer to layer, then take all products with activations."""
-        back = no_cross(chain, inner)
-        follow(chain, grads, grads, back, w, self.tiles, inner)
+        back, tiles = no_cross(chain, inner), self._tiles(chain, w)
+        follow(chain, grads, grads, back, w, tiles, inner)
         channel, token = _by_kind(chain, blocks)
         down = (
-            correlate(CHANNEL, channel, base[0], grads[CHANNEL], grads[CHANNEL].shape[3], self.tiles),
-            correlate(TOKEN, token, base[0], grads[TOKEN], grads[CHANNEL].shape[3], self.tiles),
+            correlate(CHANNEL, channel, base[0], grads[CHANNEL], grads[CHANNEL].shape[3], tiles),
+            correlate(TOKEN, token, base[0], grads[TOKEN], grads[CHANNEL].shape[3], tiles),
         )
         return down, back
+
+    def _tiles(self, chain: Chain, w: Weights) -> Tiles:
+        return self.tiles or tiles_for(len(w.down[CHANNEL]) * chain.rank)
 
 
 def _by_kind(chain: Chain, blocks: Sequence[Block]) -> tuple[list[Block], list[Block]]:

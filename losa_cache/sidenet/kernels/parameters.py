@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from losa_cache.sidenet.chain import Chain, Pair, Weights
-from losa_cache.sidenet.kernels.tiles import Tiles, precision_of
+from losa_cache.sidenet.kernels.tiles import precision_of, whole
 from losa_cache.sidenet.kernels.values import TYPES
 from losa_cache.sidenet.packed import Gradients, Packed
 from losa_cache.sidenet.products import CHANNEL, TOKEN
@@ -194,16 +194,13 @@ def _unpack(
     tl.store(scale_out + (trial * layers + layer) * tl.num_programs(0) + at, share)
 
 
-def pack(
-    chain: Chain, layers: tuple[Packed, Packed], filled: int, tiles: Tiles
-) -> tuple[Weights, tuple[Tensor, ...], Pair]:
+def pack(chain: Chain, layers: tuple[Packed, Packed], filled: int) -> tuple[Weights, tuple[Tensor, ...], Pair]:
     """Make the matrices of a chain, as :func:`losa_cache.sidenet.packed.pack` does.
 
     Args:
         chain: the plan.
         layers: parameters by kind, float32.
         filled: tokens that what lies along them is filled up to, with zeros.
-        tiles: sizes of the kernels' tiles.
 
     Returns:
         the matrices in the products' dtype; sums of rows of W_d by kind, for :func:`unpack`; and the sums of all
@@ -225,7 +222,7 @@ def pack(
                 own.down, own.down_bias, own.up, own.up_bias, own.scale, other.up_bias, other.scale,
                 _before(chain.kinds, kind, own.down.device), down, up, pairs, shift, row, total, *own.up.stride()[2:],
                 layers=count, others=other.down.shape[1], rank=rank, m=m, m_filled=m_filled, q=q, q_filled=q_filled,
-                dtype=TYPES[chain.dtype], precision=precision_of(chain.dtype), group=tiles.whole(rank), part=PART,
+                dtype=TYPES[chain.dtype], precision=precision_of(chain.dtype), group=whole(rank), part=PART,
                 seen=SEEN,
             )  # fmt: skip
         found.append((down, up, pairs, shift, row, total))
@@ -235,12 +232,12 @@ def pack(
 
 
 def unpack(
-    chain: Chain, layers: tuple[Packed, Packed], rows: tuple[Tensor, ...], gradients: Gradients, tiles: Tiles
+    chain: Chain, layers: tuple[Packed, Packed], rows: tuple[Tensor, ...], gradients: Gradients
 ) -> tuple[Packed, Packed]:
     """Give the gradients of the parameters, as :func:`losa_cache.sidenet.packed.unpack` does.
 
     Args:
-        chain, layers, tiles: as of :func:`pack`.
+        chain, layers: as of :func:`pack`.
         rows: sums of rows of W_d, as it returned them.
         gradients: of the matrices.
     """
@@ -254,7 +251,7 @@ def unpack(
             _reduce[(count, trials)](
                 shift, other.up_bias, other.scale, before[kind], constants[kind], lines[kind],
                 layers=count, others=other.down.shape[1], rank=rank, q=other.down.shape[3], q_filled=shift.shape[2],
-                group=tiles.whole(rank), part=PART,
+                group=whole(rank), part=PART,
             )  # fmt: skip
     found = []
     for kind, own in enumerate(layers):
@@ -269,7 +266,7 @@ def unpack(
                 gradients.down[kind], gradients.down_cross[kind], gradients.up[kind], gradients.up_cross[kind],
                 gradients.total[kind], down, up, bias, scale, *own.up.stride()[2:],
                 layers=count, others=layers[1 - kind].down.shape[1], rank=rank, m=m,
-                m_filled=gradients.down[kind].shape[2], precision=precision_of(chain.dtype), group=tiles.whole(rank),
+                m_filled=gradients.down[kind].shape[2], precision=precision_of(chain.dtype), group=whole(rank),
                 part=PART, seen=SEEN,
             )  # fmt: skip
         found.append(Packed(down, constants[kind].view_as(own.down_bias), up, bias, scale.sum(2)))

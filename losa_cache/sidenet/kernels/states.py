@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from losa_cache.sidenet.chain import Chain, Pair, Weights
-from losa_cache.sidenet.kernels.tiles import Tiles, precision_of
+from losa_cache.sidenet.kernels.tiles import Tiles, precision_of, whole
 from losa_cache.sidenet.kernels.values import TYPES
 from losa_cache.sidenet.products import CHANNEL, TOKEN
 
@@ -166,7 +166,7 @@ def follow(
         _plan(chain.kinds, x[CHANNEL].device), *x, *states, *(inner or x), *w.shift, *w.pairs, *cross, *left, *spread,
         batch, len(chain.kinds),
         rows0=rows0, rows1=rows1, rank=chain.rank, n=n, d=d, back=back, dtype=TYPES[dtype],
-        precision=precision_of(dtype), group=tiles.whole(chain.rank), **tiles.follow,
+        precision=precision_of(dtype), group=whole(chain.rank), **tiles.follow,
     )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """Sizes of the kernels' tiles, as measured on GPUs with 132 multiprocessors (``benchmarks/gpu.py --only tiles``)."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -10,6 +10,11 @@ Tile = dict[str, int]
 def precision_of(dtype: torch.dtype) -> str:
     """Name Triton's precision of products: full, where operands are float32."""
     return "ieee" if dtype == torch.float32 else "tf32"
+
+
+def whole(rank: int) -> int:
+    """Fill a layer's rows up to what a product of matrices takes: a power of two from 16 on."""
+    return max(16, 1 << (rank - 1).bit_length())
 
 
 @dataclass(frozen=True)
@@ -35,15 +40,23 @@ class Tiles:
         }
     )  # fmt: skip
     programs: int = 528
-    rows: int = 64
+    rows: int = 128
 
     def group(self, rows: int) -> int:
         """Choose how many rows of all trials' matrices of a layer a program multiplies: a power of two from 16 on."""
-        return max(16, min(self.rows, 1 << (rows - 1).bit_length()))
-
-    def whole(self, rank: int) -> int:
-        """Fill a layer's rows up to what a product of matrices takes: a power of two from 16 on."""
-        return max(16, 1 << (rank - 1).bit_length())
+        return min(max(16, self.rows), whole(rows))
 
 
-TILES = Tiles()
+FEW = Tiles()
+MANY = replace(
+    FEW,
+    correlate_channel={"channels": 256, "step": 64, "num_warps": 8, "num_stages": 3},
+    correlate_token={"tokens": 128, "step": 64, "num_warps": 4, "num_stages": 3},
+)
+"""For more than ``FEW_ROWS`` rows of all trials' matrices of a layer."""
+FEW_ROWS = 64
+
+
+def tiles_for(rows: int) -> Tiles:
+    """Choose tiles for so many rows of all trials' matrices of a layer."""
+    return FEW if rows <= FEW_ROWS else MANY
