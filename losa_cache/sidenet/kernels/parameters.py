@@ -24,10 +24,13 @@ SEEN = 32  # rows of other layers
 
 @triton.jit
 def _biases(up_bias, scale, first, last, place, m, inside, part: tl.constexpr):
-    """Sum alpha times the output bias of layers ``first`` to ``last``, ``(part,)``."""
+    """Sum alpha times the output bias of layers ``first`` to ``last``, ``(part,)``: sixteen layers at a time."""
     total = tl.zeros((part,), dtype=tl.float32)
-    for j in range(first, last):
-        total += tl.load(scale + j) * tl.load(up_bias + j * m + place, mask=inside, other=0)
+    for start in range(first, last, 16):
+        j = start + tl.arange(0, 16)
+        alpha = tl.load(scale + j, mask=j < last, other=0)
+        bias = tl.load(up_bias + j[:, None] * m + place[None, :], mask=(j < last)[:, None] & inside[None, :], other=0)
+        total += tl.sum(alpha[:, None] * bias, 0)
     return total
 
 
@@ -223,7 +226,7 @@ def pack(chain: Chain, layers: tuple[Packed, Packed], filled: int) -> tuple[Weig
                 _before(chain.kinds, kind, own.down.device), down, up, pairs, shift, row, total, *own.up.stride()[2:],
                 layers=count, others=other.down.shape[1], rank=rank, m=m, m_filled=m_filled, q=q, q_filled=q_filled,
                 dtype=TYPES[chain.dtype], precision=precision_of(chain.dtype), group=whole(rank), part=PART,
-                seen=SEEN,
+                seen=SEEN, num_warps=_warps(rank),
             )  # fmt: skip
         found.append((down, up, pairs, shift, row, total))
     (*channel, channel_row, channel_total), (*token, token_row, token_total) = found
@@ -251,7 +254,7 @@ def unpack(
             _reduce[(count, trials)](
                 shift, other.up_bias, other.scale, before[kind], constants[kind], lines[kind],
                 layers=count, others=other.down.shape[1], rank=rank, q=other.down.shape[3], q_filled=shift.shape[2],
-                group=whole(rank), part=PART,
+                group=whole(rank), part=PART, num_warps=_warps(rank),
             )  # fmt: skip
     found = []
     for kind, own in enumerate(layers):
@@ -267,10 +270,14 @@ def unpack(
                 gradients.total[kind], down, up, bias, scale, *own.up.stride()[2:],
                 layers=count, others=layers[1 - kind].down.shape[1], rank=rank, m=m,
                 m_filled=gradients.down[kind].shape[2], precision=precision_of(chain.dtype), group=whole(rank),
-                part=PART, seen=SEEN,
+                part=PART, seen=SEEN, num_warps=_warps(rank),
             )  # fmt: skip
         found.append(Packed(down, constants[kind].view_as(own.down_bias), up, bias, scale.sum(2)))
     return found[CHANNEL], found[TOKEN]
+
+
+def _warps(rank: int) -> int:
+    return 4 if rank <= 32 else 8
 
 
 def _in_order(layers: tuple[Packed, Packed]) -> tuple[Packed, Packed]:
