@@ -6,17 +6,17 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 from losa_cache.sidenet.adapter import Adapter
 from losa_cache.sidenet.stack import AdapterStack
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.evaluate import evaluate_each
+from losa_cache.train.graph import recorder_for
 from losa_cache.train.loop import autocast_dtype, lr_factor
 from losa_cache.train.material import Material
 from losa_cache.train.sampler import epoch_requests
 from losa_cache.train.stacked_adamw import StackedAdamW
+from losa_cache.train.step import StackStep
 
 
 class Cohort:
@@ -51,6 +51,7 @@ class Cohort:
             weight_decay=[config.weight_decay for config in configs],
             clip_grad=[config.clip_grad for config in configs],
         )
+        self._step = self._make_step()
 
     @property
     def done(self) -> bool:
@@ -94,6 +95,7 @@ class Cohort:
         self.numbers = [self.numbers[place] for place in places]
         self.configs = [self.configs[place] for place in places]
         self._adapters = [self._adapters[place] for place in places]
+        self._step = self._make_step()  # what is recorded of the old one reads and writes what is gone
 
     def adapters(self) -> list[Adapter]:
         """Give each trial's adapter as it is now."""
@@ -115,6 +117,15 @@ class Cohort:
         self._stack.load_trained(state["stack"])
         self._optimizer.load(state["optimizer"])
 
+    def _make_step(self) -> StackStep:
+        return StackStep(
+            self._stack,
+            self._optimizer,
+            label_smoothing=[config.label_smoothing for config in self.configs],
+            autocast=self._autocast,
+            recorder=recorder_for(self._stack.bias.device),
+        )
+
     def _train(self) -> tuple[list[float], list[float]]:
         self._stack.train()
         first, chosen = self.configs[0], self.material.chosen
@@ -122,31 +133,20 @@ class Cohort:
             chosen.train, batch_size=first.batch_size, seed=first.seed, epoch=self.epoch, weights=chosen.weights
         )
         total = len(requests) * first.epochs
-        smoothing = torch.tensor([config.label_smoothing for config in self.configs])[:, None]
-        summed, rates = torch.zeros(len(self.configs), dtype=torch.float64), [0.0] * len(self.configs)
-        for request, batch in zip(requests, self.material.source.batches(requests), strict=True):
-            rates = [
+        step = self._step
+        rates = [
+            [
                 config.peak_lr * lr_factor(request.step, total=total, warmup=round(total * config.warmup))
                 for config in self.configs
             ]
-            with torch.autocast(batch.labels.device.type, self._autocast, enabled=self._autocast is not None):
-                logits = self._stack(batch.blocks)
-            losses = cross_entropies(logits.float(), batch.labels, smoothing.to(logits.device))
-            losses.sum().backward()
-            self._optimizer.step(rates)
-            summed = summed.to(losses.device) + losses.detach().double() * len(batch.labels)
-            del batch, logits, losses  # their memory is free again while the source makes the next batch
-        return [loss if isfinite(loss) else float("nan") for loss in (summed / len(chosen.train)).tolist()], rates
-
-
-def cross_entropies(logits: Tensor, labels: Tensor, smoothing: Tensor) -> Tensor:
-    """Give each trial's mean cross entropy, ``(K,)``, as torch's with that label smoothing.
-
-    Args:
-        logits: ``(K, batch, classes)``.
-        labels: int64 ``(batch,)``.
-        smoothing: ``(K, 1)``.
-    """
-    found = F.log_softmax(logits, -1)
-    right = found.gather(2, labels.expand(len(found), -1)[..., None]).squeeze(2)
-    return -((1 - smoothing) * right + smoothing * found.mean(2)).mean(1)
+            for request in requests
+        ]
+        there = torch.tensor(rates).to(step.rates)
+        step.loss.zero_()
+        left = iter(there)
+        for batch in self.material.source.batches(requests):  # not zipped: that would keep the batch before
+            step.rates.copy_(next(left))
+            step(batch)
+            del batch  # its memory is free again while the source makes the next one
+        losses = (step.loss / len(chosen.train)).tolist()
+        return [loss if isfinite(loss) else float("nan") for loss in losses], rates[-1]

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from losa_cache.device import has_bfloat16
 from losa_cache.errors import UserError
@@ -19,10 +18,12 @@ from losa_cache.train.account import account, limiter
 from losa_cache.train.batch import Source
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.evaluate import evaluate
+from losa_cache.train.graph import recorder_for
 from losa_cache.train.interrupt import Interrupt
 from losa_cache.train.material import Material
 from losa_cache.train.run import Run
 from losa_cache.train.sampler import Weights, epoch_requests
+from losa_cache.train.step import AdapterStep, load_optimizer, optimizer_state
 from losa_cache.train.stopwatch import Stopwatch
 
 CHECKPOINT_SECONDS = 300
@@ -47,7 +48,9 @@ def make_optimizer(adapter: Adapter, config: TrainConfig) -> torch.optim.AdamW:
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.peak_lr, fused=True)  # unfused, 60 small tensors cost as much as a layer
+    graphs = trained[0].is_cuda
+    # unfused, 60 small tensors cost as much as a layer
+    return torch.optim.AdamW(groups, lr=config.peak_lr, fused=True, capturable=graphs)
 
 
 def autocast_dtype(device: torch.device, precision: str) -> torch.dtype | None:
@@ -77,6 +80,20 @@ class Passed:
             self.spent[name] = self.spent.get(name, 0.0) + seconds
 
 
+def make_step(
+    adapter: Adapter, optimizer: torch.optim.Optimizer, config: TrainConfig, autocast: torch.dtype | None
+) -> AdapterStep:
+    """Build the step of a run, which a CUDA device replays as a graph."""
+    return AdapterStep(
+        adapter,
+        optimizer,
+        clip_grad=config.clip_grad,
+        label_smoothing=config.label_smoothing,
+        autocast=autocast,
+        recorder=recorder_for(next(adapter.parameters()).device),
+    )
+
+
 def train_epoch(
     adapter: Adapter,
     optimizer: torch.optim.Optimizer,
@@ -89,6 +106,7 @@ def train_epoch(
     weights: Weights | None = None,
     passed: Passed | None = None,
     watch: Stopwatch | None = None,
+    step: AdapterStep | None = None,
     after_step: Callable[[], None] = lambda: None,
 ) -> float:
     """Train one epoch (from 0), or what is left of it, and return its mean loss.
@@ -103,6 +121,7 @@ def train_epoch(
         weights: of these samples; ``None``: each comes once.
         passed: what of the epoch is done; kept up to date.
         watch: counts what the side network takes.
+        step: that is taken (:func:`make_step`), with what is recorded of it in earlier epochs.
         after_step: called between steps.
 
     Raises:
@@ -114,23 +133,19 @@ def train_epoch(
     requests = epoch_requests(samples, batch_size=config.batch_size, seed=config.seed, epoch=epoch, weights=weights)
     total = len(requests) * config.epochs
     warmup = round(total * config.warmup)
-    trained = [p for group in optimizer.param_groups for p in group["params"]]
     left = requests[passed.steps :]
+    step = step or make_step(adapter, optimizer, config, autocast)
+    step.loss.copy_(passed.loss)
+    passed.loss = step.loss
+    factors = [lr_factor(request.step, total=total, warmup=warmup) for request in left]
+    rates = config.peak_lr * torch.tensor(factors, dtype=torch.float64).to(step.rates.device)
     started = perf_counter()
-    for batch in source.batches(left):
-        step = requests[passed.steps].step
-        for group in optimizer.param_groups:
-            group["lr"] = config.peak_lr * lr_factor(step, total=total, warmup=warmup)
+    first = passed.steps
+    for batch in source.batches(left):  # not zipped with the rates: that would keep the batch before
+        step.rates.copy_(rates[passed.steps - first])
         with watch.computing("compute"):
-            with torch.autocast(batch.labels.device.type, autocast, enabled=autocast is not None):
-                logits = adapter(batch.blocks)
-            loss = F.cross_entropy(logits.float(), batch.labels, label_smoothing=config.label_smoothing)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(trained, config.clip_grad)
-            optimizer.step()
-            passed.loss = passed.loss.to(loss.device) + loss.detach().double() * len(batch.labels)
-        del batch, logits, loss  # their memory is free again while the source makes the next batch
+            step(batch)
+        del batch  # its memory is free again while the source makes the next one
         passed.steps += 1
         now = perf_counter()
         passed.seconds += now - started
@@ -170,8 +185,9 @@ def fit(
     done, passed, watch = 0, Passed(), Stopwatch(device)
     if (state := run.load_checkpoint(device)) is not None:
         adapter.load_state_dict(state["adapter"], strict=False)
-        optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(optimizer, state["optimizer"])
         done, passed = state["epoch"], Passed(**state["passed"])
+    step = make_step(adapter, optimizer, config, autocast)
     saved = perf_counter()
 
     def save() -> None:
@@ -181,7 +197,7 @@ def fit(
                 "epoch": done,
                 "passed": asdict(passed),
                 "adapter": adapter.trained_state(),
-                "optimizer": optimizer.state_dict(),
+                "optimizer": optimizer_state(optimizer),
             }
         )
         saved = perf_counter()
@@ -210,13 +226,14 @@ def fit(
                 weights=material.chosen.weights,
                 passed=passed,
                 watch=watch,
+                step=step,
                 after_step=between_batches,
             )
             metrics: dict[str, Any] = {"epoch": done + 1, "train_loss": mean, "train_seconds": passed.seconds}
             roof = material.source.roof() if passed.spent.get("gigabytes", 0) >= WORTH_A_ROOF else None
             metrics |= account(passed.seconds, passed.spent, roof)
             metrics["limiter"] = limiter(metrics, roof)
-            metrics["train_lr"] = optimizer.param_groups[0]["lr"]
+            metrics["train_lr"] = float(optimizer.param_groups[0]["lr"])
             if len(material.chosen.held_out):
                 found = evaluate(
                     adapter,

@@ -1,0 +1,215 @@
+"""Work that is done again and again on batches of one shape: recorded once, then replayed, on CUDA as a graph.
+
+A training step of a side network is hundreds of small kernels, and to launch one from Python takes longer than it runs.
+A graph launches all of them at once. It holds addresses, not tensors, so whatever it reads must stay where it is.
+"""
+
+import logging
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from losa_cache.sidenet.operand import Block
+from losa_cache.train.batch import Batch
+
+log = logging.getLogger(__name__)
+
+MOST = 8  # recordings: a source has a few buffers that it takes in turn, not many
+
+Work = Callable[[Sequence[Block], Tensor], None]
+"""Is given blocks and labels. What it keeps, it writes in place into tensors that outlive it."""
+
+
+class Recorder(Protocol):
+    """How work is recorded."""
+
+    def warm_up(self, work: Callable[[], None]) -> None:
+        """Do the work once, so that nothing is left to be compiled, measured or set up when it is recorded."""
+        ...
+
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Return a function that does the work as often as it is called; do not do it yet.
+
+        Raises:
+            Exception: whatever the work raises that cannot be recorded. Then nothing has been done.
+        """
+        ...
+
+    def forget(self) -> None:
+        """Share no memory with what was recorded before."""
+        ...
+
+
+class CudaRecorder:
+    """Recordings as CUDA graphs, which share their memory.
+
+    They may share it because they are replayed in one stream, so never at the same time, and nothing that a graph
+    leaves there is read after it. Work is done for the first time in the stream that will be captured, because
+    libraries keep workspaces by stream. Other threads may use the device during a capture, as those of a source do.
+
+    Args:
+        device: a CUDA device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._stream = device, torch.cuda.Stream(device)
+        self._pool: Any = None
+
+    def warm_up(self, work: Callable[[], None]) -> None:
+        """Do the work in the stream of the captures, between what came before and what comes after."""
+        current = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            work()
+        current.wait_stream(self._stream)
+
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Capture, which executes nothing on the device."""
+        graph = torch.cuda.CUDAGraph()
+        current = torch.cuda.current_stream(self._device)
+        try:
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+                work()
+        finally:
+            torch.cuda.set_stream(current)  # a capture that fails leaves its own
+        self._pool = graph.pool()
+        return graph.replay
+
+    def forget(self) -> None:
+        """Begin a new pool of memory."""
+        self._pool = None
+
+
+def recorder_for(device: torch.device) -> Recorder | None:
+    """Give what records work on a device; ``None`` where launching it costs next to nothing, as on a CPU."""
+    return CudaRecorder(device) if device.type == "cuda" else None
+
+
+@dataclass
+class _Recording:
+    """Inputs at addresses that stay, and what replays the work on them once it is recorded."""
+
+    blocks: list[Block]
+    labels: Tensor
+    replay: Callable[[], None] | None = None
+
+
+class Replayed:
+    """Do the work once for every batch, by replaying a recording of it where that can be.
+
+    The first batch that comes with certain shapes (and addresses, where it is ``Batch.fixed``) is worked on eagerly. At
+    the second one the work is recorded, and from then on it is replayed. Blocks that are not fixed are first copied to
+    addresses that stay. A batch smaller than another one is the last of an epoch, and comes too rarely to be recorded.
+
+    Args:
+        work: to do.
+        what: the work is, for the log.
+        recorder: how it is recorded; ``None``: every batch is worked on eagerly.
+
+    Attributes:
+        why_eager: why batches are worked on eagerly; ``None`` where they are not, but for the exceptions above.
+    """
+
+    def __init__(self, work: Work, what: str, recorder: Recorder | None) -> None:
+        self._work, self._what, self._recorder = work, what, recorder
+        self.why_eager = "only work on a CUDA device is recorded" if recorder is None else None
+        self._recordings: dict[Hashable, _Recording] = {}
+        self._largest = 0
+        self._told = False
+
+    def __call__(self, batch: Batch) -> None:
+        """Work on a batch."""
+        self._largest = max(self._largest, len(batch.labels))
+        if self._recorder is None or self.why_eager is not None or len(batch.labels) < self._largest:
+            self._work(batch.blocks, batch.labels)
+            return
+        key = _key(batch)
+        if (recording := self._recordings.get(key)) is not None:
+            _fill(recording, batch)
+            self._replay(recording, self._recorder)
+        elif (recording := self._begin(key, batch)) is not None:
+            begun = recording
+            self._recorder.warm_up(lambda: self._work(begun.blocks, begun.labels))
+        else:
+            self._work(batch.blocks, batch.labels)
+
+    def forget(self) -> None:
+        """Throw all recordings away, because what the work reads or writes has moved or changed its shape."""
+        self._recordings.clear()
+        self._largest = 0
+        if self._recorder is not None:
+            self._recorder.forget()
+
+    def _begin(self, key: Hashable, batch: Batch) -> _Recording | None:
+        """Give a batch's blocks and labels addresses that stay."""
+        if len(self._recordings) == MOST:
+            self._give_up(f"batches come at more than {MOST} places in memory")
+            return None
+        try:
+            blocks = batch.blocks if batch.fixed else [map_tensors(block, torch.empty_like) for block in batch.blocks]
+            recording = _Recording(list(blocks), torch.empty_like(batch.labels))
+        except torch.OutOfMemoryError:
+            self._give_up("the device has no memory for copies of a batch's block outputs")
+            return None
+        self._recordings[key] = recording
+        _fill(recording, batch)
+        return recording
+
+    def _replay(self, recording: _Recording, recorder: Recorder) -> None:
+        """Do recorded work, which is recorded first where that has not been done."""
+        work = partial(self._work, recording.blocks, recording.labels)
+        if recording.replay is None:
+            try:
+                recording.replay = recorder.record(work)
+            except Exception as error:  # whatever the work does that cannot be recorded, or no memory for it
+                self._give_up(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
+                work()
+                return
+            if not self._told:
+                log.info("%s is replayed as a CUDA graph.", self._what)
+                self._told = True
+        recording.replay()
+
+    def _give_up(self, reason: str) -> None:
+        self.why_eager = reason
+        self._recordings.clear()
+        log.info("%s is not replayed as a CUDA graph (%s).", self._what, reason)
+
+
+def map_tensors(block: Block, change: Callable[[Tensor], Tensor]) -> Block:
+    """Give the same kind of block with other tensors."""
+    if isinstance(block, Tensor):
+        return change(block)
+    found = {field.name: getattr(block, field.name) for field in fields(block)}
+    changed: dict[str, Any] = {name: change(value) for name, value in found.items() if isinstance(value, Tensor)}
+    return replace(block, **changed)
+
+
+def _tensors(blocks: Sequence[Block]) -> list[Tensor]:
+    """List all tensors of blocks."""
+    found: list[Tensor] = []
+    for block in blocks:
+        map_tensors(block, lambda tensor: found.append(tensor) or tensor)  # type: ignore[func-returns-value]
+    return found
+
+
+def _fill(recording: _Recording, batch: Batch) -> None:
+    """Copy what does not lie where the recording reads it."""
+    recording.labels.copy_(batch.labels)
+    for own, given in zip(_tensors(recording.blocks), _tensors(batch.blocks), strict=True):
+        if own.data_ptr() != given.data_ptr():
+            own.copy_(given)
+
+
+def _key(batch: Batch) -> Hashable:
+    """Tell apart what must not share a recording: forms, shapes, and addresses of tensors that are read in place."""
+    forms = [type(block) for block in batch.blocks]
+    places = [
+        (tensor.data_ptr() if batch.fixed else None, tensor.shape, tensor.stride(), tensor.dtype)
+        for tensor in _tensors(batch.blocks)
+    ]
+    return (*forms, *places, batch.labels.shape, batch.labels.dtype)
