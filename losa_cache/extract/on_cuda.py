@@ -100,6 +100,7 @@ class CudaForward:
                 encoded = EncodedBatch.empty(encoding, batch_size, shape, self._device)
                 pixels = torch.zeros(batch_size, *backbone.input.shape, dtype=torch.uint8, device=self._device)
                 self._slots.append(_Slot(pixels, encoded.stored, encoded.extremes))
+            self._uploads.wait_stream(torch.cuda.current_stream())  # the slots' memory is ready then
             self.why_eager: str | None = f"{full_batches} whole batches are too few for a graph"
             if full_batches >= WORTH_BATCHES:
                 self.why_eager = self._make_graphs()
