@@ -11,6 +11,7 @@ import argparse
 import statistics
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from side import SHAPES
@@ -61,13 +62,14 @@ def together(members: list[Adapter], blocks: list[Tensor], labels: Tensor) -> Ca
     count = len(members)
     stack = AdapterStack(members).to(labels.device)
     optimizer = StackedAdamW(stack.decayed(), weight_decay=[1e-4] * count, clip_grad=[1.0] * count)
+    rates: Any = torch.full((count,), 1e-3, device=labels.device)  # numbers would be copied, which no graph can do
 
     def step() -> None:
         with torch.autocast(labels.device.type, torch.bfloat16):
             logits = stack(blocks)
         losses = F.cross_entropy(logits.float().flatten(0, 1), labels.repeat(count), reduction="none")
         losses.view(count, -1).mean(1).sum().backward()
-        optimizer.step([1e-3] * count)
+        optimizer.step(rates)
 
     return step
 
