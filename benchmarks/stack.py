@@ -2,28 +2,31 @@
 
     python benchmarks/stack.py [--trials 1 4 16] [--rank 16] [--shape vit_b] [--batch-size 64] [--repeats 5]
 
-A step is forward, backward, clipping and AdamW, on random bfloat16 block outputs in memory, 100 classes, a CLS head.
-"One by one" is K times the measured step of one. The limit is the arithmetic alone: all multiply-adds of a step at the
-rate of a square bfloat16 product of 2048 rows.
+A step is what ``losa-cache train`` and ``sweep`` take (forward, backward, clipping, AdamW), on random bfloat16 block
+outputs in memory, 100 classes, a CLS head. "One by one" is K times the measured step of one. The limit is the
+arithmetic alone: all multiply-adds of a step at the rate of a square bfloat16 product of 2048 rows.
 """
 
 import argparse
 import statistics
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from side import SHAPES
 from timing import Work, in_turn
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
-from losa_cache import Adapter, FrozenTail
+from losa_cache import Adapter, FrozenTail, TrainConfig
 from losa_cache.allocator import keep_freed_memory
 from losa_cache.device import choose_device
+from losa_cache.sidenet.operand import Block
 from losa_cache.sidenet.stack import AdapterStack
+from losa_cache.train.batch import Batch
+from losa_cache.train.graph import Recorder
+from losa_cache.train.loop import make_optimizer
 from losa_cache.train.stacked_adamw import StackedAdamW
+from losa_cache.train.step import AdapterStep, StackStep
 
 CLASSES = 100
 TAIL = {
@@ -40,38 +43,50 @@ def adapters(shape: str, rank: int, count: int, device: torch.device, *, side: s
     return [build(seed=seed).to(device) for seed in range(count)]
 
 
-def alone(adapter: Adapter, blocks: list[Tensor], labels: Tensor) -> Callable[[], None]:
-    """Build the step of one trial, as ``losa-cache train`` takes it."""
-    trained = [p for p in adapter.parameters() if p.requires_grad]
-    on_gpu = labels.device.type == "cuda"
-    optimizer = torch.optim.AdamW(trained, lr=1e-3, fused=True, capturable=on_gpu)  # as a graph wants it
+class OneBatch:
+    """A training step on the same batch again and again.
 
-    def step() -> None:
-        with torch.autocast(labels.device.type, torch.bfloat16):
-            logits = adapter(blocks)
-        optimizer.zero_grad(set_to_none=True)
-        F.cross_entropy(logits.float(), labels).backward()
-        nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
+    Args:
+        step: of one adapter, or of a stack.
+        blocks, labels: of the batch.
+        recorded: the step should be a graph.
+    """
 
-    return step
+    def __init__(
+        self, step: AdapterStep | StackStep, blocks: Sequence[Block], labels: Tensor, *, recorded: bool
+    ) -> None:
+        self._step, self._batch, self._recorded = step, Batch([*blocks], labels, [], fixed=True), recorded
+        step.rates.fill_(1e-3)
+
+    def __call__(self) -> None:
+        """Take the step.
+
+        Raises:
+            RuntimeError: if it should be a graph and cannot be.
+        """
+        self._step(self._batch)
+        if self._recorded and self._step.why_eager is not None:
+            raise RuntimeError(self._step.why_eager)
 
 
-def together(members: list[Adapter], blocks: list[Tensor], labels: Tensor) -> Callable[[], None]:
-    """Build the step of all trials."""
+def alone(adapter: Adapter, blocks: Sequence[Block], labels: Tensor, recorder: Recorder | None = None) -> OneBatch:
+    """Build the step of one trial, as ``losa-cache train`` takes it, recorded or eager."""
+    optimizer = make_optimizer(adapter, TrainConfig())
+    step = AdapterStep(
+        adapter, optimizer, clip_grad=1.0, label_smoothing=0.0, autocast=torch.bfloat16, recorder=recorder
+    )
+    return OneBatch(step, blocks, labels, recorded=recorder is not None)
+
+
+def together(
+    members: list[Adapter], blocks: Sequence[Block], labels: Tensor, recorder: Recorder | None = None
+) -> OneBatch:
+    """Build the step of all trials, as ``losa-cache sweep`` takes it, recorded or eager."""
     count = len(members)
     stack = AdapterStack(members).to(labels.device)
     optimizer = StackedAdamW(stack.decayed(), weight_decay=[1e-4] * count, clip_grad=[1.0] * count)
-    rates: Any = torch.full((count,), 1e-3, device=labels.device)  # numbers would be copied, which no graph can do
-
-    def step() -> None:
-        with torch.autocast(labels.device.type, torch.bfloat16):
-            logits = stack(blocks)
-        losses = F.cross_entropy(logits.float().flatten(0, 1), labels.repeat(count), reduction="none")
-        losses.view(count, -1).mean(1).sum().backward()
-        optimizer.step(rates)
-
-    return step
+    step = StackStep(stack, optimizer, label_smoothing=[0.0] * count, autocast=torch.bfloat16, recorder=recorder)
+    return OneBatch(step, blocks, labels, recorded=recorder is not None)
 
 
 def multiply_adds(shape: str, rank: int, batch: int) -> float:

@@ -1,6 +1,6 @@
 """A whole training step of stage two, in every way that it can be taken on a device, and its limit.
 
-A step is forward, loss, backward, clipping and AdamW (``stack.py``), on block outputs that are in the device's memory.
+A step is the one that ``losa-cache train`` takes (``stack.py``), on block outputs that are in the device's memory.
 The limit is the time to read all block outputs twice, on the way forth and on the way back.
 """
 
@@ -19,12 +19,13 @@ from losa_cache import Adapter, LoSA
 from losa_cache.fastest import why_not_triton
 from losa_cache.sidenet.backend import use_backend
 from losa_cache.sidenet.readout import Readout
+from losa_cache.train.graph import Recorder, recorder_for
 
 EAGER, KERNELS, GRAPH, GRAPH_KERNELS = "eager", "kernels", "graph", "graph + kernels"
 PLAIN, COMPILED = "plain", "plain compiled"
-CAPTURE_WARM_UP = 3
 Figures = dict[str, Any]
 Builder = Callable[[], Work]
+Build = Callable[[Recorder | None], Work]
 
 
 @dataclass(frozen=True)
@@ -96,50 +97,36 @@ def by(backend: str, step: Work) -> Work:
     return work
 
 
-def captured(step: Work) -> Work:
-    """Record a step as a CUDA graph, and replay it."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(CAPTURE_WARM_UP):
-            step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    return graph.replay
-
-
-def ways(build: Builder, device: torch.device) -> tuple[dict[str, Builder], dict[str, str]]:
+def ways(build: Build, device: torch.device) -> tuple[dict[str, Builder], dict[str, str]]:
     """Name the ways to take a step in the fast form, and why others cannot be.
 
     Args:
         build: gives the step, with parameters of its own.
         device: that it runs on.
     """
-    found: dict[str, Builder] = {EAGER: lambda: by("torch", build())}
+    found: dict[str, Builder] = {EAGER: lambda: by("torch", build(None))}
     left_out: dict[str, str] = {}
     if device.type == "cuda":
-        found[GRAPH] = lambda: captured(by("torch", build()))
+        found[GRAPH] = lambda: by("torch", build(recorder_for(device)))
     else:
         left_out[GRAPH] = "it needs a CUDA device"
     if (reason := why_not_triton(device)) is None:
-        found[KERNELS] = lambda: by("triton", build())
-        found[GRAPH_KERNELS] = lambda: captured(by("triton", build()))
+        found[KERNELS] = lambda: by("triton", build(None))
+        found[GRAPH_KERNELS] = lambda: by("triton", build(recorder_for(device)))
     else:
         left_out |= dict.fromkeys((KERNELS, GRAPH_KERNELS), reason)
     return found, left_out
 
 
 def built(builders: dict[str, Builder], left_out: dict[str, str]) -> tuple[dict[str, Work], dict[str, float | None]]:
-    """Build each way and call it twice; say what gigabytes that adds on a GPU; note in ``left_out`` what fails."""
+    """Build each way and call it until it is recorded; say what gigabytes that adds on a GPU, or what went wrong."""
     works: dict[str, Work] = {}
     added: dict[str, float | None] = {}
 
     def make(name: str) -> None:
         work = builders[name]()
-        work()
-        work()
+        for _ in range(3):
+            work()
         works[name] = work
 
     for name in builders:
@@ -159,7 +146,7 @@ def one_trial(case: Case, *, bandwidth: float) -> Figures:
         bandwidth: of the device's memory, bytes read a second.
     """
     blocks, labels = case.block_outputs()
-    builders, left_out = ways(lambda: alone(case.adapters(1)[0], blocks, labels), case.device)
+    builders, left_out = ways(lambda recorder: alone(case.adapters(1)[0], blocks, labels, recorder), case.device)
     builders[PLAIN] = lambda: alone(plain(case.adapters(1)[0]), blocks, labels)
     works, added = built(builders, left_out)
     limit = 2 * sum(block.nbytes for block in blocks) / bandwidth
@@ -187,8 +174,8 @@ def compiled_plain(case: Case) -> Figures:
 def many_trials(case: Case, count: int) -> Figures:
     """Measure a step of so many trials together beside a step of one, in every way, in turn."""
     blocks, labels = case.block_outputs()
-    one, left_out = ways(lambda: alone(case.adapters(1)[0], blocks, labels), case.device)
-    all_of_them, _ = ways(lambda: together(case.adapters(count), blocks, labels), case.device)
+    one, left_out = ways(lambda recorder: alone(case.adapters(1)[0], blocks, labels, recorder), case.device)
+    all_of_them, _ = ways(lambda recorder: together(case.adapters(count), blocks, labels, recorder), case.device)
     works, added = built({f"one, {name}": build for name, build in one.items()} | all_of_them, left_out)
     figures = summary(in_turn(works, repeats=case.repeats), left_out)
     ms = figures["ms"]
