@@ -51,7 +51,13 @@ class Cohort:
             weight_decay=[config.weight_decay for config in configs],
             clip_grad=[config.clip_grad for config in configs],
         )
-        self._step = self._make_step()
+        self._step = StackStep(
+            self._stack,
+            self._optimizer,
+            label_smoothing=[config.label_smoothing for config in configs],
+            autocast=self._autocast,
+            recorder=recorder_for(device),
+        )
 
     @property
     def done(self) -> bool:
@@ -92,10 +98,10 @@ class Cohort:
         places = [self.numbers.index(number) for number in numbers]
         self._stack.keep(places)
         self._optimizer.keep(places)
+        self._step.keep(places)
         self.numbers = [self.numbers[place] for place in places]
         self.configs = [self.configs[place] for place in places]
         self._adapters = [self._adapters[place] for place in places]
-        self._step = self._make_step()  # what is recorded of the old one reads and writes what is gone
 
     def adapters(self) -> list[Adapter]:
         """Give each trial's adapter as it is now."""
@@ -116,15 +122,7 @@ class Cohort:
         self.epoch = state["epoch"]
         self._stack.load_trained(state["stack"])
         self._optimizer.load(state["optimizer"])
-
-    def _make_step(self) -> StackStep:
-        return StackStep(
-            self._stack,
-            self._optimizer,
-            label_smoothing=[config.label_smoothing for config in self.configs],
-            autocast=self._autocast,
-            recorder=recorder_for(self._stack.bias.device),
-        )
+        self._step.forget()
 
     def _train(self) -> tuple[list[float], list[float]]:
         self._stack.train()
@@ -133,7 +131,6 @@ class Cohort:
             chosen.train, batch_size=first.batch_size, seed=first.seed, epoch=self.epoch, weights=chosen.weights
         )
         total = len(requests) * first.epochs
-        step = self._step
         rates = [
             [
                 config.peak_lr * lr_factor(request.step, total=total, warmup=round(total * config.warmup))
@@ -141,12 +138,12 @@ class Cohort:
             ]
             for request in requests
         ]
-        there = torch.tensor(rates).to(step.rates)
-        step.loss.zero_()
-        left = iter(there)
+        on_device = torch.tensor(rates).to(self._step.rates)  # at once: no step then waits for a copy
+        self._step.loss.zero_()
+        learning_rates = iter(on_device)
         for batch in self.material.source.batches(requests):  # not zipped: that would keep the batch before
-            step.rates.copy_(next(left))
-            step(batch)
+            self._step.rates.copy_(next(learning_rates))
+            self._step(batch)
             del batch  # its memory is free again while the source makes the next one
-        losses = (step.loss / len(chosen.train)).tolist()
+        losses = (self._step.loss / len(chosen.train)).tolist()
         return [loss if isfinite(loss) else float("nan") for loss in losses], rates[-1]

@@ -191,10 +191,11 @@ def map_tensors(block: Block, change: Callable[[Tensor], Tensor]) -> Block:
 
 def _tensors(blocks: Sequence[Block]) -> list[Tensor]:
     """List all tensors of blocks."""
-    found: list[Tensor] = []
-    for block in blocks:
-        map_tensors(block, lambda tensor: found.append(tensor) or tensor)  # type: ignore[func-returns-value]
-    return found
+    return [value for block in blocks for value in _values(block) if isinstance(value, Tensor)]
+
+
+def _values(block: Block) -> list[Any]:
+    return [block] if isinstance(block, Tensor) else [getattr(block, field.name) for field in fields(block)]
 
 
 def _fill(recording: _Recording, batch: Batch) -> None:
@@ -207,9 +208,11 @@ def _fill(recording: _Recording, batch: Batch) -> None:
 
 def _key(batch: Batch) -> Hashable:
     """Tell apart what must not share a recording: forms, shapes, and addresses of tensors that are read in place."""
-    forms = [type(block) for block in batch.blocks]
-    places = [
-        (tensor.data_ptr() if batch.fixed else None, tensor.shape, tensor.stride(), tensor.dtype)
-        for tensor in _tensors(batch.blocks)
-    ]
-    return (*forms, *places, batch.labels.shape, batch.labels.dtype)
+
+    def described(value: Any) -> Hashable:
+        if not isinstance(value, Tensor):
+            return value
+        return value.data_ptr() if batch.fixed else None, value.shape, value.stride(), value.dtype
+
+    forms = tuple((type(block), *map(described, _values(block))) for block in batch.blocks)
+    return forms, batch.labels.shape, batch.labels.dtype

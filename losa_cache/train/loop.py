@@ -23,7 +23,7 @@ from losa_cache.train.interrupt import Interrupt
 from losa_cache.train.material import Material
 from losa_cache.train.run import Run
 from losa_cache.train.sampler import Weights, epoch_requests
-from losa_cache.train.step import AdapterStep, load_optimizer, optimizer_state
+from losa_cache.train.step import AdapterStep
 from losa_cache.train.stopwatch import Stopwatch
 
 CHECKPOINT_SECONDS = 300
@@ -48,9 +48,21 @@ def make_optimizer(adapter: Adapter, config: TrainConfig) -> torch.optim.AdamW:
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
-    graphs = trained[0].is_cuda
-    # unfused, 60 small tensors cost as much as a layer
-    return torch.optim.AdamW(groups, lr=config.peak_lr, fused=True, capturable=graphs)
+    return torch.optim.AdamW(groups, lr=config.peak_lr, fused=True)  # unfused, 60 small tensors cost as much as a layer
+
+
+def make_step(
+    adapter: Adapter, optimizer: torch.optim.Optimizer, config: TrainConfig, *, autocast: torch.dtype | None
+) -> AdapterStep:
+    """Make the training step, which is replayed as a CUDA graph where there is CUDA."""
+    return AdapterStep(
+        adapter,
+        optimizer,
+        clip_grad=config.clip_grad,
+        label_smoothing=config.label_smoothing,
+        autocast=autocast,
+        recorder=recorder_for(next(adapter.parameters()).device),
+    )
 
 
 def autocast_dtype(device: torch.device, precision: str) -> torch.dtype | None:
@@ -80,20 +92,6 @@ class Passed:
             self.spent[name] = self.spent.get(name, 0.0) + seconds
 
 
-def make_step(
-    adapter: Adapter, optimizer: torch.optim.Optimizer, config: TrainConfig, autocast: torch.dtype | None
-) -> AdapterStep:
-    """Build the step of a run, which a CUDA device replays as a graph."""
-    return AdapterStep(
-        adapter,
-        optimizer,
-        clip_grad=config.clip_grad,
-        label_smoothing=config.label_smoothing,
-        autocast=autocast,
-        recorder=recorder_for(next(adapter.parameters()).device),
-    )
-
-
 def train_epoch(
     adapter: Adapter,
     optimizer: torch.optim.Optimizer,
@@ -121,29 +119,33 @@ def train_epoch(
         weights: of these samples; ``None``: each comes once.
         passed: what of the epoch is done; kept up to date.
         watch: counts what the side network takes.
-        step: that is taken (:func:`make_step`), with what is recorded of it in earlier epochs.
+        step: of this adapter and optimizer; by default one is made, and what it records lasts for this epoch.
         after_step: called between steps.
 
     Raises:
         UserError: if the loss stops being a number.
     """
     adapter.train()
+    device = next(adapter.parameters()).device
     passed = passed or Passed()
-    watch = watch or Stopwatch(next(adapter.parameters()).device)
+    watch = watch or Stopwatch(device)
+    step = step or make_step(adapter, optimizer, config, autocast=autocast)
     requests = epoch_requests(samples, batch_size=config.batch_size, seed=config.seed, epoch=epoch, weights=weights)
     total = len(requests) * config.epochs
     warmup = round(total * config.warmup)
     left = requests[passed.steps :]
-    step = step or make_step(adapter, optimizer, config, autocast)
+    rates = [config.peak_lr * lr_factor(request.step, total=total, warmup=warmup) for request in left]
+    on_device = torch.tensor(rates, dtype=torch.float64).to(step.rates)  # at once: no step then waits for a copy
     step.loss.copy_(passed.loss)
     passed.loss = step.loss
-    factors = [lr_factor(request.step, total=total, warmup=warmup) for request in left]
-    rates = config.peak_lr * torch.tensor(factors, dtype=torch.float64).to(step.rates.device)
     started = perf_counter()
-    first = passed.steps
+    learning_rates = iter(zip(rates, on_device, strict=True))
     for batch in source.batches(left):  # not zipped with the rates: that would keep the batch before
-        step.rates.copy_(rates[passed.steps - first])
+        rate, rate_on_device = next(learning_rates)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
         with watch.computing("compute"):
+            step.rates.copy_(rate_on_device)
             step(batch)
         del batch  # its memory is free again while the source makes the next one
         passed.steps += 1
@@ -182,12 +184,12 @@ def fit(
         KeyboardInterrupt: after the checkpoint that Ctrl-C asked for.
     """
     optimizer = make_optimizer(adapter, config)
+    step = make_step(adapter, optimizer, config, autocast=autocast)
     done, passed, watch = 0, Passed(), Stopwatch(device)
     if (state := run.load_checkpoint(device)) is not None:
         adapter.load_state_dict(state["adapter"], strict=False)
-        load_optimizer(optimizer, state["optimizer"])
+        optimizer.load_state_dict(state["optimizer"])
         done, passed = state["epoch"], Passed(**state["passed"])
-    step = make_step(adapter, optimizer, config, autocast)
     saved = perf_counter()
 
     def save() -> None:
@@ -197,7 +199,7 @@ def fit(
                 "epoch": done,
                 "passed": asdict(passed),
                 "adapter": adapter.trained_state(),
-                "optimizer": optimizer_state(optimizer),
+                "optimizer": optimizer.state_dict(),
             }
         )
         saved = perf_counter()
@@ -233,7 +235,7 @@ def fit(
             roof = material.source.roof() if passed.spent.get("gigabytes", 0) >= WORTH_A_ROOF else None
             metrics |= account(passed.seconds, passed.spent, roof)
             metrics["limiter"] = limiter(metrics, roof)
-            metrics["train_lr"] = float(optimizer.param_groups[0]["lr"])
+            metrics["train_lr"] = optimizer.param_groups[0]["lr"]
             if len(material.chosen.held_out):
                 found = evaluate(
                     adapter,

@@ -1,11 +1,12 @@
-"""A training step of one adapter, or of a stack of them: from a batch to new weights, in place.
+"""A training step: forward, loss, backward, clipping, optimiser, and the sum of the losses.
 
-On a CUDA device it is replayed as a graph (:mod:`losa_cache.train.graph`). So all that changes from step to step lies
-in tensors that stay where they are: learning rates, sums of losses, weights, moments.
+It may be replayed as a CUDA graph (:mod:`losa_cache.train.graph`). So what changes from step to step lies in tensors
+that stay where they are, and nothing on the way waits for the device. Autocast is entered inside the step: the rounded
+weights that it keeps begin and end there, and no replay finds those of another step.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -18,21 +19,22 @@ from losa_cache.train.batch import Batch
 from losa_cache.train.graph import Recorder, Replayed
 from losa_cache.train.stacked_adamw import StackedAdamW
 
+WHAT = "The training step"
+
 
 class AdapterStep:
-    """The step of one adapter: cross entropy, ``clip_grad_norm_``, and an optimiser of torch.
+    """A training step of one adapter.
 
     Args:
-        adapter: trained in place.
-        optimizer: of its parameters (:func:`losa_cache.train.loop.make_optimizer`). Its learning rate is ``rates``.
-        clip_grad: largest gradient norm.
-        label_smoothing: of the loss.
+        adapter, optimizer: trained in place.
+        clip_grad: largest norm of the gradient.
+        label_smoothing: of the cross entropy.
         autocast: dtype of the matrix products, or ``None``.
-        recorder: how the step is recorded (:func:`losa_cache.train.graph.recorder_for`); ``None``: every step is eager.
+        recorder: records the step (:func:`losa_cache.train.graph.recorder_for`); ``None``: each is taken eagerly.
 
     Attributes:
-        rates: the learning rate of the next step, a scalar on the device, to be filled.
-        loss: sum over the samples seen, a float64 scalar on the device.
+        rates: the learning rate of the next step, ``()``: to be filled before it.
+        loss: sum over the samples of all steps, float64 ``()``: to be set to zero by whoever reads it.
     """
 
     def __init__(
@@ -43,20 +45,20 @@ class AdapterStep:
         clip_grad: float,
         label_smoothing: float,
         autocast: torch.dtype | None,
-        recorder: Recorder | None = None,
+        recorder: Recorder | None,
     ) -> None:
         self._adapter, self._optimizer = adapter, optimizer
-        self._clip, self._smoothing, self._autocast = clip_grad, label_smoothing, autocast
+        self._clip_grad, self._label_smoothing, self._autocast = clip_grad, label_smoothing, autocast
         self._trained = [p for group in optimizer.param_groups for p in group["params"]]
         device = self._trained[0].device
-        # torch's fused AdamW reads the rate of a CUDA device in float32
+        # AdamW's kernel for CUDA reads float32; the one for CPUs takes the number as it is.
         self.rates = torch.zeros((), dtype=torch.float32 if device.type == "cuda" else torch.float64, device=device)
         self.loss = torch.zeros((), dtype=torch.float64, device=device)
-        self._replayed = Replayed(self._take, "the training step", recorder)
+        self._replayed = Replayed(self._take, WHAT, recorder)
 
     @property
     def why_eager(self) -> str | None:
-        """Why steps are eager; ``None`` where they are replayed."""
+        """Why steps are taken eagerly; ``None`` where they are replayed."""
         return self._replayed.why_eager
 
     def __call__(self, batch: Batch) -> None:
@@ -64,30 +66,44 @@ class AdapterStep:
         self._replayed(batch)
 
     def _take(self, blocks: Sequence[Block], labels: Tensor) -> None:
-        with torch.autocast(labels.device.type, self._autocast, enabled=self._autocast is not None):
-            logits = self._adapter(blocks)
-        loss = F.cross_entropy(logits.float(), labels, label_smoothing=self._smoothing)
-        self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self._trained, self._clip)
-        for group in self._optimizer.param_groups:
-            group["lr"] = self.rates if self.rates.is_cuda else self.rates.item()
-        self._optimizer.step()
-        self.loss += loss.detach().double() * len(labels)
+        try:
+            with torch.autocast(labels.device.type, self._autocast, enabled=self._autocast is not None):
+                logits = self._adapter(blocks)
+            loss = F.cross_entropy(logits.float(), labels, label_smoothing=self._label_smoothing)
+            loss.backward()
+            nn.utils.clip_grad_norm_(self._trained, self._clip_grad)
+            with self._rates_in_place():
+                self._optimizer.step()
+            self.loss += loss.detach().double() * len(labels)
+        finally:
+            self._optimizer.zero_grad(set_to_none=True)  # gradients may lie in the memory of a graph
+
+    @contextmanager
+    def _rates_in_place(self) -> Iterator[None]:
+        """Have AdamW read the rate from the device, and put back the numbers, which are what a checkpoint holds."""
+        groups = self._optimizer.param_groups
+        numbers = [(group["lr"], group["capturable"]) for group in groups]
+        capturing = self.rates.is_cuda and torch.cuda.is_current_stream_capturing()
+        for group in groups:
+            group["lr"], group["capturable"] = self.rates, capturing
+        try:
+            yield
+        finally:
+            for group, (rate, capturable) in zip(groups, numbers, strict=True):
+                group["lr"], group["capturable"] = rate, capturable
 
 
 class StackStep:
-    """The step of K adapters, each with its own rate, smoothing, decay and clipping.
+    """A training step of K adapters, each with its own learning rate, smoothing, decay and clipping.
 
     Args:
-        stack: trained in place.
-        optimizer: of its parameters.
-        label_smoothing: of each trial's loss.
+        stack, optimizer: trained in place.
+        label_smoothing: of each trial's cross entropy.
         autocast, recorder: as of :class:`AdapterStep`.
 
     Attributes:
-        rates: learning rates of the next step, float32 ``(K,)`` on the device, to be filled.
-        loss: of each trial the sum over the samples seen, float64 ``(K,)`` on the device.
+        rates: each trial's learning rate of the next step, ``(K,)``: to be filled before it.
+        loss: each trial's sum over the samples of all steps, float64 ``(K,)``: to be set to zero by whoever reads it.
     """
 
     def __init__(
@@ -97,30 +113,44 @@ class StackStep:
         *,
         label_smoothing: Sequence[float],
         autocast: torch.dtype | None,
-        recorder: Recorder | None = None,
+        recorder: Recorder | None,
     ) -> None:
         self._stack, self._optimizer, self._autocast = stack, optimizer, autocast
-        self._smoothing = stack.bias.new_tensor(label_smoothing)[:, None]
-        self.rates = stack.bias.new_zeros(len(label_smoothing))
-        self.loss = torch.zeros(len(label_smoothing), dtype=torch.float64, device=stack.bias.device)
-        self._replayed = Replayed(self._take, "the training step", recorder)
+        like = stack.weight
+        self.rates = like.new_zeros(len(label_smoothing))
+        self.loss = like.new_zeros(len(label_smoothing), dtype=torch.float64)
+        self._smoothing = like.new_tensor(label_smoothing)[:, None]
+        self._replayed = Replayed(self._take, WHAT, recorder)
 
     @property
     def why_eager(self) -> str | None:
-        """Why steps are eager; ``None`` where they are replayed."""
+        """Why steps are taken eagerly; ``None`` where they are replayed."""
         return self._replayed.why_eager
 
     def __call__(self, batch: Batch) -> None:
-        """Take a step of every trial."""
+        """Take a step."""
         self._replayed(batch)
 
+    def keep(self, trials: Sequence[int]) -> None:
+        """Forget all trials but these, after the stack and the optimiser have."""
+        self.rates, self.loss = self.rates[list(trials)], self.loss[list(trials)]
+        self._smoothing = self._smoothing[list(trials)]
+        self._replayed.forget()
+
+    def forget(self) -> None:
+        """Record anew, because parameters or moments have moved."""
+        self._replayed.forget()
+
     def _take(self, blocks: Sequence[Block], labels: Tensor) -> None:
-        with torch.autocast(labels.device.type, self._autocast, enabled=self._autocast is not None):
-            logits = self._stack(blocks)
-        losses = cross_entropies(logits.float(), labels, self._smoothing)
-        losses.sum().backward()
-        self._optimizer.step(self.rates)
-        self.loss += losses.detach().double() * len(labels)
+        try:
+            with torch.autocast(labels.device.type, self._autocast, enabled=self._autocast is not None):
+                logits = self._stack(blocks)
+            losses = cross_entropies(logits.float(), labels, self._smoothing)
+            losses.sum().backward()
+            self._optimizer.step(self.rates)
+            self.loss += losses.detach().double() * len(labels)
+        finally:
+            self._stack.zero_grad(set_to_none=True)  # gradients may lie in the memory of a graph
 
 
 def cross_entropies(logits: Tensor, labels: Tensor, smoothing: Tensor) -> Tensor:
@@ -134,18 +164,3 @@ def cross_entropies(logits: Tensor, labels: Tensor, smoothing: Tensor) -> Tensor
     found = F.log_softmax(logits, -1)
     right = found.gather(2, labels.expand(len(found), -1)[..., None]).squeeze(2)
     return -((1 - smoothing) * right + smoothing * found.mean(2)).mean(1)
-
-
-def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Give the state of an optimiser as it is on any device: with rates as numbers, and not made for graphs."""
-    state = optimizer.state_dict()
-    groups = [group | {"lr": float(group["lr"]), "capturable": False} for group in state["param_groups"]]
-    return state | {"param_groups": groups}
-
-
-def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Take an :func:`optimizer_state`, on the device that the optimiser was made for."""
-    capturable = [group["capturable"] for group in optimizer.param_groups]
-    optimizer.load_state_dict(state)
-    for group, was in zip(optimizer.param_groups, capturable, strict=True):
-        group["capturable"] = was
