@@ -52,3 +52,9 @@ def side_stream(device: torch.device) -> torch.cuda.Stream | None:
 def on_stream(stream: torch.cuda.Stream | None) -> AbstractContextManager[object]:
     """Ask for what a GPU does in this context on a stream."""
     return nullcontext() if stream is None else torch.cuda.stream(stream)
+
+
+def after_failed_capture(device: torch.device) -> None:
+    """Give a GPU's random numbers free after a capture that failed: they stay a part of it until one succeeds."""
+    with torch.cuda.graph(torch.cuda.CUDAGraph(), capture_error_mode="thread_local"):
+        torch.zeros(1, device=device)

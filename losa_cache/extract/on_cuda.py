@@ -21,6 +21,7 @@ from torch import Tensor
 
 from losa_cache.backbone import Backbone
 from losa_cache.cache.precision import EncodedBatch, Encoding
+from losa_cache.device import after_failed_capture
 from losa_cache.extract.meter import Meter
 
 log = logging.getLogger(__name__)
@@ -176,6 +177,7 @@ class CudaForward:
             for slot in self._slots:
                 slot.graph = None
             torch.cuda.synchronize()
+            after_failed_capture(self._device)
             log.info("The forward pass is not run as a CUDA graph (%s).", trouble)
         whole, bare = (_seconds(way) for way in (self._whole, self.bare))
         self._encoding_share = max(0.0, 1 - bare / whole)

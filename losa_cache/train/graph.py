@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from losa_cache.device import after_failed_capture
 from losa_cache.sidenet.operand import Block
 from losa_cache.train.batch import Batch
 
@@ -74,8 +75,10 @@ class CudaRecorder:
         try:
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                 work()
-        finally:
+        except BaseException:
             torch.cuda.set_stream(current)  # a capture that fails leaves its own
+            after_failed_capture(self._device)
+            raise
         self._pool = graph.pool()
         return graph.replay
 
