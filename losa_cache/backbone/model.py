@@ -227,8 +227,13 @@ class Backbone:
     @contextmanager
     def _computing(self, compute: torch.dtype) -> Generator[None, None, None]:
         half, rounded = compute != torch.float32, self.rounded_weights(compute)
-        with torch.inference_mode(), torch.autocast(self.device.type, compute, enabled=half), in_place(rounded):
-            yield
+        tf32 = torch.backends.cudnn.allow_tf32
+        torch.backends.cudnn.allow_tf32 = tf32 and half  # or the patch embedding is rounded to 10 bits all the same
+        try:
+            with torch.inference_mode(), torch.autocast(self.device.type, compute, enabled=half), in_place(rounded):
+                yield
+        finally:
+            torch.backends.cudnn.allow_tf32 = tf32
 
     def rounded_weights(self, compute: torch.dtype) -> list[Rounded]:
         """Give the copies of weights that forward passes use in this dtype: made once, on a GPU that has room for them.

@@ -24,14 +24,17 @@ SEEN = 32  # rows of other layers
 
 @triton.jit
 def _biases(up_bias, scale, first, last, place, m, inside, part: tl.constexpr):
-    """Sum alpha times the output bias of layers ``first`` to ``last``, ``(part,)``: sixteen layers at a time."""
-    total = tl.zeros((part,), dtype=tl.float32)
+    """Sum alpha times the output bias of layers ``first`` to ``last``, ``(part,)``: sixteen layers at a time.
+
+    Here and below sums over an axis are taken behind a loop: Triton 3.6 cannot compile some that are in it.
+    """
+    total = tl.zeros((16, part), dtype=tl.float32)
     for start in range(first, last, 16):
         j = start + tl.arange(0, 16)
         alpha = tl.load(scale + j, mask=j < last, other=0)
         bias = tl.load(up_bias + j[:, None] * m + place[None, :], mask=(j < last)[:, None] & inside[None, :], other=0)
-        total += tl.sum(alpha[:, None] * bias, 0)
-    return total
+        total += alpha[:, None] * bias
+    return tl.sum(total, 0)
 
 
 @triton.jit
@@ -61,8 +64,8 @@ def _pack(
     other_scale += trial * others
     row = tl.arange(0, group)
     real, own = row < rank, layer * rank + row
-    line = tl.zeros((group,), dtype=tl.float32)
-    constant = tl.load(down_bias + trial * rows + own, mask=real, other=0)
+    lines = tl.zeros((group, part), dtype=tl.float32)
+    constants = tl.zeros((group, part), dtype=tl.float32)
     for k in range(0, m_filled, part):
         place = k + tl.arange(0, part)
         inside = place < m
@@ -73,11 +76,13 @@ def _pack(
         tl.store(down_out + to, w.to(dtype), mask=real[:, None] & (place < m_filled)[None, :])
         tl.store(up_out + to, u.to(dtype), mask=real[:, None] & (place < m_filled)[None, :])
         along = _biases(up_bias, scale, 0, layer, place, m, inside, part)
-        line += tl.sum(w, 1)
-        constant += tl.sum(w * along[None, :], 1)
+        lines += w
+        constants += w * along[None, :]
         if layer == layers - 1:
             along += tl.load(scale + layer) * tl.load(up_bias + layer * m + place, mask=inside, other=0)
             tl.store(total_out + trial * m + place, along, mask=inside)
+    line = tl.sum(lines, 1)
+    constant = tl.load(down_bias + trial * rows + own, mask=real, other=0) + tl.sum(constants, 1)
     tl.store(row_out + trial * rows + own, line, mask=real)
     for first in range(0, layer * rank, seen):
         j = first + tl.arange(0, seen)
@@ -113,8 +118,8 @@ def _reduce(
     row = tl.arange(0, group)
     real, own = row < rank, trial * layers * rank + layer * rank + row
     earlier = tl.load(before + layer)
-    constant = tl.zeros((group,), dtype=tl.float32)
-    line = tl.zeros((group,), dtype=tl.float32)
+    constants = tl.zeros((group, part), dtype=tl.float32)
+    lines = tl.zeros((group, part), dtype=tl.float32)
     for k in range(0, q, part):
         place = k + tl.arange(0, part)
         inside = place < q
@@ -122,10 +127,10 @@ def _reduce(
         across = _biases(
             other_bias + trial * others * q, other_scale + trial * others, 0, earlier, place, q, inside, part
         )
-        constant += tl.sum(g, 1)
-        line += tl.sum(g * across[None, :], 1)
-    tl.store(constant_out + own, constant, mask=real)
-    tl.store(row_out + own, line, mask=real)
+        constants += g
+        lines += g * across[None, :]
+    tl.store(constant_out + own, tl.sum(constants, 1), mask=real)
+    tl.store(row_out + own, tl.sum(lines, 1), mask=real)
 
 
 @triton.jit
@@ -172,21 +177,22 @@ def _unpack(
     g_down += tl.load(constant_grad + own, mask=real, other=0)[:, None] * along[None, :]
     g_down += tl.load(row_grad + own, mask=real, other=0)[:, None]
     tl.store(down_out + narrow, g_down, mask=there)
-    g_bias = tl.load(total_grad + trial * m + place, mask=inside, other=0).to(tl.float32)
+    biases = tl.zeros((seen, part), dtype=tl.float32)
     for first in range((layer + 1) * rank, rows, seen):
         j = first + tl.arange(0, seen)
         known = j < rows
         p = tl.load(pairs_grad + j[None, :] * rows + own[:, None], mask=real[:, None] & known[None, :], other=0)
         w = tl.load(down + j[:, None] * m + place[None, :], mask=known[:, None] & inside[None, :], other=0)
         g_up = tl.dot(p.to(tl.float32), w, g_up, input_precision=precision)
-        g_bias += tl.sum(tl.load(constant_grad + j, mask=known, other=0)[:, None] * w, 0)
+        biases += tl.load(constant_grad + j, mask=known, other=0)[:, None] * w
     for first in range(tl.load(before + layer) * rank, other_rows, seen):
         j = first + tl.arange(0, seen)
         known = j < other_rows
         g = tl.load(
             other_shift + j[:, None] * m_filled + place[None, :], mask=known[:, None] & inside[None, :], other=0
         )
-        g_bias += tl.sum(tl.load(other_row + j, mask=known, other=0)[:, None] * g, 0)
+        biases += tl.load(other_row + j, mask=known, other=0)[:, None] * g
+    g_bias = tl.load(total_grad + trial * m + place, mask=inside, other=0).to(tl.float32) + tl.sum(biases, 0)
     alpha = tl.load(scale + layer)
     raw = tl.load(up + layer * (rank * m) + index[:, None] * stride_r + place[None, :] * stride_m, mask=there, other=0)
     bias = tl.load(up_bias + layer * m + place, mask=inside, other=0)

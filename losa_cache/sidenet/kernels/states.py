@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from losa_cache.sidenet.chain import Chain, Pair, Weights
-from losa_cache.sidenet.kernels.tiles import Tiles, precision_of, whole
+from losa_cache.sidenet.kernels.tiles import LOW, Tiles, precision_of, whole
 from losa_cache.sidenet.kernels.values import TYPES
 from losa_cache.sidenet.products import CHANNEL, TOKEN
 
@@ -162,11 +162,12 @@ def follow(
     back = inner is not None
     left, spread = (w.up, w.down) if back else (w.down, w.up)
     dtype = x[CHANNEL].dtype
+    tile = tiles.follow if chain.rank <= LOW else tiles.follow_high
     _follow[(batch, trials)](
         _plan(chain.kinds, x[CHANNEL].device), *x, *states, *(inner or x), *w.shift, *w.pairs, *cross, *left, *spread,
         batch, len(chain.kinds),
         rows0=rows0, rows1=rows1, rank=chain.rank, n=n, d=d, back=back, dtype=TYPES[dtype],
-        precision=precision_of(dtype), group=whole(chain.rank), **tiles.follow,
+        precision=precision_of(dtype), group=whole(chain.rank), **tile,
     )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 Tile = dict[str, int]
+LOW = 32  # rank, up to which few registers hold a layer's rows
 
 
 def precision_of(dtype: torch.dtype) -> str:
@@ -23,7 +24,7 @@ class Tiles:
 
     Attributes:
         project_channel, project_token, correlate_channel, correlate_token: of :mod:`losa_cache.sidenet.kernels.stream`.
-        follow: of :mod:`losa_cache.sidenet.kernels.states`.
+        follow, follow_high: of :mod:`losa_cache.sidenet.kernels.states`, up to rank ``LOW`` and above it.
         programs: that a sum is split over.
         rows: of all trials' matrices that a program multiplies at most.
     """
@@ -37,6 +38,11 @@ class Tiles:
     follow: Tile = field(
         default_factory=lambda: {
             "lines": 64, "step": 128, "columns": 256, "inner_step": 32, "num_warps": 4, "num_stages": 3,
+        }
+    )  # fmt: skip
+    follow_high: Tile = field(
+        default_factory=lambda: {
+            "lines": 64, "step": 128, "columns": 128, "inner_step": 64, "num_warps": 8, "num_stages": 2,
         }
     )  # fmt: skip
     programs: int = 528
