@@ -108,6 +108,8 @@ class Rows(Readout):
         if kind == CHANNEL:
             found = torch.bmm(g.flatten(1, 2), up.mT).view(trials, batch, m, up.shape[1])
             return self.spread(found.permute(0, 3, 1, 2))
+        if m == 1:  # as a product of matrices this costs twice what it writes
+            return self._as(up)[..., None] * g.transpose(1, 2)
         found = torch.bmm(self._as(up), g.transpose(1, 2).reshape(trials, m, batch * d))
         return found.view(trials, up.shape[1], batch, d)
 
