@@ -42,7 +42,7 @@ class TapeRecorder:
 
     def __init__(self, state: Callable[[], Sequence[Tensor]]) -> None:
         self._state = state
-        self.warmed = self.recorded = self.replayed = self.forgotten = 0
+        self.warmed = self.recorded = self.replayed = 0
 
     def warm_up(self, work: Callable[[], None]) -> None:
         self.warmed += 1
@@ -68,6 +68,3 @@ class TapeRecorder:
                             there.copy_(new)
 
         return replay
-
-    def forget(self) -> None:
-        self.forgotten += 1

@@ -87,10 +87,10 @@ class Slots:
 class Rows:
     """The same batches as rows of what lies on the device."""
 
-    def __init__(self, form, sizes) -> None:
+    def __init__(self, form, sizes, device="cpu") -> None:
         all_of_them = [batch.blocks for batch in batches(form, sizes)]
-        self._kept = [torch.cat(parts) for parts in zip(*all_of_them, strict=True)]
-        self._rows, self._at = torch.empty(max(sizes), dtype=torch.int64), 0
+        self._kept = [torch.cat(parts).to(device) for parts in zip(*all_of_them, strict=True)]
+        self._rows, self._at = torch.empty(max(sizes), dtype=torch.int64, device=device), 0
 
     def settle(self, batch: Batch) -> Batch:
         size = len(batch.labels)
@@ -288,6 +288,28 @@ def test_batches_at_ever_new_places_are_worked_on_eagerly():
     assert [int(value) for value in done] == list(range(MOST + 3))
     assert recorder.warmed == MOST
     assert "more than 8 places" in replayed.why_eager
+
+
+def test_a_recording_makes_room_for_a_batch_that_does_not_fit_beside_it():
+    total, refused = torch.zeros(()), [True]
+
+    def work(blocks, labels):
+        if len(labels) == 1 and refused:
+            refused.clear()
+            raise torch.OutOfMemoryError
+        total.add_(blocks[0].sum())
+
+    recorder = TapeRecorder(lambda: [total])
+    replayed = Replayed(work, "it", recorder)
+    for size in (2, 2, 2, 1, 2):
+        replayed(Batch([torch.ones(size, 1, 1)], torch.zeros(size), [""] * size))
+    assert total == 9
+    assert recorder.replayed == 2
+    assert "no memory" in replayed.why_eager
+    replayed = Replayed(work, "it", None)
+    refused.append(True)
+    with pytest.raises(torch.OutOfMemoryError):
+        replayed(Batch([torch.ones(1, 1, 1)], torch.zeros(1), [""]))
 
 
 def test_nothing_is_recorded_on_a_cpu():
