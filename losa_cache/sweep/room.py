@@ -20,6 +20,7 @@ from losa_cache.train.train import new_adapter
 
 SAMPLES = 2
 SPARE = 0.5  # of the free memory: a step also has states and gradients under way, about as large as what it keeps
+GRAPH_SPARE = 0.25  # the same beside a CUDA graph, which does not give its memory to the batches that it is not of
 COPIES = 4  # of a trained tensor: itself, its gradient, two moments
 
 
@@ -38,7 +39,8 @@ def most_trials(largest: TrainConfig, material: Material, device: torch.device) 
         kept.append(saved_bytes(partial(stack, blocks), (*blocks, *stack.parameters()), autocast))
         trained = sum(p.nbytes for p in stack.parameters() if p.requires_grad) // count
     each = (kept[1] - kept[0]) * largest.batch_size // SAMPLES + COPIES * trained
-    return max(1, int(SPARE * available_memory(device) / max(1, each)))
+    spare = GRAPH_SPARE if device.type == "cuda" else SPARE
+    return max(1, int(spare * available_memory(device) / max(1, each)))
 
 
 def largest_of(config: SweepConfig, available: list[int]) -> TrainConfig:

@@ -7,8 +7,9 @@ A graph launches all of them at once. It holds addresses, not tensors, so whatev
 import logging
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any, Protocol
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -22,7 +23,8 @@ log = logging.getLogger(__name__)
 MOST = 8  # recordings: a source has a few buffers that it takes in turn, not many
 
 Work = Callable[[Sequence[Block], Tensor], None]
-"""Is given blocks and labels. What it keeps, it writes in place into tensors that outlive it."""
+"""Is given blocks and labels. What it keeps, it writes in place into tensors that outlive it, and after the part of it
+that takes most memory: where that fails, the work can be done again."""
 
 
 class Recorder(Protocol):
@@ -40,13 +42,9 @@ class Recorder(Protocol):
         """
         ...
 
-    def forget(self) -> None:
-        """Share no memory with what was recorded before."""
-        ...
-
 
 class CudaRecorder:
-    """Recordings as CUDA graphs, which share their memory.
+    """Recordings as CUDA graphs, all of which share their memory, whatever they are of: cohorts of a sweep take turns.
 
     They may share it because they are replayed in one stream, so never at the same time, and nothing that a graph
     leaves there is read after it. Work is done for the first time in the stream that will be captured, because
@@ -58,7 +56,7 @@ class CudaRecorder:
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._stream = device, torch.cuda.Stream(device)
-        self._pool: Any = None
+        self._living: WeakSet[torch.cuda.CUDAGraph] = WeakSet()  # a pool lives as long as one graph in it
 
     def warm_up(self, work: Callable[[], None]) -> None:
         """Do the work in the stream of the captures, between what came before and what comes after."""
@@ -71,25 +69,28 @@ class CudaRecorder:
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
         """Capture, which executes nothing on the device."""
         graph = torch.cuda.CUDAGraph()
-        current = torch.cuda.current_stream(self._device)
-        try:
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-                work()
-        except BaseException:
-            torch.cuda.set_stream(current)  # a capture that fails leaves its own
-            after_failed_capture(self._device)
-            raise
-        self._pool = graph.pool()
+        pool = next((other.pool() for other in self._living), None)
+        with torch.cuda.device(self._device):
+            current = torch.cuda.current_stream()
+            try:
+                with torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):
+                    work()
+            except BaseException:
+                torch.cuda.set_stream(current)  # a capture that fails leaves its own
+                after_failed_capture(self._device)
+                raise
+        self._living.add(graph)
         return graph.replay
 
-    def forget(self) -> None:
-        """Begin a new pool of memory."""
-        self._pool = None
+
+@cache
+def _cuda_recorder(device: torch.device) -> CudaRecorder:
+    return CudaRecorder(device)
 
 
 def recorder_for(device: torch.device) -> Recorder | None:
-    """Give what records work on a device; ``None`` where launching it costs next to nothing, as on a CPU."""
-    return CudaRecorder(device) if device.type == "cuda" else None
+    """Give the one that records work on a device; ``None`` where launching it costs next to nothing, as on a CPU."""
+    return _cuda_recorder(device) if device.type == "cuda" else None
 
 
 @dataclass
@@ -128,24 +129,33 @@ class Replayed:
         """Work on a batch."""
         self._largest = max(self._largest, len(batch.labels))
         if self._recorder is None or self.why_eager is not None or len(batch.labels) < self._largest:
-            self._work(batch.blocks, batch.labels)
+            self._eagerly(partial(self._work, batch.blocks, batch.labels))
             return
         key = _key(batch)
         if (recording := self._recordings.get(key)) is not None:
             _fill(recording, batch)
             self._replay(recording, self._recorder)
         elif (recording := self._begin(key, batch)) is not None:
-            begun = recording
-            self._recorder.warm_up(lambda: self._work(begun.blocks, begun.labels))
+            work = partial(self._work, recording.blocks, recording.labels)
+            self._eagerly(partial(self._recorder.warm_up, work))
         else:
-            self._work(batch.blocks, batch.labels)
+            self._eagerly(partial(self._work, batch.blocks, batch.labels))
 
     def forget(self) -> None:
         """Throw all recordings away, because what the work reads or writes has moved or changed its shape."""
         self._recordings.clear()
         self._largest = 0
-        if self._recorder is not None:
-            self._recorder.forget()
+
+    def _eagerly(self, work: Callable[[], None]) -> None:
+        """Do work that is not replayed; if there is no memory for it beside that of recordings, in their place."""
+        try:
+            work()
+            return
+        except torch.OutOfMemoryError:
+            if not self._recordings:
+                raise
+        self._give_up("the device has no memory for other batches beside that of a graph")
+        work()
 
     def _begin(self, key: Hashable, batch: Batch) -> _Recording | None:
         """Give a batch's blocks and labels addresses that stay."""
@@ -169,13 +179,16 @@ class Replayed:
             try:
                 recording.replay = recorder.record(work)
             except Exception as error:  # whatever the work does that cannot be recorded, or no memory for it
-                self._give_up(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
-                work()
-                return
-            if not self._told:
-                log.info("%s is replayed as a CUDA graph.", self._what)
-                self._told = True
-        recording.replay()
+                first = error.__context__ or error  # the end of a capture that failed raises, too, and says less
+                self._give_up(f"{type(first).__name__}: {str(first).partition(chr(10))[0]}")
+            else:
+                if not self._told:
+                    log.info("%s is replayed as a CUDA graph.", self._what)
+                    self._told = True
+        if recording.replay is None:
+            work()
+        else:
+            recording.replay()
 
     def _give_up(self, reason: str) -> None:
         self.why_eager = reason

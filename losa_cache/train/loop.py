@@ -52,7 +52,7 @@ def make_optimizer(adapter: Adapter, config: TrainConfig) -> torch.optim.AdamW:
 
 
 def make_step(
-    adapter: Adapter, optimizer: torch.optim.Optimizer, config: TrainConfig, *, autocast: torch.dtype | None
+    adapter: Adapter, optimizer: torch.optim.AdamW, config: TrainConfig, *, autocast: torch.dtype | None
 ) -> AdapterStep:
     """Make the training step, which is replayed as a CUDA graph where there is CUDA."""
     return AdapterStep(
@@ -94,7 +94,7 @@ class Passed:
 
 def train_epoch(
     adapter: Adapter,
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.AdamW,
     source: Source,
     samples: NDArray[np.int64],
     config: TrainConfig,

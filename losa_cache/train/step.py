@@ -40,7 +40,7 @@ class AdapterStep:
     def __init__(
         self,
         adapter: Adapter,
-        optimizer: torch.optim.Optimizer,
+        optimizer: torch.optim.AdamW,
         *,
         clip_grad: float,
         label_smoothing: float,
