@@ -138,7 +138,7 @@ def device_speed(
     compute: torch.dtype,
     batches: int = 20,
     graph: bool = True,
-    aside: bool = False,
+    aside: bool | None = None,
 ) -> DeviceSpeed:
     """Measure what an extraction does on a CUDA device, without decoding and without the disk.
 
@@ -150,7 +150,7 @@ def device_speed(
         compute: dtype of the matrix products.
         batches: of a measurement, of which the median of three is taken.
         graph: as an extraction of many batches does it; else eagerly.
-        aside: encode on a stream of its own.
+        aside: encode on a stream of its own; by default as an extraction does.
     """
     forward = CudaForward(
         backbone,

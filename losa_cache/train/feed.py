@@ -65,19 +65,21 @@ class Slots:
         self, count: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device, *, pin: bool = False
     ) -> None:
         self._count, self._shape, self._dtype, self._device, self._pin = count, tuple(shape), dtype, device, pin
-        self._grown: list[Tensor] = []  # none is freed: a CUDA graph may go on reading where it once read
+        # A tensor a slot: a step that saves one for the way back must not see that another one is written. None is
+        # freed: a CUDA graph may go on reading where it once read.
+        self._grown: list[list[Tensor]] = []
 
     def __len__(self) -> int:
         return self._count
 
     def grow(self, rows: int) -> None:
         """Have room for batches of so many rows."""
-        if self._grown and self._grown[-1].shape[2] >= rows:
+        if self._grown and self._grown[-1][0].shape[1] >= rows:
             return
         planes, *rest = self._shape
         with torch.inference_mode(False):  # an evaluation may ask first, or for more, and training reads them then
-            shape = (self._count, planes, rows + -rows % ALIGNED, *rest)
-            self._grown.append(allocate(shape, self._dtype, self._device, pin=self._pin))
+            shape = (planes, rows + -rows % ALIGNED, *rest)
+            self._grown.append([allocate(shape, self._dtype, self._device, pin=self._pin) for _ in range(self._count)])
 
     def planes(self, slot: int, rows: int) -> list[Tensor]:
         """Give the first rows of a slot, a tensor a plane."""

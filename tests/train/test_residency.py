@@ -220,6 +220,18 @@ def test_memory_of_batches_is_never_used_for_anything_else():
         assert end[1] <= start[0]
 
 
+def test_a_slot_may_be_filled_between_a_step_on_another_and_its_way_back():
+    slots = Slots(2, (1, 4), torch.float32, CPU)
+    slots.grow(3)
+    (first,), (second,) = slots.planes(0, 3), slots.planes(1, 3)
+    first.fill_(2.0)
+    weight = torch.ones(3, 4, requires_grad=True)
+    loss = (weight * first).sum()
+    second.copy_(torch.ones(3, 4))
+    loss.backward()
+    assert torch.equal(weight.grad, first)
+
+
 def test_settled_codes_are_the_same_block_outputs_where_they_were_before():
     def batch(rows):
         codes = torch.randint(-128, 128, (3, rows, 5, 8), dtype=torch.int8)
