@@ -9,7 +9,7 @@ quickstart: $(VENV)/installed  ## the main job on the embedded default: no downl
 	$(BIN)/python scripts/quickstart.py
 
 test: $(VENV)/installed  ## every test
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4 --dist worksteal
 
 lint: $(VENV)/installed  ## style and types
 	$(BIN)/ruff check .

@@ -98,7 +98,9 @@ def _notes() -> dict[str, str]:
         found = json.loads((home() / "fastest.json").read_bytes())
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    if not isinstance(found, dict):
+        return {}
+    return {key: chosen for key, chosen in found.items() if isinstance(chosen, str)}
 
 
 def _note(key: str, chosen: str) -> None:

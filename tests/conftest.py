@@ -23,7 +23,7 @@ from losa_cache.data.transforms import InputSpec
 from losa_cache.extract.extract import extract
 from tests.servers import BUCKET, ENVIRONMENT, s3_server
 
-torch.set_num_threads(2)
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
 @pytest.fixture(autouse=True)

@@ -101,7 +101,7 @@ def _layer(
     tl.debug_barrier()
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch"])
 def _follow(
     plan, x0, x1, states0, states1, inner0, inner1, shift0, shift1, pairs0, pairs1, cross0, cross1, left0, left1,
     spread0, spread1, batch, depth,

@@ -18,7 +18,7 @@ from losa_cache.sidenet.operand import Block
 from losa_cache.sidenet.products import CHANNEL
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch", "trials"])
 def _project_channel(
     table, rows, start, weight, out, batch, trials,
     layers: tl.constexpr, depth: tl.constexpr, rank: tl.constexpr,
@@ -58,7 +58,7 @@ def _project_channel(
     tl.store(to, total.to(dtype), mask=(row < trials * rank)[None, :] & (sample < batch)[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch", "trials"])
 def _project_token(
     table, rows, start, weight, out, batch, trials,
     layers: tl.constexpr, depth: tl.constexpr, rank: tl.constexpr,
@@ -99,7 +99,7 @@ def _project_token(
     tl.store(to, total.to(dtype), mask=(row < trials * rank)[:, None] & (channel < d)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch", "trials", "splits"])
 def _correlate_channel(
     table, rows, start, states, out, batch, trials, share, splits,
     layers: tl.constexpr, depth: tl.constexpr, rank: tl.constexpr,
@@ -142,7 +142,7 @@ def _correlate_channel(
     tl.store(to, total, mask=(row < trials * rank)[:, None] & (channel < d)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch", "trials", "share", "splits"])
 def _correlate_token(
     table, rows, start, states, out, batch, trials, share, splits,
     layers: tl.constexpr, depth: tl.constexpr, rank: tl.constexpr,
