@@ -35,20 +35,22 @@ def fastest(what: str, ways: Mapping[str, Work], device: torch.device) -> str:
         device: a CUDA device.
 
     Raises:
-        RuntimeError: if every way raises.
+        RuntimeError: if every way raises, with what the last one says.
     """
     key = " | ".join([what, torch.cuda.get_device_name(device), torch.__version__, _triton_version()])
     known = _notes()
     if known.get(key) in ways:
         return known[key]
     seconds: dict[str, float] = {}
+    last: Exception | None = None
     for name, work in ways.items():
         try:
             seconds[name] = _milliseconds(work, device)
         except Exception as error:  # a compiler that fails, whatever it raises
+            last = error
             log.info("%s: the way %r cannot be used (%s: %s).", what, name, type(error).__name__, error)
     if not seconds:
-        raise RuntimeError(f"none of {', '.join(ways)} works for {what}")
+        raise RuntimeError(f"none of {', '.join(ways)} works for {what} ({last})") from last
     chosen = min(seconds, key=lambda name: seconds[name])
     log.info("%s: %s.", what, ", ".join(f"{name} {ms:.3f} ms" for name, ms in seconds.items()))
     _note(key, chosen)

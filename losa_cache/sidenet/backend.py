@@ -53,7 +53,7 @@ def choose_backend(chain: Chain, layers: tuple[Packed, Packed], blocks: Sequence
     if asked == "torch" or not (usable or asked == "triton"):
         return TORCH
     triton = _triton()
-    if not triton.reads(blocks, start):
+    if not triton.takes(chain, blocks, start):
         return TORCH
     if asked == "triton":
         return triton

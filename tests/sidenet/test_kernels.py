@@ -6,6 +6,7 @@ from torch import nn
 
 import losa_cache as lc
 from losa_cache.sidenet.backend import use_backend
+from losa_cache.sidenet.chain import Chain
 from losa_cache.sidenet.kernels.backend import TritonBackend
 from losa_cache.sidenet.losa import LowRankMLP
 from losa_cache.sidenet.operand import Gathered, Product, Scaled, dense
@@ -104,12 +105,20 @@ def test_half_precision_within_its_rounding():
     require_equal(found, exact, tolerance=3e-3)
 
 
-def test_what_the_kernels_cannot_read():
+def test_what_the_kernels_do_not_take():
+    def takes(blocks, start, depth=1, rank=4):
+        chain = Chain((0, 1) * depth, rank, First(4, 1), torch.float32, added=False)
+        return TritonBackend().takes(chain, blocks, start)
+
     start = torch.zeros(1, 2, 4, 8)
     fine = torch.zeros(2, 4, 8)
-    assert TritonBackend.reads([fine], start)
-    assert not TritonBackend.reads([torch.zeros(2, 8, 4).mT], start)  # other order of axes
-    assert not TritonBackend.reads([torch.zeros(2, 4, 3)], start[..., :3])  # tokens that do not begin at whole words
-    assert not TritonBackend.reads([fine], torch.zeros(3, 2, 4, 8))  # y of each trial
+    assert takes([fine], start)
+    assert not takes([torch.zeros(2, 8, 4).mT], start)  # other order of axes
+    assert not takes([torch.zeros(2, 4, 3)], start[..., :3])  # tokens that do not begin at whole words
+    assert not takes([fine], torch.zeros(3, 2, 4, 8))  # y of each trial
     product = Product(torch.zeros(3, 2, 4), torch.zeros(3, 8), torch.zeros(8), torch.zeros(2, 0, 8), torch.float32)
-    assert not TritonBackend.reads([product], start)
+    assert not takes([product], start)
+    assert not takes([fine[:0]], start[:, :0])  # no samples
+    many = torch.empty(1, 1024, 257, 1792, device="meta")  # ViT-e
+    assert takes([], many, depth=28, rank=16)
+    assert not takes([], many, depth=28, rank=64)  # more states than 32 bits count

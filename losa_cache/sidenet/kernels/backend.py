@@ -19,6 +19,7 @@ from losa_cache.sidenet.products import CHANNEL, TOKEN
 from losa_cache.sidenet.readout import Whole
 
 WORD = 8  # values of half precision that a thread reads at once
+COUNTABLE = 2**31  # states of a kind, of one trial: their offsets are 32-bit numbers
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,12 @@ class TritonBackend:
         """Unpack by two launches a kind."""
         return parameters.unpack(chain, layers, kept, gradients)
 
-    @staticmethod
-    def reads(blocks: Sequence[Block], start: Tensor) -> bool:
-        """Tell whether the kernels can read these as they lie in memory."""
-        return len(start) == 1 and readable(start[0]) and all(map(readable, blocks))
+    def takes(self, chain: Chain, blocks: Sequence[Block], start: Tensor) -> bool:
+        """Tell whether the kernels can read these as they lie in memory, and count what they make of them."""
+        _, batch, n, d = start.shape
+        rows = max(map(chain.kinds.count, (CHANNEL, TOKEN))) * chain.rank
+        countable = rows * batch * max(n + WORD, d, rows) < COUNTABLE
+        return len(start) == 1 and countable and readable(start[0]) and all(map(readable, blocks))
 
     def forward(
         self, chain: Chain, blocks: Sequence[Block], start: Tensor, w: Weights

@@ -53,7 +53,7 @@ def readable(block: Block) -> bool:
     if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor.dtype not in TYPES:
         return False
     aligned = (tensor.data_ptr() | tensor.shape[-1] * tensor.element_size()) % ALIGNED == 0
-    return tensor.is_contiguous() and aligned
+    return tensor.is_contiguous() and aligned and tensor.numel() > 0
 
 
 def layers_of(blocks: Sequence[Block]) -> list[Layers]:
