@@ -76,6 +76,9 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="tiny sizes, as where there is no GPU")
     parser.add_argument("--out", type=Path, help="file to add the lines to")
     arguments = parser.parse_args()
+    if not arguments.tiny and not gpu_there():
+        parser.error("no GPU was found: pass --tiny to run the same code in tiny sizes.")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the process that measures is ended, too
     started = time.time()
     with open(arguments.out or os.devnull, "a") as file:
 
@@ -90,6 +93,12 @@ def main() -> None:
         script += ["--tiny"] if arguments.tiny else []
         while left and end - time.time() > LEAST:
             left = measure([*script, "--parts", *left], left, emit, grace=GRACE)
+
+
+def gpu_there() -> bool:
+    """Ask torch in a process of its own, so that this one holds nothing of the GPU."""
+    question = [sys.executable, "-c", "import torch; exit(not torch.cuda.is_available())"]
+    return subprocess.run(question, check=False).returncode == 0
 
 
 def measure(command: list[str], parts: list[str], emit: Emit, *, grace: float) -> list[str]:

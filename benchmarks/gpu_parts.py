@@ -267,8 +267,14 @@ def epochs(sizes: Sizes, until: float) -> Measurements:
         made = partial(residency.make, name, folder, sizes.kept_images, choose_device())
         yield {"backbone": name, "where": "made"}, made
         for where in ("device", "memory", "disk", "partial", "cold disk"):
-            yield {"backbone": name, "where": where}, partial(residency.epoch, name, folder, where)
+            yield {"backbone": name, "where": where}, partial(_epoch, name, folder, where)
     yield {"backbone": name, "where": "online"}, partial(_peer, "LoSA, all layers", name, sizes)
+
+
+def _epoch(name: str, folder: Path, where: str) -> Figures:
+    if where in ("device", "partial") and not torch.cuda.is_available():
+        return {"left_out": "it needs a CUDA device"}
+    return residency.epoch(name, folder, where)
 
 
 def lora(sizes: Sizes, until: float) -> Measurements:

@@ -138,7 +138,7 @@ def measure(job_lock: tuple[Job, str]) -> dict[str, Any]:
             torch.cuda.empty_cache()
         found |= {"us": round(us, 1)} | ({"gb_per_second": round(nbytes / us / 1e3)} if nbytes else {})
     except Exception as error:  # a tile that does not fit
-        found |= {"us": float("inf"), "error": f"{type(error).__name__}: {error}"[:80]}
+        found |= {"error": f"{type(error).__name__}: {error}"[:80]}
     return found
 
 
@@ -152,6 +152,8 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=8)
     parser.add_argument("--show", type=int, default=4, help="how many of the fastest tiles are shown")
     arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("no GPU was found, and the kernels need one.")
     results: dict[str, list[dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         lock = str(Path(folder) / "lock")
@@ -159,8 +161,9 @@ def main() -> None:
             for found in pool.imap_unordered(measure, [(job, lock) for job in jobs(arguments)]):
                 results.setdefault(found.pop("key"), []).append(found)
     for key, tried in results.items():
-        best = sorted(tried, key=lambda found: found["us"])[: arguments.show]
-        print(json.dumps({"kernel": key, "tried": len(tried), "fastest": best}), flush=True)
+        best = sorted((found for found in tried if "us" in found), key=lambda found: found["us"])[: arguments.show]
+        failed = sum("error" in found for found in tried)
+        print(json.dumps({"kernel": key, "tried": len(tried), "failed": failed, "fastest": best}), flush=True)
 
 
 if __name__ == "__main__":

@@ -29,9 +29,6 @@ def extraction_report(cache: ActivationCache, meter: Meter) -> dict[str, Any]:
         )
     if manifest.non_finite:
         console.print(f"warning: the backbone itself gave {manifest.non_finite} values that are not finite.")
-    limited = limiter(meter)
-    if limited is not None:
-        console.print(f"extraction: {limited}", soft_wrap=True)
     stored = cache.stored_bytes
     return {
         "cache": str(cache.path),
@@ -46,7 +43,7 @@ def extraction_report(cache: ActivationCache, meter: Meter) -> dict[str, Any]:
         "images_per_second": round(meter.images / meter.seconds, 1) if meter.seconds else None,
         "waited_for_decode": round(meter.waited_decode, 3),
         "waited_for_disk": round(meter.waited_write, 3),
-        "limiter": limited,
+        "limiter": limiter(meter),
         "skipped": len(manifest.skipped),
         "overflowed": manifest.overflowed,
         "non_finite": manifest.non_finite,

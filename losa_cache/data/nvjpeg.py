@@ -46,12 +46,15 @@ def require_decoder(name: str, device: torch.device, *, augment: str | None, bud
         return
     if device.type != "cuda":
         raise UserError(
-            f"decoder is {name!r}, which needs a CUDA device, and the backbone is on {device}: leave it out."
+            f"decoder is {name!r}, which needs a CUDA device, and the backbone is on {device}: choose {PILLOW}, or run "
+            "this on a machine with a GPU."
         )
     if augment is not None:
-        raise UserError(f"decoder is {name!r}, but augment ({augment!r}) draws on the CPU: leave one of them out.")
+        raise UserError(
+            f"decoder is {name!r}, but augment ({augment!r}) draws on the CPU: choose {PILLOW}, or no augmentation."
+        )
     if budget is not None:
-        raise UserError(f"decoder is {name!r}, but the backbone needs the device's memory: leave it out.")
+        raise UserError(f"decoder is {name!r}, but the backbone needs the device's memory: choose {PILLOW}.")
     try:
         picture = io.BytesIO()
         Image.new("RGB", (16, 16)).save(picture, "JPEG")
@@ -59,7 +62,7 @@ def require_decoder(name: str, device: torch.device, *, augment: str | None, bud
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"decoder is {name!r}, but torchvision cannot use nvJPEG here ({reason}): leave it out."
+            f"decoder is {name!r}, but torchvision cannot use nvJPEG here ({reason}): choose {PILLOW}."
         ) from error
 
 
@@ -70,7 +73,7 @@ def require_files(name: str, samples: Samples) -> None:
         UserError: if they are not image files.
     """
     if name == NVJPEG and (samples.file is None or samples.clip is not None):
-        raise UserError(f"decoder is {name!r}, but data set {samples.name!r} is not of image files: leave it out.")
+        raise UserError(f"decoder is {name!r}, but data set {samples.name!r} is not of image files: choose {PILLOW}.")
 
 
 class DeviceImages:

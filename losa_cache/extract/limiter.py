@@ -45,5 +45,5 @@ def limiter(meter: Meter) -> str | None:
     found = shares(meter)
     largest = max(found, key=lambda part: found[part])
     others = ", ".join(f"{NAMES[part]} {share:.0%}" for part, share in found.items() if part != largest)
-    within = f"{found[largest]:.0%} of the time; at the same time {others}"
+    within = f"{found[largest]:.0%} of the time; {others}"
     return f"limited by {NAMES[largest]} ({within}): {ADVICE[largest]}."

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # fresh and cached samples may meet in a run where these agree
-SAME_SAMPLES = ("backbone", "input", "tap", "dataset", "sampling", "precision")
+SAME_SAMPLES = ("backbone", "input", "tap", "dataset", "sampling", "precision", "decoder")
 KEEP_SHARE = 0.25  # of the free host memory, for features of held-out images
 
 
@@ -194,7 +194,7 @@ def from_backbone(
     )
     manifest = inputs.manifest
     if cache is not None:
-        ours, theirs = ({name: fields[name] for name in SAME_SAMPLES} for fields in (manifest.fields, stored))
+        ours, theirs = ({name: fields.get(name) for name in SAME_SAMPLES} for fields in (manifest.fields, stored))
         if wrong := differences(ours, theirs):
             raise UserError(
                 f"cache {str(cache.path)!r} is not of these images by this backbone: it differs in {'; '.join(wrong)}. "

@@ -75,8 +75,8 @@ def choose_residency(asked: str, room: Room) -> Residency:
     """
     if asked not in RESIDENCIES:
         raise UserError(f"unknown residency {asked!r}: choose one of {', '.join(RESIDENCIES)}.")
-    if room.device is None:  # a CPU's own memory is the host's
-        asked = "memory" if asked == "device" else asked
+    own = asked == "device" and room.device is None
+    asked = "memory" if own else asked
     device, memory = _limit("device", room.device), _limit("memory", room.memory)
     kept = asked == "auto" and room.passes > 1
     if asked == "device" or (kept and room.device is not None):
@@ -92,7 +92,7 @@ def choose_residency(asked: str, room: Room) -> Residency:
     if asked == "memory" and room.stored > memory:
         raise _too_large(asked, readable_bytes(memory), room)
     if asked == "memory" or (kept and room.stored <= memory):
-        return _kept("memory", memory, room)
+        return _kept("memory", memory, room, why=", the training device's own" if own else "")
     direct = room.stored > room.memory and not room.remote
     if asked == "disk":
         why = "as asked"
@@ -118,12 +118,12 @@ def rows_on_device(count: int, share: float) -> NDArray[np.bool_]:
     return np.diff(before) > 0
 
 
-def _kept(where: str, limit: int, room: Room) -> Residency:
+def _kept(where: str, limit: int, room: Room, why: str = "") -> Residency:
     decoded = room.decoded is not None and room.decoded <= limit
     kept = room.decoded if decoded and room.decoded is not None else room.stored
     place = "the device's memory" if where == "device" else "memory"
     how = ", decoded" if decoded else ""
-    return Residency(where, decoded=decoded, reason=f"{readable_bytes(kept)} are kept in {place}{how}.")
+    return Residency(where, decoded=decoded, reason=f"{readable_bytes(kept)} are kept in {place}{how}{why}.")
 
 
 def _split(part: int, room: Room) -> Residency:

@@ -69,7 +69,10 @@ def test_a_file_that_does_not_say_has_none(content):
     ("options", "reason"),
     [
         ({"decoder": "turbo"}, "unknown decoder 'turbo': choose one of pillow, nvjpeg."),
-        ({"decoder": "nvjpeg"}, "needs a CUDA device, and the backbone is on cpu: leave it out."),
+        (
+            {"decoder": "nvjpeg"},
+            "needs a CUDA device, and the backbone is on cpu: choose pillow, or run this on a machine with a GPU.",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_read(tmp_path, options, reason):

@@ -14,7 +14,7 @@ def test_waiting_for_images_counts_only_where_the_device_has_nothing_to_do():
         {"images": 0.6, "backbone": 0.3, "encoding": 0.1, "copy": 0.2, "writing": 0.05}
     )
     assert limiter(meter) == (
-        "limited by decoding images (60% of the time; at the same time the backbone 30%, encoding 10%, copies to the "
+        "limited by decoding images (60% of the time; the backbone 30%, encoding 10%, copies to the "
         f"host 20%, writing 5%): {ADVICE['images']}."
     )
 

@@ -224,6 +224,13 @@ def test_an_online_run_trains_evaluates_and_says_where_it_comes_from(tmp_path):
         lc.evaluate_run(run.run, cache=cache.path, split="test")
 
 
+def test_a_cache_of_images_that_another_decoder_made_is_refused(tiny_cache, tmp_path):
+    tiny_cache.manifest.fields["decoder"] = "nvjpeg"
+    online = lc.OnlineConfig("tiny0", "tiny", share=0.5)
+    with pytest.raises(lc.UserError, match="it differs in decoder"):
+        lc.train(tiny_cache, online=online, backbone=tiny_backbone(), dataset=tiny_samples(), out=tmp_path / "run")
+
+
 def test_an_augmented_run_differs_from_a_plain_one_and_a_mixed_one_from_both(tiny_cache, tmp_path):
     options = {"backbone": tiny_backbone(), "dataset": tiny_samples()}
     losses = {}

@@ -285,6 +285,12 @@ def test_what_is_chosen_is_said(tiny_cache, caplog):
     ]
 
 
+def test_a_cpu_that_is_asked_for_its_own_memory_says_that_it_is_the_hosts():
+    room = Room(stored=1000, decoded=None, device=None, memory=10_000, passes=5)
+    assert choose_residency("device", room).reason == "1.0 kB are kept in memory, the training device's own."
+    assert choose_residency("memory", room).reason == "1.0 kB are kept in memory."
+
+
 def test_what_was_loaded_is_said_where_it_is_much(tiny_cache, caplog, monkeypatch):
     caplog.set_level("INFO", "losa_cache")
     monkeypatch.setattr(load, "WORTH_SAYING", 0)
