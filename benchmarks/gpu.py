@@ -48,6 +48,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -78,6 +79,10 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.tiny and not gpu_there():
         parser.error("no GPU was found: pass --tiny to run the same code in tiny sizes.")
+    if not arguments.minutes > 0:
+        parser.error(f"--minutes is {arguments.minutes}: it must be more than 0.")
+    if arguments.out is not None and not arguments.out.parent.is_dir():
+        parser.error(f"--out {str(arguments.out)!r}: there is no such folder.")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the process that measures is ended, too
     started = time.time()
     with open(arguments.out or os.devnull, "a") as file:
@@ -136,7 +141,7 @@ def measure(command: list[str], parts: list[str], emit: Emit, *, grace: float) -
             reason = "it took too long, and was ended"
         finally:
             end_group(process)
-            reader.join()
+            reader.join(grace)
         complaints.seek(0)
         emit({"part": at, "error": reason, "said": complaints.read().splitlines()[-12:]})
         return parts[parts.index(at) + 1 :]
@@ -168,10 +173,10 @@ def follow(stream: IO[str]) -> tuple["queue.Queue[Line | None]", threading.Threa
 
 
 def end_group(process: "subprocess.Popen[str]") -> None:
-    """End a process and those that it started."""
-    if process.poll() is None:
+    """End a process and those that it started, also where it has ended itself."""
+    with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    process.wait()
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Which of several ways to do the same thing is the fastest on this GPU: measured once, then remembered."""
 
+import hashlib
 import json
 import logging
 import os
@@ -7,6 +8,7 @@ import shutil
 import statistics
 import sysconfig
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -26,8 +28,9 @@ Work = Callable[[], object]
 def fastest(what: str, ways: Mapping[str, Work], device: torch.device) -> str:
     """Name the fastest way, by a measurement on the first call and by a note of it afterwards.
 
-    The note lies in ``$LOSA_CACHE_HOME/fastest.json``. It names the GPU and the versions of torch and Triton, so that
-    another GPU or version measures again. A resumed run finds the same note, and therefore computes in the same way.
+    The note is a small file below ``$LOSA_CACHE_HOME/fastest``, one a piece of work, so that processes never lose each
+    other's. It names the GPU and the versions of torch and Triton, so that another GPU or version measures again. A
+    resumed run finds the same note, and therefore computes in the same way.
 
     Args:
         what: the work, with all sizes that decide which way wins.
@@ -36,16 +39,18 @@ def fastest(what: str, ways: Mapping[str, Work], device: torch.device) -> str:
 
     Raises:
         RuntimeError: if every way raises, with what the last one says.
+        torch.OutOfMemoryError: if a way finds no memory: then nothing is chosen, for there may be some next time.
     """
     key = " | ".join([what, torch.cuda.get_device_name(device), torch.__version__, _triton_version()])
-    known = _notes()
-    if known.get(key) in ways:
-        return known[key]
+    if (known := _noted(key)) in ways:
+        return str(known)
     seconds: dict[str, float] = {}
     last: Exception | None = None
     for name, work in ways.items():
         try:
             seconds[name] = _milliseconds(work, device)
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:  # a compiler that fails, whatever it raises
             last = error
             log.info("%s: the way %r cannot be used (%s: %s).", what, name, type(error).__name__, error)
@@ -95,23 +100,30 @@ def _triton_version() -> str:
     return version("triton") if find_spec("triton") is not None else "no triton"
 
 
-def _notes() -> dict[str, str]:
+def _path(key: str) -> Path:
+    return home() / "fastest" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+
+
+def _noted(key: str) -> str | None:
+    """Find what was noted; a file that is none of ours says nothing."""
+    path = _path(key)
     try:
-        found = json.loads((home() / "fastest.json").read_bytes())
-    except (OSError, ValueError):
-        return {}
-    if not isinstance(found, dict):
-        return {}
-    return {key: chosen for key, chosen in found.items() if isinstance(chosen, str)}
+        found = json.loads(path.read_bytes()) if path.is_file() else None
+    except (OSError, ValueError, RecursionError):
+        return None
+    chosen = found.get("fastest") if isinstance(found, dict) and found.get("work") == key else None
+    return chosen if isinstance(chosen, str) else None
 
 
 def _note(key: str, chosen: str) -> None:
-    """Add a note; a folder that cannot be written costs another measurement, no more."""
-    path = home() / "fastest.json"
+    """Write a note; a folder that cannot be written costs another measurement, no more."""
+    path = _path(key)
     partial = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(_notes() | {key: chosen}, indent=2))
+        partial.write_text(json.dumps({"work": key, "fastest": chosen}, indent=2))
         os.replace(partial, path)
     except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
         log.info("%s cannot be written (%s): the choice is measured again next time.", path, error.strerror)

@@ -1,6 +1,7 @@
 """Which way is the fastest is measured once; the clock and the GPU's name are made up here."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -38,7 +39,8 @@ def test_it_is_measured_once_a_work_and_a_gpu_then_remembered(measured, monkeypa
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "another GPU")
     fastest.fastest("work of 12 layers", ways, GPU)
     assert measured == [3, 1] * 3
-    assert len(json.loads((home() / "fastest.json").read_text())) == 3
+    notes = [json.loads(path.read_text()) for path in (home() / "fastest").iterdir()]
+    assert sorted(note["fastest"] for note in notes) == ["fast"] * 3
 
 
 def test_a_way_that_fails_is_not_chosen(measured):
@@ -47,20 +49,41 @@ def test_a_way_that_fails_is_not_chosen(measured):
         fastest.fastest("other work", {"broken": fails}, GPU)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[1, 2]", b'{"work": [1]}', b"\xff\xfe"])
+def test_no_memory_chooses_nothing(measured):
+    def large():
+        raise torch.OutOfMemoryError("no memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        fastest.fastest("work", {"large": large, "slow": lambda: 3}, GPU)
+    assert fastest.fastest("work", {"large": lambda: 1, "slow": lambda: 3}, GPU) == "large"
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1, 2]", b'{"fastest": [1]}', b"\xff\xfe", b"[" * 200_000])
 def test_damaged_notes_are_measured_again(content, measured):
-    home().mkdir(parents=True)
-    (home() / "fastest.json").write_bytes(content)
-    assert fastest.fastest("work", {"slow": lambda: 3, "fast": lambda: 1}, GPU) == "fast"
-    assert list(json.loads((home() / "fastest.json").read_text()).values()) == ["fast"]
+    ways = {"slow": lambda: 3, "fast": lambda: 1}
+    fastest.fastest("work", ways, GPU)
+    (note,) = (home() / "fastest").iterdir()
+    note.write_bytes(content)
+    assert fastest.fastest("work", ways, GPU) == "fast"
+    assert measured == [3, 1] * 2
+    assert json.loads(note.read_text())["fastest"] == "fast"
+
+
+def test_what_is_no_file_is_not_opened(measured):
+    fastest.fastest("work", {"fast": lambda: 1}, GPU)
+    (note,) = (home() / "fastest").iterdir()
+    note.unlink()
+    os.mkfifo(note)  # to open it would wait for a writer
+    assert fastest.fastest("work", {"fast": lambda: 1}, GPU) == "fast"
 
 
 def test_a_folder_that_cannot_be_written_costs_another_measurement(measured):
-    home().parent.mkdir(parents=True, exist_ok=True)
-    home().write_text("a file where the folder should be")
+    home().mkdir(parents=True)
+    (home() / "fastest").write_text("a file where the folder should be")
     for _ in range(2):
         assert fastest.fastest("work", {"slow": lambda: 3, "fast": lambda: 1}, GPU) == "fast"
     assert measured == [3, 1] * 2
+    assert [path.name for path in home().iterdir()] == ["fastest"]
 
 
 def test_kernels_are_for_cuda_devices():

@@ -72,7 +72,7 @@ class Whole(Readout):
         """Add everything up; on the CPU a few samples at a time, so that partial sums stay in its cache."""
         trials, _, batch, _ = states[CHANNEL].shape
         y = torch.empty(trials, *start.shape[1:], dtype=wide(start), device=start.device)
-        size = batch if y.device.type != "cpu" else max(1, CPU_PART // (trials * y[0, 0].numel()))
+        size = batch if y.device.type != "cpu" else max(1, CPU_PART // (trials * y.shape[2] * y.shape[3]))
         for at in range(0, batch, size):
             part = slice(at, at + size)
             torch.add(start[:, part], shift[:, None], out=y[:, part])
@@ -149,7 +149,7 @@ class First(Rows):
 
     def spread(self, x: Tensor) -> Tensor:
         """Put zeros behind."""
-        return functional.pad(x.contiguous(), (0, self.tokens - self.count))
+        return functional.pad(x, (0, self.tokens - self.count)).contiguous()  # pad chooses an order of axes by itself
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,42 @@ def test_stacked_trials(ranks, segment):
     require_equal(results(stack, blocks, First(9, 1), "triton"), results(stack, blocks, First(9, 1), "torch"))
 
 
+@pytest.mark.parametrize("batch", [0, 1])
+@pytest.mark.parametrize("readout", [First(7, 1), First(7, 2), Mean(7, 1), Whole()])
+def test_one_sample_and_none(readout, batch):
+    network = random_network(**SHAPES["small"])
+    blocks = blocks_of("values", 5, 7, 32, batch)
+    found, expected = (results(network, blocks, readout, backend) for backend in ("triton", "torch"))
+    assert found[0].shape == expected[0].shape
+    if batch:
+        require_equal(found, expected)
+
+
+@pytest.mark.parametrize("rank", [4, 8, 20])
+def test_a_trial_that_is_no_number_any_more_leaves_its_neighbours_alone(rank):
+    networks = [random_network(seed=at, depth=5, tokens=9, width=32, rank=rank) for at in range(3)]
+    blocks = blocks_of("values", 5, 9, 32)
+    alone = results(networks[0], blocks, First(9, 1), "torch")[0]
+    networks[1].layers[0].scale.data.fill_(torch.nan)
+    stack = lc.LoSAStack(networks)
+    y, *gradients = results(stack, blocks, First(9, 1), "triton")
+    assert torch.allclose(y[0], alone, atol=1e-4)
+    for gradient in gradients:
+        assert gradient[[0, 2]].isfinite().all()
+
+
+def test_rows_that_each_layer_has_of_its_own():
+    network = random_network(**SHAPES["small"])
+    blocks = [Gathered(torch.randn(6, 7, 32), torch.randperm(6)[:3]) for _ in range(4)] + [torch.randn(3, 7, 32)]
+    require_equal(results(network, blocks, First(7, 1), "triton"), results(network, blocks, First(7, 1), "torch"))
+
+
+def test_one_token_of_any_stride():
+    network = random_network(depth=3, tokens=1, width=32, rank=4)
+    blocks = [torch.randn(2, 32).as_strided((2, 1, 32), (32, 1, 1)) for _ in range(3)]
+    require_equal(results(network, blocks, Mean(1, 0), "triton"), results(network, blocks, Mean(1, 0), "torch"))
+
+
 def test_half_precision_within_its_rounding():
     network = random_network(**SHAPES["many tokens"])
     blocks = [block.half() for block in blocks_of("values", 4, 70, 48)]
@@ -106,8 +142,8 @@ def test_half_precision_within_its_rounding():
 
 
 def test_what_the_kernels_do_not_take():
-    def takes(blocks, start, depth=1, rank=4):
-        chain = Chain((0, 1) * depth, rank, First(4, 1), torch.float32, added=False)
+    def takes(blocks, start, depth=1, rank=4, dtype=torch.float32):
+        chain = Chain((0, 1) * depth, rank, First(4, 1), dtype, added=False)
         return TritonBackend().takes(chain, blocks, start)
 
     start = torch.zeros(1, 2, 4, 8)
@@ -119,6 +155,7 @@ def test_what_the_kernels_do_not_take():
     product = Product(torch.zeros(3, 2, 4), torch.zeros(3, 8), torch.zeros(8), torch.zeros(2, 0, 8), torch.float32)
     assert not takes([product], start)
     assert not takes([fine[:0]], start[:, :0])  # no samples
+    assert not takes([fine], start, dtype=torch.float64)
     many = torch.empty(1, 1024, 257, 1792, device="meta")  # ViT-e
     assert takes([], many, depth=28, rank=16)
     assert not takes([], many, depth=28, rank=64)  # more states than 32 bits count

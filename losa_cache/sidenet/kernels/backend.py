@@ -12,7 +12,7 @@ from losa_cache.sidenet.kernels import parameters
 from losa_cache.sidenet.kernels.states import follow
 from losa_cache.sidenet.kernels.stream import correlate, project
 from losa_cache.sidenet.kernels.tiles import Tiles, tiles_for
-from losa_cache.sidenet.kernels.values import readable
+from losa_cache.sidenet.kernels.values import TYPES, readable
 from losa_cache.sidenet.operand import Block
 from losa_cache.sidenet.packed import Gradients, Packed
 from losa_cache.sidenet.products import CHANNEL, TOKEN
@@ -57,7 +57,8 @@ class TritonBackend:
         _, batch, n, d = start.shape
         rows = max(map(chain.kinds.count, (CHANNEL, TOKEN))) * chain.rank
         countable = rows * batch * max(n + WORD, d, rows) < COUNTABLE
-        return len(start) == 1 and countable and readable(start[0]) and all(map(readable, blocks))
+        computed = chain.dtype in TYPES
+        return len(start) == 1 and computed and countable and readable(start[0]) and all(map(readable, blocks))
 
     def forward(
         self, chain: Chain, blocks: Sequence[Block], start: Tensor, w: Weights

@@ -38,11 +38,11 @@ def _biases(up_bias, scale, first, last, place, m, inside, part: tl.constexpr):
 
 
 @triton.jit
-def _scaled_up(up, scale, j, place, m, stride_r, stride_m, there, rank: tl.constexpr):
-    """Load alpha W_u transposed of rows j of a trial, at a tile's places."""
+def _scaled_up(up, scale, j, place, m, stride_r, stride_m, known, inside, rank: tl.constexpr):
+    """Load alpha W_u transposed of the rows j of a trial that are ``known``, at the places ``inside``; else zero."""
     layer = j // rank
     at = layer * (rank * m) + (j % rank) * stride_r + place * stride_m
-    return tl.load(scale + layer, mask=layer >= 0, other=0) * tl.load(up + at, mask=there, other=0)
+    return tl.load(scale + layer, mask=known, other=0) * tl.load(up + at, mask=known & inside, other=0)
 
 
 @triton.jit
@@ -71,7 +71,9 @@ def _pack(
         inside = place < m
         there = real[:, None] & inside[None, :]
         w = tl.load(down + own[:, None] * m + place[None, :], mask=there, other=0)
-        u = _scaled_up(up, scale, own[:, None], place[None, :], m, stride_r, stride_m, there, rank)
+        u = _scaled_up(
+            up, scale, own[:, None], place[None, :], m, stride_r, stride_m, real[:, None], inside[None, :], rank
+        )
         to = (trial * rows + own)[:, None] * m_filled + place[None, :]
         tl.store(down_out + to, w.to(dtype), mask=real[:, None] & (place < m_filled)[None, :])
         tl.store(up_out + to, u.to(dtype), mask=real[:, None] & (place < m_filled)[None, :])
@@ -93,7 +95,7 @@ def _pack(
             inside = place < m
             w = tl.load(down + own[:, None] * m + place[None, :], mask=real[:, None] & inside[None, :], other=0)
             u = _scaled_up(
-                up, scale, j[None, :], place[:, None], m, stride_r, stride_m, inside[:, None] & known[None, :], rank
+                up, scale, j[None, :], place[:, None], m, stride_r, stride_m, known[None, :], inside[:, None], rank
             )
             products = tl.dot(w, u, products, input_precision=precision)
         to = pairs_out + (trial * rows + own)[:, None] * rows + j[None, :]
@@ -170,7 +172,7 @@ def _unpack(
         known = j < layer * rank
         p = tl.load(pairs_grad + own[:, None] * rows + j[None, :], mask=real[:, None] & known[None, :], other=0)
         u = _scaled_up(
-            up, scale, j[:, None], place[None, :], m, stride_r, stride_m, known[:, None] & inside[None, :], rank
+            up, scale, j[:, None], place[None, :], m, stride_r, stride_m, known[:, None], inside[None, :], rank
         )
         g_down = tl.dot(p.to(tl.float32), u, g_down, input_precision=precision)
     along = _biases(up_bias, scale, 0, layer, place, m, inside, part)

@@ -158,6 +158,7 @@ def follow(
         tiles: sizes of the kernels' tiles.
         inner: the pre-activations, on the way back.
     """
+    assert all(tensor.is_contiguous() for tensor in (*x, *states, *cross, *w.tensors())), "rows must lie in order"
     (trials, rows0, batch, n), (_, rows1, _, d) = (tensor.shape for tensor in x)
     back = inner is not None
     left, spread = (w.up, w.down) if back else (w.down, w.up)

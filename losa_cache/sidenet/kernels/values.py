@@ -62,7 +62,7 @@ def layers_of(blocks: Sequence[Block]) -> list[Layers]:
     for at, block in enumerate(blocks):
         forms.setdefault(_form(block), []).append(at)
     found = []
-    for (kind, element, scale, pitch), positions in forms.items():
+    for (kind, element, scale, pitch, _), positions in forms.items():
         first = blocks[positions[0]]
         table = _table(tuple((at, *_addresses(blocks[at])) for at in positions), _tensors(first)[0].device)
         rows = first.rows if isinstance(first, Gathered) else None
@@ -79,9 +79,12 @@ def _tensors(block: Block) -> list[Tensor]:
     return [block]
 
 
-def _form(block: Block) -> tuple[type, torch.dtype, torch.dtype, int]:
+def _form(block: Block) -> tuple[type, torch.dtype, torch.dtype, int, int]:
+    """Tell apart what one launch cannot read: the last two are the pitch and where the numbers of the rows lie."""
     values, *scales = _tensors(block)
-    return type(block), values.dtype, scales[0].dtype if scales else torch.float32, values.stride(1)
+    pitch = values.stride(1) if isinstance(block, Scaled) else values.shape[2]  # strides of one token may be any
+    rows = block.rows.data_ptr() if isinstance(block, Gathered) else 0
+    return type(block), values.dtype, scales[0].dtype if scales else torch.float32, pitch, rows
 
 
 def _addresses(block: Block) -> tuple[int, int, int]:
