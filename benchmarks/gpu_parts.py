@@ -387,7 +387,7 @@ def take(part: str, sizes: Sizes, until: float) -> Iterator[Figures]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--parts", nargs="+", choices=PARTS, required=True)
-    parser.add_argument("--end", type=float, required=True, help="of all parts, as of time.time()")
+    parser.add_argument("--end", type=float, required=True, help="when all must have ended, by time.time()")
     parser.add_argument("--tiny", action="store_true")
     arguments = parser.parse_args()
     keep_freed_memory()

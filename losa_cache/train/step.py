@@ -22,7 +22,22 @@ from losa_cache.train.stacked_adamw import StackedAdamW
 WHAT = "The training step"
 
 
-class AdapterStep:
+class _Step:
+    """What is taken for every batch, by a replay where that can be."""
+
+    _replayed: Replayed
+
+    @property
+    def why_eager(self) -> str | None:
+        """Why steps are taken eagerly; ``None`` where they are replayed."""
+        return self._replayed.why_eager
+
+    def __call__(self, batch: Batch) -> None:
+        """Take a step."""
+        self._replayed(batch)
+
+
+class AdapterStep(_Step):
     """A training step of one adapter.
 
     Args:
@@ -56,15 +71,6 @@ class AdapterStep:
         self.loss = torch.zeros((), dtype=torch.float64, device=device)
         self._replayed = Replayed(self._take, WHAT, recorder)
 
-    @property
-    def why_eager(self) -> str | None:
-        """Why steps are taken eagerly; ``None`` where they are replayed."""
-        return self._replayed.why_eager
-
-    def __call__(self, batch: Batch) -> None:
-        """Take a step."""
-        self._replayed(batch)
-
     def _take(self, blocks: Sequence[Block], labels: Tensor) -> None:
         try:
             with torch.autocast(labels.device.type, self._autocast, enabled=self._autocast is not None):
@@ -93,7 +99,7 @@ class AdapterStep:
                 group["lr"], group["capturable"] = rate, capturable
 
 
-class StackStep:
+class StackStep(_Step):
     """A training step of K adapters, each with its own learning rate, smoothing, decay and clipping.
 
     Args:
@@ -121,15 +127,6 @@ class StackStep:
         self.loss = like.new_zeros(len(label_smoothing), dtype=torch.float64)
         self._smoothing = like.new_tensor(label_smoothing)[:, None]
         self._replayed = Replayed(self._take, WHAT, recorder)
-
-    @property
-    def why_eager(self) -> str | None:
-        """Why steps are taken eagerly; ``None`` where they are replayed."""
-        return self._replayed.why_eager
-
-    def __call__(self, batch: Batch) -> None:
-        """Take a step."""
-        self._replayed(batch)
 
     def keep(self, trials: Sequence[int]) -> None:
         """Forget all trials but these, after the stack and the optimiser have."""

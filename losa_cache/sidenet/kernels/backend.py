@@ -1,7 +1,6 @@
 """A chain of side layers by Triton kernels: every b_i is read once on the way forth and once on the way back."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,18 +21,13 @@ WORD = 8  # values of half precision that a thread reads at once
 COUNTABLE = 2**31  # states of a kind, of one trial: their offsets are 32-bit numbers
 
 
-@dataclass(frozen=True)
 class TritonBackend:
     """The chain by kernels (:class:`losa_cache.sidenet.fast.Backend`).
 
     First all products with activations are taken, which do not depend on one another; then the states go from layer
     to layer, alone. On the way back it is the other way round.
-
-    Attributes:
-        tiles: sizes of the kernels' tiles; ``None``: as measured for so many rows.
     """
 
-    tiles: Tiles | None = None
     keeps_states = True
 
     def filled(self, chain: Chain, tokens: int) -> int:
@@ -65,7 +59,7 @@ class TritonBackend:
     ) -> tuple[Pair, Pair, Pair, Tensor]:
         """Take all products with activations, then go from layer to layer."""
         channel, token = _by_kind(chain, blocks)
-        tiles = self._tiles(chain, w)
+        tiles = _tiles(chain, w)
         inner = (
             project(CHANNEL, channel, start[0], w.down[CHANNEL], w.down[TOKEN].shape[2], tiles),
             project(TOKEN, token, start[0], w.down[TOKEN], w.down[TOKEN].shape[2], tiles),
@@ -85,7 +79,7 @@ class TritonBackend:
         w: Weights,
     ) -> tuple[Pair, Pair]:
         """Go back from layer to layer, then take all products with activations."""
-        back, tiles = no_cross(chain, inner), self._tiles(chain, w)
+        back, tiles = no_cross(chain, inner), _tiles(chain, w)
         follow(chain, grads, grads, back, w, tiles, inner)
         channel, token = _by_kind(chain, blocks)
         down = (
@@ -94,8 +88,9 @@ class TritonBackend:
         )
         return down, back
 
-    def _tiles(self, chain: Chain, w: Weights) -> Tiles:
-        return self.tiles or tiles_for(len(w.down[CHANNEL]) * chain.rank)
+
+def _tiles(chain: Chain, w: Weights) -> Tiles:
+    return tiles_for(len(w.down[CHANNEL]) * chain.rank)
 
 
 def _by_kind(chain: Chain, blocks: Sequence[Block]) -> tuple[list[Block], list[Block]]:

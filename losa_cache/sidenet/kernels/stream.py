@@ -99,9 +99,9 @@ def _project_token(
     tl.store(to, total.to(dtype), mask=(row < trials * rank)[:, None] & (channel < d)[None, :])
 
 
-@triton.jit(do_not_specialize=["batch", "trials", "splits"])
+@triton.jit(do_not_specialize=["batch", "trials"])
 def _correlate_channel(
-    table, rows, start, states, out, batch, trials, share, splits,
+    table, rows, start, states, out, batch, trials, share,
     layers: tl.constexpr, depth: tl.constexpr, rank: tl.constexpr,
     n: tl.constexpr, filled: tl.constexpr, d: tl.constexpr,
     pitch: tl.constexpr, element: tl.constexpr, scale: tl.constexpr, coded: tl.constexpr, gathered: tl.constexpr,
@@ -142,9 +142,9 @@ def _correlate_channel(
     tl.store(to, total, mask=(row < trials * rank)[:, None] & (channel < d)[None, :])
 
 
-@triton.jit(do_not_specialize=["batch", "trials", "share", "splits"])
+@triton.jit(do_not_specialize=["batch", "trials", "share"])
 def _correlate_token(
-    table, rows, start, states, out, batch, trials, share, splits,
+    table, rows, start, states, out, batch, trials, share,
     layers: tl.constexpr, depth: tl.constexpr, rank: tl.constexpr,
     n: tl.constexpr, filled: tl.constexpr, d: tl.constexpr,
     pitch: tl.constexpr, element: tl.constexpr, scale: tl.constexpr, coded: tl.constexpr, gathered: tl.constexpr,
@@ -251,9 +251,7 @@ def correlate(kind: int, blocks: Sequence[Block], start: Tensor, states: Tensor,
         given = _given(layers, states, len(blocks), n, filled, d)
         groups = triton.cdiv(trials * given["rank"], group)
         grid = (groups * layers.count * triton.cdiv(m, width) * splits,)
-        kernel[grid](
-            layers.table, layers.rows, start, states, out, batch, trials, share, splits, **given, group=group, **tile
-        )
+        kernel[grid](layers.table, layers.rows, start, states, out, batch, trials, share, **given, group=group, **tile)
     return out.sum(0)
 
 
