@@ -19,13 +19,13 @@ from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from zarr.storage import LocalStore
 
 from losa_cache.cache.compression import LEVEL
-from losa_cache.cache.files import publish, read_sealed, sync_tree, write_sealed, write_whole
 from losa_cache.cache.layout import Layout
 from losa_cache.cache.location import Location
 from losa_cache.cache.manifest import Manifest
 from losa_cache.cache.precision import get_precision
 from losa_cache.cache.remote import RemotePath
 from losa_cache.errors import UserError
+from losa_cache.files import publish, read_sealed, sync_tree, write_sealed, write_whole
 
 ROOT, LIST = "zarr.json", "files.json"
 

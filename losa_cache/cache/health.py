@@ -6,13 +6,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from losa_cache.cache.core import LIST, Core
-from losa_cache.cache.files import read_sealed
 from losa_cache.cache.layout import Layout
 from losa_cache.cache.location import Location, file_size, open_blob
 from losa_cache.cache.shard import DamagedShardError, ShardReader
 from losa_cache.cache.shardwise import over_shards
 from losa_cache.cache.store import ActivationCache, open_cache, receipt_path, receipts_of
 from losa_cache.errors import UserError
+from losa_cache.files import read_sealed
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """Who may write a cache: one process at a time, by a lock that dies with it; and the core it may write."""
 
-import fcntl
 import hashlib
 import json
 import os
@@ -13,46 +12,14 @@ from typing import Any
 from uuid import uuid4
 
 from losa_cache.cache.core import LocalCore
-from losa_cache.cache.files import write_whole
 from losa_cache.cache.location import Location
 from losa_cache.cache.remote import RemotePath
 from losa_cache.cache.remote_core import RemoteCore
 from losa_cache.cache.store import receipts_of
 from losa_cache.errors import UserError
+from losa_cache.files import write_whole
 from losa_cache.folders import home
-
-_held: set[int] = set()
-
-
-def _let_go_in_child() -> None:
-    """Close locks in a forked decoding process, which may outlive its parent for a few seconds."""
-    for handle in _held:
-        os.close(handle)
-    _held.clear()
-
-
-os.register_at_fork(after_in_child=_let_go_in_child)
-
-
-def lock(file: Path, *, wait: bool = False) -> int | None:
-    """Lock a file; ``None`` if another process has it, and this one does not wait for it."""
-    handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        os.close(handle)
-        return None
-    except BaseException:
-        os.close(handle)
-        raise
-    _held.add(handle)
-    return handle
-
-
-def unlock(handle: int) -> None:
-    """Let go of a lock."""
-    _held.discard(handle)
-    os.close(handle)
+from losa_cache.lock import lock, unlock
 
 
 class LocalHold:

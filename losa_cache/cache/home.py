@@ -4,8 +4,8 @@ import hashlib
 import json
 from pathlib import Path
 
-from losa_cache.cache.files import write_json
 from losa_cache.cache.location import Location
+from losa_cache.files import write_json
 from losa_cache.folders import home
 
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from losa_cache.cache.blob import Blob, CutShortError, Range
 from losa_cache.cache.compression import compress, decompress
-from losa_cache.cache.files import publish
 from losa_cache.cache.layout import CHECKSUM_BYTES, Layout
+from losa_cache.files import publish
 
 MISSING = 2**64 - 1
 _UNUSED = np.empty(CHECKSUM_BYTES, dtype=np.uint8)  # where checksums go that are known to be right

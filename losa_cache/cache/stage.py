@@ -13,11 +13,11 @@ import numpy as np
 
 from losa_cache.cache.blob import Blob, CutShortError
 from losa_cache.cache.core import LIST, LocalCore
-from losa_cache.cache.files import publish, sync_tree, write_whole
 from losa_cache.cache.health import ShardCheck, check_shard
-from losa_cache.cache.hold import lock, unlock
 from losa_cache.cache.store import REPAIR, ActivationCache, open_cache, receipt_path, receipts_of, shard_path
 from losa_cache.errors import UserError
+from losa_cache.files import publish, sync_tree, write_whole
+from losa_cache.lock import lock, unlock
 
 PIECE_BYTES = 4 * 1024 * 1024
 PIECES, REMOTE_PIECES = 4, 16  # read at once

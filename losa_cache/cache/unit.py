@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from losa_cache.cache.files import read_sealed, sealed, write_sealed
 from losa_cache.cache.layout import Layout
 from losa_cache.cache.location import Location, file_size
 from losa_cache.cache.remote import RemotePath
 from losa_cache.cache.shard import ShardWriter
+from losa_cache.files import read_sealed, sealed, write_sealed
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from losa_cache.cache.files import write_json
 from losa_cache.errors import UserError
+from losa_cache.files import write_json
 from losa_cache.sweep.space import Choices, Range, Space
 from losa_cache.train.config import TrainConfig
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from losa_cache.cache.files import write_json
 from losa_cache.cache.store import ActivationCache, open_cache
 from losa_cache.device import machine
+from losa_cache.files import write_json
 from losa_cache.sweep.config import SweepConfig
 from losa_cache.sweep.record import SweepRecord, TrialRecord, seed_groups
 from losa_cache.sweep.study import Search

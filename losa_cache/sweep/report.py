@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 from unicodedata import category
 
-from losa_cache.cache.files import write_whole
 from losa_cache.errors import UserError
+from losa_cache.files import write_whole
 from losa_cache.sweep.evidence import count_states, evidence, say
 from losa_cache.sweep.figures import draw
 from losa_cache.sweep.record import (

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from losa_cache.allocator import keep_freed_memory
-from losa_cache.cache.hold import lock, unlock
 from losa_cache.cache.store import open_cache
 from losa_cache.errors import UserError
+from losa_cache.lock import lock, unlock
 from losa_cache.sweep.cohort import Cohort
 from losa_cache.sweep.cohorts import together
 from losa_cache.sweep.config import SweepConfig

@@ -15,12 +15,12 @@ import pytest
 
 import losa_cache as lc
 from losa_cache.cache import stage as stage_module
-from losa_cache.cache.files import write_sealed
 from losa_cache.cache.stage import stage_cache
 from losa_cache.cache.store import open_cache
 from losa_cache.errors import UserError
 from losa_cache.extract.extract import extract
 from losa_cache.extract.verify import verify_cache
+from losa_cache.files import write_sealed
 from tests.conftest import losa_cache, tiny_backbone, tiny_samples
 from tests.extract.test_extract import contents
 from tests.servers import http_server

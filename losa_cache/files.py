@@ -3,11 +3,20 @@
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import google_crc32c
 
-from losa_cache.cache.location import Location
+
+class Readable(Protocol):
+    """A file here or on a server."""
+
+    @property
+    def name(self) -> str:
+        """Its name, without the folder."""
+
+    def read_bytes(self) -> bytes:
+        """Read it whole."""
 
 
 def sync_folder(folder: Path) -> None:
@@ -54,7 +63,7 @@ def write_sealed(path: Path, content: dict[str, Any]) -> None:
     write_whole(path, sealed(content))
 
 
-def read_sealed(path: Location) -> dict[str, Any]:
+def read_sealed(path: Readable) -> dict[str, Any]:
     """Read what :func:`write_sealed` wrote.
 
     Raises:
@@ -62,7 +71,10 @@ def read_sealed(path: Location) -> dict[str, Any]:
         ValueError: if it is not, byte by byte, what was written.
     """
     raw = path.read_bytes()
-    content = json.loads(raw)
+    try:
+        content = json.loads(raw)
+    except RecursionError as error:
+        raise ValueError(f"{path.name} is nested too deeply") from error
     if not isinstance(content, dict) or not isinstance(content.pop("seal", None), int) or sealed(content) != raw:
         raise ValueError(f"{path.name} was altered")
     return content

@@ -1,0 +1,86 @@
+"""Files from outside are data: read within bounds, then held to a schema (by msgspec) before anything uses them."""
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+MOST_BYTES = 64 * 1024 * 1024
+_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+
+Shape = TypeVar("Shape")
+
+
+class UnreadableError(Exception):
+    """Why a file cannot be used, in words that follow "cannot be read: "; callers name the file and say what to do."""
+
+
+def read_file(path: Path, *, at_most: int = MOST_BYTES) -> bytes:
+    """Read a regular file of bounded size; a pipe, a device or a folder is refused without waiting for it.
+
+    Args:
+        path: of the file.
+        at_most: bytes that such a file may have.
+
+    Raises:
+        UnreadableError: if it is no regular file, is larger, or the system does not read it.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe without a writer would block
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        raise UnreadableError(getattr(error, "strerror", None) or str(error)) from error
+    kind = stat.S_IFMT(os.fstat(handle).st_mode)
+    if kind != stat.S_IFREG:
+        os.close(handle)
+        raise UnreadableError(f"it is {_KINDS.get(kind, 'no regular file')}")
+    with open(handle, "rb") as file:
+        try:
+            content = file.read(at_most + 1)
+        except OSError as error:
+            raise UnreadableError(error.strerror or str(error)) from error
+    if len(content) > at_most:
+        raise UnreadableError(f"it is larger than {at_most} bytes")
+    return content
+
+
+def parse_json(raw: bytes | str, shape: type[Shape]) -> Shape:
+    """Read JSON of a given shape.
+
+    Args:
+        raw: the text.
+        shape: what msgspec converts to: a dataclass, a ``TypedDict``, ``dict[str, Any]``, with ``msgspec.Meta`` bounds.
+
+    Raises:
+        UnreadableError: if it is not JSON, is nested too deeply, or is of another shape; says where.
+    """
+    try:
+        content: Any = json.loads(raw)
+    except RecursionError as error:
+        raise UnreadableError("its JSON is nested too deeply") from error
+    except ValueError as error:  # a UnicodeDecodeError too
+        raise UnreadableError(f"it is not JSON ({error})") from error
+    return fit(content, shape)
+
+
+def fit(content: object, shape: type[Shape]) -> Shape:
+    """Hold plain data to a shape, as :func:`parse_json` does.
+
+    Raises:
+        UnreadableError: if it is of another shape; says where.
+    """
+    try:
+        return msgspec.convert(content, shape)
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise UnreadableError(f"it is not as it should be ({error})") from error
+
+
+def read_json(path: Path, shape: type[Shape], *, at_most: int = MOST_BYTES) -> Shape:
+    """Read a JSON file: :func:`read_file`, then :func:`parse_json`.
+
+    Raises:
+        UnreadableError: as these do.
+    """
+    return parse_json(read_file(path, at_most=at_most), shape)
