@@ -70,13 +70,21 @@ def read_sealed(path: Readable) -> dict[str, Any]:
         OSError: if it cannot be read.
         ValueError: if it is not, byte by byte, what was written.
     """
-    raw = path.read_bytes()
+    return unsealed(path.read_bytes(), path.name)
+
+
+def unsealed(raw: bytes, name: str) -> dict[str, Any]:
+    """Give the content of what :func:`sealed` gave.
+
+    Raises:
+        ValueError: if it is not, byte by byte, what was written.
+    """
     try:
         content = json.loads(raw)
     except RecursionError as error:
-        raise ValueError(f"{path.name} is nested too deeply") from error
+        raise ValueError(f"{name} is nested too deeply") from error
     if not isinstance(content, dict) or not isinstance(content.pop("seal", None), int) or sealed(content) != raw:
-        raise ValueError(f"{path.name} was altered")
+        raise ValueError(f"{name} was altered")
     return content
 
 

@@ -193,6 +193,7 @@ def test_receipts(cache):
     assert {p.name for p in folder.iterdir()} == {
         "lock",
         "core",
+        "checksums",
         *(f"{s:06d}.json" for s in range(cache.layout.shards)),
     }
     receipt = json.loads((folder / "000001.json").read_text())
@@ -205,6 +206,10 @@ def test_receipts(cache):
     entries = np.frombuffer(index, dtype="<u8").reshape(-1, 2)
     ends = [int(offset + length) for offset, length in entries if offset != 2**64 - 1]
     checksums = b"".join(raw[end - 4 : end] for end in ends)
+    lists = {path.name: path for path in (folder / "checksums").iterdir()}
+    assert lists.keys() == {f"{s:06d}.crc32c" for s in range(cache.layout.shards)}
+    assert "`<name>.zarr.receipts/checksums/<shard, six digits>.crc32c`" in PAGE
+    assert lists["000001.crc32c"].read_bytes() == checksums
     assert receipt["digest"] == hashlib.sha256(checksums + index).hexdigest()
 
 

@@ -1,15 +1,16 @@
 """The core of a store, every file but the shards, and the copy of it that lies beside the store.
 
 The copy is the core's receipt: it says what each file must be, and puts a damaged one back. It is always written first,
-whole; then its files are installed in the store, the root's ``zarr.json`` last.
+whole; then its files are installed in the store, the root's ``zarr.json`` last. So whoever finds a root that says that
+the cache is complete finds a list of files that fits it.
 """
 
-import hashlib
+import json
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import zarr
@@ -18,6 +19,7 @@ from torch import Tensor
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from zarr.storage import LocalStore
 
+from losa_cache.cache.checked import REPAIR, read_small, sha256
 from losa_cache.cache.compression import LEVEL
 from losa_cache.cache.layout import Layout
 from losa_cache.cache.location import Location
@@ -25,7 +27,8 @@ from losa_cache.cache.manifest import Manifest
 from losa_cache.cache.precision import get_precision
 from losa_cache.cache.remote import RemotePath
 from losa_cache.errors import UserError
-from losa_cache.files import publish, read_sealed, sync_tree, write_sealed, write_whole
+from losa_cache.files import publish, sync_tree, unsealed, write_sealed, write_whole
+from losa_cache.outside import UnreadableError, fit
 
 ROOT, LIST = "zarr.json", "files.json"
 
@@ -96,12 +99,41 @@ class Core:
         Raises:
             OSError, ValueError: if the list is not there or was altered, or names a file outside the store.
         """
-        listed = read_sealed(self.copy / LIST)["files"]
+        try:
+            listed = fit(unsealed(read_small(self.copy / LIST), LIST).get("files"), dict[str, str])
+        except UnreadableError as error:
+            raise ValueError(f"{LIST}: {error}") from error
         if astray := [name for name in listed if name.startswith("/") or ".." in name.split("/")]:
             raise ValueError(
                 f"{LIST} names {astray[0]!r}"
             )  # a server's list says where files are put when it is copied
         return {name: listed[name] for name in sorted(listed, key=lambda name: (name == ROOT, name))}
+
+    def digests(self) -> dict[str, str] | None:
+        """Say what every file must be, as :meth:`files`; ``None`` for a store that came without its receipts.
+
+        Raises:
+            UserError: if there are receipts, and the list among them cannot be read.
+        """
+        try:
+            return self.files()
+        except (OSError, ValueError) as error:
+            if not self.has_receipts:
+                return None
+            reason = "it is missing" if isinstance(error, FileNotFoundError) else str(error)
+            raise UserError(
+                f"{str(self.copy / LIST)!r} cannot be read ({reason}), which says what belongs to "
+                f"{str(self.store)!r}: {REPAIR}."
+            ) from error
+
+    @property
+    def has_receipts(self) -> bool:
+        """Whether there are receipts, or a part of them (the lock alone is none)."""
+        if isinstance(self.receipts, RemotePath):
+            if self.receipts.lists:
+                return any(name != "lock" for name in self.receipts.names())
+            return self.copied or (self.receipts / "000000.json").is_file()
+        return self.receipts.is_dir() and any(path.name != "lock" for path in self.receipts.iterdir())
 
     def names(self) -> list[str]:
         """Name the files of the core, as the copy's list does, or as they are found, the root's ``zarr.json`` last.
@@ -120,12 +152,15 @@ class Core:
             found = self.store.names() if isinstance(self.store, RemotePath) else _names(self.store)
             return sorted((name for name in found if in_core(name)), key=lambda name: (name == ROOT, name))
 
-    def damaged(self) -> tuple[list[str], list[str]]:
+    def damaged(self, identity: str | None = None) -> tuple[list[str], list[str]]:
         """Check every file: names of those that are damaged in the store, and in the copy.
+
+        Args:
+            identity: that the cache must have; ``None``: nobody knows.
 
         Raises:
             OSError, ValueError: as :meth:`files`.
-            UserError: for a file that is damaged in both.
+            UserError: for a file that is damaged in both, or if store and copy are of different caches.
         """
         files = self.files()
         in_store, in_copy = (
@@ -133,7 +168,17 @@ class Core:
             for folder in (self.store, self.copy)
         )
         self._require_one(in_store, in_copy)
+        if ROOT in in_store and (identity is not None or len(in_store) > 1):
+            self._require_kin(identity)
         return in_store, in_copy
+
+    def _require_kin(self, identity: str | None) -> None:
+        here, there = (_identity(folder / ROOT) for folder in (self.store, self.copy))
+        if here is not None and there is not None and here != there != identity:
+            raise UserError(
+                f"{str(self.store)!r} is of another cache ({here[:19]}) than the receipts beside it, "
+                f"{str(self.receipts)!r}, are ({there[:19]}): put back the one that was exchanged."
+            )
 
     def _require_one(self, in_store: list[str], in_copy: list[str]) -> None:
         if lost := sorted({*in_store} & {*in_copy}):
@@ -156,8 +201,17 @@ class LocalCore(Core):
         return self.receipts / "core"
 
     @property
+    def copied(self) -> bool:
+        """As :class:`Core` says; what a kill left of a copy that was replaced is one, too."""
+        return self.copy.is_dir() or self._old.is_dir()
+
+    @property
     def _next(self) -> Path:
         return self.receipts / "core.partial"
+
+    @property
+    def _old(self) -> Path:
+        return self.receipts / "core.old"
 
     def create(self, *arguments: Any, **arrays: Any) -> None:
         """Write copy and store (arguments as of :func:`build_core`): each built under a temporary name and renamed."""
@@ -171,26 +225,37 @@ class LocalCore(Core):
         publish(partial, self.store)
 
     def finish(self, manifest: Manifest, labels: NDArray[np.int64]) -> None:
-        """Write the final labels and attributes, first in the copy; the store's root says so last of all."""
+        """Write the final labels and attributes, first in the copy; the store's root says so last of all.
+
+        A copy that says so already stays: others may be reading it.
+        """
         self._begin_copy()
         group = zarr.open_group(LocalStore(self._next), mode="r+")
         with zarr.config.set({"array.write_empty_chunks": True}):
             group["labels"][...] = labels  # type: ignore[index]
         group.attrs.put(manifest.to_attributes())
-        self._replace_copy()
+        if _listed(self._next) == self.files():
+            shutil.rmtree(self._next)
+        else:
+            self._replace_copy()
         _copy_files(self.damaged()[0], self.copy, self.store)
 
-    def repair(self) -> None:
+    def repair(self, identity: str | None = None) -> None:
         """Put damaged files back, in the store from the copy and the other way round.
 
+        Args:
+            identity: that the cache must have; ``None``: nobody knows.
+
         Raises:
-            UserError: for a file that is damaged in both.
+            UserError: for a file that is damaged in both, or if store and copy are of different caches.
         """
-        if not self.copied:  # a kill while it was replaced, or a store that came without it
+        if not self.copy.is_dir() and self._old.is_dir():  # a kill while it was replaced
+            self._old.rename(self.copy)
+        if not self.copied:  # a store that came without it
             self._begin_copy()
             self._replace_copy()
         try:
-            in_store, in_copy = self.damaged()
+            in_store, in_copy = self.damaged(identity)
         except (OSError, ValueError):
             self._list_anew()
             return
@@ -199,24 +264,27 @@ class LocalCore(Core):
 
     def _list_anew(self) -> None:
         """Write the list anew, if store and copy agree."""
-        names = [n for n in _names(self.copy) if n != LIST]
+        names = list(_listed(self.copy))
         apart = [n for n in names if _sha256(self.copy / n) != _sha256(self.store / n)]
         self._require_one(apart, apart)
-        write_sealed(self.copy / LIST, {"files": {n: _sha256(self.copy / n) for n in names}})
+        write_sealed(self.copy / LIST, {"files": _listed(self.copy)})
 
     def _begin_copy(self) -> None:
         shutil.rmtree(self._next, ignore_errors=True)
         shutil.copytree(self.store, self._next, ignore=_no_core)
 
     def _replace_copy(self) -> None:
-        write_sealed(self._next / LIST, {"files": {n: _sha256(self._next / n) for n in _names(self._next)}})
+        write_sealed(self._next / LIST, {"files": _listed(self._next)})
         sync_tree(self._next)
-        old = self.receipts / "core.old"
-        shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(self._old, ignore_errors=True)
         if self.copy.exists():  # a kill must find it whole or not at all
-            self.copy.rename(old)
+            self.copy.rename(self._old)
         publish(self._next, self.copy)
-        shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(self._old, ignore_errors=True)
+
+
+class _Root(TypedDict):
+    attributes: dict[str, Any]
 
 
 def pack_ids(ids: list[str]) -> NDArray[np.uint8]:
@@ -259,9 +327,21 @@ def _put(group: zarr.Group, name: str, values: NDArray[Any]) -> None:
         group.create_array(name, data=np.ascontiguousarray(values), compressors=codecs)
 
 
+def _listed(folder: Path) -> dict[str, str]:
+    return {name: _sha256(folder / name) for name in _names(folder) if name != LIST}
+
+
 def _sha256(path: Location) -> str:
-    """Hash a small file; empty if it cannot be read. A crc32c would not do: of what ends in its own it is constant."""
+    """Hash a small file; empty if it cannot be read."""
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError:
+        return sha256(read_small(path))
+    except (OSError, UnreadableError):
         return ""
+
+
+def _identity(root: Location) -> str | None:
+    """Give the identity that a group's ``zarr.json`` names and agrees with; ``None`` if there is none."""
+    try:
+        return Manifest.from_attributes(fit(json.loads(read_small(root)), _Root)["attributes"], str(root)).identity
+    except (OSError, UnreadableError, ValueError, RecursionError, UserError):
+        return None

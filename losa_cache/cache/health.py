@@ -1,18 +1,16 @@
 """Whether a cache is what was written: its core against the copy, its shards against receipts and checksums."""
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from losa_cache.cache.core import LIST, Core
 from losa_cache.cache.layout import Layout
 from losa_cache.cache.location import Location, file_size, open_blob
+from losa_cache.cache.receipt import CHECKSUMS, FOREIGN, Receipt, list_name
 from losa_cache.cache.shard import DamagedShardError, ShardReader
 from losa_cache.cache.shardwise import over_shards
-from losa_cache.cache.store import ActivationCache, open_cache, receipt_path, receipts_of
+from losa_cache.cache.store import ActivationCache, open_cache, open_with, receipts_of
 from losa_cache.errors import UserError
-from losa_cache.files import read_sealed
 
 
 @dataclass(frozen=True)
@@ -20,18 +18,17 @@ class ShardCheck:
     """All that is needed to check one shard, anywhere.
 
     Attributes:
-        shard: its number.
-        path, receipt: its files; without a receipt the digest cannot be checked.
+        path: its file.
+        receipt: its receipt and its list of checksums; ``None`` where there is none.
         layout: of the store.
-        identity: of the cache.
+        shard: its number.
         skipped: rows that are rightly missing.
     """
 
     shard: int
     path: Location
-    receipt: Location | None
+    receipt: Receipt | None
     layout: Layout
-    identity: str
     skipped: frozenset[int]
 
 
@@ -51,16 +48,34 @@ class ShardDamage:
 
 
 @dataclass(frozen=True)
+class ShardHealth:
+    """What a check of a shard found.
+
+    Attributes:
+        damage: what is wrong with it, or ``None``.
+        listed: whether its list of checksums is right; ``None`` if there is none.
+        checksums: what the list must hold, where the shard is intact.
+    """
+
+    damage: ShardDamage | None
+    listed: bool | None = None
+    checksums: bytes | None = None
+
+
+@dataclass(frozen=True)
 class Damage:
     """What is wrong with a cache.
 
     Attributes:
-        files: of the core, and of its copy (below the receipts).
+        files: of the core, of its copy, and lists of checksums (both below the receipts).
         shards: the damaged ones.
+        lists: what must be in the lists of checksums that are damaged or missing, by shard. A cache without any is
+            not damaged, but older than they are.
     """
 
     files: list[str] = field(default_factory=list)
     shards: list[ShardDamage] = field(default_factory=list)
+    lists: dict[int, bytes] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return bool(self.files or self.shards)
@@ -96,68 +111,85 @@ def examine(
         UserError: if it is no complete cache, or has no receipts to be checked against.
     """
     core = Core(store, receipts_of(store))
-    if not core.copied:
+    if not core.has_receipts:
         open_cache(store)  # says what is wrong if it is no cache
         raise UserError(f"{str(store)!r} has no receipts to be checked against: copy {str(core.receipts)!r} with it.")
+    files: dict[str, str] | None = None
     try:
         in_store, in_copy = core.damaged()
+        files = core.files()
     except (OSError, ValueError):
         in_store, in_copy = [], [LIST]
-    cache = open_cache(core.copy if in_store else store)
-    cache = replace(cache, path=store)
+    cache = replace(open_with(core.copy if in_store else store, lambda: files), path=store)
     skipped = cache.manifest.skipped_rows
     checks = [
         ShardCheck(
             shard,
             cache.shard_path(shard).absolute(),
-            receipt_path(store.absolute(), shard),
+            Receipt(core.receipts.absolute(), shard, cache.manifest.identity),
             cache.layout,
-            cache.manifest.identity,
             skipped & frozenset(cache.layout.rows(shard)),
         )
         for shard in (range(cache.layout.shards) if shards is None else shards)
     ]
     found = over_shards(check_shard, checks, scheduler=scheduler, progress=progress)
-    copied = [f"{core.receipts.name}/{core.copy.name}/{name}" for name in in_copy]
-    return cache, Damage(in_store + copied, [damage for damage in found if damage])
+    have_lists = any(health.listed is not None for health in found)
+    lists = {
+        check.shard: health.checksums
+        for check, health in zip(checks, found, strict=True)
+        if health.checksums is not None and not health.listed
+    }
+    damaged = [f"{core.copy.name}/{name}" for name in in_copy]
+    damaged += [f"{CHECKSUMS}/{list_name(shard)}" for shard in lists if have_lists]
+    return cache, Damage(
+        in_store + [f"{core.receipts.name}/{name}" for name in damaged],
+        [health.damage for health in found if health.damage],
+        lists,
+    )
 
 
-def check_shard(check: ShardCheck) -> ShardDamage | None:
-    """Check a receipt's seal, a shard's index, every chunk, and the digest of them all, with one sample in memory."""
+def check_shard(check: ShardCheck) -> ShardHealth:
+    """Check a receipt's seal, a shard's index, every chunk, the digest of them all and their list.
+
+    Holds one sample in memory.
+    """
     try:
-        receipt, reader = _open(check)
-        damaged, reason, digest = _read_all(check, reader)
+        content = None if check.receipt is None else check.receipt.read()
+        reader = _open(check)
+        listed = None if check.receipt is None else check.receipt.listed()
+        right = content is not None and listed is not None and reader.hashes_to(content["digest"], listed)
+        if right and listed is not None:
+            reader.bind(listed)
+        damaged, reason, checksums = _read_all(check, reader)
     except DamagedShardError as error:
-        return ShardDamage(check.shard, str(error))
+        return ShardHealth(ShardDamage(check.shard, str(error)))
+    said = None if listed is None else right
     if damaged:
-        return ShardDamage(check.shard, reason, tuple(damaged))
-    if receipt is not None and (digest != receipt["digest"] or file_size(check.path) != receipt["bytes"]):
-        return ShardDamage(check.shard, "it is not the shard that its receipt is of")
-    return None
+        return ShardHealth(ShardDamage(check.shard, reason, tuple(damaged)), said)
+    if content is not None and (
+        file_size(check.path) != content["bytes"] or not reader.hashes_to(content["digest"], checksums)
+    ):
+        return ShardHealth(ShardDamage(check.shard, FOREIGN), said)
+    return ShardHealth(None, said, checksums)
 
 
-def _open(check: ShardCheck) -> tuple[dict[str, Any] | None, ShardReader]:
+def _open(check: ShardCheck) -> ShardReader:
     try:
-        receipt = None if check.receipt is None else read_sealed(check.receipt)
-    except (OSError, ValueError) as error:
-        raise DamagedShardError("its receipt is missing or damaged") from error
-    if receipt is not None and (receipt["identity"] != check.identity or receipt["shard"] != check.shard):
-        raise DamagedShardError("its receipt is of another shard")
-    try:
-        return receipt, ShardReader(open_blob(check.path), check.layout)
+        return ShardReader(open_blob(check.path), check.layout)
     except FileNotFoundError as error:
         raise DamagedShardError("it is missing") from error
+    except OSError as error:
+        raise DamagedShardError(f"it cannot be read: {error.strerror}") from error
 
 
-def _read_all(check: ShardCheck, reader: ShardReader) -> tuple[list[int], str, str]:
-    digest, damaged, reason = hashlib.sha256(), [], ""
+def _read_all(check: ShardCheck, reader: ShardReader) -> tuple[list[int], str, bytes]:
+    checksums, damaged, reason = bytearray(), [], ""
     for place, row in enumerate(check.layout.rows(check.shard)):
         if row in check.skipped:
             continue
         try:
-            digest.update(reader.stored(place).checksums)
+            checksums += reader.stored(place).checksums
         except DamagedShardError as error:
             damaged.append(row)
             reason = reason or str(error)
-    digest.update(reader.raw_index)
-    return damaged, reason, digest.hexdigest()
+    return damaged, reason, bytes(checksums)

@@ -2,10 +2,6 @@
 
 from pathlib import Path
 
-from zarr.abc.store import ByteRequest, Store
-from zarr.core.buffer import Buffer, BufferPrototype
-from zarr.storage import LocalStore, ObjectStore, WrapperStore
-
 from losa_cache.cache.blob import Blob, FileBlob, RemoteBlob
 from losa_cache.cache.remote import RemotePath, is_url
 
@@ -39,20 +35,3 @@ def file_size(file: Location) -> int:
         FileNotFoundError: if there is none.
     """
     return file.size() if isinstance(file, RemotePath) else file.stat().st_size
-
-
-def zarr_store(place: Location) -> tuple[Store, str]:
-    """Give Zarr's store to read from, and the path of the group therein."""
-    if isinstance(place, RemotePath):
-        return _Whole(ObjectStore(place.store, read_only=True)), place.key
-    return _Whole(LocalStore(place, read_only=True)), ""
-
-
-class _Whole(WrapperStore[Store]):
-    """A store whose arrays have all their chunks: one that is missing is an error, not the fill value."""
-
-    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
-        found = await super().get(key, prototype, byte_range)
-        if found is None and "c" in key.split("/"):  # as all keys of chunks, and no other
-            raise KeyError(f"{key} is missing")
-        return found

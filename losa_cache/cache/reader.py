@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from losa_cache.cache.checked import REPAIR
 from losa_cache.cache.shard import DamagedShardError, ShardReader
-from losa_cache.cache.store import REPAIR, ActivationCache
+from losa_cache.cache.store import ActivationCache
 from losa_cache.device import default_workers
 from losa_cache.errors import UserError
 
@@ -109,8 +110,7 @@ class BlockReader:
             self._shards.move_to_end(shard)
         if first:
             try:
-                blob = self.cache.open_shard(shard, direct=self._direct)
-                opened.set_result(ShardReader(blob, self.cache.layout))
+                opened.set_result(self.cache.shard_reader(shard, direct=self._direct))
             except BaseException as error:
                 with self._guard:
                     self._shards.pop(shard, None)

@@ -43,10 +43,10 @@ class RemoteCore(Core):
         self.local.finish(*arguments)
         self._push(before)
 
-    def repair(self) -> None:
+    def repair(self, identity: str | None = None) -> None:
         """Put damaged files back (as ``LocalCore.repair``)."""
         with suppress(OSError, ValueError):  # no list: it is made anew
-            self.damaged()  # refuses what is lost in both, by its URL
+            self.damaged(identity)  # refuses what is lost in both, by its URL
         for folder, there in self._folders:
             shutil.rmtree(folder, ignore_errors=True)
             names = there.names() if there.lists else [*self.names(), LIST]
@@ -58,7 +58,7 @@ class RemoteCore(Core):
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 (folder / name).write_bytes(content)
         before = self._contents()
-        self.local.repair()
+        self.local.repair(identity)
         self._push(before)
 
     @property

@@ -5,8 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from losa_cache.cache.core import LIST, ROOT
+from losa_cache.cache.receipt import Receipt
 from losa_cache.cache.remote import RemotePath
-from losa_cache.cache.store import REQUESTS, ActivationCache, receipt_path, receipts_of, shard_path
+from losa_cache.cache.store import REQUESTS, ActivationCache, receipts_of, shard_path
 from losa_cache.cache.unit import RemoteUnit, Uploads
 from losa_cache.cache.writer import CacheWriter
 from losa_cache.errors import UserError
@@ -32,8 +33,9 @@ class RemoteWriter(CacheWriter):
 
     def unit(self, shard: int) -> RemoteUnit:
         """Name the objects of a shard."""
-        path, receipt = shard_path(self.path, self.manifest.fields["tap"], shard), receipt_path(self.path, shard)
-        return RemoteUnit(shard, path, receipt, self.manifest.identity, self.hold.disk, self._uploads)
+        path = shard_path(self.path, self.manifest.fields["tap"], shard)
+        receipt = Receipt(receipts_of(self.path), shard, self.manifest.identity)
+        return RemoteUnit(path, receipt, self.hold.disk, self._uploads)
 
     def missing(self) -> list[int]:
         """List the shards that are not done."""

@@ -20,6 +20,8 @@ from losa_cache.cache.layout import CHECKSUM_BYTES, Layout
 from losa_cache.files import publish
 
 MISSING = 2**64 - 1
+PIECE_BYTES = 16 * 1024 * 1024  # of a shard, whose checksums are read together
+DENSE_BYTES = 16 * 1024  # chunks that are smaller are read along with their checksums: a disk is no slower for it
 _UNUSED = np.empty(CHECKSUM_BYTES, dtype=np.uint8)  # where checksums go that are known to be right
 
 
@@ -66,14 +68,20 @@ def pack(sample: NDArray[Any], layout: Layout) -> PackedSample:
 
 
 class ShardWriter:
-    """Write one shard's samples in order, to a temporary name, and publish it whole."""
+    """Write one shard's samples in order, to a temporary name, and publish it whole.
+
+    Attributes:
+        index: bytes ``(shard_samples, sample_chunks, [offset, length])`` of what is written.
+        size: bytes written.
+        checksums: of all chunks, in the order of the file.
+    """
 
     def __init__(self, path: Path, layout: Layout) -> None:
         self.path, self.layout = path, layout
         self.partial = path.with_name(path.name + ".partial")
         self.index = np.full((layout.shard_samples, layout.sample_chunks, 2), MISSING, dtype="<u8")
         self.size = 0
-        self._digest = hashlib.sha256()
+        self.checksums = bytearray()
         self._file = open(self.partial, "wb", buffering=0)
 
     def append(self, row: int, sample: PackedSample) -> None:
@@ -86,18 +94,17 @@ class ShardWriter:
         ends = np.cumsum(sample.lengths, dtype=np.uint64)
         self.index[row, :, 1] = sample.lengths
         self.index[row, :, 0] = np.uint64(self.size) + ends - self.index[row, :, 1]
-        self._digest.update(sample.checksums)
+        self.checksums += sample.checksums
         self._write(sample.data)
 
     @property
     def digest(self) -> str:
-        """Hash of the checksums of all chunks, in their order, and of the index: known once committed."""
-        return self._digest.hexdigest()
+        """Hash of the checksums of all chunks, in their order, and of the index: of what is written so far."""
+        return shard_digest(self.checksums, self.index.tobytes())
 
     def commit(self) -> None:
         """Write the index, make the bytes durable and give the file its name."""
         index = self.index.tobytes()
-        self._digest.update(index)
         self._write(np.frombuffer(index + checksum(index), dtype=np.uint8))
         os.fsync(self._file.fileno())
         self._file.close()
@@ -117,6 +124,9 @@ class ShardWriter:
 class ShardReader:
     """Read samples of one shard at the offsets that its index gives. Safe to share between threads.
 
+    The checksum behind a chunk says that the chunk is whole, not that it belongs here. Once :meth:`bind` was called,
+    every chunk is also held to the checksum that its place must have.
+
     Args:
         blob: its bytes.
         layout: of the store.
@@ -135,6 +145,64 @@ class ShardReader:
         entries = np.frombuffer(self.raw_index, dtype="<u8").reshape(-1, layout.sample_chunks, 2)
         self.index: list[list[list[int]]] = entries.tolist()
         self._verified = np.zeros(entries.shape[:2], dtype=bool)
+        self._entries, self._there = entries, entries[..., 0] != MISSING
+        self._expected: NDArray[np.uint32] | None = None
+
+    def hashes_to(self, digest: str, checksums: bytes) -> bool:
+        """Whether a receipt's digest is of these checksums, one for each chunk, and of this shard's index."""
+        return (
+            len(checksums) == CHECKSUM_BYTES * int(self._there.sum())
+            and shard_digest(checksums, self.raw_index) == digest
+        )
+
+    def bind(self, checksums: bytes) -> None:
+        """Hold every chunk that is read from now on to these checksums (as :meth:`checksums` gives them)."""
+        self._expected = np.zeros(self._there.shape, dtype="<u4")
+        self._expected[self._there] = np.frombuffer(checksums, dtype="<u4")
+
+    @property
+    def present(self) -> list[int]:
+        """Places of the samples that have chunks here."""
+        places: list[int] = np.flatnonzero(self._there.any(axis=1)).tolist()
+        return places
+
+    def checksums(self, rows: slice = slice(None)) -> bytes:
+        """Read the checksums of the chunks of some rows from behind these, without the chunks where those are large.
+
+        Args:
+            rows: places in the shard.
+
+        Returns:
+            four bytes a chunk, in the order of rows and layers, without those of chunks that are missing.
+
+        Raises:
+            DamagedShardError: if the index names bytes that are not there.
+        """
+        entries = self._entries[rows][self._there[rows]]
+        offsets, lengths = entries[:, 0], entries[:, 1]
+        whole = (lengths > CHECKSUM_BYTES) & (lengths <= self._longest)
+        if not (whole.all() and (offsets <= self.blob.size - np.minimum(lengths, self.blob.size)).all()):
+            raise DamagedShardError(f"the index of shard {self.blob.name} names bytes that are not there")
+        starts = (offsets + lengths - CHECKSUM_BYTES).astype(np.int64)
+        found = np.empty((len(starts), CHECKSUM_BYTES), dtype=np.uint8)
+        pieces = np.flatnonzero(np.diff(starts // PIECE_BYTES)) + 1
+        for ends, own in zip(np.split(starts, pieces), np.split(found, pieces), strict=True):
+            if len(ends):
+                self._read_ends(ends, own)
+        return found.tobytes()
+
+    def _read_ends(self, starts: NDArray[np.int64], found: NDArray[np.uint8]) -> None:
+        otherwise, first = f"shard {self.blob.name} is cut short", int(starts.min())
+        span = int(starts.max()) + CHECKSUM_BYTES - first
+        if span <= DENSE_BYTES * len(starts):
+            whole = np.empty(span, dtype=np.uint8)
+            self._fetch([(first, span, [whole])], otherwise)
+            found[:] = whole[starts[:, None] - first + np.arange(CHECKSUM_BYTES)]
+            return
+        for start in starts.tolist():
+            self.blob.expect(start, CHECKSUM_BYTES)
+        places = zip(starts.tolist(), found, strict=True)
+        self._fetch([(start, CHECKSUM_BYTES, [own]) for start, own in places], otherwise)
 
     def read(self, row: int, targets: dict[int, NDArray[np.uint8]]) -> None:
         """Read layers of one sample into place, checking each chunk the first time it is read.
@@ -200,7 +268,7 @@ class ShardReader:
             found = google_crc32c.value(pieces[0])
             for piece in pieces[1:]:
                 found = google_crc32c.extend(found, piece)
-            self._require(found.to_bytes(CHECKSUM_BYTES, "little") == end.tobytes(), row, chunk)
+            self._require(found.to_bytes(CHECKSUM_BYTES, "little"), end, row, chunk)
 
     def _decompress(self, chunk: int, stored: NDArray[np.uint8], parts: list[NDArray[np.uint8]]) -> None:
         whole = parts[0] if len(parts) == 1 else np.empty(self.layout.chunk_bytes, dtype=np.uint8)
@@ -219,8 +287,7 @@ class ShardReader:
         self._fetch(ranges, f"chunk {chunks[-1]} of shard {self.blob.name} is cut short")
         for chunk, whole in zip(chunks, stored, strict=True):
             if not self._verified[row, chunk]:
-                found = checksum(whole[:-CHECKSUM_BYTES])
-                self._require(found == whole[-CHECKSUM_BYTES:].tobytes(), row, chunk)
+                self._require(checksum(whole[:-CHECKSUM_BYTES]), whole[-CHECKSUM_BYTES:], row, chunk)
         return stored
 
     def _fetch(self, ranges: Sequence[Range], otherwise: str) -> None:
@@ -228,6 +295,8 @@ class ShardReader:
             self.blob.read(ranges)
         except CutShortError as error:
             raise DamagedShardError(otherwise) from error
+        except OSError as error:  # of a disk that fails
+            raise DamagedShardError(f"shard {self.blob.name} cannot be read: {error.strerror}") from error
 
     def _place(self, row: int, chunk: int) -> tuple[int, int]:
         offset, length = self.index[row][chunk]
@@ -236,10 +305,19 @@ class ShardReader:
             raise DamagedShardError(f"chunk {chunk} is missing from shard {self.blob.name}")
         return offset, length
 
-    def _require(self, intact: bool, row: int, chunk: int) -> None:
-        if not intact:
+    def _require(self, found: bytes, stored: NDArray[np.uint8], row: int, chunk: int) -> None:
+        if found != stored.tobytes():
             raise DamagedShardError(f"chunk {chunk} of shard {self.blob.name} fails its checksum")
+        if self._expected is not None and int.from_bytes(found, "little") != self._expected[row, chunk]:
+            raise DamagedShardError(f"chunk {chunk} of shard {self.blob.name} is of another place")
         self._verified[row, chunk] = True
+
+
+def shard_digest(checksums: bytes | bytearray, index: bytes) -> str:
+    """Hash the checksums of all chunks of a shard, in the order of the file, and its index: what a receipt holds."""
+    whole = hashlib.sha256(checksums)
+    whole.update(index)
+    return whole.hexdigest()
 
 
 def checksum(data: bytes | NDArray[np.uint8]) -> bytes:

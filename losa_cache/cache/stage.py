@@ -12,9 +12,12 @@ from threading import Lock
 import numpy as np
 
 from losa_cache.cache.blob import Blob, CutShortError
+from losa_cache.cache.checked import REPAIR
 from losa_cache.cache.core import LIST, LocalCore
 from losa_cache.cache.health import ShardCheck, check_shard
-from losa_cache.cache.store import REPAIR, ActivationCache, open_cache, receipt_path, receipts_of, shard_path
+from losa_cache.cache.receipt import Receipt
+from losa_cache.cache.shard import DamagedShardError
+from losa_cache.cache.store import ActivationCache, open_cache, receipts_of, shard_path
 from losa_cache.errors import UserError
 from losa_cache.files import publish, sync_tree, write_whole
 from losa_cache.lock import lock, unlock
@@ -80,6 +83,7 @@ class _Copy:
     def __init__(self, cache: ActivationCache, target: Path, progress: Callable[[float], None]) -> None:
         self.cache, self.target, self.progress = cache, target, progress
         self.partial = target.with_name(target.name + ".partial")
+        self._identity = cache.manifest.identity
         self.sizes = cache.shard_sizes()
         if lost := sorted(set(range(cache.layout.shards)) - self.sizes.keys()):
             raise self._damaged(lost[0], "it is missing")
@@ -91,10 +95,11 @@ class _Copy:
         """Copy what lacks, and give the whole its name."""
         self._require_room()
         with ThreadPoolExecutor(REMOTE_PIECES if self.cache.remote else PIECES, "piece") as pieces:
-            receipts = list(pieces.map(self._copy_receipt, range(self.cache.layout.shards)))
+            if self.cache.digests is not None:  # otherwise it came without its receipts
+                list(pieces.map(self._copy_receipt, range(self.cache.layout.shards)))
             self._copy_core()
             with ThreadPoolExecutor(SHARDS, "shard") as shards:
-                list(shards.map(lambda shard: self._copy_shard(shard, pieces, receipts[shard]), self.lacking))
+                list(shards.map(lambda shard: self._copy_shard(shard, pieces), self.lacking))
         sync_tree(self.partial)
         publish(self.partial, self.target)
 
@@ -108,27 +113,31 @@ class _Copy:
                 _write(receipts_of(self.target) / "core" / name, (core.copy / name).read_bytes())
             LocalCore(self.partial, receipts_of(self.target)).repair()
 
-    def _copy_receipt(self, shard: int) -> Path | None:
-        target = receipt_path(self.target, shard)
+    def _copy_receipt(self, shard: int) -> None:
+        source = Receipt(self.cache.receipts, shard, self._identity)
+        target = Receipt(receipts_of(self.target), shard, self._identity)
         try:
-            _write(target, receipt_path(self.cache.path, shard).read_bytes())
-        except FileNotFoundError:  # a cache that came without its receipts
-            return None
-        return target
+            target.write(source.read())
+        except DamagedShardError as error:
+            raise self._damaged(shard, str(error)) from error
+        if (listed := source.listed()) is not None:
+            target.write_list(listed)
 
-    def _copy_shard(self, shard: int, pieces: ThreadPoolExecutor, receipt: Path | None) -> None:
+    def _copy_shard(self, shard: int, pieces: ThreadPoolExecutor) -> None:
         final = self._path(shard)
         file = final.with_name(final.name + ".partial")
         try:
             self._fetch(self.cache.open_shard(shard), file, pieces)
         except CutShortError as error:
             raise self._damaged(shard, "it is cut short") from error
-        layout, manifest = self.cache.layout, self.cache.manifest
-        skipped = manifest.skipped_rows & frozenset(layout.rows(shard))
-        damage = check_shard(ShardCheck(shard, file, receipt, layout, manifest.identity, skipped))
-        if damage is not None:
+        layout, skipped = self.cache.layout, self.cache.manifest.skipped_rows
+        receipt = None if self.cache.digests is None else Receipt(receipts_of(self.target), shard, self._identity)
+        found = check_shard(ShardCheck(shard, file, receipt, layout, skipped & frozenset(layout.rows(shard))))
+        if found.damage is not None:
             file.unlink()
-            raise self._damaged(shard, damage.reason)
+            raise self._damaged(shard, found.damage.reason)
+        if receipt is not None and found.checksums is not None and not found.listed:
+            receipt.write_list(found.checksums)
         publish(file, final)
 
     def _fetch(self, blob: Blob, file: Path, pieces: ThreadPoolExecutor) -> None:

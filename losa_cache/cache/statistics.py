@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from losa_cache.cache.checked import REPAIR
 from losa_cache.cache.layout import Layout
 from losa_cache.cache.location import Location, open_blob
 from losa_cache.cache.precision import Encoding
 from losa_cache.cache.shard import DamagedShardError, ShardReader
 from losa_cache.cache.shardwise import over_shards
-from losa_cache.cache.store import REPAIR, ActivationCache
+from losa_cache.cache.store import ActivationCache
 from losa_cache.errors import UserError
 
 

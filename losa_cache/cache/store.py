@@ -1,13 +1,13 @@
 """A cache, opened: a Zarr v3 group."""
 
 import errno
-import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,18 +17,24 @@ from torch import Tensor
 from zarr.codecs import BloscCodec
 
 from losa_cache.cache.blob import Blob, DirectBlob
+from losa_cache.cache.checked import REPAIR, read_small, require_own, zarr_store
 from losa_cache.cache.core import ROOT, Core, unpack_ids
 from losa_cache.cache.home import known_stores
 from losa_cache.cache.layout import Layout
-from losa_cache.cache.location import Location, file_size, locate, open_blob, zarr_store
+from losa_cache.cache.location import Location, file_size, locate, open_blob
 from losa_cache.cache.manifest import Manifest
 from losa_cache.cache.precision import Encoding, Precision, get_precision
+from losa_cache.cache.receipt import Receipt
 from losa_cache.cache.remote import RemotePath, reaching
+from losa_cache.cache.shard import ShardReader
 from losa_cache.errors import UserError
+from losa_cache.outside import UnreadableError, parse_json
 
-REPAIR = "losa-cache verify --repair mends it"
 REQUESTS = 16  # at the same time, for sizes of files
 HELD_OUT_SPLITS = ("test", "val", "valid", "validation", "val200")
+
+log = logging.getLogger(__name__)
+_told: set[Location] = set()  # stores that were said to have no receipts
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,8 @@ class ActivationCache:
         layout: chunks and shards of the activations.
         labels: int64 ``(rows,)``; -1 where the sample was skipped.
         ids: sample ids ``(rows,)``.
+        digests: sha256 of every file of the core, which all that is read is held to, and shards to their receipts;
+            ``None`` for a cache that is not complete, or that came without its receipts.
 
     Sample s has the rows ``s * V ... s * V + V - 1``, its V views.
     """
@@ -50,6 +58,7 @@ class ActivationCache:
     layout: Layout
     labels: NDArray[np.int64]
     ids: list[str]
+    digests: Mapping[str, str] | None = None
 
     @property
     def precision(self) -> Precision:
@@ -98,33 +107,33 @@ class ActivationCache:
         """Rebuild what decodes the activations.
 
         Raises:
-            UserError: if its constants are not as the protocol says.
+            UserError: if its constants are not as the protocol says, or not those of this cache.
         """
-        try:
-            tokens = self.manifest.tokens
-            encoding = self.precision.load(self._tensors("scales"), tokens=tokens["total"], prefix=tokens["prefix"])
+        tokens = self.manifest.tokens
+        with _decoding(self.path, f"the scales in {str(self.path)!r} cannot be read"):
+            scales = self._tensors("scales")
+            encoding = self.precision.load(scales, tokens=tokens["total"], prefix=tokens["prefix"])
             if encoding.stored_shape(*self.manifest.shape) != self.layout.shape[1:]:
                 raise ValueError(f"they are of samples of another shape than {self.layout.shape[1:]}")
-            return encoding
-        except (KeyError, ValueError) as error:
-            raise UserError(f"the scales in {str(self.path)!r} cannot be read ({error}): {REPAIR}.") from error
+        return encoding
 
     def tail_tensors(self) -> dict[str, Tensor]:
-        """Tensors of the frozen tail, by name (float32)."""
-        return self._tensors("tail")
+        """Tensors of the frozen tail, by name (float32).
+
+        Raises:
+            UserError: if they cannot be read, or are not those of this cache.
+        """
+        with _decoding(self.path, f"the frozen tail in {str(self.path)!r} cannot be read"):
+            return self._tensors("tail")
 
     def _tensors(self, name: str) -> dict[str, Tensor]:
-        store, prefix = zarr_store(self.path)
-        try:
-            with _reading(self.path):
-                group = zarr.open_group(store, mode="r", path=f"{prefix}/{name}".lstrip("/"))
-                return {key: torch.from_numpy(np.asarray(group[key][...])) for key in self._arrays(name)}  # type: ignore[index]
-        except FileNotFoundError as error:
-            raise KeyError(f"{name} is missing") from error
+        store, prefix = zarr_store(self.path, self.digests)
+        group = zarr.open_group(store, mode="r", path=f"{prefix}/{name}".lstrip("/"), zarr_format=3)
+        return {key: torch.from_numpy(np.asarray(group[key][...])) for key in self._arrays(name)}  # type: ignore[index]
 
     def _arrays(self, group: str) -> list[str]:
         """Name the arrays of a group: a server need not be able to list them."""
-        parts = [name.split("/") for name in self.core.names()]
+        parts = [name.split("/") for name in (self.core.names() if self.digests is None else self.digests)]
         return [part[1] for part in parts if len(part) == 3 and part[0] == group and part[2] == ROOT]
 
     def shard_path(self, shard: int) -> Location:
@@ -150,6 +159,32 @@ class ActivationCache:
                     raise
         return open_blob(path)
 
+    def shard_reader(self, shard: int, *, direct: bool = False) -> ShardReader:
+        """Open a shard to be read, held to its receipt.
+
+        Args:
+            shard: its number.
+            direct: as of :meth:`open_shard`.
+
+        Raises:
+            DamagedShardError: if it is damaged or not the one that belongs here, or its receipt is.
+            FileNotFoundError: if it is not there.
+        """
+
+        def opened() -> ShardReader:
+            return ShardReader(self.open_shard(shard, direct=direct), self.layout)
+
+        if self.digests is not None:
+            return Receipt(self.receipts, shard, self.manifest.identity).bind(self.shard_path(shard), opened)
+        if self.path not in _told:
+            _told.add(self.path)
+            log.warning(
+                "%s lies without its .receipts folder: checksums say whether its bytes are whole, but nothing says "
+                "whether they are all of this cache and in their places.",
+                self.path,
+            )
+        return opened()
+
 
 def sizes(files: Sequence[Location]) -> list[int]:
     """Bytes of each file, 0 where there is none; many are asked for at once."""
@@ -172,11 +207,6 @@ def receipts_of(store: Place) -> Place:
     return store.with_name(store.name + ".receipts")
 
 
-def receipt_path(store: Place, shard: int) -> Place:
-    """File of a shard's receipt."""
-    return receipts_of(store) / f"{shard:06d}.json"
-
-
 def shard_path(store: Place, tap: str, shard: int) -> Place:
     """File of a shard below a store: Zarr's default chunk keys with ``.`` between the numbers."""
     return store / "activations" / tap / f"c.{shard}.0.0.0"
@@ -190,47 +220,86 @@ def open_cache(path: str | Location, *, incomplete: bool = False) -> ActivationC
         incomplete: open it even if its extraction has not finished.
 
     Raises:
-        UserError: if there is none, it is not a cache, it is not complete, or its server fails.
+        UserError: if there is none, it is not a cache, it is not complete, a file of its core is not the one that its
+            receipts say, or its server fails.
     """
     path = locate(path)
+    return open_with(path, Core(path, receipts_of(path)).digests, incomplete=incomplete)
+
+
+def open_with(
+    path: Location, digests: Callable[[], Mapping[str, str] | None], *, incomplete: bool = False
+) -> ActivationCache:
+    """Open a cache as :func:`open_cache` does.
+
+    Args:
+        path: the ``.zarr`` folder.
+        digests: gives the sha256 of every file of the core, by name, ``None`` where nothing says. Asked for once the
+            root's ``zarr.json`` says that the cache is complete: until then an extraction may be changing both.
+        incomplete: as of :func:`open_cache`.
+
+    Raises:
+        UserError: as :func:`open_cache`.
+    """
     try:
-        (path / ROOT).read_bytes()
-    except OSError as error:
+        root = read_small(path / ROOT)
+    except (FileNotFoundError, UnreadableError) as error:
         raise UserError(f"there is no cache at {str(path)!r}: make one with losa-cache extract.") from error
-    store, prefix = zarr_store(path)
-    try:
-        with _reading(path):
-            group = zarr.open_group(store, mode="r", path=prefix)
-            manifest = Manifest.from_attributes(dict(group.attrs), str(path))
-            activations = group[f"activations/{manifest.fields['tap']}"]
-            labels = np.asarray(group["labels"][...])  # type: ignore[index]
-            ids = unpack_ids(np.asarray(group["sample_ids"][...]))  # type: ignore[index]
-        if len(labels) % manifest.views:
-            raise ValueError(f"{len(labels)} rows are not samples of {manifest.views} views")
-    except (KeyError, ValueError, json.JSONDecodeError) as error:
-        raise UserError(
-            f"{str(path)!r} cannot be read as a cache ({type(error).__name__}: {error}): if it was one, {REPAIR}."
-        ) from error
+    with _decoding(path, f"{str(path)!r} cannot be read as a cache"):
+        attributes = parse_json(root, dict[str, Any]).get("attributes")
+        manifest = Manifest.from_attributes(attributes if isinstance(attributes, dict) else {}, str(path))
     if not manifest.complete and not incomplete:
         raise UserError(f"cache {str(path)!r} is incomplete: run the same losa-cache extract again to finish it.")
-    assert isinstance(activations, zarr.Array)
-    assert activations.shards is not None
-    rows, layers, tokens, columns = activations.shape
-    layout = Layout(
+    held_to = digests() if manifest.complete else None
+    if held_to is not None:
+        require_own(ROOT, root, held_to, path)
+    with _decoding(path, f"{str(path)!r} cannot be read as a cache"):
+        activations, labels, ids = (
+            _array(path, held_to, name) for name in (f"activations/{manifest.fields['tap']}", "labels", "sample_ids")
+        )
+        layout = _layout(activations, get_precision(manifest.precision))
+        if labels.shape != (layout.samples,) or labels.dtype != np.int64 or layout.samples % manifest.views:
+            raise ValueError(f"labels are {labels.dtype} of shape {labels.shape}")
+        if ids.ndim != 2 or ids.shape[0] != layout.samples or ids.dtype != np.uint8:
+            raise ValueError(f"sample_ids are {ids.dtype} of shape {ids.shape}")
+        numbers, names = np.asarray(labels[...]), unpack_ids(np.asarray(ids[...]))
+    return ActivationCache(path, manifest, layout, numbers, names, held_to)
+
+
+def _array(path: Location, digests: Mapping[str, str] | None, name: str) -> zarr.Array[Any]:
+    store, prefix = zarr_store(path, digests)
+    return zarr.open_array(store, path=f"{prefix}/{name}".lstrip("/"), mode="r", zarr_format=3)
+
+
+def _layout(array: zarr.Array[Any], precision: Precision) -> Layout:
+    if array.ndim != 4 or array.shards is None or array.dtype != np.dtype(precision.storage):
+        raise ValueError(f"its activations are {array.dtype} of shape {array.shape}")
+    rows, layers, tokens, columns = array.shape
+    (one, chunk_layers, *whole), (shard_samples, *sample) = array.chunks, array.shards
+    if (one, whole, sample) != (1, [tokens, columns], [layers, tokens, columns]) or layers % chunk_layers:
+        raise ValueError(f"its chunks are {array.chunks}, its shards {array.shards}")
+    return Layout(
         rows,
         layers,
         tokens,
         columns,
-        itemsize=activations.dtype.itemsize,
-        chunk_layers=activations.chunks[1],
-        shard_samples=activations.shards[0],
-        compressed=any(isinstance(codec, BloscCodec) for codec in activations.compressors),
+        itemsize=array.dtype.itemsize,
+        chunk_layers=chunk_layers,
+        shard_samples=shard_samples,
+        compressed=any(isinstance(codec, BloscCodec) for codec in array.compressors),
     )
-    return ActivationCache(path, manifest, layout, labels.astype(np.int64), ids)
 
 
-def _reading(path: Location) -> AbstractContextManager[None]:
-    return reaching(path, "read") if isinstance(path, RemotePath) else nullcontext()
+@contextmanager
+def _decoding(path: Location, failed: str) -> Iterator[None]:
+    """Say in a sentence what is wrong with what Zarr reads: broken metadata leads it to errors of any kind."""
+    try:
+        with reaching(path, "read") if isinstance(path, RemotePath) else nullcontext():
+            yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{failed} ({type(error).__name__}: {error}): if it was one, {REPAIR}.") from error
 
 
 def latest_training_cache() -> ActivationCache:

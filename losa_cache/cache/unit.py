@@ -1,4 +1,7 @@
-"""One shard to be written: its bytes in the store, then its receipt beside it, which says that they are all there."""
+"""One shard to be written: its bytes in the store, then beside it the list of its checksums, and last its receipt.
+
+The receipt says that all is there.
+"""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -7,31 +10,39 @@ from pathlib import Path
 from typing import Any
 
 from losa_cache.cache.layout import Layout
-from losa_cache.cache.location import Location, file_size
+from losa_cache.cache.location import Location, file_size, open_blob
+from losa_cache.cache.receipt import Receipt, ReceiptContent
 from losa_cache.cache.remote import RemotePath
-from losa_cache.cache.shard import ShardWriter
-from losa_cache.files import read_sealed, sealed, write_sealed
+from losa_cache.cache.shard import DamagedShardError, ShardReader, ShardWriter
 
 
 @dataclass(frozen=True)
 class ShardUnit:
-    """The two files of one shard.
+    """The files of one shard.
 
     Attributes:
-        shard: its number.
         path: of its bytes.
-        receipt: of it.
-        identity: of the cache.
+        receipt: of it, and its list of checksums.
     """
 
-    shard: int
     path: Path
-    receipt: Path
-    identity: str
+    receipt: Receipt
 
-    def done(self) -> dict[str, Any] | None:
-        """Return the receipt if the shard is there, whole and of this identity."""
-        return _whole(self.receipt, self.path, self.identity)
+    @property
+    def shard(self) -> int:
+        """Its number."""
+        return self.receipt.shard
+
+    def done(self) -> ReceiptContent | None:
+        """Return the receipt if the shard is there, of its size, number and identity."""
+        return _whole(self.receipt, self.path)
+
+    def settle(self, layout: Layout) -> None:
+        """Forget a shard whose bytes are not those of its receipt; write the list that older versions left out.
+
+        Reads the checksums behind all chunks, not the chunks where these are large.
+        """
+        _settle(self, layout)
 
     def begin(self, layout: Layout) -> ShardWriter:
         """Forget what an earlier run left of the shard and start it."""
@@ -40,12 +51,13 @@ class ShardUnit:
 
     def forget(self) -> None:
         """Have it written again."""
-        self.receipt.unlink(missing_ok=True)
+        self.receipt.forget()
 
     def complete(self, writer: ShardWriter, notes: dict[str, Any]) -> None:
-        """Publish the bytes, then the receipt."""
+        """Publish the bytes, the list, then the receipt."""
         writer.commit()
-        write_sealed(self.receipt, _content(self, writer) | notes)
+        self.receipt.write_list(writer.checksums)
+        self.receipt.write(_content(self.receipt, writer, notes))
 
 
 class Uploads:
@@ -54,7 +66,7 @@ class Uploads:
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, "upload")
         self._last: Future[None] | None = None
-        self.done: dict[int, dict[str, Any]] = {}
+        self.done: dict[int, ReceiptContent] = {}
 
     def start(self, upload: Callable[[], None]) -> None:
         """Begin one, once the one before has ended.
@@ -82,26 +94,36 @@ class Uploads:
 
 @dataclass(frozen=True)
 class RemoteUnit:
-    """The two objects of one shard on a server, which is written in a scratch folder and uploaded whole.
+    """The objects of one shard on a server, which is written in a scratch folder and uploaded whole.
 
     Attributes:
-        shard, path, receipt, identity: as of :class:`ShardUnit`.
+        path, receipt: as of :class:`ShardUnit`.
         scratch: the folder.
         uploads: of the writer; ``done`` there holds receipts that were found or written: no other process changes them.
     """
 
-    shard: int
     path: RemotePath
-    receipt: RemotePath
-    identity: str
+    receipt: Receipt
     scratch: Path
     uploads: Uploads
 
-    def done(self) -> dict[str, Any] | None:
+    @property
+    def shard(self) -> int:
         """As :class:`ShardUnit` says."""
-        if self.shard not in self.uploads.done and (found := _whole(self.receipt, self.path, self.identity)):
+        return self.receipt.shard
+
+    def done(self) -> ReceiptContent | None:
+        """As :class:`ShardUnit` says."""
+        if self.shard not in self.uploads.done and (found := _whole(self.receipt, self.path)) is not None:
             self.uploads.done[self.shard] = found
         return self.uploads.done.get(self.shard)
+
+    def settle(self, layout: Layout) -> None:
+        """As :class:`ShardUnit` says, but of a shard that has a list only the first and the last sample are compared.
+
+        Without a list the shard is read whole.
+        """
+        _settle(self, layout)
 
     def begin(self, layout: Layout) -> ShardWriter:
         """As :class:`ShardUnit` says."""
@@ -111,30 +133,65 @@ class RemoteUnit:
     def forget(self) -> None:
         """As :class:`ShardUnit` says."""
         self.uploads.done.pop(self.shard, None)
-        self.receipt.unlink(missing_ok=True)
+        self.receipt.forget()
 
     def complete(self, writer: ShardWriter, notes: dict[str, Any]) -> None:
         """As :class:`ShardUnit` says, but the upload goes on behind."""
         writer.commit()
-        receipt = _content(self, writer) | notes
+        content = _content(self.receipt, writer, notes)
 
         def upload() -> None:
             self.path.upload(writer.path)
-            self.receipt.write_bytes(sealed(receipt))
+            self.receipt.write_list(writer.checksums)
+            self.receipt.write(content)
             writer.path.unlink()
-            self.uploads.done[self.shard] = receipt
+            self.uploads.done[self.shard] = content
 
         self.uploads.start(upload)
 
 
-def _content(unit: ShardUnit | RemoteUnit, writer: ShardWriter) -> dict[str, Any]:
-    return {"identity": unit.identity, "shard": unit.shard, "bytes": writer.size, "digest": writer.digest}
+def _content(receipt: Receipt, writer: ShardWriter, notes: dict[str, Any]) -> ReceiptContent:
+    return ReceiptContent(
+        identity=receipt.identity,
+        shard=receipt.shard,
+        bytes=writer.size,
+        digest=writer.digest,
+        skipped=notes["skipped"],
+        overflowed=notes["overflowed"],
+        non_finite=notes["non_finite"],
+    )
 
 
-def _whole(receipt: Location, path: Location, identity: str) -> dict[str, Any] | None:
+def _whole(receipt: Receipt, path: Location) -> ReceiptContent | None:
     try:
-        content = read_sealed(receipt)
-        whole = content["identity"] == identity and file_size(path) == content["bytes"]
-    except (OSError, ValueError, KeyError):
+        content = receipt.read()
+        return content if file_size(path) == content["bytes"] else None
+    except (DamagedShardError, OSError):
         return None
-    return content if whole else None
+
+
+def _settle(unit: ShardUnit | RemoteUnit, layout: Layout) -> None:
+    content = unit.done()
+    if content is None:
+        return
+    try:
+        reader = ShardReader(open_blob(unit.path), layout)
+        listed = unit.receipt.listed()
+        known = listed is not None and reader.hashes_to(content["digest"], listed)
+        if listed is not None and known and isinstance(unit, RemoteUnit):
+            if not _holds_both_ends(reader, listed):
+                unit.forget()
+            return
+        found = reader.checksums()
+    except DamagedShardError:
+        unit.forget()
+        return
+    if not reader.hashes_to(content["digest"], found):
+        unit.forget()
+    elif not known:
+        unit.receipt.write_list(found)
+
+
+def _holds_both_ends(reader: ShardReader, listed: bytes) -> bool:
+    ends = [reader.checksums(slice(place, place + 1)) for place in reader.present[:1] + reader.present[-1:]]
+    return not ends or (listed.startswith(ends[0]) and listed.endswith(ends[1]))

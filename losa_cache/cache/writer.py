@@ -1,17 +1,22 @@
 """Write a cache shard by shard, so that no interruption can leave a wrong or lost value behind.
 
 A shard is done when its receipt stands beside the store. The order that makes this true: bytes to a temporary name,
-fsync, rename, fsync of the folder; then the receipt in the same way. A kill before the receipt costs that shard only,
-and the next run writes it again from the start.
+fsync, rename, fsync of the folder; then the list of its checksums and the receipt in the same way. A kill before the
+receipt costs that shard only, and the next run writes it again from the start.
+
+A run that finds shards done compares the checksums behind their chunks with their receipts, so that one that was put in
+the place of another is written again, too.
 """
 
 import shutil
 from collections.abc import Callable, Collection, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -23,8 +28,9 @@ from losa_cache.cache.layout import Layout
 from losa_cache.cache.location import Location, open_blob
 from losa_cache.cache.manifest import Manifest
 from losa_cache.cache.precision import Encoding
+from losa_cache.cache.receipt import Receipt, ReceiptContent
 from losa_cache.cache.shard import PackedSample, ShardReader, ShardWriter
-from losa_cache.cache.store import ActivationCache, open_cache, receipt_path, shard_path
+from losa_cache.cache.store import REQUESTS, ActivationCache, open_cache, open_with, receipts_of, shard_path
 from losa_cache.cache.unit import RemoteUnit, ShardUnit
 from losa_cache.errors import UserError
 
@@ -126,18 +132,35 @@ class CacheWriter:
             scales = self.encoding.constants()
             core.create(self.manifest, self.layout, labels=self._labels, ids=self._ids, tail=tail, scales=scales)
             return
-        copied = core.copied
-        if copied:
-            core.repair()
+        if core.copied:
+            core.repair(self.manifest.identity)
+            existing = open_cache(self.path, incomplete=True)
+            _require_same(existing, self.manifest)
         elif not (self.path / ROOT).is_file():
             raise UserError(f"{str(self.path)!r} exists and is no cache: choose another --out.")
-        existing = open_cache(self.path, incomplete=True)
-        _require_same(existing, self.manifest)
-        if not copied:
-            core.repair()
+        else:  # it came without its receipts, or lost the copy: what is there must be what would be written
+            existing = open_with(self.path, lambda: None, incomplete=True)
+            _require_same(existing, self.manifest)
+            self._require_inputs(existing, tail)
+            core.repair(self.manifest.identity)
         self.manifest, self.layout, self.encoding = existing.manifest, existing.layout, existing.encoding()
         self._sweep()
+        with ThreadPoolExecutor(REQUESTS, "settle") as threads:
+            list(threads.map(lambda shard: self.unit(shard).settle(self.layout), range(self.layout.shards)))
         self._require_room()
+
+    def _require_inputs(self, existing: ActivationCache, tail: Mapping[str, Tensor]) -> None:
+        there, theirs = existing.labels >= 0, existing.tail_tensors()
+        wrong = {
+            "labels": not np.array_equal(existing.labels[there], self._labels[there]),
+            "sample_ids": existing.ids != self._ids,
+            "tail": theirs.keys() != tail.keys() or any(not torch.equal(theirs[k], tail[k].cpu()) for k in tail),
+        }
+        if changed := [name for name, differs in wrong.items() if differs]:
+            raise UserError(
+                f"{', '.join(changed)} of {str(self.path)!r} are not those of this data set and backbone, and the copy "
+                "to put them back from is missing: choose another --out."
+            )
 
     def _begun(self) -> bool:
         assert isinstance(self.path, Path)
@@ -153,7 +176,7 @@ class CacheWriter:
         """Name the files of a shard."""
         assert isinstance(self.path, Path)
         path = shard_path(self.path, self.manifest.fields["tap"], shard)
-        return ShardUnit(shard, path, receipt_path(self.path, shard), self.manifest.identity)
+        return ShardUnit(path, Receipt(receipts_of(self.path), shard, self.manifest.identity))
 
     def missing(self) -> list[int]:
         """List the shards that are not done."""
@@ -211,11 +234,14 @@ class CacheWriter:
         """Mark the cache complete and open it."""
         receipts = [self.unit(shard).done() for shard in range(self.layout.shards)]
         assert all(receipts), "finish() before the last shard"
-        done: Iterable[dict[str, Any]] = [receipt for receipt in receipts if receipt]
+        done: Iterable[ReceiptContent] = [receipt for receipt in receipts if receipt]
         skipped = [entry for receipt in done for entry in receipt["skipped"]]
         labels = self._labels.copy()
         labels[[entry["row"] for entry in skipped]] = -1
-        counts = {name: sum(receipt[name] for receipt in done) for name in ("overflowed", "non_finite")}
+        counts = {
+            "overflowed": sum(receipt["overflowed"] for receipt in done),
+            "non_finite": sum(receipt["non_finite"] for receipt in done),
+        }
         self.hold.core.finish(self.manifest.completed(skipped=skipped, **counts), labels)
         remember(self.path)
         return open_cache(self.path)
@@ -237,7 +263,8 @@ class CacheWriter:
         rows, old = self.layout.rows(shard), None
         notes: dict[str, Any] = {"overflowed": 0, "non_finite": 0, "skipped": []}
         if shard in self._damaged and (receipt := unit.done()):
-            notes, old = {name: receipt[name] for name in notes}, ShardReader(open_blob(unit.path), self.layout)
+            notes |= {name: value for name, value in receipt.items() if name in notes}
+            old = ShardReader(open_blob(unit.path), self.layout)
         last = max(self._damaged.get(shard, rows[-1:]))
         return _OpenShard(unit, unit.begin(self.layout), notes, old, rows.start, last)
 

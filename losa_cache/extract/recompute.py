@@ -15,6 +15,7 @@ from losa_cache.cache.hold import hold
 from losa_cache.cache.identity import differences
 from losa_cache.cache.precision import EncodedBatch
 from losa_cache.cache.reader import BlockReader
+from losa_cache.cache.receipt import Receipt
 from losa_cache.cache.store import ActivationCache
 from losa_cache.calibrate import images_at_once, run_views
 from losa_cache.data.nvjpeg import PILLOW
@@ -139,7 +140,7 @@ def compare(cache: ActivationCache, inputs: Inputs, count: int, *, seed: int) ->
 
 
 def mend(cache: ActivationCache, damage: Damage, open_again: Callable[[], Inputs]) -> None:
-    """Put the core's files back and write damaged samples anew.
+    """Put the core's files back, write lists of checksums that lack, and damaged samples anew.
 
     Args:
         cache: as :func:`examine` opened it.
@@ -152,6 +153,8 @@ def mend(cache: ActivationCache, damage: Damage, open_again: Callable[[], Inputs
     if not damage.shards:
         with closing(hold(cache.path)) as held:
             held.core.repair()
+        for shard, checksums in damage.lists.items():
+            Receipt(cache.receipts, shard, cache.manifest.identity).write_list(checksums)
         return
     inputs = open_again()
     options = cache.manifest.options or {}

@@ -34,7 +34,8 @@ def verify_cache(
     Args:
         path: the ``.zarr`` folder, or its URL.
         recompute: run so many random rows through the backbone again and compare.
-        repair: put damaged core files back and compute damaged samples again, then check what was mended.
+        repair: put damaged core files back and compute damaged samples again, then check what was mended. Adds the
+            lists of checksums that caches of older versions lack.
         backbone, dataset: loaded ones, where the cache was extracted from such.
         data_dir, weights: where images and weights lie now; by default where they lay at extraction.
         device: for the backbone; by default the GPU where there is one.
@@ -65,7 +66,7 @@ def verify_cache(
     cache, damage = examine(store, scheduler=scheduler, progress=progress)
     seconds = perf_counter() - started
     found = damage
-    if damage and repair:
+    if (damage or damage.lists) and repair:
         mend(cache, damage, inputs)
         mended = [part.shard for part in damage.shards]
         cache, found = examine(store, shards=mended, scheduler=scheduler, progress=progress)

@@ -1,0 +1,142 @@
+"""What says that the bytes of a shard are its own: its receipt, and the list of the checksums of all its chunks.
+
+A chunk's checksum says that the chunk is whole. Whether it belongs where it lies, only the receipt says: it names the
+cache and the shard, and its digest is of the checksums of all chunks and of the index. The list holds these checksums,
+so that a reader can compare every chunk with what its place must hold, and need not read the rest of the shard for it.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict
+
+from losa_cache.cache.checked import read_small
+from losa_cache.cache.location import Location, file_size
+from losa_cache.cache.remote import RemotePath
+from losa_cache.cache.shard import DamagedShardError, ShardReader
+from losa_cache.files import sealed, unsealed, write_whole
+from losa_cache.outside import UnreadableError, fit
+
+log = logging.getLogger(__name__)
+
+CHECKSUMS = "checksums"
+FOREIGN = "it is not the shard that its receipt is of"
+_told: set[Location] = set()  # servers that were said to lack lists
+
+
+class ReceiptContent(TypedDict):
+    """What a receipt holds (``docs/protocol.md``, section "Writing")."""
+
+    identity: str
+    shard: int
+    bytes: int
+    digest: str
+    skipped: list[dict[str, Any]]
+    overflowed: int
+    non_finite: int
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """The receipt of one shard and its list of checksums, here or on a server.
+
+    Attributes:
+        receipts: the folder beside the store.
+        shard: its number.
+        identity: of the cache.
+    """
+
+    receipts: Location
+    shard: int
+    identity: str
+
+    @property
+    def file(self) -> Location:
+        """The receipt."""
+        return self.receipts / f"{self.shard:06d}.json"
+
+    @property
+    def list(self) -> Location:
+        """The list of checksums."""
+        return self.receipts / CHECKSUMS / list_name(self.shard)
+
+    def read(self) -> ReceiptContent:
+        """Read the receipt.
+
+        Raises:
+            DamagedShardError: if it is missing, damaged, or of another shard or cache.
+        """
+        try:
+            content = fit(unsealed(read_small(self.file), self.file.name), ReceiptContent)
+        except (OSError, ValueError, UnreadableError) as error:
+            raise DamagedShardError("its receipt is missing or damaged") from error
+        if content["identity"] != self.identity or content["shard"] != self.shard:
+            raise DamagedShardError("its receipt is of another shard or cache")
+        return content
+
+    def listed(self) -> bytes | None:
+        """Read the list, whatever it holds; ``None`` if there is none, as in caches of older versions."""
+        try:
+            return read_small(self.list)
+        except (OSError, UnreadableError):
+            return None
+
+    def write(self, content: ReceiptContent) -> None:
+        """Write the receipt, whole: from then on the shard is done."""
+        _write(self.file, sealed(dict(content)))
+
+    def forget(self) -> None:
+        """Remove the receipt, so that the shard is written again."""
+        self.file.unlink(missing_ok=True)
+
+    def write_list(self, checksums: bytes | bytearray) -> None:
+        """Write the list, whole."""
+        if isinstance(self.list, Path):
+            self.list.parent.mkdir(exist_ok=True)
+        _write(self.list, bytes(checksums))
+
+    def bind(self, file: Location, open_shard: Callable[[], ShardReader]) -> ShardReader:
+        """Open the shard so that every chunk is held to its place, by the list, or where that is missing by what lies
+        behind the chunks themselves: both are what the receipt's digest is of.
+
+        Without a list, the shard of a server is read whole, once.
+
+        Args:
+            file: of the shard.
+            open_shard: opens it.
+
+        Raises:
+            DamagedShardError: if receipt or shard are missing, damaged, or of another shard or cache.
+            FileNotFoundError: if the shard is missing.
+        """
+        content = self.read()
+        if file_size(file) != content["bytes"]:
+            raise DamagedShardError(FOREIGN)
+        reader, listed = open_shard(), self.listed()
+        if listed is None or not reader.hashes_to(content["digest"], listed):
+            if isinstance(file, RemotePath) and self.receipts not in _told:
+                _told.add(self.receipts)
+                log.warning(
+                    "%s lacks lists of checksums, as older caches do: every shard is read whole when it is first "
+                    "opened, to check that it is in its place; run losa-cache verify --repair, or the same losa-cache "
+                    "extract again, once to add them.",
+                    str(self.receipts).removesuffix(".receipts"),
+                )
+            listed = reader.checksums()
+            if not reader.hashes_to(content["digest"], listed):
+                raise DamagedShardError(FOREIGN)
+        reader.bind(listed)
+        return reader
+
+
+def list_name(shard: int) -> str:
+    """Name the list of a shard's checksums."""
+    return f"{shard:06d}.crc32c"
+
+
+def _write(place: Location, content: bytes) -> None:
+    if isinstance(place, RemotePath):
+        place.write_bytes(content)
+    else:
+        write_whole(place, content)
