@@ -1,7 +1,6 @@
 """A run directory: config, metrics, TensorBoard events, checkpoint, adapter."""
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +10,9 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from losa_cache.errors import UserError
+from losa_cache.outside import UnreadableError
 from losa_cache.train.config import TrainConfig
+from losa_cache.train.state_file import load_state, save_state
 
 # Files that options name. The run keeps a copy, since it is resumed and evaluated when theirs may have changed or gone.
 KEPT_FILES = {"sampling": "sampling.csv", "val_ids": "val_ids.txt"}
@@ -99,9 +100,9 @@ class Run:
             (self.path / "metrics.jsonl").unlink(missing_ok=True)
             return None
         try:
-            state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-        except Exception as error:
-            raise UserError(f"checkpoint {str(path)!r} cannot be read ({type(error).__name__}).") from error
+            state = load_state(path, device)
+        except UnreadableError as error:
+            raise UserError(f"checkpoint {str(path)!r} cannot be read: {error}.") from error
         self.forget_after(state["epoch"])
         return state
 
@@ -114,16 +115,6 @@ class Run:
         """Flush the events."""
         if self._board is not None:
             self._board.close()
-
-
-def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Write tensors and numbers to a file, whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def next_run_path(base: Path, name: str) -> Path:
