@@ -73,6 +73,26 @@ def write_whole(path: Path, content: bytes) -> None:
         file.write(content)
 
 
+def append(path: Path, content: bytes) -> None:
+    """Append to a file. A write that fails, as on a full disk, is taken back; one that is killed may lack its end.
+
+    Raises:
+        OSError: naming the file.
+    """
+    try:
+        with open(path, "ab", buffering=0) as file:
+            start = file.seek(0, os.SEEK_END)
+            try:
+                while content:
+                    content = content[file.write(content) :]
+            except BaseException:
+                file.truncate(start)
+                raise
+    except OSError as error:
+        error.filename = str(path)
+        raise
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write JSON whole or not at all, durably."""
     write_whole(path, json.dumps(content, indent=2).encode())

@@ -6,8 +6,10 @@ import math
 from pathlib import Path
 
 from losa_cache.errors import UserError
+from losa_cache.outside import UnreadableError, read_file
 
 HEADER = ["id", "weight"]
+MOST_BYTES = 2**30  # ids of ten million samples
 
 
 def read_list(path: str, option: str) -> bytes:
@@ -17,9 +19,9 @@ def read_list(path: str, option: str) -> bytes:
         UserError: if it cannot be read, naming the option.
     """
     try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"{option} is {str(path)!r}, a file that cannot be read ({error.strerror}).") from error
+        return read_file(Path(path), at_most=MOST_BYTES)
+    except UnreadableError as error:
+        raise UserError(f"{option} is {str(path)!r}, a file that cannot be read: {error}.") from error
 
 
 def parse_weights(content: bytes, path: str) -> dict[str, float]:

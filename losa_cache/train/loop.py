@@ -13,9 +13,11 @@ from torch import Tensor
 
 from losa_cache.device import has_bfloat16
 from losa_cache.errors import UserError
+from losa_cache.outside import UnreadableError
 from losa_cache.sidenet.adapter import Adapter
 from losa_cache.train.account import account, limiter
 from losa_cache.train.batch import Source
+from losa_cache.train.checkpoint import largest_size, restore
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.evaluate import evaluate
 from losa_cache.train.graph import recorder_for
@@ -186,10 +188,13 @@ def fit(
     optimizer = make_optimizer(adapter, config)
     step = make_step(adapter, optimizer, config, autocast=autocast)
     done, passed, watch = 0, Passed(), Stopwatch(device)
-    if (state := run.load_checkpoint(device)) is not None:
-        adapter.load_state_dict(state["adapter"], strict=False)
-        optimizer.load_state_dict(state["optimizer"])
-        done, passed = state["epoch"], Passed(**state["passed"])
+    steps = math.ceil(len(material.chosen.train) / config.batch_size)
+    if (state := run.load_checkpoint(device, at_most=largest_size(adapter))) is not None:
+        try:
+            done, seen = restore(state, adapter, optimizer, epochs=config.epochs, steps=steps)
+        except UnreadableError as error:
+            raise run.unusable(error) from error
+        passed = Passed(**seen)
     saved = perf_counter()
 
     def save() -> None:
@@ -203,8 +208,6 @@ def fit(
             }
         )
         saved = perf_counter()
-
-    steps = math.ceil(len(material.chosen.train) / config.batch_size)
 
     def between_batches() -> None:
         progress(done + passed.steps / steps)
