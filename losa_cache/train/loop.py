@@ -179,11 +179,12 @@ def fit(
 ) -> None:
     """Train from the run's checkpoint, or the start, to the last epoch; checkpoint, log and report after each.
 
-    Inside an epoch a checkpoint is written every five minutes, and at Ctrl-C: the run resumes at the next batch.
+    Inside an epoch a checkpoint is written every five minutes, and at a signal to stop (Ctrl-C, SIGTERM, SIGHUP): the
+    run resumes at the next batch.
 
     Raises:
         UserError: if the loss stops being a number.
-        KeyboardInterrupt: after the checkpoint that Ctrl-C asked for.
+        KeyboardInterrupt: after the checkpoint that the signal asked for, if what handles the signal returns.
     """
     optimizer = make_optimizer(adapter, config)
     step = make_step(adapter, optimizer, config, autocast=autocast)
