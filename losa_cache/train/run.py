@@ -33,6 +33,12 @@ ORIGIN = ("cache", "online", "fields")
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
+class _Line(Struct):
+    """What is read of an epoch's metrics here."""
+
+    epoch: int
+
+
 class _Origin(Struct):
     """What a run learns from, as its config has it."""
 
@@ -74,8 +80,7 @@ class Run:
             TakenError: if the path is taken.
             UserError: if it cannot be written.
         """
-        if os.path.lexists(path):
-            raise TakenError(f"{str(path)!r} exists: continue it with --resume, or choose another --out.")
+        require_free(path)
         options = asdict(config) | {option: KEPT_FILES[option] for option in files}
         digests = {option: _digest(content) for option, content in files.items()}
         partial = path.with_name(f"{path.name}.partial.{os.getpid()}")
@@ -185,7 +190,8 @@ class Run:
         try:
             lines = read_file(file).decode().splitlines()
             found = [json.loads(line) for line in lines if line.endswith("}")]  # a killed write may lack its end
-            yield from fit(found, list[dict[str, Any]])
+            fit(found, list[_Line])
+            yield from found
         except (UnreadableError, ValueError, RecursionError) as error:
             raise UserError(f"{str(file)!r} cannot be read: it was altered ({error}).") from error
 
@@ -285,6 +291,16 @@ def _fitted(content: dict[str, Any]) -> tuple[TrainConfig, dict[str, Any]]:
 
 def _names(shape: type[TrainConfig] | type[OnlineConfig]) -> set[str]:
     return {field.name for field in fields(shape)}
+
+
+def require_free(path: Path) -> None:
+    """Refuse a path that is taken.
+
+    Raises:
+        TakenError: if it is.
+    """
+    if os.path.lexists(path):
+        raise TakenError(f"{str(path)!r} exists: continue it with --resume, or choose another --out.")
 
 
 def _digest(content: bytes) -> str:

@@ -25,7 +25,7 @@ from losa_cache.train.config import OnlineConfig, TrainConfig
 from losa_cache.train.loop import Progress, Report, autocast_dtype, fit
 from losa_cache.train.material import Material, open_material, used_layers
 from losa_cache.train.room import require_room
-from losa_cache.train.run import Run, TakenError, next_run_path
+from losa_cache.train.run import Run, TakenError, next_run_path, require_free
 
 if TYPE_CHECKING:
     from losa_cache.backbone import Backbone
@@ -91,6 +91,8 @@ def train(
         KeyboardInterrupt: at Ctrl-C, after a checkpoint.
     """
     config = replace(config or TrainConfig(), **options)
+    if out is not None:
+        require_free(Path(out))
     where = choose_device(device)
     if cache is None and (online is None or online.share < 1):
         cache = latest_training_cache()
@@ -246,7 +248,7 @@ def _fit(
     finally:
         run.close()
     save_run(run, adapter, material, config)
-    last = list(run.metrics())[-1]
+    last = [{"epoch": config.epochs}, *run.metrics()][-1]
     return TrainResult(run.path, last, adapter.parameter_counts(), adapter)
 
 
