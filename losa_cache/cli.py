@@ -2,9 +2,10 @@
 
 import json
 import logging
+import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -12,6 +13,8 @@ import losa_cache
 from losa_cache.cli_common import Device, Json, Residency, print_result, refuse
 from losa_cache.cli_sweep import sweep, vtab
 from losa_cache.errors import UserError
+from losa_cache.failures import sentence
+from losa_cache.stop import Signals, interrupt
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 INTERRUPTED = 130
@@ -363,16 +366,30 @@ def verify(
 
 
 def main() -> None:
-    """Run the command line: a user's mistake is one sentence on stderr and exit code 2."""
+    """Run the command line: a user's mistake, or what the machine refuses, is one sentence on stderr and exit code 2.
+
+    A signal to stop ends it with 128 and its number.
+    """
     logging.basicConfig(format="%(message)s")
     logging.getLogger("losa_cache").setLevel(logging.INFO)
-    try:
-        app()
-    except UserError as error:
-        typer.echo(f"error: {error}", err=True)
+    with Signals(interrupt) as signals:
+        try:
+            app()
+        except (Exception, KeyboardInterrupt, SystemExit) as end:
+            _end(end, signals.received)
+
+
+def _end(end: BaseException, received: int | None) -> NoReturn:
+    stopped = isinstance(end, KeyboardInterrupt) or (isinstance(end, SystemExit) and end.code == INTERRUPTED)
+    if isinstance(end, SystemExit) and not stopped:  # typer turns Ctrl-C into this code
+        raise end
+    if isinstance(end, UserError) and not (received and isinstance(end.__cause__, ImportError)):
+        typer.echo(f"error: {end}", err=True)
         sys.exit(2)
-    except (KeyboardInterrupt, SystemExit) as end:
-        if isinstance(end, SystemExit) and end.code != INTERRUPTED:  # typer turns Ctrl-C into this code
-            raise
+    if stopped or received:  # an import that a signal ends may raise anything
         typer.echo("stopped: what is finished is kept; the same command (train: --resume) goes on.", err=True)
-        sys.exit(INTERRUPTED)
+        sys.exit(128 + (received or signal.SIGINT))
+    if (refused := sentence(end)) is not None:
+        typer.echo(f"error: {refused}", err=True)
+        sys.exit(2)
+    raise end

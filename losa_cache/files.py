@@ -2,8 +2,10 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import google_crc32c
 
@@ -43,14 +45,52 @@ def publish(partial: Path, final: Path) -> None:
     sync_folder(final.parent)
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a file to write that takes the place of ``path``, durably, when the context ends without an error.
+
+    Raises:
+        OSError: naming ``path``, of which nothing has changed then.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with open(partial, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        publish(partial, path)
+    except BaseException as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)  # a full disk needs the room
+        if isinstance(error, OSError):
+            error.filename = str(path)  # a failed write names nothing
+        raise
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file whole or not at all, durably."""
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
+    with replacing(path) as file:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    publish(partial, path)
+
+
+def append(path: Path, content: bytes) -> None:
+    """Append to a file. A write that fails, as on a full disk, is taken back; one that is killed may lack its end.
+
+    Raises:
+        OSError: naming the file.
+    """
+    try:
+        with open(path, "ab", buffering=0) as file:
+            start = file.seek(0, os.SEEK_END)
+            try:
+                while content:
+                    content = content[file.write(content) :]
+            except BaseException:
+                file.truncate(start)
+                raise
+    except OSError as error:
+        error.filename = str(path)
+        raise
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -90,7 +130,24 @@ def unsealed(raw: bytes, name: str) -> dict[str, Any]:
 
 def sealed(content: dict[str, Any]) -> bytes:
     """Give JSON with its own checksum."""
-    return _plain(content | {"seal": google_crc32c.value(_plain(content))})
+    return _plain(with_seal(content))
+
+
+def with_seal(content: dict[str, Any]) -> dict[str, Any]:
+    """Give a JSON object with a checksum of what it says, however it is laid out (``seal``)."""
+    return content | {"seal": google_crc32c.value(_plain(content))}
+
+
+def without_seal(content: dict[str, Any]) -> dict[str, Any]:
+    """Give back what :func:`with_seal` took.
+
+    Raises:
+        ValueError: if it does not agree with its seal, or has none.
+    """
+    bare = {name: value for name, value in content.items() if name != "seal"}
+    if content != with_seal(bare):
+        raise ValueError("it was altered since it was written")
+    return bare
 
 
 def _plain(content: dict[str, Any]) -> bytes:

@@ -4,7 +4,7 @@ import json
 import os
 import stat
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import msgspec
 
@@ -18,15 +18,11 @@ class UnreadableError(Exception):
     """Why a file cannot be used, in words that follow "cannot be read: "; callers name the file and say what to do."""
 
 
-def read_file(path: Path, *, at_most: int = MOST_BYTES) -> bytes:
-    """Read a regular file of bounded size; a pipe, a device or a folder is refused without waiting for it.
-
-    Args:
-        path: of the file.
-        at_most: bytes that such a file may have.
+def open_file(path: Path) -> BinaryIO:
+    """Open a regular file for reading; a pipe, a device or a folder is refused without waiting for it.
 
     Raises:
-        UnreadableError: if it is no regular file, is larger, or the system does not read it.
+        UnreadableError: if it is no regular file, or the system does not open it.
     """
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe without a writer would block
@@ -36,7 +32,20 @@ def read_file(path: Path, *, at_most: int = MOST_BYTES) -> bytes:
     if kind != stat.S_IFREG:
         os.close(handle)
         raise UnreadableError(f"it is {_KINDS.get(kind, 'no regular file')}")
-    with open(handle, "rb") as file:
+    return open(handle, "rb")
+
+
+def read_file(path: Path, *, at_most: int = MOST_BYTES) -> bytes:
+    """Read a regular file of bounded size, opened by :func:`open_file`.
+
+    Args:
+        path: of the file.
+        at_most: bytes that such a file may have.
+
+    Raises:
+        UnreadableError: if it is no regular file, is larger, or the system does not read it.
+    """
+    with open_file(path) as file:
         try:
             content = file.read(at_most + 1)
         except OSError as error:

@@ -5,6 +5,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+SHOWN, SHORT = 40, 4  # letters of a value, entries of a list, that a message has room for
+
 
 def identity_hash(fields: Mapping[str, Any]) -> str:
     """Hash JSON-able fields: sha256 of their canonical JSON (sorted keys, no spaces, UTF-8)."""
@@ -13,13 +15,28 @@ def identity_hash(fields: Mapping[str, Any]) -> str:
 
 
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """Name the fields that differ, each as ``"input.crop_pct (0.9 here, 1.0 there)"``."""
+    """Name the fields that differ, each as ``"input.crop_pct (0.9 here, 1.0 there)"``.
+
+    Of lists of one length the first entry that differs is named: ``"classes[2] ("cat" here, "dog" there)"``.
+    """
     a, b = dict(_flatten(ours)), dict(_flatten(theirs))
     return [
-        f"{name} ({_short(a.get(name))} here, {_short(b.get(name))} there)"
+        _difference(name, a.get(name), b.get(name))
         for name in sorted(a.keys() | b.keys())
         if a.get(name) != b.get(name)
     ]
+
+
+def _difference(name: str, ours: Any, theirs: Any) -> str:
+    if isinstance(ours, list) and isinstance(theirs, list) and (max(len(ours), len(theirs)) > SHORT):
+        if len(ours) != len(theirs):
+            return f"{name} ({len(ours)} here, {len(theirs)} there)"
+        place = next(at for at, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1])
+        return _difference(f"{name}[{place}]", ours[place], theirs[place])
+    here, there = json.dumps(ours), json.dumps(theirs)
+    same = next((at for at, pair in enumerate(zip(here, there, strict=False)) if pair[0] != pair[1]), 0)
+    start = max(0, same - SHOWN // 2) if max(len(here), len(there)) > SHOWN else 0
+    return f"{name} ({_short(here, start)} here, {_short(there, start)} there)"
 
 
 def _flatten(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -30,6 +47,7 @@ def _flatten(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield prefix + name, json.loads(json.dumps(value))  # tuples and lists alike
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else text[:37] + "..."
+def _short(text: str, start: int) -> str:
+    """Give what a line has room for, from where two texts differ."""
+    shown = text[start : start + SHOWN]
+    return ("..." if start else "") + shown + ("..." if start + SHOWN < len(text) else "")

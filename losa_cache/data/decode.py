@@ -4,11 +4,14 @@ Plain images, and clips, are decoded by threads: the libraries let go of the int
 by worker processes: timm's random transforms draw from process-wide generators, which threads would share.
 """
 
+import mmap
+import os
 import signal
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
+from types import FrameType
 
 import numpy as np
 import torch
@@ -24,6 +27,7 @@ from losa_cache.data.nvjpeg import DeviceImages
 from losa_cache.data.samples import Samples
 from losa_cache.data.transforms import InputSpec
 from losa_cache.errors import UserError
+from losa_cache.stop import SIGNALS
 
 DECODE_AHEAD = 2
 
@@ -96,13 +100,13 @@ class Decoder:
         if augment is None:
             self._threads = ThreadPoolExecutor(workers, "decode")
         else:
-            self._plan = _Plan()
+            self._plan, self._obedience = _Plan(), _Obedience()
             self._processes = DataLoader(
                 self._views,
                 batch_sampler=self._plan,
                 num_workers=workers,
                 collate_fn=_as_arrays,
-                worker_init_fn=_ignore_interrupts,
+                worker_init_fn=self._obedience,
                 multiprocessing_context="fork",  # samples may live in memory: they are not pickled
                 persistent_workers=True,
                 generator=torch.Generator(),  # the caller's is left alone
@@ -136,6 +140,8 @@ class Decoder:
         """Stop decoding."""
         if self._threads is not None:
             self._threads.shutdown()
+        if self._processes is not None:
+            self._obedience.end()
         self._processes = None  # its workers end with it
 
     def _by_threads(self, views: Sequence[View]) -> Decoded:
@@ -211,6 +217,25 @@ def _as_arrays(found: list[Found]) -> list[Found]:
     return found
 
 
-def _ignore_interrupts(_: int) -> None:
-    """Leave Ctrl-C to the main process, which ends the workers when it is done with them."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+class _Obedience:
+    """Leave signals to the main process, which ends the workers when it is done with them.
+
+    A signal to a whole group or job reaches workers, too. They go on decoding, so that the main process can stop at a
+    clean point. The signal that it sends to a worker which does not end by itself comes after :meth:`end`.
+    """
+
+    def __init__(self) -> None:
+        self._ending = mmap.mmap(-1, 1)  # shared with the processes forked later
+
+    def end(self) -> None:
+        """Have workers obey signals again."""
+        self._ending[0] = 1
+
+    def __call__(self, _: int) -> None:
+        """Begin, in a worker."""
+        for number in SIGNALS:
+            signal.signal(number, self._take)
+
+    def _take(self, number: int, _: FrameType | None) -> None:
+        if self._ending[0]:
+            os._exit(128 + number)

@@ -1,58 +1,158 @@
-"""Adapter files: what training leaves behind, in PEFT's names: a safetensors file and a JSON config."""
+"""Adapter files: what training leaves behind, in PEFT's names: a safetensors file and a JSON config.
 
-import json
+The config has a seal and the digest of the tensors' file, so that every change made to either is noticed. Adapters of
+earlier versions have neither.
+"""
+
+import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import torch
+from msgspec import Meta, Struct
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
+from torch import Tensor
 
 from losa_cache.errors import UserError
+from losa_cache.files import with_seal, without_seal, write_json, write_whole
+from losa_cache.outside import UnreadableError, fit, read_file, read_json
+from losa_cache.points import TAPS, tapped_points
 from losa_cache.sidenet.adapter import Adapter
 from losa_cache.sidenet.tail import FrozenTail
 
 TENSORS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+HEADER = 2**24  # bytes that a safetensors file has beside its tensors, at most
+
+Size = Annotated[int, Meta(ge=1, le=2**24)]
+
+
+class _Arguments(Struct, forbid_unknown_fields=True):
+    """Those of :class:`Adapter`, as a config has them."""
+
+    side: str
+    depth: Annotated[int, Meta(ge=1, le=2**13)]
+    tokens: Size
+    width: Size
+    rank: Annotated[int, Meta(ge=0, le=2**20)]
+    classes: Annotated[int, Meta(ge=2, le=2**24)]
+    seed: Annotated[int, Meta(ge=0)] = 0
+    grid: Annotated[list[Size], Meta(min_length=3, max_length=3)] | None = None
+
+
+class _Named(Struct):
+    name: str
+
+
+class _Fields(Struct):
+    """What is read of a cache's fields here, or by those who ask whether an adapter fits a cache."""
+
+    backbone: dict[str, Any]
+    input: dict[str, Any]
+    tap: str
+    dataset: _Named
+
+
+class _Cache(Struct):
+    identity: str
+    fields: _Fields
+
+
+class _Config(Struct):
+    """An adapter's config, but for ``software``, ``run``, ``sha256`` and ``seal``."""
+
+    adapter: _Arguments
+    layers: Annotated[list[Size], Meta(min_length=1, max_length=2**12)]
+    tap: str
+    start: str
+    classes: list[str]
+    cache: _Cache
 
 
 def save_adapter(folder: Path, adapter: Adapter, config: dict[str, Any]) -> None:
-    """Write the trained tensors and the config (arguments of :class:`Adapter`, and where it was trained)."""
-    tensors = {name: value.detach().cpu().contiguous() for name, value in adapter.trained_state().items()}
-    for name, write in (
-        (TENSORS, lambda path: save_file(tensors, path)),
-        (CONFIG, lambda path: path.write_text(json.dumps(config, indent=2))),
-    ):
-        partial = folder / (name + ".partial")
-        write(partial)
-        partial.replace(folder / name)
+    """Write the trained tensors and the config (arguments of :class:`Adapter`, and where it was trained), durably.
+
+    Raises:
+        UserError: if they cannot be written: there is no adapter then.
+    """
+    tensors = save({name: value.detach().cpu().contiguous() for name, value in adapter.trained_state().items()})
+    try:
+        (folder / CONFIG).unlink(missing_ok=True)  # an earlier one's: it does not know these tensors
+        write_whole(folder / TENSORS, tensors)
+        write_json(folder / CONFIG, with_seal(config | {"sha256": hashlib.sha256(tensors).hexdigest()}))
+    except OSError as error:
+        raise UserError(
+            f"{str(error.filename or folder)!r} cannot be written ({error.strerror}): the training is over and its "
+            "checkpoint kept; make room, or make it writable, and continue with --resume."
+        ) from error
 
 
 def load_adapter_config(folder: Path) -> dict[str, Any]:
     """Read an adapter's config.
 
     Raises:
-        UserError: if the folder holds no adapter.
+        UserError: if the folder holds no adapter, or its config was altered.
     """
     try:
-        config: dict[str, Any] = json.loads((folder / CONFIG).read_text())
+        config = read_json(folder / CONFIG, dict[str, Any])
         if missing := {"adapter", "tap", "layers", "start", "classes", "cache"} - config.keys():
-            raise ValueError(f"lacks {', '.join(sorted(missing))}")
-    except (OSError, ValueError) as error:
+            raise UnreadableError(f"lacks {', '.join(sorted(missing))}")
+        if surprises := config.keys() - {*_Config.__struct_fields__, "software", "run", "sha256", "seal"}:
+            raise UnreadableError(f"{min(surprises)} is unknown")
+        _require_whole(fit(config, _Config))
+    except UnreadableError as error:
         raise UserError(f"{str(folder)!r} holds no adapter ({CONFIG}: {error}).") from error
+    if "seal" in config or "sha256" in config:
+        try:
+            without_seal(config)
+        except ValueError as error:
+            raise UserError(
+                f"adapter {str(folder / CONFIG)!r} cannot be loaded: {error}. Put back the original."
+            ) from error
     return config
+
+
+def _require_whole(config: _Config) -> None:
+    """Refuse a config whose parts do not go together."""
+    own = config.adapter
+    if config.tap not in TAPS:
+        raise UnreadableError(f"tap is {config.tap!r}")
+    if own.depth != (1 if own.side == "linear" else len(tapped_points(config.tap, config.layers))):
+        raise UnreadableError(f"depth is {own.depth} of {len(config.layers)} layers")
+    if own.classes != len(config.classes):
+        raise UnreadableError(f"it counts {own.classes} classes and names {len(config.classes)}")
 
 
 def load_adapter(folder: Path, config: dict[str, Any], tail: FrozenTail) -> Adapter:
     """Rebuild a trained adapter around a frozen tail.
 
     Raises:
-        UserError: if the tensors are missing or not those of the config.
+        UserError: if the tensors are missing, were altered, are not those of the config, or are not finite.
     """
+    path = folder / TENSORS
     try:
+        with torch.device("meta"):  # takes no memory, whatever sizes the config names
+            wanted = Adapter(**config["adapter"], tail=tail).trained_state()
+        raw = read_file(path, at_most=HEADER + sum(value.nbytes for value in wanted.values()))
+        if "sha256" in config and hashlib.sha256(raw).hexdigest() != config["sha256"]:
+            raise UnreadableError("it was altered since it was written")
+        tensors = load(raw)
+        _require_these(tensors, wanted)
         adapter = Adapter(**config["adapter"], tail=tail)
-        tensors = load_file(folder / TENSORS)
-        if tensors.keys() != adapter.trained_state().keys():
-            raise RuntimeError("its tensors are not those of its config")
         adapter.load_state_dict(tensors, strict=False)
-    except (OSError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"adapter {str(folder / TENSORS)!r} cannot be loaded ({error}).") from error
+    except (UnreadableError, UserError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"adapter {str(path)!r} cannot be loaded ({str(error).removesuffix('.')}).") from error
     return adapter
+
+
+def _require_these(tensors: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    """Refuse other tensors than those that are wanted, and numbers that are none."""
+    if strange := tensors.keys() ^ wanted.keys():
+        raise UnreadableError(f"its tensors are not those of its config: {min(strange)} is only in one of them")
+    for name, value in wanted.items():
+        found = tensors[name]
+        if (found.shape, found.dtype) != (value.shape, value.dtype):
+            here, there = (f"{tuple(tensor.shape)} of {tensor.dtype}" for tensor in (found, value))
+            raise UnreadableError(f"{name} is {here}, and {there} by its config")
+        if not bool(torch.isfinite(found).all()):
+            raise UnreadableError(f"{name} holds values that are not finite")

@@ -26,8 +26,9 @@ from losa_cache.sweep.study import Search
 from losa_cache.sweep.trackers import open_trackers
 from losa_cache.sweep.trial import Trials, trial_path
 from losa_cache.train.config import TrainConfig
-from losa_cache.train.run import Run, save_state
+from losa_cache.train.run import Run
 from losa_cache.train.selection import Selection
+from losa_cache.train.state_file import save_state
 from losa_cache.train.train import new_adapter, origin_of, save_run
 
 STACKED = ("losa", "mlp")

@@ -10,6 +10,21 @@ from losa_cache.points import EMBEDDING, STARTS, require_tap
 SHUFFLE, BALANCED = "shuffle", "balanced"
 DEFAULT_LR = {"losa": 1e-3, "mlp": 1e-3, "ladder": 1e-3, "linear": 1e-2}
 
+NUMBER = (int, float)
+BOUNDS: tuple[tuple[str, Any, float, float], ...] = (
+    ("epochs", int, 1, 10**9),
+    ("batch_size", int, 1, 2**31),
+    ("rank", int, 0, 2**20),  # what is built says more: at least 1, at most the backbone's width
+    ("seed", int, 0, 2**63 - 1),
+    ("peak_lr", NUMBER, 0, 1e6),
+    ("weight_decay", NUMBER, 0, 1e6),
+    ("clip_grad", NUMBER, 0, float("inf")),  # infinite: never clipped
+    ("warmup", NUMBER, 0, 1),
+    ("label_smoothing", NUMBER, 0, 1),
+    ("val_fraction", NUMBER, 0, 1),  # what is left on either side is known with the samples
+)
+"""Of numbers: field, kind, least and largest value."""
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -70,20 +85,12 @@ class TrainConfig:
         if self.start not in STARTS:
             raise UserError(f"unknown start {self.start!r}: choose one of {', '.join(STARTS)}.")
         require_counts(limit=self.limit)
-        for name, low, high in (
-            ("epochs", 1, float("inf")),
-            ("batch_size", 1, float("inf")),
-            ("peak_lr", 0, float("inf")),
-            ("weight_decay", 0, float("inf")),
-            ("clip_grad", 0, float("inf")),
-            ("warmup", 0, 1),
-            ("label_smoothing", 0, 1),
-        ):
-            value = getattr(self, name)
+        for name, kind, low, high in BOUNDS:
+            value, shown = getattr(self, name), name.removeprefix("peak_").replace("_", "-")
+            if not isinstance(value, kind) or isinstance(value, bool):
+                raise UserError(f"{shown} is {value!r}: it must be a {'whole ' if kind is int else ''}number.")
             if not low <= value <= high:
-                raise UserError(
-                    f"{name.removeprefix('peak_').replace('_', '-')} is {value}: it must lie between {low} and {high}."
-                )
+                raise UserError(f"{shown} is {value}: it must lie between {low} and {high}.")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """``evaluate_run``: a finished run's adapter to figures, on a cache or on images."""
 
-import json
+import errno
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from losa_cache.cache.manifest import Manifest
 from losa_cache.cache.store import HELD_OUT_SPLITS, ActivationCache, open_cache
 from losa_cache.device import choose_device
 from losa_cache.errors import UserError
+from losa_cache.files import write_json
 from losa_cache.points import EMBEDDING
 from losa_cache.sidenet.adapter_file import load_adapter, load_adapter_config
 from losa_cache.train.config import SHUFFLE, OnlineConfig
@@ -23,6 +25,8 @@ from losa_cache.train.run import Run
 if TYPE_CHECKING:
     from losa_cache.backbone import Backbone
     from losa_cache.data.samples import Samples
+
+log = logging.getLogger(__name__)
 
 # an adapter works on whatever agrees in these; data set, order and precision may differ
 BELONG_TOGETHER = ("backbone", "input", "tap")
@@ -58,7 +62,10 @@ def evaluate_run(
     """
     directory = Path(run)
     adapter_config = load_adapter_config(directory)
-    config, origin = Run(directory).config()
+    own_run = Run(directory)
+    config, origin = own_run.config()
+    if adapter_config.get("run", own_run.digest()) != own_run.digest():
+        raise UserError(f"the adapter in {str(run)!r} is of another run: put back the files that belong together.")
     online = None if origin["online"] is None else OnlineConfig(**origin["online"])
     chosen = open_cache(cache) if cache is not None else None
     if split is not None and (chosen is not None or online is None):
@@ -99,8 +106,23 @@ def evaluate_run(
         )
     tested = "held out of training" if own else manifest.fields["dataset"]["split"]
     result = {"on": name, "split": tested, "samples": len(samples), **found}
-    (directory / "eval.json").write_text(json.dumps(result, indent=2))
+    _store(directory / "eval.json", result)
     return result
+
+
+def _store(path: Path, result: dict[str, Any]) -> None:
+    """Write the result to the run. Where nobody may write, a warning does: the caller has the result."""
+    try:
+        write_json(path, result)
+    except OSError as error:
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            log.warning("the result could not be stored in %r (%s).", str(path), error.strerror)
+            return
+        raise UserError(
+            f"{str(path)!r} cannot be written ({error.strerror}): make room and run it again. It would say: top-1 "
+            f"{result['top1']:.2f} %, top-5 {result['top5']:.2f} %, loss {result['loss']:.4f} on {result['samples']} "
+            "samples."
+        ) from error
 
 
 def misfit(adapter_config: dict[str, Any], manifest: Manifest) -> str:
@@ -111,8 +133,9 @@ def misfit(adapter_config: dict[str, Any], manifest: Manifest) -> str:
         wrong.append(f"layers ({lacking} are not cached)")
     if adapter_config.get("start") == EMBEDDING and EMBEDDING not in manifest.points:
         wrong.append("start (the embedding is not cached)")
-    if adapter_config["classes"] != manifest.classes:
-        wrong.append(f"classes ({len(adapter_config['classes'])} here, {len(manifest.classes)} there)")
+    wrong += differences({"classes": adapter_config["classes"]}, {"classes": manifest.classes})
+    sizes = {"width": manifest.width, "tokens": manifest.tokens["total"]}
+    wrong += differences({name: adapter_config["adapter"][name] for name in sizes}, sizes)
     return "; ".join(wrong)
 
 

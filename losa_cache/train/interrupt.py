@@ -1,35 +1,41 @@
-"""Ctrl-C at a step's end."""
+"""A signal to stop, taken at a step's end."""
 
 import logging
 import signal
-import threading
-from types import FrameType
+from types import TracebackType
+
+from losa_cache.stop import Signals
 
 log = logging.getLogger(__name__)
 
 
 class Interrupt:
-    """Note a first Ctrl-C, for the loop to end at a clean point; a second one ends it at once.
+    """Note the first signal to stop, for the loop to end at a clean point; a second one ends the process at once.
 
-    Only the main thread can take signals: elsewhere nothing changes.
-
-    Attributes:
-        asked: whether Ctrl-C was pressed.
+    The signal is not lost: when the context ends, whoever handled it before receives it. Only the main thread can take
+    signals: elsewhere nothing changes.
     """
 
-    asked = False
+    def __init__(self) -> None:
+        self._signals = Signals(self._note)
+
+    @property
+    def asked(self) -> bool:
+        """Whether there was a signal."""
+        return self._signals.received is not None
 
     def __enter__(self) -> "Interrupt":
-        self._here = threading.current_thread() is threading.main_thread()
-        if self._here:
-            self._previous = signal.signal(signal.SIGINT, self._note)
+        self._signals.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._here:
-            signal.signal(signal.SIGINT, self._previous)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._signals.__exit__()
+        if (number := self._signals.received) is not None and kind in (None, KeyboardInterrupt):
+            signal.raise_signal(number)
+            raise KeyboardInterrupt
 
-    def _note(self, _: int, __: FrameType | None) -> None:
-        self.asked = True
-        signal.signal(signal.SIGINT, self._previous)
-        log.warning("stopping after this batch, with a checkpoint; Ctrl-C again stops at once.")
+    @staticmethod
+    def _note() -> None:
+        log.warning("stopping after this batch, with a checkpoint; a second signal (Ctrl-C) stops at once.")

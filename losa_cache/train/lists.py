@@ -6,8 +6,10 @@ import math
 from pathlib import Path
 
 from losa_cache.errors import UserError
+from losa_cache.outside import UnreadableError, read_file
 
 HEADER = ["id", "weight"]
+MOST_BYTES = 2**30  # ids of ten million samples
 
 
 def read_list(path: str, option: str) -> bytes:
@@ -17,9 +19,11 @@ def read_list(path: str, option: str) -> bytes:
         UserError: if it cannot be read, naming the option.
     """
     try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"{option} is {str(path)!r}, a file that cannot be read ({error.strerror}).") from error
+        return read_file(Path(path), at_most=MOST_BYTES)
+    except UnreadableError as error:
+        raise UserError(
+            f"{option} is {str(path)!r}, which cannot be read ({error}): name a file, not a directory, a pipe or a device."
+        ) from error
 
 
 def parse_weights(content: bytes, path: str) -> dict[str, float]:
@@ -43,9 +47,10 @@ def parse_weights(content: bytes, path: str) -> dict[str, float]:
                 continue
             weight = _number(fields[1]) if len(fields) == len(HEADER) else math.nan
             if not 0 <= weight < math.inf:
+                found = ",".join(fields)[:80]
                 raise UserError(
-                    f"line {lines.line_num} of {str(path)!r} is {','.join(fields)!r}: it must be an id and a weight, "
-                    "finite and at least 0."
+                    f"line {lines.line_num} of {str(path)!r} is {found!r}: it must be an id and a weight, finite and "
+                    "at least 0."
                 )
             if fields[0] in weights:
                 raise UserError(f"line {lines.line_num} of {str(path)!r} weighs {fields[0]!r} again: leave one out.")

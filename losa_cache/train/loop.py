@@ -13,9 +13,11 @@ from torch import Tensor
 
 from losa_cache.device import has_bfloat16
 from losa_cache.errors import UserError
+from losa_cache.outside import UnreadableError
 from losa_cache.sidenet.adapter import Adapter
 from losa_cache.train.account import account, limiter
 from losa_cache.train.batch import Source
+from losa_cache.train.checkpoint import largest_size, restore
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.evaluate import evaluate
 from losa_cache.train.graph import recorder_for
@@ -177,19 +179,23 @@ def fit(
 ) -> None:
     """Train from the run's checkpoint, or the start, to the last epoch; checkpoint, log and report after each.
 
-    Inside an epoch a checkpoint is written every five minutes, and at Ctrl-C: the run resumes at the next batch.
+    Inside an epoch a checkpoint is written every five minutes, and at a signal to stop (Ctrl-C, SIGTERM, SIGHUP): the
+    run resumes at the next batch.
 
     Raises:
         UserError: if the loss stops being a number.
-        KeyboardInterrupt: after the checkpoint that Ctrl-C asked for.
+        KeyboardInterrupt: after the checkpoint that the signal asked for, if what handles the signal returns.
     """
     optimizer = make_optimizer(adapter, config)
     step = make_step(adapter, optimizer, config, autocast=autocast)
     done, passed, watch = 0, Passed(), Stopwatch(device)
-    if (state := run.load_checkpoint(device)) is not None:
-        adapter.load_state_dict(state["adapter"], strict=False)
-        optimizer.load_state_dict(state["optimizer"])
-        done, passed = state["epoch"], Passed(**state["passed"])
+    steps = math.ceil(len(material.chosen.train) / config.batch_size)
+    if (state := run.load_checkpoint(device, at_most=largest_size(adapter))) is not None:
+        try:
+            done, seen = restore(state, adapter, optimizer, epochs=config.epochs, steps=steps)
+        except UnreadableError as error:
+            raise run.unusable(error) from error
+        passed = Passed(**seen)
     saved = perf_counter()
 
     def save() -> None:
@@ -203,8 +209,6 @@ def fit(
             }
         )
         saved = perf_counter()
-
-    steps = math.ceil(len(material.chosen.train) / config.batch_size)
 
     def between_batches() -> None:
         progress(done + passed.steps / steps)

@@ -1,37 +1,74 @@
-"""A run directory: config, metrics, TensorBoard events, checkpoint, adapter."""
+"""A run directory: config, metrics, TensorBoard events, checkpoint, adapter. It notices every change made since."""
 
+import errno
+import hashlib
 import json
+import logging
 import os
+import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
+from msgspec import Struct
 
 from losa_cache.errors import UserError
-from losa_cache.train.config import TrainConfig
+from losa_cache.files import append, sync_folder, with_seal, without_seal, write_json, write_whole
+from losa_cache.lock import lock, unlock
+from losa_cache.outside import UnreadableError, fit, parse_json, read_file
+from losa_cache.train.board import Board
+from losa_cache.train.config import OnlineConfig, TrainConfig
+from losa_cache.train.lists import MOST_BYTES
+from losa_cache.train.state_file import load_state, save_state
+
+log = logging.getLogger(__name__)
 
 # Files that options name. The run keeps a copy, since it is resumed and evaluated when theirs may have changed or gone.
 KEPT_FILES = {"sampling": "sampling.csv", "val_ids": "val_ids.txt"}
+CONFIG, METRICS, CHECKPOINT = "config.json", "metrics.jsonl", "checkpoint.pt"
+ORIGIN = ("cache", "online", "fields")
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
+
+
+class _Line(Struct):
+    """What is read of an epoch's metrics here."""
+
+    epoch: int
+
+
+class _Origin(Struct):
+    """What a run learns from, as its config has it."""
+
+    cache: str | None
+    online: OnlineConfig | None
+    fields: dict[str, Any]
+
+
+class TakenError(UserError):
+    """The path of a new run is taken."""
 
 
 class Run:
     """Files of one training run.
 
-    ``config.json`` (options and origin), ``sampling.csv`` and ``val_ids.txt`` (where options name files),
-    ``metrics.jsonl`` (a line an epoch), ``events.out.tfevents.*``, ``checkpoint.pt`` (after every epoch, and inside
-    long ones; tensors and numbers only), and after the last ``adapter_model.safetensors`` and ``adapter_config.json``.
+    ``config.json`` (options, origin and digests of kept files, under a seal), ``sampling.csv`` and ``val_ids.txt``
+    (where options name files), ``metrics.jsonl`` (a line an epoch), ``events.out.tfevents.*``, ``checkpoint.pt`` (after
+    every epoch, and inside long ones; tensors, numbers and the metrics so far, under a digest), and after the last
+    ``adapter_model.safetensors`` and ``adapter_config.json``. Runs of earlier versions have no seals and digests.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._board: SummaryWriter | None = None
+        self.sealed = False  # until the config has been written or read
+        self._board: Board | None = None
+        self._lines: list[str] = []
 
     @classmethod
     def create(cls, path: Path, config: TrainConfig, origin: dict[str, Any], files: Mapping[str, bytes]) -> "Run":
-        """Start a directory.
+        """Start a directory, which appears with all of this in it.
 
         Args:
             path: of the directory.
@@ -40,95 +77,239 @@ class Run:
             files: content of the files that options name, by option.
 
         Raises:
-            UserError: if the path is taken or cannot be written.
+            TakenError: if the path is taken.
+            UserError: if it cannot be written.
         """
-        try:
-            path.mkdir(parents=True)
-        except FileExistsError as error:
-            raise UserError(f"{str(path)!r} exists: continue it with --resume, or choose another --out.") from error
-        except OSError as error:
-            raise UserError(f"run directory {str(path)!r} cannot be made ({error.strerror}).") from error
-        for option, content in files.items():
-            (path / KEPT_FILES[option]).write_bytes(content)
+        require_free(path)
         options = asdict(config) | {option: KEPT_FILES[option] for option in files}
-        (path / "config.json").write_text(json.dumps({"train": options, **origin}, indent=2))
-        return cls(path)
+        digests = {option: _digest(content) for option, content in files.items()}
+        partial = path.with_name(f"{path.name}.partial.{os.getpid()}")
+        try:
+            partial.mkdir(parents=True)
+            for option, content in files.items():
+                write_whole(partial / KEPT_FILES[option], content)
+            write_json(partial / CONFIG, with_seal({"train": options, **origin, "files": digests}))
+            partial.rename(path)
+            sync_folder(path.parent)
+        except OSError as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR) and os.path.lexists(path):
+                raise TakenError(f"{str(path)!r} exists: another process made it; choose another --out.") from error
+            raise UserError(f"run directory {str(path)!r} cannot be made ({error.strerror}).") from error
+        run = cls(path)
+        run.sealed = True
+        return run
+
+    @contextmanager
+    def owned(self) -> Iterator[None]:
+        """Own the run, for training it.
+
+        Raises:
+            UserError: if another process does.
+        """
+        handle = None
+        try:
+            handle = lock(self.path / CONFIG)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise UserError(f"run {str(self.path)!r} cannot be written ({error.strerror}).") from error
+            log.warning("%r lies on a file system without locks: train it by one process at a time.", str(self.path))
+            yield
+            return
+        if handle is None:
+            raise UserError(f"another process trains {str(self.path)!r}: wait for it, or stop it.")
+        try:
+            yield
+        finally:
+            unlock(handle)
 
     def config(self) -> tuple[TrainConfig, dict[str, Any]]:
         """Read back the options and the origin.
 
         Raises:
-            UserError: if this is no run directory.
+            UserError: if this is no run directory, or one that was altered.
         """
+        path = self.path / CONFIG
         try:
-            content = json.loads((self.path / "config.json").read_text())
-            options = content.pop("train")
-            kept = {name: str(self.path / file) for name, file in KEPT_FILES.items() if options.get(name) == file}
-            return TrainConfig(**options | kept), {name: content[name] for name in ("cache", "online", "fields")}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{str(self.path)!r} is no run directory ({error}).") from error
+            raw = read_file(path)
+        except UnreadableError as error:
+            raise UserError(f"{str(self.path)!r} is no run directory ({CONFIG}: {error}).") from error
+        try:
+            content = parse_json(raw, dict[str, Any])
+            config, origin = _fitted(content)
+            self.sealed = "seal" in content
+            if self.sealed:
+                without_seal(content)
+        except (UnreadableError, ValueError) as error:
+            raise UserError(
+                f"{str(path)!r} is not as the run was begun: {error}. A run stays what it was: put back the original, "
+                "or train anew."
+            ) from error
+        for option, digest in content.get("files", {}).items():
+            self._require_kept(self.path / KEPT_FILES[option], digest)
+        kept: dict[str, Any] = {
+            name: str(self.path / file) for name, file in KEPT_FILES.items() if getattr(config, name) == file
+        }
+        return replace(config, **kept), origin
+
+    def _require_kept(self, path: Path, digest: str) -> None:
+        try:
+            if _digest(read_file(path, at_most=MOST_BYTES)) == digest:
+                return
+            reason = "it was altered since the run began"
+        except UnreadableError as error:
+            reason = str(error)
+        raise UserError(f"{str(path)!r} says which samples the run takes, and {reason}: put back the original.")
+
+    def digest(self) -> str:
+        """Give the digest of the run's config, which its checkpoint and its adapter name as theirs."""
+        return _digest(read_file(self.path / CONFIG))
 
     def log(self, metrics: dict[str, Any]) -> None:
-        """Append an epoch's metrics, to the file and to TensorBoard."""
-        with open(self.path / "metrics.jsonl", "a") as file:
-            file.write(json.dumps(metrics) + "\n")
-        self._board = self._board or SummaryWriter(str(self.path), purge_step=metrics["epoch"])
-        for name, value in metrics.items():
-            if name != "epoch" and isinstance(value, int | float):
-                self._board.add_scalar(name.replace("_", "/", 1), value, metrics["epoch"])
-        self._board.flush()
-
-    def metrics(self) -> Iterator[dict[str, Any]]:
-        """Read the metrics of all epochs so far."""
-        file = self.path / "metrics.jsonl"
-        lines = file.read_text().splitlines() if file.exists() else []
-        yield from (json.loads(line) for line in lines if line.endswith("}"))  # a killed write may lack its end
-
-    def save_checkpoint(self, state: dict[str, Any]) -> None:
-        """Write a checkpoint whole or not at all."""
-        save_state(self.path / "checkpoint.pt", state)
-
-    def load_checkpoint(self, device: torch.device) -> dict[str, Any] | None:
-        """Read the checkpoint, if there is one yet, and drop metrics of epochs that it does not cover.
+        """Append an epoch's metrics, to the file and to TensorBoard.
 
         Raises:
-            UserError: if it cannot be read.
+            UserError: if they cannot be written.
         """
-        path = self.path / "checkpoint.pt"
+        line = json.dumps(metrics) + "\n"
+        with self._writing():
+            append(self.path / METRICS, line.encode())
+        self._lines.append(line)
+        self._board = self._board or Board(self.path, metrics["epoch"])
+        self._board.log(metrics)
+
+    def metrics(self) -> Iterator[dict[str, Any]]:
+        """Read the metrics of all epochs so far.
+
+        Raises:
+            UserError: if they cannot be read.
+        """
+        file = self.path / METRICS
+        if not file.exists():
+            return
+        try:
+            lines = read_file(file).decode().splitlines()
+            found = [json.loads(line) for line in lines if line.endswith("}")]  # a killed write may lack its end
+            fit(found, list[_Line])
+            yield from found
+        except (UnreadableError, ValueError, RecursionError) as error:
+            raise UserError(f"{str(file)!r} cannot be read: it was altered ({error}).") from error
+
+    def save_checkpoint(self, state: dict[str, Any]) -> None:
+        """Write a checkpoint whole or not at all.
+
+        Raises:
+            UserError: if it cannot be written.
+        """
+        with self._writing():
+            save_state(self.path / CHECKPOINT, state | {"run": self.digest(), "metrics": "".join(self._lines)})
+
+    def load_checkpoint(self, device: torch.device, *, at_most: int) -> dict[str, Any] | None:
+        """Read the checkpoint, if there is one yet, and make the metrics those that it covers.
+
+        Args:
+            device: for its tensors.
+            at_most: bytes that it can have.
+
+        Raises:
+            UserError: if it cannot be read, was altered, or is of another run.
+        """
+        path = self.path / CHECKPOINT
         if not path.exists():
-            (self.path / "metrics.jsonl").unlink(missing_ok=True)
+            with self._writing():
+                (self.path / METRICS).unlink(missing_ok=True)
             return None
         try:
-            state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-        except Exception as error:
-            raise UserError(f"checkpoint {str(path)!r} cannot be read ({type(error).__name__}).") from error
-        self.forget_after(state["epoch"])
+            state = load_state(path, device, sealed=self.sealed, at_most=at_most)
+            if state.pop("run", None) not in ((self.digest(),) if self.sealed else (self.digest(), None)):
+                raise UnreadableError("it is the checkpoint of another run")
+            lines = state.pop("metrics", None)
+            if lines is None:  # as earlier versions wrote it
+                epoch = fit(state.get("epoch", 0), int)
+            else:
+                self._lines = fit(lines, str).splitlines(keepends=True)
+        except UnreadableError as error:
+            raise self.unusable(error) from error
+        if lines is None:
+            self.forget_after(epoch)
+        else:
+            with self._writing():
+                write_whole(self.path / METRICS, lines.encode())
         return state
+
+    def unusable(self, why: UnreadableError) -> UserError:
+        """Say that the run cannot go on from its checkpoint."""
+        return UserError(
+            f"checkpoint {str(self.path / CHECKPOINT)!r} cannot be used: {why}. Put back a copy of it; if there is "
+            "none, delete it, and the run begins again."
+        )
 
     def forget_after(self, epoch: int) -> None:
         """Drop the metrics of later epochs."""
-        kept = [json.dumps(line) + "\n" for line in self.metrics() if line["epoch"] <= epoch]
-        (self.path / "metrics.jsonl").write_text("".join(kept))
+        self._lines = [json.dumps(line) + "\n" for line in self.metrics() if line["epoch"] <= epoch]
+        with self._writing():
+            write_whole(self.path / METRICS, "".join(self._lines).encode())
 
     def close(self) -> None:
-        """Flush the events."""
-        if self._board is not None:
-            self._board.close()
+        """Make the metrics durable."""
+        with suppress(OSError), open(self.path / METRICS, "rb") as file:
+            os.fsync(file.fileno())
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"{str(error.filename or self.path)!r} cannot be written ({error.strerror}): what was there is kept; "
+                "make room, or make it writable, and continue with --resume."
+            ) from error
 
 
-def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Write tensors and numbers to a file, whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+def _fitted(content: dict[str, Any]) -> tuple[TrainConfig, dict[str, Any]]:
+    """Hold a config's content to what it must be, and give the options and the origin.
+
+    Raises:
+        UnreadableError: if it is something else.
+    """
+    if missing := {"train", *ORIGIN} - content.keys():
+        raise UnreadableError(f"it lacks {', '.join(sorted(missing))}")
+    known = {"": {"train", *ORIGIN, "files", "seal"}, "train.": _names(TrainConfig), "online.": _names(OnlineConfig)}
+    parts = {"": content, "train.": content["train"], "online.": content["online"]}
+    for where, part in parts.items():
+        if isinstance(part, dict) and (surprises := part.keys() - known[where]):
+            raise UnreadableError(f"{where}{min(surprises)} is unknown")
+    try:
+        config, origin = fit(content["train"], TrainConfig), {name: content[name] for name in ORIGIN}
+        fit(origin, _Origin)
+    except UserError as error:
+        raise UnreadableError(str(error).removesuffix(".")) from error
+    if wrong := fit(content.get("files", {}), dict[str, str]).keys() - KEPT_FILES.keys():
+        raise UnreadableError(f"files.{min(wrong)} is unknown")
+    return config, origin
+
+
+def _names(shape: type[TrainConfig] | type[OnlineConfig]) -> set[str]:
+    return {field.name for field in fields(shape)}
+
+
+def require_free(path: Path) -> None:
+    """Refuse a path that is taken.
+
+    Raises:
+        TakenError: if it is.
+    """
+    if os.path.lexists(path):
+        raise TakenError(f"{str(path)!r} exists: continue it with --resume, or choose another --out.")
+
+
+def _digest(content: bytes) -> str:
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
 def next_run_path(base: Path, name: str) -> Path:
     """Find the first free ``base/name-N``."""
     number = 1
-    while (base / f"{name}-{number}").exists():
+    while os.path.lexists(base / f"{name}-{number}"):
         number += 1
     return base / f"{name}-{number}"

@@ -197,7 +197,8 @@ def weights_by_id(
 def _require_known(named: Iterable[str], ids: Sequence[str], what: str) -> None:
     known = set(ids)
     if unknown := [sample_id for sample_id in named if sample_id not in known]:
+        others = "".join(f", {sample_id!r}" for sample_id in unknown[1:3])
         raise UserError(
-            f"{what} ids that are not there ({len(unknown)}, the first {unknown[0]!r}): ids are those in the cache's "
-            "sample_ids."
+            f"{what} ids that are not there ({len(unknown)}, the first {unknown[0]!r}){others}: ids are those in the "
+            "cache's sample_ids."
         )

@@ -1,8 +1,8 @@
 """Which samples a run trains on, how often each, and which it holds out: the options, with their files read."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +47,8 @@ def select(samples: NDArray[np.int64], ids: Sequence[str], labels: NDArray[np.in
     Raises:
         UserError: for files that cannot be read or do not fit the samples, and where a side is left empty.
     """
+    if not len(samples):
+        raise UserError("there are no samples to train or evaluate on.")
     files: dict[str, bytes] = {}
     if config.val_ids is None:
         train, held_out = hold_out(samples, ids, config.val_fraction)
@@ -59,7 +61,7 @@ def select(samples: NDArray[np.int64], ids: Sequence[str], labels: NDArray[np.in
         return Selection(train, held_out, None, files)
     if config.sampling == BALANCED:
         return Selection(train, held_out, balanced_weights(labels[train]), files)
-    if not Path(config.sampling).is_file():
+    if not os.path.exists(config.sampling):
         raise UserError(
             f"sampling is {str(config.sampling)!r}, and there is no such file: choose {SHUFFLE}, {BALANCED} or a CSV "
             "file of weights."

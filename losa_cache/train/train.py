@@ -1,6 +1,7 @@
 """``train`` and ``resume``: a cache, or images and their backbone, to an adapter."""
 
 import re
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ from losa_cache.train.config import OnlineConfig, TrainConfig
 from losa_cache.train.loop import Progress, Report, autocast_dtype, fit
 from losa_cache.train.material import Material, open_material, used_layers
 from losa_cache.train.room import require_room
-from losa_cache.train.run import Run, next_run_path
+from losa_cache.train.run import Run, TakenError, next_run_path, require_free
 
 if TYPE_CHECKING:
     from losa_cache.backbone import Backbone
@@ -90,6 +91,8 @@ def train(
         KeyboardInterrupt: at Ctrl-C, after a checkpoint.
     """
     config = replace(config or TrainConfig(), **options)
+    if out is not None:
+        require_free(Path(out))
     where = choose_device(device)
     if cache is None and (online is None or online.share < 1):
         cache = latest_training_cache()
@@ -107,10 +110,18 @@ def train(
         dataset=dataset,
     ) as material:
         adapter = _ready_adapter(material, config, where)
-        name = re.sub(r"[^\w-]", "_", f"{material.manifest.fields['dataset']['name']}-{config.side}")
-        path = Path(out) if out is not None else next_run_path(Path("runs"), name)
-        run = Run.create(path, config, origin_of(cache, online, material), material.chosen.files)
-        return _fit(run, material, adapter, config, device=where, report=report, progress=progress)
+        run = _create(out, config, origin_of(cache, online, material), material)
+        with run.owned():
+            return _fit(run, material, adapter, config, device=where, report=report, progress=progress)
+
+
+def _create(out: str | Path | None, config: TrainConfig, origin: dict[str, Any], material: Material) -> Run:
+    if out is not None:
+        return Run.create(Path(out), config, origin, material.chosen.files)
+    name = re.sub(r"[^\w-]", "_", f"{material.manifest.fields['dataset']['name']}-{config.side}")
+    while True:
+        with suppress(TakenError):  # by a process that asked for the same name at the same time
+            return Run.create(next_run_path(Path("runs"), name), config, origin, material.chosen.files)
 
 
 def resume(
@@ -142,25 +153,39 @@ def resume(
     directory = Run(Path(run))
     config, origin = directory.config()
     where = choose_device(device)
-    cache = None if origin["cache"] is None else open_cache(origin["cache"])
-    online = None if origin["online"] is None else OnlineConfig(**origin["online"])
-    near = _staged(cache, stage, staging)
-    with open_material(
-        near,
-        online,
-        config,
-        where,
-        residency=residency,
-        passes=config.epochs,
-        backbone=backbone,
-        dataset=dataset,
-    ) as material:
+    with ExitStack() as stack:
+        stack.enter_context(directory.owned())
+        cache = None if origin["cache"] is None else _cache_of(run, origin["cache"])
+        online = None if origin["online"] is None else OnlineConfig(**origin["online"])
+        near = _staged(cache, stage, staging)
+        material = stack.enter_context(
+            open_material(
+                near,
+                online,
+                config,
+                where,
+                residency=residency,
+                passes=config.epochs,
+                backbone=backbone,
+                dataset=dataset,
+            )
+        )
         # another device may compute in another dtype
         ours, theirs = ({**f, "compute": None} for f in (material.manifest.fields, origin["fields"]))
         if wrong := differences(ours, theirs):
             raise UserError(f"run {str(run)!r} began with something else: it differs in {'; '.join(wrong)}.")
         adapter = _ready_adapter(material, config, where)
         return _fit(directory, material, adapter, config, device=where, report=report, progress=progress)
+
+
+def _cache_of(run: str | Path, path: str) -> ActivationCache:
+    try:
+        return open_cache(path)
+    except UserError as error:
+        raise UserError(
+            f"run {str(run)!r} learns from the cache {path!r}, which does not open "
+            f"({str(error).removesuffix('.')}): if it was moved, put it back, or a symbolic link to it there."
+        ) from error
 
 
 def _staged(cache: ActivationCache | None, folder: str | Path | None, progress: Progress) -> ActivationCache | None:
@@ -223,7 +248,7 @@ def _fit(
     finally:
         run.close()
     save_run(run, adapter, material, config)
-    last = list(run.metrics())[-1]
+    last = [{"epoch": config.epochs}, *run.metrics()][-1]
     return TrainResult(run.path, last, adapter.parameter_counts(), adapter)
 
 
@@ -243,6 +268,7 @@ def save_run(run: Run, adapter: Adapter, material: Material, config: TrainConfig
         run.path,
         adapter,
         {
+            "run": run.digest(),
             "adapter": _adapter_arguments(manifest, config),
             "layers": material.layers,
             "tap": manifest.fields["tap"],

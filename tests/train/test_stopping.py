@@ -37,8 +37,11 @@ def start(*arguments: str, cwd: Path) -> subprocess.Popen:
     )  # fmt: skip
 
 
-def test_ctrl_c_in_an_online_run_costs_nothing(tmp_path):
-    """As a terminal does it: the signal goes to the whole group, decoding processes included."""
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def test_a_stop_in_an_online_run_costs_nothing(tmp_path):
+    """As a terminal or a batch system does it: the signal goes to the whole group, decoding processes included."""
     whole = start(*ONLINE, "--out", "whole", cwd=tmp_path)
     whole.communicate()
     assert whole.returncode == 0
@@ -46,7 +49,8 @@ def test_ctrl_c_in_an_online_run_costs_nothing(tmp_path):
     while True:
         process = start(*arguments, cwd=tmp_path)
         checkpoint = tmp_path / "stopped" / "checkpoint.pt"
-        if len(stopped_at) < 3:
+        sent = STOPS[len(stopped_at)] if len(stopped_at) < len(STOPS) else None
+        if sent is not None:
             before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
             while process.poll() is None and not (tmp_path / "stopped" / "config.json").exists():
                 time.sleep(0.01)
@@ -54,11 +58,13 @@ def test_ctrl_c_in_an_online_run_costs_nothing(tmp_path):
                 time.sleep(0.01)  # an epoch's end: what follows is the middle of the next
             time.sleep(0.3)
             if process.poll() is None:
-                os.killpg(process.pid, signal.SIGINT)
+                os.killpg(process.pid, sent)
         _, errors = process.communicate()
         if process.returncode == 0:
             break
-        assert process.returncode == 130, errors
+        assert process.returncode == 128 + sent, errors
+        with pytest.raises(ProcessLookupError):  # no decoding process is left
+            os.killpg(process.pid, 0)
         assert "Traceback" not in errors
         assert "stopping after this batch" in errors
         assert "stopped: what is finished is kept" in errors

@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import losa_cache as lc
 from losa_cache.extract.extract import extract
+from losa_cache.files import with_seal
 from losa_cache.points import tapped_points
 from losa_cache.train.cached import CachedSource
 from losa_cache.train.evaluate_run import misfit
@@ -194,6 +195,10 @@ def test_resume_refuses_a_cache_that_changed(tiny_cache, tmp_path):
     described = json.loads((tmp_path / "run" / "config.json").read_text())
     described["fields"]["backbone"]["weights"] = "sha256:0"
     (tmp_path / "run" / "config.json").write_text(json.dumps(described))
+    with pytest.raises(lc.UserError, match="was altered since it was written"):
+        lc.resume(tmp_path / "run")
+    described.pop("seal")
+    (tmp_path / "run" / "config.json").write_text(json.dumps(with_seal(described)))
     with pytest.raises(lc.UserError, match=r"began with something else: it differs in backbone\.weights"):
         lc.resume(tmp_path / "run")
 
