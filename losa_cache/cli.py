@@ -1,23 +1,20 @@
 """The command line: parse, call, print. One short function a verb; the work is in the library."""
 
 import json
-import logging
-import signal
-import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
 import losa_cache
+from losa_cache.__main__ import main
 from losa_cache.cli_common import Device, Json, Residency, print_result, refuse
 from losa_cache.cli_sweep import sweep, vtab
 from losa_cache.errors import UserError
-from losa_cache.failures import sentence
-from losa_cache.stop import Signals, interrupt
+
+__all__ = ["app", "main"]
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-INTERRUPTED = 130
 IMAGES = "Backbone and images"
 PLAN = "Say what the same options of extract would cost, and whether it pays: measured, before anything is written."
 ONLINE_OPTIONS = (
@@ -363,33 +360,3 @@ def verify(
     print_result(result, as_json)
     if not result["intact"]:
         raise typer.Exit(1)
-
-
-def main() -> None:
-    """Run the command line: a user's mistake, or what the machine refuses, is one sentence on stderr and exit code 2.
-
-    A signal to stop ends it with 128 and its number.
-    """
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("losa_cache").setLevel(logging.INFO)
-    with Signals(interrupt) as signals:
-        try:
-            app()
-        except (Exception, KeyboardInterrupt, SystemExit) as end:
-            _end(end, signals.received)
-
-
-def _end(end: BaseException, received: int | None) -> NoReturn:
-    stopped = isinstance(end, KeyboardInterrupt) or (isinstance(end, SystemExit) and end.code == INTERRUPTED)
-    if isinstance(end, SystemExit) and not stopped:  # typer turns Ctrl-C into this code
-        raise end
-    if isinstance(end, UserError) and not (received and isinstance(end.__cause__, ImportError)):
-        typer.echo(f"error: {end}", err=True)
-        sys.exit(2)
-    if stopped or received:  # an import that a signal ends may raise anything
-        typer.echo("stopped: what is finished is kept; the same command (train: --resume) goes on.", err=True)
-        sys.exit(128 + (received or signal.SIGINT))
-    if (refused := sentence(end)) is not None:
-        typer.echo(f"error: {refused}", err=True)
-        sys.exit(2)
-    raise end

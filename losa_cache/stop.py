@@ -54,6 +54,14 @@ class Signals:
             os._exit(128 + number)  # where the default, for a first process of a container, is to ignore it
 
 
+def by_default() -> None:
+    """Have the signals end the process at once from now on, but for those that are ignored."""
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, signal.SIG_DFL)
+
+
 def interrupt() -> None:
     """Raise what Ctrl-C raises."""
     raise KeyboardInterrupt

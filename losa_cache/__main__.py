@@ -1,0 +1,62 @@
+"""Where a command begins and ends: signals are taken before anything large is imported, every end has its exit code."""
+
+import logging
+import signal
+import sys
+from typing import NoReturn
+
+from losa_cache.errors import UserError
+from losa_cache.failures import sentence
+from losa_cache.stop import Signals, by_default, interrupt
+
+INTERRUPTED = 130  # what typer turns Ctrl-C into
+
+
+def main() -> None:
+    """Run the command line: a user's mistake, or what the machine refuses, is one sentence on stderr and exit code 2.
+
+    A signal to stop ends it with 128 and its number.
+    """
+    signals = Signals(interrupt)
+    try:
+        with signals:
+            try:
+                _run()
+            except (Exception, KeyboardInterrupt, SystemExit) as end:
+                _end(end, signals.received)
+    finally:
+        if signals.received is not None:
+            by_default()  # a second signal finds an interpreter that ends its threads
+
+
+def _run() -> None:
+    from losa_cache.cli import app
+
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("losa_cache").setLevel(logging.INFO)
+    app()
+
+
+def _end(end: BaseException, received: int | None) -> NoReturn:
+    stopped = isinstance(end, KeyboardInterrupt) or (isinstance(end, SystemExit) and end.code == INTERRUPTED)
+    if isinstance(end, SystemExit) and not stopped:
+        raise end
+    if isinstance(end, UserError) and not (received and isinstance(end.__cause__, ImportError)):
+        _say(f"error: {end}")
+        sys.exit(2)
+    if stopped or received:  # an import that a signal ends may raise anything
+        _say("stopped: what is finished is kept; the same command (train: --resume) goes on.")
+        sys.exit(128 + (received or signal.SIGINT))
+    if (refused := sentence(end)) is not None:
+        _say(f"error: {refused}")
+        sys.exit(2)
+    raise end
+
+
+def _say(text: str) -> None:
+    """Print to stderr, which takes every letter, escaped where it must be."""
+    print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
