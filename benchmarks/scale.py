@@ -112,7 +112,9 @@ def first_step(path: Path, residency: str) -> Figures:
     with tempfile.TemporaryDirectory() as work:
         started = perf_counter()
         try:
-            train(path, out=Path(work) / "run", residency=residency, device="cpu", rank=2, batch_size=256, progress=stop)
+            train(
+                path, out=Path(work) / "run", residency=residency, device="cpu", rank=2, batch_size=256, progress=stop
+            )
         except FirstStep:
             return {"seconds": perf_counter() - started}
     raise AssertionError("no step")

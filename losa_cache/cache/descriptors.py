@@ -15,6 +15,7 @@ from losa_cache.errors import UserError
 WANTED = 1024  # that this process may have open, if the system lets it; select() knows no higher numbers
 SHARE = 4  # one in so many is for files that are read again and again
 MOST = 256
+NO_MORE = (errno.EMFILE, errno.ENFILE)
 
 
 class ReplacedError(Exception):
@@ -68,7 +69,7 @@ class Descriptors:
                 try:
                     file.open()
                 except OSError as error:
-                    if error.errno not in (errno.EMFILE, errno.ENFILE):
+                    if error.errno not in NO_MORE:
                         raise
                     with self._guard:
                         self._close_idle(0)
@@ -142,9 +143,9 @@ def descriptors() -> Descriptors:
     return Descriptors(max(1, min(MOST, allowed // SHARE)))
 
 
-def too_many(error: OSError) -> UserError | None:
+def too_many(error: Exception) -> UserError | None:
     """Say in a sentence that no file can be opened any more; ``None`` for another error."""
-    if error.errno not in (errno.EMFILE, errno.ENFILE):
+    if not (isinstance(error, OSError) and error.errno in NO_MORE):
         return None
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return UserError(f"this process may have {soft} files open, and needs more: raise the limit (ulimit -n 1024).")
