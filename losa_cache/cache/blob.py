@@ -4,13 +4,15 @@ import mmap
 import os
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from losa_cache.cache.descriptors import ReadFile, descriptors
 from losa_cache.cache.remote import RemotePath, reaching
 
 Buffer = NDArray[np.uint8]
@@ -44,8 +46,8 @@ class Blob(Protocol):
         """
         ...
 
-    def expect(self, offset: int, length: int) -> None:
-        """Say that these bytes will be read soon."""
+    def expect(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Say that these bytes, offsets and lengths, will be read soon."""
         ...
 
 
@@ -54,23 +56,34 @@ class FileBlob:
 
     Raises:
         FileNotFoundError: if there is none.
+        ReplacedError: of each method: if it is another file since.
     """
+
+    flags = os.O_RDONLY
 
     def __init__(self, path: Path) -> None:
         self.name = path.name
-        self._handle = os.open(path, os.O_RDONLY)
-        weakref.finalize(self, os.close, self._handle)  # not before the last thread has let go of it
-        self.size = os.fstat(self._handle).st_size
+        self._file = ReadFile(path, self.flags)
+        weakref.finalize(self, descriptors().forget, self._file)  # not before the last thread has let go of it
+        with self._opened():
+            self.size = self._file.size
 
     def read(self, ranges: Sequence[Range]) -> None:
         """Fill the buffers (as the contract says): neighbours in one call."""
-        for offset, length, buffers in merged(ranges):
-            if os.preadv(self._handle, [buffer.data for buffer in buffers], offset) != length:
-                raise CutShortError
+        with self._opened() as handle:
+            for offset, length, buffers in merged(ranges):
+                if os.preadv(handle, [buffer.data for buffer in buffers], offset) != length:
+                    raise CutShortError
 
-    def expect(self, offset: int, length: int) -> None:
+    def expect(self, ranges: Iterable[tuple[int, int]]) -> None:
         """Have the system read ahead: twice as fast from a disk as reading a sample at a time."""
-        os.posix_fadvise(self._handle, offset, length, os.POSIX_FADV_WILLNEED)
+        with self._opened() as handle:
+            for offset, length in ranges:
+                os.posix_fadvise(handle, offset, length, os.POSIX_FADV_WILLNEED)
+
+    def _opened(self) -> AbstractContextManager[int]:
+        """Give the descriptor, which may have been closed since the last read: others need one, too."""
+        return descriptors().lent(self._file)
 
 
 class DirectBlob(FileBlob):
@@ -81,25 +94,22 @@ class DirectBlob(FileBlob):
         OSError: where the file system knows no direct reads.
     """
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self._direct = os.open(path, os.O_RDONLY | os.O_DIRECT)
-        weakref.finalize(self, os.close, self._direct)
+    flags = os.O_RDONLY | getattr(os, "O_DIRECT", 0)
 
     def read(self, ranges: Sequence[Range]) -> None:
         """Fill the buffers (as the contract says) from whole disk blocks."""
-        for offset, length, buffers in merged(ranges):
-            at = offset % ALIGNMENT
-            blocks = _aligned_memory(-(-(at + length) // ALIGNMENT) * ALIGNMENT)
-            if (
-                os.preadv(self._direct, [blocks.data], offset - at) < at + length
-            ):  # it may end within its last disk block
-                raise CutShortError
-            for buffer in buffers:
-                buffer[:] = blocks[at : at + buffer.nbytes]
-                at += buffer.nbytes
+        with self._opened() as handle:
+            for offset, length, buffers in merged(ranges):
+                at = offset % ALIGNMENT
+                blocks = _aligned_memory(-(-(at + length) // ALIGNMENT) * ALIGNMENT)
+                # it may end within its last disk block
+                if os.preadv(handle, [blocks.data], offset - at) < at + length:
+                    raise CutShortError
+                for buffer in buffers:
+                    buffer[:] = blocks[at : at + buffer.nbytes]
+                    at += buffer.nbytes
 
-    def expect(self, offset: int, length: int) -> None:
+    def expect(self, ranges: Iterable[tuple[int, int]]) -> None:
         """Do nothing: the page cache is not asked."""
 
 
@@ -137,7 +147,7 @@ class RemoteBlob:
                 buffer[:] = given[at : at + buffer.nbytes]
                 at += buffer.nbytes
 
-    def expect(self, offset: int, length: int) -> None:
+    def expect(self, ranges: Iterable[tuple[int, int]]) -> None:
         """Do nothing: the threads that read are many."""
 
 

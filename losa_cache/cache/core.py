@@ -299,7 +299,8 @@ def pack_ids(ids: list[str]) -> NDArray[np.uint8]:
 
 def unpack_ids(packed: NDArray[np.uint8]) -> list[str]:
     """Give the strings of :func:`pack_ids`."""
-    return [row.tobytes().rstrip(b"\0").decode("utf-8", "surrogateescape") for row in packed]
+    texts = np.ascontiguousarray(packed).view(f"S{packed.shape[1]}")[:, 0]  # numpy leaves zeros at the end out, too
+    return [text.decode("utf-8", "surrogateescape") for text in texts.tolist()]
 
 
 def _copy_files(names: Iterable[str], source: Path, target: Path) -> None:

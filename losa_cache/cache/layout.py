@@ -61,6 +61,11 @@ class Layout:
         return self.sample_chunks * self.stored_chunk_bytes
 
     @property
+    def short(self) -> bool:
+        """Whether a sample is one chunk that is read in less time than it takes to ask for it."""
+        return self.sample_chunks == 1 and not self.compressed and self.block_bytes * self.layers < MIN_CHUNK_BYTES
+
+    @property
     def index_bytes(self) -> int:
         """Bytes of a shard's index, which stands at its end."""
         return INDEX_ENTRY_BYTES * self.shard_samples * self.sample_chunks + CHECKSUM_BYTES

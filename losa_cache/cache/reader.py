@@ -1,9 +1,9 @@
 """Read activations of many samples into preallocated memory, one long read a sample."""
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from functools import partial
 from threading import Lock
 
 import numpy as np
@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from losa_cache.cache.checked import REPAIR
+from losa_cache.cache.descriptors import ReplacedError, too_many
 from losa_cache.cache.shard import DamagedShardError, ShardReader
 from losa_cache.cache.store import ActivationCache
 from losa_cache.device import default_workers
 from losa_cache.errors import UserError
 
-OPEN_SHARDS = 256
+KEPT_BYTES = 2**28  # of memory, for what is known of all shards: where chunks lie, and which of them were checked
+ATTEMPTS = 3  # to read a shard that is replaced meanwhile
 READERS = min(8, default_workers())  # threads
 REMOTE_READERS = 32  # threads at most, which wait for a server most of the time
 FEWEST_REMOTE_READERS = 4
@@ -52,13 +54,13 @@ class BlockReader:
         self._split = threads or _threads(cache, len(self.positions))
         self._threads = ThreadPoolExecutor(self._split, thread_name_prefix="read")
         self._shards: OrderedDict[int, Future[ShardReader]] = OrderedDict()
+        self._kept = 0
         self._guard = Lock()
 
     def expect(self, rows: NDArray[np.int64]) -> None:
         """Have the system read ahead what of these rows this reader has not read yet."""
-        for row in rows.tolist():
-            with self._opened(row) as (shard, place):
-                shard.expect(place, self.positions)
+        for shard, part in self._by_shard(rows):
+            self._work(shard, part, lambda reader, places: reader.expect(places, self.positions))
 
     def read(self, rows: NDArray[np.int64], targets: Sequence[Tensor]) -> None:
         """Fill one tensor a plane with the stored values of these rows.
@@ -72,7 +74,8 @@ class BlockReader:
             UserError: for a damaged chunk, naming sample and shard: never wrong numbers.
         """
         views = [target.view(torch.uint8).numpy().reshape(len(target), -1) for target in targets]
-        parts = np.array_split(np.arange(len(rows)), self._split)
+        order = np.argsort(rows, kind="stable")  # each thread has neighbours, as far as there are any
+        parts = np.array_split(order, self._split)
         for done in [self._threads.submit(self._read_part, rows, part, views) for part in parts if len(part)]:
             done.result()
 
@@ -83,21 +86,51 @@ class BlockReader:
 
     def _read_part(self, rows: NDArray[np.int64], part: NDArray[np.int64], views: Sequence[NDArray[np.uint8]]) -> None:
         self.expect(rows[part])  # all at once, before the first is waited for
-        for entry, row in zip(part.tolist(), rows[part].tolist(), strict=True):
-            with self._opened(row) as (shard, place):
-                shard.read(place, {at: view[entry] for at, view in zip(self.positions, views, strict=True)})
+        targets, done = dict(zip(self.positions, views, strict=True)), 0
+        for shard, own in self._by_shard(rows[part]):
+            entries = part[done : done + len(own)]
+            self._work(shard, own, partial(ShardReader.read_rows, targets=targets, entries=entries))
+            done += len(own)
 
-    @contextmanager
-    def _opened(self, row: int) -> Iterator[tuple[ShardReader, int]]:
-        """Give a row's shard and its place there; name the sample where that fails."""
-        shard, place = divmod(row, self.cache.layout.shard_samples)
-        try:
-            yield self._shard(shard), place
-        except (DamagedShardError, FileNotFoundError) as error:
-            raise UserError(
-                f"sample {self.cache.ids[row]!r} cannot be read from shard {shard} of {str(self.cache.path)!r} "
-                f"({error}): {REPAIR}."
-            ) from error
+    def _by_shard(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
+        """Cut rows where the next lies in another shard."""
+        shards = rows // self.cache.layout.shard_samples
+        cuts = np.flatnonzero(np.diff(shards)) + 1
+        firsts = shards[np.concatenate([[0], cuts])] if len(rows) else shards
+        return zip(firsts.tolist(), np.split(rows, cuts)[: len(firsts)], strict=True)
+
+    def _work(
+        self, shard: int, rows: NDArray[np.int64], work: Callable[[ShardReader, NDArray[np.int64]], None]
+    ) -> None:
+        """Work on rows of one shard, given their places there; name the sample where that fails."""
+        places = rows - shard * self.cache.layout.shard_samples
+        for _ in range(ATTEMPTS):
+            try:
+                reader = self._shard(shard)
+                work(reader, places)
+                return
+            except ReplacedError:  # by a repair: what was learned of it may not hold
+                self._forget(shard)
+            except (DamagedShardError, OSError) as error:
+                raise too_many(error) or self._damaged(shard, rows, error) from error
+        raise UserError(f"shard {shard} of {str(self.cache.path)!r} changes while it is read: wait for what writes it.")
+
+    def _damaged(self, shard: int, rows: NDArray[np.int64], error: Exception) -> UserError:
+        """Find the sample that cannot be read, if only one of several is to blame."""
+        row = int(rows[0])
+        if len(rows) > 1 and isinstance(error, DamagedShardError):
+            layout = self.cache.layout
+            for row in rows.tolist():
+                nowhere = {at: np.empty(layout.block_bytes, dtype=np.uint8) for at in self.positions}
+                try:
+                    self._shard(shard).read(row - shard * layout.shard_samples, nowhere)
+                except (DamagedShardError, OSError) as first:
+                    error = first
+                    break
+        return UserError(
+            f"sample {self.cache.ids[row]!r} cannot be read from shard {shard} of {str(self.cache.path)!r} "
+            f"({error}): {REPAIR}."
+        )
 
     def _shard(self, shard: int) -> ShardReader:
         """Give a shard's reader; the first who asks opens it, the others wait for no other shard than theirs."""
@@ -105,17 +138,36 @@ class BlockReader:
             opened = self._shards.get(shard)
             if first := opened is None:
                 opened = self._shards[shard] = Future()
-                if len(self._shards) > OPEN_SHARDS:
-                    self._shards.popitem(last=False)
-            self._shards.move_to_end(shard)
+            else:
+                self._shards.move_to_end(shard)
         if first:
             try:
-                opened.set_result(self.cache.shard_reader(shard, direct=self._direct))
+                reader = self.cache.shard_reader(shard, direct=self._direct)
             except BaseException as error:
                 with self._guard:
                     self._shards.pop(shard, None)
                 opened.set_exception(error)
+            else:
+                opened.set_result(reader)
+                self._count(reader)
         return opened.result()
+
+    def _count(self, reader: ShardReader) -> None:
+        """Forget what was read least recently where all that is known of shards takes too much memory."""
+        with self._guard:
+            self._kept += reader.nbytes
+            while self._kept > KEPT_BYTES and len(self._shards) > 1:
+                shard, oldest = next(iter(self._shards.items()))
+                if not oldest.done() or oldest.result() is reader:
+                    return
+                self._kept -= oldest.result().nbytes
+                del self._shards[shard]
+
+    def _forget(self, shard: int) -> None:
+        with self._guard:
+            opened = self._shards.pop(shard, None)
+            if opened is not None and opened.done() and opened.exception() is None:
+                self._kept -= opened.result().nbytes
 
 
 def _threads(cache: ActivationCache, points: int) -> int:

@@ -5,7 +5,7 @@ The writer appends samples as they come and holds none of them, so its memory is
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 
 from losa_cache.cache.blob import Blob, CutShortError, Range
 from losa_cache.cache.compression import compress, decompress
+from losa_cache.cache.descriptors import too_many
 from losa_cache.cache.layout import CHECKSUM_BYTES, Layout
+from losa_cache.cache.places import MISSING, Places
+from losa_cache.cache.runs import GAP_BYTES, cut_out, join
 from losa_cache.files import publish
 
-MISSING = 2**64 - 1
 PIECE_BYTES = 16 * 1024 * 1024  # of a shard, whose checksums are read together
 DENSE_BYTES = 16 * 1024  # chunks that are smaller are read along with their checksums: a disk is no slower for it
 _UNUSED = np.empty(CHECKSUM_BYTES, dtype=np.uint8)  # where checksums go that are known to be right
@@ -141,29 +143,31 @@ class ShardReader:
         self._fetch([(max(0, blob.size - raw.nbytes), raw.nbytes, [raw])], f"the index of shard {blob.name} is damaged")
         if checksum(raw[:-CHECKSUM_BYTES]) != raw[-CHECKSUM_BYTES:].tobytes():
             raise DamagedShardError(f"the index of shard {blob.name} is damaged")
-        self.raw_index = raw[:-CHECKSUM_BYTES].tobytes()
-        entries = np.frombuffer(self.raw_index, dtype="<u8").reshape(-1, layout.sample_chunks, 2)
-        self.index: list[list[list[int]]] = entries.tolist()
-        self._verified = np.zeros(entries.shape[:2], dtype=bool)
-        self._entries, self._there = entries, entries[..., 0] != MISSING
+        self._places = Places(raw[:-CHECKSUM_BYTES].view("<u8").reshape(-1, layout.sample_chunks, 2), layout)
+        self._verified = np.zeros((layout.shard_samples, layout.sample_chunks), dtype=bool)
         self._expected: NDArray[np.uint32] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that it takes."""
+        return self._places.nbytes + self._verified.nbytes + (0 if self._expected is None else self._expected.nbytes)
 
     def hashes_to(self, digest: str, checksums: bytes) -> bool:
         """Whether a receipt's digest is of these checksums, one for each chunk, and of this shard's index."""
         return (
-            len(checksums) == CHECKSUM_BYTES * int(self._there.sum())
-            and shard_digest(checksums, self.raw_index) == digest
+            len(checksums) == CHECKSUM_BYTES * int(self._there().sum())
+            and shard_digest(checksums, self._places.index.tobytes()) == digest
         )
 
     def bind(self, checksums: bytes) -> None:
         """Hold every chunk that is read from now on to these checksums (as :meth:`checksums` gives them)."""
-        self._expected = np.zeros(self._there.shape, dtype="<u4")
-        self._expected[self._there] = np.frombuffer(checksums, dtype="<u4")
+        self._expected = np.zeros(self._verified.shape, dtype="<u4")
+        self._expected[self._there()] = np.frombuffer(checksums, dtype="<u4")
 
     @property
     def present(self) -> list[int]:
         """Places of the samples that have chunks here."""
-        places: list[int] = np.flatnonzero(self._there.any(axis=1)).tolist()
+        places: list[int] = np.flatnonzero(self._there().any(axis=1)).tolist()
         return places
 
     def checksums(self, rows: slice = slice(None)) -> bytes:
@@ -178,7 +182,7 @@ class ShardReader:
         Raises:
             DamagedShardError: if the index names bytes that are not there.
         """
-        entries = self._entries[rows][self._there[rows]]
+        entries = self._places.index[rows][self._there()[rows]]
         offsets, lengths = entries[:, 0], entries[:, 1]
         whole = (lengths > CHECKSUM_BYTES) & (lengths <= self._longest)
         if not (whole.all() and (offsets <= self.blob.size - np.minimum(lengths, self.blob.size)).all()):
@@ -199,8 +203,7 @@ class ShardReader:
             self._fetch([(first, span, [whole])], otherwise)
             found[:] = whole[starts[:, None] - first + np.arange(CHECKSUM_BYTES)]
             return
-        for start in starts.tolist():
-            self.blob.expect(start, CHECKSUM_BYTES)
+        self.blob.expect([(start, CHECKSUM_BYTES) for start in starts.tolist()])
         places = zip(starts.tolist(), found, strict=True)
         self._fetch([(start, CHECKSUM_BYTES, [own]) for start, own in places], otherwise)
 
@@ -233,15 +236,52 @@ class ShardReader:
         else:
             self._read_into(row, chunks, parts)
 
-    def expect(self, row: int, layers: Sequence[int]) -> None:
-        """Say that these layers of a sample will be read soon, where they have not been read before."""
-        chunks = [layer // self.layout.chunk_layers for layer in layers]
-        first, last = min(chunks), max(chunks)
-        if last - first >= len(set(chunks)) or self._verified[row, chunks].all():  # gaps would be read, too
+    def read_rows(
+        self, rows: NDArray[np.int64], targets: Mapping[int, NDArray[np.uint8]], entries: NDArray[np.int64]
+    ) -> None:
+        """Read layers of many samples into place, as :meth:`read` does; of short samples neighbours by one read.
+
+        Args:
+            rows: places of the samples in the shard, in any order.
+            targets: position of the layer in the cache to bytes ``(entries, block_bytes)``.
+            entries: which of these each sample fills.
+
+        Raises:
+            DamagedShardError: as :meth:`read`.
+        """
+        if not self.layout.short:
+            for row, entry in zip(rows.tolist(), entries.tolist(), strict=True):
+                self.read(row, {layer: target[entry] for layer, target in targets.items()})
             return
-        (start, _), (end, length) = self.index[row][first], self.index[row][last]
-        if MISSING not in (start, end) and start < end + length <= self.blob.size:
-            self.blob.expect(start, end + length - start)
+        starts = self._starts(rows)
+        order = np.argsort(starts, kind="stable")
+        count = max(1, PIECE_BYTES // (self._longest + GAP_BYTES))
+        for part in (order[at : at + count] for at in range(0, len(order), count)):
+            stored = self._read_short(rows[part], starts[part])
+            for layer, target in targets.items():
+                at = layer * self.layout.block_bytes
+                target[entries[part]] = stored[:, at : at + self.layout.block_bytes]
+
+    def expect(self, rows: NDArray[np.int64], layers: Sequence[int]) -> None:
+        """Say that these layers of these samples will be read soon, where they have not been read before."""
+        chunks = np.unique(np.array(layers) // self.layout.chunk_layers)
+        rows = rows[~self._verified[rows][:, chunks].all(axis=1)]
+        first, last = int(chunks[0]), int(chunks[-1])
+        if not len(rows) or last - first >= len(chunks):  # gaps would be read, too
+            return
+        if self.layout.short:
+            offsets, _ = self._places.of_samples(rows)
+            known = offsets < self.blob.size  # what is not there is an error when it is read
+            if known.any():
+                runs = join(np.sort(offsets[known].astype(np.int64)), self._longest)
+                self.blob.expect(list(zip(runs.begins.tolist(), (runs.ends - runs.begins).tolist(), strict=True)))
+            return
+        ranges = []
+        for row in rows.tolist():
+            (start, _), (end, length) = self._places.of(row, first), self._places.of(row, last)
+            if MISSING not in (start, end) and start < end + length <= self.blob.size:
+                ranges.append((start, end + length - start))
+        self.blob.expect(ranges)
 
     def stored(self, row: int) -> PackedSample:
         """Read a sample's chunks as they are stored, having checked them.
@@ -254,7 +294,45 @@ class ShardReader:
 
     def absent(self, row: int) -> bool:
         """Whether no chunk of a sample is there, as of one that was skipped."""
-        return all(entry == [MISSING, MISSING] for entry in self.index[row])
+        places = [self._places.of(row, chunk) for chunk in range(self.layout.sample_chunks)]
+        return all(place == (MISSING, MISSING) for place in places)
+
+    def _there(self) -> NDArray[np.bool_]:
+        """Say of each chunk whether it is there."""
+        return self._places.index[..., 0] != MISSING
+
+    def _starts(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Give the offsets of short samples."""
+        offsets, lengths = self._places.of_samples(rows)
+        room = np.uint64(max(0, self.blob.size - self._longest))
+        if not ((lengths == self._longest) & (offsets <= room)).all():
+            raise DamagedShardError(f"chunk 0 is missing from shard {self.blob.name}")
+        return offsets.astype(np.int64)
+
+    def _read_short(self, rows: NDArray[np.int64], starts: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Read short samples that begin at ascending offsets, and check those that were never read before."""
+        runs = join(starts, self._longest)
+        memory = np.empty(runs.nbytes, dtype=np.uint8)
+        sizes = runs.ends - runs.begins
+        parts = np.split(memory, np.cumsum(sizes)[:-1])
+        ranges = [(*place, [part]) for *place, part in zip(runs.begins.tolist(), sizes.tolist(), parts, strict=True)]
+        self._fetch(ranges, f"chunk 0 of shard {self.blob.name} is cut short")
+        stored = cut_out(memory, runs.at, self._longest)
+        new = ~self._verified[rows, 0]
+        if new.any():
+            self._check_short(rows[new], stored if new.all() else stored[new])
+        return stored
+
+    def _check_short(self, rows: NDArray[np.int64], stored: NDArray[np.uint8]) -> None:
+        raw, length = stored.tobytes(), self._longest
+        chunks = (raw[at : at + length - CHECKSUM_BYTES] for at in range(0, len(raw), length))
+        found = np.fromiter(map(google_crc32c.value, chunks), np.uint32, len(rows))
+        sums = np.ascontiguousarray(stored[:, -CHECKSUM_BYTES:]).view("<u4")[:, 0]
+        if not np.array_equal(found, sums):
+            raise DamagedShardError(f"chunk 0 of shard {self.blob.name} fails its checksum")
+        if self._expected is not None and not np.array_equal(found, self._expected[rows, 0]):
+            raise DamagedShardError(f"chunk 0 of shard {self.blob.name} is of another place")
+        self._verified[rows, 0] = True
 
     def _read_into(self, row: int, chunks: list[int], parts: list[list[NDArray[np.uint8]]]) -> None:
         known = self._verified[row, chunks].all()
@@ -296,10 +374,11 @@ class ShardReader:
         except CutShortError as error:
             raise DamagedShardError(otherwise) from error
         except OSError as error:  # of a disk that fails
-            raise DamagedShardError(f"shard {self.blob.name} cannot be read: {error.strerror}") from error
+            unreadable = DamagedShardError(f"shard {self.blob.name} cannot be read: {error.strerror}")
+            raise too_many(error) or unreadable from error
 
     def _place(self, row: int, chunk: int) -> tuple[int, int]:
-        offset, length = self.index[row][chunk]
+        offset, length = self._places.of(row, chunk)
         there = length == self._longest or (self.layout.compressed and CHECKSUM_BYTES < length < self._longest)
         if not there or offset + length > self.blob.size:
             raise DamagedShardError(f"chunk {chunk} is missing from shard {self.blob.name}")

@@ -1,4 +1,4 @@
-"""Moments of every point, computed out of core: a shard in each worker, a sample at a time."""
+"""Moments of every point, computed out of core: a shard in each worker, a few samples at a time."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,10 +13,13 @@ from losa_cache.cache.checked import REPAIR
 from losa_cache.cache.layout import Layout
 from losa_cache.cache.location import Location, open_blob
 from losa_cache.cache.precision import Encoding
+from losa_cache.cache.receipt import Receipt
 from losa_cache.cache.shard import DamagedShardError, ShardReader
 from losa_cache.cache.shardwise import over_shards
 from losa_cache.cache.store import ActivationCache
 from losa_cache.errors import UserError
+
+TOGETHER = 2**18  # elements whose moments are taken at once: small samples cost no time of their own
 
 
 @dataclass(frozen=True)
@@ -54,14 +57,15 @@ class Moments:
 
     @classmethod
     def of(cls, values: torch.Tensor) -> "Moments":
-        """Take the moments of one sample, float64 ``(points, values)``."""
+        """Take the moments of samples, float64 ``(points, samples, values)``."""
+        rows, values = values.shape[1], values.flatten(1)
         finite = values.isfinite()
         count = finite.sum(dim=1).double()
         known = values.where(finite, 0)
         mean = known.sum(dim=1) / count.clamp_min(1)
         spread = (known - mean[:, None]).where(finite, 0).square().sum(dim=1)
         parts = (count, mean, spread, known.abs().amax(dim=1), (~finite).sum(dim=1).double())
-        return cls(1, *(part.numpy() for part in parts))
+        return cls(rows, *(part.numpy() for part in parts))
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ class ShardToSum:
     """All that is needed to read one shard, anywhere."""
 
     path: Location
+    receipt: Receipt | None
     rows: range
     layout: Layout
     encoding: Encoding
@@ -98,12 +103,19 @@ def point_statistics(
     skipped = cache.manifest.skipped_rows
     layout, encoding = cache.layout, cache.encoding()
     tasks = [
-        ShardToSum(cache.shard_path(shard).absolute(), layout.rows(shard), layout, encoding, skipped)
+        ShardToSum(
+            cache.shard_path(shard).absolute(),
+            None if cache.digests is None else Receipt(cache.receipts.absolute(), shard, cache.manifest.identity),
+            layout.rows(shard),
+            layout,
+            encoding,
+            skipped,
+        )
         for shard in shards
     ]
     try:
         found = [m for m in over_shards(sum_shard, tasks, scheduler=scheduler, progress=progress) if m is not None]
-    except (DamagedShardError, FileNotFoundError) as error:
+    except (DamagedShardError, OSError) as error:
         raise UserError(f"cache {str(cache.path)!r} is damaged ({error}): {REPAIR}.") from error
     if not found:
         return {"rows": 0, "points": {}}
@@ -127,16 +139,20 @@ def point_statistics(
 def sum_shard(task: ShardToSum) -> Moments | None:
     """Sum the samples of a shard; ``None`` if it has none."""
     torch.set_num_threads(1)  # of this worker thread: the workers are the parallelism
-    layout, reader = task.layout, ShardReader(open_blob(task.path), task.layout)
-    shape = (layout.layers, 1, layout.tokens, layout.columns)
-    stored = torch.empty(shape, dtype=task.encoding.precision.stored_dtype)
-    targets = dict(enumerate(stored.view(torch.uint8).numpy().reshape(layout.layers, -1)))
+    layout, encoding = task.layout, task.encoding
+    reader = ShardReader(open_blob(task.path), layout)
+    if task.receipt is not None:
+        task.receipt.bind(task.path, lambda: reader)
+    there = np.array([place for place, row in enumerate(task.rows) if row not in task.skipped], dtype=np.int64)
+    at_once = max(1, min(len(there), TOGETHER // (layout.layers * layout.tokens * layout.columns)))
+    shape = (layout.layers, at_once, layout.tokens, layout.columns)
+    stored = torch.empty(shape, dtype=encoding.precision.stored_dtype)
+    targets = dict(enumerate(stored.view(torch.uint8).numpy().reshape(layout.layers, at_once, -1)))
     total: Moments | None = None
-    for place, row in enumerate(task.rows):
-        if row in task.skipped:
-            continue
-        reader.read(place, targets)
-        values = [block.double().flatten() for block in task.encoding.decode(list(stored))]
+    for at in range(0, len(there), at_once):
+        places = there[at : at + at_once]
+        reader.read_rows(places, targets, np.arange(len(places)))
+        values = [block.double().flatten(1) for block in encoding.decode(list(stored[:, : len(places)]))]
         moments = Moments.of(torch.stack(values))
         total = moments if total is None else total + moments
     return total

@@ -121,12 +121,13 @@ class CachedSource:
         places = torch.from_numpy(joined(rows)).to(self.device)
         labels = self._labels[places].split([len(own) for own in rows])
         filled_batches = self._watch.waiting("read", self._feed.batches(rows))
+        largest = longest(rows)
         for filled, own in zip(filled_batches, labels, strict=True):
             if filled.nbytes:
                 self._watch.add("reading", filled.seconds)
                 self._watch.add("gigabytes", filled.nbytes / 1e9)
             with self._watch.computing("decode"):
-                blocks, fixed = self._values(filled.blocks, longest(rows))
+                blocks, fixed = self._values(filled.blocks, largest)
             yield Batch(blocks, own, [self.cache.ids[row] for row in filled.rows], fixed)
 
     def spent(self) -> dict[str, float]:

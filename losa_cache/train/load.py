@@ -18,7 +18,7 @@ from losa_cache.train.in_memory import MemoryReader
 
 log = logging.getLogger(__name__)
 
-LOAD_ROWS = 32  # read at a time into the host's memory
+LOAD_BYTES, LOAD_ROWS = 2**24, 32  # read at a time into the host's memory, at least
 STAGES = 3  # one is read into, one waits, one is copied to the device
 STAGE_BYTES = 2**27
 WORTH_SAYING = 10**8  # bytes
@@ -56,9 +56,10 @@ def keep(
     if decoded or place != reader.device:
         _through_stages(reader, rows, encoding if decoded else None, device, kept)
     else:
-        for at in range(0, len(rows), LOAD_ROWS):
-            reader.expect(rows[at + LOAD_ROWS : at + 2 * LOAD_ROWS])
-            cut = rows[at : at + LOAD_ROWS]
+        size = max(LOAD_ROWS, LOAD_BYTES // (len(reader.positions) * cache.layout.block_bytes))
+        for at in range(0, len(rows), size):
+            reader.expect(rows[at + size : at + 2 * size])
+            cut = rows[at : at + size]
             reader.read(cut, [block[at : at + len(cut)] for block in kept])
     nbytes, seconds = len(rows) * len(reader.positions) * cache.layout.block_bytes, perf_counter() - started
     if nbytes >= WORTH_SAYING:

@@ -11,6 +11,7 @@ from losa_cache.errors import UserError
 from losa_cache.train.batch import Request
 
 _VIEWS = 0x76696577  # a stream of random numbers of its own
+HASHED_AT_ONCE = 8192  # ids: what lies between them and their digests fits a core's cache
 
 
 @dataclass(frozen=True)
@@ -123,8 +124,8 @@ def hold_out(
     count = round(len(samples) * fraction)
     if count == len(samples) or (fraction > 0 and count == 0):
         raise UserError(f"val-fraction {fraction} of {len(samples)} samples leaves one side empty: choose another.")
-    held = first_by_hash(samples, ids, count)
-    return np.setdiff1d(samples, held), held
+    chosen = _first_by_hash(samples, ids, count)
+    return np.sort(samples[~chosen]), np.sort(samples[chosen])
 
 
 def hold_out_ids(
@@ -154,11 +155,28 @@ def first_by_hash(samples: NDArray[np.int64], ids: Sequence[str], count: int | N
 
     The same samples are kept whatever the order or the seed of the cache, and more of them hold the fewer.
     """
+    return np.sort(samples if count is None else samples[_first_by_hash(samples, ids, count)])
 
-    def key(sample: int) -> bytes:
-        return hashlib.sha256(ids[sample].encode("utf-8", "surrogateescape")).digest()
 
-    return np.sort(np.array(sorted(samples.tolist(), key=key)[:count], dtype=np.int64))
+def _first_by_hash(samples: NDArray[np.int64], ids: Sequence[str], count: int) -> NDArray[np.bool_]:
+    """Mark so many samples, the first in the order of the sha256 of their ids; of equal ids the first that is given."""
+    if not 0 < count < len(samples):
+        return np.full(len(samples), count > 0)
+    parts = (samples[at : at + HASHED_AT_ONCE].tolist() for at in range(0, len(samples), HASHED_AT_ONCE))
+    digests = np.concatenate([_sha256([ids[sample] for sample in part]) for part in parts])
+    beginnings = digests[:, 0]  # nearly always they are enough: two digests rarely share one
+    last = np.partition(beginnings, count - 1)[count - 1]
+    chosen = beginnings < last
+    (doubtful,) = np.nonzero(beginnings == last)
+    in_order = sorted(doubtful.tolist(), key=lambda place: tuple(digests[place].tolist()))
+    chosen[in_order[: count - int(chosen.sum())]] = True
+    return chosen
+
+
+def _sha256(texts: Sequence[str]) -> NDArray[np.uint64]:
+    """Hash texts, each to four numbers whose order is that of the digests' bytes."""
+    digests = [hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest() for text in texts]
+    return np.frombuffer(b"".join(digests), dtype=">u8").reshape(-1, 4).astype(np.uint64)
 
 
 def balanced_weights(labels: NDArray[np.int64]) -> Weights:

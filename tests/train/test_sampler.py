@@ -1,5 +1,6 @@
 """What is read, decided without a disk."""
 
+import hashlib
 from itertools import pairwise
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from torch.utils.data import WeightedRandomSampler
 
 from losa_cache.errors import UserError
+from losa_cache.train import sampler
 from losa_cache.train.batch import Request
 from losa_cache.train.loop import lr_factor
 from losa_cache.train.sampler import (
@@ -47,6 +49,44 @@ def test_the_same_samples_are_held_out_whatever_their_order(seed):
     assert sorted([*train, *held]) == list(range(200))
     first = {IDS[row] for row in hold_out(np.arange(200), IDS, 0.25)[1]}
     assert {ids[row] for row in held} == first
+
+
+@given(
+    st.lists(st.text(max_size=70), min_size=2, max_size=60),
+    st.integers(1, 58),
+    st.randoms(use_true_random=False),
+    st.booleans(),
+)
+def test_the_choice_is_the_first_of_a_sort_by_sha256_as_in_runs_of_all_versions(ids, count, random, skip):
+    ids = [*ids, ids[0], "caf\udce9"]  # twice the same id; a file name that is not UTF-8
+    samples = np.arange(len(ids))[int(skip) :]
+    random.shuffle(ids)
+
+    def digest(sample):
+        return hashlib.sha256(ids[sample].encode("utf-8", "surrogateescape")).digest()
+
+    expected = sorted(sorted(samples.tolist(), key=digest)[:count])
+    assert first_by_hash(samples, ids, count).tolist() == expected
+    fraction = count / len(samples)
+    if count < len(samples) and round(fraction * len(samples)) == count:
+        train, held = hold_out(samples, ids, fraction)
+        assert held.tolist() == expected
+        assert train.tolist() == sorted(set(samples.tolist()) - set(expected))
+
+
+def test_ids_whose_digests_begin_alike_are_ordered_by_the_rest(monkeypatch):
+    """No two texts are known whose sha256 agree in their first 8 bytes: a shorter hash stands for it."""
+
+    class Short:
+        def __init__(self, text: bytes) -> None:
+            self.text = text
+
+        def digest(self) -> bytes:
+            return b"same for" + hashlib.blake2b(self.text, digest_size=24).digest()
+
+    monkeypatch.setattr(sampler.hashlib, "sha256", Short)
+    expected = sorted(sorted(range(200), key=lambda at: Short(IDS[at].encode()).digest())[:30])
+    assert first_by_hash(np.arange(200), IDS, 30).tolist() == expected
 
 
 def test_nothing_is_held_out_at_0_and_skipped_rows_never_come_back():
