@@ -22,7 +22,6 @@ from torch import Tensor
 
 from losa_cache.cache.core import ROOT
 from losa_cache.cache.hold import hold
-from losa_cache.cache.home import remember
 from losa_cache.cache.identity import differences
 from losa_cache.cache.layout import Layout
 from losa_cache.cache.location import Location, open_blob
@@ -243,7 +242,6 @@ class CacheWriter:
             "non_finite": sum(receipt["non_finite"] for receipt in done),
         }
         self.hold.core.finish(self.manifest.completed(skipped=skipped, **counts), labels)
-        remember(self.path)
         return open_cache(self.path)
 
     def __enter__(self) -> "CacheWriter":

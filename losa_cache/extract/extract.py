@@ -154,14 +154,16 @@ def extract(
     kept = options if named else None
     with begin(inputs, path, workers=workers, options=kept, shard_bytes=shard_bytes) as writer:
         if writer.manifest.complete and not writer.missing():
-            remember(path)
-            return open_cache(path)
-        pipeline.run(
-            inputs,
-            writer,
-            batch_size=batch_size,
-            workers=workers,
-            skip_errors=on_error == "skip",
-            meter=meter or Meter(),
-        )
-        return writer.finish()
+            cache = open_cache(path)
+        else:
+            pipeline.run(
+                inputs,
+                writer,
+                batch_size=batch_size,
+                workers=workers,
+                skip_errors=on_error == "skip",
+                meter=meter or Meter(),
+            )
+            cache = writer.finish()
+    remember(cache.path, cache.manifest, kept)
+    return cache
