@@ -84,6 +84,7 @@ class Fields(TypedDict):
     sampling: Sampling
     views: Views
     decoder: NotRequired[str]
+    orientation: NotRequired[str]
 
 
 class Tokens(TypedDict):
@@ -193,6 +194,7 @@ class Options(TypedDict, total=False):
     stride: Whole | None
     inflation: str
     decoder: str
+    ignore_orientation: bool
     batch_size: Count
 
 
@@ -220,7 +222,8 @@ def check_attributes(content: Mapping[str, Any]) -> None:
         tail["prefix_tokens"] == tokens["prefix"],
         f"tail.prefix_tokens is {tail['prefix_tokens']}, tokens.prefix {tokens['prefix']}",
     )
-    require(tail["class_tokens"] <= tokens["total"], f"tail.class_tokens is {tail['class_tokens']}")
+    firsts = max(1, tokens["prefix"]) if tail["pool"] == "token" else tokens["total"]
+    require(tail["class_tokens"] <= firsts, f"tail.class_tokens is {tail['class_tokens']}, of {firsts}")
     require(("map" in tail) == (tail["pool"] == "map"), f"tail.pool is {tail['pool']}, and tail.map does not agree")
     norms = [tail["norm"], tail["fc_norm"]]
     if (pool := tail.get("map")) is not None:

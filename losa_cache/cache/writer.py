@@ -24,12 +24,12 @@ from losa_cache.cache.core import ROOT
 from losa_cache.cache.hold import hold
 from losa_cache.cache.identity import differences
 from losa_cache.cache.layout import Layout
-from losa_cache.cache.location import Location, open_blob
+from losa_cache.cache.location import REQUESTS, Location, open_blob
 from losa_cache.cache.manifest import Manifest
 from losa_cache.cache.precision import Encoding
 from losa_cache.cache.receipt import Receipt, ReceiptContent
 from losa_cache.cache.shard import PackedSample, ShardReader, ShardWriter
-from losa_cache.cache.store import REQUESTS, ActivationCache, open_cache, open_with, receipts_of, shard_path
+from losa_cache.cache.store import ActivationCache, open_cache, open_with, receipts_of, shard_path
 from losa_cache.cache.unit import RemoteUnit, ShardUnit
 from losa_cache.errors import UserError
 
