@@ -6,8 +6,10 @@ from pathlib import Path
 
 from losa_cache.cache.blob import Blob, FileBlob, RemoteBlob
 from losa_cache.cache.remote import RemotePath, is_url
+from losa_cache.cache.shard import DamagedShardError
 from losa_cache.errors import UserError
 from losa_cache.folders import settled_path
+from losa_cache.outside import UnreadableError, require_regular
 
 Location = Path | RemotePath
 REQUESTS = 16  # at the same time, for sizes of files
@@ -32,12 +34,33 @@ def locate(place: str | Location) -> Location:
 
 
 def open_blob(file: Location) -> Blob:
-    """Open a file's bytes.
+    """Open a shard's bytes.
 
     Raises:
         FileNotFoundError: if there is none.
+        DamagedShardError: if it is no regular file, or cannot be opened.
     """
-    return RemoteBlob(file) if isinstance(file, RemotePath) else FileBlob(file)
+    if isinstance(file, RemotePath):
+        return RemoteBlob(file)
+    require_shard(file)
+    try:
+        return FileBlob(file)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise DamagedShardError(f"it cannot be opened: {error.strerror}") from error
+
+
+def require_shard(file: Path) -> None:
+    """Refuse a pipe, a device or a folder in place of a shard, before anybody waits for it.
+
+    Raises:
+        DamagedShardError: for such.
+    """
+    try:
+        require_regular(file)
+    except UnreadableError as error:
+        raise DamagedShardError(str(error)) from error
 
 
 def file_size(file: Location) -> int:

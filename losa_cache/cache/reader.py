@@ -93,7 +93,7 @@ class BlockReader:
         shard, place = divmod(row, self.cache.layout.shard_samples)
         try:
             yield self._shard(shard), place
-        except (DamagedShardError, FileNotFoundError) as error:
+        except (DamagedShardError, OSError) as error:
             raise UserError(
                 f"sample {self.cache.ids[row]!r} cannot be read from shard {shard} of {str(self.cache.path)!r} "
                 f"({error}): {REPAIR}."

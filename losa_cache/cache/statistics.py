@@ -103,7 +103,7 @@ def point_statistics(
     ]
     try:
         found = [m for m in over_shards(sum_shard, tasks, scheduler=scheduler, progress=progress) if m is not None]
-    except (DamagedShardError, FileNotFoundError) as error:
+    except (DamagedShardError, OSError) as error:
         raise UserError(f"cache {str(cache.path)!r} is damaged ({error}): {REPAIR}.") from error
     if not found:
         return {"rows": 0, "points": {}}

@@ -22,7 +22,7 @@ from losa_cache.cache.checked import REPAIR, read_small, require_own, zarr_store
 from losa_cache.cache.core import ROOT, Core, unpack_ids
 from losa_cache.cache.home import known_stores
 from losa_cache.cache.layout import Layout
-from losa_cache.cache.location import Location, locate, open_blob, sizes
+from losa_cache.cache.location import Location, locate, open_blob, require_shard, sizes
 from losa_cache.cache.manifest import Manifest
 from losa_cache.cache.precision import Encoding, Precision, get_precision
 from losa_cache.cache.receipt import Receipt
@@ -159,6 +159,7 @@ class ActivationCache:
         """
         path = self.shard_path(shard)
         if direct and isinstance(path, Path):
+            require_shard(path)
             try:
                 return DirectBlob(path)
             except OSError as error:
