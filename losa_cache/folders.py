@@ -49,7 +49,7 @@ def settled_path(text: str | Path) -> Path:
     """
     path = given_path(text)
     for part in (path, *path.parents):
-        if part.is_symlink() and not os.path.exists(part):
+        if os.path.islink(part) and not os.path.exists(part):
             raise UserError(
                 f"{str(part)!r} is a link to {os.readlink(part)!r}, which leads nowhere: mend or remove it."
             )

@@ -65,13 +65,13 @@ def plan_extraction(
     where = choose_device(device)
     device_free = available_memory(where)
     budget = None if max_device_memory is None else parse_bytes(max_device_memory)
-    place = None if out is None else locate(out)
+    place = locate(home() / "caches" if out is None else out)
     if isinstance(place, RemotePath):
         raise UserError(f"plan measures a disk, not a server: leave --out {str(out)!r} out.")
     inputs = open_inputs(
         backbone, dataset, precision=precision, views=views, device=where, max_device_memory=budget, **options
     )
-    path = place if place is not None else home() / "caches" / cache_name(inputs.manifest)
+    path = place / cache_name(inputs.manifest) if out is None else place
     sample = calibrate(inputs, workers=workers, images=get_precision(precision).images)
 
     def fit(name: str) -> tuple[Encoding, Layout, float]:
