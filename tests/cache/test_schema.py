@@ -61,9 +61,10 @@ def read(path: Path) -> Read:
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory):
-    os.environ["LOSA_CACHE_HOME"] = str(tmp_path_factory.mktemp("home"))
     path = tmp_path_factory.mktemp("made") / "c.zarr"
-    return extract(tiny_backbone(), SAMPLES, out=path, **OPTIONS).path
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOSA_CACHE_HOME", str(path.with_name("home")))
+        return extract(tiny_backbone(), SAMPLES, out=path, **OPTIONS).path
 
 
 @pytest.fixture(scope="module")
@@ -387,7 +388,6 @@ def test_every_command_says_a_sentence_about_such_a_cache(case, forged, tmp_path
     else:
         agree()
     (tmp_path / "home" / "caches").mkdir(parents=True)
-    os.environ["LOSA_CACHE_HOME"] = str(tmp_path / "home")
     (tmp_path / "home" / "caches" / "linked.zarr").symlink_to(path)
     with no_longer_than(60):
         for command in (
