@@ -8,7 +8,7 @@ import typer
 
 import losa_cache
 from losa_cache.__main__ import main
-from losa_cache.cli_common import Device, Json, Residency, print_result, refuse
+from losa_cache.cli_common import Device, Json, Residency, expanded, print_result, refuse
 from losa_cache.cli_sweep import sweep, vtab
 from losa_cache.errors import UserError
 
@@ -24,7 +24,11 @@ ONLINE_OPTIONS = (
 
 
 def _images(text: str, *names: str) -> Any:
-    return typer.Option(*names, help=text, rich_help_panel=IMAGES)
+    return typer.Option(*names, help=text, rich_help_panel=IMAGES, callback=expanded)
+
+
+def _path(text: str) -> Any:
+    return typer.Option(help=text, callback=expanded)
 
 
 _BACKBONE = _images("vit_s vit_b vit_l vit_h vit_g vit_G vit_e vit_digits, a timm ViT; vivit_s ... for video.")
@@ -44,7 +48,7 @@ Clips = Annotated[int, _images("Of a video: clips, evenly spaced; training takes
 Limit = Annotated[int | None, _images("Keep so many samples, drawn at random.")]
 Workers = Annotated[int | None, _images("Threads (processes, to augment) that decode; default: one a core.")]
 Augment = Annotated[str | None, _images("timm's name: rand-m9-mstd0.5-inc1, augmix-m3-w3, 3a; or crop.")]
-Store = Annotated[str, typer.Argument(help="The .zarr folder, or its URL.")]
+Store = Annotated[str, typer.Argument(help="The .zarr folder, or its URL.", callback=expanded)]
 Scheduler = Annotated[str | None, typer.Option(help="Of dask.distributed, tcp://HOST:PORT; default: threads.")]
 
 
@@ -68,9 +72,7 @@ def extract(
     dataset: Annotated[str, _DATASET],
     split: Split = "train",
     data_dir: DataDir = None,
-    out: Annotated[
-        str | None, typer.Option(help="The .zarr to write, or its URL; default: below $LOSA_CACHE_HOME/caches.")
-    ] = None,
+    out: Annotated[str | None, _path("The .zarr to write, or its URL; default: below $LOSA_CACHE_HOME/caches.")] = None,
     weights: Weights = "pretrained",
     img_size: ImgSize = None,
     resize: Resize = "crop",
@@ -148,9 +150,7 @@ def extract(
 @app.command()
 def train(
     context: typer.Context,
-    cache: Annotated[
-        str | None, typer.Option(help="A path or URL; default: the most recent complete training cache.")
-    ] = None,
+    cache: Annotated[str | None, _path("A path or URL; default: the most recent complete training cache.")] = None,
     side: Annotated[str, typer.Option(help="losa, mlp, ladder, or linear: the probe to compare with.")] = "losa",
     rank: Annotated[int, typer.Option(help="Inner width r of every side layer; of a ladder the width.")] = 16,
     layers: Annotated[str, typer.Option(help="Of the cached blocks: all, K evenly spaced, or a list.")] = "all",
@@ -162,7 +162,7 @@ def train(
     label_smoothing: Annotated[float, typer.Option(help="Of the training loss.")] = 0.0,
     clip_grad: Annotated[float, typer.Option(help="Largest norm of a step's gradient.")] = 1.0,
     val_fraction: Annotated[float, typer.Option(help="Share of the samples held out, by a hash of their ids.")] = 0.1,
-    val_ids: Annotated[Path | None, typer.Option(help="File of ids, one a line: hold out exactly these.")] = None,
+    val_ids: Annotated[Path | None, _path("File of ids, one a line: hold out exactly these.")] = None,
     limit: Annotated[
         int | None,
         typer.Option(
@@ -171,14 +171,14 @@ def train(
         ),
     ] = None,
     sampling: Annotated[
-        str, typer.Option(help="shuffle, balanced (classes), or a CSV file of weights, headed id,weight.")
+        str, _path("shuffle, balanced (classes), or a CSV file of weights, headed id,weight.")
     ] = "shuffle",
     seed: Annotated[int, typer.Option(help="Of the start, the order and the augmentation.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Run directory; default: runs/<data set>-<side>-<n>.")] = None,
+    out: Annotated[Path | None, _path("Run directory; default: runs/<data set>-<side>-<n>.")] = None,
     device: Device = None,
     residency: Residency = "auto",
-    stage: Annotated[Path | None, typer.Option(help="Copy the cache to this folder once; train from the copy.")] = None,
-    resume: Annotated[Path | None, typer.Option(help="Continue this run, with its own options.")] = None,
+    stage: Annotated[Path | None, _path("Copy the cache to this folder once; train from the copy.")] = None,
+    resume: Annotated[Path | None, _path("Continue this run, with its own options.")] = None,
     online: Annotated[bool, _images("Run the backbone on every batch.", "--online")] = False,
     mixed: Annotated[float | None, _images("Share of a batch that is fresh; the rest is cached.")] = None,
     backbone: Annotated[str | None, _BACKBONE] = None,
@@ -284,10 +284,8 @@ app.command()(vtab)
 
 @app.command(name="eval")
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="A finished run's directory.")],
-    cache: Annotated[
-        str | None, typer.Option(help="A path or URL; default: a held-out cache of the same data set.")
-    ] = None,
+    run: Annotated[Path, typer.Argument(help="A finished run's directory.", callback=expanded)],
+    cache: Annotated[str | None, _path("A path or URL; default: a held-out cache of the same data set.")] = None,
     split: Annotated[str | None, typer.Option(help="Of an online run's data set: run the backbone over it.")] = None,
     device: Device = None,
     as_json: Json = False,
@@ -334,8 +332,8 @@ def verify(
     repair: Annotated[
         bool, typer.Option("--repair", help="Mend what is damaged; only that is computed again.")
     ] = False,
-    data_dir: Annotated[Path | None, typer.Option(help="Where the images lie now; default: as at extraction.")] = None,
-    weights: Annotated[str | None, typer.Option(help="Where the weights lie now; default: as at extraction.")] = None,
+    data_dir: Annotated[Path | None, _path("Where the images lie now; default: as at extraction.")] = None,
+    weights: Annotated[str | None, _path("Where the weights lie now; default: as at extraction.")] = None,
     device: Device = None,
     scheduler: Scheduler = None,
     seed: Annotated[int, typer.Option(help="Of the choice of rows.")] = 0,

@@ -1,11 +1,19 @@
 """What the verbs of the command line share: options, refusals, and how results are printed."""
 
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from losa_cache.errors import UserError
+from losa_cache.folders import given_path
+
+
+def expanded(value: Any) -> Any:
+    """Write a path out that begins with ``~``: shells leave it as it is in quotes, and behind ``=``."""
+    return type(value)(given_path(value)) if isinstance(value, str | Path) and str(value).startswith("~") else value
+
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; by default the GPU where there is one.")]

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from losa_cache.cli_common import Device, Json, Residency, print_result, refuse
+from losa_cache.cli_common import Device, Json, Residency, expanded, print_result, refuse
 from losa_cache.errors import UserError
 
 SEARCHED = "Searched: values as 4,8,16 or, with --sampler random or tpe, a range as 1e-4..1e-2"
@@ -16,11 +16,13 @@ def _searched(text: str) -> Any:
     return typer.Option(help=text, rich_help_panel=SEARCHED)
 
 
+def _path(text: str) -> Any:
+    return typer.Option(help=text, callback=expanded)
+
+
 def sweep(
     context: typer.Context,
-    cache: Annotated[
-        str | None, typer.Option(help="Path or URL; default: the most recent complete training cache.")
-    ] = None,
+    cache: Annotated[str | None, _path("Path or URL; default: the most recent complete training cache.")] = None,
     rank: Annotated[str | None, _searched("Inner width r of every side layer.")] = None,
     lr: Annotated[str | None, _searched("Peak rate.")] = None,
     weight_decay: Annotated[str | None, _searched("Of matrices only.")] = None,
@@ -30,7 +32,7 @@ def sweep(
     batch_size: Annotated[str | None, _searched("Samples a step.")] = None,
     side: Annotated[str | None, _searched("losa or mlp.")] = None,
     seeds: Annotated[int, typer.Option(help="Seeds of every combination of a grid: 0, 1, ...")] = 1,
-    space: Annotated[Path | None, typer.Option(help="TOML or YAML: more options, each a list or a range.")] = None,
+    space: Annotated[Path | None, _path("TOML or YAML: more options, each a list or a range.")] = None,
     sampler: Annotated[str, typer.Option(help="grid, random or tpe.")] = "grid",
     trials: Annotated[int | None, typer.Option(help="How many random or tpe draws.")] = None,
     pruner: Annotated[str, typer.Option(help="Stop trials early: none, halving, hyperband or median.")] = "none",
@@ -38,12 +40,12 @@ def sweep(
     concurrent: Annotated[
         int | None, typer.Option(help="Trials at the same time; default: as many as memory allows.")
     ] = None,
-    sampling: Annotated[str, typer.Option(help="shuffle, balanced, or a CSV file of id,weight.")] = "shuffle",
+    sampling: Annotated[str, _path("shuffle, balanced, or a CSV file of id,weight.")] = "shuffle",
     limit: Annotated[int | None, typer.Option(help="Train on so many samples.")] = None,
     val_fraction: Annotated[float, typer.Option(help="Share of the samples held out, to choose by.")] = 0.1,
-    val_ids: Annotated[str | None, typer.Option(help="Hold out the ids of this file, one a line.")] = None,
-    val_cache: Annotated[Path | None, typer.Option(help="Choose by all of this cache instead.")] = None,
-    test_cache: Annotated[Path | None, typer.Option(help="Default: a known test cache of the same data set.")] = None,
+    val_ids: Annotated[str | None, _path("Hold out the ids of this file, one a line.")] = None,
+    val_cache: Annotated[Path | None, _path("Choose by all of this cache instead.")] = None,
+    test_cache: Annotated[Path | None, _path("Default: a known test cache of the same data set.")] = None,
     retrain: Annotated[
         bool, typer.Option("--retrain", help="Train the chosen options on training and validation samples.")
     ] = False,
@@ -51,8 +53,8 @@ def sweep(
         list[str] | None, typer.Option(help="wandb or mlflow, beside TensorBoard; may be given twice.")
     ] = None,
     storage: Annotated[str | None, typer.Option(help="URL of the study's database; default: SQLite.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Default: runs/<data set>-sweep-<n>.")] = None,
-    resume: Annotated[Path | None, typer.Option(help="Go on with this sweep, with its own options.")] = None,
+    out: Annotated[Path | None, _path("Default: runs/<data set>-sweep-<n>.")] = None,
+    resume: Annotated[Path | None, _path("Go on with this sweep, with its own options.")] = None,
     device: Device = None,
     residency: Residency = "auto",
     as_json: Json = False,
@@ -113,11 +115,9 @@ def sweep(
 
 
 def vtab(
-    folder: Annotated[Path, typer.Argument(help="Caches of VTAB-1k tasks lie anywhere below it.")],
+    folder: Annotated[Path, typer.Argument(help="Caches of VTAB-1k tasks lie anywhere below it.", callback=expanded)],
     ranks: Annotated[str, typer.Option(help="Of the side network.")] = "4,8,16",
-    out: Annotated[Path, typer.Option(help="A sweep for each task and rank, vtab.json and vtab.md.")] = Path(
-        "runs/vtab"
-    ),
+    out: Annotated[Path, _path("A sweep for each task and rank, vtab.json and vtab.md.")] = Path("runs/vtab"),
     epochs: Annotated[int, typer.Option(help="Passes over the training samples.")] = 100,
     seeds: Annotated[int, typer.Option(help="Seeds of every combination: 0, 1, ...")] = 1,
     device: Device = None,

@@ -13,10 +13,12 @@ from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from losa_cache.folders import home
+from losa_cache.folders import find_home
+from losa_cache.outside import UnreadableError, read_json
 
 log = logging.getLogger(__name__)
 
@@ -100,24 +102,28 @@ def _triton_version() -> str:
     return version("triton") if find_spec("triton") is not None else "no triton"
 
 
-def _path(key: str) -> Path:
-    return home() / "fastest" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+def _path(key: str) -> Path | None:
+    """Name the note; there is none where this user has no home folder."""
+    home = find_home()
+    return home and home / "fastest" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
 
 def _noted(key: str) -> str | None:
     """Find what was noted; a file that is none of ours says nothing."""
     path = _path(key)
     try:
-        found = json.loads(path.read_bytes()) if path.is_file() else None
-    except (OSError, ValueError, RecursionError):
+        found = {} if path is None else read_json(path, dict[str, Any])
+    except UnreadableError:
         return None
-    chosen = found.get("fastest") if isinstance(found, dict) and found.get("work") == key else None
+    chosen = found.get("fastest") if found.get("work") == key else None
     return chosen if isinstance(chosen, str) else None
 
 
 def _note(key: str, chosen: str) -> None:
     """Write a note; a folder that cannot be written costs another measurement, no more."""
     path = _path(key)
+    if path is None:
+        return
     partial = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -45,6 +47,18 @@ def publish(partial: Path, final: Path) -> None:
     sync_folder(final.parent)
 
 
+def clear(place: Path) -> None:
+    """Remove what an earlier run left: a folder with all below it, a file, or a link, which is never followed.
+
+    Raises:
+        OSError: if it cannot be removed.
+    """
+    if place.is_dir() and not place.is_symlink():
+        shutil.rmtree(place)
+    else:
+        place.unlink(missing_ok=True)
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Open a file to write that takes the place of ``path``, durably, when the context ends without an error.
@@ -54,6 +68,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """
     partial = path.with_name(path.name + ".partial")
     try:
+        if os.path.lexists(partial) and not stat.S_ISREG(partial.lstat().st_mode):
+            clear(partial)  # a pipe would be waited for, a link followed
         with open(partial, "wb") as file:
             yield file
             file.flush()

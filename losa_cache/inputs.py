@@ -17,7 +17,7 @@ from losa_cache.data.load import load_samples
 from losa_cache.data.nvjpeg import NVJPEG, PILLOW, require_decoder, require_files
 from losa_cache.data.samples import Samples
 from losa_cache.errors import UserError, require_counts
-from losa_cache.folders import home
+from losa_cache.folders import find_home, given_path
 from losa_cache.layers import choose_layers
 from losa_cache.memory import available_memory
 from losa_cache.points import require_tap
@@ -109,8 +109,9 @@ def open_inputs(
         raise UserError(f"augment is {augment!r}, but the first view is plain: ask for --views of at least 2.")
     require_decoder(decoder, device, augment=augment, budget=max_device_memory)
     if isinstance(dataset, str):
-        folder = Path(data_dir) if data_dir is not None else None
-        dataset = load_samples(dataset, split=split, data_dir=folder, home=home() / "data")
+        folder = given_path(data_dir) if data_dir is not None else None
+        home = find_home()
+        dataset = load_samples(dataset, split=split, data_dir=folder, home=home and home / "data")
     require_files(decoder, dataset)
     budget = max_device_memory
     if isinstance(backbone, str):

@@ -1,9 +1,24 @@
-"""Locks between processes: ``flock`` on a file, which dies with the process that holds it."""
+"""Locks between processes: ``flock`` on a file, which dies with the process that holds it.
 
+Some network file systems have no ``flock`` (NFS without its lock service, Lustre unless mounted with it). There a file
+in this machine's folder for temporary files is locked in its place: processes of this user on this machine still keep
+out of each other's way, and a warning says that those on other machines do not.
+"""
+
+import errno
 import fcntl
+import hashlib
+import logging
 import os
+import stat
+import tempfile
 from pathlib import Path
 
+from losa_cache.errors import UserError
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
+
+log = logging.getLogger(__name__)
 _held: set[int] = set()
 
 
@@ -18,8 +33,36 @@ os.register_at_fork(after_in_child=_let_go_in_child)
 
 
 def lock(file: Path, *, wait: bool = False) -> int | None:
-    """Lock a file; ``None`` if another process has it, and this one does not wait for it."""
-    handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    """Lock a file; ``None`` if another process has it, and this one does not wait for it.
+
+    Raises:
+        UserError: if something else than a file is in its place.
+        OSError: if it cannot be made.
+    """
+    try:
+        handle = _locked(file, wait=wait)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        log.warning(
+            "the file system of %s has no locks (%s): another process on this machine is kept out, one on another "
+            "machine is not.",
+            *(file, error.strerror),
+        )
+        handle = _locked(_stand_in(file), wait=wait)
+    if handle is not None:
+        _held.add(handle)
+    return handle
+
+
+def unlock(handle: int) -> None:
+    """Let go of a lock."""
+    _held.discard(handle)
+    os.close(handle)
+
+
+def _locked(file: Path, *, wait: bool) -> int | None:
+    handle = _open(file)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
@@ -28,11 +71,25 @@ def lock(file: Path, *, wait: bool = False) -> int | None:
     except BaseException:
         os.close(handle)
         raise
-    _held.add(handle)
     return handle
 
 
-def unlock(handle: int) -> None:
-    """Let go of a lock."""
-    _held.discard(handle)
-    os.close(handle)
+def _open(file: Path) -> int:
+    """Open or make a file, but never wait for what lies in its place."""
+    try:
+        handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o644)
+    except IsADirectoryError as error:
+        raise UserError(f"{str(file)!r} is a folder where a lock should be: remove it.") from error
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise UserError(f"{str(file)!r} is no regular file, where a lock should be: remove it.")
+    return handle
+
+
+def _stand_in(file: Path) -> Path:
+    """Name the file that is locked in place of one whose file system has no locks."""
+    folder = Path(tempfile.gettempdir()) / f"losa-cache-locks-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        raise UserError(f"{str(folder)!r} belongs to another user: remove it, or set TMPDIR to a folder of your own.")
+    return folder / hashlib.sha256(os.fsencode(file.resolve())).hexdigest()[:32]

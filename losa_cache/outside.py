@@ -55,6 +55,22 @@ def read_file(path: Path, *, at_most: int = MOST_BYTES) -> bytes:
     return content
 
 
+def require_regular(path: Path) -> None:
+    """Check, for readers that would wait for a pipe or read a device for ever; what is not there passes.
+
+    Raises:
+        UnreadableError: for what is there and is no regular file, or cannot be looked at.
+    """
+    try:
+        kind = stat.S_IFMT(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (OSError, ValueError) as error:
+        raise UnreadableError(f"{path.name}: {getattr(error, 'strerror', None) or error}") from error
+    if kind != stat.S_IFREG:
+        raise UnreadableError(f"{path.name} is {_KINDS.get(kind, 'no regular file')}")
+
+
 def parse_json(raw: bytes | str, shape: type[Shape]) -> Shape:
     """Read JSON of a given shape.
 

@@ -27,7 +27,7 @@ from losa_cache.cache.manifest import Manifest
 from losa_cache.cache.precision import get_precision
 from losa_cache.cache.remote import RemotePath
 from losa_cache.errors import UserError
-from losa_cache.files import publish, sync_tree, unsealed, write_sealed, write_whole
+from losa_cache.files import clear, publish, sync_tree, unsealed, write_sealed, write_whole
 from losa_cache.outside import UnreadableError, fit
 
 ROOT, LIST = "zarr.json", "files.json"
@@ -215,11 +215,11 @@ class LocalCore(Core):
 
     def create(self, *arguments: Any, **arrays: Any) -> None:
         """Write copy and store (arguments as of :func:`build_core`): each built under a temporary name and renamed."""
-        shutil.rmtree(self._next, ignore_errors=True)
+        clear(self._next)
         build_core(self._next, *arguments, **arrays)
         self._replace_copy()
         partial = self.store.with_name(self.store.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
+        clear(partial)
         shutil.copytree(self.copy, partial, ignore=shutil.ignore_patterns(LIST))
         sync_tree(partial)
         publish(partial, self.store)
@@ -270,17 +270,28 @@ class LocalCore(Core):
         write_sealed(self.copy / LIST, {"files": _listed(self.copy)})
 
     def _begin_copy(self) -> None:
-        shutil.rmtree(self._next, ignore_errors=True)
-        shutil.copytree(self.store, self._next, ignore=_no_core)
+        clear(self._next)
+        for path in self.store.rglob("*"):
+            name = path.relative_to(self.store).as_posix()
+            if path.is_dir() or not in_core(name):
+                continue
+            try:
+                content = read_small(path)
+            except (OSError, UnreadableError) as error:
+                raise UserError(
+                    f"{name} of {str(self.store)!r} cannot be read ({error}): extract again to another --out."
+                ) from error
+            (self._next / name).parent.mkdir(parents=True, exist_ok=True)
+            (self._next / name).write_bytes(content)
 
     def _replace_copy(self) -> None:
         write_sealed(self._next / LIST, {"files": _listed(self._next)})
         sync_tree(self._next)
-        shutil.rmtree(self._old, ignore_errors=True)
+        clear(self._old)
         if self.copy.exists():  # a kill must find it whole or not at all
             self.copy.rename(self._old)
         publish(self._next, self.copy)
-        shutil.rmtree(self._old, ignore_errors=True)
+        clear(self._old)
 
 
 class _Root(TypedDict):
@@ -316,10 +327,6 @@ def _names(folder: Path) -> list[str]:
 def in_core(name: str) -> bool:
     """Whether this is neither a shard nor what a kill left."""
     return not (name.rpartition("/")[2].startswith("c.") or name.endswith(".partial"))
-
-
-def _no_core(_: str, names: list[str]) -> list[str]:
-    return [name for name in names if not in_core(name)]
 
 
 def _put(group: zarr.Group, name: str, values: NDArray[Any]) -> None:

@@ -17,9 +17,12 @@ from losa_cache.cache.remote import RemotePath
 from losa_cache.cache.remote_core import RemoteCore
 from losa_cache.cache.store import receipts_of
 from losa_cache.errors import UserError
-from losa_cache.files import write_whole
+from losa_cache.files import clear, write_whole
 from losa_cache.folders import home
 from losa_cache.lock import lock, unlock
+from losa_cache.outside import UnreadableError, parse_json, read_file
+
+TOKEN_BYTES = 32
 
 
 class LocalHold:
@@ -62,7 +65,13 @@ class RemoteHold:
 
     def __init__(self, path: RemotePath) -> None:
         self.disk = home() / "uploads" / hashlib.sha256(str(path).encode()).hexdigest()[:16]
-        self.disk.mkdir(parents=True, exist_ok=True)
+        try:
+            self.disk.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"shards pass through {str(self.disk)!r} on their way to {str(path)!r}, and that folder cannot be made "
+                f"({error.strerror}): set LOSA_CACHE_HOME to a folder that can be written."
+            ) from error
         self._sign = receipts_of(path) / "lock"
         self._lock = _lock_or_refuse(self.disk / "lock", path)
         try:
@@ -105,16 +114,19 @@ class RemoteHold:
 
     def _token(self) -> str:
         file = self.disk / "token"
-        if not file.exists():
-            write_whole(file, uuid4().hex.encode())
-        return file.read_text()
+        try:
+            return read_file(file, at_most=TOKEN_BYTES).decode("ascii")
+        except (UnreadableError, ValueError):  # none yet, or none that this process wrote
+            token = uuid4().hex
+            clear(file)
+            write_whole(file, token.encode())
+            return token
 
     def _owner(self) -> dict[str, Any]:
         try:
-            owner = json.loads(self._sign.read_bytes())
-        except (FileNotFoundError, ValueError):
+            return parse_json(self._sign.read_bytes(), dict[str, Any])
+        except (FileNotFoundError, UnreadableError):
             return {}
-        return owner if isinstance(owner, dict) else {}
 
 
 def hold(path: Location) -> LocalHold | RemoteHold:

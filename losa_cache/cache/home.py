@@ -1,26 +1,131 @@
-"""Where caches live by default, and which ones this user has: one small file a cache, so that writers never collide."""
+"""Which caches this user completed: a small note each, below ``$LOSA_CACHE_HOME``, so that writers never collide.
+
+A note also says what its cache was extracted from. Only then do the options in a cache, which anybody may have written,
+decide what is opened to compute its samples again.
+"""
 
 import hashlib
 import json
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
+from typing import Any, TypedDict
 
 from losa_cache.cache.location import Location
+from losa_cache.cache.manifest import Manifest
+from losa_cache.cache.remote import is_url
 from losa_cache.files import write_json
-from losa_cache.folders import home
+from losa_cache.folders import find_home
+from losa_cache.outside import UnreadableError, read_json
+
+OPENED = ("backbone", "dataset", "split", "data_dir", "weights")
+"""Options that say what is opened, or fetched; the identity vouches for the others."""
+
+log = logging.getLogger(__name__)
 
 
-def remember(store: Location) -> None:
-    """Note that a store was completed now, wherever it lies; one on a server is not noted, but named."""
-    if not isinstance(store, Path):
+class Note(TypedDict, total=False):
+    """What is noted of a cache.
+
+    ``path`` is its place or URL, ``identity`` its manifest's, ``options`` a digest of what this user had opened.
+    """
+
+    path: str
+    identity: str
+    options: str
+
+
+def remember(store: Location, manifest: Manifest, options: Mapping[str, Any] | None = None) -> None:
+    """Note that a cache was completed now; a home that cannot be written costs the note, and a warning, no more.
+
+    Args:
+        store: the ``.zarr`` folder, wherever it lies.
+        manifest: of it.
+        options: what this user called the extraction with. They are noted if they open what the cache's own do; without
+            them what was noted before stays.
+    """
+    place = str(store.resolve())
+    content: Note = {"path": place, "identity": manifest.identity}
+    ours = options is not None and _digest(options) == _digest(manifest.options)
+    if ours or knows(store, manifest):
+        content["options"] = _digest(manifest.options)
+    home = find_home()
+    if home is None:
+        log.warning("%s is complete, but not listed: this user has no home folder; set LOSA_CACHE_HOME.", place)
         return
-    path = str(store.resolve())
-    folder = home() / "known"
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / f"{hashlib.sha256(path.encode()).hexdigest()[:16]}.json", {"path": path})
+    note = _note(home, place)
+    try:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        write_json(note, content)
+    except OSError as error:
+        log.warning(
+            "%s is complete, but not listed: %s cannot be written (%s); name the cache where it is used, or set "
+            "LOSA_CACHE_HOME.",
+            *(place, note.parent, error.strerror),
+        )
+
+
+def knows(store: Location, manifest: Manifest) -> bool:
+    """Tell whether this user extracted a cache from the very places that its manifest's options name."""
+    home = find_home()
+    if home is None or manifest.options is None:
+        return False
+    place = str(store.resolve())
+    try:
+        note = read_json(_note(home, place), Note)
+    except UnreadableError:
+        return False
+    expected = (place, manifest.identity, _digest(manifest.options))
+    return (note.get("path"), note.get("identity"), note.get("options")) == expected
 
 
 def known_stores() -> list[Path]:
-    """Stores that were completed and are still there, the most recent first."""
-    notes = sorted((home() / "known").glob("*.json"), key=lambda note: note.stat().st_mtime_ns, reverse=True)
-    stores = [Path(json.loads(note.read_text())["path"]) for note in notes]
-    return [store for store in stores if store.is_dir()]
+    """Name the stores that were completed and are still there, the most recent first.
+
+    A note that cannot be read is skipped, with a warning that names it.
+    """
+    return [Path(path) for path in _paths() if not is_url(path) and os.path.isdir(path)]
+
+
+def _paths() -> Iterator[str]:
+    home = find_home()
+    notes = [] if home is None else [(_changed(note), note) for note in _listed(home / "known")]
+    for _, note in sorted(notes, reverse=True):
+        try:
+            yield read_json(note, Note)["path"]
+        except (UnreadableError, KeyError) as error:
+            _skip(note, "it names no path" if isinstance(error, KeyError) else str(error))
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return [folder / name for name in os.listdir(folder) if name.endswith(".json")]
+    except OSError:  # none yet
+        return []
+
+
+def _changed(note: Path) -> int:
+    try:
+        return note.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+@cache  # once a process
+def _skip(note: Path, reason: str) -> None:
+    log.warning("%s, a note of a cache, is skipped (%s): delete it; extract again lists the cache anew.", note, reason)
+
+
+def _note(home: Path, place: str) -> Path:
+    return home / "known" / f"{_sha256(place)[:16]}.json"
+
+
+def _digest(options: Mapping[str, Any] | None) -> str:
+    opened = [(options or {}).get(name) for name in OPENED]
+    return f"sha256:{_sha256(json.dumps(opened))}"
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()  # file names need not be UTF-8

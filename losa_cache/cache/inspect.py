@@ -1,6 +1,7 @@
 """What is in a cache, and which caches there are, as JSON-able figures."""
 
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -83,8 +84,8 @@ def list_caches() -> list[dict[str, Any]]:
         ``bytes`` and ``complete`` of each, the most recently completed first; ``error`` in place of these where one
         cannot be opened.
     """
-    paths = [store.resolve() for store in [*known_stores(), *sorted((home() / "caches").glob("*.zarr"))]]
-    return [_in_short(path) for path in dict.fromkeys(paths)]
+    found = [*known_stores(), *sorted((home() / "caches").glob("*.zarr"))]
+    return [_in_short(Path(path)) for path in dict.fromkeys(map(os.path.realpath, found))]
 
 
 def _in_short(path: Path) -> dict[str, Any]:

@@ -5,11 +5,14 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from losa_cache.cache.identity import identity_hash
+from losa_cache.cache.schema import check_attributes
 from losa_cache.errors import UserError
+from losa_cache.outside import UnreadableError
 from losa_cache.points import TAPS, stored_points
 
 PROTOCOL = 4
 KEY = "losa_cache"
+MOST_TOLD = 300  # letters of a message
 
 
 @dataclass(frozen=True)
@@ -111,8 +114,8 @@ class Manifest:
             raise UserError(f"{where!r} is a Zarr group but no activation cache.")
         if content.get("protocol") != PROTOCOL:
             raise UserError(
-                f"{where!r} follows protocol {content.get('protocol')}; this losa-cache reads protocol {PROTOCOL}: "
-                "use the version that wrote it, or extract again."
+                f"{where!r} follows protocol {str(content.get('protocol'))[:MOST_TOLD]}; this losa-cache reads "
+                f"protocol {PROTOCOL}: use the version that wrote it, or extract again."
             )
         try:
             manifest = cls(**content)
@@ -122,8 +125,10 @@ class Manifest:
                 raise ValueError(f"layers {manifest.layers}, embedding {manifest.fields['embedding']!r}")
             if manifest.views < 1 or manifest.clips not in (1, manifest.views):
                 raise ValueError(f"views.count {manifest.views}, views.clips {manifest.clips}")
-        except (TypeError, KeyError, ValueError) as error:
-            raise UserError(f"the attributes of {where!r} are not as protocol {PROTOCOL} says ({error}).") from error
+            check_attributes(content)
+        except (TypeError, KeyError, ValueError, RecursionError, UnreadableError) as error:
+            reason = str(error)[:MOST_TOLD]
+            raise UserError(f"the attributes of {where!r} are not as protocol {PROTOCOL} says ({reason}).") from error
         if manifest.identity != content["identity"]:
             raise UserError(f"the attributes of {where!r} were altered: they do not agree with their identity hash.")
         return manifest

@@ -5,9 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from losa_cache.cache.core import LIST, ROOT
+from losa_cache.cache.location import REQUESTS
 from losa_cache.cache.receipt import Receipt
 from losa_cache.cache.remote import RemotePath
-from losa_cache.cache.store import REQUESTS, ActivationCache, receipts_of, shard_path
+from losa_cache.cache.store import ActivationCache, receipts_of, shard_path
 from losa_cache.cache.unit import RemoteUnit, Uploads
 from losa_cache.cache.writer import CacheWriter
 from losa_cache.errors import UserError

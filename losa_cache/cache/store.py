@@ -2,8 +2,8 @@
 
 import errno
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import os
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from zarr.codecs import BloscCodec
 
+from losa_cache.cache.arrays import CONSTANTS, check_activations, check_rows, read_array, told
 from losa_cache.cache.blob import Blob, DirectBlob
 from losa_cache.cache.checked import REPAIR, read_small, require_own, zarr_store
 from losa_cache.cache.core import ROOT, Core, unpack_ids
 from losa_cache.cache.home import known_stores
 from losa_cache.cache.layout import Layout
-from losa_cache.cache.location import Location, file_size, locate, open_blob
+from losa_cache.cache.location import Location, locate, open_blob, require_shard, sizes
 from losa_cache.cache.manifest import Manifest
 from losa_cache.cache.precision import Encoding, Precision, get_precision
 from losa_cache.cache.receipt import Receipt
@@ -30,7 +31,6 @@ from losa_cache.cache.shard import ShardReader
 from losa_cache.errors import UserError
 from losa_cache.outside import UnreadableError, parse_json
 
-REQUESTS = 16  # at the same time, for sizes of files
 HELD_OUT_SPLITS = ("test", "val", "valid", "validation", "val200")
 
 log = logging.getLogger(__name__)
@@ -111,7 +111,9 @@ class ActivationCache:
         """
         tokens = self.manifest.tokens
         with _decoding(self.path, f"the scales in {str(self.path)!r} cannot be read"):
-            scales = self._tensors("scales")
+            scales, (points, _, width) = self._tensors("scales"), self.manifest.shape
+            if "channel" in scales and scales["channel"].shape != (points, width):
+                raise ValueError(f"they are of {tuple(scales['channel'].shape)} layers and channels")
             encoding = self.precision.load(scales, tokens=tokens["total"], prefix=tokens["prefix"])
             if encoding.stored_shape(*self.manifest.shape) != self.layout.shape[1:]:
                 raise ValueError(f"they are of samples of another shape than {self.layout.shape[1:]}")
@@ -127,9 +129,14 @@ class ActivationCache:
             return self._tensors("tail")
 
     def _tensors(self, name: str) -> dict[str, Tensor]:
-        store, prefix = zarr_store(self.path, self.digests)
-        group = zarr.open_group(store, mode="r", path=f"{prefix}/{name}".lstrip("/"), zarr_format=3)
-        return {key: torch.from_numpy(np.asarray(group[key][...])) for key in self._arrays(name)}  # type: ignore[index]
+        found = {}
+        for key in self._arrays(name):
+            kinds = "float32" if name == "tail" else CONSTANTS.get(key, tuple(set(CONSTANTS.values())))
+            array = _array(self.path, self.digests, f"{name}/{key}")
+            found[key] = torch.from_numpy(read_array(array, self.path / name / key, f"{name}/{key}", dtype=kinds))
+            if not bool(found[key].isfinite().all()):
+                raise ValueError(f"{name}/{key} holds values that are not finite")
+        return found
 
     def _arrays(self, group: str) -> list[str]:
         """Name the arrays of a group: a server need not be able to list them."""
@@ -152,6 +159,7 @@ class ActivationCache:
         """
         path = self.shard_path(shard)
         if direct and isinstance(path, Path):
+            require_shard(path)
             try:
                 return DirectBlob(path)
             except OSError as error:
@@ -186,19 +194,6 @@ class ActivationCache:
         return opened()
 
 
-def sizes(files: Sequence[Location]) -> list[int]:
-    """Bytes of each file, 0 where there is none; many are asked for at once."""
-
-    def size(file: Location) -> int:
-        try:
-            return file_size(file)
-        except FileNotFoundError:
-            return 0
-
-    with ThreadPoolExecutor(REQUESTS) as threads:
-        return list(threads.map(size, files))
-
-
 Place = TypeVar("Place", Path, RemotePath, Location)
 
 
@@ -223,8 +218,10 @@ def open_cache(path: str | Location, *, incomplete: bool = False) -> ActivationC
         UserError: if there is none, it is not a cache, it is not complete, a file of its core is not the one that its
             receipts say, or its server fails.
     """
-    path = locate(path)
-    return open_with(path, Core(path, receipts_of(path)).digests, incomplete=incomplete)
+    place = locate(path)
+    if isinstance(place, Path) and not os.path.lexists(place / ROOT):
+        raise UserError(f"there is no cache at {str(path)!r}: make one with losa-cache extract.")
+    return open_with(place, Core(place, receipts_of(place)).digests, incomplete=incomplete)
 
 
 def open_with(
@@ -243,8 +240,10 @@ def open_with(
     """
     try:
         root = read_small(path / ROOT)
-    except (FileNotFoundError, UnreadableError) as error:
+    except FileNotFoundError as error:
         raise UserError(f"there is no cache at {str(path)!r}: make one with losa-cache extract.") from error
+    except UnreadableError as error:
+        raise UserError(f"{str(path / ROOT)!r} cannot be read: {error}.") from error
     with _decoding(path, f"{str(path)!r} cannot be read as a cache"):
         attributes = parse_json(root, dict[str, Any]).get("attributes")
         manifest = Manifest.from_attributes(attributes if isinstance(attributes, dict) else {}, str(path))
@@ -257,13 +256,12 @@ def open_with(
         activations, labels, ids = (
             _array(path, held_to, name) for name in (f"activations/{manifest.fields['tap']}", "labels", "sample_ids")
         )
-        layout = _layout(activations, get_precision(manifest.precision))
-        if labels.shape != (layout.samples,) or labels.dtype != np.int64 or layout.samples % manifest.views:
-            raise ValueError(f"labels are {labels.dtype} of shape {labels.shape}")
-        if ids.ndim != 2 or ids.shape[0] != layout.samples or ids.dtype != np.uint8:
-            raise ValueError(f"sample_ids are {ids.dtype} of shape {ids.shape}")
-        numbers, names = np.asarray(labels[...]), unpack_ids(np.asarray(ids[...]))
-    return ActivationCache(path, manifest, layout, numbers, names, held_to)
+        numbers = read_array(labels, path / "labels", "labels", dtype="int64", shape=(None,))
+        check_rows(manifest, numbers)
+        check_activations(activations, manifest, len(numbers))
+        packed = read_array(ids, path / "sample_ids", "sample_ids", dtype="uint8", shape=(len(numbers), None))
+        layout, names = _layout(activations), unpack_ids(packed)
+    return ActivationCache(path, manifest, layout, numbers.astype(np.int64, copy=False), names, held_to)
 
 
 def _array(path: Location, digests: Mapping[str, str] | None, name: str) -> zarr.Array[Any]:
@@ -271,21 +269,17 @@ def _array(path: Location, digests: Mapping[str, str] | None, name: str) -> zarr
     return zarr.open_array(store, path=f"{prefix}/{name}".lstrip("/"), mode="r", zarr_format=3)
 
 
-def _layout(array: zarr.Array[Any], precision: Precision) -> Layout:
-    if array.ndim != 4 or array.shards is None or array.dtype != np.dtype(precision.storage):
-        raise ValueError(f"its activations are {array.dtype} of shape {array.shape}")
+def _layout(array: zarr.Array[Any]) -> Layout:
     rows, layers, tokens, columns = array.shape
-    (one, chunk_layers, *whole), (shard_samples, *sample) = array.chunks, array.shards
-    if (one, whole, sample) != (1, [tokens, columns], [layers, tokens, columns]) or layers % chunk_layers:
-        raise ValueError(f"its chunks are {array.chunks}, its shards {array.shards}")
+    assert array.shards is not None
     return Layout(
         rows,
         layers,
         tokens,
         columns,
         itemsize=array.dtype.itemsize,
-        chunk_layers=chunk_layers,
-        shard_samples=shard_samples,
+        chunk_layers=array.chunks[1],
+        shard_samples=array.shards[0],
         compressed=any(isinstance(codec, BloscCodec) for codec in array.compressors),
     )
 
@@ -299,7 +293,7 @@ def _decoding(path: Location, failed: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{failed} ({type(error).__name__}: {error}): if it was one, {REPAIR}.") from error
+        raise UserError(f"{failed} ({told(error)}): if it was one, {REPAIR}.") from error
 
 
 def latest_training_cache() -> ActivationCache:

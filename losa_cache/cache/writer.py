@@ -22,17 +22,17 @@ from torch import Tensor
 
 from losa_cache.cache.core import ROOT
 from losa_cache.cache.hold import hold
-from losa_cache.cache.home import remember
 from losa_cache.cache.identity import differences
 from losa_cache.cache.layout import Layout
-from losa_cache.cache.location import Location, open_blob
+from losa_cache.cache.location import REQUESTS, Location, open_blob
 from losa_cache.cache.manifest import Manifest
 from losa_cache.cache.precision import Encoding
 from losa_cache.cache.receipt import Receipt, ReceiptContent
 from losa_cache.cache.shard import PackedSample, ShardReader, ShardWriter
-from losa_cache.cache.store import REQUESTS, ActivationCache, open_cache, open_with, receipts_of, shard_path
+from losa_cache.cache.store import ActivationCache, open_cache, open_with, receipts_of, shard_path
 from losa_cache.cache.unit import RemoteUnit, ShardUnit
 from losa_cache.errors import UserError
+from losa_cache.files import clear
 
 
 @dataclass
@@ -142,7 +142,13 @@ class CacheWriter:
             existing = open_with(self.path, lambda: None, incomplete=True)
             _require_same(existing, self.manifest)
             self._require_inputs(existing, tail)
+            existing.encoding()  # before its files are vouched for
             core.repair(self.manifest.identity)
+        if len(existing.ids) != len(self._ids):
+            raise UserError(
+                f"{str(self.path)!r} holds {len(existing.ids)} rows, and these samples are {len(self._ids)}: choose "
+                "another --out."
+            )
         self.manifest, self.layout, self.encoding = existing.manifest, existing.layout, existing.encoding()
         self._sweep()
         with ThreadPoolExecutor(REQUESTS, "settle") as threads:
@@ -170,7 +176,7 @@ class CacheWriter:
         """Remove what a kill left."""
         assert isinstance(self.path, Path)
         for leftover in self.path.rglob("*.partial"):
-            leftover.unlink()
+            clear(leftover)
 
     def unit(self, shard: int) -> ShardUnit | RemoteUnit:
         """Name the files of a shard."""
@@ -242,8 +248,13 @@ class CacheWriter:
             "overflowed": sum(receipt["overflowed"] for receipt in done),
             "non_finite": sum(receipt["non_finite"] for receipt in done),
         }
-        self.hold.core.finish(self.manifest.completed(skipped=skipped, **counts), labels)
-        remember(self.path)
+        try:
+            self.hold.core.finish(self.manifest.completed(skipped=skipped, **counts), labels)
+        except OSError as error:
+            raise UserError(
+                f"cache {str(self.path)!r} cannot be marked complete ({error.strerror}): its shards are kept; make "
+                "room and run the same command again."
+            ) from error
         return open_cache(self.path)
 
     def __enter__(self) -> "CacheWriter":

@@ -51,5 +51,10 @@ def is_name(name: str) -> bool:
     return _key(name) in (*OWN_NAMES, *NAMES)
 
 
+def is_embedded(name: str) -> bool:
+    """Tell whether a data set comes with a package: nothing else is opened for it."""
+    return _key(name) == "digits"
+
+
 def _key(name: str) -> str:
     return name.lower().replace("_", "").replace("-", "")

@@ -98,6 +98,7 @@ def extract(
     if on_error not in ("stop", "skip"):
         raise UserError(f"on-error is {on_error!r}: choose stop or skip.")
     require_counts(batch_size=batch_size, workers=workers)
+    place = locate(home() / "caches" if out is None else out)  # what cannot be is said before anything is opened
     keep_freed_memory()
     inputs = open_inputs(
         backbone,
@@ -123,7 +124,7 @@ def extract(
         decoder=decoder,
         max_device_memory=None if max_device_memory is None else parse_bytes(max_device_memory),
     )
-    path = locate(out) if out is not None else home() / "caches" / cache_name(inputs.manifest)
+    path = locate(place / cache_name(inputs.manifest)) if out is None else place
     batch_size = batch_size or inputs.backbone.fitting_batch(default_batch(inputs.manifest), inputs.compute)
     inputs.backbone.groups(batch_size, inputs.compute)  # a budget that is too small is refused
     workers = workers or default_workers()
@@ -154,14 +155,16 @@ def extract(
     kept = options if named else None
     with begin(inputs, path, workers=workers, options=kept, shard_bytes=shard_bytes) as writer:
         if writer.manifest.complete and not writer.missing():
-            remember(path)
-            return open_cache(path)
-        pipeline.run(
-            inputs,
-            writer,
-            batch_size=batch_size,
-            workers=workers,
-            skip_errors=on_error == "skip",
-            meter=meter or Meter(),
-        )
-        return writer.finish()
+            cache = open_cache(path)
+        else:
+            pipeline.run(
+                inputs,
+                writer,
+                batch_size=batch_size,
+                workers=workers,
+                skip_errors=on_error == "skip",
+                meter=meter or Meter(),
+            )
+            cache = writer.finish()
+    remember(cache.path, cache.manifest, kept)
+    return cache

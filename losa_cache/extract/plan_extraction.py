@@ -3,7 +3,6 @@
 import shutil
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from statistics import mean
 from typing import Any
 
@@ -11,9 +10,9 @@ import torch
 
 from losa_cache.backbone import Backbone
 from losa_cache.cache.layout import Layout
-from losa_cache.cache.location import Location
+from losa_cache.cache.location import Location, locate
 from losa_cache.cache.precision import PRECISIONS, Encoding, get_precision
-from losa_cache.cache.remote import RemotePath, is_url
+from losa_cache.cache.remote import RemotePath
 from losa_cache.calibrate import calibrate, compression_ratio, images_at_once
 from losa_cache.data.samples import Samples
 from losa_cache.device import choose_device, default_workers
@@ -66,12 +65,13 @@ def plan_extraction(
     where = choose_device(device)
     device_free = available_memory(where)
     budget = None if max_device_memory is None else parse_bytes(max_device_memory)
+    place = locate(home() / "caches" if out is None else out)
+    if isinstance(place, RemotePath):
+        raise UserError(f"plan measures a disk, not a server: leave --out {str(out)!r} out.")
     inputs = open_inputs(
         backbone, dataset, precision=precision, views=views, device=where, max_device_memory=budget, **options
     )
-    if isinstance(out, RemotePath) or (isinstance(out, str) and is_url(out)):
-        raise UserError(f"plan measures a disk, not a server: leave --out {str(out)!r} out.")
-    path = Path(out) if out is not None else home() / "caches" / cache_name(inputs.manifest)
+    path = place / cache_name(inputs.manifest) if out is None else place
     sample = calibrate(inputs, workers=workers, images=get_precision(precision).images)
 
     def fit(name: str) -> tuple[Encoding, Layout, float]:

@@ -1,6 +1,6 @@
 """Samples of a finished cache through the backbone again: to compare them, or to write damaged ones anew."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,19 @@ import torch
 from torch import Tensor
 
 from losa_cache.backbone import Backbone
+from losa_cache.backbone.model import PRETRAINED, RANDOM
+from losa_cache.backbone.names import CHECKPOINT, VIDEO, full_name
 from losa_cache.cache.health import Damage
 from losa_cache.cache.hold import hold
+from losa_cache.cache.home import knows, remember
 from losa_cache.cache.identity import differences
 from losa_cache.cache.precision import EncodedBatch
 from losa_cache.cache.reader import BlockReader
 from losa_cache.cache.receipt import Receipt
+from losa_cache.cache.schema import check_options
 from losa_cache.cache.store import ActivationCache
 from losa_cache.calibrate import images_at_once, run_views
+from losa_cache.data.load import is_embedded, is_name
 from losa_cache.data.nvjpeg import PILLOW
 from losa_cache.data.samples import Samples
 from losa_cache.device import choose_device, default_workers
@@ -27,6 +32,7 @@ from losa_cache.extract.begin import begin
 from losa_cache.extract.meter import Meter
 from losa_cache.extract.plan import default_batch, views_of
 from losa_cache.inputs import Inputs, open_inputs
+from losa_cache.outside import UnreadableError
 
 HALF_NOISE, FLOAT_NOISE = 0.02, 1e-4  # relative, of matrix products in another batch or on another device
 
@@ -51,7 +57,9 @@ def reopen(
     Raises:
         UserError: if they cannot be opened, or are not the ones.
     """
-    options = dict(cache.manifest.options or {})
+    given = {"backbone": backbone, "dataset": dataset, "data_dir": data_dir, "weights": weights}
+    given = {name: value for name, value in given.items() if value is not None}
+    options = _trusted_options(cache, given) if cache.manifest.options else {}
     options.pop("batch_size", None)
     if not options:
         if backbone is None or dataset is None:
@@ -71,8 +79,9 @@ def reopen(
             "clips": cache.manifest.clips,
             "decoder": fields.get("decoder", PILLOW),
         }
-    given = {"backbone": backbone, "dataset": dataset, "data_dir": data_dir, "weights": weights}
-    options |= {name: value for name, value in given.items() if value is not None}
+    if "data_dir" in given and isinstance(options.get("dataset"), str) and not is_name(options["dataset"]):
+        given["dataset"] = str(given.pop("data_dir"))  # the data set is a folder, by its path
+    options |= given
     inputs = open_inputs(**options, device=choose_device(device))
     ours, theirs = ({**m.fields, "compute": None} for m in (inputs.manifest, cache.manifest))
     if wrong := differences(ours, theirs):
@@ -81,6 +90,46 @@ def reopen(
             "Say with --data-dir and --weights where its images and weights lie."
         )
     return inputs
+
+
+def _trusted_options(cache: ActivationCache, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Give a cache's options, unless they would open or fetch what this user has never named.
+
+    A cache from elsewhere may name any folder or checkpoint of this machine, or one to be downloaded. What it names is
+    followed only where this user's own registry says that it was extracted from there, or where nothing is opened.
+
+    Args:
+        cache: with options.
+        given: those that the user gives now.
+
+    Raises:
+        UserError: saying which must be given.
+    """
+    name = str(cache.path)
+    try:
+        options: dict[str, Any] = dict(check_options(cache.manifest.options or {}))
+    except (ValueError, UnreadableError) as error:
+        raise UserError(f"the options in {name!r} cannot be used ({error}): extract again.") from error
+    if knows(cache.path, cache.manifest):
+        return options
+    asked = []
+    if not given.keys() & {"data_dir", "dataset"} and not is_embedded(options["dataset"]):
+        asked.append("--data-dir, where its images lie,")
+    if not given.keys() & {"weights", "backbone"} and not _comes_along(options):
+        asked.append("--weights, a file or pretrained,")
+    if asked:
+        raise UserError(
+            f"cache {name!r} names images or weights, but this user's own notes do not say that it was extracted from "
+            f"them here: say with {' and with '.join(asked)} what may be opened."
+        )
+    return options
+
+
+def _comes_along(options: Mapping[str, Any]) -> bool:
+    """Whether the weights are drawn, or a part of this package."""
+    trunk = full_name(options["backbone"]).removeprefix(VIDEO) if options["backbone"] != CHECKPOINT else ""
+    weights = options.get("weights", PRETRAINED)
+    return weights == RANDOM or (weights == PRETRAINED and trunk == "vit_digits")
 
 
 def compare(cache: ActivationCache, inputs: Inputs, count: int, *, seed: int) -> dict[str, Any]:
@@ -169,4 +218,5 @@ def mend(cache: ActivationCache, damage: Damage, open_again: Callable[[], Inputs
             skip_errors=bool(cache.manifest.skipped),
             meter=Meter(),
         )
-        writer.finish()
+        mended = writer.finish()
+    remember(mended.path, mended.manifest)

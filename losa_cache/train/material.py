@@ -286,7 +286,13 @@ def frozen_tail(cache: ActivationCache) -> FrozenTail:
         UserError: if its config or tensors are not as the protocol says.
     """
     try:
-        return FrozenTail(cache.manifest.tail, cache.tail_tensors())
+        config, tensors = cache.manifest.tail, cache.tail_tensors()
+        with torch.device("meta"):  # what the config declares, before memory is asked for
+            declared = {name: tuple(tensor.shape) for name, tensor in FrozenTail(config).state_dict().items()}
+        if declared != (stored := {name: tuple(tensor.shape) for name, tensor in tensors.items()}):
+            wrong = min(name for name in declared | stored if declared.get(name) != stored.get(name))
+            raise ValueError(f"{wrong} is of shape {stored.get(wrong)}, its config says {declared.get(wrong)}")
+        return FrozenTail(config, tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(
             f"the frozen tail in {str(cache.path)!r} cannot be rebuilt ({error}): extract again."

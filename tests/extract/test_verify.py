@@ -10,8 +10,11 @@ import torch
 from PIL import Image
 
 import losa_cache as lc
+from losa_cache import inputs
 from losa_cache.cache import compression
+from losa_cache.data.load import load_samples
 from losa_cache.errors import UserError
+from losa_cache.extract import recompute
 from losa_cache.extract.extract import extract
 from losa_cache.extract.meter import Meter
 from losa_cache.extract.verify import verify_cache
@@ -187,6 +190,80 @@ def test_images_are_found_again_from_another_folder(tmp_path, monkeypatch):
     (tmp_path / "photos").rename(tmp_path / "moved")
     with pytest.raises(UserError, match="photos"):
         verify_cache(tmp_path / "c.zarr", recompute=6)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    for label in ("a", "b"):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for i in range(3):
+            pixels = np.random.default_rng(i).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / label / f"{i}.png")
+    return tmp_path / "photos"
+
+
+@pytest.mark.parametrize("named", ["by path", "by data_dir"])
+def test_a_cache_from_elsewhere_does_not_say_what_is_opened(named, photos, tmp_path, monkeypatch):
+    """Its options name a folder of this machine: only this user's own notes make them good."""
+    source = {"dataset": str(photos)} if named == "by path" else {"dataset": "folder", "data_dir": photos}
+    made = lc.extract("vit_digits", out=tmp_path / "mine.zarr", precision="int4", **source)
+    assert verify_cache(made.path, recompute=6)["recomputed"]["rows"] == 6  # extracted here, by this user
+    for name in ("zarr", "zarr.receipts"):
+        shutil.copytree(tmp_path / f"mine.{name}", tmp_path / f"theirs.{name}")
+    theirs = tmp_path / "theirs.zarr"
+    opened = []
+    monkeypatch.setattr(inputs, "load_samples", lambda *a, **b: opened.append(a) or load_samples(*a, **b))
+    with pytest.raises(UserError, match=r"own notes do not say .* --data-dir, where its images lie,"):
+        verify_cache(theirs, recompute=6)
+    assert not opened
+    found = verify_cache(theirs, recompute=6, data_dir=photos)
+    assert (found["intact"], found["recomputed"]["wrong"], len(opened)) == (True, [], 1)
+    flip(lc.open_cache(theirs).shard_path(0), 10, 1)
+    with pytest.raises(UserError, match="--data-dir"):
+        verify_cache(theirs, repair=True)
+    assert verify_cache(theirs, repair=True, data_dir=photos)["repaired"]
+    with pytest.raises(UserError, match="--data-dir"):  # a repair says nothing of where it came from
+        verify_cache(theirs, recompute=6)
+    monkeypatch.setenv("LOSA_CACHE_HOME", str(tmp_path / "another user"))
+    with pytest.raises(UserError, match="--data-dir"):
+        verify_cache(made.path, recompute=6)
+    lc.extract("vit_digits", out=theirs, precision="int4", **source)  # this user names them, too: from now on known
+    assert verify_cache(theirs, recompute=6)["intact"]
+
+
+OPTIONS = {
+    "weights to download": ({"backbone": "vit_b", "dataset": "digits"}, "--weights"),
+    "images to download": ({"dataset": "cifar10"}, "--data-dir"),
+    "a system folder": ({"dataset": "/etc"}, "--data-dir"),
+    "a data set in a system folder": ({"dataset": "folder", "data_dir": "/"}, "--data-dir"),
+    "weights of this machine": ({"dataset": "digits", "weights": "/dev/zero"}, "--weights"),
+    "both": ({"backbone": "vit_b", "dataset": "cifar10", "data_dir": "/"}, "--data-dir.*--weights"),
+    "a folder above": ({"dataset": "digits", "split": "../.."}, "the split is a path"),
+    "an unknown option": ({"dataset": "digits", "hook": "x"}, "there is an option 'hook'"),
+    "no backbone": ({"backbone": None}, "cannot be used"),
+    "numbers": ({"dataset": 5}, "cannot be used"),
+    "an unknown backbone": ({"backbone": "hf-hub:somebody/model", "dataset": "digits"}, "unknown backbone"),
+}
+
+
+@pytest.mark.parametrize("case", OPTIONS)
+def test_options_of_an_unknown_cache_open_and_fetch_nothing(case, tmp_path, digits, monkeypatch):
+    change, message = OPTIONS[case]
+    shutil.copytree(digits["test"], tmp_path / "c.zarr")
+    root = tmp_path / "c.zarr" / "zarr.json"
+    content = json.loads(root.read_text())
+    content["attributes"]["losa_cache"]["options"] |= change
+    root.write_text(json.dumps(content))
+    cache = lc.open_cache(tmp_path / "c.zarr")
+    monkeypatch.setattr(recompute, "open_inputs", lambda **_: pytest.fail("something was opened"))
+    with pytest.raises(UserError, match=message):
+        recompute.reopen(cache)
+
+
+def test_what_comes_with_the_package_is_computed_again_for_any_cache(tmp_path, digits):
+    for name in ("test.zarr", "test.zarr.receipts"):
+        shutil.copytree(digits["home"] / name, tmp_path / name)
+    assert verify_cache(tmp_path / "test.zarr", recompute=3)["recomputed"]["wrong"] == []
 
 
 def test_a_distributed_scheduler_finds_the_same(cache):

@@ -78,6 +78,16 @@ class Precision(ABC):
             KeyError, ValueError: if they are not as :meth:`Encoding.constants` gives them.
         """
 
+    def row(self, points: int, tokens: int, width: int) -> tuple[int, int, int] | None:
+        """Say what is stored of a row of such values, as :meth:`Encoding.stored_shape` does.
+
+        ``None`` where that depends on the constants.
+
+        Raises:
+            UserError: if tokens of ``width`` channels cannot be stored.
+        """
+        return None
+
     def planes(self, layers: Sequence[int]) -> list[int]:
         """Say which planes of the stored array hold these layers: one each, unless layers are stored together."""
         return list(layers)

@@ -35,6 +35,10 @@ class Float(Precision, Separate):
         """Give the channels themselves."""
         return width
 
+    def row(self, points: int, tokens: int, width: int) -> tuple[int, int, int]:
+        """Give the values themselves."""
+        return points, tokens, width
+
     def fit(self, blocks: Sequence[Tensor], *, tokens: int, prefix: int) -> "Float":
         """Return self."""
         return self

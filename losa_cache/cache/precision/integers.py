@@ -47,6 +47,10 @@ class Integer(Precision):
         """Check that the groups divide the width."""
         self.groups(width)
 
+    def row(self, points: int, tokens: int, width: int) -> tuple[int, int, int]:
+        """Give the bytes of each token."""
+        return points, tokens, self.columns(width)
+
     def columns(self, width: int) -> int:
         """Bytes of a token's codes and scales."""
         return self.code_bytes(width) + self.groups(width) * SCALE_BYTES

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from losa_cache.cache.precision.backend import steps_on
 from losa_cache.cache.precision.base import Columns, Encoding, Precision
-from losa_cache.cache.precision.bitplanes import unpack
+from losa_cache.cache.precision.bitplanes import BYTE, unpack
 from losa_cache.cache.precision.integers import Integer, IntegerEncoding
 from losa_cache.cache.precision.link import Link
 from losa_cache.cache.precision.steps import NOT_FINITE, tokens_last, walk
@@ -84,6 +84,8 @@ class Predict(Precision):
         bits, mean = constants["bits"], constants["mean"]
         if bits.dtype != torch.uint8 or bits.shape != mean.shape or not bool((bits <= MOST_BITS).all()):
             raise ValueError("the bits of the axes are not a number a channel from 0 to 8")
+        if bool((bits.int().sum(1) % BYTE != 0).any()):
+            raise ValueError("the bits of a layer do not fill bytes")
         counts = (bits > 0).sum(1).tolist()
         depth, width = mean.shape
         if constants["axes"].shape != (sum(counts), width) or bool((bits.int().diff(dim=1) > 0).any()):
