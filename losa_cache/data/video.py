@@ -39,8 +39,15 @@ class _Packet(NamedTuple):
     hidden: bool  # cut off by the container, and decoded for the sake of others
 
 
-def from_videos(name: str, split: str, classes: Sequence[str], root: Path, files: Sequence[tuple[str, int]]) -> Samples:
-    """Build samples from ``(path relative to root, label)`` pairs; their ``load`` is the frame in the middle.
+def from_videos(
+    name: str,
+    split: str,
+    classes: Sequence[str],
+    root: Path,
+    files: Sequence[tuple[str, int]],
+    sizes: Sequence[int] | None = None,
+) -> Samples:
+    """Build samples as :func:`from_files` does; their ``load`` is the frame in the middle.
 
     Raises:
         UserError: if PyAV is not installed.
@@ -51,7 +58,9 @@ def from_videos(name: str, split: str, classes: Sequence[str], root: Path, files
     def clip(i: int, wanted: Clip) -> Iterator[Image.Image]:
         return read_clip(root / files[i][0], wanted)
 
-    return replace(from_files(name, split, classes, root, files), load=lambda i: next(clip(i, Clip())), clip=clip)
+    return replace(
+        from_files(name, split, classes, root, files, sizes), load=lambda i: next(clip(i, Clip())), clip=clip
+    )
 
 
 def read_clip(path: Path, clip: Clip) -> Iterator[Image.Image]:
