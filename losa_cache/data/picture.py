@@ -88,11 +88,11 @@ def converted(image: Image.Image, mode: str) -> Image.Image:
 
 def upright(image: Image.Image) -> Image.Image:
     """Turn a picture as its EXIF orientation, or its video's display matrix, says."""
-    turn = image.info.get(TURN) or _TURNS.get(orientation(image))
+    turn = image.info[TURN] if TURN in image.info else _TURNS.get(exif_orientation(image))
     return image if turn is None else image.transpose(turn)
 
 
-def orientation(image: Image.Image) -> int:
+def exif_orientation(image: Image.Image) -> int:
     """Read the EXIF orientation, 1 to 8; 1 where there is none or it is broken.
 
     Pillow turns a TIFF file itself when it loads it, and then forgets the tag.

@@ -1,5 +1,7 @@
 """``extract``: a backbone and a data set to a cache."""
 
+import logging
+from dataclasses import replace
 from pathlib import Path
 
 from losa_cache.allocator import keep_freed_memory
@@ -8,6 +10,7 @@ from losa_cache.backbone.model import PRETRAINED, RANDOM
 from losa_cache.cache.home import remember
 from losa_cache.cache.layout import SHARD_BYTES
 from losa_cache.cache.location import Location, locate
+from losa_cache.cache.manifest import Manifest
 from losa_cache.cache.store import ActivationCache, open_cache
 from losa_cache.data.load import is_name
 from losa_cache.data.samples import Samples
@@ -20,6 +23,8 @@ from losa_cache.extract.plan import cache_name, default_batch
 from losa_cache.folders import home
 from losa_cache.inputs import open_inputs
 from losa_cache.memory import parse_bytes
+
+log = logging.getLogger(__name__)
 
 
 def extract(
@@ -44,6 +49,7 @@ def extract(
     stride: int | None = None,
     inflation: str = "central",
     decoder: str = "pillow",
+    ignore_orientation: bool = False,
     batch_size: int | None = None,
     device: str | None = None,
     workers: int | None = None,
@@ -78,6 +84,8 @@ def extract(
         clips: rows a video, 1 or more, evenly spaced over it.
         decoder: of image files: ``pillow``, or ``nvjpeg``: JPEG files are decoded and resized on the GPU, where CPU
             cores are few. Pixels differ a little, so this is a part of the identity.
+        ignore_orientation: leave pictures as they are stored, as timm and torchvision do, instead of turning them as
+            their EXIF orientation or their video's display matrix says.
         batch_size: images a forward pass; by default at most 64 and 512 MiB of activations, and what fits
             ``max_device_memory``. Results are those of this batch size, whatever the memory.
         device: ``cpu``, ``cuda``, ``cuda:1``; by default the GPU where there is one.
@@ -121,9 +129,11 @@ def extract(
         stride=stride,
         inflation=inflation,
         decoder=decoder,
+        ignore_orientation=ignore_orientation,
         max_device_memory=None if max_device_memory is None else parse_bytes(max_device_memory),
     )
     path = locate(out) if out is not None else home() / "caches" / cache_name(inputs.manifest)
+    _note_older(path, inputs.manifest)
     batch_size = batch_size or inputs.backbone.fitting_batch(default_batch(inputs.manifest), inputs.compute)
     inputs.backbone.groups(batch_size, inputs.compute)  # a budget that is too small is refused
     workers = workers or default_workers()
@@ -149,6 +159,7 @@ def extract(
         "stride": stride,
         "inflation": inflation,
         "decoder": decoder,
+        "ignore_orientation": ignore_orientation,
         "batch_size": batch_size,
     }
     kept = options if named else None
@@ -165,3 +176,17 @@ def extract(
             meter=meter or Meter(),
         )
         return writer.finish()
+
+
+def _note_older(path: Location, manifest: Manifest) -> None:
+    """Say where there is a cache of the same pictures as they are stored, before its like is made of them upright."""
+    fields = {name: value for name, value in manifest.fields.items() if name != "orientation"}
+    if not manifest.upright or not isinstance(path, Path):
+        return
+    older = path.with_name(cache_name(replace(manifest, fields=fields)))
+    if older.exists() and not path.exists():
+        log.warning(
+            "%r holds these pictures as they are stored; this cache takes them upright. To go on with that one, pass "
+            "--ignore-orientation.",
+            str(older),
+        )

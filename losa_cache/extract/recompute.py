@@ -71,6 +71,7 @@ def reopen(
             "clips": cache.manifest.clips,
             "decoder": fields.get("decoder", PILLOW),
         }
+    options["ignore_orientation"] = not cache.manifest.upright  # older caches do not say
     given = {"backbone": backbone, "dataset": dataset, "data_dir": data_dir, "weights": weights}
     options |= {name: value for name, value in given.items() if value is not None}
     inputs = open_inputs(**options, device=choose_device(device))

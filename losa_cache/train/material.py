@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # fresh and cached samples may meet in a run where these agree
-SAME_SAMPLES = ("backbone", "input", "tap", "dataset", "sampling", "precision", "decoder")
+SAME_SAMPLES = ("backbone", "input", "tap", "dataset", "sampling", "precision", "decoder", "orientation")
 KEEP_SHARE = 0.25  # of the free host memory, for features of held-out images
 
 
@@ -197,6 +197,7 @@ def from_backbone(
         precision=online.precision or stored.get("precision", "bfloat16"),
         limit=sampling["limit"] if online.limit is None else online.limit,
         seed=sampling["seed"],
+        ignore_orientation=online.ignore_orientation or (cache is not None and not cache.manifest.upright),
         device=device,
     )
     manifest = inputs.manifest
