@@ -17,7 +17,7 @@ from losa_cache.data.samples import Samples
 from losa_cache.device import choose_device, default_workers
 from losa_cache.errors import UserError, require_counts
 from losa_cache.extract import pipeline
-from losa_cache.extract.begin import begin
+from losa_cache.extract.begin import begin, sources_of
 from losa_cache.extract.meter import Meter
 from losa_cache.extract.plan import cache_name, default_batch
 from losa_cache.folders import home
@@ -164,12 +164,17 @@ def extract(
     }
     kept = options if named else None
     with begin(inputs, path, workers=workers, options=kept, shard_bytes=shard_bytes) as writer:
+        sources = sources_of(writer, inputs)
+        if sources is not None:
+            missing = set(writer.missing())
+            sources.require_unchanged([s for s in range(writer.layout.shards) if s not in missing], renew=True)
         if writer.manifest.complete and not writer.missing():
             remember(path)
             return open_cache(path)
         pipeline.run(
             inputs,
             writer,
+            sources,
             batch_size=batch_size,
             workers=workers,
             skip_errors=on_error == "skip",

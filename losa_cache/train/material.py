@@ -175,6 +175,7 @@ def from_backbone(
     from losa_cache.calibrate import fit_encoding
     from losa_cache.data.augment import BatchAugmentation
     from losa_cache.inputs import open_inputs
+    from losa_cache.sources import Sources
     from losa_cache.train.online import OnlineSource
 
     stored = {} if cache is None else cache.manifest.fields
@@ -208,6 +209,9 @@ def from_backbone(
                 f"cache {str(cache.path)!r} is not of these images by this backbone: it differs in {'; '.join(wrong)}. "
                 "Give the options it was extracted with, or another --cache."
             )
+        if inputs.samples.file is not None:
+            sources = Sources(cache.path, cache.layout, cache.manifest, inputs.samples)
+            sources.require_unchanged(range(cache.layout.shards), renew=False)
     samples = np.arange(len(inputs.samples)) if cache is None else cache.samples
     chosen = select(samples, inputs.samples.ids, inputs.samples.labels, config)
     layers = used_layers(manifest.layers, config)
