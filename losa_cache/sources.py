@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
+from losa_cache.cache.checked import read_small
 from losa_cache.cache.layout import Layout
 from losa_cache.cache.location import Location
 from losa_cache.cache.manifest import Manifest
@@ -21,10 +22,12 @@ from losa_cache.cache.remote import RemotePath
 from losa_cache.cache.store import receipts_of
 from losa_cache.data.samples import Samples
 from losa_cache.errors import UserError
-from losa_cache.files import read_sealed, sealed, write_sealed
+from losa_cache.files import sealed, unsealed, write_sealed
+from losa_cache.outside import UnreadableError
 
 log = logging.getLogger(__name__)
 
+FOLDER = "sources"
 THREADS = 16  # shards whose files are looked at at the same time
 _SETTLED = 2_000_000_000  # nanoseconds: a younger stamp would be the same after another change
 
@@ -145,7 +148,7 @@ class Sources:
         return True
 
     def _list(self, shard: int) -> Location:
-        return receipts_of(self.path) / f"{shard:06d}.sources.json"
+        return receipts_of(self.path) / FOLDER / f"{shard:06d}.json"
 
     def _write(self, shard: int, sources: list[Source]) -> None:
         columns = [list(column) for column in zip(*map(astuple, sources), strict=True)]
@@ -155,13 +158,14 @@ class Sources:
         if isinstance(path, RemotePath):
             path.write_bytes(sealed(content))
         else:
+            path.parent.mkdir(exist_ok=True)
             write_sealed(path, content)
 
     def _read(self, shard: int) -> list[Source] | None:
         try:
-            content = read_sealed(self._list(shard))
+            content = unsealed(read_small(self._list(shard)), str(shard))
             if (content["identity"], content["shard"]) != (self._manifest.identity, shard):
                 return None
             return [Source(*row) for row in zip(*(content[name] for name in Source.__dataclass_fields__), strict=True)]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, UnreadableError, ValueError, KeyError, TypeError):
             return None

@@ -222,7 +222,7 @@ def test_sources(tmp_path):
         Image.new("RGB", (8, 8), (number, 0, 0)).save(path)
     cache = extract(tiny_backbone(), load_samples(str(tmp_path / "data")), out=tmp_path / "a.zarr", shard_bytes=3_000)
     assert cache.layout.shards > 1
-    listed = json.loads((cache.receipts / "000001.sources.json").read_text())
+    listed = json.loads((cache.receipts / "sources/000001.json").read_text())
     seal = listed.pop("seal")
     assert listed.keys() == first_cells("Sources")
     assert seal == google_crc32c.value(json.dumps(listed, sort_keys=True, separators=(",", ":")).encode())

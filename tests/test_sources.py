@@ -126,13 +126,11 @@ class Stop(Meter):
 def test_an_interrupted_extraction_looks_at_the_files_of_what_is_done(root, tmp_path, done):
     with pytest.raises(KeyboardInterrupt):
         make(root, tmp_path / "a.zarr", batch_size=2, meter=Stop())
-    finished = [
-        int(path.name[:6]) for path in (tmp_path / "a.zarr.receipts").glob("0*.json") if "sources" not in path.name
-    ]
+    finished = [int(path.name[:6]) for path in (tmp_path / "a.zarr.receipts").glob("0*.json")]
     assert finished
     samples = load_samples("eurosat", data_dir=root)
     order = np.random.default_rng(0).permutation(12)
-    rows = json.loads((tmp_path / f"a.zarr.receipts/{finished[0]:06d}.sources.json").read_text())["size"]
+    rows = json.loads((tmp_path / f"a.zarr.receipts/sources/{finished[0]:06d}.json").read_text())["size"]
     replace(samples.file(int(order[0 if done else -1])))
     assert len(rows) < 12
     if done:
@@ -151,7 +149,7 @@ def test_every_row_has_its_file(root, tmp_path):
     places = {name: i for i, name in enumerate(samples.ids)}
     found = []
     for shard in range(cache.layout.shards):
-        found += json.loads((cache.receipts / f"{shard:06d}.sources.json").read_text())["digest"]
+        found += json.loads((cache.receipts / f"sources/{shard:06d}.json").read_text())["digest"]
     files = [samples.file(places[name]) for name in cache.ids]
     assert found == [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
     assert len(found) == 24
@@ -159,12 +157,12 @@ def test_every_row_has_its_file(root, tmp_path):
 
 def test_an_older_cache_is_reused_with_a_line(root, tmp_path, caplog):
     make(root, tmp_path / "a.zarr")
-    for file in (tmp_path / "a.zarr.receipts").glob("*.sources.json"):
+    for file in (tmp_path / "a.zarr.receipts/sources").iterdir():
         file.unlink()
     make(root, tmp_path / "a.zarr")
     assert "does not record the content of all its files" in caplog.text
     caplog.clear()
-    (tmp_path / "a.zarr.receipts/000000.sources.json").write_text("damaged")
+    (tmp_path / "a.zarr.receipts/sources/000000.json").write_text("damaged")
     make(root, tmp_path / "a.zarr")
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
 
@@ -193,4 +191,4 @@ def test_a_mixed_run_does_not_mix_files(root, tmp_path):
 
 
 def test_pictures_in_memory_have_no_lists(tiny_cache):
-    assert not list(tiny_cache.receipts.glob("*.sources.json"))
+    assert not (tiny_cache.receipts / "sources").exists()
