@@ -20,6 +20,7 @@ PLAN = "Say what the same options of extract would cost, and whether it pays: me
 ONLINE_OPTIONS = (
     *("backbone", "dataset", "split", "data_dir", "weights", "img_size", "resize", "tap", "precision"),
     *("workers", "augment", "mixup", "cutmix", "reprob", "frames", "stride", "inflation", "clips"),
+    *("ignore_orientation",),
 )
 
 
@@ -42,6 +43,10 @@ Frames = Annotated[int | None, _images("Of a video: frames a clip; default: 32."
 Stride = Annotated[int | None, _images("Of a video: every how many frames; 0: spread over all of it; default: 2.")]
 ImageDecoder = Annotated[
     str, _images("pillow, or nvjpeg: JPEG files on the GPU, for few CPU cores; pixels differ a bit.")
+]
+IgnoreOrientation = Annotated[
+    bool,
+    _images("Leave pictures as stored, as timm does: not turned as EXIF or the video says.", "--ignore-orientation"),
 ]
 Inflation = Annotated[str, _images("Of an image ViT's patch kernel to tubelets: central or averaged.")]
 Clips = Annotated[int, _images("Of a video: clips, evenly spaced; training takes one an epoch, evaluation averages.")]
@@ -95,6 +100,7 @@ def extract(
     stride: Stride = None,
     inflation: Inflation = "central",
     decoder: ImageDecoder = "pillow",
+    ignore_orientation: IgnoreOrientation = False,
     batch_size: Annotated[int | None, typer.Option(help="Images a forward pass; default: at most 64.")] = None,
     device: Device = None,
     workers: Workers = None,
@@ -133,6 +139,7 @@ def extract(
         "stride": stride,
         "inflation": inflation,
         "decoder": decoder,
+        "ignore_orientation": ignore_orientation,
         "batch_size": batch_size,
         "device": device,
         "workers": workers,
@@ -199,6 +206,7 @@ def train(
     frames: Frames = None,
     stride: Stride = None,
     inflation: Inflation = "central",
+    ignore_orientation: IgnoreOrientation = False,
     as_json: Json = False,
 ) -> None:
     """Train a side network from a cache, without the backbone; or --online, with it."""
@@ -264,6 +272,7 @@ def train(
             frames=frames,
             stride=stride,
             inflation=inflation,
+            ignore_orientation=ignore_orientation,
         )
     else:
         refuse(context, "without --online or --mixed a cache serves the images it has", only=ONLINE_OPTIONS)

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from losa_cache.backbone import Backbone, load_backbone
-from losa_cache.cache.manifest import Manifest
+from losa_cache.cache.manifest import UPRIGHT, Manifest
 from losa_cache.cache.precision import get_precision
 from losa_cache.data.clips import Clip
 from losa_cache.data.decode import Decoder
@@ -52,6 +52,7 @@ class Inputs:
             seed=fields["sampling"]["seed"],
             clips=self.manifest.clips,
             pin=self.backbone.device.type == "cuda",
+            turn=self.manifest.upright,
             on=self.decodes_on,
         )
 
@@ -84,6 +85,7 @@ def open_inputs(
     stride: int | None = None,
     inflation: str = "central",
     decoder: str = PILLOW,
+    ignore_orientation: bool = False,
     max_device_memory: int | None = None,
 ) -> Inputs:
     """Load what is given by name, order the samples, choose the layers.
@@ -157,6 +159,7 @@ def open_inputs(
         augment=augment,
         clips=clips,
         decoder=decoder,
+        upright=not ignore_orientation,
     )
     return Inputs(backbone, samples, manifest, compute)
 
@@ -187,8 +190,12 @@ def describe(
     augment: str | None,
     clips: int,
     decoder: str = PILLOW,
+    upright: bool = True,
 ) -> Manifest:
     """Write down everything that decides the numbers, and what stage two needs to know."""
+    newer = {} if decoder == PILLOW else {"decoder": decoder}  # the identities of older caches stay as they are
+    if upright and samples.file is not None:  # pictures in memory have no orientation
+        newer["orientation"] = UPRIGHT
     return Manifest(
         fields={
             "backbone": {"name": backbone.name, "weights": backbone.weights},
@@ -201,7 +208,7 @@ def describe(
             "dataset": {"name": samples.name, "split": samples.split, "fingerprint": samples.fingerprint},
             "sampling": {"seed": seed, "limit": limit},
             "views": {"count": max(views, clips), "augment": augment, "clips": clips},
-            **({} if decoder == PILLOW else {"decoder": decoder}),  # the identities of older caches stay as they are
+            **newer,
         },
         tokens={"total": backbone.tokens, "prefix": backbone.prefix_tokens, "grid": list(backbone.grid)},
         width=backbone.width,

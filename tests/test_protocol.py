@@ -8,9 +8,11 @@ from pathlib import Path
 import google_crc32c
 import numpy as np
 import pytest
+from PIL import Image
 
 from losa_cache.cache.identity import identity_hash
 from losa_cache.cache.precision import PRECISIONS, get_precision
+from losa_cache.data.load import load_samples
 from losa_cache.extract.extract import extract
 from losa_cache.points import TAPS
 from losa_cache.sidenet.tail import POOLS
@@ -211,6 +213,27 @@ def test_receipts(cache):
     assert "`<name>.zarr.receipts/checksums/<shard, six digits>.crc32c`" in PAGE
     assert lists["000001.crc32c"].read_bytes() == checksums
     assert receipt["digest"] == hashlib.sha256(checksums + index).hexdigest()
+
+
+def test_sources(tmp_path):
+    for number in range(5):
+        path = tmp_path / "data" / "a" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(path)
+    cache = extract(tiny_backbone(), load_samples(str(tmp_path / "data")), out=tmp_path / "a.zarr", shard_bytes=3_000)
+    assert cache.layout.shards > 1
+    listed = json.loads((cache.receipts / "sources/000001.json").read_text())
+    seal = listed.pop("seal")
+    assert listed.keys() == first_cells("Sources")
+    assert seal == google_crc32c.value(json.dumps(listed, sort_keys=True, separators=(",", ":")).encode())
+    assert (listed["identity"], listed["shard"]) == (cache.manifest.identity, 1)
+    for place, row in enumerate(cache.layout.rows(1)):
+        file = tmp_path / "data" / cache.ids[row]
+        assert listed["digest"][place] == hashlib.sha256(file.read_bytes()).hexdigest()
+        status = file.stat()
+        stamps = (listed["size"][place], listed["modified"][place], listed["inode"][place])
+        assert stamps == (status.st_size, status.st_mtime_ns, status.st_ino)
+    assert flatten(cache.manifest.fields) - first_cells("Identity") == {"orientation"}
 
 
 def test_the_copy_of_the_core(cache):

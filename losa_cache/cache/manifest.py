@@ -13,6 +13,7 @@ from losa_cache.points import TAPS, stored_points
 PROTOCOL = 4
 KEY = "losa_cache"
 MOST_TOLD = 300  # letters of a message
+UPRIGHT = "upright"
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,8 @@ class Manifest:
     Attributes:
         fields: what decides the numbers: ``backbone`` {name, weights}, ``input``, ``tap``, ``layers`` (block numbers),
             ``embedding``, ``precision``, ``compute``, ``dataset`` {name, split, fingerprint}, ``sampling`` {seed,
-            limit}, ``views`` {count, augment, clips}; and ``decoder``, where Pillow was not the one.
+            limit}, ``views`` {count, augment, clips}; ``decoder``, where Pillow was not the one;
+            and ``orientation``, where pictures were turned upright.
         tokens: ``{"total", "prefix", "grid": [rows, columns]}``; the grid of a video is [n_t, rows, columns].
         width: channels of a block output.
         depth: blocks of the whole backbone.
@@ -83,6 +85,11 @@ class Manifest:
     def clips(self) -> int:
         """Clips of each video; 1 of images."""
         return int(self.fields["views"]["clips"])
+
+    @property
+    def upright(self) -> bool:
+        """Whether pictures were turned as their EXIF orientation or their video's display matrix says."""
+        return self.fields.get("orientation") == UPRIGHT
 
     @property
     def precision(self) -> str:

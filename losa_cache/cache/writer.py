@@ -293,7 +293,9 @@ class CacheWriter:
 def _require_same(existing: ActivationCache, manifest: Manifest) -> None:
     if existing.manifest.identity != manifest.identity:
         named = "; ".join(differences(manifest.fields, existing.manifest.fields))
+        older = manifest.upright and "orientation" not in existing.manifest.fields
         raise UserError(
             f"{str(existing.path)!r} holds another cache: it differs in {named}. "
-            "Choose another --out, or the options it was made with."
+            "Choose another --out, or the options it was made with"
+            f"{' (--ignore-orientation, as all older caches)' if older else ''}."
         )

@@ -1,6 +1,7 @@
 """torchvision's built-in classification sets, by name."""
 
 import inspect
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torchvision import datasets
 
+from losa_cache.data.picture import load_image
 from losa_cache.data.samples import Samples, hash_lines
+from losa_cache.data.scan import hidden
 from losa_cache.errors import UserError
 
 _CLASSES = (
@@ -41,17 +44,21 @@ def load_builtin(name: str, root: Path, split: str) -> Samples:
     ids = [f"{split}/{i:07d}" for i in range(len(labels))]
     classes = getattr(data, "classes", None) or getattr(data, "categories", None)
     pixels = getattr(data, "data", None)
+    files = None if pixels is not None else _files(data, name)
+    if files is not None:
+        _require_clean(files, root)
     return Samples(
         name=name,
         split=split,
         classes=tuple(str(c) for c in classes) if classes else tuple(str(i) for i in range(int(labels.max()) + 1)),
         ids=ids,
         labels=labels,
-        load=lambda i: data[i][0],
+        load=(lambda i: data[i][0]) if files is None else (lambda i: load_image(files[i])),
         fingerprint=hash_lines(
             (f"{i}\t{label}" for i, label in zip(ids, labels, strict=True)),
             b"" if pixels is None else np.ascontiguousarray(pixels).tobytes(),
         ),
+        file=None if files is None else files.__getitem__,
     )
 
 
@@ -76,6 +83,35 @@ def _open(kind: Any, name: str, root: Path, options: dict[str, Any], downloads: 
         raise UserError(
             f"{name} is not below {str(root)!r} and could not be fetched ({reason}): set --data-dir."
         ) from error
+
+
+def _files(data: Any, name: str) -> list[Path]:
+    """Find the file of each image: torchvision keeps them under a handful of names, and Caltech's by number."""
+    if name in ("caltech101", "caltech256"):
+        pattern = "image_{image:04d}.jpg" if name == "caltech101" else "{label:03d}_{image:04d}.jpg"
+        folder = Path(data.root) / f"{name.removeprefix('caltech')}_ObjectCategories"
+        pairs = zip(data.y, data.index, strict=True)
+        return [folder / data.categories[y] / pattern.format(label=y + 1, image=image) for y, image in pairs]
+    for attribute in ("_image_files", "_images"):
+        if files := getattr(data, attribute, None):
+            return [Path(file) for file in files]
+    return [Path(file) for file, _ in getattr(data, "_samples", None) or data.samples]
+
+
+def _require_clean(files: list[Path], root: Path) -> None:
+    """Refuse what torchvision takes for images and classes, but nobody means: hidden folders, and links in circles."""
+    folders = dict.fromkeys(file.parent for file in files)
+    met: dict[str, Path] = {}
+    for folder in folders:
+        parts = folder.relative_to(root).parts if folder.is_relative_to(root) else folder.parts[-1:]
+        if any(map(hidden, parts)):
+            raise UserError(f"folder {str(folder)!r} is hidden or a system's, and no part of the data set: remove it.")
+        other = met.setdefault(os.path.realpath(folder), folder)
+        if other is not folder:
+            raise UserError(f"{str(other)!r} and {str(folder)!r} are one folder, by a link: remove the link.")
+    for file in files:
+        if hidden(file.name):
+            raise UserError(f"{str(file)!r} is hidden or a system's, and no part of the data set: remove it.")
 
 
 def _labels(data: Any) -> NDArray[np.int64]:

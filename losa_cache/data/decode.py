@@ -24,6 +24,7 @@ from losa_cache.ahead import work_ahead
 from losa_cache.data.augment import seed_generators
 from losa_cache.data.clips import Clip
 from losa_cache.data.nvjpeg import DeviceImages
+from losa_cache.data.picture import upright
 from losa_cache.data.samples import Samples
 from losa_cache.data.transforms import InputSpec
 from losa_cache.errors import UserError
@@ -73,6 +74,7 @@ class Decoder:
         seed: of the augmentation.
         clips: views of a video: clip v is the v-th of so many.
         pin: put pixels into pinned memory, for a GPU.
+        turn: turn pictures upright, as their EXIF orientation or their video's display matrix says.
         on: the device to decode JPEG files on, and to leave the pixels on (``losa_cache.data.nvjpeg``); ``None``:
             Pillow decodes everything.
 
@@ -90,11 +92,12 @@ class Decoder:
         seed: int = 0,
         clips: int = 1,
         pin: bool = False,
+        turn: bool = False,
         on: torch.device | None = None,
     ) -> None:
         self._shape, self._pin = spec.shape, pin
-        self._images = None if on is None else DeviceImages(samples, spec, on)
-        self._views = _Views(samples, spec, augment, seed, clips)
+        self._images = None if on is None else DeviceImages(samples, spec, on, turn=turn)
+        self._views = _Views(samples, spec, augment, seed, clips, turn)
         self._threads: ThreadPoolExecutor | None = None
         self._processes: DataLoader[Found] | None = None
         if augment is None:
@@ -170,8 +173,11 @@ class Decoder:
 class _Views(Dataset[Found]):
     """A view to its pixels, or to the reason why there are none."""
 
-    def __init__(self, samples: Samples, spec: InputSpec, augment: str | None, seed: int, clips: int) -> None:
+    def __init__(
+        self, samples: Samples, spec: InputSpec, augment: str | None, seed: int, clips: int, turn: bool
+    ) -> None:
         self._samples, self._seed = samples, seed
+        self._seen = upright if turn else _as_stored
         self._clip = Clip(spec.frames, spec.stride, count=clips)
         samples.require_clips(self._clip)
         if augment is not None and (spec.frames > 1 or clips > 1):
@@ -185,7 +191,7 @@ class _Views(Dataset[Found]):
         try:
             if self._samples.clip is not None and self._random is None:
                 clip = self._samples.clip(index, replace(self._clip, number=draw or 0))
-                frames = [self._plain(frame).numpy() for frame in clip]
+                frames = [self._plain(self._seen(frame)).numpy() for frame in clip]
                 return index, frames[0] if self._clip.frames == 1 else np.stack(frames)
             image = self._decoded(index)
             if draw is None or self._random is None:
@@ -197,10 +203,14 @@ class _Views(Dataset[Found]):
 
     def _decoded(self, index: int) -> Image.Image:
         if self._random is None:
-            return self._samples.load(index)
+            return self._seen(self._samples.load(index))
         if self._last is None or self._last[0] != index:  # the views of a sample follow one another
-            self._last = index, self._samples.load(index)
+            self._last = index, self._seen(self._samples.load(index))
         return self._last[1]
+
+
+def _as_stored(image: Image.Image) -> Image.Image:
+    return image
 
 
 class _Plan:

@@ -1,76 +1,154 @@
 """A folder of class folders of images, or of videos, with or without split folders above them."""
 
+import logging
 import os
 from pathlib import Path
 
 from losa_cache.data import video
 from losa_cache.data.samples import Samples, from_files
+from losa_cache.data.scan import HERE, Left, class_folders, hidden, scan
 from losa_cache.errors import UserError
 
+log = logging.getLogger(__name__)
+
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-SPLITS = {"train": ("train",), "val": ("val", "valid", "validation", "validate"), "test": ("test",)}
-"""The names that splits go by."""
+SPLITS = {
+    "train": ("train", "training", "trn"),
+    "val": ("val", "valid", "validation", "validate", "dev"),
+    "test": ("test", "testing", "eval"),
+}
+"""The names that splits go by, in whatever case; a cache calls them by the first."""
+
+_SPLIT_OF = {name: split for split, names in SPLITS.items() for name in names}
+_SHOWN = 3  # names in a message
 
 
 def load_folder(root: Path, split: str, name: str = "folder") -> Samples:
     """Read ``<root>/<split>/<class>/**/*`` or, where there are no split folders, ``<root>/<class>/**/*`` as train.
 
-    Classes are numbered in the order of their sorted names, as torchvision's ImageFolder does.
+    Classes are numbered in the order of their sorted names, as torchvision's ImageFolder does; one without images keeps
+    its number, so that splits agree. Hidden and system files are no part of it (``losa_cache.data.scan``); what is left
+    out is logged.
 
     Raises:
-        UserError: for a folder that is missing, unreadable or empty, a split that is not there, or a mixture of images
-            and videos.
+        UserError: for a folder that is missing, unreadable or empty, a split that is not there or not clear, a file
+            in two classes, or a mixture of images and videos.
     """
     if not root.is_dir():
         raise UserError(f"there is no folder {str(root)!r}: --data-dir names a folder of class folders.")
+    split = canonical(split)
+    left = Left()
     try:
-        base = _split_or_root(root, split)
-        classes = sorted(entry.name for entry in base.iterdir() if entry.is_dir())
-        files = [(path, label) for label, kind in enumerate(classes) for path in find(base, base / kind)]
-    except PermissionError as error:
-        raise UserError(f"folder {error.filename!r} cannot be read: permission denied.") from error
-    if not files:
+        base = _split_or_root(root, split, left)
+        classes = class_folders(base, EXTENSIONS + video.EXTENSIONS, left)
+        found = scan(base, classes, EXTENSIONS + video.EXTENSIONS, left)
+    except OSError as error:
+        raise _unreadable(error) from error
+    if not found:
         known = f"images ({', '.join(EXTENSIONS)}) or videos ({', '.join(video.EXTENSIONS)})"
         raise UserError(f"folder {str(base)!r} holds no class folders with {known}.")
+    left.say(base)
+    if empty := [kind for number, kind in enumerate(classes) if number not in {entry.label for entry in found}]:
+        log.info("%r: %d classes without images keep their numbers (%s).", str(base), len(empty), _names(empty))
+    files = [(entry.path, entry.label) for entry in found]
+    sizes = [entry.size for entry in found]
     videos = [path for path, _ in files if path.lower().endswith(video.EXTENSIONS)]
     if not videos:
-        return from_files(name, split, classes, base, files)
+        return from_files(name, split, classes, base, files, sizes)
     if len(videos) < len(files):
         image = next(path for path, _ in files if path.lower().endswith(EXTENSIONS))
         raise UserError(
             f"folder {str(base)!r} holds videos ({videos[0]!r}) and images ({image!r}): keep one kind in it."
         )
-    return video.from_videos(name, split, classes, base, files)
+    return video.from_videos(name, split, classes, base, files, sizes)
+
+
+def canonical(split: str) -> str:
+    """Call a split by the one name that a cache calls it by; another name stays as it is."""
+    return _SPLIT_OF.get(split.lower(), split)
 
 
 def split_folder(root: Path, split: str) -> Path | None:
-    """Find a split's folder by one of the names that the split goes by."""
-    return next((root / name for name in SPLITS.get(split, (split,)) if (root / name).is_dir()), None)
+    """Find a split's folder by one of the names that the split goes by.
+
+    Raises:
+        UserError: if there are two, or the root cannot be read.
+    """
+    found = _split_folders(root).get(canonical(split), [])
+    if len(found) > 1:
+        raise UserError(
+            f"folder {str(root)!r} holds {_names(found)}, which all name the split {canonical(split)!r}: keep one of "
+            "them, or rename the others."
+        )
+    if found:
+        return root / found[0]
+    return root / split if split not in SPLITS and not os.path.isabs(split) and (root / split).is_dir() else None
 
 
 def find(base: Path, folder: Path) -> list[str]:
-    """List the images and videos below a folder, as sorted paths relative to ``base``.
+    """List the images and videos below a folder, each real file once, as sorted paths relative to ``base``.
 
     Raises:
-        OSError: for a folder below it that cannot be read.
+        UserError: for a folder below it that cannot be read.
     """
-
-    def refuse(error: OSError) -> None:
-        raise error  # os.walk would pass over an unreadable folder in silence
-
-    found = []
-    for here, _, names in os.walk(folder, followlinks=True, onerror=refuse):
-        known = [name for name in names if name.lower().endswith(EXTENSIONS + video.EXTENSIONS)]
-        found += [os.path.relpath(os.path.join(here, name), base) for name in known]
-    return sorted(found)
+    try:
+        found = scan(folder, [HERE], EXTENSIONS + video.EXTENSIONS, Left())
+    except OSError as error:
+        raise _unreadable(error) from error
+    prefix = os.path.relpath(folder, base)
+    return sorted(os.path.normpath(os.path.join(prefix, entry.path)) for entry in found)
 
 
-def _split_or_root(root: Path, split: str) -> Path:
+def _split_folders(root: Path) -> dict[str, list[str]]:
+    """Name the folders that are called like splits."""
+    found: dict[str, list[str]] = {}
+    for name in _folders(root):
+        if name.lower() in _SPLIT_OF:
+            found.setdefault(_SPLIT_OF[name.lower()], []).append(name)
+    return found
+
+
+def _folders(root: Path) -> list[str]:
+    try:
+        return sorted(entry.name for entry in root.iterdir() if not hidden(entry.name) and entry.is_dir())
+    except OSError as error:
+        raise _unreadable(error) from error
+
+
+def _split_or_root(root: Path, split: str, left: Left) -> Path:
+    splits = _split_folders(root)
+    others = [name for name in _folders(root) if splits and name.lower() not in _SPLIT_OF]
+    if len(splits) == 1:  # of two or more it is clear that they are splits
+        _require_no_classes(root, next(iter(splits.values())), others)
     if (found := split_folder(root, split)) is not None:
+        for name in others:
+            if root / name != found:
+                left.add("folders beside the split folder", name)
         return found
-    available = [key for key in SPLITS if split_folder(root, key)]
-    if split == "train" and not available:
+    if split == "train" and not splits:
         return root
     raise UserError(
-        f"folder {str(root)!r} has no split {split!r}; it has: {', '.join(available) or 'train (the folder itself)'}."
+        f"folder {str(root)!r} has no split {split!r}; it has: "
+        f"{', '.join(key for key in SPLITS if key in splits) or 'train (the folder itself)'}."
     )
+
+
+def _require_no_classes(root: Path, splits: list[str], others: list[str]) -> None:
+    """Refuse folders of images beside a single split folder: it may be a class of that name, or they are left over."""
+    suffixes = EXTENSIONS + video.EXTENSIONS
+    classes = [name for name in others if any(f.lower().endswith(suffixes) for f in os.listdir(root / name))]
+    if classes:
+        raise UserError(
+            f"folder {str(root)!r} holds {_names(splits)}, the name of a split, beside folders of images "
+            f"({_names(classes)}): if it is a class, move all classes into a folder called 'train'; if it is the "
+            f"split, move the others away, or pass --data-dir {str(root / splits[0])!r}."
+        )
+
+
+def _names(names: list[str]) -> str:
+    return ", ".join(map(repr, names[:_SHOWN])) + (", ..." if len(names) > _SHOWN else "")
+
+
+def _unreadable(error: OSError) -> UserError:
+    reason = "permission denied" if isinstance(error, PermissionError) else error.strerror or str(error)
+    return UserError(f"folder {error.filename!r} cannot be read: {reason}.")

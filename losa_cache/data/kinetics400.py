@@ -7,9 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from losa_cache.data.folder import SPLITS, find, load_folder, split_folder
+from losa_cache.data.lists import read_lines
 from losa_cache.data.samples import Samples
 from losa_cache.data.video import EXTENSIONS, from_videos
 from losa_cache.errors import UserError
+from losa_cache.outside import UnreadableError
 
 NAME, CLASSES = "kinetics400", 400
 
@@ -59,10 +61,7 @@ def _list_of(root: Path, split: str) -> Path | None:
 
 def _locator(root: Path, folder: Path) -> Callable[[str], str]:
     """Look over a folder once, to say where below the root a listed file lies."""
-    try:
-        there = find(root, folder)
-    except PermissionError as error:
-        raise UserError(f"folder {error.filename!r} cannot be read: permission denied.") from error
+    there = find(root, folder)
     paths, by_name = set(there), {_stem(path): path for path in there}
     prefix = os.path.relpath(folder, root)
 
@@ -80,23 +79,26 @@ def _read(path: Path, root: Path) -> Entries:
         UserError: naming the line that is wrong.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"list {str(path)!r} cannot be read: {error}.") from error
-    table = bool(lines) and "youtube_id" in lines[0]
-    found = []
-    for number, line in enumerate(lines[table:], 1 + table):
-        entry = _of_row(lines[0], line) if table else _of_line(line)
+        lines = read_lines(path)
+    except UnreadableError as error:
+        raise UserError(f"list {str(path)!r} cannot be read ({error}): mend it, or set --data-dir.") from error
+    header = lines[0][1] if lines and "youtube_id" in lines[0][1] else None
+    found: dict[str, str] = {}
+    for number, line in lines[header is not None :]:
+        where = f"line {number} of {str(path)!r}"
+        entry = _of_line(line) if header is None else _of_row(header, line)
         if entry is None:
-            form = "a row label,youtube_id,time_start,time_end" if table else "'path label'"
-            raise UserError(f"line {number} of {str(path)!r} is not {form}: {line!r}.")
+            form = "'path label'" if header is None else "a row label,youtube_id,time_start,time_end"
+            raise UserError(f"{where} is not {form}: {line!r}.")
         video = os.path.relpath(entry[0], root) if os.path.isabs(entry[0]) else os.path.normpath(entry[0])
         if ".." in entry[0].split("/") or video.startswith(".."):
-            raise UserError(f"line {number} of {str(path)!r} leads out of {str(root)!r}: {line!r}.")
-        found.append((video, entry[1]))
+            raise UserError(f"{where} leads out of {str(root)!r}: {line!r}.")
+        if video in found:
+            raise UserError(f"{where} names {video!r} again: leave one out.")
+        found[video] = entry[1]
     if not found:
         raise UserError(f"list {str(path)!r} names no videos.")
-    return found
+    return list(found.items())
 
 
 def _stem(path: str) -> str:

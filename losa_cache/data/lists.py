@@ -1,30 +1,71 @@
-"""Text files that list images: lines ``path label``."""
+"""Text files that list images: lines ``path label``, however an editor or a spreadsheet left them."""
 
 from pathlib import Path
 
 from losa_cache.errors import UserError
+from losa_cache.outside import UnreadableError, read_file
+
+MOST_BYTES = 1024 * 1024 * 1024  # 20 million lines
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+_MOST_DIGITS = 15
 
 
-def read_list(path: Path, *, whose: str, hint: str) -> list[tuple[str, int]]:
-    """Read paths and labels, in the order of the lines: entry i is line i + 1.
+def read_lines(path: Path) -> list[tuple[int, str]]:
+    """Read the lines of a text file that are not blank, each with its number, without blanks around it.
+
+    A byte order mark is no part of the first line; lines end as on any system, and the last one need not.
 
     Args:
         path: of the file, in UTF-8.
+
+    Raises:
+        UnreadableError: if it cannot be read, or is no such text.
+    """
+    content = read_file(path, at_most=MOST_BYTES)
+    if content.startswith(_UTF16):
+        raise UnreadableError("it is UTF-16, not UTF-8: save it as UTF-8")
+    if b"\0" in content:
+        raise UnreadableError("it holds a zero byte, so it is no text")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UnreadableError("it is not UTF-8") from error
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def read_list(path: Path, *, whose: str, hint: str) -> list[tuple[int, str, int]]:
+    """Read numbers of lines, paths and labels, in the order of the lines.
+
+    Args:
+        path: of the file.
         whose: data set, for messages.
         hint: what to do where it cannot be read, for messages.
 
     Raises:
-        UserError: if it cannot be read, or naming a line that is not a path, a space and a number.
+        UserError: if it cannot be read, or naming a line that is not a path, blanks and a number, or that names a path
+            again.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise UserError(f"{whose}'s list {str(path)!r} cannot be read ({reason}): {hint}.") from error
+        lines = read_lines(path)
+    except UnreadableError as error:
+        raise UserError(f"{whose}'s list {str(path)!r} cannot be read ({error}): {hint}.") from error
     entries = []
-    for number, line in enumerate(lines, 1):
-        name, _, label = line.rstrip().rpartition(" ")
-        if not name or not label.isdecimal():
+    known: set[str] = set()
+    for number, line in lines:
+        name, label = parse_line(line)
+        if label is None:
             raise UserError(f"line {number} of {str(path)!r} is not 'path label': {line!r}.")
-        entries.append((name, int(label)))
+        if name in known:
+            raise UserError(f"line {number} of {str(path)!r} names {name!r} again: leave one out.")
+        known.add(name)
+        entries.append((number, name, label))
     return entries
+
+
+def parse_line(line: str) -> tuple[str, int | None]:
+    """Cut a line at its last blanks into a path and a label, ``None`` where that is no number."""
+    name, _, label = line.replace("\t", " ").rpartition(" ")
+    if not name.strip() or not (label.isascii() and label.isdecimal() and len(label) <= _MOST_DIGITS):
+        return line, None
+    return line[: len(line) - len(label)].rstrip(), int(label)

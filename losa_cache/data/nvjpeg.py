@@ -15,15 +15,20 @@ from PIL import Image
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
+from losa_cache.data.picture import exif_orientation
 from losa_cache.data.samples import Samples
 from losa_cache.data.transforms import InputSpec
 from losa_cache.errors import UserError
+from losa_cache.outside import UnreadableError, read_file
 
 log = logging.getLogger(__name__)
 
 PILLOW, NVJPEG = "pillow", "nvjpeg"
 DECODERS = (PILLOW, NVJPEG)
 AT_ONCE = 16  # images that lie on the device in full size
+UPRIGHT, FIRST_THAT_EXCHANGES_AXES = 1, 5
+MIRRORED = {1: (), 2: (-1,), 3: (-2, -1), 4: (-2,), 5: (), 6: (-1,), 7: (-2, -1), 8: (-2,)}
+"""By EXIF orientation: which axes are mirrored, after height and width have changed places from 5 on."""
 START, END = b"\xff\xd8\xff", b"\xff\xd9"
 FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # markers of the segments that say an image's size and colours
 
@@ -83,26 +88,33 @@ class DeviceImages:
         samples: of image files.
         spec: what the backbone wants of an image.
         device: a CUDA device; on the CPU libjpeg decodes in nvJPEG's place.
+        turn: turn pictures upright, as their EXIF orientation says.
     """
 
-    def __init__(self, samples: Samples, spec: InputSpec, device: torch.device) -> None:
+    def __init__(self, samples: Samples, spec: InputSpec, device: torch.device, *, turn: bool = False) -> None:
+        self._turn = turn
         self._samples, self._shape, self.device = samples, spec.size, device
         self._resize = spec.resize()
         self._mode = ImageReadMode.GRAY if spec.size[0] == 1 else ImageReadMode.RGB
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._refused = False
 
-    def read(self, index: int) -> Tensor | None:
-        """Read a file: uint8, or ``None`` if it is no whole JPEG file, or cannot be read: Pillow says why."""
+    def read(self, index: int) -> tuple[Tensor, int] | None:
+        """Read a file: uint8 and its EXIF orientation, or ``None`` if it is no whole JPEG file, or cannot be read.
+
+        Pillow says why.
+        """
         assert self._samples.file is not None
         try:
-            content = self._samples.file(index).read_bytes()
-        except OSError:
+            content = read_file(self._samples.file(index))
+        except UnreadableError:
             return None
         whole = content.startswith(START) and content.rstrip(b"\0").endswith(END)
-        return _bytes(content) if whole and components(content) in (1, 3) else None
+        if not whole or components(content) not in (1, 3):
+            return None
+        return _bytes(content), orientation_of(content) if self._turn else UPRIGHT
 
-    def decode(self, files: Sequence[Tensor | None]) -> tuple[Tensor, list[int]]:
+    def decode(self, files: Sequence[tuple[Tensor, int] | None]) -> tuple[Tensor, list[int]]:
         """Decode and resize what :meth:`read` gave.
 
         Returns:
@@ -112,14 +124,15 @@ class DeviceImages:
         with torch.cuda.stream(self._stream):  # nothing where there is none
             pixels = torch.zeros(len(files), *self._shape, dtype=torch.uint8, device=self.device)
             left = [place for place, content in enumerate(files) if content is None]
-            there = [(place, content) for place, content in enumerate(files) if content is not None]
+            there = [(place, *content) for place, content in enumerate(files) if content is not None]
             for start in range(0, len(there), AT_ONCE):
                 part = there[start : start + AT_ONCE]
-                for (place, _), image in zip(part, self._decoded([content for _, content in part]), strict=True):
+                images = self._decoded([content for _, content, _ in part])
+                for (place, _, orientation), image in zip(part, images, strict=True):
                     if image is None:
                         left.append(place)
                     else:
-                        pixels[place] = self._resize(image)
+                        pixels[place] = self._resize(turned(image, orientation))
         self._wait()
         return pixels, left
 
@@ -151,6 +164,23 @@ class DeviceImages:
                     self._refused = True
                     log.info("Images that nvJPEG refuses (%s) are decoded by Pillow.", str(error).splitlines()[0])
             yield image
+
+
+def orientation_of(content: bytes) -> int:
+    """Read the EXIF orientation of a JPEG file; 1 where there is none or it is broken."""
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            return exif_orientation(image)
+    except Exception:  # as of a file that Pillow does not read: nvJPEG may
+        return UPRIGHT
+
+
+def turned(image: Tensor, orientation: int) -> Tensor:
+    """Turn pixels ``(channels, height, width)`` as an EXIF orientation, 1 to 8, says."""
+    if orientation >= FIRST_THAT_EXCHANGES_AXES:
+        image = image.transpose(-1, -2)
+    axes = MIRRORED[orientation]
+    return image.flip(axes) if axes else image
 
 
 def components(content: bytes) -> int:

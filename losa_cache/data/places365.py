@@ -7,6 +7,7 @@ from losa_cache.data.samples import Samples, from_files
 from losa_cache.errors import UserError
 
 _LISTS = {"train": "places365_train_standard.txt", "val": "places365_val.txt"}
+_CATEGORIES = "categories_places365.txt"
 _FOLDERS = {
     "train": ("data_256_standard", "data_large_standard", "data_256", "data_large"),
     "val": ("val_256", "val_large"),
@@ -24,13 +25,23 @@ def load_places365(root: Path, split: str) -> Samples:
     folder = next((root / name for name in _FOLDERS[split] if (root / name).is_dir()), None)
     if folder is None:
         raise UserError(f"{str(root)!r} holds none of the image folders {', '.join(_FOLDERS[split])}: set --data-dir.")
-    classes = [name.removeprefix("/") for name, _ in _read(root / "categories_places365.txt")]
-    files = [(name.removeprefix("/"), label) for name, label in _read(root / _LISTS[split])]
-    for name, label in files:
+    categories = _read(root / _CATEGORIES)
+    for place, (number, name, label) in enumerate(categories):
+        if label != place:
+            raise UserError(
+                f"line {number} of {_CATEGORIES} gives {name!r} the number {label}, where {place} comes next: number "
+                "the categories from 0 in their order."
+            )
+    classes = [name.removeprefix("/") for _, name, _ in categories]
+    files = []
+    for number, name, label in _read(root / _LISTS[split]):
         if not 0 <= label < len(classes) or ".." in Path(name).parts:
-            raise UserError(f"{_LISTS[split]} has an entry that cannot be right: '{name} {label}'.")
+            raise UserError(f"line {number} of {_LISTS[split]} cannot be right: '{name} {label}'.")
+        files.append((name.removeprefix("/"), label))
+    if not files:
+        raise UserError(f"{_LISTS[split]} names no images: set --data-dir.")
     return from_files("places365", split, classes, folder, files)
 
 
-def _read(path: Path) -> list[tuple[str, int]]:
+def _read(path: Path) -> list[tuple[int, str, int]]:
     return read_list(path, whose="Places365", hint="set --data-dir")

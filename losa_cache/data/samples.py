@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from losa_cache.data.clips import Clip
+from losa_cache.data.picture import load_image
 from losa_cache.errors import UserError
 
 
@@ -76,8 +77,32 @@ class Samples:
             )
 
 
-def from_files(name: str, split: str, classes: Sequence[str], root: Path, files: Sequence[tuple[str, int]]) -> Samples:
-    """Build samples from ``(path relative to root, label)`` pairs; a missing file counts as size -1."""
+def from_files(
+    name: str,
+    split: str,
+    classes: Sequence[str],
+    root: Path,
+    files: Sequence[tuple[str, int]],
+    sizes: Sequence[int] | None = None,
+) -> Samples:
+    """Build samples from ``(path relative to root, label)`` pairs.
+
+    Args:
+        name, split, classes: of the data set.
+        root: folder of the files.
+        files: their paths and labels.
+        sizes: in bytes, where they are known already; a missing file counts as size -1.
+
+    Raises:
+        UserError: for a file that is there twice.
+    """
+    known: set[str] = set()
+    for path, _ in files:
+        if path in known:
+            raise UserError(f"data set {name!r} lists {path!r} twice: leave one out.")
+        known.add(path)
+    if sizes is None:
+        sizes = [_size(root / path) for path, _ in files]
     return Samples(
         name=name,
         split=split,
@@ -85,16 +110,9 @@ def from_files(name: str, split: str, classes: Sequence[str], root: Path, files:
         ids=[path for path, _ in files],
         labels=np.array([label for _, label in files], dtype=np.int64),
         load=lambda i: load_image(root / files[i][0]),
-        fingerprint=hash_lines(f"{path}\t{label}\t{_size(root / path)}" for path, label in files),
+        fingerprint=hash_lines(f"{path}\t{label}\t{size}" for (path, label), size in zip(files, sizes, strict=True)),
         file=lambda i: root / files[i][0],
     )
-
-
-def load_image(path: Path) -> Image.Image:
-    """Decode a file fully, so that a truncated one fails here and not in the transform."""
-    with Image.open(path) as image:
-        image.load()
-        return image
 
 
 def hash_lines(lines: Iterable[str], payload: bytes = b"") -> str:
@@ -109,5 +127,5 @@ def hash_lines(lines: Iterable[str], payload: bytes = b"") -> str:
 def _size(path: Path) -> int:
     try:
         return path.stat().st_size
-    except FileNotFoundError:
+    except (OSError, ValueError):  # it does not decode, and is named then; ValueError: a zero byte in the name
         return -1

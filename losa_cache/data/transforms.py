@@ -11,6 +11,7 @@ from timm.data import create_transform
 from torch import Tensor
 from torchvision.transforms.functional import rgb_to_grayscale
 
+from losa_cache.data.picture import converted
 from losa_cache.errors import UserError
 
 RESIZE_MODES = ("crop", "exact")
@@ -67,7 +68,7 @@ class InputSpec:
         Bytes, not floats, cross to the device; :meth:`normalise` follows there.
         """
         resize, mode = self.resize(), "L" if self.size[0] == 1 else "RGB"
-        return lambda image: resize(image.convert(mode))
+        return lambda image: resize(converted(image, mode))
 
     def resize(self) -> Callable[[Image.Image | Tensor], Tensor]:
         """Build resize and crop alone, of an image of the right mode, or of uint8 ``(channels, height, width)``.
@@ -110,8 +111,8 @@ class InputSpec:
                 f"original, 3a, or {CROP_ONLY} for a random crop and flip alone."
             ) from error
         if self.size[0] == 1:  # timm's policies are for colour images
-            return lambda image: rgb_to_grayscale(augment(image.convert("RGB")))
-        return lambda image: augment(image.convert("RGB"))
+            return lambda image: rgb_to_grayscale(augment(converted(image, "RGB")))
+        return lambda image: augment(converted(image, "RGB"))
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Turn uint8 pixels ``(batch, *shape)`` into float32 of zero mean and unit deviation."""

@@ -8,11 +8,13 @@ from dataclasses import replace
 from importlib.util import find_spec
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 from PIL import Image
 
 from losa_cache.data.clips import Clip
+from losa_cache.data.picture import TURN
 from losa_cache.data.samples import Samples, from_files
 from losa_cache.errors import UserError
 
@@ -26,6 +28,16 @@ _OPEN = {  # by what a file holds, not by its name; a play list, which FFmpeg wo
     "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,asf,mpeg,mpegts,ogg",
     "protocol_whitelist": "file",
 }
+_TURNS = {
+    (-1, 0, 0, 1): Image.Transpose.FLIP_LEFT_RIGHT,
+    (-1, 0, 0, -1): Image.Transpose.ROTATE_180,
+    (1, 0, 0, -1): Image.Transpose.FLIP_TOP_BOTTOM,
+    (0, 1, 1, 0): Image.Transpose.TRANSPOSE,
+    (0, 1, -1, 0): Image.Transpose.ROTATE_270,
+    (0, -1, -1, 0): Image.Transpose.TRANSVERSE,
+    (0, -1, 1, 0): Image.Transpose.ROTATE_90,
+}
+_MATRIX_BYTES = 36  # nine numbers
 _MAY_MISS_SECONDS = 1.0  # at the end: headers are not exact
 _MUST_HOLD = 0.9  # of the frames that the header names
 
@@ -39,8 +51,15 @@ class _Packet(NamedTuple):
     hidden: bool  # cut off by the container, and decoded for the sake of others
 
 
-def from_videos(name: str, split: str, classes: Sequence[str], root: Path, files: Sequence[tuple[str, int]]) -> Samples:
-    """Build samples from ``(path relative to root, label)`` pairs; their ``load`` is the frame in the middle.
+def from_videos(
+    name: str,
+    split: str,
+    classes: Sequence[str],
+    root: Path,
+    files: Sequence[tuple[str, int]],
+    sizes: Sequence[int] | None = None,
+) -> Samples:
+    """Build samples as :func:`from_files` does; their ``load`` is the frame in the middle.
 
     Raises:
         UserError: if PyAV is not installed.
@@ -51,11 +70,13 @@ def from_videos(name: str, split: str, classes: Sequence[str], root: Path, files
     def clip(i: int, wanted: Clip) -> Iterator[Image.Image]:
         return read_clip(root / files[i][0], wanted)
 
-    return replace(from_files(name, split, classes, root, files), load=lambda i: next(clip(i, Clip())), clip=clip)
+    return replace(
+        from_files(name, split, classes, root, files, sizes), load=lambda i: next(clip(i, Clip())), clip=clip
+    )
 
 
 def read_clip(path: Path, clip: Clip) -> Iterator[Image.Image]:
-    """Decode a clip's frames one after the other, on this thread; a flag that asks for rotation is not followed.
+    """Decode a clip's frames one after the other, on this thread; what asks for rotation is noted in ``info[TURN]``.
 
     The file's packets are listed first, undecoded: they say when which frame is shown. Decoding starts at the last key
     frame at or before the clip's first frame, and stops behind its last.
@@ -86,7 +107,23 @@ def read_clip(path: Path, clip: Clip) -> Iterator[Image.Image]:
         places = (start.time if timed else start.place, start.place, packets[0].place)
         rgb = VideoReformatter()  # shared: each frame's own, and its to_image, take several times as long
         for frame in _at(wanted, _decode(container, stream, places, timed, wanted[0])):
-            yield Image.fromarray(rgb.reformat(frame, format="rgb24").to_ndarray())
+            image = Image.fromarray(rgb.reformat(frame, format="rgb24").to_ndarray())
+            if (turn := _turn(frame)) is not None:
+                image.info[TURN] = turn
+            yield image
+
+
+def _turn(frame: "VideoFrame") -> Image.Transpose | None:
+    """Read how a frame is to be turned from its display matrix, which maps x and y, both from the upper left corner.
+
+    A matrix that does more than exchange or mirror the axes is not followed.
+    """
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None or matrix.buffer_size < _MATRIX_BYTES:
+        return None
+    numbers = np.frombuffer(bytes(matrix), dtype=np.int32)[[0, 1, 3, 4]].astype(float)
+    a, b, c, d = np.rint(numbers / max(1.0, np.abs(numbers).max())).tolist()  # x' = a x + c y, y' = b x + d y
+    return _TURNS.get((a, b, c, d))
 
 
 def _list(container: "InputContainer", stream: "VideoStream") -> tuple[list[_Packet], bool]:

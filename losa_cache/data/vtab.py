@@ -93,14 +93,12 @@ def _read(path: Path, task: str) -> dict[str, int]:
         raise UserError(f"list {str(path)!r} names no images.")
     known = TASKS.get(task)
     found: dict[str, int] = {}
-    for number, (name, label) in enumerate(entries, 1):
+    for number, name, label in entries:
         where = f"line {number} of {str(path)!r}"
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise UserError(f"{where} leads out of the folder: {name!r}.")
         if known is not None and label >= known.classes:
             raise UserError(f"{where} has the label {label}: those of {task} are 0 to {known.classes - 1}.")
-        if name in found:
-            raise UserError(f"{where} names {name!r} again: leave one out.")
         found[name] = label
     return found
 

@@ -14,6 +14,7 @@ from losa_cache.cache.remote_writer import RemoteWriter
 from losa_cache.cache.writer import CacheWriter
 from losa_cache.calibrate import calibrate, compression_ratio
 from losa_cache.inputs import Inputs
+from losa_cache.sources import Sources
 
 
 def plan_store(inputs: Inputs, encoding: Encoding, *, shard_bytes: int = SHARD_BYTES) -> Layout:
@@ -28,6 +29,13 @@ def plan_store(inputs: Inputs, encoding: Encoding, *, shard_bytes: int = SHARD_B
         itemsize=encoding.precision.itemsize,
         shard_bytes=shard_bytes,
     )
+
+
+def sources_of(writer: CacheWriter, inputs: Inputs) -> Sources | None:
+    """Give the lists of a cache's files; ``None`` where samples are not of single files."""
+    if inputs.samples.file is None:
+        return None
+    return Sources(writer.path, writer.layout, writer.manifest, inputs.samples)
 
 
 def begin(

@@ -1,5 +1,7 @@
 """``extract``: a backbone and a data set to a cache."""
 
+import logging
+from dataclasses import replace
 from pathlib import Path
 
 from losa_cache.allocator import keep_freed_memory
@@ -8,18 +10,21 @@ from losa_cache.backbone.model import PRETRAINED, RANDOM
 from losa_cache.cache.home import remember
 from losa_cache.cache.layout import SHARD_BYTES
 from losa_cache.cache.location import Location, locate
+from losa_cache.cache.manifest import Manifest
 from losa_cache.cache.store import ActivationCache, open_cache
 from losa_cache.data.load import is_name
 from losa_cache.data.samples import Samples
 from losa_cache.device import choose_device, default_workers
 from losa_cache.errors import UserError, require_counts
 from losa_cache.extract import pipeline
-from losa_cache.extract.begin import begin
+from losa_cache.extract.begin import begin, sources_of
 from losa_cache.extract.meter import Meter
 from losa_cache.extract.plan import cache_name, default_batch
 from losa_cache.folders import home
 from losa_cache.inputs import open_inputs
 from losa_cache.memory import parse_bytes
+
+log = logging.getLogger(__name__)
 
 
 def extract(
@@ -44,6 +49,7 @@ def extract(
     stride: int | None = None,
     inflation: str = "central",
     decoder: str = "pillow",
+    ignore_orientation: bool = False,
     batch_size: int | None = None,
     device: str | None = None,
     workers: int | None = None,
@@ -78,6 +84,8 @@ def extract(
         clips: rows a video, 1 or more, evenly spaced over it.
         decoder: of image files: ``pillow``, or ``nvjpeg``: JPEG files are decoded and resized on the GPU, where CPU
             cores are few. Pixels differ a little, so this is a part of the identity.
+        ignore_orientation: leave pictures as they are stored, as timm and torchvision do, instead of turning them as
+            their EXIF orientation or their video's display matrix says.
         batch_size: images a forward pass; by default at most 64 and 512 MiB of activations, and what fits
             ``max_device_memory``. Results are those of this batch size, whatever the memory.
         device: ``cpu``, ``cuda``, ``cuda:1``; by default the GPU where there is one.
@@ -122,9 +130,11 @@ def extract(
         stride=stride,
         inflation=inflation,
         decoder=decoder,
+        ignore_orientation=ignore_orientation,
         max_device_memory=None if max_device_memory is None else parse_bytes(max_device_memory),
     )
     path = locate(place / cache_name(inputs.manifest)) if out is None else place
+    _note_older(path, inputs.manifest)
     batch_size = batch_size or inputs.backbone.fitting_batch(default_batch(inputs.manifest), inputs.compute)
     inputs.backbone.groups(batch_size, inputs.compute)  # a budget that is too small is refused
     workers = workers or default_workers()
@@ -150,16 +160,22 @@ def extract(
         "stride": stride,
         "inflation": inflation,
         "decoder": decoder,
+        "ignore_orientation": ignore_orientation,
         "batch_size": batch_size,
     }
     kept = options if named else None
     with begin(inputs, path, workers=workers, options=kept, shard_bytes=shard_bytes) as writer:
+        sources = sources_of(writer, inputs)
+        if sources is not None:
+            missing = set(writer.missing())
+            sources.require_unchanged([s for s in range(writer.layout.shards) if s not in missing], renew=True)
         if writer.manifest.complete and not writer.missing():
             cache = open_cache(path)
         else:
             pipeline.run(
                 inputs,
                 writer,
+                sources,
                 batch_size=batch_size,
                 workers=workers,
                 skip_errors=on_error == "skip",
@@ -168,3 +184,17 @@ def extract(
             cache = writer.finish()
     remember(cache.path, cache.manifest, kept)
     return cache
+
+
+def _note_older(path: Location, manifest: Manifest) -> None:
+    """Say where there is a cache of the same pictures as they are stored, before its like is made of them upright."""
+    fields = {name: value for name, value in manifest.fields.items() if name != "orientation"}
+    if not manifest.upright or not isinstance(path, Path):
+        return
+    older = path.with_name(cache_name(replace(manifest, fields=fields)))
+    if older.exists() and not path.exists():
+        log.warning(
+            "%r holds these pictures as they are stored; this cache takes them upright. To go on with that one, pass "
+            "--ignore-orientation.",
+            str(older),
+        )

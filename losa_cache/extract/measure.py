@@ -90,7 +90,9 @@ def _read_all(handle: int, piece: int, pieces: int) -> float:
 def decode_speed(inputs: Inputs, *, workers: int) -> float:
     """Images a second that are decoded and transformed, plain."""
     count = min(len(inputs.samples), images_at_once(inputs))
-    decoder = Decoder(inputs.samples, inputs.backbone.input, workers=workers, on=inputs.decodes_on)
+    decoder = Decoder(
+        inputs.samples, inputs.backbone.input, workers=workers, turn=inputs.manifest.upright, on=inputs.decodes_on
+    )
     try:
         plan: list[list[View]] = [[(index, None) for index in range(count)]]
         return count / _median_seconds(lambda: list(decoder.batches(plan)))

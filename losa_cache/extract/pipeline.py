@@ -23,16 +23,27 @@ from losa_cache.extract.meter import Meter
 from losa_cache.extract.plan import batches, batches_at_once, views_of
 from losa_cache.inputs import Inputs
 from losa_cache.memory import available_memory
+from losa_cache.sources import Sources
 
 WRITE_BEHIND = 2
 
 
-def run(inputs: Inputs, writer: CacheWriter, *, batch_size: int, workers: int, skip_errors: bool, meter: Meter) -> None:
+def run(
+    inputs: Inputs,
+    writer: CacheWriter,
+    sources: Sources | None,
+    *,
+    batch_size: int,
+    workers: int,
+    skip_errors: bool,
+    meter: Meter,
+) -> None:
     """Write every wanted row.
 
     Args:
         inputs: what is extracted.
         writer: of the cache.
+        sources: that record the files, where the samples are of single ones.
         batch_size: images a forward pass.
         workers: that decode.
         skip_errors: leave out images that do not decode instead of stopping.
@@ -78,7 +89,7 @@ def run(inputs: Inputs, writer: CacheWriter, *, batch_size: int, workers: int, s
                         writes.popleft().result()
                     meter.waited_write += perf_counter() - asked
                     failures = {rows[place]: reason for place, (_, reason) in batch.failures.items()}
-                    writes.append(scribe.submit(_write, writer, packers, rows, keep, failures, fetch, meter))
+                    writes.append(scribe.submit(_write, writer, sources, packers, rows, keep, failures, fetch, meter))
             while writes:
                 writes.popleft().result()
         except OSError as error:
@@ -108,6 +119,7 @@ def pass_length(inputs: Inputs, layout: Layout, batch_size: int) -> int:
 
 def _write(
     writer: CacheWriter,
+    sources: Sources | None,
     packers: ThreadPoolExecutor,
     rows: range,
     keep: frozenset[int],
@@ -120,8 +132,12 @@ def _write(
     overflowed, non_finite = writer.encoding.settle(stored, extremes)
     samples = stored.view(torch.uint8).numpy()
     wanted = sorted(keep)
+    if sources is not None:
+        sources.read(wanted, packers)
     packed = packers.map(lambda r: None if r in failures else pack(samples[r - rows.start], writer.layout), wanted)
     for row, sample in zip(wanted, packed, strict=True):
+        if sources is not None:
+            sources.written(row)
         if sample is None:
             writer.append(row, None, failures[row])
         else:

@@ -28,7 +28,7 @@ from losa_cache.data.samples import Samples
 from losa_cache.device import choose_device, default_workers
 from losa_cache.errors import UserError
 from losa_cache.extract import pipeline
-from losa_cache.extract.begin import begin
+from losa_cache.extract.begin import begin, sources_of
 from losa_cache.extract.meter import Meter
 from losa_cache.extract.plan import default_batch, views_of
 from losa_cache.inputs import Inputs, open_inputs
@@ -81,6 +81,7 @@ def reopen(
         }
     if "data_dir" in given and isinstance(options.get("dataset"), str) and not is_name(options["dataset"]):
         given["dataset"] = str(given.pop("data_dir"))  # the data set is a folder, by its path
+    options["ignore_orientation"] = not cache.manifest.upright  # older caches do not say
     options |= given
     inputs = open_inputs(**options, device=choose_device(device))
     ours, theirs = ({**m.fields, "compute": None} for m in (inputs.manifest, cache.manifest))
@@ -208,10 +209,13 @@ def mend(cache: ActivationCache, damage: Damage, open_again: Callable[[], Inputs
     inputs = open_again()
     options = cache.manifest.options or {}
     with begin(inputs, cache.path, workers=default_workers(), options=None) as writer:
+        if (sources := sources_of(writer, inputs)) is not None:
+            sources.require_unchanged([part.shard for part in damage.shards], renew=False)
         writer.forget({part.shard: part.rows for part in damage.shards})
         pipeline.run(
             inputs,
             writer,
+            sources,
             batch_size=options.get("batch_size")
             or inputs.backbone.fitting_batch(default_batch(inputs.manifest), inputs.compute),
             workers=default_workers(),

@@ -93,7 +93,7 @@ def val200_ids(cache: ActivationCache) -> list[str] | None:
     if folder is None:
         return None
     try:
-        listed = {name for name, _ in read_list(list_path(Path(folder), VAL), whose="VTAB", hint="")}
+        listed = {name for _, name, _ in read_list(list_path(Path(folder), VAL), whose="VTAB", hint="")}
     except UserError:
         return None
     return sorted(listed) if listed and listed < set(ids) else None

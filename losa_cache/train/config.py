@@ -102,6 +102,7 @@ class OnlineConfig:
             ``losa_cache.extract``.
         dataset, split, data_dir, limit, clips: the samples, likewise; of several clips of a video training takes one an
             epoch, in turn.
+        ignore_orientation: likewise.
         tap: what of each block is read, as in ``losa_cache.extract``; by default as in the cache, or whole blocks.
         precision: that block outputs are computed in and rounded to; by default that of the cache, or bfloat16.
         workers: that decode; by default one a core, at most 16.
@@ -131,6 +132,7 @@ class OnlineConfig:
     stride: int | None = None
     inflation: str = "central"
     clips: int = 1
+    ignore_orientation: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
@@ -139,6 +141,11 @@ class OnlineConfig:
             require_tap(self.tap)
         if self.workers is not None and self.workers < 1:
             raise UserError(f"workers is {self.workers}: it must be at least 1.")
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "OnlineConfig":
+        """Take what :meth:`to_json` gave; older versions, which did not say, left pictures as they are stored."""
+        return cls(**{"ignore_orientation": True} | content)
 
     def to_json(self) -> dict[str, Any]:
         """Give the fields, with paths that hold from any working directory."""

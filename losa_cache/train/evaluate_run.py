@@ -66,7 +66,7 @@ def evaluate_run(
     config, origin = own_run.config()
     if adapter_config.get("run", own_run.digest()) != own_run.digest():
         raise UserError(f"the adapter in {str(run)!r} is of another run: put back the files that belong together.")
-    online = None if origin["online"] is None else OnlineConfig(**origin["online"])
+    online = None if origin["online"] is None else OnlineConfig.from_json(origin["online"])
     chosen = open_cache(cache) if cache is not None else None
     if split is not None and (chosen is not None or online is None):
         raise UserError(

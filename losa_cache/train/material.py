@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # fresh and cached samples may meet in a run where these agree
-SAME_SAMPLES = ("backbone", "input", "tap", "dataset", "sampling", "precision", "decoder")
+SAME_SAMPLES = ("backbone", "input", "tap", "dataset", "sampling", "precision", "decoder", "orientation")
 KEEP_SHARE = 0.25  # of the free host memory, for features of held-out images
 
 
@@ -175,6 +175,7 @@ def from_backbone(
     from losa_cache.calibrate import fit_encoding
     from losa_cache.data.augment import BatchAugmentation
     from losa_cache.inputs import open_inputs
+    from losa_cache.sources import Sources
     from losa_cache.train.online import OnlineSource
 
     stored = {} if cache is None else cache.manifest.fields
@@ -197,6 +198,7 @@ def from_backbone(
         precision=online.precision or stored.get("precision", "bfloat16"),
         limit=sampling["limit"] if online.limit is None else online.limit,
         seed=sampling["seed"],
+        ignore_orientation=online.ignore_orientation or (cache is not None and not cache.manifest.upright),
         device=device,
     )
     manifest = inputs.manifest
@@ -207,6 +209,9 @@ def from_backbone(
                 f"cache {str(cache.path)!r} is not of these images by this backbone: it differs in {'; '.join(wrong)}. "
                 "Give the options it was extracted with, or another --cache."
             )
+        if inputs.samples.file is not None:
+            sources = Sources(cache.path, cache.layout, cache.manifest, inputs.samples)
+            sources.require_unchanged(range(cache.layout.shards), renew=False)
     samples = np.arange(len(inputs.samples)) if cache is None else cache.samples
     chosen = select(samples, inputs.samples.ids, inputs.samples.labels, config)
     layers = used_layers(manifest.layers, config)

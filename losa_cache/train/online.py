@@ -58,6 +58,7 @@ class OnlineSource:
             seed=seed,
             clips=inputs.manifest.clips,
             pin=inputs.backbone.device.type == "cuda",
+            turn=inputs.manifest.upright,
         )
         self._clips = inputs.manifest.clips
         video = inputs.samples.clip is not None

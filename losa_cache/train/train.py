@@ -156,7 +156,7 @@ def resume(
     with ExitStack() as stack:
         stack.enter_context(directory.owned())
         cache = None if origin["cache"] is None else _cache_of(run, origin["cache"])
-        online = None if origin["online"] is None else OnlineConfig(**origin["online"])
+        online = None if origin["online"] is None else OnlineConfig.from_json(origin["online"])
         near = _staged(cache, stage, staging)
         material = stack.enter_context(
             open_material(

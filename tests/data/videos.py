@@ -33,8 +33,12 @@ def write_video(
     times=None,
     audio=False,
     first=0,
+    rotation=None,
 ):
-    """Write numbered frames at 25 a second, or at ``times`` in milliseconds."""
+    """Write numbered frames at 25 a second, or at ``times`` in milliseconds.
+
+    ``rotation`` is (degrees counter-clockwise, mirrored after that), for the display matrix.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", options=container or {}) as file:
         stream = file.add_stream(codec, rate=25, options=options or {})
@@ -44,6 +48,8 @@ def write_video(
             stream.codec_context.max_b_frames = b_frames
         if times is not None:
             stream.codec_context.time_base = Fraction(1, 1000)
+        if rotation is not None:
+            stream.set_display_rotation(rotation[0], hflip=rotation[1])
         sound = file.add_stream("aac", rate=16000, layout="mono") if audio else None
         for number in range(frames):
             frame = av.VideoFrame.from_ndarray(numbered(first + number), format="rgb24")

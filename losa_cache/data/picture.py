@@ -1,0 +1,123 @@
+"""From an image file to the picture that its values show, in 8 bits, upright where that is asked for."""
+
+import logging
+import stat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+log = logging.getLogger(__name__)
+
+TURN = "losa_cache.turn"
+"""Key of ``Image.info``: how a video's frame is to be turned, as ``Image.Transpose``."""
+
+_ORIENTATION = 0x0112  # the number of the EXIF tag
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
+_PHOTOMETRIC, _BITS = 262, 258  # numbers of TIFF tags
+_WHITE_IS_ZERO = 0
+_DARK = 4095  # where no value of 16 bits lies above it, a scanner of 12 bits may have written them unscaled
+
+_noted: set[str] = set()
+
+
+def load_image(path: Path) -> Image.Image:
+    """Decode a file fully, so that a truncated one fails here and not in the transform; greys come in 8 bits.
+
+    Of a file with several pictures (animations, TIFF pages) it is the first one. Colour profiles are not applied, and
+    transparency is dropped by the transform, as torchvision and timm do.
+
+    Raises:
+        OSError, ValueError: or whatever else the decoder raises.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):  # opening a named pipe would wait for its writer
+        raise OSError("it is no regular file")
+    with Image.open(path) as image:
+        image.load()
+        return eight_bits(image, str(path))
+
+
+def eight_bits(image: Image.Image, name: str = "") -> Image.Image:
+    """Bring greys of more than 8 bits to 8: black is 0, and white is the largest value that the file declares.
+
+    That is 65535 for 16 bits, 4095 for TIFF's 12 bits, and PGM's maxval (Pillow scales it to 65535). The values of one
+    picture never decide, for pictures of one data set would then be scaled by different factors.
+
+    Args:
+        image: of any mode; one of at most 8 bits a channel is returned as it is.
+        name: of its file, for a note that 16-bit values may not be scaled to their range.
+
+    Raises:
+        ValueError: for values whose white is not declared: floating point, 32 bits, signed.
+    """
+    if image.mode in _SIXTEEN_BITS:
+        white, inverted = _declared(image)
+    elif image.mode == "I" and image.format in ("PPM", "PNG"):  # older versions of Pillow read PNG so
+        white, inverted = 65535, False
+    elif image.mode in ("I", "F"):
+        kind = "floating-point" if image.mode == "F" else "32-bit or signed"
+        raise ValueError(f"it holds {kind} greys, of which no value is declared to be white: save it in 8 or 16 bits")
+    else:
+        return image
+    values = np.asarray(image).astype(np.int64)
+    _note_dark(values, white, name)
+    scaled = ((values.clip(0, white) * 255 + white // 2) // white).astype(np.uint8)
+    grey = Image.fromarray(255 - scaled if inverted else scaled)
+    grey.info = dict(image.info)
+    return grey
+
+
+def converted(image: Image.Image, mode: str) -> Image.Image:
+    """Convert to ``L`` or ``RGB`` by :func:`eight_bits` and then by Pillow.
+
+    Raises:
+        ValueError: for modes that cannot be converted.
+    """
+    return eight_bits(image).convert(mode)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Turn a picture as its EXIF orientation, or its video's display matrix, says."""
+    turn = image.info[TURN] if TURN in image.info else _TURNS.get(exif_orientation(image))
+    return image if turn is None else image.transpose(turn)
+
+
+def exif_orientation(image: Image.Image) -> int:
+    """Read the EXIF orientation, 1 to 8; 1 where there is none or it is broken.
+
+    Pillow turns a TIFF file itself when it loads it, and then forgets the tag.
+    """
+    try:
+        found = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # whatever broken metadata raises, the picture is there
+        return 1
+    return found if isinstance(found, int) and found in _TURNS else 1
+
+
+def _declared(image: Image.Image) -> tuple[int, bool]:
+    """Say which value of a 16-bit picture is white, and whether TIFF stores it inverted."""
+    tags: Any = getattr(image, "tag_v2", {})
+    bits = tags.get(_BITS, (16,))
+    return 2 ** (bits[0] if isinstance(bits, tuple) else int(bits)) - 1, tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
+
+
+def _note_dark(values: np.ndarray[Any, np.dtype[np.int64]], white: int, name: str) -> None:
+    """Say once that a picture uses a small part of its range: it may be of fewer bits than its file declares."""
+    if white > _DARK and name and "dark" not in _noted and 0 < values.max() <= _DARK:
+        _noted.add("dark")
+        log.warning(
+            "%r holds 16-bit greys, none of them above %d: it is read as dark as the file declares, 65535 being white. "
+            "If the scans have fewer bits, multiply their values to the full range. (Said of the first one only.)",
+            name,
+            values.max(),
+        )

@@ -1,0 +1,171 @@
+"""Which files a cache was computed from, by their content: recorded while they are extracted, compared before reuse.
+
+The fingerprint of a data set knows names and sizes at most. So each shard has a list beside its receipt: of every row's
+file the size, time stamps, inode and sha256 (``docs/protocol.md``, section "Sources"). Whoever reuses or resumes the
+cache, or computes rows of it again, looks at the files: where size, stamps and inode are as recorded nothing is read;
+else the file is hashed, and only its content decides.
+"""
+
+import hashlib
+import logging
+import time
+from collections.abc import Collection, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+from losa_cache.cache.checked import read_small
+from losa_cache.cache.layout import Layout
+from losa_cache.cache.location import Location
+from losa_cache.cache.manifest import Manifest
+from losa_cache.cache.remote import RemotePath
+from losa_cache.cache.store import receipts_of
+from losa_cache.data.samples import Samples
+from losa_cache.errors import UserError
+from losa_cache.files import sealed, unsealed, write_sealed
+from losa_cache.outside import UnreadableError
+
+log = logging.getLogger(__name__)
+
+FOLDER = "sources"
+THREADS = 16  # shards whose files are looked at at the same time
+_SETTLED = 2_000_000_000  # nanoseconds: a younger stamp would be the same after another change
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file as it was read.
+
+    Attributes:
+        size: in bytes; -1 of one that cannot be read.
+        modified, changed: mtime and ctime in nanoseconds; a ``changed`` of 0 equals none.
+        inode: its number.
+        digest: sha256 in hexadecimal.
+    """
+
+    size: int
+    modified: int
+    changed: int
+    inode: int
+    digest: str
+
+    @classmethod
+    def of(cls, path: Path) -> "Source":
+        """Read a file."""
+        try:
+            status = path.stat()
+            with open(path, "rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except (OSError, ValueError):
+            return cls(-1, 0, 0, 0, "")
+        settled = abs(time.time_ns() - status.st_ctime_ns) > _SETTLED
+        return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns if settled else 0, status.st_ino, digest)
+
+    def untouched(self, path: Path) -> bool:
+        """Whether the file must be the one that was read, by what the file system says alone."""
+        try:
+            found = path.stat()
+        except (OSError, ValueError):
+            return self.size < 0
+        stamps = found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
+        return stamps == (self.size, self.modified, self.changed, self.inode)
+
+
+class Sources:
+    """The lists of a cache's files.
+
+    Args:
+        path: of the cache.
+        layout: of it.
+        manifest: of it.
+        samples: in its order, of single files.
+    """
+
+    def __init__(self, path: Location, layout: Layout, manifest: Manifest, samples: Samples) -> None:
+        self.path, self.layout = path, layout
+        self._manifest, self._samples = manifest, samples
+        self._rows: dict[int, Source] = {}  # of the shard that is being written
+
+    def file(self, row: int) -> Path:
+        """Say where a row's image or video lies."""
+        assert self._samples.file is not None
+        return self._samples.file(row // self._manifest.views)
+
+    def read(self, rows: Iterable[int], threads: ThreadPoolExecutor) -> None:
+        """Hash the files of rows that were just decoded, and so are in memory: to be recorded."""
+        files = {row: self.file(row) for row in rows}
+        found = dict(zip(unique := list(dict.fromkeys(files.values())), threads.map(Source.of, unique), strict=True))
+        self._rows |= {row: found[file] for row, file in files.items()}
+
+    def written(self, row: int) -> None:
+        """Record a shard whose last row is about to be written, if all of its rows were read."""
+        shard = row // self.layout.shard_samples
+        rows = self.layout.rows(shard)
+        if row != rows[-1]:
+            return
+        if all(row in self._rows for row in rows):
+            self._write(shard, [self._rows[row] for row in rows])
+        self._rows = {row: source for row, source in self._rows.items() if row >= rows.stop}
+
+    def require_unchanged(self, shards: Collection[int], *, renew: bool) -> None:
+        """Refuse files that are not those that shards were computed from.
+
+        Args:
+            shards: numbers of shards that are done.
+            renew: record new time stamps of files that have been hashed: the cache is held by this process.
+
+        Raises:
+            UserError: naming the first file that is another.
+        """
+        with ThreadPoolExecutor(THREADS, "sources") as threads:
+            known = list(threads.map(lambda shard: self._require_shard(shard, renew=renew), shards))
+        if not all(known):
+            log.warning(
+                "%r does not record the content of all its files, as caches of older versions do not: that they are "
+                "still the same is taken from names and sizes where the data set gives them.",
+                str(self.path),
+            )
+
+    def _require_shard(self, shard: int, *, renew: bool) -> bool:
+        rows = self.layout.rows(shard)
+        known = self._read(shard)
+        if known is None or len(known) != len(rows):
+            return False
+        now: dict[Path, Source] = {}
+        for row, source in zip(rows, known, strict=True):
+            file = self.file(row)
+            if file in now or source.untouched(file):
+                continue
+            now[file] = Source.of(file)
+            if now[file].digest != source.digest:
+                name = self._samples.ids[row // self._manifest.views]
+                raise UserError(
+                    f"{str(self.path)!r} was extracted from other files: {name!r} ({str(file)!r}) has another content "
+                    "now. Choose another --out to extract the files as they are, or put the former ones back."
+                )
+        if now and renew:
+            self._write(shard, [now.get(self.file(row), source) for row, source in zip(rows, known, strict=True)])
+        return True
+
+    def _list(self, shard: int) -> Location:
+        return receipts_of(self.path) / FOLDER / f"{shard:06d}.json"
+
+    def _write(self, shard: int, sources: list[Source]) -> None:
+        columns = [list(column) for column in zip(*map(astuple, sources), strict=True)]
+        names = Source.__dataclass_fields__
+        content = {"identity": self._manifest.identity, "shard": shard, **dict(zip(names, columns, strict=True))}
+        path = self._list(shard)
+        if isinstance(path, RemotePath):
+            path.write_bytes(sealed(content))
+        else:
+            path.parent.mkdir(exist_ok=True)
+            write_sealed(path, content)
+
+    def _read(self, shard: int) -> list[Source] | None:
+        try:
+            content = unsealed(read_small(self._list(shard)), str(shard))
+            if (content["identity"], content["shard"]) != (self._manifest.identity, shard):
+                return None
+            return [Source(*row) for row in zip(*(content[name] for name in Source.__dataclass_fields__), strict=True)]
+        except (OSError, UnreadableError, ValueError, KeyError, TypeError):
+            return None
