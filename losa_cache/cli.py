@@ -1,7 +1,6 @@
 """The command line: parse, call, print. One short function a verb; the work is in the library."""
 
 import json
-import logging
 import signal
 import sys
 from pathlib import Path
@@ -15,8 +14,9 @@ from losa_cache.cli_sweep import sweep, vtab
 from losa_cache.errors import UserError
 from losa_cache.failures import sentence
 from losa_cache.stop import Signals, interrupt
+from losa_cache.terminal import Commands, prepare, say
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(cls=Commands, add_completion=False, pretty_exceptions_enable=False)
 INTERRUPTED = 130
 IMAGES = "Backbone and images"
 PLAN = "Say what the same options of extract would cost, and whether it pays: measured, before anything is written."
@@ -207,7 +207,7 @@ def train(
     """Train a side network from a cache, without the backbone; or --online, with it."""
     from losa_cache import OnlineConfig, TrainConfig
     from losa_cache.cache.store import latest_training_cache, open_cache
-    from losa_cache.display import TrainingBar, console, training_report
+    from losa_cache.display import TrainingBar, note, training_report
     from losa_cache.train.run import Run
     from losa_cache.train.train import resume as resume_run
     from losa_cache.train.train import train as run
@@ -273,7 +273,7 @@ def train(
     opened = open_cache(cache) if cache is not None else None
     if opened is None and not online:
         opened = latest_training_cache()
-        console.print(f"cache: {opened.path} (the most recent complete one)", soft_wrap=True)
+        note(f"cache: {opened.path} (the most recent complete one)")
     with TrainingBar(epochs) as bar:
         shown = {"report": bar, "progress": bar.advance, "staging": bar.staging}
         places: dict[str, Any] = {"out": out, "device": device, "residency": residency, "stage": stage}
@@ -370,8 +370,7 @@ def main() -> None:
 
     A signal to stop ends it with 128 and its number.
     """
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("losa_cache").setLevel(logging.INFO)
+    prepare()
     with Signals(interrupt) as signals:
         try:
             app()
@@ -384,12 +383,12 @@ def _end(end: BaseException, received: int | None) -> NoReturn:
     if isinstance(end, SystemExit) and not stopped:  # typer turns Ctrl-C into this code
         raise end
     if isinstance(end, UserError) and not (received and isinstance(end.__cause__, ImportError)):
-        typer.echo(f"error: {end}", err=True)
+        say(f"error: {end}", sys.stderr)
         sys.exit(2)
     if stopped or received:  # an import that a signal ends may raise anything
         typer.echo("stopped: what is finished is kept; the same command (train: --resume) goes on.", err=True)
         sys.exit(128 + (received or signal.SIGINT))
     if (refused := sentence(end)) is not None:
-        typer.echo(f"error: {refused}", err=True)
+        say(f"error: {refused}", sys.stderr)
         sys.exit(2)
     raise end

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from losa_cache.errors import UserError
+from losa_cache.terminal import say
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; by default the GPU where there is one.")]
@@ -34,9 +35,9 @@ def print_result(result: dict[str, Any], as_json: bool) -> None:
     width = max(map(len, result))
     for name, value in result.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
-            typer.echo(name)
+            say(name)
             for entry in value:
-                typer.echo("  " + ", ".join(f"{key} {inner}" for key, inner in entry.items()))
+                say("  " + ", ".join(f"{key} {inner}" for key, inner in entry.items()))
             continue
         text = f"{value:.3f}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
-        typer.echo(f"{name.ljust(width)}  {text}")
+        say(f"{name.ljust(width)}  {text}")

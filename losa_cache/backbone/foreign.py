@@ -78,7 +78,7 @@ def _something_else(name: str, head: bytes, tail: bytes) -> Foreign:
         (head[:1] == b"\x08" and b"pytorch" in head, "an ONNX model", "take the checkpoint that it was made of"),
         (tail == _LEVELDB_END or ".data-0000" in name or name.endswith(".pb"), "a TensorFlow checkpoint", _CONVERT),
         (not head.strip(b"\x00"), _no("zeros (a download that never came)"), _AGAIN),
-        (True, "no checkpoint of a known form", "give a safetensors, pth or npz file"),
+        (True, "no checkpoint of a known form, and cannot be read", "give a safetensors, pth or npz file"),
     )
     return next(Foreign(what, advice) for holds, what, advice in kinds if holds)
 
