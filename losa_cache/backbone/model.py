@@ -309,7 +309,7 @@ def load_backbone(
         UserError: for an unknown name, weights that cannot be had or do not fit, a trunk that is not a plain ViT, or
             options that do not belong to it.
     """
-    require_counts(frames=frames, stride=stride or None)
+    require_counts(frames=frames, stride=stride or None, img_size=img_size)
     weights = str(weights)
     resolved = name if name == CHECKPOINT else full_name(name)
     made = resolved.startswith(VIDEO)
