@@ -1,6 +1,5 @@
 """Where a command begins and ends: signals are taken before anything large is imported, every end has its exit code."""
 
-import logging
 import signal
 import sys
 from typing import NoReturn
@@ -8,6 +7,7 @@ from typing import NoReturn
 from losa_cache.errors import UserError
 from losa_cache.failures import sentence
 from losa_cache.stop import Signals, by_default, interrupt
+from losa_cache.text import shown
 
 INTERRUPTED = 130  # what typer turns Ctrl-C into
 
@@ -31,9 +31,9 @@ def main() -> None:
 
 def _run() -> None:
     from losa_cache.cli import app
+    from losa_cache.terminal import prepare
 
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("losa_cache").setLevel(logging.INFO)
+    prepare()
     app()
 
 
@@ -54,8 +54,8 @@ def _end(end: BaseException, received: int | None) -> NoReturn:
 
 
 def _say(text: str) -> None:
-    """Print to stderr, which takes every letter, escaped where it must be."""
-    print(text, file=sys.stderr, flush=True)  # noqa: T201
+    """Print one line to stderr, with every name in it escaped."""
+    print(shown(text), file=sys.stderr, flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":

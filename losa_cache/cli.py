@@ -11,10 +11,11 @@ from losa_cache.__main__ import main
 from losa_cache.cli_common import Device, Json, Residency, expanded, print_result, refuse
 from losa_cache.cli_sweep import sweep, vtab
 from losa_cache.errors import UserError
+from losa_cache.terminal import Commands
 
 __all__ = ["app", "main"]
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(cls=Commands, add_completion=False, pretty_exceptions_enable=False)
 IMAGES = "Backbone and images"
 PLAN = "Say what the same options of extract would cost, and whether it pays: measured, before anything is written."
 ONLINE_OPTIONS = (
@@ -212,7 +213,7 @@ def train(
     """Train a side network from a cache, without the backbone; or --online, with it."""
     from losa_cache import OnlineConfig, TrainConfig
     from losa_cache.cache.store import latest_training_cache, open_cache
-    from losa_cache.display import TrainingBar, console, training_report
+    from losa_cache.display import TrainingBar, note, training_report
     from losa_cache.train.run import Run
     from losa_cache.train.train import resume as resume_run
     from losa_cache.train.train import train as run
@@ -279,7 +280,7 @@ def train(
     opened = open_cache(cache) if cache is not None else None
     if opened is None and not online:
         opened = latest_training_cache()
-        console.print(f"cache: {opened.path} (the most recent complete one)", soft_wrap=True)
+        note(f"cache: {opened.path} (the most recent complete one)")
     with TrainingBar(epochs) as bar:
         shown = {"report": bar, "progress": bar.advance, "staging": bar.staging}
         places: dict[str, Any] = {"out": out, "device": device, "residency": residency, "stage": stage}

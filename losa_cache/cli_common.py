@@ -8,6 +8,7 @@ import typer
 
 from losa_cache.errors import UserError
 from losa_cache.folders import given_path
+from losa_cache.terminal import say
 
 
 def expanded(value: Any) -> Any:
@@ -42,9 +43,9 @@ def print_result(result: dict[str, Any], as_json: bool) -> None:
     width = max(map(len, result))
     for name, value in result.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
-            typer.echo(name)
+            say(name)
             for entry in value:
-                typer.echo("  " + ", ".join(f"{key} {inner}" for key, inner in entry.items()))
+                say("  " + ", ".join(f"{key} {inner}" for key, inner in entry.items()))
             continue
         text = f"{value:.3f}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
-        typer.echo(f"{name.ljust(width)}  {text}")
+        say(f"{name.ljust(width)}  {text}")

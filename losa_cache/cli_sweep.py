@@ -125,7 +125,7 @@ def vtab(
     as_json: Json = False,
 ) -> None:
     """Run VTAB-1k on every task found: select on val200, train on 1,000, test once. Run it again to resume."""
-    from losa_cache.display import console
+    from losa_cache.display import note
     from losa_cache.sweep.live import headline
     from losa_cache.sweep.space import Choices, parse
     from losa_cache.sweep.vtab import GRID
@@ -139,7 +139,7 @@ def vtab(
 
     def report(task: str, rank: int, standing: Any) -> None:
         if standing.finished == standing.trials:
-            console.print(f"{task}, rank {rank}: {headline(standing)}", soft_wrap=True)
+            note(f"{task}, rank {rank}: {headline(standing)}")
 
     record = run(
         folder,

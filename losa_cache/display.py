@@ -10,10 +10,16 @@ from losa_cache.cache.store import ActivationCache
 from losa_cache.extract.limiter import limiter
 from losa_cache.extract.meter import Meter
 from losa_cache.memory import readable_bytes
+from losa_cache.text import shown
 from losa_cache.train.train import TrainResult
 
 LINE_SECONDS = 60
-console = Console(stderr=True, highlight=False)
+console = Console(stderr=True, highlight=False, markup=False, emoji=False)
+
+
+def note(text: str) -> None:
+    """Print a line beside the progress, with every name in it escaped."""
+    console.print(shown(text), soft_wrap=True)
 
 
 def extraction_report(cache: ActivationCache, meter: Meter) -> dict[str, Any]:
@@ -21,14 +27,15 @@ def extraction_report(cache: ActivationCache, meter: Meter) -> dict[str, Any]:
     manifest = cache.manifest
     if manifest.skipped:
         names = ", ".join(entry["id"] for entry in manifest.skipped[:5])
-        console.print(f"warning: {len(manifest.skipped)} images did not decode and were skipped: {names} ...")
+        more = ", ..." if len(manifest.skipped) > 5 else ""
+        note(f"warning: {len(manifest.skipped)} of the images did not decode and were skipped: {names}{more}")
     if manifest.overflowed:
-        console.print(
+        note(
             f"warning: {manifest.overflowed} values overflowed {manifest.precision} and were stored as its largest: "
             "use --precision bfloat16."
         )
     if manifest.non_finite:
-        console.print(f"warning: the backbone itself gave {manifest.non_finite} values that are not finite.")
+        note(f"warning: the backbone itself gave {manifest.non_finite} values that are not finite.")
     stored = cache.stored_bytes
     return {
         "cache": str(cache.path),
@@ -56,19 +63,19 @@ def cache_table(caches: list[dict[str, Any]]) -> str:
         return "no caches yet: make one with losa-cache extract"
     rows = [
         (
-            f"{c['backbone']}, {c['points']} points ({c['tap']})",
-            f"{c['dataset']} {c['split']}",
+            shown(f"{c['backbone']}, {c['points']} points ({c['tap']})"),
+            shown(f"{c['dataset']} {c['split']}"),
             f"{c['rows']} x {c['precision']}",
             readable_bytes(c["bytes"]),
             "complete" if c["complete"] else "incomplete",
-            c["path"],
+            shown(c["path"]),
         )
         for c in caches
         if "error" not in c
     ]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    return "\n".join([*lines, *(f"cannot be opened: {c['error']}" for c in caches if "error" in c)])
+    return "\n".join([*lines, *(shown(f"cannot be opened: {c['error']}") for c in caches if "error" in c)])
 
 
 def training_report(result: TrainResult) -> dict[str, Any]:
@@ -78,9 +85,9 @@ def training_report(result: TrainResult) -> dict[str, Any]:
 
 def _progress(text: str) -> Progress:
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
-        TextColumn(text),
+        TextColumn(text, markup=False),
         TimeRemainingColumn(),
         console=console,
         transient=True,
@@ -116,7 +123,7 @@ class ExtractionBar(Meter):
         if not console.is_terminal and self.seconds - self._shown >= LINE_SECONDS:
             self._shown = self.seconds
             left = (self.total - self.images) / rate / 60
-            console.print(f"{self.images}/{self.total} images, {rate:.0f}/s, {size}, {left:.0f} min left")
+            note(f"{self.images}/{self.total} images, {rate:.0f}/s, {size}, {left:.0f} min left")
 
 
 class PassBar:
@@ -149,7 +156,7 @@ class PassBar:
     def line(self, text: str) -> None:
         """Print a line where there is no terminal."""
         if not console.is_terminal:
-            console.print(text)
+            note(text)
         self._shown = perf_counter()
 
 
@@ -182,4 +189,4 @@ class TrainingBar(PassBar):
         limiter = metrics["limiter"].partition("(")[0]
         if limiter != self._limiter:
             self._limiter = limiter
-            console.print(f"epoch {epoch}: {metrics['limiter']}", soft_wrap=True)
+            note(f"epoch {epoch}: {metrics['limiter']}")

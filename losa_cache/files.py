@@ -1,5 +1,6 @@
 """Durable small steps on a file system: a name appears only with its whole content behind it."""
 
+import errno
 import json
 import os
 import shutil
@@ -21,6 +22,23 @@ class Readable(Protocol):
 
     def read_bytes(self) -> bytes:
         """Read it whole."""
+
+
+def reason(error: OSError) -> str:
+    """Say why the system refused, and of which file where it says so."""
+    text = error.strerror or str(error) or type(error).__name__
+    return f"{text}: {error.filename!r}" if error.filename is not None else text
+
+
+def remedy(error: OSError) -> str:
+    """Say what helps against what the system refused: words of a sentence that goes on with "or" or "and"."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "make room"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "allow writing there"
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return "allow more open files (ulimit -n)"
+    return "see to that"
 
 
 def sync_folder(folder: Path) -> None:

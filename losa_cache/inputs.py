@@ -1,5 +1,6 @@
 """A backbone and a data set, opened and described: what decides the numbers, whether they are cached or not."""
 
+import os
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -117,7 +118,7 @@ def open_inputs(
     require_files(decoder, dataset)
     budget = max_device_memory
     if isinstance(backbone, str):
-        size = Path(weights).stat().st_size if Path(weights).is_file() else 0
+        size = os.path.getsize(weights) if os.path.isfile(weights) else 0
         budget = budget or _needed_budget(size, device)
         backbone = load_backbone(
             backbone,

@@ -20,7 +20,7 @@ from losa_cache.backbone.streamed import Sink, StreamedTrunk
 from losa_cache.backbone.tail import read_tail
 from losa_cache.backbone.taps import GATES, watch
 from losa_cache.backbone.vivit import CENTRAL, FRAMES, STRIDE, TubeletEmbed, inflate
-from losa_cache.backbone.weights import load_file, map_file, weights_hash
+from losa_cache.backbone.weights import load_file, map_file, require_sound, weights_hash
 from losa_cache.data.transforms import InputSpec
 from losa_cache.device import has_bfloat16
 from losa_cache.errors import UserError, require_counts
@@ -68,14 +68,18 @@ class Backbone:
             raise UserError(f"backbone {name!r} has no trunk of equal blocks: choose a ViT.")
         self._blocks: list[nn.Module] = list(model.blocks)  # type: ignore[arg-type]
         self.depth = len(self._blocks)
+        passed: list[tuple[tuple[object, ...], object]] = []  # what the first block is given, and what it gives
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), ExitStack() as hooks:
+                seen = self._blocks[0].register_forward_hook(lambda _, given, gives: passed.append((given, gives)))
+                hooks.callback(seen.remove)
                 image = torch.zeros(1, *input.shape)
                 first = self._intermediates(image, [0], stop_early=True, output_fmt="NCHW")[0]
                 shapes = self._intermediates(image, [0], stop_early=True, output_fmt="NLC")[0]
         except Exception as error:  # whatever a trunk of another kind makes of the question
             raise UserError(
-                f"backbone {name!r} does not give its tokens block by block ({type(error).__name__}: {error})."
+                f"backbone {name!r} does not give its tokens block by block: choose a plain ViT "
+                f"({type(error).__name__}: {error})."
             ) from error
         rows, columns = (first[0] if isinstance(first, tuple) else first).shape[-2:]
         patches, prefix = shapes if isinstance(shapes, tuple) else (shapes, shapes[:, :0])
@@ -83,6 +87,8 @@ class Backbone:
         self.grid = embed.grid if isinstance(embed, TubeletEmbed) else (int(rows), int(columns))
         self.prefix_tokens, self.width = prefix.shape[1], patches.shape[2]
         self.tokens = self.prefix_tokens + patches.shape[1]
+        if reason := _not_a_stream(*passed[-1], (1, self.tokens, self.width)):
+            raise UserError(f"backbone {name!r} {reason}: choose a ViT whose blocks pass on one tensor of tokens.")
         self.tail = read_tail(model, width=self.width, prefix_tokens=self.prefix_tokens)
 
     def to(self, device: torch.device | str, *, budget: int | None = None) -> "Backbone":
@@ -261,6 +267,17 @@ class Backbone:
         )
 
 
+def _not_a_stream(given: tuple[object, ...], gives: object, shape: tuple[int, ...]) -> str:
+    """Say why what a block is given and gives is no residual stream of this shape, or nothing."""
+    for verb, value in (("takes", given[0] if given else None), ("gives", gives)):
+        if not isinstance(value, Tensor):
+            kind = f"{len(value)} values" if isinstance(value, tuple) else f"a {type(value).__name__}"
+            return f"{verb} {kind} in each block, not its tokens alone"
+        if tuple(value.shape) != shape:
+            return f"{verb} a tensor of the shape {tuple(value.shape)[1:]} in each block, not {shape[1:]}"
+    return ""
+
+
 def load_backbone(
     name: str,
     *,
@@ -293,7 +310,7 @@ def load_backbone(
         UserError: for an unknown name, weights that cannot be had or do not fit, a trunk that is not a plain ViT, or
             options that do not belong to it.
     """
-    require_counts(frames=frames, stride=stride or None)
+    require_counts(frames=frames, stride=stride or None, img_size=img_size)
     weights = str(weights)
     resolved = name if name == CHECKPOINT else full_name(name)
     made = resolved.startswith(VIDEO)
@@ -320,6 +337,8 @@ def load_backbone(
     file = map_file(model, Path(weights)) if mapped else None
     if file is None and weights not in (PRETRAINED, RANDOM):
         load_file(model, Path(weights))
+    if weights == PRETRAINED:
+        require_sound(model, f"what was downloaded of {trunk!r}")
     config = resolve_model_data_config(model)
     if img_size is not None:
         config["input_size"] = (config["input_size"][0], img_size, img_size)

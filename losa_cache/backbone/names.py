@@ -88,16 +88,19 @@ def build(name: str, *, img_size: int | None, pretrained: bool) -> nn.Module:
     """Build the trunk of a resolved name, without a classifier, at ``img_size`` pixels (default: its own).
 
     Raises:
-        UserError: if the architecture takes no image size, or its weights cannot be had.
+        UserError: if the architecture takes no image size, its weights cannot be had, or memory does not hold them.
     """
-    if name in OWN_TRUNKS:
-        return OWN_TRUNKS[name](img_size)
     options: dict[str, Any] = {} if img_size is None else {"img_size": img_size}
     try:
+        if name in OWN_TRUNKS:
+            return OWN_TRUNKS[name](img_size)
         return timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
     except TypeError as error:
         raise UserError(f"backbone {name!r} does not take --img-size {img_size} ({error}).") from error
     except Exception as error:
+        if isinstance(error, MemoryError) or "allocate memory" in str(error):
+            size = "" if img_size is None else f" at {img_size} pixels"
+            raise UserError(f"backbone {name!r}{size} is too large for this machine's memory.") from error
         if not pretrained:
             raise
         raise UserError(

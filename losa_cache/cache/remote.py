@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlsplit
 
 from losa_cache.errors import UserError
+from losa_cache.extras import extra
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
@@ -240,11 +241,9 @@ def _connect(root: str, *, timeout: timedelta = REQUEST) -> "ObjectStore":
 
     Client options would replace those of the environment: only plain HTTP servers, which have none, are given any.
     """
-    try:
+    with extra("obstore", f"{root!r} is on a server", "remote"):
         from obstore.exceptions import BaseError
         from obstore.store import HTTPStore, from_url
-    except ImportError as error:
-        raise UserError(f"{root!r} is on a server: pip install 'losa-cache[remote]'.") from error
     retry: RetryConfig = {"retry_timeout": timedelta(seconds=RETRY_SECONDS)}
     try:
         if timeout == REQUEST and urlsplit(root).scheme != "http":

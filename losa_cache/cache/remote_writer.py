@@ -12,6 +12,7 @@ from losa_cache.cache.store import ActivationCache, receipts_of, shard_path
 from losa_cache.cache.unit import RemoteUnit, Uploads
 from losa_cache.cache.writer import CacheWriter
 from losa_cache.errors import UserError
+from losa_cache.memory import readable_bytes
 
 SCRATCH_SHARDS = 2  # one that is written, one that is uploaded
 
@@ -68,6 +69,6 @@ class RemoteWriter(CacheWriter):
         free = shutil.disk_usage(self.hold.disk).free
         if needed > free:
             raise UserError(
-                f"an upload needs {needed / 1e9:.1f} GB here for the shards under way, but {str(self.hold.disk)!r} "
-                f"has {free / 1e9:.1f} GB free: set LOSA_CACHE_HOME to another disk."
+                f"an upload needs {readable_bytes(needed)} here for the shards under way, but {str(self.hold.disk)!r} "
+                f"has {readable_bytes(free)} free: set LOSA_CACHE_HOME to another disk."
             )

@@ -8,6 +8,7 @@ import dask
 from dask.callbacks import Callback
 
 from losa_cache.errors import UserError
+from losa_cache.extras import extra
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -46,10 +47,8 @@ def over_shards(
 def _distributed(
     work: Callable[[Item], Result], items: Sequence[Item], address: str, progress: Callable[[float], None]
 ) -> list[Result]:
-    try:
+    with extra("distributed", "--scheduler needs dask.distributed", "cluster"):
         from distributed import Client, as_completed
-    except ImportError as error:
-        raise UserError("--scheduler needs dask.distributed: pip install 'losa-cache[cluster]'.") from error
     try:
         client = Client(address, timeout=10)
     except (OSError, ValueError) as error:

@@ -19,8 +19,9 @@ from losa_cache.cache.receipt import Receipt
 from losa_cache.cache.shard import DamagedShardError
 from losa_cache.cache.store import ActivationCache, open_cache, receipts_of, shard_path
 from losa_cache.errors import UserError
-from losa_cache.files import publish, sync_tree, write_whole
+from losa_cache.files import publish, reason, remedy, sync_tree, write_whole
 from losa_cache.lock import lock, unlock
+from losa_cache.memory import readable_bytes
 
 PIECE_BYTES = 4 * 1024 * 1024
 PIECES, REMOTE_PIECES = 4, 16  # read at once
@@ -54,8 +55,8 @@ def stage_cache(
                 _Copy(cache, target, progress).make()
     except OSError as error:
         raise UserError(
-            f"staging {str(cache.path)!r} in {str(folder)!r} failed ({error.strerror}): what is copied is kept; make "
-            "room there, or choose another --stage."
+            f"staging {str(cache.path)!r} in {str(folder)!r} failed ({reason(error)}): what is copied is kept; "
+            f"{remedy(error)}, or choose another --stage."
         ) from error
     copied = open_cache(target)
     if copied.manifest.identity != cache.manifest.identity:
@@ -177,8 +178,8 @@ class _Copy:
         free = shutil.disk_usage(receipts_of(self.target)).free
         if self._left > free:
             raise UserError(
-                f"the copy of {str(self.cache.path)!r} needs {self._left / 1e9:.1f} GB more, but "
-                f"{str(self.target.parent)!r} has {free / 1e9:.1f} GB free: choose another --stage, or leave it out."
+                f"the copy of {str(self.cache.path)!r} needs {readable_bytes(self._left)} more, but "
+                f"{str(self.target.parent)!r} has {readable_bytes(free)} free: choose another --stage, or leave it out."
             )
 
     def _damaged(self, shard: int, reason: str) -> UserError:

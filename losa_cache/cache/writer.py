@@ -33,6 +33,7 @@ from losa_cache.cache.store import ActivationCache, open_cache, open_with, recei
 from losa_cache.cache.unit import RemoteUnit, ShardUnit
 from losa_cache.errors import UserError
 from losa_cache.files import clear
+from losa_cache.memory import readable_bytes
 
 
 @dataclass
@@ -285,8 +286,8 @@ class CacheWriter:
         free = shutil.disk_usage(self.hold.disk).free
         if needed > free:
             raise UserError(
-                f"the cache needs {needed / 1e9:.1f} GB more, but its disk has {free / 1e9:.1f} GB free: choose fewer "
-                f"--layers, a smaller --limit or another --out than {str(self.path)!r}."
+                f"the cache needs {readable_bytes(needed)} more, but its disk has {readable_bytes(free)} free: choose "
+                f"fewer --layers, a smaller --limit or another --out than {str(self.path)!r}."
             )
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from losa_cache.data.samples import Samples, hash_lines
 from losa_cache.errors import UserError
+from losa_cache.extras import extra
 
 SPLITS = ("train", "test")
 PRETRAINING_CLASSES, DOWNSTREAM_CLASSES = range(5), range(5, 10)
@@ -21,10 +22,8 @@ def digit_scans(classes: range) -> tuple[NDArray[np.uint8], NDArray[np.int64], N
     Raises:
         UserError: if scikit-learn is not installed.
     """
-    try:
+    with extra("sklearn", "data set 'digits' needs scikit-learn", "digits"):
         from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise UserError("data set 'digits' needs scikit-learn: pip install 'losa-cache[digits]'.") from error
     bunch = load_digits()
     places = np.flatnonzero(np.isin(bunch.target, list(classes)))
     scans = np.rint(bunch.images[places] * (255 / 16)).astype(np.uint8)

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
+from losa_cache.memory import readable_bytes
+
 EPOCHS = 100  # that `losa-cache train` does by default: a cache must pay within one run, or it serves a sweep only
 MEMORY_SHARE = 0.8  # of the free memory, that a cache may fill and still be read from there in the second epoch
 HOUR = 3600.0
@@ -140,7 +142,7 @@ def recommend(chosen: Forecast, others: Sequence[Forecast]) -> str:
 
 def _trouble(found: Forecast) -> str:
     if not found.fits:
-        return f"the cache of {found.candidate.total / 1e9:.1f} GB does not fit the disk"
+        return f"the cache of {readable_bytes(found.candidate.total)} does not fit the disk"
     if found.break_even is None:
         return "reading an epoch takes longer than running the backbone"
     return f"it takes {_epochs(found.break_even)} until the extraction has paid"

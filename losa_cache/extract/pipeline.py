@@ -21,6 +21,7 @@ from losa_cache.errors import UserError
 from losa_cache.extract.forward import Fetch, choose_forward
 from losa_cache.extract.meter import Meter
 from losa_cache.extract.plan import batches, batches_at_once, views_of
+from losa_cache.files import reason, remedy
 from losa_cache.inputs import Inputs
 from losa_cache.memory import available_memory
 from losa_cache.sources import Sources
@@ -94,8 +95,8 @@ def run(
                 writes.popleft().result()
         except OSError as error:
             raise UserError(
-                f"writing {str(writer.path)!r} failed ({error.strerror}): finished shards are kept; make room and run "
-                "the same command again to go on."
+                f"writing {str(writer.path)!r} failed ({reason(error)}): finished shards are kept; {remedy(error)} "
+                "and run the same command again to go on."
             ) from error
         finally:
             decoded.close()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from losa_cache.errors import UserError
+from losa_cache.extras import extra
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,10 +27,8 @@ def require_matplotlib() -> None:
     Raises:
         UserError: naming the extra that brings it.
     """
-    try:
+    with extra("matplotlib", "the figures of a sweep need matplotlib", "sweep"):
         import_module("matplotlib.figure")
-    except ImportError as error:
-        raise UserError("the figures of a sweep need matplotlib: pip install 'losa-cache[sweep]'.") from error
 
 
 def top1_axis(axes: "Axes", *, label: bool = True) -> None:

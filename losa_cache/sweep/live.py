@@ -6,7 +6,7 @@ from time import perf_counter
 from rich.live import Live
 from rich.table import Table
 
-from losa_cache.display import LINE_SECONDS, console
+from losa_cache.display import LINE_SECONDS, console, note
 from losa_cache.sweep.sweep import Standing
 
 BEST = 12
@@ -38,7 +38,7 @@ class SweepTable:
             self._live.update(self._table(standing))
         elif perf_counter() - self._shown >= LINE_SECONDS or standing.finished == standing.trials:
             self._shown = perf_counter()
-            console.print(headline(standing), soft_wrap=True)
+            note(headline(standing))
 
     def _table(self, standing: Standing) -> Table:
         table = Table(title=headline(standing), title_justify="left", box=None, pad_edge=False)

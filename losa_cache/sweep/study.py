@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from losa_cache.errors import UserError
+from losa_cache.extras import extra
 from losa_cache.sweep.space import Choices, Range, Space, grid
 
-try:
+with extra("optuna", "losa-cache sweep needs Optuna", "sweep"):
     import optuna
-except ImportError as error:
-    raise UserError("losa-cache sweep needs Optuna: pip install 'losa-cache[sweep]'.") from error
 
 SAMPLERS = ("grid", "random", "tpe")
 PRUNERS = ("none", "halving", "hyperband", "median")

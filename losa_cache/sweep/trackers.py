@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from losa_cache.errors import UserError
+from losa_cache.extras import extra
 from losa_cache.train.config import TrainConfig
 
 PROJECT = "losa-cache"
@@ -36,10 +37,8 @@ class WandbTracker:
     """
 
     def __init__(self, folder: Path) -> None:
-        try:
+        with extra("wandb", "--tracker wandb needs Weights & Biases", "wandb"):
             import wandb
-        except ImportError as error:
-            raise UserError("--tracker wandb needs Weights & Biases: pip install 'losa-cache[wandb]'.") from error
         self._wandb, self._folder = wandb, folder
         self._runs: dict[int, Any] = {}
 
@@ -75,10 +74,8 @@ class MlflowTracker:
     """
 
     def __init__(self, folder: Path) -> None:
-        try:
+        with extra("mlflow", "--tracker mlflow needs MLflow", "mlflow"):
             from mlflow import MlflowClient
-        except ImportError as error:
-            raise UserError("--tracker mlflow needs MLflow: pip install 'losa-cache[mlflow]'.") from error
         self._client = MlflowClient()
         name = f"{PROJECT}/{folder.name}"
         known = self._client.get_experiment_by_name(name)

@@ -146,8 +146,7 @@ def _misfit(train: ActivationCache, test: ActivationCache) -> str | None:
     wrong = differences(ours, theirs)
     if lacking := sorted(set(train.manifest.layers) - set(test.manifest.layers)):
         wrong.append(f"layers ({lacking} are not in that of {TEST})")
-    if train.manifest.classes != test.manifest.classes:
-        wrong.append(f"classes ({len(train.manifest.classes)} here, {len(test.manifest.classes)} there)")
+    wrong += differences({"classes": train.manifest.classes}, {"classes": test.manifest.classes})
     if wrong:
         return f"its caches do not belong together: they differ in {'; '.join(wrong)}"
     if both := set(train.ids) & set(test.ids):

@@ -13,7 +13,7 @@ from losa_cache.cache.store import ActivationCache
 from losa_cache.device import default_workers
 from losa_cache.errors import UserError
 from losa_cache.layers import choose_layers
-from losa_cache.memory import available_memory
+from losa_cache.memory import available_memory, readable_bytes
 from losa_cache.points import EMBEDDING, input_points
 from losa_cache.sidenet.adapter import FOLD
 from losa_cache.sidenet.tail import FrozenTail
@@ -254,10 +254,10 @@ def from_backbone(
     plain = KeptSource(fresh, device) if keep else fresh
     if held_out and not keep:
         log.warning(
-            "features of the %d held-out images (%.1f GB) are computed anew in every epoch: a cache of the data set "
+            "features of the %d held-out images (%s) are computed anew in every epoch: a cache of the data set "
             "(--cache) would serve them.",
             held_out,
-            size / 1e9,
+            readable_bytes(size),
         )
     return Material(manifest, tail, layers, points, chosen, fresh, plain)
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from losa_cache.errors import UserError
-from losa_cache.memory import available_memory
+from losa_cache.memory import available_memory, readable_bytes
 from losa_cache.sidenet.adapter import Adapter
 
 SPARE = 0.8  # what is counted here is not all that a step needs
@@ -34,8 +34,8 @@ def require_room(
         return
     fits = int(SPARE * free / needed)
     raise UserError(
-        f"a batch of {batch_size} keeps {batch_size * needed / 1e9:.1f} GB of activations, and {device} has "
-        f"{free / 1e9:.1f} GB left: "
+        f"a batch of {batch_size} keeps {readable_bytes(batch_size * needed)} of activations, and {device} has "
+        f"{readable_bytes(free)} left: "
         + (f"--batch-size {fits} would fit." if fits else "not one sample would fit; choose fewer --layers.")
     )
 

@@ -79,6 +79,11 @@ def test_trunks_of_another_kind_are_refused(name):
         load_backbone(name, weights="random")
 
 
+def test_blocks_that_pass_on_more_than_their_tokens_are_refused():
+    with pytest.raises(UserError, match=r"'tnt_s_legacy_patch16_224' takes .* choose a ViT whose blocks pass on one"):
+        load_backbone("tnt_s_legacy_patch16_224", weights="random")
+
+
 def test_random_weights_are_marked_and_follow_the_seed():
     first, again, other = (load_backbone("vit_digits", weights="random", seed=s).weights for s in (0, 0, 1))
     assert first.startswith("random:sha256:")

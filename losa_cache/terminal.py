@@ -1,0 +1,62 @@
+"""What reaches a terminal: lines whose names are escaped, in any encoding; of libraries only what concerns a user."""
+
+import logging
+import sys
+import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+from typer.core import TyperGroup
+
+from losa_cache.text import shown
+
+
+class Escaping(logging.Formatter):
+    """Write a record in one line: what it names cannot write others."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Give the line."""
+        return shown(super().format(record))
+
+
+class Commands(TyperGroup):
+    """Verbs whose refusals of options are escaped: they repeat what was typed."""
+
+    def make_context(self, *arguments: Any, **named: Any) -> Any:
+        """Parse what stands before the verb."""
+        with _escaped():
+            return super().make_context(*arguments, **named)
+
+    def invoke(self, context: Any) -> Any:
+        """Parse the verb's options and run it."""
+        with _escaped():
+            return super().invoke(context)
+
+
+@contextmanager
+def _escaped() -> Generator[None, None, None]:
+    try:
+        yield
+    except Exception as error:
+        if isinstance(text := getattr(error, "message", None), str):  # of click, which typer may bring its own copy of
+            error.message = shown(text)  # type: ignore[attr-defined]
+        raise
+
+
+def prepare() -> None:
+    """Set streams, log and warnings up for a command: no name can break the encoding, no library talks past us."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # in the POSIX locale, where é cannot be written
+    handler = logging.StreamHandler()
+    handler.setFormatter(Escaping("%(message)s"))
+    logging.basicConfig(handlers=[handler])
+    logging.getLogger("losa_cache").setLevel(logging.INFO)
+    if not sys.warnoptions:  # python -W shows them
+        warnings.simplefilter("ignore")  # of libraries, about their own code; ours are log lines
+
+
+def say(text: str, stream: TextIO | None = None) -> None:
+    """Print one line, with every name in it escaped."""
+    print(shown(text), file=stream or sys.stdout)
