@@ -168,6 +168,9 @@ class Sweep:
         self._mirror = Mirror(self.folder, self._storage, config.space, self.progress)
         stack.callback(self._mirror.close)
         self._clear_checkpoints()
+        known = {trial_path(self.folder, number) for number in range(len(self.progress.trials))}
+        for path in set((self.folder / "trials").glob("*")) - known:  # begun, and killed before that was committed
+            shutil.rmtree(path)
         for group in self.progress.groups:
             state = load_group(self.folder / "cohorts" / group.file, self.device)
             cohort = self._cohort([(number, self._config_of(number)) for number in state["numbers"]])
@@ -219,7 +222,6 @@ class Sweep:
     def _start(self, trials: list[tuple[int, TrainConfig]]) -> None:
         material = self._materials.of(trials[0][1])
         for number, config in trials:
-            shutil.rmtree(trial_path(self.folder, number), ignore_errors=True)  # of a kill before this was committed
             self._trials.create(number, config, origin_of(self.cache, None, material), material.chosen.files)
         cohort = self._cohort(trials)
         self._cohorts.append(cohort)

@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
+from sqlalchemy.engine.default import DefaultDialect
 
 from losa_cache.sweep.config import SweepConfig
 from losa_cache.sweep.run import resume_sweep
@@ -66,25 +67,13 @@ def watch(folder: Path, log: Path | None, at: int | None, *, full: bool) -> None
 
     sys.addaudithook(audit)
     event.listen(Engine, "commit", lambda connection: step("before commit"))
-    committed = sqlite_commit()
-    event.listen(Engine, "commit", lambda connection: None)
-    committed(lambda: step("after commit"))
+    commit = DefaultDialect.do_commit
 
+    def then_step(self: DefaultDialect, connection: object) -> None:
+        commit(self, connection)
+        step("after commit")
 
-def sqlite_commit():
-    """Let something be called after each commit of SQLite."""
-    from sqlalchemy.engine.default import DefaultDialect
-
-    own = DefaultDialect.do_commit
-
-    def listen(call):
-        def do_commit(self, connection):
-            own(self, connection)
-            call()
-
-        DefaultDialect.do_commit = do_commit
-
-    return listen
+    DefaultDialect.do_commit = then_step
 
 
 def child(folder: Path, part: str, *, log: Path | None = None, at: int | None = None, full: bool = False) -> int:
@@ -152,7 +141,9 @@ def verdict(ours: dict, theirs: dict) -> str:
         return f"wrong: {len(lost)} lost, {len(twice)} twice, {len(theirs.keys() - ours.keys())} new"
     if ours == theirs:
         return "same"
-    without = [{k: [{**o, "number": 0} if "number" in o else o for o in v] for k, v in d.items()} for d in (ours, theirs)]
+    without = [
+        {k: [{**o, "number": 0} if "number" in o else o for o in v] for k, v in d.items()} for d in (ours, theirs)
+    ]
     return "other numbers" if without[0] == without[1] else "other results"
 
 
@@ -203,7 +194,8 @@ def main(place: Path, cases: list[dict]) -> None:
             else:
                 found = "error: " + (folder.parent / "errors.txt").read_text().strip().splitlines()[-1]
             line = {"case": case["name"], "steps": len(steps), "at": at, "what": what, "codes": codes, "found": found}
-            print(json.dumps(line), flush=True)
+            sys.stdout.write(json.dumps(line) + "\n")
+            sys.stdout.flush()
 
 
 if __name__ == "__main__":
