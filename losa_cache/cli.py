@@ -387,7 +387,7 @@ def _end(end: BaseException, received: int | None) -> NoReturn:
         typer.echo(f"error: {end}", err=True)
         sys.exit(2)
     if stopped or received:  # an import that a signal ends may raise anything
-        typer.echo("stopped: what is finished is kept; the same command (train: --resume) goes on.", err=True)
+        typer.echo("stopped: what is finished is kept; the same command (train, sweep: --resume) goes on.", err=True)
         sys.exit(128 + (received or signal.SIGINT))
     if (refused := sentence(end)) is not None:
         typer.echo(f"error: {refused}", err=True)

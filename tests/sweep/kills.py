@@ -110,7 +110,7 @@ def outcome(folder: Path) -> dict:
     with sqlite3.connect(folder / "study.db") as base:
         states = dict(base.execute("select number, state from trials").fetchall())
     for path in sorted((folder / "trials").iterdir()):
-        if states.get(int(path.name)) in (None, "RUNNING", "WAITING"):
+        if states.get(int(path.name)) in (None, "RUNNING", "WAITING") or not (path / "config.json").exists():
             continue
         options = json.loads((path / "config.json").read_text())["train"]
         lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
