@@ -22,7 +22,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from time import perf_counter, process_time
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -99,7 +99,7 @@ def held_out(path: Path) -> Figures:
     return {"seconds": perf_counter() - started}
 
 
-class FirstStep(Exception):
+class FirstStepError(Exception):
     """It is done."""
 
 
@@ -107,7 +107,7 @@ def first_step(path: Path, residency: str) -> Figures:
     from losa_cache.train.train import train
 
     def stop(epochs: float) -> None:
-        raise FirstStep
+        raise FirstStepError
 
     with tempfile.TemporaryDirectory() as work:
         started = perf_counter()
@@ -115,7 +115,7 @@ def first_step(path: Path, residency: str) -> Figures:
             train(
                 path, out=Path(work) / "run", residency=residency, device="cpu", rank=2, batch_size=256, progress=stop
             )
-        except FirstStep:
+        except FirstStepError:
             return {"seconds": perf_counter() - started}
     raise AssertionError("no step")
 

@@ -45,7 +45,7 @@ def _end(end: BaseException, received: int | None) -> NoReturn:
         _say(f"error: {end}")
         sys.exit(2)
     if stopped or received:  # an import that a signal ends may raise anything
-        _say("stopped: what is finished is kept; the same command (train: --resume) goes on.")
+        _say("stopped: what is finished is kept; the same command (train, sweep: --resume) goes on.")
         sys.exit(128 + (received or signal.SIGINT))
     if (refused := sentence(end)) is not None:
         _say(f"error: {refused}")

@@ -52,7 +52,9 @@ def sweep(
     tracker: Annotated[
         list[str] | None, typer.Option(help="wandb or mlflow, beside TensorBoard; may be given twice.")
     ] = None,
-    storage: Annotated[str | None, typer.Option(help="URL of the study's database; default: SQLite.")] = None,
+    storage: Annotated[
+        str | None, typer.Option(help="URL of the study's database; default: SQLite. Its password is not stored.")
+    ] = None,
     out: Annotated[Path | None, _path("Default: runs/<data set>-sweep-<n>.")] = None,
     resume: Annotated[Path | None, _path("Go on with this sweep, with its own options.")] = None,
     device: Device = None,
@@ -68,9 +70,10 @@ def sweep(
     from losa_cache.train.config import TrainConfig
 
     if resume is not None:
-        refuse(context, "--resume goes on with a sweep's own options", but=("resume", "device", "residency", "as_json"))
+        own = ("resume", "storage", "device", "residency", "as_json")
+        refuse(context, "--resume goes on with a sweep's own options", but=own)
         with SweepTable(list(SweepConfig.load(resume).space)) as table:
-            result = resume_sweep(resume, device=device, residency=residency, report=table)
+            result = resume_sweep(resume, device=device, residency=residency, report=table, storage=storage)
         print_result(summary(result), as_json)
         return
     given = {

@@ -1,16 +1,24 @@
 """The options of a sweep, and their file."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
+
 from losa_cache.errors import UserError
-from losa_cache.files import write_json
-from losa_cache.sweep.space import Choices, Range, Space
+from losa_cache.files import write_whole
+from losa_cache.outside import UnreadableError, fit, parse_json, read_file
+from losa_cache.sweep.space import Choices, Range, Space, grid
+from losa_cache.sweep.storage import without_password
+from losa_cache.text import shown
 from losa_cache.train.config import TrainConfig
+from losa_cache.train.run import KEPT_FILES
 
 FILE = "sweep.json"
+SAMPLERS = ("grid", "random", "tpe")
+PRUNERS = ("none", "halving", "hyperband", "median")
 
 
 @dataclass(frozen=True)
@@ -25,7 +33,8 @@ class SweepConfig:
         pruner: what stops trials early: ``none``, or Optuna's successive ``halving``, ``hyperband`` or ``median``.
         trials: how many, but for a grid.
         concurrent: that train at the same time, at most; by default as many as memory allows.
-        storage: URL of the study's database; by default SQLite in the sweep's folder.
+        storage: URL of the study's database; by default SQLite in the sweep's folder. The file has it without its
+            password.
         val_cache: validate on all of this cache, in place of samples held out of the training cache.
         test_cache: on which the chosen trial is tested, once; by default a known one of the same data set's test split.
         trackers: that every trial is logged to beside TensorBoard: ``wandb``, ``mlflow``.
@@ -39,19 +48,26 @@ class SweepConfig:
     pruner: str = "none"
     trials: int | None = None
     concurrent: int | None = None
-    storage: str | None = None
+    storage: str | None = field(default=None, repr=False)
     val_cache: str | None = None
     test_cache: str | None = None
     trackers: list[str] = field(default_factory=list)
     retrain: bool = False
 
     def __post_init__(self) -> None:
+        for name, value, known in (("sampler", self.sampler, SAMPLERS), ("pruner", self.pruner, PRUNERS)):
+            if value not in known:
+                raise UserError(f"unknown {name} {shown(value)!r}: choose one of {', '.join(known)}.")
         for name in ("trials", "concurrent"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} is {value}: it must be at least 1.")
         if not self.space:
             raise UserError("there is nothing to sweep: list values, as in --rank 4,8,16 or --lr 1e-3,3e-4.")
+        if self.sampler == "grid":
+            grid(self.space)
+        elif self.trials is None:
+            raise UserError(f"--sampler {self.sampler} has no end of its own: say how many with --trials.")
         if self.sampler != "grid" and "seed" in self.space:
             raise UserError(
                 f"--sampler {self.sampler} would choose the luckiest seed: leave --seeds to a grid, for the best few."
@@ -61,13 +77,34 @@ class SweepConfig:
                 "retrain is for samples held out of the training cache: leave out --retrain or --val-cache."
             )
 
-    def save(self, folder: Path) -> None:
-        """Write the options to a sweep's folder."""
+    @property
+    def total(self) -> int:
+        """How many trials there are in all."""
+        return len(grid(self.space)) if self.trials is None or self.sampler == "grid" else self.trials
+
+    def save(self, folder: Path) -> int:
+        """Write the options to a sweep's folder, and a copy of the files that they name.
+
+        Returns:
+            checksum of the options.
+
+        Raises:
+            OSError: if the folder cannot be written.
+            UserError: for a file that cannot be read.
+        """
         space = {
             name: list(own.values) if isinstance(own, Choices) else {"low": own.low, "high": own.high}
             for name, own in self.space.items()
         }
-        write_json(folder / FILE, asdict(self) | {"space": space})
+        base = asdict(self.base)
+        for option, file in KEPT_FILES.items():
+            if (given := base[option]) is not None and Path(given).is_file():
+                write_whole(folder / file, _read(Path(given), f"--{option.replace('_', '-')}"))
+                base[option] = file
+        storage = None if self.storage is None else without_password(self.storage)
+        content = json.dumps(asdict(self) | {"space": space, "base": base, "storage": storage}, indent=2).encode()
+        write_whole(folder / FILE, content)
+        return google_crc32c.value(content)
 
     @classmethod
     def load(cls, folder: Path) -> "SweepConfig":
@@ -77,11 +114,54 @@ class SweepConfig:
             UserError: if this is no sweep's folder.
         """
         try:
-            content: dict[str, Any] = json.loads((folder / FILE).read_text())
-            space: Space = {
-                name: Choices(tuple(own)) if isinstance(own, list) else Range(**own)
-                for name, own in content.pop("space").items()
-            }
-            return cls(**content | {"space": space, "base": TrainConfig(**content["base"])})
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{str(folder)!r} is no sweep ({error}).") from error
+            content = parse_json(read_file(folder / FILE), dict[str, Any])
+            if unknown := content.keys() - {own.name for own in fields(cls)}:
+                raise UnreadableError(f"it has {shown(min(unknown))!r}, which this version does not know")
+            written = fit(content, _Written)
+            base = fit(content.get("base", {}), dict[str, Any])
+            if unknown := base.keys() - {own.name for own in fields(TrainConfig)}:
+                raise UnreadableError(f"it has {shown(min(unknown))!r}, which this version does not know")
+        except UnreadableError as error:
+            raise UserError(f"{shown(str(folder))!r} is no sweep ({FILE}: {error}).") from error
+        space: Space = {
+            name: Choices(tuple(own)) if isinstance(own, list) else own for name, own in written.space.items()
+        }
+        kept: dict[str, Any] = {
+            name: str(folder / file) for name, file in KEPT_FILES.items() if getattr(written.base, name) == file
+        }
+        options: dict[str, Any] = {own.name: getattr(written, own.name) for own in fields(cls)}
+        return cls(**options | {"space": space, "base": replace(written.base, **kept)})
+
+
+def checksum(folder: Path) -> int:
+    """Give the checksum of a folder's options, as :meth:`SweepConfig.save` did.
+
+    Raises:
+        UserError: if they cannot be read.
+    """
+    return google_crc32c.value(_read(folder / FILE, "the sweep's options"))
+
+
+def _read(path: Path, what: str) -> bytes:
+    try:
+        return read_file(path)
+    except UnreadableError as error:
+        raise UserError(f"{what}: {shown(str(path))!r} cannot be read: {error}.") from error
+
+
+@dataclass(frozen=True)
+class _Written:
+    """What the file holds."""
+
+    cache: str
+    space: dict[str, list[str | int | float | None] | Range]
+    base: TrainConfig
+    sampler: str = "grid"
+    pruner: str = "none"
+    trials: int | None = None
+    concurrent: int | None = None
+    storage: str | None = None
+    val_cache: str | None = None
+    test_cache: str | None = None
+    trackers: list[str] = field(default_factory=list)
+    retrain: bool = False

@@ -46,6 +46,11 @@ class Materials:
             raise UserError("nothing is held out to choose a trial by: set --val-fraction, --val-ids or --val-cache.")
         self._open: dict[str, Material] = {}
 
+    def identities(self) -> dict[str, str]:
+        """Give the identity of each cache, by option."""
+        found = {"cache": self._cache.manifest.identity}
+        return found if self._val is None else found | {"val_cache": self._val.manifest.identity}
+
     def of(self, config: TrainConfig) -> Material:
         """Give what a trial learns from."""
         shared = (config.side, config.layers, config.start, config.seed if self._cache.manifest.views > 1 else 0)

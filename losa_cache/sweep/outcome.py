@@ -1,21 +1,26 @@
 """From trained trials to a choice, its one test, and the record of it all."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
+
 from losa_cache.cache.store import ActivationCache, open_cache
 from losa_cache.device import machine
-from losa_cache.files import write_json
+from losa_cache.errors import UserError
+from losa_cache.files import write_whole
+from losa_cache.outside import UnreadableError, parse_json, read_file
 from losa_cache.sweep.config import SweepConfig
+from losa_cache.sweep.progress import LOST, Progress, Trial, load_progress
 from losa_cache.sweep.record import SweepRecord, TrialRecord, seed_groups
-from losa_cache.sweep.study import Search
-from losa_cache.sweep.trial import describe, trial_path
+from losa_cache.sweep.trial import describe, require_epochs, trial_path
+from losa_cache.text import shown
 from losa_cache.train.evaluate_run import evaluate_run, known_test_cache
 from losa_cache.train.material import frozen_tail
-from losa_cache.train.run import Run
 from losa_cache.train.selection import Selection
 from losa_cache.train.train import new_adapter, resume, train
 
@@ -33,15 +38,23 @@ def choose(trials: Sequence[TrialRecord]) -> int | None:
     return min(groups[0].trials, key=lambda trial: (trial.options.get("seed", 0), trial.number)).number
 
 
-def list_trials(folder: Path, config: SweepConfig, search: Search, cache: ActivationCache) -> list[TrialRecord]:
-    """Read every trial's end and curve."""
+def list_trials(
+    folder: Path, config: SweepConfig, trials: Sequence[Trial], cache: ActivationCache
+) -> list[TrialRecord]:
+    """Read every trial's end and curve.
+
+    Raises:
+        UserError: for a trial whose directory lacks what it trained.
+    """
     found, tail = [], frozen_tail(cache)
-    for number, state, options in search.listed():
-        own = replace(config.base, **options)
+    for number, trial in enumerate(trials):
+        if trial.state == LOST:
+            continue
+        own = replace(config.base, **trial.options)
         adapter = new_adapter(cache.manifest, tail, own)
-        curve = list(Run(trial_path(folder, number)).metrics())
+        curve = require_epochs(folder, number, trial.epochs)
         parameters = adapter.parameter_counts()["side"]
-        found.append(TrialRecord(number, state, options, parameters, curve, describe(own, config.cache)))
+        found.append(TrialRecord(number, trial.state, trial.options, parameters, curve, describe(own, config.cache)))
     return found
 
 
@@ -58,12 +71,13 @@ def evaluate_chosen(folder: Path, config: SweepConfig, trial: TrialRecord, devic
 
 def _retrained(folder: Path, config: SweepConfig, trial: TrialRecord, device: str) -> Path:
     path = folder / RETRAINED
-    if not (path / "adapter_model.safetensors").exists():
+    if not (path / "adapter_config.json").exists():
         options = replace(config.base, **trial.options)
         whole = replace(options, val_fraction=0.0, val_ids=None)
-        if path.exists():
+        if (path / "checkpoint.pt").exists():
             resume(path, device=device)
         else:
+            shutil.rmtree(path, ignore_errors=True)  # of a kill before its first epoch ended
             train(config.cache, config=whole, out=path, device=device)
     return path
 
@@ -117,14 +131,30 @@ def record_of(
     )
 
 
-def save_record(folder: Path, record: SweepRecord) -> None:
-    """Write the record to a sweep's folder."""
-    write_json(folder / RECORD, record.to_json())
+def save_record(folder: Path, record: SweepRecord, progress: Progress) -> None:
+    """Write the record to a sweep's folder: from then on the sweep is over."""
+    content = json.dumps(record.to_json(), indent=2).encode()
+    write_whole(folder / RECORD, content)
+    progress.record = google_crc32c.value(content)
+    progress.save(folder)
 
 
 def load_record(folder: Path) -> SweepRecord | None:
-    """Read it back, if the sweep is over."""
-    try:
-        return SweepRecord.from_json(json.loads((folder / RECORD).read_text()))
-    except FileNotFoundError:
+    """Read it back, if the sweep is over.
+
+    Raises:
+        UserError: if it is damaged.
+    """
+    path = folder / RECORD
+    progress = load_progress(folder, {})
+    if not path.exists() or (progress is not None and progress.record is None):
         return None
+    try:
+        content = read_file(path)
+        if progress is not None and google_crc32c.value(content) != progress.record:
+            raise UnreadableError("it was altered")
+        return SweepRecord.from_json(parse_json(content, dict[str, Any]))
+    except (UnreadableError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{shown(str(path))!r} cannot be read: {shown(str(error))}. Delete it, and --resume writes it again."
+        ) from error

@@ -9,7 +9,7 @@ from html import escape
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
-from unicodedata import category
+from unicodedata import bidirectional, category
 
 from losa_cache.errors import UserError
 from losa_cache.files import write_whole
@@ -27,6 +27,7 @@ from losa_cache.sweep.record import (
 )
 
 NAME = "report.html"
+REORDERING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 CAPTIONS = {
     "accuracy": "Validation top-1 against trained parameters. The Pareto front joins the options that no others beat "
     "with as few parameters; of options trained with several seeds it takes the mean.",
@@ -206,4 +207,9 @@ def _duration(seconds: float) -> str:
 def _text(value: Any) -> str:
     """Escape text for an element or a quoted attribute; what HTML or UTF-8 cannot hold is made visible."""
     text = escape(str(value)).encode("utf-8", "backslashreplace").decode()
-    return "".join("\N{REPLACEMENT CHARACTER}" if category(c) == "Cc" and c not in "\n\t" else c for c in text)
+    return "".join("\N{REPLACEMENT CHARACTER}" if _hides(c) else c for c in text)
+
+
+def _hides(letter: str) -> bool:
+    """Whether a letter is a control character, or changes the order in which others are shown."""
+    return (category(letter) == "Cc" and letter not in "\n\t") or bidirectional(letter) in REORDERING

@@ -1,5 +1,6 @@
 """``sweep`` and ``resume_sweep``: one cache, many trials, one choice."""
 
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import time
@@ -13,8 +14,8 @@ from losa_cache.sweep.drawing import require_matplotlib
 from losa_cache.sweep.outcome import choose, evaluate_chosen, list_trials, load_record, record_of, save_record
 from losa_cache.sweep.record import SweepRecord
 from losa_cache.sweep.report import write_report
-from losa_cache.sweep.space import Choices, Range, parse
-from losa_cache.sweep.sweep import Report, Sweep, create_sweep
+from losa_cache.sweep.space import Choices, Range, choices, parse
+from losa_cache.sweep.sweep import Report, Sweep, create_sweep, telling_where
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.run import next_run_path
 
@@ -41,6 +42,7 @@ def sweep(
     device: str | None = None,
     residency: str = "auto",
     report: Report = lambda standing: None,
+    storage: str | None = None,
     **options: Any,
 ) -> SweepResult:
     """Train many trials from one cache, choose the best by validation, test it once, and report.
@@ -53,7 +55,8 @@ def sweep(
         device: by default the GPU where there is one.
         residency: as of ``losa_cache.train``.
         report: is given the standing after every epoch of trials that train together.
-        options: fields of :class:`losa_cache.sweep.config.SweepConfig`.
+        storage: URL of the study's database; by default SQLite in the sweep's folder. A password in it is not stored.
+        options: other fields of :class:`losa_cache.sweep.config.SweepConfig`.
 
     Raises:
         UserError: for options, a cache or a folder that cannot work.
@@ -61,18 +64,21 @@ def sweep(
     require_matplotlib()  # before the trials, not after them
     opened = latest_training_cache() if cache is None else cache
     opened = opened if isinstance(opened, ActivationCache) else open_cache(opened)
-    searched = {
-        name: own if isinstance(own, Choices | Range) else parse(name, own) if isinstance(own, str) else _listed(own)
-        for name, own in space.items()
-    }
+    searched = {name: _searched(name, own) for name, own in space.items()}
     base = config or TrainConfig()
     if options.get("val_cache") is not None:  # nothing else is held out
         base = replace(base, val_fraction=0.0, val_ids=None)
     name = f"{opened.manifest.fields['dataset']['name']}-sweep".replace("/", "_")
     folder = Path(out) if out is not None else next_run_path(Path("runs"), name)
     path = str(opened.path.resolve())
-    create_sweep(folder, SweepConfig(cache=path, space=searched, base=base, **options))
-    return resume_sweep(folder, device=device, residency=residency, report=report)
+    where = choose_device(device)
+    create_sweep(folder, SweepConfig(cache=path, space=searched, base=base, storage=storage, **options))
+    try:
+        return resume_sweep(folder, device=str(where), residency=residency, report=report, storage=storage)
+    except UserError:
+        if not (folder / "trials").exists():  # nothing was trained: the name is free for the mended command
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def resume_sweep(
@@ -81,33 +87,49 @@ def resume_sweep(
     device: str | None = None,
     residency: str = "auto",
     report: Report = lambda standing: None,
+    storage: str | None = None,
 ) -> SweepResult:
     """Go on with a sweep from where it was stopped or killed; arguments as of :func:`sweep`.
+
+    Args:
+        storage: the same URL again, if it has a password and the database's own means (``PGPASSWORD``) do not give it.
 
     Raises:
         UserError: if it is no sweep's folder, or its cache is gone.
     """
     folder, where = Path(folder), choose_device(device)
+    SweepConfig.load(folder)  # a folder that is no sweep is called that, not damaged
     if (record := load_record(folder)) is not None:
         write_report(record, folder)
         return SweepResult(folder, record)
-    started = time()
-    own = Sweep(folder, device=where, residency=residency, report=report)
-    own.run()
-    trials = list_trials(folder, own.config, own.search, own.cache)
+    own = Sweep(folder, device=where, residency=residency, report=report, storage=storage)
+    with own._owned():
+        own.run()
+        return SweepResult(folder, _concluded(own, str(where)))
+
+
+def _concluded(own: Sweep, device: str) -> SweepRecord:
+    """Choose, test, record and report."""
+    folder, progress = own.folder, own.progress
+    trials = list_trials(folder, own.config, progress.trials, own.cache)
     chosen = choose(trials)
     if chosen is None:
         raise UserError(f"no trial of {str(folder)!r} came to its end: lower the rates, or leave out --pruner.")
     best = next(trial for trial in trials if trial.number == chosen)
-    test = evaluate_chosen(folder, own.config, best, str(where))
-    record = record_of(own.config, own.cache, own.chosen(), trials, test=test, started=started, finished=time())
-    save_record(folder, record)
+    test = evaluate_chosen(folder, own.config, best, device)
+    record = record_of(
+        own.config, own.cache, own.chosen(), trials, test=test, started=progress.started, finished=time()
+    )
+    with telling_where(folder):
+        save_record(folder, record, progress)
     write_report(record, folder)
-    return SweepResult(folder, record)
+    return record
 
 
-def _listed(values: Any) -> Choices:
-    return Choices(tuple(values))
+def _searched(name: str, own: Any) -> Choices | Range:
+    if isinstance(own, Choices | Range):
+        return own
+    return parse(name, own) if isinstance(own, str) else choices(name, list(own))
 
 
 def summary(result: SweepResult) -> dict[str, Any]:

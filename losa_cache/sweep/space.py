@@ -1,16 +1,21 @@
 """What a sweep searches: choices and ranges of a run's options, as text, in a file, and as a grid."""
 
 import itertools
-import tomllib
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from losa_cache.errors import UserError
+from losa_cache.sweep.space_file import read_options
+from losa_cache.text import shown
 from losa_cache.train.config import DEFAULT_LR, TrainConfig
 
 DECADE = 10  # ranges of a decade or more are searched by orders of magnitude
+MOST_CHOICES = 1000  # of an option
+MOST_COMBINATIONS = 10_000  # of a grid
+LARGEST = 2**31 - 1  # integer: seeds of more bits are not the same on all devices
 
 
 @dataclass(frozen=True)
@@ -24,8 +29,8 @@ class Choices:
 class Range:
     """All values between two, both included: integers where both are, by orders of magnitude from a decade on."""
 
-    low: float
-    high: float
+    low: int | float
+    high: int | float
 
     @property
     def log(self) -> bool:
@@ -52,12 +57,27 @@ def parse(name: str, text: str) -> Choices | Range:
     """Read ``4,8,16`` as choices, ``1e-4..1e-2`` as a range.
 
     Raises:
-        UserError: for values that are not of the option's type, and a range that is none.
+        UserError: for values that are not of the option's type, a value twice, and a range that is none.
     """
     if ".." not in text:
-        return Choices(tuple(_value(name, part.strip()) for part in text.split(",")))
+        return choices(name, [part.strip() for part in text.split(",")])
     low, high = (_value(name, part.strip()) for part in text.split("..", 1))
     return _range(name, low, high)
+
+
+def choices(name: str, values: Sequence[Any]) -> Choices:
+    """Take some values of an option.
+
+    Raises:
+        UserError: for values that are not of the option's type, a value twice, none or too many.
+    """
+    option = _option(name)
+    if not 1 <= len(values) <= MOST_CHOICES:
+        raise UserError(f"{option} has {len(values)} values: list from 1 to {MOST_CHOICES}.")
+    found = [_value(name, value) for value in values]
+    if twice := [value for at, value in enumerate(found) if value in found[:at]]:
+        raise UserError(f"{option} lists {_brief(twice[0])} twice: leave one out.")
+    return Choices(tuple(found))
 
 
 def read_space(path: Path) -> Space:
@@ -66,27 +86,19 @@ def read_space(path: Path) -> Space:
     Raises:
         UserError: if it cannot be read, or holds something else.
     """
-    try:
-        text = path.read_text()
-        if path.suffix == ".toml":
-            content: Any = tomllib.loads(text)
-        else:
-            import yaml
-
-            content = yaml.safe_load(text)
-    except (OSError, ValueError) as error:
-        raise UserError(f"space {str(path)!r} cannot be read ({error}).") from error
-    except Exception as error:  # yaml's own have no common base but this, without importing it
-        raise UserError(f"space {str(path)!r} is no YAML ({str(error).splitlines()[0]}).") from error
-    if not isinstance(content, dict):
-        raise UserError(f"space {str(path)!r} holds no options: write one a line, such as rank: [4, 8].")
-    return {str(name).replace("-", "_"): _read(str(name).replace("-", "_"), value) for name, value in content.items()}
+    found: Space = {}
+    for given, value in read_options(path).items():
+        name = given.replace("-", "_")
+        if name in found:
+            raise UserError(f"space {shown(str(path))!r} has {_option(name)} twice: leave one out.")
+        found[name] = _read(name, value)
+    return found
 
 
 def _read(name: str, value: Any) -> Choices | Range:
     if isinstance(value, list):
-        return Choices(tuple(_value(name, one) for one in value))
-    return parse(name, value) if isinstance(value, str) and ".." in value else Choices((_value(name, value),))
+        return choices(name, value)
+    return parse(name, value) if isinstance(value, str) and ".." in value else choices(name, [value])
 
 
 def split_fixed(given: Mapping[str, str | None], file: Path | None, seeds: int) -> tuple[dict[str, Any], Space]:
@@ -98,11 +110,11 @@ def split_fixed(given: Mapping[str, str | None], file: Path | None, seeds: int) 
         seeds: of every combination.
 
     Raises:
-        UserError: for an option in both places, or fewer seeds than one.
+        UserError: for an option in both places, or seeds that cannot be.
     """
     read = {} if file is None else read_space(file)
-    if seeds < 1:
-        raise UserError(f"seeds is {seeds}: it must be at least 1.")
+    if not 1 <= seeds <= MOST_CHOICES:
+        raise UserError(f"seeds is {seeds}: it must be from 1 to {MOST_CHOICES}.")
     for name, text in given.items():
         if text is None:
             continue
@@ -119,7 +131,7 @@ def grid(space: Mapping[str, Choices | Range]) -> list[dict[str, Any]]:
     """List every combination, the last option changing fastest.
 
     Raises:
-        UserError: for a range, of which there is no end of values.
+        UserError: for a range, of which there is no end of values, and for too many combinations.
     """
     for name, own in space.items():
         if isinstance(own, Range):
@@ -127,7 +139,12 @@ def grid(space: Mapping[str, Choices | Range]) -> list[dict[str, Any]]:
                 f"{name.replace('_', '-')} is the range {own.low}..{own.high}, which a grid cannot walk: list its "
                 "values, or search with --sampler random or tpe."
             )
-    values = [own.values for own in space.values() if isinstance(own, Choices)]
+    values = [dict.fromkeys(own.values) for own in space.values() if isinstance(own, Choices)]
+    if (count := math.prod(map(len, values))) > MOST_COMBINATIONS:
+        raise UserError(
+            f"the grid has {count} combinations, more than {MOST_COMBINATIONS}: list fewer values, or search with "
+            "--sampler random or tpe."
+        )
     return [dict(zip(space, combination, strict=True)) for combination in itertools.product(*values)]
 
 
@@ -144,21 +161,43 @@ def require_trainable(space: Mapping[str, Choices | Range], base: TrainConfig) -
 
 def _range(name: str, low: Any, high: Any) -> Range:
     if KINDS[name] is str or low >= high:
-        raise UserError(f"{name.replace('_', '-')} is {low}..{high}: a range is two numbers, the smaller one first.")
+        raise UserError(f"{_option(name)} is {low}..{high}: a range is two numbers, the smaller one first.")
     return Range(low, high)
 
 
 def _value(name: str, value: Any) -> Any:
     if name not in KINDS:
-        raise UserError(f"{name.replace('_', '-')} cannot be swept: choose among {', '.join(KINDS)}.")
+        raise UserError(f"{_option(name)} cannot be swept: choose among {', '.join(KINDS)}.")
     kind = KINDS[name]
+    if name == "side" and value not in DEFAULT_LR:
+        raise UserError(f"unknown side network {_brief(value)}: choose one of {', '.join(DEFAULT_LR)}.")
     try:
-        if isinstance(value, bool) or (kind is int and float(value) != int(float(value))):
+        if isinstance(value, bool):
             raise ValueError
-        if name == "side" and value not in DEFAULT_LR:
-            raise UserError(f"unknown side network {value!r}: choose one of {', '.join(DEFAULT_LR)}.")
         if kind is str:
-            return ",".join(map(str, value)) if isinstance(value, list) else str(value)
-        return kind(float(value)) if kind is int else kind(value)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{name.replace('_', '-')} is {value!r}: write numbers, as in 4,8,16 or 1e-4..1e-2.") from error
+            return ",".join(map(str, map(int, value))) if isinstance(value, list) else _text(value)
+        found = float(value)
+        if not math.isfinite(found) or (kind is int and (found != int(found) or abs(found) > LARGEST)):
+            raise ValueError
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"{_option(name)} is {_brief(value)}: write numbers, as in 4,8,16 or 1e-4..1e-2.") from error
+    return kind(found)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str | int):
+        raise TypeError
+    return str(value)
+
+
+def _option(name: str) -> str:
+    return shown(name[:40].replace("_", "-"))
+
+
+def _brief(value: Any) -> str:
+    """Show a value that may be anything, in few letters."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits
+        text = "what it is"
+    return shown(text if len(text) <= 60 else text[:59] + "…")

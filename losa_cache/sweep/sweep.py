@@ -1,10 +1,9 @@
 """``sweep``: one cache, many trials."""
 
 import shutil
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
 from math import isfinite
 from pathlib import Path
 from time import perf_counter
@@ -15,18 +14,24 @@ import torch
 from losa_cache.allocator import keep_freed_memory
 from losa_cache.cache.store import open_cache
 from losa_cache.errors import UserError
+from losa_cache.files import sync_folder
 from losa_cache.lock import lock, unlock
 from losa_cache.sweep.cohort import Cohort
 from losa_cache.sweep.cohorts import together
-from losa_cache.sweep.config import SweepConfig
+from losa_cache.sweep.config import SweepConfig, checksum
+from losa_cache.sweep.earlier import earlier_progress
 from losa_cache.sweep.materials import Materials
+from losa_cache.sweep.mirror import Mirror
+from losa_cache.sweep.progress import Group, Progress, Trial, load_progress
+from losa_cache.sweep.record import COMPLETE, FAILED, PRUNED, STATES
 from losa_cache.sweep.room import largest_of, most_trials
+from losa_cache.sweep.search import Search
 from losa_cache.sweep.space import Choices, require_trainable
-from losa_cache.sweep.study import Search
+from losa_cache.sweep.storage import same_database
 from losa_cache.sweep.trackers import open_trackers
-from losa_cache.sweep.trial import Trials, trial_path
+from losa_cache.sweep.trial import Trials, load_group, trial_path
+from losa_cache.text import shown
 from losa_cache.train.config import TrainConfig
-from losa_cache.train.run import Run
 from losa_cache.train.selection import Selection
 from losa_cache.train.state_file import save_state
 from losa_cache.train.train import new_adapter, origin_of, save_run
@@ -64,39 +69,45 @@ Report = Callable[[Standing], None]
 
 
 class Sweep:
-    """A sweep under way. Killed at any moment, it goes on from its folder, having lost at most an epoch.
+    """A sweep under way. Killed at any moment, it goes on from its folder, and ends as if it had not been killed.
 
-    After every epoch of a cohort, in this order: metrics to the trials' directories, values to the study, adapters of
-    finished trials, their end to the study, and last the cohort's checkpoint. What a kill leaves between two of these
-    is done again, with the same result.
+    What has happened is what ``progress.json`` says, which is replaced whole after every epoch of a group of trials.
+    Everything that this file relies on is written before it: metrics, adapters of trials that ended, and the group's
+    checkpoint, under a name of its own. What only shows it comes after it: the study in the database. A kill between
+    two of these steps leaves files that nothing relies on, and work that is done again with the same result, bit for
+    bit on the same machine: what comes next is a pure function of the progress.
 
     Args:
         folder: of the sweep, with its options.
         device: where to compute.
         residency: as of ``losa_cache.train``.
-        report: is given the standing after every epoch of a cohort.
+        report: is given the standing after every epoch of a group.
+        storage: URL of the study's database again, where it has a password: that is stored nowhere.
     """
 
-    def __init__(self, folder: Path, *, device: torch.device, residency: str, report: Report) -> None:
+    progress: Progress
+    _search: Search
+    _mirror: Mirror
+
+    def __init__(
+        self, folder: Path, *, device: torch.device, residency: str, report: Report, storage: str | None = None
+    ) -> None:
         self.folder, self.device = folder, device
         self.config = SweepConfig.load(folder)
         self._report = report
+        if self.config.storage is not None:
+            storage = same_database(self.config.storage, storage)
+        elif storage is not None:
+            raise UserError("this sweep's study is in its own folder: leave out --storage.")
+        self._storage = storage
         self.cache = open_cache(self.config.cache)
         require_trainable(self.config.space, self.config.base)
         self._require_stackable()
-        self.search = Search(
-            self.config.storage or f"sqlite:///{folder / 'study.db'}",
-            self.config.space,
-            sampler=self.config.sampler,
-            pruner=self.config.pruner,
-            trials=self.config.trials,
-            epochs=self.config.base.epochs,
-            seed=self.config.base.seed,
-        )
-        self._materials = Materials(self.cache, self.config, device, residency, trials=self.search.trials)
+        self._materials = Materials(self.cache, self.config, device, residency, trials=self.config.total)
         self._trials = Trials(folder, open_trackers(self.config.trackers, folder))
-        self._cohorts: dict[Path, Cohort] = {}
+        self._cohorts: list[Cohort] = []  # of the progress's groups, in their order
         self._rows: dict[int, dict[str, Any]] = {}
+        self._lock: int | None = None
 
     def _require_stackable(self) -> None:
         side = self.config.space.get("side")
@@ -107,55 +118,114 @@ class Sweep:
             raise UserError(f"{str(self.cache.path)!r} holds videos: trials train together on images alone.")
 
     def run(self) -> None:
-        """Train what is left to train."""
+        """Train what is left to train.
+
+        Raises:
+            UserError: if the folder cannot be written, was damaged, or another process runs the sweep.
+        """
         keep_freed_memory()
         started, done = perf_counter(), 0
-        with self._owned(), ExitStack() as stack:
+        with self._owned(), telling_where(self.folder), ExitStack() as stack:
             stack.callback(self._materials.close)
             stack.callback(self._trials.close)
-            self._restore()
+            self._restore(stack)
             while True:
-                self._begin()
+                if self.progress.turn >= len(self._cohorts):
+                    self._begin()
                 if not self._cohorts:
                     return
-                for path, cohort in list(self._cohorts.items()):
-                    trained = len(cohort.numbers)
-                    self._epoch(path, cohort)
-                    done += trained
-                    self._report(self._standing(perf_counter() - started, done))
+                trained = len(self._cohorts[self.progress.turn].numbers)
+                self._epoch(self.progress.turn)
+                done += trained
+                self._report(self._standing(perf_counter() - started, done))
 
     def chosen(self) -> Selection:
         """Say which samples the trials learned from, and which they were judged by."""
         return self._materials.chosen()
 
+    def _restore(self, stack: ExitStack) -> None:
+        """Take up what a killed sweep was at."""
+        config = self.config
+        found = load_progress(self.folder, config.space)
+        self.progress = earlier_progress(self.folder, config, self._storage) if found is None else found
+        if self.progress.config not in (None, checksum(self.folder)):
+            raise UserError(
+                f"the options of the sweep {shown(str(self.folder))!r} (sweep.json) were changed after it began: bring "
+                "them back, or begin another sweep."
+            )
+        self._require_same_caches()
+        base = config.base
+        self._search = Search(
+            config.space,
+            sampler=config.sampler,
+            pruner=config.pruner,
+            trials=config.total,
+            epochs=base.epochs,
+            seed=base.seed,
+            known=self.progress.trials,
+        )
+        self.progress.save(self.folder)
+        self._mirror = Mirror(self.folder, self._storage, config.space, self.progress)
+        stack.callback(self._mirror.close)
+        self._clear_checkpoints()
+        known = {trial_path(self.folder, number) for number in range(len(self.progress.trials))}
+        for path in set((self.folder / "trials").glob("*")) - known:  # begun, and killed before that was committed
+            shutil.rmtree(path)
+        for group in self.progress.groups:
+            state = load_group(self.folder / "cohorts" / group.file, self.device)
+            cohort = self._cohort([(number, self._config_of(number)) for number in state["numbers"]])
+            cohort.load(state)
+            if cohort.numbers != group.numbers:  # an earlier version wrote it before it let go of some
+                cohort.keep(group.numbers)
+            self._cohorts.append(cohort)
+            for number in group.numbers:
+                self._trials.reopen(number, cohort.config_of(number), cohort.epoch)
+
+    def _require_same_caches(self) -> None:
+        """Refuse caches that are not those that the first trials learned from."""
+        found = self._materials.identities()
+        for option, identity in self.progress.caches.items():
+            if found.get(option) != identity:
+                raise UserError(
+                    f"the {option.replace('_', ' ')} of the sweep {shown(str(self.folder))!r} is another one now "
+                    f"({found.get(option)}, not {identity}): bring the old one back, or begin another sweep."
+                )
+        self.progress.caches = found
+
+    def _config_of(self, number: int) -> TrainConfig:
+        return replace(self.config.base, **self.progress.trials[number].options)
+
     def _begin(self) -> None:
         """Fill free places with new trials."""
-        fresh: list[tuple[int, TrainConfig]] = []
-        live = sum(len(cohort.numbers) for cohort in self._cohorts.values())
-        while live + len(fresh) < self._most and (found := self.search.next()):
-            number, options = found
-            fresh.append((number, replace(self.config.base, **options)))
-        for places in together([config for _, config in fresh], self._most):
-            self._start([fresh[place] for place in places])
+        numbers: list[int] = []
+        live = sum(len(cohort.numbers) for cohort in self._cohorts)
+        most = self._most() if self.progress.count(*STATES) < self.config.total else 0
+        while live + len(numbers) < most and (found := self._search.next()):
+            numbers.append(found[0])
+            self.progress.trials.append(Trial(found[1]))
+        self.progress.turn = 0
+        if not numbers:
+            return
+        for places in together([self._config_of(number) for number in numbers], most):
+            self._start([(numbers[place], self._config_of(numbers[place])) for place in places])
+        self._commit()
 
-    @cached_property
     def _most(self) -> int:
-        """How many trials train at the same time: measured before the first."""
+        """How many trials train at the same time: measured before the first, and kept."""
         if self.config.concurrent is not None:
             return self.config.concurrent
-        largest = largest_of(self.config, self.cache.manifest.layers)
-        return min(MOST_TRIALS, most_trials(largest, self._materials.of(largest), self.device))
+        if self.progress.most is None:
+            largest = largest_of(self.config, self.cache.manifest.layers)
+            self.progress.most = min(MOST_TRIALS, most_trials(largest, self._materials.of(largest), self.device))
+        return self.progress.most
 
     def _start(self, trials: list[tuple[int, TrainConfig]]) -> None:
         material = self._materials.of(trials[0][1])
         for number, config in trials:
-            leftover = trial_path(self.folder, number)
-            shutil.rmtree(leftover, ignore_errors=True)  # of a kill before its cohort's first checkpoint
             self._trials.create(number, config, origin_of(self.cache, None, material), material.chosen.files)
         cohort = self._cohort(trials)
-        path = self.folder / "cohorts" / f"{trials[0][0]:04d}.pt"
-        self._cohorts[path] = cohort
-        save_state(path, cohort.state())
+        self._cohorts.append(cohort)
+        self.progress.groups.append(self._saved(cohort, f"{trials[0][0]:04d}"))
 
     def _cohort(self, trials: list[tuple[int, TrainConfig]]) -> Cohort:
         material = self._materials.of(trials[0][1])
@@ -163,78 +233,108 @@ class Sweep:
         numbers, configs = [number for number, _ in trials], [config for _, config in trials]
         return Cohort(numbers, configs, adapters, material, self.device)
 
-    def _restore(self) -> None:
-        """Take up what a killed sweep was at."""
-        running = self.search.running()
-        for path in sorted((self.folder / "cohorts").glob("*.pt")):
-            state: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
-            left = [number for number in state["numbers"] if number in running]  # the others ended before the kill
-            if not left:
-                path.unlink()
-                continue
-            cohort = self._cohort([(n, Run(trial_path(self.folder, n)).config()[0]) for n in state["numbers"]])
-            cohort.load(state)
-            cohort.keep(left)
-            self._cohorts[path] = cohort
-            for number in left:
-                self._trials.reopen(number, state["epoch"])
-                del running[number]
-        for number in running:
-            self.search.lose(number)
-
-    def _epoch(self, path: Path, cohort: Cohort) -> None:
+    def _epoch(self, turn: int) -> None:
+        """Train an epoch of a group, and note what came of it."""
+        cohort, group = self._cohorts[turn], self.progress.groups[turn]
         metrics = cohort.run_epoch()
-        stay, finished = [], []
+        ended: dict[int, str] = {}
         for number, own in zip(cohort.numbers, metrics, strict=True):
             self._trials.log(number, own)
             self._rows[number] = {"epoch": own["epoch"], "value": own[VALUE], "config": cohort.config_of(number)}
-            if not isfinite(own["train_loss"]):
-                self._end(number, "failed", self.search.fail)
-            elif cohort.done:
-                finished.append((number, own[VALUE]))
-            elif self.search.report(number, own["epoch"], own[VALUE]):
-                self._end(number, "pruned", self.search.prune)
-            else:
-                stay.append(number)
-        if finished:
-            adapters = dict(zip(cohort.numbers, cohort.adapters(), strict=True))
-            for number, value in finished:
-                save_run(self._trials[number], adapters[number], cohort.material, cohort.config_of(number))
-                self.search.report(number, cohort.epoch, value)
-                self._end(number, "complete", partial(self.search.complete, value=value))
-        if not stay:
-            path.unlink()
-            del self._cohorts[path]
-            return
-        if stay != cohort.numbers:
-            cohort.keep(stay)
-        save_state(path, cohort.state())
+            if state := self._judged(number, own, last=cohort.done):
+                ended[number] = self._rows[number]["state"] = state
+        if COMPLETE in ended.values():
+            for number, adapter in zip(cohort.numbers, cohort.adapters(), strict=True):
+                if ended[number] == COMPLETE:
+                    save_run(self._trials[number], adapter, cohort.material, cohort.config_of(number))
+        for number, state in ended.items():
+            self._trials.end(number, state)
+        stay = [number for number in cohort.numbers if number not in ended]
+        if stay:
+            if ended:
+                cohort.keep(stay)
+            self.progress.groups[turn] = self._saved(cohort, group.file.removesuffix(".pt").split("-")[0])
+            self.progress.turn = turn + 1
+        else:
+            del self._cohorts[turn], self.progress.groups[turn]
+        self._commit()
 
-    def _end(self, number: int, state: str, tell: Callable[[int], None]) -> None:
-        self._trials.end(number, state)
-        self._rows[number]["state"] = state
-        tell(number)
+    def _judged(self, number: int, metrics: dict[str, Any], *, last: bool) -> str | None:
+        """Say how a trial ends after an epoch; ``None``: it goes on."""
+        trial = self.progress.trials[number]
+        if not isfinite(metrics["train_loss"]):
+            trial.state = FAILED
+        else:
+            trial.values.append(metrics[VALUE])
+            stop = self._search.report(number, metrics["epoch"], metrics[VALUE])
+            if not (last or stop):
+                return None
+            trial.state = COMPLETE if last else PRUNED
+        self._search.end(number, trial.state, trial.values)
+        return trial.state
+
+    def _saved(self, cohort: Cohort, name: str) -> Group:
+        """Write a checkpoint beside the one before it."""
+        file = f"{name}-{cohort.epoch:04d}.pt"
+        save_state(self.folder / "cohorts" / file, cohort.state())
+        return Group(file, list(cohort.numbers))
+
+    def _commit(self) -> None:
+        self.progress.save(self.folder)
+        self._clear_checkpoints()
+        self._mirror.update(self.progress.trials)
+
+    def _clear_checkpoints(self) -> None:
+        """Remove the checkpoints that the progress does not name."""
+        named = {group.file for group in self.progress.groups}
+        for path in (self.folder / "cohorts").iterdir():
+            if path.name not in named:
+                path.unlink()
 
     def _standing(self, seconds: float, done: int) -> Standing:
-        live = sum(len(cohort.numbers) for cohort in self._cohorts.values())
-        states = self.search.count()
-        left = sum(len(c.numbers) * (c.configs[0].epochs - c.epoch) for c in self._cohorts.values())
-        left += (self.search.trials - states - live) * self.config.base.epochs
+        live = sum(len(cohort.numbers) for cohort in self._cohorts)
+        finished = self.progress.count(COMPLETE, PRUNED, FAILED)
+        left = sum(len(c.numbers) * (c.configs[0].epochs - c.epoch) for c in self._cohorts)
+        left += (self.config.total - finished - live) * self.config.base.epochs
         rows = sorted(({"number": number, **row} for number, row in self._rows.items()), key=lambda row: -row["value"])
-        return Standing(self.search.trials, states, self.config.base.epochs, rows, seconds, left, done)
+        return Standing(self.config.total, finished, self.config.base.epochs, rows, seconds, left, done)
 
-    def _owned(self) -> ExitStack:
-        """Own the folder.
+    @contextmanager
+    def _owned(self) -> Iterator[None]:
+        """Own the folder; within this, again at no cost.
 
         Raises:
             UserError: if another process does.
         """
-        handle = lock(self.folder / "lock")
-        if handle is None:
-            raise UserError(f"another process runs the sweep {str(self.folder)!r}: wait for it.")
-        stack = ExitStack()
-        stack.callback(unlock, handle)
-        return stack
+        if self._lock is not None:
+            yield
+            return
+        with telling_where(self.folder):
+            self._lock = lock(self.folder / "lock")
+        if self._lock is None:
+            raise UserError(f"another process runs the sweep {shown(str(self.folder))!r}: wait for it.")
+        try:
+            yield
+        finally:
+            unlock(self._lock)
+            self._lock = None
+
+
+@contextmanager
+def telling_where(folder: Path) -> Iterator[None]:
+    """Make a sentence of what the system does not do for a sweep.
+
+    Raises:
+        UserError: in place of an ``OSError``.
+    """
+    try:
+        yield
+    except OSError as error:
+        file = shown(str(error.filename or folder))
+        raise UserError(
+            f"the sweep {shown(str(folder))!r} stopped at {file!r} ({error.strerror or error}): once that is mended, "
+            "--resume goes on."
+        ) from error
 
 
 def create_sweep(folder: Path, config: SweepConfig) -> None:
@@ -243,13 +343,14 @@ def create_sweep(folder: Path, config: SweepConfig) -> None:
     Raises:
         UserError: if the path is taken or cannot be written.
     """
-    if folder.exists():
-        raise UserError(f"{str(folder)!r} exists: continue it with --resume, or choose another --out.")
-    partial_ = folder.with_name(folder.name + ".partial")
+    partial = folder.with_name(folder.name + ".partial")
     try:
-        shutil.rmtree(partial_, ignore_errors=True)
-        (partial_ / "cohorts").mkdir(parents=True)
-        config.save(partial_)
-        partial_.rename(folder)
+        if folder.exists():
+            raise UserError(f"{str(folder)!r} exists: continue it with --resume, or choose another --out.")
+        shutil.rmtree(partial, ignore_errors=True)
+        (partial / "cohorts").mkdir(parents=True)
+        Progress(config=config.save(partial)).save(partial)
+        partial.rename(folder)
+        sync_folder(folder.parent)
     except OSError as error:
-        raise UserError(f"sweep {str(folder)!r} cannot be made ({error.strerror}).") from error
+        raise UserError(f"sweep {shown(str(folder))!r} cannot be made ({error.strerror}).") from error

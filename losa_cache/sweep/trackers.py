@@ -1,16 +1,20 @@
 """Trials in Weights & Biases or MLflow, through their own clients, each trial a run of theirs."""
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
 from losa_cache.errors import UserError
 from losa_cache.extras import extra
+from losa_cache.sweep.storage import hidden
 from losa_cache.train.config import TrainConfig
 
 PROJECT = "losa-cache"
 TAG = "losa_cache.trial"  # by which a run of MLflow is found again
+SECRETS = ("WANDB_API_KEY", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")  # environment variables
 
 
 class Tracker(Protocol):
@@ -108,13 +112,50 @@ class MlflowTracker:
 TRACKERS: dict[str, type[WandbTracker] | type[MlflowTracker]] = {"wandb": WandbTracker, "mlflow": MlflowTracker}
 
 
+class _Told:
+    """A tracker whose errors are sentences."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self._name = name
+        with _telling(name):
+            self._own: Tracker = TRACKERS[name](folder)
+
+    def begin(self, number: int, config: TrainConfig) -> None:
+        """As of :class:`Tracker`."""
+        with _telling(self._name):
+            self._own.begin(number, config)
+
+    def log(self, number: int, metrics: Mapping[str, Any]) -> None:
+        """As of :class:`Tracker`."""
+        with _telling(self._name):
+            self._own.log(number, metrics)
+
+    def end(self, number: int, state: str) -> None:
+        """As of :class:`Tracker`."""
+        with _telling(self._name):
+            self._own.end(number, state)
+
+
+@contextmanager
+def _telling(name: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # of their clients and of what these are made of, with URLs and keys in their messages
+        reason = hidden((str(error).strip() or type(error).__name__).splitlines()[0])
+        for secret in filter(None, map(os.environ.get, SECRETS)):
+            reason = reason.replace(secret, "***")
+        raise UserError(f"tracker {name} failed ({reason.rstrip('.')}): --resume goes on once it works.") from None
+
+
 def open_trackers(names: Sequence[str], folder: Path) -> list[Tracker]:
     """Open trackers by name.
 
     Raises:
-        UserError: for an unknown one, or one that is not installed.
+        UserError: for an unknown one, or one that is not installed or does not answer.
     """
     for name in names:
         if name not in TRACKERS:
             raise UserError(f"unknown tracker {name!r}: choose among {', '.join(TRACKERS)}.")
-    return [TRACKERS[name](folder) for name in names]
+    return [_Told(name, folder) for name in names]

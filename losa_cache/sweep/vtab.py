@@ -1,7 +1,6 @@
 """``vtab``: all tasks of VTAB-1k from their caches, selected on val200, trained on 1,000 images, tested once."""
 
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -123,7 +122,7 @@ def _claim(out: Path, task: TaskCaches) -> Path:
         else:
             write_json(note, content)
         write_whole(ids, "\n".join(task.val_ids).encode("utf-8", "surrogateescape"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{str(note)!r} cannot be written or read ({error}): choose another --out.") from error
     return ids
 
@@ -142,10 +141,7 @@ def _finished(
         UserError: if the folder holds another sweep, or none of its trials comes to its end.
     """
     if not folder.exists():
-        partial_folder = folder.with_name(f"{folder.name}.partial")
-        shutil.rmtree(partial_folder, ignore_errors=True)  # of a kill
-        create_sweep(partial_folder, config)
-        partial_folder.rename(folder)
+        create_sweep(folder, config)
     elif _options(SweepConfig.load(folder)) != _options(config):
         raise UserError(f"{str(folder)!r} was made with other options: give those, or choose another --out.")
     if (record := load_record(folder)) is not None:

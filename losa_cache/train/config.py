@@ -16,7 +16,7 @@ BOUNDS: tuple[tuple[str, Any, float, float], ...] = (
     ("batch_size", int, 1, 2**31),
     ("rank", int, 0, 2**20),  # what is built says more: at least 1, at most the backbone's width
     ("seed", int, 0, 2**63 - 1),
-    ("peak_lr", NUMBER, 0, 1e6),
+    ("peak_lr", NUMBER, 0, 1e38),
     ("weight_decay", NUMBER, 0, 1e6),
     ("clip_grad", NUMBER, 0, float("inf")),  # infinite: never clipped
     ("warmup", NUMBER, 0, 1),

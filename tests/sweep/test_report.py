@@ -123,6 +123,13 @@ def test_names_that_are_no_unicode_are_written_all_the_same(tmp_path):
     assert "caf\\udce9.zarr" in read(sweep(many(3), cache="caf\udce9.zarr"), tmp_path).text["main"][0]
 
 
+def test_no_letter_reorders_others_or_is_a_control_character(tmp_path):
+    trials = [trial(0, 80.0, command="a\u202eb", layers="\x1b[2J\u2066<script>")]
+    text = read(sweep(trials, chosen=0, cache="\u202egpj.exe"), tmp_path).text["main"][0]
+    assert not set("\u202e\u2066\x1b") & set(text)
+    assert "[2J\N{REPLACEMENT CHARACTER}<script>" in text
+
+
 def test_what_cannot_be_drawn_is_said(tmp_path):
     page = read(sweep([trial(n, state="failed", rank=n) for n in range(3)]), tmp_path)
     assert "No trial has a validation result" in page.text["main"][0]

@@ -58,3 +58,12 @@ def test_wandb_has_every_trial(tiny_cache, tmp_path, monkeypatch):
 def test_an_unknown_tracker_is_refused(tmp_path):
     with pytest.raises(UserError, match="unknown tracker 'comet': choose among wandb, mlflow"):
         open_trackers(["comet"], tmp_path)
+
+
+def test_a_tracker_that_does_not_answer_is_a_sentence_without_its_password(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:s3cret@127.0.0.1:9/x")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(UserError, match="tracker mlflow failed .*--resume goes on once it works") as failed:
+        open_trackers(["mlflow"], tmp_path)
+    assert "s3cret" not in str(failed.value)
+    assert failed.value.__cause__ is None
