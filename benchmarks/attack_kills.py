@@ -14,7 +14,16 @@ from typing import Any
 from attack_runner import OTHER, RIGHT, TRACEBACK, Case, Done, Step, apart, copy, judge, metrics, remove, shown, tree
 from attack_world import World, run_difference, seeded, sweep_difference, trials
 
-EVENTS = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "shutil.copyfile", "shutil.rmtree")
+EVENTS = (
+    "os.rename",
+    "os.remove",
+    "os.mkdir",
+    "os.rmdir",
+    "os.truncate",
+    "os.link",
+    "shutil.copyfile",
+    "shutil.rmtree",
+)
 ASKING = {signal.SIGTERM: 143, signal.SIGHUP: 129, signal.SIGINT: 130}
 
 
@@ -139,7 +148,9 @@ class Victim:
         if done.code == 0:  # it came when all was done
             return Step(what, RIGHT)
         if done.code == -send:
-            return Step(what, OTHER, f"ends by signal {send} without a sentence, exit code {128 + send} by the shell alone")
+            return Step(
+                what, OTHER, f"ends by signal {send} without a sentence, exit code {128 + send} by the shell alone"
+            )
         if done.wreck is not None:
             return Step(what, TRACEBACK, done.wreck)
         if done.code != ASKING[signal.Signals(send)] or "stopped" not in done.err:
@@ -159,7 +170,9 @@ def _extract(world: World, name: str = "train") -> Victim:
         return apart(tree(path, path.with_name(path.name + ".receipts")), world.known_tree(name))
 
     world.cache(name)
-    return Victim("extract" if name == "train" else "extract --bits 1", world, prepare, command, lambda: command, difference)
+    return Victim(
+        "extract" if name == "train" else "extract --bits 1", world, prepare, command, lambda: command, difference
+    )
 
 
 def _train(world: World) -> Victim:

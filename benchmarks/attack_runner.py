@@ -254,7 +254,17 @@ def warm(modules: Iterable[str] = ()) -> None:
 
 
 _LAZY = (
-    *("timm", "sklearn.datasets", "dask.threaded", "yaml", "av", "optuna", "obstore", "torch.utils.tensorboard"),
+    *(
+        "timm",
+        "sklearn.datasets",
+        "dask.threaded",
+        "distributed",
+        "yaml",
+        "av",
+        "optuna",
+        "obstore",
+        "torch.utils.tensorboard",
+    ),
     *("matplotlib.pyplot", "matplotlib.figure", "matplotlib.backends.backend_agg", "sqlalchemy.dialects.sqlite"),
     *("torch._dynamo", "torchvision.datasets", "zarr.core.sync", "zarr.codecs", "optuna.storages._rdb.storage"),
     *("tensorboard.summary.writer.event_file_writer", "safetensors.torch", "PIL.PngImagePlugin", "PIL.JpegImagePlugin"),

@@ -16,7 +16,6 @@ from PIL import Image
 
 EXTRACT = ("extract", "--backbone", "vit_digits", "--dataset", "folder", "--workers", "1", "--batch-size", "4")
 TRAIN = ("--rank", "2", "--batch-size", "8", "--device", "cpu")
-PRECISIONS = {"train": (), "int8": ("--precision", "int8"), "predict": ("--bits", "1")}
 
 
 def pictures(root: Path, *, seed: int, counts: dict[str, int], classes: str = "abc", size: int = 16) -> None:
@@ -46,26 +45,36 @@ class World:
         self.kept = self.folder / "kept"
         self.data, self.run, self.half = self.folder / "data", self.folder / "run", self.folder / "half"
         pictures(self.data, seed=0, counts={"train": 8, "test": 4})
-        pictures(self.folder / "other-data", seed=1, counts={"train": 8})
+        self.kinds: dict[str, tuple[str | Path, ...]] = {
+            "train": (),
+            "test": ("--split", "test"),
+            "int8": ("--precision", "int8"),
+            "predict": ("--bits", "1"),
+        }
         self._made: set[str] = set()
 
     def wants(self, prefix: str) -> bool:
         """Whether cases whose names begin so are wanted: others need not be prepared."""
-        return self._only is None or self._only.startswith(prefix) or "/" not in self._only or prefix.startswith(self._only)
+        return (
+            self._only is None
+            or self._only.startswith(prefix)
+            or "/" not in self._only
+            or prefix.startswith(self._only)
+        )
 
     def cache(self, name: str) -> Path:
         """Make a cache, once; give its path."""
         path = self.folder / f"{name}.zarr"
         if name not in self._made:
             self.must(*self.extract(name))
-            self._keep(name, path, path.with_name(path.name + ".receipts"))
+            self.keep(name, path, path.with_name(path.name + ".receipts"))
         return path
 
     def extract(self, name: str) -> tuple[str | Path, ...]:
         """Give the command that makes a cache."""
-        data = self.folder / "other-data" if name == "other" else self.data
-        options = ("--split", "test") if name == "test" else PRECISIONS.get(name, ())
-        return (*EXTRACT, "--data-dir", data, "--out", self.folder / f"{name}.zarr", *options)
+        options = self.kinds[name]
+        data = () if "--data-dir" in options else ("--data-dir", self.data)
+        return (*EXTRACT, *data, "--out", self.folder / f"{name}.zarr", *options)
 
     def fresh(self, *names: str) -> None:
         """Put pristine copies in place of what is there."""
@@ -84,7 +93,8 @@ class World:
             raise RuntimeError(f"{arguments} ended with {done.code}: {done.err[-2000:]}")
         return done
 
-    def _keep(self, name: str, *parts: Path) -> None:
+    def keep(self, name: str, *parts: Path) -> None:
+        """Keep pristine copies under a name for :meth:`fresh`."""
         for part in parts:
             copy(part, self.kept / name / part.name)
         self._made.add(name)
@@ -98,9 +108,32 @@ class World:
         """Give the command that trains two epochs."""
         return ("train", "--cache", cache, "--out", out, "--epochs", "2", "--val-fraction", "0.2", *TRAIN, *more)
 
+    def undisturbed(self, *names: str) -> None:
+        """Make caches, and learn what every verb gives on them, before they are attacked."""
+        for name in names:
+            self.trained(name)
+            self.evaluated(name)
+            self.inspected(name)
+
     def trained(self, name: str) -> dict[str, Any]:
         """Train from a cache undisturbed: its result."""
         return self._once(f"trained-{name}", lambda out: self.train_command(self.cache(name), out))
+
+    def evaluated(self, name: str) -> dict[str, Any]:
+        """Evaluate the finished run on a cache undisturbed: its figures."""
+        return self._said(f"evaluated-{name}", lambda: self.evaluation(self.cache(name)))
+
+    def inspected(self, name: str) -> dict[str, Any]:
+        """Inspect a cache undisturbed."""
+        return self._said(f"inspected-{name}", lambda: ("inspect", self.cache(name), "--full", "--json"))
+
+    def _said(self, name: str, command: Callable[[], tuple[str | Path, ...]]) -> dict[str, Any]:
+        kept = self.kept / f"{name}.json"
+        if not kept.exists():
+            said = self.must(*command()).out
+            kept.write_text(said)
+        found: dict[str, Any] = json.loads(kept.read_text())
+        return found
 
     def _once(self, name: str, command: Callable[[Path], tuple[str | Path, ...]]) -> dict[str, Any]:
         kept = self.kept / f"{name}.json"
@@ -118,7 +151,7 @@ class World:
         cache = self.cache("train")
         self.ids()
         self.must(*self.file_options(self.train_command(cache, self.run)[:7]))
-        self._keep("run", self.run)
+        self.keep("run", self.run)
         return self.run
 
     def file_options(self, command: tuple[str | Path, ...], epochs: int = 2) -> tuple[str | Path, ...]:
@@ -138,7 +171,9 @@ class World:
     def whole(self) -> dict[str, Any]:
         """What the half-done run ends as."""
         self.ids()
-        return self._once("whole", lambda out: self.file_options(("train", "--cache", self.cache("train"), "--out", out), 4))
+        return self._once(
+            "whole", lambda out: self.file_options(("train", "--cache", self.cache("train"), "--out", out), 4)
+        )
 
     @cached_property
     def stopped(self) -> Path:
@@ -161,7 +196,7 @@ class World:
         done = self.runner.run(*command, before=before)
         if done.code != 130 or not (self.half / "checkpoint.pt").exists():
             raise RuntimeError(f"the half-done run ended with {done.code}: {done.err[-2000:]}")
-        self._keep("half", self.half)
+        self.keep("half", self.half)
         return self.half
 
     @cached_property
@@ -185,7 +220,7 @@ class World:
         """What an undisturbed sweep finds."""
         out = self.folder / "sweep"
         self.must(*self.sweep_command(out))
-        self._keep("sweep", out)
+        self.keep("sweep", out)
         found = trials(out)
         remove(out)
         return found
@@ -219,7 +254,9 @@ def run_difference(run: Path, wanted: dict[str, Any]) -> str | None:
         first = next((pair for pair in pairs if pair[0] != pair[1]), None)
         if first is None:
             return f"{len(found['metrics'])} epochs in metrics.jsonl, {len(wanted['metrics'])} undisturbed"
-        wrong = {key: (first[0].get(key), first[1].get(key)) for key in first[1] if first[0].get(key) != first[1].get(key)}
+        wrong = {
+            key: (first[0].get(key), first[1].get(key)) for key in first[1] if first[0].get(key) != first[1].get(key)
+        }
         return f"metrics differ: {wrong}"[:300]
     return apart(found["adapter"], wanted["adapter"])
 
@@ -248,11 +285,15 @@ def sweep_difference(folder: Path, wanted: dict[str, Any]) -> str | None:
         if own["times"] != 1 or own["state"] != trial["state"]:
             return f"{options}: {own['times']} times, {own['state']}"
         if own["metrics"] != trial["metrics"]:
-            far = max(
-                abs(mine[key] - theirs[key]) / max(abs(theirs[key]), 1e-12)
-                for mine, theirs in zip(own["metrics"], trial["metrics"], strict=True)
-                for key in theirs
-            ) if len(own["metrics"]) == len(trial["metrics"]) else float("inf")
+            far = (
+                max(
+                    abs(mine[key] - theirs[key]) / max(abs(theirs[key]), 1e-12)
+                    for mine, theirs in zip(own["metrics"], trial["metrics"], strict=True)
+                    for key in theirs
+                )
+                if len(own["metrics"]) == len(trial["metrics"])
+                else float("inf")
+            )
             return f"{options}: metrics differ by {far:.1e}"
         if own["adapter"] != trial["adapter"]:
             return f"{options}: the adapter differs"
