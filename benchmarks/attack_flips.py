@@ -1,12 +1,10 @@
 """Flips: one random bit in every kind of file, then the verbs that read it."""
 
-import json
 import random
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from attack_kills import Steps
 from attack_runner import OTHER, Case, Step, apart, judge, remove, shown, tree
@@ -72,7 +70,7 @@ def _of_caches(world: World, count: int, *, tiny: bool) -> Iterator[Case]:
         world.undisturbed(cache)
         world.fresh(cache)
         for kind, files in kinds(store).items():
-            if cache != "train" and not kind in ("shard", "scales", "receipts: copy of scales"):
+            if cache != "train" and kind not in ("shard", "scales", "receipts: copy of scales"):
                 continue  # of the others all files but these are alike
             names = [file.relative_to(world.folder) for file in files]
             for _ in range(count):

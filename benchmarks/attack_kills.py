@@ -11,8 +11,8 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from attack_runner import OTHER, RIGHT, TRACEBACK, Case, Done, Step, apart, copy, judge, metrics, remove, shown, tree
-from attack_world import World, run_difference, seeded, sweep_difference, trials
+from attack_runner import OTHER, RIGHT, TRACEBACK, Case, Done, Step, apart, judge, remove, shown, tree
+from attack_world import World, run_difference, seeded, sweep_difference
 
 EVENTS = (
     "os.rename",

@@ -27,7 +27,7 @@ RIGHT, SENTENCE, OTHER, TRACEBACK, SILENT = "right", "one sentence", "other", "t
 OUTCOMES = (RIGHT, SENTENCE, OTHER, TRACEBACK, SILENT)
 """From the best to the worst. ``other``: refused where it should work, or a message that is not one plain sentence."""
 SHARD_BYTES = 450_000  # four images of vit_digits in bfloat16: a cache of 24 images has six shards
-HANG_SECONDS = 40
+HANG_SECONDS = 25
 TIMES = ("train_seconds", "train_read", "limiter")  # of a line of metrics, what depends on the clock
 
 
@@ -73,7 +73,7 @@ class Done:
 
 def _unsafe(text: str) -> bool:
     # of our own output to no terminal nothing may carry control characters but line ends
-    return any(ord(letter) < 32 and letter not in "\n\t\r" or ord(letter) == 127 for letter in text)
+    return any((ord(letter) < 32 and letter not in "\n\t\r") or ord(letter) == 127 for letter in text)
 
 
 @dataclass
@@ -129,6 +129,7 @@ class Runner:
         self.folder = folder
         shutil.rmtree(folder, ignore_errors=True)
         (folder / "said").mkdir(parents=True)
+        self._depth = 0
         self.home = folder / "home"
         self.environment = {"LOSA_CACHE_HOME": str(self.home), "COLUMNS": "200"}
 
@@ -153,7 +154,8 @@ class Runner:
             call: to run in place of the command line.
             seconds: after which it is killed.
         """
-        out, err = self.folder / "said" / "out", self.folder / "said" / "err"
+        self._depth += 1  # a second command may run while the first one waits
+        out, err = (self.folder / "said" / f"{name}-{self._depth}" for name in ("out", "err"))
         sys.stdout.flush()
         sys.stderr.flush()
         started = time.perf_counter()
@@ -161,6 +163,7 @@ class Runner:
         if not process:
             self._child([str(a) for a in arguments], environment or {}, cwd or self.folder, before, call, (out, err))
         during(process)
+        self._depth -= 1
         status = _wait(process, started + seconds)
         with contextlib.suppress(ProcessLookupError):  # what it left: decoding processes
             os.killpg(process, signal.SIGKILL)

@@ -63,7 +63,7 @@ class Store:
             if name == "zarr.json":
                 own = content["attributes"]["losa_cache"]
                 canonical = {"protocol": own["protocol"], **own["fields"]}
-                text = json.dumps(canonical, sort_keys=True, separators=(",", ":"))
+                text = json.dumps(canonical, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
                 own["identity"] = "sha256:" + hashlib.sha256(text.encode()).hexdigest()
             (folder / name).write_text(json.dumps(content, indent=2))
 
@@ -95,7 +95,7 @@ def _swap_shards(store: Store, *, receipts: str = "none", files: bool = True) ->
     if files:
         _swap(store.shard(1), store.shard(4))
     for one, other in zip(store.beside(1), store.beside(4), strict=True):
-        if receipts == "all" or (receipts == "receipt") == (one.suffix == ".json") and receipts != "none":
+        if receipts == "all" or ((receipts == "receipt") == (one.suffix == ".json") and receipts != "none"):
             _swap(one, other)
 
 

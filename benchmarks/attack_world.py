@@ -82,6 +82,13 @@ class World:
             for part in (self.kept / name).iterdir():
                 copy(part, self.folder / part.name)
 
+    def empty(self) -> Path:
+        """Give an empty folder to run in."""
+        folder = self.folder / "empty"
+        if not folder.exists():
+            folder.mkdir()
+        return folder
+
     def must(self, *arguments: str | Path, **how: Any) -> Done:
         """Run a command that has to work.
 
