@@ -1,6 +1,6 @@
 """Attacks on everything that losa-cache reads, and what comes of each: a table, and a list of what went wrong.
 
-    python benchmarks/attack.py [--only kills flips structure inputs] [--out FILE] [--seed 0]
+    python benchmarks/attack.py [--only kills flips structure inputs] [--every N] [--out FILE]
     python benchmarks/attack.py --tiny                  # a few of each kind, in seconds
     python benchmarks/attack.py --case NAME [--keep]    # one case again, in full
 
@@ -30,8 +30,29 @@ from typing import Any
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):  # before numpy: children are forked
     os.environ[_name] = "1"
 
-from attack_runner import OTHER, OUTCOMES, RIGHT, SENTENCE, SILENT, TRACEBACK, Case, Result, Runner, Step, scratch, warm
+from attack_runner import (  # noqa: E402
+    OTHER,
+    OUTCOMES,
+    RIGHT,
+    SENTENCE,
+    SILENT,
+    TRACEBACK,
+    Case,
+    Result,
+    Runner,
+    Step,
+    scratch,
+    warm,
+)
 
+TINY = (
+    *("kills/extract/moment 0", "kills/train/step", "kills/train/SIGTERM"),
+    *("flips/cache/train/shard/", "flips/run/adapter_model.safetensors/", "flips/half/checkpoint.pt/"),
+    *("structure/shards exchanged", "structure/labels as float64 in the store", "inputs/options/train --rank"),
+    *("inputs/files/checkpoint: a list", "inputs/folders/loop to the root", "inputs/machine/home: a file"),
+    *("inputs/pictures/grey: I;16 in PNG", "inputs/weights/pth: an LFS pointer"),
+)
+"""The first case that begins so, of each."""
 KINDS = ("kills", "flips", "structure", "inputs")
 HEADS = {
     RIGHT: "right",
@@ -50,8 +71,11 @@ def main() -> None:
 
     results: list[Result] = []
     try:
-        world = World(Runner(folder), arguments.case)
+        world = World(Runner(folder), _wanted(arguments))
         for case in _cases(world, arguments):
+            if arguments.list:
+                print(case.name)
+                continue
             results.append(_tried(case))
             _told(results[-1], arguments)
     finally:
@@ -66,7 +90,8 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=KINDS, default=KINDS)
-    parser.add_argument("--case", help="only cases whose name contains this")
+    parser.add_argument("--case", help="only cases whose names begin so; of one case all is told")
+    parser.add_argument("--every", type=int, default=1, help="only every N-th case")
     parser.add_argument("--tiny", action="store_true", help="a few cases of each kind")
     parser.add_argument("--out", type=Path, help="add a JSON line a case to this file")
     parser.add_argument("--folder", type=Path, help="to work in; emptied first")
@@ -75,14 +100,24 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def _wanted(arguments: argparse.Namespace) -> tuple[str, ...]:
+    return TINY if arguments.tiny else (arguments.case,) if arguments.case else ()
+
+
 def _cases(world: Any, arguments: argparse.Namespace) -> Iterator[Case]:
+    wanted = list(_wanted(arguments))
+    number = 0
     for kind in arguments.only:
-        if not world.wants(kind):
+        if not world.wants(f"{kind}/"):
             continue
-        for case in __import__(f"attack_{kind}").cases(world, tiny=arguments.tiny):
-            if arguments.list:
-                print(case.name)
-            elif arguments.case is None or arguments.case in case.name:
+        for case in __import__(f"attack_{kind}").cases(world):
+            begun = next((own for own in wanted if case.name.startswith(own)), None)
+            if (wanted or arguments.tiny) and begun is None:
+                continue
+            if arguments.tiny:
+                wanted.remove(str(begun))
+            number += 1
+            if (number - 1) % arguments.every == 0:
                 yield case
 
 
@@ -90,21 +125,21 @@ def _tried(case: Case) -> Result:
     started = time.perf_counter()
     try:
         steps = case.run()
-    except Exception as error:  # of an attack on what could not be attacked, or a result that cannot be read
-        steps = [Step("(the attack itself)", TRACEBACK, f"{type(error).__name__}: {error}"[:500])]
+    except Exception as error:
+        steps = [Step("(the attack itself)", OTHER, f"{type(error).__name__}: {error}"[:500])]
     return Result(case.kind, case.group, case.name, steps, time.perf_counter() - started)
 
 
 def _told(result: Result, arguments: argparse.Namespace) -> None:
     steps = [{"command": s.command, "outcome": s.outcome, "detail": s.detail} for s in result.steps]
-    line = {"kind": result.kind, "group": result.group, "name": result.name, "outcome": result.outcome}
+    line: dict[str, Any] = {"kind": result.kind, "group": result.group, "name": result.name, "outcome": result.outcome}
     line |= {"seconds": round(result.seconds, 3), "steps": steps}
     if arguments.out is not None:
         with open(arguments.out, "a") as file:
             file.write(json.dumps(line) + "\n")
-    if arguments.case is not None:
+    if arguments.case == result.name:
         print(json.dumps(line, indent=2))
-    elif result.outcome in (OTHER, TRACEBACK, SILENT):
+    if result.outcome in (OTHER, TRACEBACK, SILENT):
         print(f"{result.outcome:12} {result.name}", file=sys.stderr, flush=True)
 
 

@@ -1,22 +1,20 @@
-"""Malformed files of our own and of others: checkpoints, configs, adapters, weights, records of sweeps."""
+"""Malformed files of runs: configs, metrics, checkpoints, adapters."""
 
-import io
 import json
 import struct
-import zipfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from attack_inputs import CONTENTS, _clear, make, tried
-from attack_runner import Case, Done, Step, copy, remove
-from attack_world import EXTRACT, World, run_difference
+from attack_inputs import CONTENTS, make, tried
+from attack_runner import Case, Done, Step, copy
+from attack_world import World, run_difference
 
 Json = dict[str, Any]
 
 
-def _set(*path: str, value: Any) -> Callable[[Json], Any]:
+def put(*path: str, value: Any) -> Callable[[Json], Any]:
     def change(content: Json) -> None:
         for name in path[:-1]:
             content = content[name]
@@ -25,7 +23,7 @@ def _set(*path: str, value: Any) -> Callable[[Json], Any]:
     return change
 
 
-def _drop(*path: str) -> Callable[[Json], Any]:
+def drop(*path: str) -> Callable[[Json], Any]:
     def change(content: Json) -> None:
         for name in path[:-1]:
             content = content[name]
@@ -46,6 +44,13 @@ ODD: dict[str, Any] = {
     "a half": 0.5,
     "true": True,
 }
+
+
+def odd_values(turn: int) -> dict[str, Any]:
+    """Give every other value, beginning with another one each turn."""
+    return dict(list(ODD.items())[turn % 2 :: 2])
+
+
 TRAINED = ("rank", "epochs", "lr", "batch_size", "layers", "side", "seed", "val_ids", "sampling", "clip_grad", "start")
 
 
@@ -54,11 +59,9 @@ def cases(world: World) -> Iterator[Case]:
     yield from _configs(world)
     yield from _adapters(world)
     yield from _checkpoints(world)
-    yield from _weights(world)
-    yield from _sweeps(world)
 
 
-def _edited(file: Path, change: Callable[[Json], Any]) -> None:
+def edited(file: Path, change: Callable[[Json], Any]) -> None:
     content = json.loads(file.read_text())
     changed = change(content)
     file.write_text(json.dumps(content if changed is None or not isinstance(changed, list) else changed, indent=2))
@@ -70,21 +73,21 @@ def _configs(world: World) -> Iterator[Case]:
     whole, figures = world.whole, world.figures
     resume = ("train", "--resume", half, "--device", "cpu")
     changes: dict[str, Callable[[Json], Any]] = {}
-    for option in TRAINED:
-        for what, value in ODD.items():
-            changes[f"train.{option} is {what}"] = _set("train", option, value=value)
+    for turn, option in enumerate(TRAINED):
+        for what, value in odd_values(turn).items():
+            changes[f"train.{option} is {what}"] = put("train", option, value=value)
     for name in ("train", "cache", "online", "fields"):
-        changes[f"no {name}"] = _drop(name)
-        changes[f"{name} is a number"] = _set(name, value=3)
-    changes["one more option"] = _set("train", "surprise", value=1)
-    changes["a cache that is not there"] = _set("cache", value="/nowhere/x.zarr")
-    changes["a cache with escapes"] = _set("cache", value="/nowhere/\x1b[31mx.zarr")
-    changes["a cache that is a URL"] = _set("cache", value="http://127.0.0.1:9/x.zarr")
+        changes[f"no {name}"] = drop(name)
+        changes[f"{name} is a number"] = put(name, value=3)
+    changes["one more option"] = put("train", "surprise", value=1)
+    changes["a cache that is not there"] = put("cache", value="/nowhere/x.zarr")
+    changes["a cache with escapes"] = put("cache", value="/nowhere/\x1b[31mx.zarr")
+    changes["a cache that is a URL"] = put("cache", value="http://127.0.0.1:9/x.zarr")
     for what, change in changes.items():
 
         def resumed(what: str = what, change: Callable[[Json], Any] = change) -> list[Step]:
             world.fresh("half", "train")
-            _edited(half / "config.json", change)
+            edited(half / "config.json", change)
             return [tried(world, *resume, what=what, right=lambda done: run_difference(half, whole))]
 
         yield Case("inputs", "run: config.json", f"inputs/files/config.json: {what}", resumed)
@@ -117,20 +120,20 @@ def _configs(world: World) -> Iterator[Case]:
 
             yield Case("inputs", f"run: {file}", f"inputs/files/{folder} {file}: {what}", replaced)
     adapters: dict[str, Callable[[Json], Any]] = {}
-    for name in json.loads((world.kept / "run" / "run" / "adapter_config.json").read_text()):
-        adapters[f"no {name}"] = _drop(name)
-        for what, value in ODD.items():
-            adapters[f"{name} is {what}"] = _set(name, value=value)
-    for name in ("rank", "depth", "width", "tokens", "classes", "side", "seed", "grid"):
-        for what, value in ODD.items():
-            adapters[f"adapter.{name} is {what}"] = _set("adapter", name, value=value)
-    adapters["classes in another order"] = _set("classes", value=["b", "a", "c"])
+    for turn, name in enumerate(json.loads((world.kept / "run" / "run" / "adapter_config.json").read_text())):
+        adapters[f"no {name}"] = drop(name)
+        for what, value in odd_values(turn).items():
+            adapters[f"{name} is {what}"] = put(name, value=value)
+    for turn, name in enumerate(("rank", "depth", "width", "tokens", "classes", "side", "seed", "grid")):
+        for what, value in odd_values(turn).items():
+            adapters[f"adapter.{name} is {what}"] = put("adapter", name, value=value)
+    adapters["classes in another order"] = put("classes", value=["b", "a", "c"])
     adapters["layers in another order"] = lambda content: content.update(layers=content["layers"][::-1])
     for what, change in adapters.items():
 
         def evaluated(what: str = what, change: Callable[[Json], Any] = change) -> list[Step]:
             world.fresh("run", "test")
-            _edited(run / "adapter_config.json", change)
+            edited(run / "adapter_config.json", change)
             right = partial(_same_figures, figures)
             return [tried(world, *world.evaluation(), what=what, right=right)]
 
@@ -143,7 +146,7 @@ def _same_figures(figures: Json, done: Done) -> str | None:
 
 
 def _adapters(world: World) -> Iterator[Case]:
-    """An adapter's tensors: other values are refused by what a run keeps of them; so are what is not finite, or lacks."""
+    """An adapter's tensors: other values, values that are not finite, and tensors that lack."""
     run, figures = world.finished, world.figures
 
     def save(change: Callable[[dict[str, Any]], Any]) -> Callable[[], None]:
@@ -214,7 +217,9 @@ def _exchange(state: dict[str, Any]) -> None:
     state[one], state[two] = state[two], state[one]
 
 
-class _Evil:
+class Evil:
+    """Prints a line where it is unpickled."""
+
     def __reduce__(self) -> tuple[Any, ...]:
         return (print, ("code was run",))
 
@@ -258,7 +263,7 @@ def _checkpoints(world: World) -> Iterator[Case]:
         "a list": lambda state: [1, 2],
         "a number": lambda state: 3,
         "nothing in it": lambda state: {},
-        "code in it": lambda state: {**state, "evil": _Evil()},
+        "code in it": lambda state: {**state, "evil": Evil()},
         **{f"no {name}": without(name) for name in ("epoch", "passed", "adapter", "optimizer")},
         **{f"epoch is {what}": with_("epoch", value=value) for what, value in ODD.items()},
         "epoch is one more": with_("epoch", value=lambda epoch: epoch + 1),
@@ -273,7 +278,7 @@ def _checkpoints(world: World) -> Iterator[Case]:
         "NaN in adapter": lambda state: (next(iter(state["adapter"].values())).view(-1)[:1].fill_(float("nan")), state)[
             1
         ],
-        "another shape in adapter": lambda state: _reshaped(state),
+        "another shape in adapter": _reshaped,
         "float16 in adapter": lambda state: {**state, "adapter": {k: v.half() for k, v in state["adapter"].items()}},
         "no state in optimizer": with_("optimizer", "state", value={}),
         "no groups in optimizer": with_("optimizer", "param_groups", value=[]),
@@ -288,7 +293,7 @@ def _checkpoints(world: World) -> Iterator[Case]:
         def resumed(what: str = what, change: Callable[[Any], Any] = change) -> list[Step]:
             world.fresh("half", "train")
             world.must("(edit)", call=save(change))
-            step = tried(world, *resume, what=what, right=lambda done: _ran_code(done) or run_difference(half, whole))
+            step = tried(world, *resume, what=what, right=lambda done: ran_code(done) or run_difference(half, whole))
             return [step]
 
         yield Case("inputs", "run: checkpoint.pt", f"inputs/files/checkpoint: {what}", resumed)
@@ -314,214 +319,5 @@ def _reshaped(state: Any) -> Any:
     return state
 
 
-def _ran_code(done: Done) -> str | None:
+def ran_code(done: Done) -> str | None:
     return "code in a file was run" if "code was run" in done.out + done.err else None
-
-
-def _weights(world: World) -> Iterator[Case]:
-    """Weights that are none, or another trunk's; and those that are right in odd wrappings."""
-    store, data, odd = world.folder / "tried.zarr", world.data, world.folder / "odd"
-    from losa_cache.backbone.names import DIGITS_WEIGHTS
-
-    own = Path(DIGITS_WEIGHTS)
-
-    def save(change: Callable[[dict[str, Any]], Any], file: Path) -> Callable[[], None]:
-        def call() -> None:
-            import numpy as np
-            import torch
-            from safetensors.torch import load_file, save_file
-
-            state = load_file(str(own))
-            changed = change(state)
-            if file.suffix == ".safetensors":
-                save_file({name: tensor.contiguous() for name, tensor in changed.items()}, str(file))
-            elif file.suffix == ".npz":
-                np.savez(str(file), **{name: tensor.numpy() for name, tensor in changed.items()})
-            else:
-                torch.save(changed, file)
-
-        return call
-
-    def layer_scale(state: dict[str, Any]) -> Any:
-        width = state["norm.weight"]
-        return state | {f"blocks.{n}.ls{k}.gamma": width.clone() * 0.1 for n in range(8) for k in (1, 2)}
-
-    def more_blocks(state: dict[str, Any]) -> Any:
-        last = {name: tensor for name, tensor in state.items() if name.startswith("blocks.7.")}
-        more = {name.replace("blocks.7.", f"blocks.{n}."): t.clone() for n in (8, 9) for name, t in last.items()}
-        return state | more
-
-    def one(name: str, change: Callable[[Any], Any]) -> Callable[[dict[str, Any]], Any]:
-        return lambda state: state | {name: change(state[name])}
-
-    right_ones = {
-        "as it is": lambda state: state,
-        "with a classifier": lambda state: (
-            state | {"head.weight": state["norm.weight"][None].clone(), "head.bias": state["norm.bias"][:1].clone()}
-        ),
-    }
-    wrapped = {
-        "in state_dict": lambda state: {"state_dict": state},
-        "in model": lambda state: {"model": state},
-        "with module. in front": lambda state: {f"module.{name}": tensor for name, tensor in state.items()},
-        "beside an epoch": lambda state: {"state_dict": state, "epoch": 3},
-    }
-    wrong = {
-        "LayerScale": layer_scale,
-        "two blocks more": more_blocks,
-        "a block less": lambda state: {name: t for name, t in state.items() if not name.startswith("blocks.7.")},
-        "no norm": lambda state: {name: t for name, t in state.items() if not name.startswith("norm.")},
-        "registers": lambda state: state | {"reg_token": state["cls_token"].clone()},
-        "a norm before the blocks": lambda state: state | {"norm_pre.weight": state["norm.weight"].clone()},
-        "norms of queries and keys": lambda state: (
-            state | {f"blocks.{n}.attn.q_norm.weight": state["norm.weight"][:32].clone() for n in range(8)}
-        ),
-        "another width": one("norm.weight", lambda tensor: tensor[:-1]),
-        "a NaN": one("norm.weight", lambda tensor: tensor * float("nan")),
-        "an infinity": one("blocks.0.norm1.weight", lambda tensor: tensor + float("inf")),
-        "integers": one("norm.weight", lambda tensor: tensor.long()),
-        "complex numbers": one("norm.weight", lambda tensor: tensor.to_dense() + 0j),
-        "nothing of a trunk": lambda state: {"head.weight": state["norm.weight"]},
-        "no tensors": lambda state: {},
-        "names of a student's": lambda state: {f"student.backbone.{name}": tensor for name, tensor in state.items()},
-    }
-    pickled = {
-        "a list": lambda state: [1, 2],
-        "a number": lambda state: 3,
-        "code": lambda state: {**state, "evil": _Evil()},
-        "text for a tensor": lambda state: {**state, "norm.weight": "x"},
-        "a whole module": lambda state: _module(),
-    }
-    weighed: list[Any] = []
-
-    def attempt(file: Path, what: str, right: bool, may_refuse: bool = True) -> list[Step]:
-        if not weighed:
-            world.must("extract", *EXTRACT[1:], "--data-dir", data, "--out", store, "--limit", "8")
-            weighed.append(_activations(store))
-            _clear(world)
-        command = (*EXTRACT, "--data-dir", data, "--out", store, "--limit", "8", "--weights", file)
-
-        def same(done: Done) -> str | None:
-            if (ran := _ran_code(done)) or right:
-                return ran or (None if _activations(store) == weighed[0] else "the activations differ")
-            return f"is accepted: {done.err.strip()[-200:]}"
-
-        return [tried(world, *command, what=what, right=same, may_refuse=may_refuse)]
-
-    for ending in ("safetensors", "pth", "npz"):
-        groups = [(right_ones, True), (wrong, False), *([(wrapped, True), (pickled, False)] if ending == "pth" else [])]
-        for group, right in groups:
-            for what, change in group.items():
-                file = odd.with_suffix(f".{ending}")
-
-                def loaded(
-                    file: Path = file, what: str = what, change: Any = change, right: bool = right
-                ) -> list[Step]:
-                    _clear(world)
-                    remove(file)
-                    made = world.runner.run("(make)", call=save(change, file))
-                    if made.code != 0:
-                        return []
-                    return attempt(file, what, right, may_refuse=not right or file.suffix == ".npz")
-
-                yield Case("inputs", "weights", f"inputs/files/weights {ending}: {what}", loaded)
-        for what in ("empty", "an LFS pointer", "a web page", "random bytes", "deep JSON", "zero bytes"):
-            file = odd.with_suffix(f".{ending}")
-
-            def instead(file: Path = file, what: str = what) -> list[Step]:
-                _clear(world)
-                make(file, what)
-                steps = attempt(file, what, False)
-                word = {"an LFS pointer": "LFS", "a web page": "web page"}.get(what)
-                if word and steps[0].outcome == "one sentence" and word not in steps[0].detail:
-                    return [Step(steps[0].command, "other", f"does not call it {what}: {steps[0].detail}")]
-                return steps
-
-            yield Case("inputs", "weights", f"inputs/files/weights {ending}: {what}", instead)
-    for share in (0.1, 0.5, 0.99):
-        for ending in ("safetensors", "pth"):
-
-            def cut(share: float = share, ending: str = ending) -> list[Step]:
-                _clear(world)
-                file = odd.with_suffix(f".{ending}")
-                remove(file)
-                world.must("(make)", call=save(lambda state: state, file))
-                raw = file.read_bytes()
-                file.write_bytes(raw[: int(share * len(raw))])
-                return attempt(file, f"cut at {share}", False)
-
-            yield Case("inputs", "weights", f"inputs/files/weights {ending}: cut at {share}", cut)
-
-    def zipped() -> list[Step]:
-        _clear(world)
-        file = odd.with_suffix(".pth")
-        raw = io.BytesIO()
-        with zipfile.ZipFile(raw, "w") as archive:
-            archive.writestr("readme.txt", "no weights")
-        file.write_bytes(raw.getvalue())
-        return attempt(file, "another archive", False)
-
-    yield Case("inputs", "weights", "inputs/files/weights pth: another archive", zipped)
-
-
-def _module() -> Any:
-    import torch
-
-    return torch.nn.Linear(2, 2)
-
-
-def _activations(store: Path) -> dict[str, str]:
-    """Hash what a cache holds, whatever its identity."""
-    from attack_runner import digest
-
-    return {path.name: digest(path) for path in sorted((store / "activations" / "block").glob("c.*"))}
-
-
-def _sweeps(world: World) -> Iterator[Case]:
-    """A sweep's own files."""
-    wanted, folder = world.swept, world.folder / "sweep"
-    from attack_world import sweep_difference
-
-    resume = ("sweep", "--resume", folder, "--device", "cpu")
-    changes: dict[str, Callable[[Json], Any]] = {}
-    for name in (
-        "cache",
-        "space",
-        "base",
-        "sampler",
-        "pruner",
-        "trials",
-        "concurrent",
-        "storage",
-        "test_cache",
-        "retrain",
-    ):
-        changes[f"no {name}"] = _drop(name)
-        for what, value in ODD.items():
-            changes[f"{name} is {what}"] = _set(name, value=value)
-    changes["ranks of text"] = _set("space", "rank", value=["x"])
-    changes["a range that is none"] = _set("space", "rank", value={"low": 4, "high": 2})
-    changes["no values"] = _set("space", "rank", value=[])
-    changes["an option that nobody knows"] = _set("space", "surprise", value=[1, 2])
-    for what, change in changes.items():
-
-        def resumed(what: str = what, change: Callable[[Json], Any] = change) -> list[Step]:
-            world.fresh("sweep", "train", "test")
-            (folder / "record.json").unlink()
-            _edited(folder / "sweep.json", change)
-            return [tried(world, *resume, what=what, right=lambda done: sweep_difference(folder, wanted))]
-
-        yield Case("inputs", "sweep: sweep.json", f"inputs/files/sweep.json: {what}", resumed)
-    for file in ("sweep.json", "record.json", "study.db"):
-        for what in CONTENTS:
-            if what in ("a file's inside", "nothing"):
-                continue
-
-            def replaced(file: str = file, what: str = what) -> list[Step]:
-                world.fresh("sweep", "train", "test")
-                if file != "record.json":
-                    (folder / "record.json").unlink()
-                make(folder / file, what)
-                return [tried(world, *resume, what=what, right=lambda done: sweep_difference(folder, wanted))]
-
-            yield Case("inputs", f"sweep: {file}", f"inputs/files/sweep {file}: {what}", replaced)

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from attack_kills import Steps
-from attack_runner import OTHER, Case, Step, apart, judge, remove, shown, tree
+from attack_runner import OTHER, SILENT, Case, Step, apart, judge, remove, shown, tree
 from attack_world import World, run_difference, seeded, sweep_difference
 
 FLIPS = 20  # a file kind
@@ -53,19 +53,19 @@ def _kind(name: str) -> str:
     )
 
 
-def cases(world: World, *, tiny: bool) -> Iterator[Case]:
+def cases(world: World) -> Iterator[Case]:
     """Flip bits in files of caches, notes of caches, runs and sweeps."""
-    count = 1 if tiny else FLIPS
-    if world.wants("flips/cache/"):
-        yield from _of_caches(world, count, tiny=tiny)
+    yield from _of_caches(world)
     for name, make in (("note", _note), ("run", _finished), ("half", _half), ("sweep", _half_sweep)):
         if world.wants(f"flips/{name}/"):
-            yield from make(world, count)
+            yield from make(world, FLIPS)
 
 
-def _of_caches(world: World, count: int, *, tiny: bool) -> Iterator[Case]:
+def _of_caches(world: World) -> Iterator[Case]:
     number = 0
-    for cache in CACHED[:1] if tiny else CACHED:
+    for cache in CACHED:
+        if not world.wants(f"flips/cache/{cache}/"):
+            continue
         store = world.cache(cache)
         world.undisturbed(cache)
         world.fresh(cache)
@@ -73,7 +73,7 @@ def _of_caches(world: World, count: int, *, tiny: bool) -> Iterator[Case]:
             if cache != "train" and kind not in ("shard", "scales", "receipts: copy of scales"):
                 continue  # of the others all files but these are alike
             names = [file.relative_to(world.folder) for file in files]
-            for _ in range(count):
+            for _ in range(FLIPS):
                 name = f"flips/cache/{cache}/{kind}/{number}"
                 group = f"cache: {kind}"
                 yield Case("flips", group, name, partial(_cache, world, cache, names, name, READERS[number % 4]))
@@ -86,7 +86,9 @@ def _cache(world: World, cache: str, files: list[Path], name: str, reader: str) 
     store = world.folder / f"{cache}.zarr"
     what = flip(world.folder / some.choice(files), some)
     steps = [_verified(world, store, what), read(world, cache, reader, what)]
-    if reader == "extract":  # repaired in part
+    if reader == "extract":  # it does not read every byte, so what it leaves must be refused by what does
+        if steps[-1].outcome == SILENT:
+            steps[-1:] = [read(world, cache, "train", f"{what}, after extract")]
         world.fresh(cache)
         flip(world.folder / (some := seeded(name)).choice(files), some)
     return [*steps, repaired(world, cache, what)]

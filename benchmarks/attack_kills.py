@@ -282,7 +282,7 @@ VICTIMS: dict[str, Callable[[World], Victim]] = {
 }
 
 
-def cases(world: World, *, tiny: bool) -> Iterator[Case]:
+def cases(world: World) -> Iterator[Case]:
     """All kills: every step of a sweep; of the others steps and moments, enumerated or drawn; signals that ask."""
     for name, make in VICTIMS.items():
         if not world.wants(f"kills/{name}/"):
@@ -293,16 +293,13 @@ def cases(world: World, *, tiny: bool) -> Iterator[Case]:
         every = range(1, steps + 1)
         chosen = list(every) if victim.name == "sweep" else sorted(some.sample(every, min(len(every), 24)))
         moments = [some.uniform(0.02, 1) for _ in range(10)]
-        if tiny:
-            chosen, moments = some.sample(chosen, 1), moments[:1] if victim.name == "extract" else []
         group = f"{victim.name}: SIGKILL"
         for at in chosen:
             yield Case("kills", group, f"kills/{victim.name}/step {at}", partial(victim.at_step, at))
         for number, share in enumerate(moments):
-            name = f"kills/{victim.name}/moment {number}"
-            yield Case("kills", group, name, partial(victim.at_moment, share))
+            yield Case("kills", group, f"kills/{victim.name}/moment {number}", partial(victim.at_moment, share))
         for send in ASKING:
-            for at in some.sample(every, min(len(every), 5)) if not tiny else every[len(every) // 2 :][:1]:
-                name = f"kills/{victim.name}/{send.name} at step {at}"
+            for at in some.sample(every, min(len(every), 5)):
+                case = f"kills/{victim.name}/{send.name} at step {at}"
                 group = f"{victim.name}: SIGTERM, SIGHUP, SIGINT"
-                yield Case("kills", group, name, partial(victim.at_step, at, send))
+                yield Case("kills", group, case, partial(victim.at_step, at, send))

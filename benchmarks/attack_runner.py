@@ -170,8 +170,8 @@ class Runner:
         if status is None:
             os.waitpid(process, 0)
         code = None if status is None else os.waitstatus_to_exitcode(status)
-        said = (file.read_bytes().decode("utf-8", "replace") for file in (out, err))
-        return Done(code, *said, time.perf_counter() - started)
+        printed, told = (file.read_bytes().decode("utf-8", "replace") for file in (out, err))
+        return Done(code, printed, told, time.perf_counter() - started)
 
     def _child(
         self,
@@ -185,8 +185,8 @@ class Runner:
         code = 1
         try:
             os.setpgid(0, 0)
-            for number, name in ((0, Path(os.devnull)), (1, files[0]), (2, files[1])):
-                handle = os.open(name, os.O_RDWR | os.O_CREAT | (os.O_TRUNC if number else 0))
+            for number, file in ((0, Path(os.devnull)), (1, files[0]), (2, files[1])):
+                handle = os.open(file, os.O_RDWR | os.O_CREAT | (os.O_TRUNC if number else 0))
                 os.dup2(handle, number)
                 os.close(handle)
             for stream in (sys.stdout, sys.stderr):
@@ -299,7 +299,10 @@ def judge(
     if (wreck := done.wreck) is not None:
         return Step(command, TRACEBACK, wreck)
     if done.code == 0:
-        found = difference()
+        try:
+            found = difference()
+        except Exception as error:  # a result that cannot be read is none
+            found = f"its result cannot be read ({type(error).__name__}: {error})"[:300]
         return Step(command, RIGHT) if found is None else Step(command, SILENT, found)
     if done.code == 1 and damage:
         return Step(command, RIGHT)

@@ -276,7 +276,7 @@ SHAPES: dict[str, Callable[[dict[str, Any]], Any]] = {
 }
 
 
-def attacks() -> Iterator[tuple[str, Change, bool]]:
+def attacks() -> Iterator[tuple[str, Change, bool]]:  # noqa: PLR0912
     """Give all attacks on a cache: name, what it does, and whether it does no harm."""
     yield "shards exchanged", partial(_swap_shards), False
     yield "shards exchanged with all that is said of them", partial(_swap_shards, receipts="all"), False
@@ -314,10 +314,10 @@ def attacks() -> Iterator[tuple[str, Change, bool]]:
     for name in ("a shard", "the labels", "zarr.json", "a receipt", "files.json"):
         for by, how in ((0, "emptied"), (0.5, "cut in half"), (1, "a byte longer"), (100_000, "100 kB longer")):
             yield f"{name} {how}", partial(_cut, PARTS[name], by), False
-    for name, part in PARTS.items():
+    for name, place in PARTS.items():
         for what in ("nothing", "fifo", "folder", "device", "dangling link", "link to itself"):
-            yield f"{what} in place of {name}", partial(_in_place_of, part, what), False
-        yield f"link to the same bytes in place of {name}", partial(_in_place_of, part, "link to the same bytes"), True
+            yield f"{what} in place of {name}", partial(_in_place_of, place, what), False
+        yield f"link to the same bytes in place of {name}", partial(_in_place_of, place, "link to the same bytes"), True
     for name in ("zarr.json", "zarr.json of the labels", "a receipt", "files.json"):
         for what in ("deep JSON", "UTF-16", "a byte order mark", "other JSON"):
             yield f"{what} in place of {name}", partial(_in_place_of, PARTS[name], what), False
@@ -330,7 +330,7 @@ def _chunk_file(store: Store, *, both: bool) -> None:
         copy(source / "zarr.json", mine / "zarr.json")
 
 
-def cases(world: World, *, tiny: bool) -> Iterator[Case]:
+def cases(world: World) -> Iterator[Case]:
     """Every attack by every verb; some over a server, and on staged copies and on scales."""
     if not world.wants("structure/"):
         return
@@ -341,16 +341,15 @@ def cases(world: World, *, tiny: bool) -> Iterator[Case]:
     for cache in ("other", "seeded"):
         world.cache(cache)
     world.undisturbed("train", "test")
-    chosen = list(attacks())
-    for number, (name, change, harmless) in enumerate(chosen[:: max(1, len(chosen) // 4)] if tiny else chosen):
+    for number, (name, change, harmless) in enumerate(attacks()):
         server = number % 6 == 0 or "of another cache" in name or "exchanged" in name
-        run = partial(_attack, world, name, change, harmless=harmless, server=server and not tiny)
+        run = partial(_attack, world, name, change, harmless=harmless, server=server)
         yield Case("structure", _group(name), f"structure/{name}", run)
     for name, change in (("shards exchanged", partial(_swap_shards)), ("labels", _staged_labels)):
         yield Case(
             "structure", "staged copies", f"structure/staged copy: {name}", partial(_staged, world, name, change)
         )
-    if not tiny:
+    if world.wants("structure/scales"):
         yield from _scales(world)
 
 

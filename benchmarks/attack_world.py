@@ -37,10 +37,10 @@ class World:
 
     Args:
         runner: of commands.
-        only: a part of the names of the cases that are wanted.
+        only: beginnings of the names of the cases that are wanted; empty: all.
     """
 
-    def __init__(self, runner: Runner, only: str | None = None) -> None:
+    def __init__(self, runner: Runner, only: tuple[str, ...] = ()) -> None:
         self.runner, self.folder, self._only = runner, runner.folder, only
         self.kept = self.folder / "kept"
         self.data, self.run, self.half = self.folder / "data", self.folder / "run", self.folder / "half"
@@ -55,12 +55,7 @@ class World:
 
     def wants(self, prefix: str) -> bool:
         """Whether cases whose names begin so are wanted: others need not be prepared."""
-        return (
-            self._only is None
-            or self._only.startswith(prefix)
-            or "/" not in self._only
-            or prefix.startswith(self._only)
-        )
+        return not self._only or any(own.startswith(prefix) or prefix.startswith(own) for own in self._only)
 
     def cache(self, name: str) -> Path:
         """Make a cache, once; give its path."""
@@ -79,6 +74,8 @@ class World:
     def fresh(self, *names: str) -> None:
         """Put pristine copies in place of what is there."""
         for name in names:
+            if name not in self._made:
+                self._make(name)
             for part in (self.kept / name).iterdir():
                 copy(part, self.folder / part.name)
 
@@ -88,6 +85,12 @@ class World:
         if not folder.exists():
             folder.mkdir()
         return folder
+
+    def _make(self, name: str) -> Any:
+        """Make what is not there yet."""
+        if name in self.kinds:
+            return self.cache(name)
+        return getattr(self, {"run": "finished", "half": "stopped", "sweep": "swept"}[name])
 
     def must(self, *arguments: str | Path, **how: Any) -> Done:
         """Run a command that has to work.
@@ -198,7 +201,7 @@ class World:
                 if 2.4 < done < 3:
                     os.kill(os.getpid(), signal.SIGINT)
 
-            TrainingBar.advance = stopping  # type: ignore[method-assign]
+            TrainingBar.advance = stopping  # type: ignore[method-assign, assignment]
 
         done = self.runner.run(*command, before=before)
         if done.code != 130 or not (self.half / "checkpoint.pt").exists():
