@@ -393,7 +393,7 @@ def _attack(world: World, name: str, change: Change, *, harmless: bool, server: 
 def serving(folder: Path) -> Iterator[str]:
     """Serve a folder over HTTP, with parts of files."""
     command = [sys.executable, str(ROOT / "tests" / "range_server.py"), str(folder)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdout is not None
         try:
             yield f"http://127.0.0.1:{process.stdout.readline().strip()}"

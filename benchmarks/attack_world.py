@@ -140,14 +140,22 @@ class World:
     def _said(self, name: str, command: Callable[[], tuple[str | Path, ...]]) -> dict[str, Any]:
         kept = self.kept / f"{name}.json"
         if not kept.exists():
+            self._mended()
             said = self.must(*command()).out
             kept.write_text(said)
         found: dict[str, Any] = json.loads(kept.read_text())
         return found
 
+    def _mended(self) -> None:
+        """Put all back that an earlier case may have damaged."""
+        for name in ("run", *self.kinds):
+            if name in self._made:
+                self.fresh(name)
+
     def _once(self, name: str, command: Callable[[Path], tuple[str | Path, ...]]) -> dict[str, Any]:
         kept = self.kept / f"{name}.json"
         if not kept.exists():
+            self._mended()
             remove(out := self.folder / "undisturbed")
             self.must(*command(out))
             kept.write_text(json.dumps(result(out)))
@@ -160,6 +168,7 @@ class World:
         """A finished run from the ``train`` cache, with files for what is held out and how often samples come."""
         cache = self.cache("train")
         self.ids()
+        self._mended()
         self.must(*self.file_options(self.train_command(cache, self.run)[:7]))
         self.keep("run", self.run)
         return self.run
@@ -190,6 +199,7 @@ class World:
         """A run of four epochs, killed with a checkpoint in the middle of the third."""
         self.ids()
         command = self.file_options(("train", "--cache", self.cache("train"), "--out", self.half), 4)
+        self._mended()
 
         def before() -> None:
             from losa_cache.display import TrainingBar
@@ -212,6 +222,8 @@ class World:
     @cached_property
     def figures(self) -> dict[str, Any]:
         """What ``eval`` says of the finished run on the test cache."""
+        _ = self.finished, self.tests
+        self._mended()
         found: dict[str, Any] = self.must(*self.evaluation()).json
         remove(self.finished / "eval.json")
         return found
@@ -229,7 +241,9 @@ class World:
     def swept(self) -> dict[str, Any]:
         """What an undisturbed sweep finds."""
         out = self.folder / "sweep"
-        self.must(*self.sweep_command(out))
+        command = self.sweep_command(out)
+        self._mended()
+        self.must(*command)
         self.keep("sweep", out)
         found = trials(out)
         remove(out)
