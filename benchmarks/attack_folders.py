@@ -167,13 +167,6 @@ def _trees() -> Named:
 
     yield "classes that are links", "links", linked_class
 
-    def hard_links(folder: Folder) -> list[Step]:
-        folder.classes()
-        os.link(folder.root / "train/cat/0.png", folder.root / "train/cat/9.png")
-        return [folder.extract(three, "a file under two names", may_refuse=True)]
-
-    yield "a file under two names", "links", hard_links
-
     def splits(train: str, test: str, asked: str = "test") -> Try:
         def run(folder: Folder) -> list[Step]:
             folder.classes(train, 3)
@@ -460,7 +453,7 @@ def _names() -> Named:
         "emoji": "\U0001f600",
         "a tab": "a\tb",
         "a percent sign": "%s%d{x}",
-        "brackets": "[bold red]x[/]",
+        "brackets": "[bold red]x[bold]",
     }
     for name, text in odd.items():
 

@@ -7,12 +7,13 @@ import subprocess
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from attack_inputs import clear, tried
 from attack_runner import Case, Done, Step, apart, judge, limit, remove, shown, tree
 from attack_world import EXTRACT, World, run_difference, sweep_difference
 
-NOBODY = 65534
+CAPABILITY_VERSION = 0x20080522
 NEW_NAMESPACE = 0x00020000  # CLONE_NEWNS
 PRIVATE, READ_ONLY, REMOUNT = 0x44000, 1, 32  # MS_PRIVATE | MS_REC, MS_RDONLY, MS_REMOUNT
 
@@ -83,7 +84,7 @@ def _homes(world: World) -> Named:
             environment: dict[str, str | None] = {"LOSA_CACHE_HOME": None if place is None else str(place)}
             if place is None:
                 environment["HOME"] = None
-            before = partial(become_nobody, world) if "nobody" in name or place is None else (lambda: None)
+            before = _unknown_user if place is None else drop_powers
             command, right = verbs(world)["extract"]
             steps = [
                 tried(world, *command, what=name, right=right, may_refuse=False, environment=environment, before=before)
@@ -134,6 +135,11 @@ def _homes(world: World) -> Named:
         odd.symlink_to(odd)
         return odd
 
+    def read_only(name: str = ".") -> Path:
+        (odd / name).mkdir(parents=True)
+        os.chmod(odd / name, 0o555)
+        return odd
+
     def note(content: bytes | None) -> Callable[[], Path]:
         def make() -> Path:
             (odd / "known").mkdir(parents=True)
@@ -157,7 +163,8 @@ def _homes(world: World) -> Named:
         "of somebody unknown": lambda: Path("~nobody-of-this-name/home"),
         "a name of 5000 letters": lambda: Path("/tmp") / ("a" * 5000),
         "no HOME and no entry of the user": lambda: None,
-        "not to be written by nobody": lambda: Path("/root/nobody") if os.getuid() == 0 else Path("/nobody"),
+        "read-only": read_only,
+        "its folder of notes is read-only": partial(read_only, "known"),
         "a damaged note": note(b"{"),
         "an empty note": note(b""),
         "a note that is a list": note(b"[1]"),
@@ -174,15 +181,23 @@ def _homes(world: World) -> Named:
         yield name, home(name, make)
 
 
-def become_nobody(world: World) -> None:
-    """Give up root, within folders that anybody may write."""
+def drop_powers() -> None:
+    """Let the bits of permission hold for root, too: give up every capability."""
     if os.getuid() == 0:
-        for folder in (world.folder, world.folder / "disk", world.folder / "empty"):
-            os.chmod(folder, 0o777)
-        for name in ("train.zarr", "train.zarr.receipts"):
-            subprocess.run(["chmod", "-R", "a+rwX", world.folder / name], check=True)
-        os.setgid(NOBODY)
-        os.setuid(NOBODY + 1000 if os.environ.get("HOME") is None else NOBODY)
+        libc = ctypes.CDLL(None, use_errno=True)
+        header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION, 0)
+        if libc.capset(header, (ctypes.c_uint32 * 6)()) != 0:
+            raise OSError(ctypes.get_errno(), "capset")
+
+
+def _unknown_user() -> None:
+    """Take the user's entry in the list of users away."""
+    import pwd
+
+    def unknown(number: int) -> Any:
+        raise KeyError(f"getpwuid(): uid not found: {number}")
+
+    pwd.getpwuid = unknown
 
 
 def mount(disk: Path, size: int, *, flags: int = 0) -> None:
@@ -320,7 +335,7 @@ def _unless_gone(right: Callable[[Done], str | None], disk: Path, mounts: bool) 
     return judged
 
 
-def _read_only(world: World) -> Named:  # noqa: PLR0915
+def _read_only(world: World) -> Named:
     mounts = may_mount()
 
     def run(verb: str) -> list[Step]:
@@ -351,15 +366,9 @@ def _read_only(world: World) -> Named:  # noqa: PLR0915
         """Reading needs no right to write."""
         ready(world)
 
-        def before() -> None:
-            become_nobody(world)
-
         for folder in (world.cache("train"), world.cache("train").with_name("train.zarr.receipts")):
             for path in [folder, *folder.rglob("*")]:
                 os.chmod(path, 0o555 if path.is_dir() else 0o444)
-        os.chmod(world.folder, 0o777)
-        os.chmod(world.folder / "disk", 0o777)
-        os.chmod(world.folder / "disk" / "run", 0o777)
         environment = {"LOSA_CACHE_HOME": str(world.folder / "disk" / "home")}
         trained = world.trained("train")
         out = world.folder / "disk" / "tried"
@@ -370,24 +379,21 @@ def _read_only(world: World) -> Named:  # noqa: PLR0915
             "extract": (world.extract("train"), lambda done: None),
         }
 
-        def drop() -> None:
-            if os.getuid() == 0:
-                os.setgid(NOBODY)
-                os.setuid(NOBODY)
-
         command, right = commands[reader]
         may_refuse = reader == "extract"
-        return [
+        steps = [
             tried(
                 world,
                 *command,
                 what="a cache that may not be written",
                 right=right,
                 may_refuse=may_refuse,
-                before=drop,
+                before=drop_powers,
                 environment=environment,
             )
         ]
+        subprocess.run(["chmod", "-R", "u+rwX", world.cache("train"), f"{world.cache('train')}.receipts"], check=True)
+        return steps
 
     for reader in ("train", "verify", "inspect", "extract"):
         yield f"a cache that may not be written: {reader}", partial(read_only_cache, reader)
@@ -405,13 +411,7 @@ def _read_only(world: World) -> Named:  # noqa: PLR0915
         }
         remove(world.folder / "pictures")
         subprocess.run(["cp", "-r", world.data, world.folder / "pictures"], check=True)
-        subprocess.run(["chmod", "-R", "a+rwX", world.folder], check=True)
         os.chmod(paths[part], 0)
-
-        def drop() -> None:
-            if os.getuid() == 0:
-                os.setgid(NOBODY)
-                os.setuid(NOBODY)
 
         trained = world.trained("train")
         out = world.folder / "disk" / "tried"
@@ -440,7 +440,7 @@ def _read_only(world: World) -> Named:  # noqa: PLR0915
 
         done = world.runner.run(
             *commands[verb],
-            before=drop,
+            before=drop_powers,
             cwd=world.empty(),
             environment={"LOSA_CACHE_HOME": str(world.folder / "disk" / "home")},
         )
