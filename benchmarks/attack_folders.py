@@ -30,6 +30,7 @@ Named = Iterator[tuple[str, str, Try]]
 def in_a_folder(world: World, run: Try) -> list[Step]:
     clear(world)
     folder = Folder(world)
+    remove(folder.root.parent / "elsewhere")
     steps = run(folder)
     remove(folder.root)
     return steps
@@ -143,15 +144,15 @@ def _trees() -> Named:
         "to a picture of the same class": (lambda f: _link("0.png", f.root / "train/dog/again.png"), three),
         "to a folder met twice": (
             lambda f: (
-                f.picture("else/x.png"),
-                _link(f.root / "else", f.root / "train/dog/a"),
-                _link(f.root / "else", f.root / "train/dog/b"),
+                f.picture("../elsewhere/x.png"),
+                _link(f.root.parent / "elsewhere", f.root / "train/dog/a"),
+                _link(f.root.parent / "elsewhere", f.root / "train/dog/b"),
             ),
             {"cat": 3, "dog": 4},
         ),
         "to itself": (lambda f: _link("again", f.root / "train/dog/again"), three),
         "to a folder elsewhere": (
-            lambda f: (f.picture("else/x.png"), _link(f.root / "else", f.root / "train/dog/a")),
+            lambda f: (f.picture("../elsewhere/x.png"), _link(f.root.parent / "elsewhere", f.root / "train/dog/a")),
             {"cat": 3, "dog": 4},
         ),
     }
@@ -159,10 +160,10 @@ def _trees() -> Named:
         yield f"loop {name}", "links", tree(change, wanted)
 
     def linked_class(folder: Folder) -> list[Step]:
-        folder.classes("elsewhere")
+        folder.classes("../elsewhere")
         (folder.root / "train").mkdir()
         for name in ("cat", "dog"):
-            _link(folder.root / "elsewhere" / name, folder.root / "train" / name)
+            _link(folder.root.parent / "elsewhere" / name, folder.root / "train" / name)
         return [folder.extract(three, "classes that are links")]
 
     yield "classes that are links", "links", linked_class

@@ -60,7 +60,7 @@ class Store:
         for folder in self.folders(both=both):
             content = json.loads((folder / name).read_text())
             change(content["attributes"]["losa_cache"] if name == "zarr.json" else content)
-            if name == "zarr.json":
+            if name == "zarr.json" and "fields" in content["attributes"]["losa_cache"]:
                 own = content["attributes"]["losa_cache"]
                 canonical = {"protocol": own["protocol"], **own["fields"]}
                 text = json.dumps(canonical, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
