@@ -1,4 +1,4 @@
-"""The benchmark for GPUs, in tiny sizes: every part runs and tells what it is for."""
+"""The benchmark for GPUs, in tiny sizes: every part runs and tells what it is for. And attacks, a few of each kind."""
 
 import importlib.util
 import json
@@ -79,3 +79,20 @@ def test_a_part_that_hangs_or_dies_costs_itself_alone(ending, grace, reason):
 
 def test_nothing_is_left_of_a_process_that_ends_well():
     assert watched(BEGINS, ["card", "step"], 60)[0] == []
+
+
+def test_a_few_attacks_of_each_kind_end_right_or_in_a_sentence(tmp_path):
+    file = tmp_path / "attacks.jsonl"
+    command = [sys.executable, str(SCRIPT.with_name("attack.py")), "--tiny", "--out", str(file)]
+    done = subprocess.run(
+        [*command, "--folder", str(tmp_path / "attacked")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+    cases = [json.loads(line) for line in file.read_text().splitlines()]
+    assert {case["kind"] for case in cases} == {"kills", "flips", "structure", "inputs"}
+    assert len(cases) >= 14
+    for case in cases:
+        assert case["steps"], case
+        assert case["outcome"] in ("right", "one sentence"), case
+    assert {case["outcome"] for case in cases} == {"right", "one sentence"}
+    assert "| **inputs** |" in done.stdout
