@@ -28,6 +28,7 @@ PATIENCE = timedelta(hours=1)  # HTTP has no parts: the upload of a whole shard 
 
 # What obstore says, in a word; its own text names endpoints and keys.
 REASONS = (
+    (r"NoSuchBucket|ContainerNotFound", "there is no such bucket"),
     (r"range ?not ?supported", "the server does not serve parts of a file: it ignores HTTP range requests"),
     (r"BadScheme|builder error", "plain http is not allowed: set AWS_ALLOW_HTTP=true if that is meant"),
     (r"169\.254\.169\.254|metadata\.google|MissingAccount", "there are no credentials in the environment"),

