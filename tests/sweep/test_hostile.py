@@ -245,7 +245,9 @@ def test_many_trials_need_few_open_files(tiny_cache, tmp_path):
     create_sweep(
         tmp_path / "s",
         SweepConfig(
-            cache=str(tiny_cache.path), space={"seed": Choices(tuple(range(60)))}, base=replace(BASE, epochs=1)
+            cache=str(tiny_cache.path),
+            space={"lr": Choices(tuple(n / 1000 for n in range(1, 61)))},
+            base=replace(BASE, epochs=1),
         ),
     )
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
