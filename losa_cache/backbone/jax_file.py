@@ -75,7 +75,7 @@ def load(model: nn.Module, path: Path) -> None:
     unset = [name for name, parameter in model.named_parameters() if torch.isnan(parameter).all()]
     if unset:
         raise UserError(
-            f"weights file {str(path)!r} does not fit this backbone: it lacks {len(unset)} of its tensors "
+            f"weights file {str(path)!r} does not fit this backbone: it has no values for {len(unset)} of its tensors "
             f"({', '.join(unset[:3])})."
         )
 

@@ -78,8 +78,8 @@ class Backbone:
                 shapes = self._intermediates(image, [0], stop_early=True, output_fmt="NLC")[0]
         except Exception as error:  # whatever a trunk of another kind makes of the question
             raise UserError(
-                f"backbone {name!r} does not give its tokens block by block: choose a plain ViT "
-                f"({type(error).__name__}: {error})."
+                f"backbone {name!r} does not give its tokens block by block ({type(error).__name__}: {error}): "
+                "choose a plain ViT."
             ) from error
         rows, columns = (first[0] if isinstance(first, tuple) else first).shape[-2:]
         patches, prefix = shapes if isinstance(shapes, tuple) else (shapes, shapes[:, :0])

@@ -261,3 +261,65 @@ def test_a_pickled_module_is_named_and_not_run(model, tmp_path):
     torch.save(model, tmp_path / "w.pth")
     with pytest.raises(UserError, match=r"pickled objects \(timm\..*: save the model's state_dict\(\)"):
         load_file(model, tmp_path / "w.pth")
+
+
+def jax_arrays(state, depth):
+    """A trunk of one head as Google's JAX code names and lays it out."""
+    found = {
+        "embedding/kernel": state["patch_embed.proj.weight"].permute(2, 3, 1, 0),
+        "embedding/bias": state["patch_embed.proj.bias"],
+        "cls": state["cls_token"],
+        "Transformer/posembed_input/pos_embedding": state["pos_embed"],
+        "Transformer/encoder_norm/scale": state["norm.weight"],
+        "Transformer/encoder_norm/bias": state["norm.bias"],
+    }
+    for at in range(depth):
+        ours, theirs = f"blocks.{at}.", f"Transformer/encoderblock_{at}/"
+        for norm, name in (("norm1", "LayerNorm_0"), ("norm2", "LayerNorm_2")):
+            found[f"{theirs}{name}/scale"] = state[f"{ours}{norm}.weight"]
+            found[f"{theirs}{name}/bias"] = state[f"{ours}{norm}.bias"]
+        attention = theirs + "MultiHeadDotProductAttention_1/"
+        for part, name in enumerate(("query", "key", "value")):
+            found[f"{attention}{name}/kernel"] = state[ours + "attn.qkv.weight"].chunk(3)[part].T[:, None]
+            found[f"{attention}{name}/bias"] = state[ours + "attn.qkv.bias"].chunk(3)[part][None]
+        found[f"{attention}out/kernel"] = state[ours + "attn.proj.weight"].T[None]
+        found[f"{attention}out/bias"] = state[ours + "attn.proj.bias"]
+        for layer in (0, 1):
+            found[f"{theirs}MlpBlock_3/Dense_{layer}/kernel"] = state[f"{ours}mlp.fc{layer + 1}.weight"].T
+            found[f"{theirs}MlpBlock_3/Dense_{layer}/bias"] = state[f"{ours}mlp.fc{layer + 1}.bias"]
+    return {name: tensor.numpy() for name, tensor in found.items()}
+
+
+@pytest.mark.parametrize(
+    ("options", "change", "message"),
+    [
+        ({"depth": 10}, {}, r"it has a block 9 \(Transformer/encoderblock_8/.*\), the backbone has 8"),
+        ({"depth": 6}, {}, "lacks .*encoderblock_6"),
+        ({"embed_dim": 48}, {}, "to tokens of 48 channels; the backbone's are 2 x 2 x 3, to 96"),
+        ({"patch_size": 4, "img_size": 32}, {}, "its patches are 4 x 4 x 3 values"),
+        ({"in_chans": 1}, {}, "its patches are 2 x 2 x 1 values"),
+        (
+            {},
+            {"Transformer/encoderblock_0/LayerNorm_0/scale": np.ones(1, np.float32)},
+            "is 1, for blocks.0.norm1.weight",
+        ),
+        ({}, {"Transformer/encoderblock_0/ls1/scale": np.ones(96, np.float32)}, "an array that the backbone has not"),
+        ({}, {"Transformer/encoderblock_0/LayerNorm_0/bias": np.ones(96, np.int64)}, "stored as int64"),
+        ({}, {"Transformer/encoder_norm/bias": np.full(96, np.nan, np.float32)}, "norm.bias"),
+    ],
+)
+def test_a_jax_checkpoint_of_another_architecture_is_refused(options, change, message, tmp_path):
+    """timm takes the blocks that it needs, and stretches patches: silence, where it is left alone."""
+    shape = {"depth": 8} | options
+    np.savez(tmp_path / "w.npz", **(jax_arrays(tensors(**shape), shape["depth"]) | change))
+    with pytest.raises(UserError, match=message):
+        load_file(vit_digits(), tmp_path / "w.npz")
+
+
+def test_a_jax_checkpoint_leaves_nothing_unset(tmp_path):
+    np.savez(tmp_path / "w.npz", **jax_arrays(tensors(), 8))
+    with_scales = VisionTransformer(
+        img_size=16, patch_size=2, embed_dim=96, depth=8, num_heads=1, num_classes=0, init_values=1e-5
+    )
+    with pytest.raises(UserError, match=r"no values for 16 of its tensors \(blocks\.0\.ls1\.gamma"):
+        load_file(with_scales, tmp_path / "w.npz")

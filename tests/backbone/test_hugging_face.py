@@ -101,6 +101,14 @@ def test_options_that_it_cannot_follow_are_refused(options, message, tmp_path):
         ({"hidden_act": "relu"}, "activation 'relu'"),
         ({"num_hidden_layers": 4}, r"do not fit its config.json \(.*layer\.3"),
         ({"intermediate_size": 64}, "do not fit its config.json"),
+        ({"num_hidden_layers": 2}, r"do not fit its config.json \(the backbone has no encoder\.layer\.2"),
+        ({"hidden_size": 10**9}, "hidden_size"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers"),
+        ({"hidden_size": 60_000, "num_attention_heads": 4}, "do not fit its config.json"),
+        ({"num_attention_heads": 5}, "5 heads do not divide 32 channels"),
+        ({"image_size": [24, 24, 24]}, "image_size"),
+        ({"image_size": 4}, "holds no patch"),
+        ({"tubelet_size": 2}, "tubelet_size"),
     ],
 )
 def test_a_config_of_another_model_is_refused(change, message, tmp_path):
