@@ -15,7 +15,6 @@ from typing import Any, TypedDict
 
 from losa_cache.cache.location import Location
 from losa_cache.cache.manifest import Manifest
-from losa_cache.cache.remote import is_url
 from losa_cache.files import write_json
 from losa_cache.folders import find_home
 from losa_cache.outside import UnreadableError, read_json
@@ -29,7 +28,7 @@ log = logging.getLogger(__name__)
 class Note(TypedDict, total=False):
     """What is noted of a cache.
 
-    ``path`` is its place or URL, ``identity`` its manifest's, ``options`` a digest of what this user had opened.
+    ``path`` is its place, ``identity`` its manifest's, ``options`` a digest of what this user had opened.
     """
 
     path: str
@@ -40,12 +39,16 @@ class Note(TypedDict, total=False):
 def remember(store: Location, manifest: Manifest, options: Mapping[str, Any] | None = None) -> None:
     """Note that a cache was completed now; a home that cannot be written costs the note, and a warning, no more.
 
+    A cache on a server is not noted: whoever uses it names it, and says where its images lie to compute them again.
+
     Args:
         store: the ``.zarr`` folder, wherever it lies.
         manifest: of it.
         options: what this user called the extraction with. They are noted if they open what the cache's own do; without
             them what was noted before stays.
     """
+    if not isinstance(store, Path):
+        return
     place = str(store.resolve())
     content: Note = {"path": place, "identity": manifest.identity}
     ours = options is not None and _digest(options) == _digest(manifest.options)
@@ -70,7 +73,7 @@ def remember(store: Location, manifest: Manifest, options: Mapping[str, Any] | N
 def knows(store: Location, manifest: Manifest) -> bool:
     """Tell whether this user extracted a cache from the very places that its manifest's options name."""
     home = find_home()
-    if home is None or manifest.options is None:
+    if home is None or manifest.options is None or not isinstance(store, Path):
         return False
     place = str(store.resolve())
     try:
@@ -86,7 +89,7 @@ def known_stores() -> list[Path]:
 
     A note that cannot be read is skipped, with a warning that names it.
     """
-    return [Path(path) for path in _paths() if not is_url(path) and os.path.isdir(path)]
+    return [Path(path) for path in _paths() if os.path.isdir(path)]
 
 
 def _paths() -> Iterator[str]:
