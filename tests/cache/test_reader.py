@@ -153,9 +153,8 @@ def test_places_are_those_of_the_index(data):
     lengths = np.full((min(there, samples), chunks), layout.stored_chunk_bytes, dtype=np.uint64)
     index[: len(lengths), :, 1] = lengths
     index[: len(lengths), :, 0] = (np.cumsum(lengths) - lengths.reshape(-1)).reshape(lengths.shape)
-    changed = data.draw(
-        st.lists(st.tuples(st.integers(0, index.size - 1), st.sampled_from([0, 3, MISSING])), max_size=2)
-    )
+    change = st.tuples(st.integers(0, index.size - 1), st.sampled_from([0, 3, MISSING]))
+    changed = data.draw(st.lists(change, max_size=2))
     for at, value in changed:
         index.reshape(-1)[at] = value
     places = Places(index, layout)
