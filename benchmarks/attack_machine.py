@@ -271,7 +271,7 @@ def _full_disks(world: World) -> Named:
                             pass
 
             assert holds
-            refuses = verb not in ("eval", "home")
+            refuses = verb != "home"
             if verb == "home":
                 right = lambda done: None  # noqa: E731
             return [
