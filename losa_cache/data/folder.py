@@ -17,9 +17,10 @@ SPLITS = {
     "val": ("val", "valid", "validation", "validate", "dev"),
     "test": ("test", "testing", "eval"),
 }
-"""The names that splits go by, in whatever case; a cache calls them by the first."""
+"""The names that splits go by, in whatever case, with or without ``set`` behind; a cache calls them by the first."""
 
-_SPLIT_OF = {name: split for split, names in SPLITS.items() for name in names}
+_ENDS = ("", "set", "_set", "-set")  # as in test_set
+_SPLIT_OF = {name + end: split for split, names in SPLITS.items() for name in names for end in _ENDS}
 _SHOWN = 3  # names in a message
 
 
@@ -82,7 +83,7 @@ def split_folder(root: Path, split: str) -> Path | None:
         )
     if found:
         return root / found[0]
-    return root / split if split not in SPLITS and not os.path.isabs(split) and (root / split).is_dir() else None
+    return root / split if split not in SPLITS and split in _folders(root) else None
 
 
 def find(base: Path, folder: Path) -> list[str]:

@@ -1,5 +1,6 @@
 """Text files that list images: lines ``path label``, however an editor or a spreadsheet left them."""
 
+import os
 from pathlib import Path
 
 from losa_cache.errors import UserError
@@ -56,9 +57,9 @@ def read_list(path: Path, *, whose: str, hint: str) -> list[tuple[int, str, int]
         name, label = parse_line(line)
         if label is None:
             raise UserError(f"line {number} of {str(path)!r} is not 'path label': {line!r}.")
-        if name in known:
+        if (plain := os.path.normpath(name)) in known:
             raise UserError(f"line {number} of {str(path)!r} names {name!r} again: leave one out.")
-        known.add(name)
+        known.add(plain)
         entries.append((number, name, label))
     return entries
 

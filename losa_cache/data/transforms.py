@@ -97,6 +97,8 @@ class InputSpec:
         """
         mean = self.mean * 3 if self.size[0] == 1 else self.mean
         try:
+            if not policy:  # timm would crop and flip alone
+                raise ValueError("it is empty")
             augment = create_transform(
                 input_size=self.size,
                 is_training=True,

@@ -343,10 +343,10 @@ def create_sweep(folder: Path, config: SweepConfig) -> None:
     Raises:
         UserError: if the path is taken or cannot be written.
     """
-    partial = folder.with_name(folder.name + ".partial")
     try:
-        if folder.exists():
+        if folder.exists():  # as "." does, which has no name to add to
             raise UserError(f"{str(folder)!r} exists: continue it with --resume, or choose another --out.")
+        partial = folder.with_name(folder.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         (partial / "cohorts").mkdir(parents=True)
         Progress(config=config.save(partial)).save(partial)

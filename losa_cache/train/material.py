@@ -195,7 +195,7 @@ def from_backbone(
         layers=config.layers if cache is None else choose_layers(config.layers, cache.manifest.layers),
         tap=online.tap or stored.get("tap", "block"),
         embedding=config.reads_embedding,
-        precision=online.precision or stored.get("precision", "bfloat16"),
+        precision=stored.get("precision", "bfloat16") if online.precision is None else online.precision,
         limit=sampling["limit"] if online.limit is None else online.limit,
         seed=sampling["seed"],
         ignore_orientation=online.ignore_orientation or (cache is not None and not cache.manifest.upright),

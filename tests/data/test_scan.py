@@ -151,6 +151,7 @@ def test_other_files_and_empty_classes_are_said(root, caplog):
     [
         (("Training", "Testing"), {"train": "Training", "Training": "Training", "test": "Testing", "eval": "Testing"}),
         (("trn", "dev", "EVAL"), {"train": "trn", "val": "dev", "valid": "dev", "test": "EVAL"}),
+        (("train_set", "TestSet"), {"train": "train_set", "test_set": "TestSet", "test": "TestSet"}),
         (("TRAIN", "Validation"), {"train": "TRAIN", "val": "Validation", "validation": "Validation"}),
     ],
 )
@@ -162,6 +163,13 @@ def test_splits_go_by_common_names_in_any_case(tmp_path, folders, asked):
         assert (list(samples.ids), samples.classes) == ([f"a/{folder}.png"], ("a",))
         assert samples.split in ("train", "val", "test")
     assert load(tmp_path).split == "train"
+
+
+@pytest.mark.parametrize("split", ["", ".", "./train", "..", "train/a"])
+def test_a_split_is_the_name_of_a_folder_not_a_path(tmp_path, split):
+    put(tmp_path / "train" / "a" / "1.png")
+    with pytest.raises(UserError, match="has no split"):
+        load(tmp_path, split)
 
 
 @pytest.mark.parametrize("pair", [("val", "validation"), ("train", "Train"), ("test", "eval")])

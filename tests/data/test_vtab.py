@@ -55,6 +55,7 @@ LINES = {
     "../test/000001.png 1": "leads out of the folder",
     "/etc/passwd 1": "leads out of the folder",
     "images/test/000000.png 0": "again",
+    "./images//test/000000.png 0": "again",
 }
 
 

@@ -141,6 +141,14 @@ def progress(folder):
     return sum(len(path.read_text().splitlines()) for path in folder.glob("trials/*/metrics.jsonl"))
 
 
+def test_a_sweep_is_not_made_in_place_of_a_folder_whatever_it_is_called(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = SweepConfig(cache="x.zarr", space={"rank": Choices((2,))}, base=BASE)
+    for folder in (".", "", "/", str(tmp_path)):
+        with pytest.raises(UserError, match="exists: continue it with --resume"):
+            create_sweep(Path(folder), config)
+
+
 def test_two_processes_do_not_run_one_sweep(tiny_cache, tmp_path):
     config = SweepConfig(cache=str(tiny_cache.path), space={"rank": Choices((2,))}, base=BASE)
     create_sweep(tmp_path / "sweep", config)
