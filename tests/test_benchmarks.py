@@ -96,3 +96,19 @@ def test_a_few_attacks_of_each_kind_end_right_or_in_a_sentence(tmp_path):
         assert case["outcome"] in ("right", "one sentence"), case
     assert {case["outcome"] for case in cases} == {"right", "one sentence"}
     assert "| **inputs** |" in done.stdout
+
+
+def test_the_benchmark_of_scale_runs_in_tiny_sizes(tmp_path):
+    """All its parts, in this one process but for the measurements' own."""
+    script = SCRIPT.with_name("scale.py")
+    command = [sys.executable, str(script), str(tmp_path), "--rows", "300", "--shards", "30", "--rounds", "1"]
+    command += [word for part in ("open", "epochs") for word in ("--part", part)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=True)
+    lines = [json.loads(line) for line in done.stdout.splitlines()[1:]]
+    assert [(line["cache"], line["part"]) for line in lines] == [
+        (cache, part) for cache in ("one shard", "30 shards") for part in ("open", "epochs")
+    ]
+    assert all("peak_gb" in line for line in lines)
+    assert lines[3]["opens in epoch 1"] >= 30
+    assert lines[3]["bytes in epoch 2"] == 300 * 68
