@@ -122,7 +122,8 @@ def _weights(world: World) -> Iterator[Case]:  # noqa: PLR0915
                     made = world.runner.run("(make)", call=save(change, file))
                     if made.code != 0:
                         return []
-                    return attempt(file, what, right, may_refuse=not right or file.suffix == ".npz" or "student" in what)
+                    refuses = not right or file.suffix == ".npz" or "student" in what
+                    return attempt(file, what, right, may_refuse=refuses)
 
                 yield Case("inputs", "weights", f"inputs/weights/{ending}: {what}", loaded)
         for what in ("empty", "an LFS pointer", "a web page", "random bytes", "deep JSON", "zero bytes"):
