@@ -318,7 +318,7 @@ def digest(path: Path) -> str:
 
 
 def tree(*folders: Path) -> dict[str, str]:
-    """Hash every file below folders, but for locks, time stamps, and what a kill leaves under a name that nothing reads."""
+    """Hash every file below folders, but for locks, time stamps, and what a kill leaves that nothing reads."""
     return {
         str(file.relative_to(folder.parent)): digest(file)
         for folder in folders
