@@ -318,7 +318,7 @@ def digest(path: Path) -> str:
 
 
 def tree(*folders: Path) -> dict[str, str]:
-    """Hash every file below folders, but for locks and what a kill leaves under a name that nothing reads."""
+    """Hash every file below folders, but for locks, time stamps, and what a kill leaves that nothing reads."""
     return {
         str(file.relative_to(folder.parent)): digest(file)
         for folder in folders
@@ -328,7 +328,7 @@ def tree(*folders: Path) -> dict[str, str]:
 
 
 def _left_over(name: str) -> bool:
-    return name.endswith(".partial") or name == "core.old"
+    return name.endswith(".partial") or name in ("core.old", "sources")  # of sources: time stamps of the pictures
 
 
 def apart(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:

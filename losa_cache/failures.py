@@ -17,6 +17,7 @@ ADVICE = {
     errno.EAGAIN: "raise the limit on processes and threads (ulimit -u), or give fewer --workers",
 }
 OUT_OF_MEMORY = ("out of memory", "allocate memory")
+NO_THREAD = "can't start new thread"  # as CPython says it, whether processes, threads or memory for a stack are lacking
 
 
 def sentence(error: BaseException) -> str | None:
@@ -25,6 +26,8 @@ def sentence(error: BaseException) -> str | None:
         name = error.filename if isinstance(error.filename, str | bytes | os.PathLike) else None
         what = "a file, or the output," if name is None else repr(os.fsdecode(name))
         return f"{what} could not be used ({error.strerror}): {ADVICE.get(error.errno, 'see to it, and run it again')}."
+    if isinstance(error, RuntimeError) and NO_THREAD in str(error):
+        return f"the machine gives no more threads: {ADVICE[errno.EAGAIN]}."
     # torch has a class for a GPU's memory alone
     memory = isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
     if memory or isinstance(error, MemoryError):

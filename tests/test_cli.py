@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import sys
 
 import pytest
@@ -124,3 +125,18 @@ def test_an_incomplete_cache_is_refused(tmp_path, digits):
     done = losa_cache("train", "--cache", str(tmp_path / "c.zarr"), cwd=tmp_path)
     assert done.returncode == 2
     assert "is incomplete: run the same losa-cache extract again" in done.stderr
+
+
+def test_a_machine_that_gives_no_more_threads_is_one_sentence():
+    code = """if True:
+        import resource, sys, threading
+        def start(self):
+            raise RuntimeError("can't start new thread")  # as CPython says it
+        threading.Thread.start = start
+        from losa_cache.__main__ import main
+        sys.argv[1:] = ["extract", "--backbone", "vit_digits", "--dataset", "digits", "--limit", "8", "--workers", "2"]
+        main()
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: the machine gives no more threads: raise the limit")
