@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from losa_cache.cache.home import known_stores
+from losa_cache.cache.identity import AS_STORED
 from losa_cache.cache.location import Location
 from losa_cache.cache.statistics import point_statistics
 from losa_cache.cache.store import ActivationCache, open_cache
@@ -50,6 +51,7 @@ def inspect_cache(
         "path": str(cache.path),
         "identity": manifest.identity,
         **manifest.fields,
+        "orientation": manifest.fields.get("orientation", AS_STORED),
         "shape": list(layout.shape),
         "tokens": manifest.tokens,
         "chunk": [1, layout.chunk_layers, layout.tokens, layout.columns],

@@ -5,12 +5,11 @@ from typing import Any
 
 import torch
 
-from losa_cache.cache.identity import differences
 from losa_cache.cache.store import ActivationCache, open_cache
 from losa_cache.errors import UserError
 from losa_cache.sweep.config import SweepConfig
 from losa_cache.train.config import SHUFFLE, TrainConfig
-from losa_cache.train.evaluate_run import BELONG_TOGETHER
+from losa_cache.train.evaluate_run import apart
 from losa_cache.train.material import Material, from_cache, selected
 from losa_cache.train.selection import Selection
 
@@ -38,9 +37,7 @@ class Materials:
         self._trials = min(trials, config.concurrent or trials)
         self._val = None if config.val_cache is None else open_cache(config.val_cache)
         if self._val is not None:
-            ours, theirs = cache.manifest.fields, self._val.manifest.fields
-            wrong = differences({k: ours[k] for k in BELONG_TOGETHER}, {k: theirs[k] for k in BELONG_TOGETHER})
-            if wrong:
+            if wrong := apart(cache.manifest.fields, self._val.manifest.fields):
                 raise UserError(f"val-cache {str(self._val.path)!r} does not fit the cache: {'; '.join(wrong)}.")
         elif not config.base.val_fraction and config.base.val_ids is None:
             raise UserError("nothing is held out to choose a trial by: set --val-fraction, --val-ids or --val-cache.")

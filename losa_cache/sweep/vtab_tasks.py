@@ -11,7 +11,7 @@ from losa_cache.data.lists import read_list
 from losa_cache.data.vtab import BOTH, NAME, TASKS, TEST, TRAIN, TRAINING_SAMPLES, VAL, VALIDATION_SAMPLES, list_path
 from losa_cache.errors import UserError
 from losa_cache.sweep.vtab_record import LeftOut
-from losa_cache.train.evaluate_run import BELONG_TOGETHER
+from losa_cache.train.evaluate_run import BELONG_TOGETHER, apart
 
 ALIKE = (*BELONG_TOGETHER, "layers", "precision")
 """What the caches of all tasks agree in: one table is of one backbone."""
@@ -142,8 +142,7 @@ def _count(split: str, own: Sequence[ActivationCache], complete: Sequence[Activa
 
 
 def _misfit(train: ActivationCache, test: ActivationCache) -> str | None:
-    ours, theirs = ({name: cache.manifest.fields[name] for name in BELONG_TOGETHER} for cache in (train, test))
-    wrong = differences(ours, theirs)
+    wrong = apart(train.manifest.fields, test.manifest.fields)
     if lacking := sorted(set(train.manifest.layers) - set(test.manifest.layers)):
         wrong.append(f"layers ({lacking} are not in that of {TEST})")
     wrong += differences({"classes": train.manifest.classes}, {"classes": test.manifest.classes})

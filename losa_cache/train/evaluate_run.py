@@ -2,6 +2,7 @@
 
 import errno
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,7 +129,7 @@ def _store(path: Path, result: dict[str, Any]) -> None:
 def misfit(adapter_config: dict[str, Any], manifest: Manifest) -> str:
     """Say in which fields an adapter and block outputs do not belong together; empty where they do."""
     ours, theirs = adapter_config["cache"]["fields"], manifest.fields
-    wrong = differences({k: ours[k] for k in BELONG_TOGETHER}, {k: theirs[k] for k in BELONG_TOGETHER})
+    wrong = apart(ours, theirs)
     if lacking := [layer for layer in adapter_config["layers"] if layer not in manifest.layers]:
         wrong.append(f"layers ({lacking} are not cached)")
     if adapter_config.get("start") == EMBEDDING and EMBEDDING not in manifest.points:
@@ -137,6 +138,16 @@ def misfit(adapter_config: dict[str, Any], manifest: Manifest) -> str:
     sizes = {"width": manifest.width, "tokens": manifest.tokens["total"]}
     wrong += differences({name: adapter_config["adapter"][name] for name in sizes}, sizes)
     return "; ".join(wrong)
+
+
+def apart(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """Say in which fields of two identities their block outputs do not belong together.
+
+    One data set is taken upright, or as stored, in both. Other data sets may have no orientation to follow.
+    """
+    same = ours["dataset"]["name"] == theirs["dataset"]["name"]
+    compared = (*BELONG_TOGETHER, "orientation") if same else BELONG_TOGETHER
+    return differences({k: ours.get(k) for k in compared}, {k: theirs.get(k) for k in compared})
 
 
 def _require_fit(run: str | Path, name: str, adapter_config: dict[str, Any], manifest: Manifest) -> None:
