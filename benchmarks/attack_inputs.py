@@ -19,7 +19,7 @@ VALUES = {
     "path": ("", "missing", RED, NOT_UTF8, "a" * 5000, "one\ntwo", "~nobody-of-this-name/x"),
 }
 ACCEPTED = {
-    **{("out", value): "any name will do" for value in VALUES["text"]},
+    **{("out", value): "any name will do" for kind in ("text", "path") for value in VALUES[kind] if value},
     **{("stage", value): "any name will do" for value in VALUES["path"]},
     **{("seed", value): "any number will do" for value in ("-1", "0", HUGE)},
     ("recompute", "0"): "the default",
@@ -301,7 +301,7 @@ def _lists(world: World, train: tuple[str | Path, ...]) -> Iterator[Case]:
         "with a byte order mark": (f"\ufeffid,weight\n{whole}".encode(), True),
         "with CRLF": (f"id,weight\n{whole}".replace("\n", "\r\n").encode(), True),
         "without its head": (whole.encode(), False),
-        "a sample less": (("id,weight\n" + whole[whole.index("\n") + 1 :]).encode(), False),
+        "half of the samples": (("id,weight\n" + whole[: whole.index("\n", len(whole) // 2) + 1]).encode(), False),
         "a sample twice": (f"id,weight\n{whole}{names[0]},2\n".encode(), False),
         "a weight NaN": (f"id,weight\n{whole}".replace(",1\n", ",nan\n", 1).encode(), False),
         "a weight infinite": (f"id,weight\n{whole}".replace(",1\n", ",inf\n", 1).encode(), False),

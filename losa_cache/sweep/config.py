@@ -10,7 +10,7 @@ import google_crc32c
 from losa_cache.errors import UserError
 from losa_cache.files import write_whole
 from losa_cache.outside import UnreadableError, fit, parse_json, read_file
-from losa_cache.sweep.space import Choices, Range, Space, grid
+from losa_cache.sweep.space import KINDS, Choices, Range, Space, grid
 from losa_cache.sweep.storage import without_password
 from losa_cache.text import shown
 from losa_cache.train.config import TrainConfig
@@ -121,6 +121,8 @@ class SweepConfig:
             base = fit(content.get("base", {}), dict[str, Any])
             if unknown := base.keys() - {own.name for own in fields(TrainConfig)}:
                 raise UnreadableError(f"it has {shown(min(unknown))!r}, which this version does not know")
+            if unknown := written.space.keys() - KINDS.keys():
+                raise UnreadableError(f"it searches {shown(min(unknown))!r}, which this version does not know")
         except UnreadableError as error:
             raise UserError(f"{shown(str(folder))!r} is no sweep ({FILE}: {error}).") from error
         space: Space = {

@@ -1,5 +1,6 @@
 """Files, URLs and folders that a sweep cannot use: one sentence each, and nothing of a password anywhere."""
 
+import json
 import os
 import resource
 import shutil
@@ -258,3 +259,11 @@ def test_many_trials_need_few_open_files(tiny_cache, tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
     assert len(list((tmp_path / "s" / "trials").glob("*/adapter_model.safetensors"))) == 60
+
+
+def test_an_option_that_nobody_knows_is_named_before_any_trial_is_made(stopped):
+    path = stopped / "sweep.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"space": content["space"] | {"surprise": [1, 2]}}))
+    with pytest.raises(UserError, match="is no sweep .*it searches 'surprise', which this version does not know"):
+        resume_sweep(stopped, device="cpu")
