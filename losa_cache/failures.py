@@ -16,7 +16,7 @@ ADVICE = {
     errno.ENOMEM: "close other programs, or ask for less at a time",
     errno.EAGAIN: "raise the limit on processes and threads (ulimit -u), or give fewer --workers",
 }
-OUT_OF_MEMORY = ("out of memory", "allocate memory")
+OUT_OF_MEMORY = ("out of memory", "allocate memory", "could not create a primitive")  # the last is of oneDNN
 NO_THREAD = "can't start new thread"  # as CPython says it, whether processes, threads or memory for a stack are lacking
 
 
