@@ -51,17 +51,43 @@ def stage_cache(
     try:
         receipts_of(target).mkdir(parents=True, exist_ok=True)
         with _alone(target):
-            if not target.exists():
+            if target.exists():
+                _require_copy(cache, target)
+            else:
                 _Copy(cache, target, progress).make()
     except OSError as error:
         raise UserError(
             f"staging {str(cache.path)!r} in {str(folder)!r} failed ({reason(error)}): what is copied is kept; "
             f"{remedy(error)}, or choose another --stage."
         ) from error
+    return open_cache(target)
+
+
+def _require_copy(cache: ActivationCache, target: Path) -> None:
+    """Refuse what is no copy of a cache as it is: one extracted anew from replaced files may be called alike.
+
+    Raises:
+        UserError: naming it.
+    """
+    identity, shards = cache.manifest.identity, range(cache.layout.shards)
+
+    def content(one: ActivationCache) -> list[str]:
+        with ThreadPoolExecutor(REMOTE_PIECES, "receipt") as threads:
+            return list(threads.map(lambda shard: Receipt(one.receipts, shard, identity).read()["digest"], shards))
+
     copied = open_cache(target)
-    if copied.manifest.identity != cache.manifest.identity:
-        raise UserError(f"{str(target)!r} is not the copy that its name says: delete it, or choose another --stage.")
-    return copied
+    same = copied.manifest.identity == identity and copied.digests == cache.digests
+    try:
+        if same and (cache.digests is None or content(copied) == content(cache)):
+            return
+    except DamagedShardError as error:
+        raise UserError(
+            f"a shard of {str(cache.path)!r}, or of {str(target)!r}, is damaged ({error}): {REPAIR}."
+        ) from error
+    raise UserError(
+        f"{str(target)!r} is not a copy of {str(cache.path)!r} as it is now: delete it and "
+        f"{str(receipts_of(target))!r}, or choose another --stage."
+    )
 
 
 @contextmanager

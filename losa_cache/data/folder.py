@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from pathlib import Path
 
 from losa_cache.data import video
@@ -21,6 +22,7 @@ SPLITS = {
 
 _ENDS = ("", "set", "_set", "-set")  # as in test_set
 _SPLIT_OF = {name + end: split for split, names in SPLITS.items() for name in names for end in _ENDS}
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")  # of seg_train, TestImages, train2017
 _SHOWN = 3  # names in a message
 
 
@@ -33,7 +35,7 @@ def load_folder(root: Path, split: str, name: str = "folder") -> Samples:
 
     Raises:
         UserError: for a folder that is missing, unreadable or empty, a split that is not there or not clear, a file
-            in two classes, or a mixture of images and videos.
+            in two classes, splits in the place of classes, or a mixture of images and videos.
     """
     if not root.is_dir():
         raise UserError(f"there is no folder {str(root)!r}: --data-dir names a folder of class folders.")
@@ -42,6 +44,7 @@ def load_folder(root: Path, split: str, name: str = "folder") -> Samples:
     try:
         base = _split_or_root(root, split, left)
         classes = class_folders(base, EXTENSIONS + video.EXTENSIONS, left)
+        _require_no_splits(base, classes)
         found = scan(base, classes, EXTENSIONS + video.EXTENSIONS, left)
     except OSError as error:
         raise _unreadable(error) from error
@@ -125,6 +128,14 @@ def _split_or_root(root: Path, split: str, left: Left) -> Path:
         for name in others:
             if root / name != found:
                 left.add("folders beside the split folder", name)
+        for name in (name for names in splits.values() for name in names):
+            if root / name != found and found.samefile(root / name):
+                log.warning(
+                    "%r and %r in %r are one folder, by a link: two splits of the same images.",
+                    found.name,
+                    name,
+                    str(root),
+                )
         return found
     if split == "train" and not splits:
         return root
@@ -144,6 +155,40 @@ def _require_no_classes(root: Path, splits: list[str], others: list[str]) -> Non
             f"({_names(classes)}): if it is a class, move all classes into a folder called 'train'; if it is the "
             f"split, move the others away, or pass --data-dir {str(root / splits[0])!r}."
         )
+
+
+def _require_no_splits(base: Path, classes: list[str]) -> None:
+    """Refuse folders that are called like splits and lie where classes or their images do.
+
+    Among classes these are folders of folders, in whatever words; below a class, two that go by a split's very name.
+    """
+    like = {name: split for name in classes if (split := _split_in(name)) and _holds_only_folders(base / name)}
+    if len({*like.values()}) > 1 or (like and len(classes) == 1):
+        raise _astray(base, [*like])
+    for kind in classes:
+        below = [name for name in os.listdir(base / kind) if name.lower() in _SPLIT_OF]
+        if len({_SPLIT_OF[name.lower()] for name in below}) > 1:
+            raise _astray(base / kind, sorted(below))
+
+
+def _astray(folder: Path, splits: list[str]) -> UserError:
+    return UserError(
+        f"folder {str(folder)!r} holds {_names(splits)}, which seem to be splits and lie where classes or images do: "
+        "--data-dir names a folder with 'train', 'val' and 'test' in it, and the classes in these; if they are no "
+        "splits, rename them."
+    )
+
+
+def _split_in(name: str) -> str | None:
+    """Say which split a name speaks of, if it speaks of one."""
+    found = {_SPLIT_OF[word] for word in map(str.lower, _WORD.findall(name)) if word in _SPLIT_OF}
+    return found.pop() if len(found) == 1 else None
+
+
+def _holds_only_folders(folder: Path) -> bool:
+    with os.scandir(folder) as entries:
+        kinds = {entry.is_dir() for entry in entries if not hidden(entry.name)}
+    return kinds == {True}
 
 
 def _names(names: list[str]) -> str:

@@ -14,7 +14,8 @@ _MOST_DIGITS = 15
 def read_lines(path: Path) -> list[tuple[int, str]]:
     """Read the lines of a text file that are not blank, each with its number, without blanks around it.
 
-    A byte order mark is no part of the first line; lines end as on any system, and the last one need not.
+    A byte order mark is no part of a line, also where lists were put together; lines end as on any system, and the
+    last one need not.
 
     Args:
         path: of the file, in UTF-8.
@@ -32,7 +33,8 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
     except UnicodeDecodeError as error:
         raise UnreadableError("it is not UTF-8") from error
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    return [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+    stripped = (line.lstrip("\ufeff").strip() for line in lines)
+    return [(number, line) for number, line in enumerate(stripped, 1) if line]
 
 
 def read_list(path: Path, *, whose: str, hint: str) -> list[tuple[int, str, int]]:

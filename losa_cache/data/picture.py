@@ -24,8 +24,8 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
-_PHOTOMETRIC, _BITS = 262, 258  # numbers of TIFF tags
-_WHITE_IS_ZERO = 0
+_BITS, _COMPRESSION, _PHOTOMETRIC, _PLANES, _FORMAT = 258, 259, 262, 284, 339  # numbers of TIFF tags
+_WHITE_IS_ZERO, _UNCOMPRESSED, _APART, _SIGNED = 0, 1, 2, 2  # values of them
 _DARK = 4095  # where no value of 16 bits lies above it, a scanner of 12 bits may have written them unscaled
 
 _noted: set[str] = set()
@@ -43,6 +43,8 @@ def load_image(path: Path) -> Image.Image:
     if not stat.S_ISREG(path.stat().st_mode):  # opening a named pipe would wait for its writer
         raise OSError("it is no regular file")
     with Image.open(path) as image:
+        _require_readable(image)
+        image.filename = ""  # or Pillow maps the file, and shears a TIFF that its orientation turns on its side
         image.load()
         return eight_bits(image, str(path))
 
@@ -102,6 +104,16 @@ def exif_orientation(image: Image.Image) -> int:
     except Exception:  # whatever broken metadata raises, the picture is there
         return 1
     return found if isinstance(found, int) and found in _TURNS else 1
+
+
+def _require_readable(image: Image.Image) -> None:
+    """Refuse TIFF files that Pillow misreads without a word: signed bytes, and planes of 16 bits as they are."""
+    tags: Any = getattr(image, "tag_v2", {})
+    if image.mode not in ("I", "F") and _SIGNED in np.atleast_1d(tags.get(_FORMAT, 1)):
+        raise ValueError("it holds signed values, of which none is declared to be white: save it in 8 or 16 bits")
+    apart = tags.get(_PLANES) == _APART and tags.get(_COMPRESSION, _UNCOMPRESSED) == _UNCOMPRESSED
+    if apart and max(np.atleast_1d(tags.get(_BITS, 1))) > 8:
+        raise ValueError("it holds uncompressed planes of 16 bits, which Pillow misreads: save it with one plane")
 
 
 def _declared(image: Image.Image) -> tuple[int, bool]:

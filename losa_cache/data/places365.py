@@ -37,7 +37,7 @@ def load_places365(root: Path, split: str) -> Samples:
     for number, name, label in _read(root / _LISTS[split]):
         if not 0 <= label < len(classes) or ".." in Path(name).parts:
             raise UserError(f"line {number} of {_LISTS[split]} cannot be right: '{name} {label}'.")
-        files.append((name.removeprefix("/"), label))
+        files.append((name.lstrip("/"), label))
     if not files:
         raise UserError(f"{_LISTS[split]} names no images: set --data-dir.")
     return from_files("places365", split, classes, folder, files)

@@ -105,16 +105,17 @@ def _read(path: Path, task: str) -> dict[str, int]:
 
 def _require_agreement(lists: dict[str, dict[str, int]], root: Path) -> None:
     """Refuse lists that share images which they must not share, or share too few."""
-    apart = [name for name in (TRAIN, VAL, TEST) if name in lists]
-    for at, one in enumerate(apart):
-        for other in apart[at + 1 :]:
-            if both := lists[one].keys() & lists[other].keys():
-                raise UserError(
-                    f"{one}.txt and {other}.txt in {str(root)!r} share {len(both)} images, the first {min(both)!r}: an "
-                    "image is trained on, chosen by or tested on, one of the three."
-                )
-    if not {TRAIN, VAL, BOTH} <= lists.keys():
-        return
+    if {TRAIN, VAL, BOTH} <= lists.keys():
+        _require_together(lists, root)
+    for one, other in ((TRAIN, VAL), (TRAIN, TEST), (VAL, TEST), (BOTH, TEST)):
+        if both := {*map(os.path.normpath, lists.get(one, ()))} & {*map(os.path.normpath, lists.get(other, ()))}:
+            raise UserError(
+                f"{one}.txt and {other}.txt in {str(root)!r} share {len(both)} images, the first {min(both)!r}: an "
+                "image is trained on, chosen by or tested on, one of the three."
+            )
+
+
+def _require_together(lists: dict[str, dict[str, int]], root: Path) -> None:
     together, own = lists[TRAIN] | lists[VAL], lists[BOTH]
     copies = not own.keys() & together.keys()  # as NOAH's are: only the labels can be compared
     agree = Counter(own.values()) == Counter(together.values()) if copies else own == together

@@ -82,6 +82,8 @@ def _require_tensors(given: Any, wanted: dict[str, Tensor], what: str = "adapter
                 f"{name} is {tuple(given[name].shape)} of {given[name].dtype} in it, and {tuple(value.shape)} of "
                 f"{value.dtype} in this run"
             )
+        if not bool(given[name].isfinite().all()):
+            raise UnreadableError(f"{name} of its {what} holds values that are not finite")
 
 
 def _require_optimizer(given: Any, optimizer: torch.optim.Optimizer, *, begun: bool) -> None:

@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.request
 from collections import namedtuple
+from dataclasses import replace
 
 import pytest
 
@@ -138,6 +139,19 @@ def test_a_damaged_shard_is_named_and_nothing_appears(cache, lost, tmp_path):
     require_copy(stage_cache(given, tmp_path / "near"), cache)
 
 
+def test_a_copy_of_a_cache_of_replaced_files_is_not_taken_for_it(cache, tmp_path):
+    samples = tiny_samples(60)
+    other = replace(
+        samples, load=lambda i: samples.load((i + 1) % 60)
+    )  # names and sizes, so the identity, are the same
+    options = {"precision": "int8", "shard_bytes": 2_500, "batch_size": 4}
+    made = extract(tiny_backbone(), other, out=tmp_path / "far.zarr", **options)
+    assert made.manifest.identity == cache.manifest.identity
+    stage_cache(made, tmp_path / "near")
+    with pytest.raises(UserError, match=r"is not a copy of '.*/far.zarr' as it is now: delete it"):
+        stage_cache(cache, tmp_path / "near")
+
+
 def test_a_damaged_file_of_the_core_is_put_back_from_its_copy(cache, tmp_path):
     for folder in (cache.path, cache.receipts):
         shutil.copytree(folder, tmp_path / folder.name)
@@ -161,7 +175,7 @@ def test_a_list_of_files_that_leads_out_of_the_folder_is_not_followed(cache, tmp
 def test_no_room_is_said_before_anything_is_copied(cache, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(stage_module.shutil, "disk_usage", lambda _: usage(0, 0, 10))
-    with pytest.raises(UserError, match=r"needs 0\.0 GB more, but '.*near' has 0\.0 GB free"):
+    with pytest.raises(UserError, match=r"needs 42\.1 kB more, but '.*near' has 10 B free"):
         stage_cache(cache, tmp_path / "near")
     assert not list(tmp_path.glob("near/*.zarr*/activations"))
 

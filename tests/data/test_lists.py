@@ -15,6 +15,7 @@ LISTS["kinetics400 table"] = ("val", "val.csv", TABLE)
 
 FORMS = {
     "byte order mark": lambda text: b"\xef\xbb\xbf" + text.encode(),
+    "lists put together": lambda text: text.replace("\n", "\n\ufeff").encode(),
     "Windows": lambda text: text.replace("\n", "\r\n").encode(),
     "old Mac": lambda text: text.replace("\n", "\r").encode(),
     "blanks behind": lambda text: text.replace("\n", " \t \n").encode(),
@@ -75,6 +76,8 @@ def test_a_line_that_comes_twice_is_refused_with_its_number(tmp_path, kind, agai
 def test_one_file_under_two_spellings_is_refused(tmp_path):
     with pytest.raises(UserError, match="'places365' lists 'c.jpg' twice"):
         load(tmp_path, "places365", "c.jpg 1\n/c.jpg 1\n")
+    with pytest.raises(UserError, match="'places365' lists 'c.jpg' twice"):
+        load(tmp_path, "places365", "/c.jpg 1\n//c.jpg 1\n")
 
 
 def test_categories_in_another_order_are_refused(tmp_path):

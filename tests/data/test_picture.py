@@ -25,12 +25,18 @@ from tests.data.videos import numbered, write_video
 SPEC = InputSpec((3, 24, 24), (0.5,) * 3, (0.5,) * 3, "bicubic", 1.0, "squash")
 
 
-def tiff(values: np.ndarray, *, bits: int, kind: int = 1, photometric: int = 1, big: bool = False) -> bytes:
-    """One uncompressed strip of greys, by the TIFF 6.0 specification; ``kind``: 1 unsigned, 2 signed, 3 float."""
+def tiff(
+    values: np.ndarray, *, bits: int, kind: int = 1, photometric: int = 1, big: bool = False, **more: int
+) -> bytes:
+    """One uncompressed strip of greys, by the TIFF 6.0 specification; ``kind``: 1 unsigned, 2 signed, 3 float.
+
+    ``more`` tags by name: ``planes``, ``orientation``.
+    """
     height, width = values.shape[0], values.shape[1] * values.itemsize * 8 // bits
     order, data = "><"[not big], values.astype(values.dtype.newbyteorder("><"[not big])).tobytes()
     entries = {256: width, 257: height, 258: bits, 259: 1, 262: photometric, 277: 1, 278: height, 339: kind}
-    entries |= {273: 8 + 2 + 12 * 10 + 4, 279: len(data)}
+    entries |= {{"orientation": 274, "planes": 284}[name]: value for name, value in more.items()}
+    entries |= {273: 8 + 2 + 12 * (len(entries) + 2) + 4, 279: len(data)}
     body = b"".join(
         struct.pack(f"{order}HHI", tag, 4, 1) + struct.pack(f"{order}I", value)
         for tag, value in sorted(entries.items())
@@ -139,6 +145,20 @@ def test_greys_without_a_declared_white_are_refused_with_the_way_out(tmp_path, c
     assert "save it in 8 or 16 bits" in found.failures[0][1]
 
 
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (tiff((SHADES // 514).astype(np.int8), bits=8, kind=2), "it holds signed values, .* 8 or 16 bits"),
+        (tiff(SHADES, bits=16, planes=2), "uncompressed planes of 16 bits, .* save it with one plane"),
+    ],
+    ids=["s8", "planes"],
+)
+def test_what_pillow_misreads_is_refused(tmp_path, content, reason):
+    (tmp_path / "a.tif").write_bytes(content)
+    with pytest.raises(ValueError, match=reason):
+        load_image(tmp_path / "a.tif")
+
+
 def test_one_scale_for_all_pictures_and_a_note_where_16_bits_may_be_12(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(picture, "_noted", set())
     caplog.set_level(logging.INFO)
@@ -241,6 +261,14 @@ def test_16_bit_pictures_are_turned_too(tmp_path):
     exif[0x0112] = 6
     Image.fromarray(SHADES).save(tmp_path / "a.png", exif=exif)
     np.testing.assert_allclose(np.asarray(upright(load_image(tmp_path / "a.png"))), seen(SHADES, 6) / 257, atol=0.51)
+
+
+@pytest.mark.parametrize("number", SIDES)
+def test_uncompressed_greys_are_turned_too(tmp_path, number):
+    for bits, values in ((16, SHADES), (8, np.rint(SHADES / 257).astype(np.uint8))):
+        (tmp_path / "a.tif").write_bytes(tiff(values, bits=bits, orientation=number))
+        found = np.asarray(upright(load_image(tmp_path / "a.tif")))
+        np.testing.assert_allclose(found, seen(SHADES, number) / 257, atol=0.51)
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF:UserWarning")

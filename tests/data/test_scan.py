@@ -189,6 +189,37 @@ def test_a_split_folder_beside_class_folders_is_not_clear(tmp_path, name, split)
         load(tmp_path, split)
 
 
+@pytest.mark.parametrize(
+    ("files", "where"),
+    [
+        (("seg_train/bus/1", "seg_test/bus/2", "seg_pred/3"), "'seg_test', 'seg_train'"),
+        (("Train Set/bus/1", "Test Set/bus/2"), "'Test Set', 'Train Set'"),
+        (("trainImages/bus/1", "valImages/bus/2"), "'trainImages', 'valImages'"),
+        (("training_set/training_set/bus/1", "test_set/test_set/bus/2"), "'training_set'"),
+        (("train/train/bus/1", "train/test/bus/2"), "'test', 'train'"),
+        (("data/Training/bus/1", "data/Testing/bus/2"), "'Testing', 'Training'"),
+        (("bus/train/1", "bus/test/2", "car/train/3"), "'test', 'train'"),
+    ],
+)
+def test_splits_do_not_become_classes_whatever_they_are_called(tmp_path, files, where):
+    for name in files:
+        put(tmp_path / f"{name}.png")
+    with pytest.raises(UserError, match=f"holds {where}, which seem to be splits"):
+        load(tmp_path)
+
+
+def test_classes_may_have_names_like_splits(tmp_path):
+    for name in ("train station/1", "test tube/1", "dev board/old/1"):
+        put(tmp_path / f"{name}.png")
+    assert load(tmp_path).classes == ("dev board", "test tube", "train station")
+
+
+def test_a_split_that_is_another_by_a_link_is_said(root, caplog):
+    link(root / "val", "train")
+    assert list(load(root, "val").ids) == PLAIN
+    assert "'val' and 'train' in" in caplog.text
+
+
 def test_folders_beside_clear_splits_are_said(root, caplog):
     caplog.set_level(logging.INFO)
     (root / "annotations").mkdir()

@@ -83,11 +83,25 @@ def test_what_is_missing_is_named(tmp_path):
         load_samples("vtab")
 
 
-def test_lists_that_share_images_are_refused(tmp_path):
+@pytest.mark.parametrize("spelling", ["images", "./images", "images//"])
+def test_lists_that_share_images_are_refused(tmp_path, spelling):
     root = write_task(tmp_path / "eurosat")
-    edit(root / "test.txt", lambda lines: [*lines, "images/val200/000001.png 1\n"])
+    edit(root / "test.txt", lambda lines: [*lines, f"{spelling}/val200/000001.png 1\n"])
     with pytest.raises(UserError, match=r"val200.txt and test.txt .* share 1 images, the first 'images/val200/000001"):
         load(root, "train800")
+
+
+def test_a_list_of_the_thousand_that_shares_images_with_the_test_is_refused(tmp_path):
+    root = write_task(tmp_path / "eurosat")
+    for name in ("train800", "val200"):
+        (root / f"{name}.txt").unlink()
+    edit(
+        root / "test.txt",
+        lambda lines: [*lines, (root / "train800val200.txt").read_text().splitlines(keepends=True)[0]],
+    )
+    for split in ("train800val200", "test"):
+        with pytest.raises(UserError, match=r"train800val200.txt and test.txt .* share 1 images"):
+            load(root, split)
 
 
 def test_a_list_of_the_thousand_that_is_not_the_two_together_is_refused(tmp_path):

@@ -141,6 +141,8 @@ CHECKPOINTS = {
     "another dtype": (lambda s: s["adapter"].update({ADAPTER: torch.zeros(2, 32).half()}), "float16"),
     "a huge view": (lambda s: s["adapter"].update({ADAPTER: torch.zeros(1).expand(10**12)}), "1000000000000"),
     "no tensor": (lambda s: s["adapter"].update({ADAPTER: 3}), "not made of tensors"),
+    "a value that is none": (lambda s: s["adapter"][ADAPTER][0].fill_(float("nan")), f"{ADAPTER} .*not finite"),
+    "an infinite moment": (lambda s: s["optimizer"]["state"][1]["exp_avg"].fill_(float("inf")), "exp_avg .*not finite"),
     "no optimizer state": (lambda s: s["optimizer"]["state"].clear(), "lacks the state"),
     "some state": (lambda s: s["optimizer"]["state"].pop(1), "lacks the state"),
     "no moments": (lambda s: s["optimizer"]["state"][1].pop("exp_avg"), "exp_avg"),
