@@ -6,6 +6,7 @@ if not torch.cuda.is_available():  # before anything imports triton: kernels run
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,11 @@ from losa_cache.extract.extract import extract
 from tests.servers import BUCKET, ENVIRONMENT, s3_server
 
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
+
+
+for number in (signal.SIGINT, signal.SIGHUP):  # ignored where the tests run in the background or under nohup
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)

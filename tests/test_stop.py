@@ -76,7 +76,7 @@ def test_a_signal_while_packages_are_imported_is_one_sentence(tmp_path, number):
     process.send_signal(number)
     _, errors = process.communicate()
     assert process.returncode == 128 + number
-    assert errors == "stopped: what is finished is kept; the same command (train: --resume) goes on.\n"
+    assert errors == "stopped: what is finished is kept; the same command (train, sweep: --resume) goes on.\n"
 
 
 def test_what_handled_a_signal_before_receives_it_after_the_checkpoint(tiny_cache, tmp_path):

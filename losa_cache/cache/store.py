@@ -130,6 +130,7 @@ class ActivationCache:
 
     def _tensors(self, name: str) -> dict[str, Tensor]:
         found = {}
+        _group(self.path, self.digests, name)
         for key in self._arrays(name):
             kinds = "float32" if name == "tail" else CONSTANTS.get(key, tuple(set(CONSTANTS.values())))
             array = _array(self.path, self.digests, f"{name}/{key}")
@@ -244,9 +245,14 @@ def open_with(
         raise UserError(f"there is no cache at {str(path)!r}: make one with losa-cache extract.") from error
     except UnreadableError as error:
         raise UserError(f"{str(path / ROOT)!r} cannot be read: {error}.") from error
-    with _decoding(path, f"{str(path)!r} cannot be read as a cache"):
-        attributes = parse_json(root, dict[str, Any]).get("attributes")
-        manifest = Manifest.from_attributes(attributes if isinstance(attributes, dict) else {}, str(path))
+    try:
+        with _decoding(path, f"{str(path)!r} cannot be read as a cache"):
+            attributes = parse_json(root, dict[str, Any]).get("attributes")
+            manifest = Manifest.from_attributes(attributes if isinstance(attributes, dict) else {}, str(path))
+    except UserError:
+        if (listed := digests()) is not None:  # where this is not the root that was written, it can be put back
+            require_own(ROOT, root, listed, path)
+        raise
     if not manifest.complete and not incomplete:
         raise UserError(f"cache {str(path)!r} is incomplete: run the same losa-cache extract again to finish it.")
     held_to = digests() if manifest.complete else None
@@ -262,6 +268,11 @@ def open_with(
         packed = read_array(ids, path / "sample_ids", "sample_ids", dtype="uint8", shape=(len(numbers), None))
         layout, names = _layout(activations), unpack_ids(packed)
     return ActivationCache(path, manifest, layout, numbers.astype(np.int64, copy=False), names, held_to)
+
+
+def _group(path: Location, digests: Mapping[str, str] | None, name: str) -> None:
+    store, prefix = zarr_store(path, digests)
+    zarr.open_group(store, path=f"{prefix}/{name}".lstrip("/"), mode="r", zarr_format=3)
 
 
 def _array(path: Location, digests: Mapping[str, str] | None, name: str) -> zarr.Array[Any]:

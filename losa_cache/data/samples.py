@@ -28,6 +28,9 @@ class Samples:
         fingerprint: ``"sha256:..."`` of ids, labels and file sizes (or of the pixels, where they are in memory).
         clip: of videos, index and clip to its frames, decoded as they are asked for; of images ``None``.
         file: index to the file it lies in; ``None`` where there are no files of single samples.
+
+    Raises:
+        UserError: for labels beyond the classes.
     """
 
     name: str
@@ -39,6 +42,13 @@ class Samples:
     fingerprint: str
     clip: Callable[[int, Clip], Iterator[Image.Image]] | None = None
     file: Callable[[int], Path] | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.labels) and not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
+            raise UserError(
+                f"data set {self.name!r} has labels from {self.labels.min()} to {self.labels.max()}, but "
+                f"{len(self.classes)} classes: a label is the number of a class, from 0."
+            )
 
     def __len__(self) -> int:
         return len(self.ids)

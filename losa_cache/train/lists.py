@@ -22,7 +22,7 @@ def read_list(path: str, option: str) -> bytes:
         return read_file(Path(path), at_most=MOST_BYTES)
     except UnreadableError as error:
         raise UserError(
-            f"{option} is {str(path)!r}, which cannot be read ({error}): name a file, no folder, pipe or device."
+            f"{option} is {str(path)!r}, a file that cannot be read ({error}): name a file, no directory or pipe."
         ) from error
 
 

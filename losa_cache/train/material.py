@@ -135,14 +135,7 @@ def selected(cache: ActivationCache, config: TrainConfig) -> Selection:
     Raises:
         UserError: for a choice that cannot be.
     """
-    labels, classes = cache.labels[:: cache.manifest.views], len(cache.manifest.classes)
-    own = labels[cache.samples]
-    if len(own) and not 0 <= own.min() <= own.max() < classes:
-        raise UserError(
-            f"cache {str(cache.path)!r} has labels from {own.min()} to {own.max()} and {classes} classes: extract it "
-            "again."
-        )
-    return select(cache.samples, cache.sample_ids, labels, config)
+    return select(cache.samples, cache.sample_ids, cache.labels[:: cache.manifest.views], config)
 
 
 def from_backbone(

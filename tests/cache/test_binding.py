@@ -425,7 +425,7 @@ def test_a_staged_copy_is_held_to_its_receipts_too(pair, tmp_path):
     exchange(shard(copied.path, 1), shard(copied.path, 2))
     shutil.copy(other / "labels/c/0", copied.path / "labels/c/0")
     with pytest.raises(UserError, match=r"labels/c/0"):
-        train(own, tmp_path / "run", stage=near)
+        train(own, tmp_path / "another run", stage=near)
 
 
 @pytest.mark.parametrize("lists", [True, False], ids=["lists", "no lists"])

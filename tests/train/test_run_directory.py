@@ -333,7 +333,5 @@ def test_lists_are_files_of_bounded_size(trained, tmp_path, option):
 
 
 def test_labels_beyond_the_classes_are_refused(tmp_path):
-    samples = replace(tiny_samples(), labels=np.arange(23, dtype=np.int64) % 4)
-    cache = extract(tiny_backbone(), samples, precision="float32", out=tmp_path / "c.zarr")
-    with pytest.raises(lc.UserError, match="labels from 0 to 3 and 3 classes"):
-        lc.train(cache, out=tmp_path / "run", **OPTIONS)
+    with pytest.raises(lc.UserError, match="labels from 0 to 3, but 3 classes"):
+        replace(tiny_samples(), labels=np.arange(23, dtype=np.int64) % 4)

@@ -81,14 +81,14 @@ def test_online_video_training_is_the_cached_one(cache, videos, tmp_path):
     assert fresh.metrics["val_loss"] == pytest.approx(expected.metrics["val_loss"], rel=1e-3)
 
 
-def test_a_cache_of_videos_is_verified_and_mended_from_its_files(cache):
-    assert lc.verify_cache(cache.path, recompute=4)["intact"]
+def test_a_cache_of_videos_is_verified_and_mended_from_its_files(cache, videos):
+    assert lc.verify_cache(cache.path, recompute=4, data_dir=videos)["intact"]
     shard = cache.shard_path(0)
     content = bytearray(shard.read_bytes())
     content[1000] ^= 1
     shard.write_bytes(content)
     assert not lc.verify_cache(cache.path)["intact"]
-    assert lc.verify_cache(cache.path, repair=True)["intact"]
+    assert lc.verify_cache(cache.path, repair=True, data_dir=videos)["intact"]
 
 
 def test_a_video_backbone_streams_through_a_small_device_with_the_same_result(cache, videos, tmp_path):
