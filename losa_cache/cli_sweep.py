@@ -9,7 +9,7 @@ import typer
 from losa_cache.cli_common import Device, Json, Residency, expanded, print_result, refuse
 from losa_cache.errors import UserError
 
-SEARCHED = "Searched: values as 4,8,16 or, with --sampler random or tpe, a range as 1e-4..1e-2"
+SEARCHED = "Searched options (4,8,16; random, tpe: 1e-4..1e-2)"
 
 
 def _searched(text: str) -> Any:

@@ -115,13 +115,13 @@ def _trusted_options(cache: ActivationCache, given: Mapping[str, Any]) -> dict[s
         return options
     asked = []
     if not given.keys() & {"data_dir", "dataset"} and not is_embedded(options["dataset"]):
-        asked.append("--data-dir, where its images lie,")
+        asked.append("--data-dir, the folder of its images")
     if not given.keys() & {"weights", "backbone"} and not _comes_along(options):
-        asked.append("--weights, a file or pretrained,")
+        asked.append("--weights, a file or the word pretrained")
     if asked:
         raise UserError(
-            f"cache {name!r} names images or weights, but this user's own notes do not say that it was extracted from "
-            f"them here: say with {' and with '.join(asked)} what may be opened."
+            f"cache {name!r} was not extracted by this user here, so the paths that it names are not opened: pass "
+            f"{' and '.join(asked)}."
         )
     return options
 

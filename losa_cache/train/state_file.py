@@ -90,7 +90,7 @@ def _require_digest(file: BinaryIO, size: int, *, sealed: bool) -> None:
         mark, digest = file.read(len(_MARK)), file.read()
         if mark != _MARK:
             if sealed:
-                raise UnreadableError("its digest is missing: it was altered since it was written")
+                raise UnreadableError("its digest is missing: it was cut off or altered since it was written")
             return
         file.seek(0)
         found = hashlib.sha256()

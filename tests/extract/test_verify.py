@@ -213,7 +213,7 @@ def test_a_cache_from_elsewhere_does_not_say_what_is_opened(named, photos, tmp_p
     theirs = tmp_path / "theirs.zarr"
     opened = []
     monkeypatch.setattr(inputs, "load_samples", lambda *a, **b: opened.append(a) or load_samples(*a, **b))
-    with pytest.raises(UserError, match=r"own notes do not say .* --data-dir, where its images lie,"):
+    with pytest.raises(UserError, match=r"was not extracted by this user here.* --data-dir, the folder of its images"):
         verify_cache(theirs, recompute=6)
     assert not opened
     found = verify_cache(theirs, recompute=6, data_dir=photos)
