@@ -71,8 +71,8 @@ def evaluate_run(
     chosen = open_cache(cache) if cache is not None else None
     if split is not None and (chosen is not None or online is None):
         raise UserError(
-            f"split is {split!r}, but --split is for runs that were trained online: leave it out beside --cache, and for "
-            "a run from a cache."
+            f"split is {split!r}, but --split is for runs that were trained online: leave it out beside --cache, and "
+            "for a run from a cache."
         )
     if chosen is None and split is None:
         chosen = _held_out_cache(adapter_config)
