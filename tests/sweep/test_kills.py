@@ -42,11 +42,11 @@ def require_same(kills: list[dict], *, ended: int = -9) -> None:
 
 
 def test_killed_while_trials_are_begun_told_and_shown(tmp_path):
-    require_same(kill(tmp_path, GRID, every=13))
+    require_same(kill(tmp_path, GRID, every=29))
 
 
 def test_a_full_disk_is_a_sentence_and_the_sweep_goes_on(tmp_path):
-    require_same(kill(tmp_path, GRID, every=29, only="open|rename|mkdir|commit", full=True), ended=FULL)
+    require_same(kill(tmp_path, GRID, every=59, only="open|rename|mkdir|commit", full=True), ended=FULL)
 
 
 @pytest.mark.slow
