@@ -4,6 +4,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from itertools import pairwise
 from threading import Lock
 
 import numpy as np
@@ -94,10 +95,12 @@ class BlockReader:
 
     def _by_shard(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
         """Cut rows where the next lies in another shard."""
+        if not len(rows):
+            return
         shards = rows // self.cache.layout.shard_samples
-        cuts = np.flatnonzero(np.diff(shards)) + 1
-        firsts = shards[np.concatenate([[0], cuts])] if len(rows) else shards
-        return zip(firsts.tolist(), np.split(rows, cuts)[: len(firsts)], strict=True)
+        bounds = [0, *(np.flatnonzero(shards[1:] != shards[:-1]) + 1).tolist(), len(rows)]
+        for start, stop in pairwise(bounds):
+            yield int(shards[start]), rows[start:stop]
 
     def _work(
         self, shard: int, rows: NDArray[np.int64], work: Callable[[ShardReader, NDArray[np.int64]], None]

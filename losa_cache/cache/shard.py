@@ -24,6 +24,7 @@ from losa_cache.files import publish
 
 PIECE_BYTES = 16 * 1024 * 1024  # of a shard, whose checksums are read together
 DENSE_BYTES = 16 * 1024  # chunks that are smaller are read along with their checksums: a disk is no slower for it
+FEW = 8  # rows of a shard: for no more the arithmetic of long reads is slower than a read each
 _UNUSED = np.empty(CHECKSUM_BYTES, dtype=np.uint8)  # where checksums go that are known to be right
 
 
@@ -249,7 +250,7 @@ class ShardReader:
         Raises:
             DamagedShardError: as :meth:`read`.
         """
-        if not self.layout.short:
+        if not self.layout.short or len(rows) <= FEW:
             for row, entry in zip(rows.tolist(), entries.tolist(), strict=True):
                 self.read(row, {layer: target[entry] for layer, target in targets.items()})
             return
@@ -264,9 +265,9 @@ class ShardReader:
 
     def expect(self, rows: NDArray[np.int64], layers: Sequence[int]) -> None:
         """Say that these layers of these samples will be read soon, where they have not been read before."""
-        chunks = np.unique(np.array(layers) // self.layout.chunk_layers)
+        chunks = sorted({layer // self.layout.chunk_layers for layer in layers})
         rows = rows[~self._verified[rows][:, chunks].all(axis=1)]
-        first, last = int(chunks[0]), int(chunks[-1])
+        first, last = chunks[0], chunks[-1]
         if not len(rows) or last - first >= len(chunks):  # gaps would be read, too
             return
         if self.layout.short:

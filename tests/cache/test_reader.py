@@ -44,15 +44,15 @@ def targets(cache, count):
     return [torch.empty(count, cache.layout.tokens, cache.layout.columns) for _ in cache.manifest.points]
 
 
-def epochs(cache, count, **options):
-    """What random batches of all points give in so many epochs."""
+def epochs(cache, count, *, batch=8, **options):
+    """What random batches of all points give in so many epochs; rows of one shard are read together in large ones."""
     own = BlockReader(cache, cache.manifest.points, **options)
     for epoch in range(count):
         order, found = np.random.default_rng(epoch).permutation(cache.samples), []
-        for at in range(0, len(order), 8):
-            batch = order[at : at + 8]
-            filled = targets(cache, len(batch))
-            own.read(batch, filled)
+        for at in range(0, len(order), batch):
+            rows = order[at : at + batch]
+            filled = targets(cache, len(rows))
+            own.read(rows, filled)
             found.append(torch.stack(filled, 1))
         yield torch.cat(found)
     own.close()
@@ -92,7 +92,8 @@ def open_files():
 def test_an_index_is_read_once_however_often_its_shard_is_opened_again(caches, counted):
     one, many = caches
     assert (one.layout.shards, many.layout.shards) == (1, COUNT)
-    expected = list(epochs(one, 3))
+    expected = list(epochs(one, 3, batch=COUNT))
+    assert all(torch.equal(*pair) for pair in zip(epochs(one, 3), expected, strict=True))
     counted.clear()
     rows = len(many.samples)
     for epoch, found in enumerate(epochs(many, 3, threads=2)):
@@ -136,13 +137,24 @@ def test_a_shard_that_is_replaced_while_it_is_closed_is_read_and_checked_anew(tm
 
 def test_one_damaged_row_among_many_that_are_read_together_is_named(tmp_path):
     cache = made(tmp_path / "one.zarr", 10**8)
-    row, path = int(cache.samples[20]), cache.shard_path(0)
-    index = np.frombuffer(path.read_bytes()[-cache.layout.index_bytes : -4], "<u8").reshape(-1, 2)
-    content = bytearray(path.read_bytes())
-    content[int(index[row, 0]) + 7] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=rf"sample {cache.ids[row]!r} cannot be read from shard 0 .*checksum"):
-        next(epochs(cache, 1))
+    path = cache.shard_path(0)
+    good = path.read_bytes()
+    index = np.frombuffer(good[-cache.layout.index_bytes : -4], "<u8").reshape(-1, 2)
+    for at, row in enumerate(cache.samples[::4].tolist()):
+        content = bytearray(good)
+        content[int(index[row, 0]) + at * 250] ^= 1 << at % 8
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=rf"sample {cache.ids[row]!r} cannot be read from shard 0 .*checksum"):
+            next(epochs(cache, 1, batch=COUNT))
+
+
+def test_samples_that_changed_places_within_a_shard_are_found_when_they_are_read_together(tmp_path):
+    cache = made(tmp_path / "one.zarr", 10**8)
+    path, size = cache.shard_path(0), cache.layout.sample_bytes
+    good = path.read_bytes()
+    path.write_bytes(good[size : 2 * size] + good[:size] + good[2 * size :])
+    with pytest.raises(UserError, match=rf"sample {cache.ids[cache.samples[0]]!r} cannot be read .*of another place"):
+        next(epochs(cache, 1, batch=COUNT))
 
 
 @given(st.data())
