@@ -81,6 +81,7 @@ def test_nothing_is_left_of_a_process_that_ends_well():
     assert watched(BEGINS, ["card", "step"], 60)[0] == []
 
 
+@pytest.mark.slow
 def test_a_few_attacks_of_each_kind_end_right_or_in_a_sentence(tmp_path):
     file = tmp_path / "attacks.jsonl"
     command = [sys.executable, str(SCRIPT.with_name("attack.py")), "--tiny", "--out", str(file)]
@@ -106,6 +107,7 @@ print(json.dumps({name: part(Path("c.zarr")) for name, part in scale.PARTS.items
 """
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_scale_runs_in_tiny_sizes(tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "LOSA_CACHE_HOME": str(tmp_path / "home")}
     environment["PYTHONPATH"] = os.pathsep.join([str(SCRIPT.parent), *filter(None, sys.path)])

@@ -127,6 +127,7 @@ def test_an_incomplete_cache_is_refused(tmp_path, digits):
     assert "is incomplete: run the same losa-cache extract again" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_machine_that_gives_no_more_threads_is_one_sentence():
     code = """if True:
         import resource, sys, threading

@@ -249,9 +249,13 @@ def open_with(
         with _decoding(path, f"{str(path)!r} cannot be read as a cache"):
             attributes = parse_json(root, dict[str, Any]).get("attributes")
             manifest = Manifest.from_attributes(attributes if isinstance(attributes, dict) else {}, str(path))
-    except UserError:
-        if (listed := digests()) is not None:  # where this is not the root that was written, it can be put back
-            require_own(ROOT, root, listed, path)
+    except UserError as error:
+        if (listed := digests()) is None:
+            raise
+        try:
+            require_own(ROOT, root, listed, path)  # where this is not the root that was written, it can be put back
+        except UserError as altered:
+            raise UserError(f"{str(error).removesuffix('.')}: {altered}") from error
         raise
     if not manifest.complete and not incomplete:
         raise UserError(f"cache {str(path)!r} is incomplete: run the same losa-cache extract again to finish it.")

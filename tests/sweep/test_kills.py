@@ -45,6 +45,7 @@ def test_killed_while_trials_are_begun_told_and_shown(tmp_path):
     require_same(kill(tmp_path, GRID, every=29))
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_a_sentence_and_the_sweep_goes_on(tmp_path):
     require_same(kill(tmp_path, GRID, every=59, only="open|rename|mkdir|commit", full=True), ended=FULL)
 
