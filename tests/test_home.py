@@ -72,6 +72,7 @@ def test_a_user_without_a_home_folder_can_work_by_names(tmp_path, monkeypatch, c
             work()
 
 
+@pytest.mark.slow
 def test_a_home_on_a_full_disk_costs_a_warning(tmp_path):
     home, out = tmp_path / "home", str(tmp_path / "c.zarr")
     home.mkdir()

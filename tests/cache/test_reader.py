@@ -207,6 +207,7 @@ print(abs(run.metrics["val_loss"] - lc.evaluate_run("run", device="cpu")["loss"]
 """
 
 
+@pytest.mark.slow
 def test_a_whole_life_with_64_descriptors(tmp_path):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     done = subprocess.run(

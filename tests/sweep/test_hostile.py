@@ -223,6 +223,7 @@ def test_a_folder_of_an_earlier_version_goes_on(tiny_cache, tmp_path):
 COMMAND = "from losa_cache.cli import main; main()"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_signals_stop_a_sweep_with_advice(number, tiny_cache, tmp_path):
     words = ["sweep", "--cache", str(tiny_cache.path), "--rank", "2,4", "--epochs", "3000", "--out", "s"]
