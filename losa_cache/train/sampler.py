@@ -167,7 +167,7 @@ def _first_by_hash(samples: NDArray[np.int64], ids: Sequence[str], count: int) -
     last = np.partition(beginnings, count - 1)[count - 1]
     chosen = beginnings < last
     (doubtful,) = np.nonzero(beginnings == last)  # nearly always one: two digests rarely begin alike
-    in_order = sorted(doubtful.tolist(), key=lambda place: _sha256(ids[samples[place]]))
+    in_order = sorted(doubtful.tolist(), key=lambda place: _sha256(ids[int(samples[place])]))
     chosen[in_order[: count - int(chosen.sum())]] = True
     return chosen
 
