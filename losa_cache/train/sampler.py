@@ -11,7 +11,7 @@ from losa_cache.errors import UserError
 from losa_cache.train.batch import Request
 
 _VIEWS = 0x76696577  # a stream of random numbers of its own
-HASHED_AT_ONCE = 8192  # ids: what lies between them and their digests fits a core's cache
+HASHED_AT_ONCE = 2048  # ids: what lies between them and their digests fits a core's cache
 
 
 @dataclass(frozen=True)
@@ -163,20 +163,28 @@ def _first_by_hash(samples: NDArray[np.int64], ids: Sequence[str], count: int) -
     if not 0 < count < len(samples):
         return np.full(len(samples), count > 0)
     parts = (samples[at : at + HASHED_AT_ONCE].tolist() for at in range(0, len(samples), HASHED_AT_ONCE))
-    digests = np.concatenate([_sha256([ids[sample] for sample in part]) for part in parts])
-    beginnings = digests[:, 0]  # nearly always they are enough: two digests rarely share one
+    beginnings = np.concatenate([_beginnings([ids[sample] for sample in part]) for part in parts])
     last = np.partition(beginnings, count - 1)[count - 1]
     chosen = beginnings < last
-    (doubtful,) = np.nonzero(beginnings == last)
-    in_order = sorted(doubtful.tolist(), key=lambda place: tuple(digests[place].tolist()))
+    (doubtful,) = np.nonzero(beginnings == last)  # nearly always one: two digests rarely begin alike
+    in_order = sorted(doubtful.tolist(), key=lambda place: _sha256(ids[int(samples[place])]))
     chosen[in_order[: count - int(chosen.sum())]] = True
     return chosen
 
 
-def _sha256(texts: Sequence[str]) -> NDArray[np.uint64]:
-    """Hash texts, each to four numbers whose order is that of the digests' bytes."""
-    digests = [hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest() for text in texts]
-    return np.frombuffer(b"".join(digests), dtype=">u8").reshape(-1, 4).astype(np.uint64)
+def _sha256(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
+
+
+def _beginnings(texts: Sequence[str]) -> NDArray[np.uint64]:
+    """Hash texts and give the first 8 bytes of each digest, as numbers of the same order."""
+    sha256 = hashlib.sha256  # looked up once: of a million texts every step counts
+    try:
+        digests = [sha256(text.encode()).digest() for text in texts]
+    except UnicodeEncodeError:  # file names that are not UTF-8
+        digests = [_sha256(text) for text in texts]
+    first: NDArray[np.uint64] = np.frombuffer(b"".join(digests), dtype=">u8")[::4].astype(np.uint64)
+    return first
 
 
 def balanced_weights(labels: NDArray[np.int64]) -> Weights:
