@@ -7,7 +7,7 @@ from typing import NoReturn
 from losa_cache.errors import UserError
 from losa_cache.failures import sentence
 from losa_cache.stop import Signals, by_default, interrupt
-from losa_cache.text import shown
+from losa_cache.text import say
 
 INTERRUPTED = 130  # what typer turns Ctrl-C into
 
@@ -42,20 +42,15 @@ def _end(end: BaseException, received: int | None) -> NoReturn:
     if isinstance(end, SystemExit) and not stopped:
         raise end
     if isinstance(end, UserError) and not (received and isinstance(end.__cause__, ImportError)):
-        _say(f"error: {end}")
+        say(f"error: {end}", sys.stderr)
         sys.exit(2)
     if stopped or received:  # an import that a signal ends may raise anything
-        _say("stopped: what is finished is kept; the same command (train, sweep: --resume) goes on.")
+        say("stopped: what is finished is kept; the same command (train, sweep: --resume) goes on.", sys.stderr)
         sys.exit(128 + (received or signal.SIGINT))
     if (refused := sentence(end)) is not None:
-        _say(f"error: {refused}")
+        say(f"error: {refused}", sys.stderr)
         sys.exit(2)
     raise end
-
-
-def _say(text: str) -> None:
-    """Print one line to stderr, with every name in it escaped."""
-    print(shown(text), file=sys.stderr, flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":

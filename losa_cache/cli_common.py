@@ -8,7 +8,7 @@ import typer
 
 from losa_cache.errors import UserError
 from losa_cache.folders import given_path
-from losa_cache.terminal import say
+from losa_cache.text import say
 
 
 def expanded(value: Any) -> Any:

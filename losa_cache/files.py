@@ -8,20 +8,9 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 import google_crc32c
-
-
-class Readable(Protocol):
-    """A file here or on a server."""
-
-    @property
-    def name(self) -> str:
-        """Its name, without the folder."""
-
-    def read_bytes(self) -> bytes:
-        """Read it whole."""
 
 
 def reason(error: OSError) -> str:
@@ -137,16 +126,6 @@ def write_sealed(path: Path, content: dict[str, Any]) -> None:
     write_whole(path, sealed(content))
 
 
-def read_sealed(path: Readable) -> dict[str, Any]:
-    """Read what :func:`write_sealed` wrote.
-
-    Raises:
-        OSError: if it cannot be read.
-        ValueError: if it is not, byte by byte, what was written.
-    """
-    return unsealed(path.read_bytes(), path.name)
-
-
 def unsealed(raw: bytes, name: str) -> dict[str, Any]:
     """Give the content of what :func:`sealed` gave.
 
@@ -157,6 +136,8 @@ def unsealed(raw: bytes, name: str) -> dict[str, Any]:
         content = json.loads(raw)
     except RecursionError as error:
         raise ValueError(f"{name} is nested too deeply") from error
+    except ValueError as error:  # a UnicodeDecodeError too
+        raise ValueError(f"{name} is not JSON ({error})") from error
     if not isinstance(content, dict) or not isinstance(content.pop("seal", None), int) or sealed(content) != raw:
         raise ValueError(f"{name} was altered")
     return content

@@ -9,13 +9,24 @@ from typing import Any, BinaryIO, TypeVar
 import msgspec
 
 MOST_BYTES = 64 * 1024 * 1024
-_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 
 Shape = TypeVar("Shape")
 
 
 class UnreadableError(Exception):
     """Why a file cannot be used, in words that follow "cannot be read: "; callers name the file and say what to do."""
+
+
+def other_kind(status: os.stat_result) -> str | None:
+    """Say what is there in place of a regular file; ``None`` for a regular file."""
+    return None if stat.S_ISREG(status.st_mode) else _KINDS.get(stat.S_IFMT(status.st_mode), "no regular file")
 
 
 def open_file(path: Path) -> BinaryIO:
@@ -28,10 +39,10 @@ def open_file(path: Path) -> BinaryIO:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe without a writer would block
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         raise UnreadableError(getattr(error, "strerror", None) or str(error)) from error
-    kind = stat.S_IFMT(os.fstat(handle).st_mode)
-    if kind != stat.S_IFREG:
+    kind = other_kind(os.fstat(handle))
+    if kind is not None:
         os.close(handle)
-        raise UnreadableError(f"it is {_KINDS.get(kind, 'no regular file')}")
+        raise UnreadableError(f"it is {kind}")
     return open(handle, "rb")
 
 
@@ -62,13 +73,13 @@ def require_regular(path: Path) -> None:
         UnreadableError: for what is there and is no regular file, or cannot be looked at.
     """
     try:
-        kind = stat.S_IFMT(path.stat().st_mode)
+        kind = other_kind(path.stat())
     except (FileNotFoundError, NotADirectoryError):
         return
     except (OSError, ValueError) as error:
         raise UnreadableError(f"{path.name}: {getattr(error, 'strerror', None) or error}") from error
-    if kind != stat.S_IFREG:
-        raise UnreadableError(f"{path.name} is {_KINDS.get(kind, 'no regular file')}")
+    if kind is not None:
+        raise UnreadableError(f"{path.name} is {kind}")
 
 
 def parse_json(raw: bytes | str, shape: type[Shape]) -> Shape:

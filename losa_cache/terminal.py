@@ -5,7 +5,7 @@ import sys
 import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import Any
 
 from typer.core import TyperGroup
 
@@ -55,8 +55,3 @@ def prepare() -> None:
     logging.getLogger("losa_cache").setLevel(logging.INFO)
     if not sys.warnoptions:  # python -W shows them
         warnings.simplefilter("ignore")  # of libraries, about their own code; ours are log lines
-
-
-def say(text: str, stream: TextIO | None = None) -> None:
-    """Print one line, with every name in it escaped."""
-    print(shown(text), file=stream or sys.stdout)

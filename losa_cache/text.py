@@ -1,6 +1,8 @@
 """Text from outside on its way to a terminal."""
 
+import sys
 import unicodedata
+from typing import TextIO
 
 _UNSAFE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # control, format (bidirectional), surrogates, line separators
 
@@ -14,3 +16,8 @@ def shown(text: str) -> str:
         letter.encode("unicode_escape").decode("ascii") if unicodedata.category(letter) in _UNSAFE else letter
         for letter in text
     )
+
+
+def say(text: str, stream: TextIO | None = None) -> None:
+    """Print one line, by default to stdout, with every name in it escaped."""
+    print(shown(text), file=stream or sys.stdout)

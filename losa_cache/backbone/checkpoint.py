@@ -4,7 +4,6 @@ import argparse
 import logging
 import os
 import pickle
-import stat
 import warnings
 import zipfile
 import zlib
@@ -21,6 +20,7 @@ from losa_cache.backbone.foreign import Foreign, Form, recognise
 from losa_cache.backbone.mapped import MappedFile
 from losa_cache.errors import UserError
 from losa_cache.memory import available_memory, readable_bytes
+from losa_cache.outside import other_kind
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,6 @@ _OF_TIMM = {"visual", "image_encoder", "vision_encoder", "beit3", "radio_model"}
 _AVERAGED = {"teacher", "ema", "model_ema", "state_dict_ema"}
 _A_FILE = "--weights takes a file, and a folder for the backbone vivit alone"
 _ANOTHER = "choose another file"
-_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
 
 
 def require_file(path: Path) -> Form:
@@ -47,17 +46,17 @@ def require_file(path: Path) -> Form:
         UserError: if there is none, or what is there is something else: a folder, a pipe, a web page, an archive, ...
     """
     try:
-        kind = stat.S_IFMT(os.stat(path).st_mode)
+        kind = other_kind(os.stat(path))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(
             f"there is no weights file {str(path)!r}: --weights takes a file, or the word random."
         ) from error
     except (OSError, ValueError) as error:
         raise UserError(_unreadable(path, getattr(error, "strerror", None) or str(error), _ANOTHER)) from error
-    if kind != stat.S_IFREG:
+    if kind is not None:
         inside = next((name for name in ("model.safetensors", "pytorch_model.bin") if (path / name).exists()), "")
         advice = f"give the file in it, {str(path / inside)!r}" if inside else _A_FILE
-        raise UserError(f"weights {str(path)!r} are {_KINDS.get(kind, 'a device')}, not a file: {advice}.")
+        raise UserError(f"weights {str(path)!r} are {kind}, not a file: {advice}.")
     try:
         found = recognise(path)
     except OSError as error:

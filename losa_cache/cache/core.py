@@ -5,7 +5,6 @@ whole; then its files are installed in the store, the root's ``zarr.json`` last.
 the cache is complete finds a list of files that fits it.
 """
 
-import json
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from losa_cache.cache.precision import get_precision
 from losa_cache.cache.remote import RemotePath
 from losa_cache.errors import UserError
 from losa_cache.files import clear, publish, sync_tree, unsealed, write_sealed, write_whole
-from losa_cache.outside import UnreadableError, fit
+from losa_cache.outside import UnreadableError, fit, parse_json
 
 ROOT, LIST = "zarr.json", "files.json"
 
@@ -350,6 +349,6 @@ def _sha256(path: Location) -> str:
 def _identity(root: Location) -> str | None:
     """Give the identity that a group's ``zarr.json`` names and agrees with; ``None`` if there is none."""
     try:
-        return Manifest.from_attributes(fit(json.loads(read_small(root)), _Root)["attributes"], str(root)).identity
-    except (OSError, UnreadableError, ValueError, RecursionError, UserError):
+        return Manifest.from_attributes(parse_json(read_small(root), _Root)["attributes"], str(root)).identity
+    except (OSError, UnreadableError, UserError):
         return None

@@ -150,9 +150,23 @@ def _require_these(tensors: dict[str, Tensor], wanted: dict[str, Tensor]) -> Non
     if strange := tensors.keys() ^ wanted.keys():
         raise UnreadableError(f"its tensors are not those of its config: {min(strange)} is only in one of them")
     for name, value in wanted.items():
-        found = tensors[name]
-        if (found.shape, found.dtype) != (value.shape, value.dtype):
-            here, there = (f"{tuple(tensor.shape)} of {tensor.dtype}" for tensor in (found, value))
-            raise UnreadableError(f"{name} is {here}, and {there} by its config")
-        if not bool(torch.isfinite(found).all()):
-            raise UnreadableError(f"{name} holds values that are not finite")
+        require_alike(tensors[name], value, name, "by its config")
+
+
+def require_alike(found: Tensor, wanted: Tensor, name: str, where: str) -> None:
+    """Refuse a tensor of another shape or dtype, and numbers that are none.
+
+    Args:
+        found: that a file holds.
+        wanted: what it must be like; its values do not count.
+        name: of the tensor, for messages.
+        where: what says how it must be, for messages: "by its config".
+
+    Raises:
+        UnreadableError: naming the tensor.
+    """
+    if (found.shape, found.dtype) != (wanted.shape, wanted.dtype):
+        here, there = (f"{tuple(tensor.shape)} of {tensor.dtype}" for tensor in (found, wanted))
+        raise UnreadableError(f"{name} is {here}, and {there} {where}")
+    if not bool(torch.isfinite(found).all()):
+        raise UnreadableError(f"{name} holds values that are not finite")

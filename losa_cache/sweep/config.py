@@ -12,7 +12,6 @@ from losa_cache.files import write_whole
 from losa_cache.outside import UnreadableError, fit, parse_json, read_file
 from losa_cache.sweep.space import KINDS, Choices, Range, Space, grid
 from losa_cache.sweep.storage import without_password
-from losa_cache.text import shown
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.run import KEPT_FILES
 
@@ -57,7 +56,7 @@ class SweepConfig:
     def __post_init__(self) -> None:
         for name, value, known in (("sampler", self.sampler, SAMPLERS), ("pruner", self.pruner, PRUNERS)):
             if value not in known:
-                raise UserError(f"unknown {name} {shown(value)!r}: choose one of {', '.join(known)}.")
+                raise UserError(f"unknown {name} {value!r}: choose one of {', '.join(known)}.")
         for name in ("trials", "concurrent"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -116,15 +115,15 @@ class SweepConfig:
         try:
             content = parse_json(read_file(folder / FILE), dict[str, Any])
             if unknown := content.keys() - {own.name for own in fields(cls)}:
-                raise UnreadableError(f"it has {shown(min(unknown))!r}, which this version does not know")
+                raise UnreadableError(f"it has {min(unknown)!r}, which this version does not know")
             written = fit(content, _Written)
             base = fit(content.get("base", {}), dict[str, Any])
             if unknown := base.keys() - {own.name for own in fields(TrainConfig)}:
-                raise UnreadableError(f"it has {shown(min(unknown))!r}, which this version does not know")
+                raise UnreadableError(f"it has {min(unknown)!r}, which this version does not know")
             if unknown := written.space.keys() - KINDS.keys():
-                raise UnreadableError(f"it searches {shown(min(unknown))!r}, which this version does not know")
+                raise UnreadableError(f"it searches {min(unknown)!r}, which this version does not know")
         except UnreadableError as error:
-            raise UserError(f"{shown(str(folder))!r} is no sweep ({FILE}: {error}).") from error
+            raise UserError(f"{str(folder)!r} is no sweep ({FILE}: {error}).") from error
         space: Space = {
             name: Choices(tuple(own)) if isinstance(own, list) else own for name, own in written.space.items()
         }
@@ -148,7 +147,7 @@ def _read(path: Path, what: str) -> bytes:
     try:
         return read_file(path)
     except UnreadableError as error:
-        raise UserError(f"{what}: {shown(str(path))!r} cannot be read: {error}.") from error
+        raise UserError(f"{what}: {str(path)!r} cannot be read: {error}.") from error
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ def _trial(own: "optuna.trial.FrozenTrial", config: SweepConfig, epoch: int | No
 
 
 def _lose_twins(trials: list[Trial]) -> None:
-    """Of trials with the same options keep the one that is furthest."""
+    """Keep, among trials with the same options, the one that is furthest."""
     best: dict[str, Trial] = {}
     for trial in trials:
         if trial.state == LOST:

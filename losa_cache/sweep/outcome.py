@@ -156,5 +156,5 @@ def load_record(folder: Path) -> SweepRecord | None:
         return SweepRecord.from_json(parse_json(content, dict[str, Any]))
     except (UnreadableError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
-            f"{shown(str(path))!r} cannot be read: {shown(str(error))}. Delete it, and --resume writes it again."
+            f"{str(path)!r} cannot be read: {shown(str(error))}. Delete it, and --resume writes it again."
         ) from error

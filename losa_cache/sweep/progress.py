@@ -8,10 +8,9 @@ from time import time
 from typing import Any
 
 from losa_cache.errors import UserError
-from losa_cache.files import sealed, write_sealed
-from losa_cache.outside import UnreadableError, fit, parse_json, read_file
+from losa_cache.files import unsealed, write_sealed
+from losa_cache.outside import UnreadableError, fit, read_file
 from losa_cache.sweep.record import COMPLETE, FAILED, PRUNED, RUNNING
-from losa_cache.text import shown
 
 FILE = "progress.json"
 LOST = "lost"  # of a trial that a sweep of an earlier version began and a kill took: its options are drawn again
@@ -102,15 +101,10 @@ def load_progress(folder: Path, names: Mapping[str, Any]) -> Progress | None:
     if not path.exists():
         return None
     try:
-        raw = read_file(path)
-        content = parse_json(raw, dict[str, Any])
-        content.pop("seal", None)
-        if sealed(content) != raw:
-            raise UnreadableError("it was altered")
-        found = fit(content, Progress)
-    except UnreadableError as error:
+        found = fit(unsealed(read_file(path), "it"), Progress)
+    except (UnreadableError, ValueError) as error:
         raise UserError(
-            f"{shown(str(path))!r} cannot be read: {error}. Bring it back from a copy, or begin the sweep again."
+            f"{str(path)!r} cannot be read: {error}. Bring it back from a copy, or begin the sweep again."
         ) from error
     for trial in found.trials:  # sealed JSON is sorted
         trial.options = {name: trial.options[name] for name in names if name in trial.options}

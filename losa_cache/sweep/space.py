@@ -90,7 +90,7 @@ def read_space(path: Path) -> Space:
     for given, value in read_options(path).items():
         name = given.replace("-", "_")
         if name in found:
-            raise UserError(f"space {shown(str(path))!r} has {_option(name)} twice: leave one out.")
+            raise UserError(f"space {str(path)!r} has {_option(name)} twice: leave one out.")
         found[name] = _read(name, value)
     return found
 

@@ -39,9 +39,7 @@ def same_database(stored: str, given: str | None) -> str:
     if given is None:
         return stored
     if (public := without_password(given)) != stored:
-        raise UserError(
-            f"storage is {shown(public)!r}, but the sweep's study is in {shown(stored)!r}: give the same again."
-        )
+        raise UserError(f"storage is {public!r}, but the sweep's study is in {stored!r}: give the same again.")
     return given
 
 
@@ -86,7 +84,7 @@ def telling(url: str | None) -> Iterator[None]:
         where, advice = without_password(url), "--resume goes on once it answers"
         if not url.startswith("sqlite") and _parsed(url).password is None:
             advice = "if it asks for a password, give --storage with it again, or set PGPASSWORD"
-        raise UserError(f"storage {shown(where)!r} cannot be used ({reason}): {advice}.") from None  # the cause has it
+        raise UserError(f"storage {where!r} cannot be used ({reason}): {advice}.") from None  # the cause has it
 
 
 def hidden(text: str, url: str | None = None) -> str:

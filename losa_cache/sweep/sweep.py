@@ -150,7 +150,7 @@ class Sweep:
         self.progress = earlier_progress(self.folder, config, self._storage) if found is None else found
         if self.progress.config not in (None, checksum(self.folder)):
             raise UserError(
-                f"the options of the sweep {shown(str(self.folder))!r} (sweep.json) were changed after it began: bring "
+                f"the options of the sweep {str(self.folder)!r} (sweep.json) were changed after it began: bring "
                 "them back, or begin another sweep."
             )
         self._require_same_caches()
@@ -187,7 +187,7 @@ class Sweep:
         for option, identity in self.progress.caches.items():
             if found.get(option) != identity:
                 raise UserError(
-                    f"the {option.replace('_', ' ')} of the sweep {shown(str(self.folder))!r} is another one now "
+                    f"the {option.replace('_', ' ')} of the sweep {str(self.folder)!r} is another one now "
                     f"({found.get(option)}, not {identity}): bring the old one back, or begin another sweep."
                 )
         self.progress.caches = found
@@ -312,7 +312,7 @@ class Sweep:
         with telling_where(self.folder):
             self._lock = lock(self.folder / "lock")
         if self._lock is None:
-            raise UserError(f"another process runs the sweep {shown(str(self.folder))!r}: wait for it.")
+            raise UserError(f"another process runs the sweep {str(self.folder)!r}: wait for it.")
         try:
             yield
         finally:
@@ -332,7 +332,7 @@ def telling_where(folder: Path) -> Iterator[None]:
     except OSError as error:
         file = shown(str(error.filename or folder))
         raise UserError(
-            f"the sweep {shown(str(folder))!r} stopped at {file!r} ({error.strerror or error}): once that is mended, "
+            f"the sweep {str(folder)!r} stopped at {file!r} ({error.strerror or error}): once that is mended, "
             "--resume goes on."
         ) from error
 
@@ -353,4 +353,4 @@ def create_sweep(folder: Path, config: SweepConfig) -> None:
         partial.rename(folder)
         sync_folder(folder.parent)
     except OSError as error:
-        raise UserError(f"sweep {shown(str(folder))!r} cannot be made ({error.strerror}).") from error
+        raise UserError(f"sweep {str(folder)!r} cannot be made ({error.strerror}).") from error

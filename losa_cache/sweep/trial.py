@@ -39,7 +39,7 @@ def require_epochs(folder: Path, number: int, epochs: int) -> list[dict[str, Any
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = str(error)
     raise UserError(
-        f"trial {number} cannot be read: {shown(str(path))!r} was changed or removed ({shown(reason)}): bring it back "
+        f"trial {number} cannot be read: {str(path)!r} was changed or removed ({shown(reason)}): bring it back "
         "from a copy, or begin the sweep again."
     )
 
@@ -54,8 +54,7 @@ def load_group(path: Path, device: torch.device) -> dict[str, Any]:
         return load_state(path, device)
     except UnreadableError as error:
         raise UserError(
-            f"checkpoint {shown(str(path))!r} cannot be read: {error}. Bring it back from a copy, or begin the sweep "
-            "again."
+            f"checkpoint {str(path)!r} cannot be read: {error}. Bring it back from a copy, or begin the sweep again."
         ) from error
 
 

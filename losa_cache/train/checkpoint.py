@@ -8,6 +8,7 @@ from torch import Tensor
 
 from losa_cache.outside import UnreadableError, fit
 from losa_cache.sidenet.adapter import Adapter
+from losa_cache.sidenet.adapter_file import require_alike
 
 PARTS = ("epoch", "passed", "adapter", "optimizer")
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -77,13 +78,7 @@ def _require_tensors(given: Any, wanted: dict[str, Tensor], what: str = "adapter
     if surprises := given.keys() - wanted.keys():
         raise UnreadableError(f"it holds {min(map(str, surprises))}, which the {what} of this run does not have")
     for name, value in wanted.items():
-        if (given[name].shape, given[name].dtype) != (value.shape, value.dtype):
-            raise UnreadableError(
-                f"{name} is {tuple(given[name].shape)} of {given[name].dtype} in it, and {tuple(value.shape)} of "
-                f"{value.dtype} in this run"
-            )
-        if not bool(given[name].isfinite().all()):
-            raise UnreadableError(f"{name} of its {what} holds values that are not finite")
+        require_alike(given[name], value, name, f"in the {what} of this run")
 
 
 def _require_optimizer(given: Any, optimizer: torch.optim.Optimizer, *, begun: bool) -> None:

@@ -23,7 +23,7 @@ BOUNDS: tuple[tuple[str, Any, float, float], ...] = (
     ("label_smoothing", NUMBER, 0, 1),
     ("val_fraction", NUMBER, 0, 1),  # what is left on either side is known with the samples
 )
-"""Of numbers: field, kind, least and largest value."""
+"""The bounds of every number: its field, kind, least and largest value."""
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,6 @@ log = logging.getLogger(__name__)
 KEPT_FILES = {"sampling": "sampling.csv", "val_ids": "val_ids.txt"}
 CONFIG, METRICS, CHECKPOINT = "config.json", "metrics.jsonl", "checkpoint.pt"
 ORIGIN = ("cache", "online", "fields")
-NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 class _Line(Struct):
@@ -107,15 +106,10 @@ class Run:
         Raises:
             UserError: if another process does.
         """
-        handle = None
         try:
             handle = lock(self.path / CONFIG)
         except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise UserError(f"run {str(self.path)!r} cannot be written ({error.strerror}).") from error
-            log.warning("%r lies on a file system without locks: train it by one process at a time.", str(self.path))
-            yield
-            return
+            raise UserError(f"run {str(self.path)!r} cannot be written ({error.strerror}).") from error
         if handle is None:
             raise UserError(f"another process trains {str(self.path)!r}: wait for it, or stop it.")
         try:
