@@ -248,7 +248,9 @@ class LocalCore(Core):
         Raises:
             UserError: for a file that is damaged in both, or if store and copy are of different caches.
         """
-        if not self.copy.is_dir() and self._old.is_dir():  # a kill while it was replaced
+        if self.copy.is_dir():
+            clear(self._old)  # a kill after it was replaced: it may be there in part
+        elif self._old.is_dir():  # a kill while it was replaced
             self._old.rename(self.copy)
         if not self.copied:  # a store that came without it
             self._begin_copy()

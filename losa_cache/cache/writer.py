@@ -174,10 +174,11 @@ class CacheWriter:
         return self.path.exists()
 
     def _sweep(self) -> None:
-        """Remove what a kill left."""
+        """Remove what a kill left, in the store and in its receipts."""
         assert isinstance(self.path, Path)
-        for leftover in self.path.rglob("*.partial"):
-            clear(leftover)
+        for folder in (self.path, receipts_of(self.path)):
+            for leftover in list(folder.rglob("*.partial")):
+                clear(leftover)
 
     def unit(self, shard: int) -> ShardUnit | RemoteUnit:
         """Name the files of a shard."""

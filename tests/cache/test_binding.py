@@ -364,6 +364,15 @@ def test_the_copy_that_a_kill_left_under_another_name_is_taken_again(pair, tmp_p
             shutil.rmtree(path)
 
 
+def test_what_a_kill_left_of_copies_and_receipts_is_removed(pair, tmp_path):
+    own, _ = pair.copy(tmp_path)
+    for left in ("core.old/tail/norm.bias/zarr.json", "core.partial/zarr.json", "checksums/000001.crc32c.partial"):
+        (receipts(own) / left).parent.mkdir(parents=True, exist_ok=True)
+        (receipts(own) / left).write_bytes(b"{")
+    assert pair.again(own) == 0
+    assert (contents(own), contents(receipts(own))) == (contents(pair.own), contents(receipts(pair.own)))
+
+
 def test_without_any_copy_extract_trusts_what_its_inputs_give_and_nothing_else(pair, tmp_path):
     own, other = pair.copy(tmp_path)
     shutil.rmtree(receipts(own) / "core")
