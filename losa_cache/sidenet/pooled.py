@@ -4,7 +4,9 @@
 The norm has no parameters: it takes away the size of a layer and of single tokens, which grows with depth.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,3 +45,9 @@ class Pooling:
         normed = F.layer_norm(block.to(wide(block)), block.shape[-1:], eps=EPS)
         rows = [normed[:, : self.classes].mean(1)] if self.classes else []
         return torch.stack([*rows, normed[:, self.prefix :].mean(1)], 1)
+
+
+def pooling_of(tail: Mapping[str, Any]) -> Pooling:
+    """Say how the tokens of a trunk are pooled, from its tail's config (``docs/protocol.md``, section "Tail")."""
+    prefix: int = tail["prefix_tokens"]
+    return Pooling(min(tail["class_tokens"], prefix), prefix)
