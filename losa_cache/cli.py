@@ -159,7 +159,9 @@ def extract(
 def train(
     context: typer.Context,
     cache: Annotated[str | None, _path("A path or URL; default: the most recent complete training cache.")] = None,
-    side: Annotated[str, typer.Option(help="losa, mlp, ladder, or linear: the probe to compare with.")] = "losa",
+    side: Annotated[
+        str, typer.Option(help="losa, mlp or ladder; or, to compare with: linear, fusion or attentive.")
+    ] = "losa",
     rank: Annotated[int, typer.Option(help="Inner width r of every side layer; of a ladder the width.")] = 16,
     layers: Annotated[str, typer.Option(help="Of the cached blocks: all, K evenly spaced, or a list.")] = "all",
     start: Annotated[str, typer.Option(help="What losa refines: output (y_0 = b_L) or embedding (b_0).")] = "output",

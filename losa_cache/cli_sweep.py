@@ -30,7 +30,7 @@ def sweep(
     label_smoothing: Annotated[str | None, _searched("Of the training loss.")] = None,
     clip_grad: Annotated[str | None, _searched("Largest norm of a step's gradient.")] = None,
     batch_size: Annotated[str | None, _searched("Samples a step.")] = None,
-    side: Annotated[str | None, _searched("losa or mlp.")] = None,
+    side: Annotated[str | None, _searched("losa, mlp, fusion or attentive.")] = None,
     seeds: Annotated[int, typer.Option(help="Seeds of every combination of a grid: 0, 1, ...")] = 1,
     space: Annotated[Path | None, _path("TOML or YAML: more options, each a list or a range.")] = None,
     sampler: Annotated[str, typer.Option(help="grid, random or tpe.")] = "grid",

@@ -19,6 +19,10 @@ TAPS = {
 EMBEDDING = "embedding"
 STARTS = ("output", EMBEDDING)
 """What a side network can refine: y_0 = b_L, or y_0 = b_0."""
+LAST_ONLY = ("linear", "attentive")
+"""Side networks that read the output of the last block alone, whatever the tap."""
+WITHOUT_START = (*LAST_ONLY, "fusion")
+"""Side networks that refine no y_0, whatever the start."""
 
 
 def require_tap(tap: str) -> None:

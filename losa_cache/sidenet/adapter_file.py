@@ -17,7 +17,7 @@ from torch import Tensor
 from losa_cache.errors import UserError
 from losa_cache.files import with_seal, without_seal, write_json, write_whole
 from losa_cache.outside import UnreadableError, fit, read_file, read_json
-from losa_cache.points import TAPS, tapped_points
+from losa_cache.points import LAST_ONLY, TAPS, tapped_points
 from losa_cache.sidenet.adapter import Adapter
 from losa_cache.sidenet.tail import FrozenTail
 
@@ -117,7 +117,7 @@ def _require_whole(config: _Config) -> None:
     own = config.adapter
     if config.tap not in TAPS:
         raise UnreadableError(f"tap is {config.tap!r}")
-    if own.depth != (1 if own.side == "linear" else len(tapped_points(config.tap, config.layers))):
+    if own.depth != (1 if own.side in LAST_ONLY else len(tapped_points(config.tap, config.layers))):
         raise UnreadableError(f"depth is {own.depth} of {len(config.layers)} layers")
     if own.classes != len(config.classes):
         raise UnreadableError(f"it counts {own.classes} classes and names {len(config.classes)}")

@@ -1,6 +1,7 @@
 """K adapters trained side by side: every activation is read once for all of them."""
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,8 @@ from losa_cache.sidenet.losa import LoSA
 from losa_cache.sidenet.operand import Block
 from losa_cache.sidenet.packed import Packed
 from losa_cache.sidenet.products import CHANNEL, TOKEN
+from losa_cache.sidenet.query import OneQuery
+from losa_cache.sidenet.query_stack import QueryStack
 from losa_cache.sidenet.readout import Readout, Whole
 from losa_cache.sidenet.segments import run_segments
 
@@ -89,12 +92,35 @@ class LoSAStack(nn.Module):
                     layer.up.bias.copy_(own.up_bias[trial, at])
                     layer.scale.copy_(own.scale[trial, at])
 
+    def keep(self, trials: Sequence[int]) -> None:
+        """Forget the ranks of all trials but these; who owns the parameters cuts those."""
+        self.ranks = [self.ranks[trial] for trial in trials]
+
+    def decayed(self) -> list[tuple[nn.Parameter, bool]]:
+        """List the trained tensors, trial first, and whether weight decay is for them: matrices, as in one network."""
+        return [(p, name in ("down", "up")) for own in self.layers() for name, p in own.named()]
+
+
+def stack_sides(sides: Sequence[nn.Module | None]) -> LoSAStack | QueryStack:
+    """Stack side networks of one kind.
+
+    Raises:
+        ValueError: for other ones, or sizes that differ.
+    """
+    if queries := [side for side in sides if isinstance(side, OneQuery)]:
+        if len(queries) == len(sides):
+            return QueryStack(queries)
+    elif len(networks := [side for side in sides if isinstance(side, LoSA)]) == len(sides):
+        return LoSAStack(networks)
+    raise ValueError("only a LoSA for images, a low-rank MLP or attention by one query can be stacked")
+
 
 class AdapterStack(nn.Module):
     """Adapters around one frozen tail: side networks stacked, and a classifier each.
 
     Args:
-        adapters: of one depth and shape, with a LoSA or low-rank MLP each; their weights are copied.
+        adapters: of one depth and shape, with a LoSA, a low-rank MLP or attention by one query each; their weights are
+            copied.
 
     Raises:
         ValueError: for other side networks, or sizes that differ.
@@ -102,24 +128,24 @@ class AdapterStack(nn.Module):
 
     def __init__(self, adapters: Sequence[Adapter]) -> None:
         super().__init__()
-        sides = [adapter.side for adapter in adapters if isinstance(adapter.side, LoSA)]
-        if len(sides) != len(adapters):
-            raise ValueError("only a LoSA for images or a low-rank MLP can be stacked")
-        self.side = LoSAStack(sides)
+        self.side = stack_sides([adapter.side for adapter in adapters])
         self.weight = nn.Parameter(torch.stack([a.classifier.weight for a in adapters]).detach().clone())
         self.bias = nn.Parameter(torch.stack([a.classifier.bias for a in adapters]).detach().clone())
         self.tail = adapters[0].tail
 
     def forward(self, blocks: Sequence[Block]) -> Tensor:
         """Logits ``(K, batch, classes)`` from the k block outputs."""
-        rows = self.side(blocks, self.tail.readout(self.side.tokens))
-        features = self.tail.from_rows(rows.flatten(0, 1)).unflatten(0, rows.shape[:2])
+        if isinstance(self.side, QueryStack):
+            features = self.side(blocks)
+        else:
+            rows = self.side(blocks, self.tail.readout(self.side.tokens))
+            features = self.tail.from_rows(rows.flatten(0, 1)).unflatten(0, rows.shape[:2])
         return torch.baddbmm(self.bias[:, None], features, self.weight.mT)
 
     @torch.no_grad()
     def unstack(self, adapters: Sequence[Adapter]) -> None:
         """Write each trial's weights back into an adapter of its rank."""
-        self.side.unstack([adapter.side for adapter in adapters if isinstance(adapter.side, LoSA)])
+        self.side.unstack([cast(Any, adapter.side) for adapter in adapters])
         for trial, adapter in enumerate(adapters):
             adapter.classifier.weight.copy_(self.weight[trial])
             adapter.classifier.bias.copy_(self.bias[trial])
@@ -127,7 +153,7 @@ class AdapterStack(nn.Module):
     @torch.no_grad()
     def keep(self, trials: Sequence[int]) -> None:
         """Forget all trials but these; ranks stay filled up to what they were."""
-        self.side.ranks = [self.side.ranks[trial] for trial in trials]
+        self.side.keep(trials)
         for parameter, _ in self.decayed():
             parameter.data = parameter.data[list(trials)]
             parameter.grad = None
@@ -143,14 +169,13 @@ class AdapterStack(nn.Module):
         Raises:
             KeyError: for a tensor that is missing.
         """
-        own = dict(self.named_parameters())
+        own = {**dict(self.named_parameters()), **dict(self.named_buffers())}
         for name in self.trained_state():
             own[name].data = state[name].to(own[name])
 
     def decayed(self) -> list[tuple[nn.Parameter, bool]]:
         """List the trained tensors, trial first, and whether weight decay is for them: matrices, as in one adapter."""
-        sides = [(p, name in ("down", "up")) for own in self.side.layers() for name, p in own.named()]
-        return [*sides, (self.weight, True), (self.bias, False)]
+        return [*self.side.decayed(), (self.weight, True), (self.bias, False)]
 
 
 def _padded(own: Packed, rank: int) -> Packed:

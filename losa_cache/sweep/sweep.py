@@ -36,7 +36,7 @@ from losa_cache.train.selection import Selection
 from losa_cache.train.state_file import save_state
 from losa_cache.train.train import new_adapter, origin_of, save_run
 
-STACKED = ("losa", "mlp")
+STACKED = ("losa", "mlp", "fusion", "attentive")
 MOST_TRIALS = 64  # at the same time, if nobody says otherwise
 VALUE = "val_top1"
 
@@ -112,8 +112,9 @@ class Sweep:
     def _require_stackable(self) -> None:
         side = self.config.space.get("side")
         sides = side.values if isinstance(side, Choices) else (self.config.base.side,)
+        known = f"{', '.join(STACKED[:-1])} and {STACKED[-1]}"
         if wrong := [own for own in sides if own not in STACKED]:
-            raise UserError(f"side is {wrong[0]!r}: trials of {' and '.join(STACKED)} alone train together.")
+            raise UserError(f"side is {wrong[0]!r}: trials of {known} alone train together.")
         if len(self.cache.manifest.tokens["grid"]) == 3:
             raise UserError(f"{str(self.cache.path)!r} holds videos: trials train together on images alone.")
 

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from losa_cache.errors import UserError, require_counts
-from losa_cache.points import EMBEDDING, STARTS, require_tap
+from losa_cache.points import EMBEDDING, STARTS, WITHOUT_START, require_tap
 
 SHUFFLE, BALANCED = "shuffle", "balanced"
-DEFAULT_LR = {"losa": 1e-3, "mlp": 1e-3, "ladder": 1e-3, "linear": 1e-2}
+DEFAULT_LR = {"losa": 1e-3, "mlp": 1e-3, "ladder": 1e-3, "linear": 1e-2, "fusion": 1e-3, "attentive": 1e-3}
 
 NUMBER = (int, float)
 BOUNDS: tuple[tuple[str, Any, float, float], ...] = (
@@ -31,12 +31,15 @@ class TrainConfig:
     """Hyper-parameters; the defaults follow the VTAB-1k literature's recipe (*not from the paper*).
 
     Attributes:
-        side: ``losa``; ``mlp`` or ``ladder``, of Table 3; or ``linear``: the probe that all is measured against.
-        rank: r; of a ladder the width.
+        side: ``losa``; ``mlp`` or ``ladder``, of Table 3; ``linear``: the probe that all is measured against;
+            ``fusion``, one attention query over the class token and the mean of all layers; or ``attentive``, one query
+            over all tokens of the last layer.
+        rank: r; of a ladder the width. ``linear``, ``fusion`` and ``attentive`` have none.
         layers: which of the cached blocks: ``"all"``, K evenly spaced, or a list.
         start: what the side network refines: ``output``, y_0 = b_L; or ``embedding``, y_0 = b_0 (Table 6).
         epochs: passes over the training rows.
-        lr: peak learning rate of AdamW; by default 1e-3, for ``linear`` 1e-2 (a probe of 1e-3 lags).
+        lr: peak learning rate of AdamW; by default 1e-3, for ``linear`` 1e-2 (a probe of 1e-3 lags). ``fusion`` and
+            ``attentive`` were published with 1e-1, 1e-2 or 1e-3, by validation, at batches of up to 2048.
         weight_decay: of matrices; biases and scales are not decayed.
         batch_size: samples a step.
         warmup: share of the steps over which the rate rises from 0; it falls to 0 along a cosine after that.
@@ -76,8 +79,8 @@ class TrainConfig:
 
     @property
     def reads_embedding(self) -> bool:
-        """Whether b_0 is needed: the linear probe looks at b_L, whatever the start."""
-        return self.start == EMBEDDING and self.side != "linear"
+        """Whether b_0 is needed: some side networks refine no y_0, whatever the start."""
+        return self.start == EMBEDDING and self.side not in WITHOUT_START
 
     def __post_init__(self) -> None:
         if self.side not in DEFAULT_LR:

@@ -14,7 +14,7 @@ from losa_cache.device import default_workers
 from losa_cache.errors import UserError
 from losa_cache.layers import choose_layers
 from losa_cache.memory import available_memory, readable_bytes
-from losa_cache.points import EMBEDDING, input_points
+from losa_cache.points import EMBEDDING, LAST_ONLY, input_points, tapped_points
 from losa_cache.sidenet.adapter import FOLD
 from losa_cache.sidenet.tail import FrozenTail
 from losa_cache.train.batch import Source
@@ -256,16 +256,18 @@ def from_backbone(
 
 
 def used_layers(available: list[int], config: TrainConfig) -> list[int]:
-    """Block numbers that a run reads: the linear probe looks at the last only."""
+    """Block numbers that a run reads: the linear and the attentive probe look at the last only."""
     chosen = choose_layers(config.layers, available)
-    return chosen[-1:] if config.side == "linear" else chosen
+    return chosen[-1:] if config.side in LAST_ONLY else chosen
 
 
 def used_points(tap: str, available: list[int], config: TrainConfig) -> list[str]:
-    """Points that a run reads, in the order of ``Batch.blocks``: the linear probe's is b_L, whatever tap and start."""
+    """Points that a run reads, in the order of ``Batch.blocks``: a probe's is b_L, whatever tap and start."""
     layers = used_layers(available, config)
-    if config.side == "linear":
+    if config.side in LAST_ONLY:
         return input_points("block", layers, start="output")
+    if config.side == "fusion":
+        return tapped_points(tap, layers)
     return input_points(tap, layers, start=config.start)
 
 

@@ -43,9 +43,13 @@ def require_room(
 def kept_bytes(
     adapter: Adapter, shape: Sequence[int], dtype: torch.dtype, batch: int, autocast: torch.dtype | None
 ) -> int:
-    """Count the bytes of a batch's block outputs and of everything that autograd saves for their backward pass."""
+    """Count the bytes of a batch's block outputs and of everything that autograd saves for their backward pass.
+
+    The adapter is not left in training: this batch is none that its statistics or its noise may count.
+    """
     device = next(adapter.parameters()).device
     blocks = [torch.zeros(batch, *shape[1:], dtype=dtype, device=device) for _ in range(shape[0])]
+    adapter.eval()
     saved = saved_bytes(lambda: adapter(blocks), (*blocks, *adapter.parameters()), autocast)
     return sum(block.nbytes for block in blocks) + saved
 

@@ -94,7 +94,10 @@ def test_a_validation_cache_judges_all_of_its_samples(tiny_cache, test_cache, tm
         ({"space": {"rank": [2, 4]}, "sampler": "bayes"}, "unknown sampler 'bayes'"),
         ({"space": {"rank": [2, 4]}, "pruner": "asha"}, "unknown pruner 'asha'"),
         ({"space": {"rank": [2, 4]}, "concurrent": 0}, "concurrent is 0"),
-        ({"space": {"side": ["ladder", "losa"]}}, "side is 'ladder': trials of losa and mlp alone train together"),
+        (
+            {"space": {"side": ["ladder", "losa"]}},
+            "side is 'ladder': trials of losa, mlp, fusion and attentive alone train together",
+        ),
         (
             {"space": {"rank": [2, 4]}, "config": replace(BASE, val_fraction=0)},
             "nothing is held out to choose a trial by",

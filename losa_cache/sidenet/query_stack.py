@@ -1,0 +1,59 @@
+"""Networks of one learned query, trained side by side: the rows are read, pooled and jittered once for all of them."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from losa_cache.sidenet.operand import Block
+from losa_cache.sidenet.query import OneQuery, attend
+
+
+class QueryStack(nn.Module):
+    """K networks of one kind, shape and noise, as tensors with the trial first.
+
+    Args:
+        networks: to stack; their tensors are copied.
+
+    Raises:
+        ValueError: if they differ in anything but their tensors' values.
+    """
+
+    def __init__(self, networks: Sequence[OneQuery]) -> None:
+        super().__init__()
+        self._rows, self._options = networks[0].rows, networks[0].options()
+        tensors = [net.named_tensors() for net in networks]
+        if len({_kind(net) for net in networks}) > 1:
+            raise ValueError("only networks of one kind, shape and seed can be stacked")
+        for name, value in networks[0].named_tensors().items():
+            stacked = torch.stack([own[name] for own in tensors]).detach()
+            if isinstance(value, nn.Parameter):
+                self.register_parameter(name, nn.Parameter(stacked))
+            else:
+                self.register_buffer(name, stacked)
+
+    def forward(self, blocks: Sequence[Block]) -> Tensor:
+        """Give every trial's features, ``(K, batch, d)`` (arguments as of :meth:`OneQuery.forward`)."""
+        own = {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        return attend(self._rows(blocks), own, **self._options, training=self.training)
+
+    @torch.no_grad()
+    def unstack(self, networks: Sequence[OneQuery]) -> None:
+        """Write each trial's tensors back into a network."""
+        for trial, net in enumerate(networks):
+            for name, value in net.named_tensors().items():
+                value.copy_(getattr(self, name)[trial])
+
+    def keep(self, trials: Sequence[int]) -> None:
+        """Forget the statistics of all trials but these; who owns the parameters cuts those."""
+        for name, value in self.named_buffers():
+            setattr(self, name, value[list(trials)])
+
+    def decayed(self) -> list[tuple[nn.Parameter, bool]]:
+        """List the trained tensors, trial first, and whether weight decay is for them: matrices."""
+        return [(parameter, parameter.ndim > 2) for parameter in self.parameters()]
+
+
+def _kind(net: OneQuery) -> tuple[object, ...]:
+    shapes = tuple((name, value.shape) for name, value in net.named_tensors().items())
+    return type(net), tuple(net.options().items()), shapes
