@@ -9,10 +9,16 @@ from safetensors.torch import load_file
 
 import losa_cache as lc
 from losa_cache.extract.extract import extract
+from losa_cache.sidenet.adapter import Adapter
 from losa_cache.sweep.trial import trial_path
 from losa_cache.train.config import TrainConfig
+from losa_cache.train.loop import make_optimizer
 from losa_cache.train.material import used_points
+from losa_cache.train.step import AdapterStep
 from tests.conftest import results, tiny_backbone, tiny_samples
+from tests.sidenet.test_fast import tail_of
+from tests.tape import TapeRecorder
+from tests.train.test_graph import DEPTH, RATES, SIZES, TOKENS, WIDTH, batches
 from tests.train.test_train import Stop, stop_after
 
 SIDES = ["fusion", "attentive"]
@@ -81,3 +87,30 @@ def test_branches_of_blocks_train_and_are_read_back(side, tmp_path):
     cache = extract(tiny_backbone(), tiny_samples(), precision="int8", tap="mlp", out=tmp_path / "mlp.zarr")
     run = lc.train(cache, side=side, out=tmp_path / "run", **OPTIONS)
     assert lc.evaluate_run(run.run)["loss"] == pytest.approx(run.metrics["val_loss"], rel=1e-5)
+
+
+def trained_by_steps(side, *, recorded):
+    own = Adapter(
+        side=side, depth=DEPTH, tokens=TOKENS, width=WIDTH, rank=0, classes=3, tail=tail_of("avg", WIDTH, 1), seed=2
+    )
+    optimizer = make_optimizer(own, TrainConfig(side=side))
+
+    def changed():
+        moments = [value for state in optimizer.state.values() for value in state.values()]
+        return [*own.trained_state().values(), *moments, step.loss]
+
+    recorder = TapeRecorder(changed) if recorded else None
+    step = AdapterStep(own, optimizer, clip_grad=1.0, label_smoothing=0.0, autocast=None, recorder=recorder)
+    for batch, rate in zip(batches("values"), RATES, strict=True):
+        step.rates.fill_(rate)
+        step(batch)
+    if recorder is not None:
+        assert recorder.replayed == SIZES.count(7) - 1
+    return own.trained_state()
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_every_replay_of_a_recorded_step_has_noise_and_statistics_of_its_own(side):
+    replayed, eager = (trained_by_steps(side, recorded=recorded) for recorded in (True, False))
+    assert replayed["side.steps"] == len(SIZES)
+    assert all(torch.equal(replayed[name], eager[name]) for name in eager)
