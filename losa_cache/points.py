@@ -19,6 +19,9 @@ TAPS = {
 EMBEDDING = "embedding"
 STARTS = ("output", EMBEDDING)
 """What a side network can refine: y_0 = b_L, or y_0 = b_0."""
+ALL, LAST = "all", "last"
+HEADS = (ALL, LAST)
+"""What a classifier reads: pooled rows of all layers, or what the frozen tail makes of y_k."""
 LAST_ONLY = ("linear", "attentive")
 """Side networks that read the output of the last block alone, whatever the tap."""
 WITHOUT_START = (*LAST_ONLY, "fusion")

@@ -6,10 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from losa_cache.errors import UserError
+from losa_cache.points import ALL
+from losa_cache.sidenet.blend import Blend
 from losa_cache.sidenet.ladder import Ladder
 from losa_cache.sidenet.losa import LoSA, LowRankMLP
 from losa_cache.sidenet.operand import Block, dense
-from losa_cache.sidenet.pooled import pooling_of
+from losa_cache.sidenet.pooled import Pooling, pooling_of
 from losa_cache.sidenet.query import Attentive, Fusion, OneQuery
 from losa_cache.sidenet.tail import FrozenTail
 from losa_cache.sidenet.video import VideoLoSA
@@ -39,6 +41,11 @@ class Adapter(nn.Module):
         tail: the backbone's frozen tail.
         seed: of the random start, and of the noise in training.
         grid: frames, rows and columns of a video's tokens, behind any prefix tokens: a LoSA mixes space and time apart.
+        head: ``last``: the classifier reads what the frozen tail makes of y_k, as in the paper. ``all`` (*not from the
+            paper*): the side network reads layer-normed blocks and y_0, without the norms' parameters; its classifier
+            reads the pooled rows of y_k (:class:`~losa_cache.sidenet.pooled.Pooling`), and the logits of a probe on the
+            pooled rows of all blocks are added. The tail is not used.
+        points: blocks that are read, y_0 among them, for ``head="all"``.
     """
 
     def __init__(
@@ -53,31 +60,79 @@ class Adapter(nn.Module):
         tail: FrozenTail,
         seed: int = 0,
         grid: Sequence[int] | None = None,
+        head: str = "last",
+        points: int = 1,
     ) -> None:
         super().__init__()
         self.side: nn.Module | None
+        self.probe: nn.Linear | None = None
+        self.blend: Blend | None = None
+        self.pooling = pooling_of(tail.config) if head == ALL else None
+        rows = 1 if self.pooling is None else self.pooling.rows
         if side not in (*SIDES, *QUERIES):
             raise ValueError(f"unknown side network {side!r}; known: {', '.join((*SIDES, *QUERIES))}.")
         if classes < 2:
             raise UserError(f"the data set has {classes} class(es): a classifier needs at least 2.")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.classifier = nn.Linear(width, classes)
+            self.classifier = nn.Linear(rows * width, classes)
             nn.init.trunc_normal_(self.classifier.weight, std=0.01)
             nn.init.zeros_(self.classifier.bias)
             if side in QUERIES:
                 self.side = self._query(side, tail, depth=depth, tokens=tokens, width=width, seed=seed)
             else:
                 self.side = self._side(side, grid, depth=depth, tokens=tokens, width=width, rank=rank)
-        self.tail, self.tokens = tail, tokens
+        if self.pooling is not None:
+            self.probe = nn.utils.skip_init(nn.Linear, points * rows * width, classes).requires_grad_(False)
+            nn.init.zeros_(self.probe.weight)
+            nn.init.zeros_(self.probe.bias)
+        self.tail, self.tokens, self.seed = tail, tokens, seed
 
     def forward(self, blocks: Sequence[Block]) -> Tensor:
         """Logits ``(batch, classes)`` from the side network's inputs ``(batch, tokens, width)``, y_0 the last."""
         if isinstance(self.side, OneQuery):
             return self.classifier(self.side(blocks))
+        if self.pooling is not None:
+            own, probe = self.both(blocks)
+            if probe is None:
+                return own
+            return own + probe if self.blend is None else self.blend.blended(own, probe)
         readout = self.tail.readout(self.tokens)
         rows = readout.rows(dense(blocks[-1:])[0]) if self.side is None else self.side(blocks, readout)
         return self.classifier(self.tail.from_rows(rows))
+
+    def begin(self, dropout: float) -> None:
+        """Make ready for training a classifier over all layers: what :meth:`fold` ends."""
+        if self.pooling is not None:
+            weight = self.classifier.weight
+            width = weight.shape[1] // self.pooling.rows
+            self.blend = Blend(self.pooling.rows, width, seed=self.seed, dropout=dropout, device=weight.device)
+
+    def both(self, blocks: Sequence[Block]) -> tuple[Tensor, Tensor | None]:
+        """Logits ``(batch, classes)`` of the side network's classifier and, but for training steps, of the probe."""
+        assert self.pooling is not None and self.side is not None and self.probe is not None
+        update, rows = refine(self.side, blocks, self.pooling, self.tokens)
+        read = (rows[-1] + update).flatten(1) if self.blend is None else self.blend.rows(rows[-1], update)
+        return self.classifier(read), None if self.training else probed(self.probe, rows)
+
+    def each(self, blocks: Sequence[Block]) -> tuple[Tensor, Tensor | None]:
+        """Logits of :meth:`both` as a stack of one gives them: ``(1, batch, classes)`` and ``(batch, classes)``."""
+        own, probe = self.both(blocks)
+        return own[None], probe
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Put standardisation and shares into the weights: the logits stay what they are in evaluation."""
+        if self.blend is None or self.probe is None:
+            return
+        a, b = self.blend.share
+        weight = self.classifier.weight * self.blend.scale.flatten()
+        bias = self.classifier.bias - weight @ self.blend.center.flatten()
+        self.classifier.weight.copy_(b * weight)
+        self.classifier.bias.copy_(b * bias)
+        self.probe.weight.mul_(a)
+        self.probe.bias.mul_(a)
+        self.blend = None
 
     @staticmethod
     def _side(side: str, grid: Sequence[int] | None, *, tokens: int, **sizes: int) -> nn.Module | None:
@@ -99,6 +154,33 @@ class Adapter(nn.Module):
         return {name: value for name, value in self.state_dict().items() if not name.startswith("tail.")}
 
     def parameter_counts(self) -> dict[str, int]:
-        """Trained parameters of the side network (what the paper's tables count) and of the classifier."""
+        """Trained parameters of the side network (what the paper's tables count) and of the classifier.
+
+        A probe on all layers is counted with the classifier.
+        """
+        heads = [head for head in (self.classifier, self.probe) if head is not None]
         side = 0 if self.side is None else sum(p.numel() for p in self.side.parameters())
-        return {"side": side, "classifier": sum(p.numel() for p in self.classifier.parameters())}
+        return {"side": side, "classifier": sum(p.numel() for head in heads for p in head.parameters())}
+
+
+def refine(side: nn.Module, blocks: Sequence[Block], pooling: Pooling, tokens: int) -> tuple[Tensor, list[Tensor]]:
+    """Run a side network on layer-normed blocks.
+
+    Args:
+        side: a network or a stack of them, on blocks and a readout.
+        blocks: ``(batch, tokens, width)``, y_0 the last.
+        pooling: which rows are read.
+        tokens: n.
+
+    Returns:
+        what it adds to the rows of y_0, ``(..., batch, m, width)``; and the rows of every block, ``(batch, m, width)``.
+    """
+    normed, rows = zip(*map(pooling.normed, dense(blocks)), strict=True)
+    readout = pooling.readout(tokens)
+    return side(normed, readout) - readout.rows(normed[-1]), list(rows)
+
+
+def probed(probe: nn.Linear, rows: Sequence[Tensor]) -> Tensor:
+    """Compute a probe's logits from the rows of all blocks, never in half precision: it was fitted in float64."""
+    with torch.autocast(rows[0].device.type, enabled=False):
+        return probe(torch.cat([row.flatten(1) for row in rows], 1).to(probe.weight.dtype))

@@ -17,7 +17,7 @@ from torch import Tensor
 from losa_cache.errors import UserError
 from losa_cache.files import with_seal, without_seal, write_json, write_whole
 from losa_cache.outside import UnreadableError, fit, read_file, read_json
-from losa_cache.points import LAST_ONLY, TAPS, tapped_points
+from losa_cache.points import HEADS, LAST, LAST_ONLY, TAPS, tapped_points
 from losa_cache.sidenet.adapter import Adapter
 from losa_cache.sidenet.tail import FrozenTail
 
@@ -38,6 +38,8 @@ class _Arguments(Struct, forbid_unknown_fields=True):
     classes: Annotated[int, Meta(ge=2, le=2**24)]
     seed: Annotated[int, Meta(ge=0)] = 0
     grid: Annotated[list[Size], Meta(min_length=3, max_length=3)] | None = None
+    head: str = LAST
+    points: Annotated[int, Meta(ge=1, le=2**13)] = 1
 
 
 class _Named(Struct):
@@ -119,6 +121,8 @@ def _require_whole(config: _Config) -> None:
         raise UnreadableError(f"tap is {config.tap!r}")
     if own.depth != (1 if own.side in LAST_ONLY else len(tapped_points(config.tap, config.layers))):
         raise UnreadableError(f"depth is {own.depth} of {len(config.layers)} layers")
+    if own.head not in HEADS:
+        raise UnreadableError(f"head is {own.head!r}")
     if own.classes != len(config.classes):
         raise UnreadableError(f"it counts {own.classes} classes and names {len(config.classes)}")
 

@@ -4,7 +4,7 @@
 The norm has no parameters: it takes away the size of a layer and of single tokens, which grows with depth.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from losa_cache.sidenet.products import wide
-from losa_cache.sidenet.readout import CPU_PART
+from losa_cache.sidenet.readout import CPU_PART, Mean, Pooled, Readout
 
 EPS = 1e-6
 
@@ -35,16 +35,35 @@ class Pooling:
         """Rows m of a block: 2, or 1 without class tokens."""
         return 2 if self.classes else 1
 
-    def __call__(self, block: Tensor) -> Tensor:
-        """Pool ``(batch, n, d)`` to ``(batch, m, d)``, in float32 or wider; on the CPU a few samples at a time."""
-        batch, tokens, width = block.shape
-        size = batch if block.device.type != "cpu" else max(1, CPU_PART // (tokens * width))
-        return torch.cat([self._pooled(part) for part in block.split(max(1, size))])
+    def readout(self, tokens: int) -> Readout:
+        """Read the same rows of tokens that are normed already."""
+        return Pooled(tokens, self.classes, self.prefix) if self.classes else Mean(tokens, self.prefix)
 
-    def _pooled(self, block: Tensor) -> Tensor:
-        normed = F.layer_norm(block.to(wide(block)), block.shape[-1:], eps=EPS)
+    def __call__(self, block: Tensor) -> Tensor:
+        """Pool ``(batch, n, d)`` to ``(batch, m, d)``, in float32 or wider."""
+        return torch.cat([self._rows(part) for part in _normed_parts(block)])
+
+    def normed(self, block: Tensor) -> tuple[Tensor, Tensor]:
+        """Give the normed tokens ``(batch, n, d)``, in the block's dtype, and the rows of :meth:`__call__`."""
+        normed, rows = torch.empty_like(block), []
+        at = 0
+        for part in _normed_parts(block):
+            normed[at : at + len(part)] = part
+            rows.append(self._rows(part))
+            at += len(part)
+        return normed, torch.cat(rows)
+
+    def _rows(self, normed: Tensor) -> Tensor:
         rows = [normed[:, : self.classes].mean(1)] if self.classes else []
         return torch.stack([*rows, normed[:, self.prefix :].mean(1)], 1)
+
+
+def _normed_parts(block: Tensor) -> Iterator[Tensor]:
+    """Norm a few samples at a time on the CPU, so that a part stays in its cache; all at once elsewhere."""
+    batch, tokens, width = block.shape
+    size = batch if block.device.type != "cpu" else CPU_PART // (tokens * width)
+    for part in block.split(max(1, size)):
+        yield F.layer_norm(part.to(wide(part)), (width,), eps=EPS)
 
 
 def pooling_of(tail: Mapping[str, Any]) -> Pooling:

@@ -179,3 +179,36 @@ class Mean(Rows):
         count = self.tokens - self.first
         share = (x.contiguous() / count).expand(*x.shape[:-1], count)
         return functional.pad(share, (self.first, self.empty)).contiguous()
+
+
+@dataclass(frozen=True)
+class Pooled(Rows):
+    """The mean of the class tokens and the mean of the patches: m = 2.
+
+    Attributes:
+        tokens: n.
+        classes: class tokens, the first of all.
+        first: of the patches.
+        empty: tokens that states are filled up with.
+    """
+
+    tokens: int
+    classes: int
+    first: int
+    empty: int = 0
+
+    def filled(self, length: int) -> "Pooled":
+        """Read states that are filled up with zeros to this many tokens."""
+        return Pooled(self.tokens, self.classes, self.first, length - self.tokens)
+
+    def select(self, x: Tensor) -> Tensor:
+        """Average both."""
+        parts = x[..., : self.classes], x[..., self.first : self.tokens]
+        return torch.stack([part.mean(-1, dtype=wide(x)) for part in parts], -1)
+
+    def spread(self, x: Tensor) -> Tensor:
+        """Divide among the tokens averaged."""
+        out = x.new_zeros(*x.shape[:-1], self.tokens + self.empty)
+        out[..., : self.classes] = x[..., :1] / self.classes
+        out[..., self.first : self.tokens] = x[..., 1:] / (self.tokens - self.first)
+        return out

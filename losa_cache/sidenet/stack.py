@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from losa_cache.sidenet.adapter import Adapter
+from losa_cache.sidenet.adapter import Adapter, probed, refine
+from losa_cache.sidenet.blend import Blend
 from losa_cache.sidenet.losa import LoSA
 from losa_cache.sidenet.operand import Block
 from losa_cache.sidenet.packed import Packed
@@ -115,6 +116,16 @@ def stack_sides(sides: Sequence[nn.Module | None]) -> LoSAStack | QueryStack:
     raise ValueError("only a LoSA for images, a low-rank MLP or attention by one query can be stacked")
 
 
+def stack_blends(adapters: Sequence[Adapter]) -> Blend | None:
+    """Stack what training adds to classifiers over all layers, if the adapters have such."""
+    if (own := adapters[0].blend) is None:
+        return None
+    dropouts = [float(a.blend.dropout) for a in adapters if a.blend is not None]
+    found = Blend(*own.center.shape, seed=own.seed, dropout=dropouts, device=own.center.device)
+    found.load_state_dict(own.state_dict() | {"share": own.share.expand(len(adapters), 2).clone()})
+    return found
+
+
 class AdapterStack(nn.Module):
     """Adapters around one frozen tail: side networks stacked, and a classifier each.
 
@@ -131,10 +142,25 @@ class AdapterStack(nn.Module):
         self.side = stack_sides([adapter.side for adapter in adapters])
         self.weight = nn.Parameter(torch.stack([a.classifier.weight for a in adapters]).detach().clone())
         self.bias = nn.Parameter(torch.stack([a.classifier.bias for a in adapters]).detach().clone())
-        self.tail = adapters[0].tail
+        first = adapters[0]
+        self.tail, self.pooling, self.probe, self.blend = first.tail, first.pooling, first.probe, stack_blends(adapters)
+
+    def both(self, blocks: Sequence[Block]) -> tuple[Tensor, Tensor | None]:
+        """Logits ``(K, batch, classes)`` of the side networks' classifiers and, but for training steps, of the probe.
+
+        The probe is the same for all: ``(batch, classes)``.
+        """
+        assert isinstance(self.side, LoSAStack) and self.pooling is not None
+        assert self.probe is not None and self.blend is not None
+        update, rows = refine(self.side, blocks, self.pooling, self.side.tokens)
+        own = torch.baddbmm(self.bias[:, None], self.blend.rows(rows[-1], update), self.weight.mT)
+        return own, None if self.training else probed(self.probe, rows)
 
     def forward(self, blocks: Sequence[Block]) -> Tensor:
         """Logits ``(K, batch, classes)`` from the k block outputs."""
+        if self.blend is not None:
+            own, probe = self.both(blocks)
+            return own if probe is None else self.blend.blended(own, probe)
         if isinstance(self.side, QueryStack):
             features = self.side(blocks)
         else:
@@ -149,11 +175,17 @@ class AdapterStack(nn.Module):
         for trial, adapter in enumerate(adapters):
             adapter.classifier.weight.copy_(self.weight[trial])
             adapter.classifier.bias.copy_(self.bias[trial])
+            if self.blend is not None and adapter.blend is not None:
+                for name in ("center", "scale", "c", "steps"):
+                    getattr(adapter.blend, name).copy_(getattr(self.blend, name))
+                adapter.blend.share.copy_(self.blend.share[trial])
 
     @torch.no_grad()
     def keep(self, trials: Sequence[int]) -> None:
         """Forget all trials but these; ranks stay filled up to what they were."""
         self.side.keep(trials)
+        if self.blend is not None:
+            self.blend.keep(trials)
         for parameter, _ in self.decayed():
             parameter.data = parameter.data[list(trials)]
             parameter.grad = None

@@ -9,6 +9,7 @@ import torch
 
 from losa_cache.sidenet.adapter import Adapter
 from losa_cache.sidenet.stack import AdapterStack
+from losa_cache.train import all_layers
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.evaluate import evaluate_each
 from losa_cache.train.graph import recorder_for
@@ -45,6 +46,8 @@ class Cohort:
         self.material, self.epoch = material, 0
         self._adapters = list(adapters)
         self._autocast = autocast_dtype(device, material.manifest.precision)
+        for adapter, config in zip(adapters, configs, strict=True):
+            adapter.begin(config.dropout)
         self._stack = AdapterStack(adapters).to(device)
         self._optimizer = StackedAdamW(
             self._stack.decayed(),
@@ -75,6 +78,8 @@ class Cohort:
             metrics of each trial, as a run of its own has them, without times of parts; a ``train_loss`` that is no
             number says that the trial has failed.
         """
+        if self.epoch == 0 and self._stack.blend is not None:
+            all_layers.start(self._stack, self.material, self.configs[0])
         started = perf_counter()
         losses, rates = self._train()
         seconds = perf_counter() - started
@@ -83,14 +88,7 @@ class Cohort:
             {"epoch": self.epoch, "train_loss": loss, "train_seconds": seconds, "train_lr": rate}
             for loss, rate in zip(losses, rates, strict=True)
         ]
-        self._stack.eval()
-        found = evaluate_each(
-            self._stack,
-            self.material.plain,
-            self.material.chosen.held_out,
-            batch_size=self.configs[0].batch_size,
-            autocast=self._autocast,
-        )
+        found = self._validate()
         return [own | {f"val_{name}": v for name, v in one.items()} for own, one in zip(metrics, found, strict=True)]
 
     def keep(self, numbers: Sequence[int]) -> None:
@@ -123,6 +121,16 @@ class Cohort:
         self._stack.load_trained(state["stack"])
         self._optimizer.load(state["optimizer"])
         self._step.forget()
+
+    def _validate(self) -> list[dict[str, float]]:
+        """Evaluate every trial on the held-out samples, each with the shares that they ask for."""
+        options: dict[str, Any] = {"batch_size": self.configs[0].batch_size, "autocast": self._autocast}
+        self._stack.eval()
+        if self._stack.blend is None:
+            return evaluate_each(self._stack, self.material.plain, self.material.chosen.held_out, **options)
+        found = all_layers.judge(self._stack.both, self.material.plain, self.material.chosen.held_out, **options)
+        self._stack.blend.share.copy_(torch.stack([judged.share for judged in found]))
+        return [judged.figures for judged in found]
 
     def _train(self) -> tuple[list[float], list[float]]:
         self._stack.train()

@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 from losa_cache.train.config import TrainConfig
 
-ITS_OWN = ("rank", "lr", "weight_decay", "clip_grad", "label_smoothing", "warmup")
+ITS_OWN = ("rank", "lr", "weight_decay", "clip_grad", "label_smoothing", "warmup", "dropout")
 """Options in which trials of one cohort may differ: everything else decides what is read, and when."""
 BASE_RANKS = 15
 """What a pass over the cache costs that all trials share, in units of one rank of one trial: of ViT-B's 69 ms a step at

@@ -31,6 +31,7 @@ from losa_cache.sweep.storage import same_database
 from losa_cache.sweep.trackers import open_trackers
 from losa_cache.sweep.trial import Trials, load_group, trial_path
 from losa_cache.text import shown
+from losa_cache.train import all_layers
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.selection import Selection
 from losa_cache.train.state_file import save_state
@@ -245,9 +246,12 @@ class Sweep:
             if state := self._judged(number, own, last=cohort.done):
                 ended[number] = self._rows[number]["state"] = state
         if COMPLETE in ended.values():
-            for number, adapter in zip(cohort.numbers, cohort.adapters(), strict=True):
-                if ended[number] == COMPLETE:
-                    save_run(self._trials[number], adapter, cohort.material, cohort.config_of(number))
+            found = zip(cohort.numbers, cohort.adapters(), strict=True)
+            complete = {number: adapter for number, adapter in found if ended[number] == COMPLETE}
+            if cohort.configs[0].reads_all:
+                all_layers.finish(list(complete.values()), cohort.material, cohort.configs[0])
+            for number, adapter in complete.items():
+                save_run(self._trials[number], adapter, cohort.material, cohort.config_of(number))
         for number, state in ended.items():
             self._trials.end(number, state)
         stay = [number for number in cohort.numbers if number not in ended]

@@ -5,10 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from losa_cache.errors import UserError, require_counts
-from losa_cache.points import EMBEDDING, STARTS, WITHOUT_START, require_tap
+from losa_cache.points import ALL, EMBEDDING, HEADS, LAST, STARTS, WITHOUT_START, require_tap
 
 SHUFFLE, BALANCED = "shuffle", "balanced"
 DEFAULT_LR = {"losa": 1e-3, "mlp": 1e-3, "ladder": 1e-3, "linear": 1e-2, "fusion": 1e-3, "attentive": 1e-3}
+RECIPES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "paper": {"head": LAST, "dropout": 0.0, "epochs": 100, "weight_decay": 1e-4, "label_smoothing": 0.0},
+}
+"""What ``recipe`` of :func:`losa_cache.train` changes in the options. The paper fixes the side network, the frozen tail
+and the classifier behind it. Its optimiser is not published: ``paper`` follows the VTAB-1k literature."""
 
 NUMBER = (int, float)
 BOUNDS: tuple[tuple[str, Any, float, float], ...] = (
@@ -21,6 +27,7 @@ BOUNDS: tuple[tuple[str, Any, float, float], ...] = (
     ("clip_grad", NUMBER, 0, float("inf")),  # infinite: never clipped
     ("warmup", NUMBER, 0, 1),
     ("label_smoothing", NUMBER, 0, 1),
+    ("dropout", NUMBER, 0, 0.99),
     ("val_fraction", NUMBER, 0, 1),  # what is left on either side is known with the samples
 )
 """The bounds of every number: its field, kind, least and largest value."""
@@ -28,7 +35,7 @@ BOUNDS: tuple[tuple[str, Any, float, float], ...] = (
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Hyper-parameters; the defaults follow the VTAB-1k literature's recipe (*not from the paper*).
+    """Hyper-parameters. The defaults are *not from the paper*; ``RECIPES`` has others.
 
     Attributes:
         side: ``losa``; ``mlp`` or ``ladder``, of Table 3; ``linear``: the probe that all is measured against;
@@ -45,6 +52,10 @@ class TrainConfig:
         warmup: share of the steps over which the rate rises from 0; it falls to 0 along a cosine after that.
         label_smoothing: of the training loss.
         clip_grad: largest norm of a step's gradient.
+        head: what the classifier reads: ``last``, what the frozen tail makes of y_k, as in the paper; or ``all`` (*not
+            from the paper*): the class token and the mean of the patches of y_k, with the logits of a tuned probe on
+            those of all layers added (``losa_cache.train.all_layers``). For ``losa``, ``mlp`` and ``ladder``.
+        dropout: of what the side network adds to y_0, with ``head="all"``.
         sampling: what an epoch holds, always as many draws as there are training samples: ``shuffle``, each once;
             ``balanced``, every class equally often; or a CSV file that begins with the line ``id,weight`` and gives
             every training sample a weight, finite and at least 0: how often it comes, in relation to the others.
@@ -59,13 +70,15 @@ class TrainConfig:
     rank: int = 16
     layers: str | int | list[int] = "all"
     start: str = "output"
-    epochs: int = 100
+    epochs: int = 30
     lr: float | None = None
-    weight_decay: float = 1e-4
+    weight_decay: float = 1e-2
     batch_size: int = 64
     warmup: float = 0.1
-    label_smoothing: float = 0.0
+    label_smoothing: float = 0.1
     clip_grad: float = 1.0
+    head: str = ALL
+    dropout: float = 0.1
     sampling: str = SHUFFLE
     limit: int | None = None
     val_fraction: float = 0.1
@@ -82,11 +95,18 @@ class TrainConfig:
         """Whether b_0 is needed: some side networks refine no y_0, whatever the start."""
         return self.start == EMBEDDING and self.side not in WITHOUT_START
 
+    @property
+    def reads_all(self) -> bool:
+        """Whether the classifier reads all layers: some side networks have their own way, whatever the head."""
+        return self.head == ALL and self.side not in WITHOUT_START
+
     def __post_init__(self) -> None:
         if self.side not in DEFAULT_LR:
             raise UserError(f"unknown side network {self.side!r}: choose one of {', '.join(DEFAULT_LR)}.")
         if self.start not in STARTS:
             raise UserError(f"unknown start {self.start!r}: choose one of {', '.join(STARTS)}.")
+        if self.head not in HEADS:
+            raise UserError(f"unknown head {self.head!r}: choose one of {', '.join(HEADS)}.")
         require_counts(limit=self.limit)
         for name, kind, low, high in BOUNDS:
             value, shown = getattr(self, name), name.removeprefix("peak_").replace("_", "-")
@@ -94,6 +114,19 @@ class TrainConfig:
                 raise UserError(f"{shown} is {value!r}: it must be a {'whole ' if kind is int else ''}number.")
             if not low <= value <= high:
                 raise UserError(f"{shown} is {value}: it must lie between {low} and {high}.")
+
+
+def of_recipe(name: str | None) -> dict[str, Any]:
+    """Give the options that a recipe sets; of ``None``, none.
+
+    Raises:
+        UserError: for an unknown one.
+    """
+    if name is None:
+        return {}
+    if name not in RECIPES:
+        raise UserError(f"unknown recipe {name!r}: choose one of {', '.join(RECIPES)}.")
+    return RECIPES[name]
 
 
 @dataclass(frozen=True)

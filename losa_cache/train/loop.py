@@ -15,11 +15,11 @@ from losa_cache.device import has_bfloat16
 from losa_cache.errors import UserError
 from losa_cache.outside import UnreadableError
 from losa_cache.sidenet.adapter import Adapter
+from losa_cache.train import all_layers
 from losa_cache.train.account import account, limiter
 from losa_cache.train.batch import Source
 from losa_cache.train.checkpoint import largest_size, restore
 from losa_cache.train.config import TrainConfig
-from losa_cache.train.evaluate import evaluate
 from losa_cache.train.graph import recorder_for
 from losa_cache.train.interrupt import Interrupt
 from losa_cache.train.material import Material
@@ -27,6 +27,7 @@ from losa_cache.train.run import Run
 from losa_cache.train.sampler import Weights, epoch_requests
 from losa_cache.train.step import AdapterStep
 from losa_cache.train.stopwatch import Stopwatch
+from losa_cache.train.validate import validate
 
 CHECKPOINT_SECONDS = 300
 WORTH_A_ROOF = 0.1  # GB an epoch: less is read before its limit is measured
@@ -196,6 +197,8 @@ def fit(
         except UnreadableError as error:
             raise run.unusable(error) from error
         passed = Passed(**seen)
+    elif config.reads_all:
+        all_layers.start(adapter, material, config)
     saved = perf_counter()
 
     def save() -> None:
@@ -240,19 +243,10 @@ def fit(
             metrics |= account(passed.seconds, passed.spent, roof)
             metrics["limiter"] = limiter(metrics, roof)
             metrics["train_lr"] = optimizer.param_groups[0]["lr"]
-            if len(material.chosen.held_out):
-                found = evaluate(
-                    adapter,
-                    material.plain,
-                    material.chosen.held_out,
-                    batch_size=config.batch_size,
-                    autocast=autocast,
-                    clips=material.manifest.clips,
-                    progress=lambda share: between_batches(),
-                )
-                material.plain.spent()  # no part of the training
-                metrics |= {f"val_{name}": value for name, value in found.items()}
+            metrics |= validate(adapter, material, config, autocast=autocast, between_batches=between_batches)
             run.log(metrics)  # before the checkpoint: a kill between the two repeats the epoch and its line
             done, passed = done + 1, Passed()
             save()
             report(metrics)
+    if config.reads_all:
+        all_layers.finish([adapter], material, config)

@@ -124,7 +124,9 @@ def from_cache(
         residency=residency,
         seed=config.seed,
         batch_size=config.batch_size,
-        rank=0 if config.side not in FOLD else trials * (config.rank if image else cache.manifest.width),
+        rank=0
+        if config.side not in FOLD or config.reads_all
+        else trials * (config.rank if image else cache.manifest.width),
     )
     return Material(cache.manifest, frozen_tail(cache), layers, points, chosen, source, source)
 

@@ -19,6 +19,7 @@ from losa_cache.errors import UserError
 from losa_cache.files import append, sync_folder, with_seal, without_seal, write_json, write_whole
 from losa_cache.lock import lock, unlock
 from losa_cache.outside import UnreadableError, fit, parse_json, read_file
+from losa_cache.points import LAST
 from losa_cache.train.board import Board
 from losa_cache.train.config import OnlineConfig, TrainConfig
 from losa_cache.train.lists import MOST_BYTES
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 # Files that options name. The run keeps a copy, since it is resumed and evaluated when theirs may have changed or gone.
 KEPT_FILES = {"sampling": "sampling.csv", "val_ids": "val_ids.txt"}
 CONFIG, METRICS, CHECKPOINT = "config.json", "metrics.jsonl", "checkpoint.pt"
+EARLIER = {"head": LAST, "dropout": 0.0}  # what runs did that do not say
 ORIGIN = ("cache", "online", "fields")
 
 
@@ -274,7 +276,8 @@ def _fitted(content: dict[str, Any]) -> tuple[TrainConfig, dict[str, Any]]:
         if isinstance(part, dict) and (surprises := part.keys() - known[where]):
             raise UnreadableError(f"{where}{min(surprises)} is unknown")
     try:
-        config, origin = fit(content["train"], TrainConfig), {name: content[name] for name in ORIGIN}
+        options = fit(content["train"], dict[str, Any])
+        config, origin = fit(EARLIER | options, TrainConfig), {name: content[name] for name in ORIGIN}
         fit(origin, _Origin)
     except UserError as error:
         raise UnreadableError(str(error).removesuffix(".")) from error

@@ -17,13 +17,13 @@ from losa_cache.cache.stage import stage_cache
 from losa_cache.cache.store import ActivationCache, latest_training_cache, open_cache
 from losa_cache.device import choose_device
 from losa_cache.errors import UserError
-from losa_cache.points import EMBEDDING, LAST_ONLY, tapped_points
+from losa_cache.points import ALL, EMBEDDING, LAST_ONLY, tapped_points
 from losa_cache.sidenet.adapter import Adapter
 from losa_cache.sidenet.adapter_file import save_adapter
 from losa_cache.sidenet.tail import FrozenTail
-from losa_cache.train.config import OnlineConfig, TrainConfig
+from losa_cache.train.config import OnlineConfig, TrainConfig, of_recipe
 from losa_cache.train.loop import Progress, Report, autocast_dtype, fit
-from losa_cache.train.material import Material, open_material, used_layers
+from losa_cache.train.material import Material, open_material, used_layers, used_points
 from losa_cache.train.room import require_room
 from losa_cache.train.run import Run, TakenError, next_run_path, require_free
 
@@ -56,6 +56,7 @@ def train(
     backbone: "Backbone | None" = None,
     dataset: "Samples | None" = None,
     config: TrainConfig | None = None,
+    recipe: str | None = None,
     out: str | Path | None = None,
     device: str | None = None,
     residency: str = "auto",
@@ -75,6 +76,7 @@ def train(
         online: run the backbone on every batch, or on a share of it.
         backbone, dataset: loaded ones, in place of those that ``online`` names.
         config: the options.
+        recipe: which of ``losa_cache.train.config.RECIPES``, over the options of ``config``.
         out: run directory; by default ``runs/<data set>-<side>-<n>``.
         device: by default the GPU where there is one.
         residency: where what is read of the cache is kept: ``device``, ``memory``, ``disk``, or ``auto``, the fastest
@@ -84,13 +86,13 @@ def train(
         report: is given each epoch's metrics.
         progress: is given the epochs done, with their fraction, after every batch.
         staging: is given the share of the cache that is copied.
-        options: fields of :class:`TrainConfig`, over those of ``config``.
+        options: fields of :class:`TrainConfig`, over those of ``config`` and ``recipe``.
 
     Raises:
         UserError: for options, a cache, images or a directory that cannot work.
         KeyboardInterrupt: at Ctrl-C, after a checkpoint.
     """
-    config = replace(config or TrainConfig(), **options)
+    config = replace(config or TrainConfig(), **of_recipe(recipe) | options)
     if out is not None:
         require_free(Path(out))
     where = choose_device(device)
@@ -205,6 +207,7 @@ def _ready_adapter(material: Material, config: TrainConfig, device: torch.device
     """Build the adapter on its device, once the device has room for a batch."""
     keep_freed_memory()
     adapter = new_adapter(material.manifest, material.tail, config).to(device)
+    adapter.begin(config.dropout)
     manifest = material.manifest
     require_room(
         adapter,
@@ -291,4 +294,8 @@ def _adapter_arguments(manifest: Manifest, config: TrainConfig) -> dict[str, Any
         "classes": len(manifest.classes),
         "seed": config.seed,
         "grid": grid if len(grid) == 3 else None,  # of a video
-    }
+    } | (
+        {"head": ALL, "points": len(used_points(manifest.fields["tap"], manifest.layers, config))}
+        if config.reads_all
+        else {}
+    )

@@ -1,0 +1,52 @@
+"""What an epoch's end measures on held-out samples."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from losa_cache.sidenet.adapter import Adapter
+from losa_cache.train import all_layers
+from losa_cache.train.config import TrainConfig
+from losa_cache.train.evaluate import evaluate
+from losa_cache.train.material import Material
+
+
+def validate(
+    adapter: Adapter,
+    material: Material,
+    config: TrainConfig,
+    *,
+    autocast: torch.dtype | None,
+    between_batches: Callable[[], None],
+) -> dict[str, float]:
+    """Evaluate an adapter on the held-out samples of a run; of a classifier over all layers set the shares first.
+
+    Args:
+        adapter: under training.
+        material: with the held-out samples; there may be none.
+        config: the options.
+        autocast: dtype of the matrix products, or ``None``.
+        between_batches: called after every batch.
+
+    Returns:
+        the metrics, named ``val_...``; empty without held-out samples.
+    """
+    source, held_out = material.plain, material.chosen.held_out
+    if not len(held_out):
+        return {}
+    options: dict[str, Any] = {
+        "batch_size": config.batch_size,
+        "autocast": autocast,
+        "clips": material.manifest.clips,
+        "progress": lambda share: between_batches(),
+    }
+    if adapter.blend is not None:
+        adapter.eval()
+        (judged,) = all_layers.judge(adapter.each, source, held_out, **options)
+        adapter.blend.share.copy_(judged.share)
+        found = judged.figures
+    else:
+        found = evaluate(adapter, source, held_out, **options)
+    source.spent()  # no part of the training
+    return {f"val_{name}": value for name, value in found.items()}
