@@ -1,0 +1,153 @@
+"""Logistic regression over a path of strengths, to the optimum, in float64. *Not from the paper*.
+
+The objective is scikit-learn's: ``C * (sum of cross entropies) + 1/2 |W|^2``, the bias not penalised.
+
+Before the path, features are rotated to the axes of their own scatter, once: it changes no solution, for the penalty is
+the same in every orthonormal basis. There the curvature of the objective is close to diagonal and scales the steps of
+L-BFGS, and with fewer samples than features (``N < F``) only N axes are left, as the solution is a combination of rows.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+PATH = tuple(10 ** (quarter / 4) for quarter in range(-24, 9))  # 33 values of C, 1e-6 ... 1e2
+MOST_STEPS = 1000  # of L-BFGS at one C
+KEPT_STEPS = 20
+GRADIENT = 1e-8  # largest entry at which a fit is done: of the mean loss, in the scaled variables
+CHANGE = 1e-14  # of the mean loss in one step: below it rounding decides
+
+
+class Standardisation(NamedTuple):
+    """``z = (x - mean) / scale``, both float64 ``(F,)``."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Standardise ``(N, F)`` of any floating dtype, to float64."""
+        return (x.double() - self.mean) / self.scale
+
+    def folded(self, fit: "Fit") -> "Fit":
+        """Rewrite a fit on standardised features as one on the features themselves."""
+        weight = fit.weight / self.scale
+        return Fit(weight, fit.bias - weight @ self.mean)
+
+
+class Fit(NamedTuple):
+    """A linear classifier: ``weight`` float64 ``(classes, F)``, ``bias`` float64 ``(classes,)``."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Compute logits ``(N, classes)`` of features ``(N, F)``."""
+        return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
+
+
+def standardise(x: Tensor) -> tuple[Tensor, Standardisation]:
+    """Bring every feature of ``(N, F)`` to mean 0 and standard deviation 1 (over N, as scikit-learn's StandardScaler).
+
+    A constant feature keeps its scale: it becomes 0.
+    """
+    wide = x.double()
+    mean = wide.mean(0)
+    spread = (wide - mean).square().mean(0).sqrt()
+    rounding = torch.finfo(torch.float64).eps * len(x) * mean.abs()
+    found = Standardisation(mean, torch.where(spread <= rounding, 1.0, spread))
+    return found(wide), found
+
+
+def fit_path(x: Tensor, y: Tensor, classes: int, cs: Sequence[float] = PATH) -> list[Fit]:
+    """Fit a multinomial logistic regression at every C, from strong to weak regularisation, each from the last one.
+
+    Args:
+        x: features ``(N, F)``, standardised; the fits are computed where they lie.
+        y: int64 ``(N,)``, 0 ... classes - 1. A class without samples gets weight 0 and bias ``-log N``, below the mean
+            of all others, so that it is never predicted.
+        classes: how many.
+        cs: values of C as scikit-learn's, above 0, in any order.
+
+    Returns:
+        One fit for each C, in the order of ``cs``. The biases of classes with samples have mean 0.
+    """
+    y = y.to(x.device)
+    present, places = y.unique(return_inverse=True)
+    problem = _Problem(x.double(), places, len(present))
+    found = {}
+    for c in sorted(set(cs)):
+        found[c] = _among(problem.fit(c), present, classes, math.log(len(x)))
+    return [found[c] for c in cs]
+
+
+def _among(fit: Fit, present: Tensor, classes: int, below: float) -> Fit:
+    weight = fit.weight.new_zeros(classes, fit.weight.shape[1])
+    bias = fit.bias.new_full((classes,), -below)
+    weight[present], bias[present] = fit.weight, fit.bias - fit.bias.mean()
+    return Fit(weight, bias)
+
+
+class _Problem:
+    """Features on the axes of their scatter, and the solution at the last C, from which the next one starts."""
+
+    def __init__(self, x: Tensor, y: Tensor, classes: int) -> None:
+        self._z, self._axes, squares = _rotated(x)
+        self._y, self._classes = y, classes
+        # the curvature of the loss at equal probabilities, on each axis: p (1 - p) times the mean square
+        share = 1 / classes
+        self._curvature = share * (1 - share) * squares / len(x)
+        self._weight = self._z.new_zeros(classes, self._z.shape[1])
+        self._bias = self._z.new_zeros(classes)
+
+    def fit(self, c: float) -> Fit:
+        """Minimise the mean loss plus ``|W|^2 / (2 C N)``; both variables scaled by the roots of their curvature."""
+        ridge = 1 / (c * len(self._z))
+        scale = (self._curvature + ridge).sqrt()
+        scale_bias = (1 / self._classes * (1 - 1 / self._classes)) ** 0.5 if self._classes > 1 else 1.0
+        scaled = torch.cat([self._weight * scale, self._bias[:, None] * scale_bias], 1)
+        scaled.requires_grad_()
+
+        def objective() -> Tensor:
+            with torch.no_grad():
+                weight, bias = scaled[:, :-1] / scale, scaled[:, -1] / scale_bias
+                logs = F.log_softmax(torch.addmm(bias, self._z, weight.T), 1)
+                value = F.nll_loss(logs, self._y) + ridge / 2 * weight.square().sum()
+                slope = logs.exp_()
+                slope[torch.arange(len(slope), device=slope.device), self._y] -= 1
+                slope /= len(slope)
+                by_weight = (slope.T @ self._z + ridge * weight) / scale
+                scaled.grad = torch.cat([by_weight, slope.sum(0)[:, None] / scale_bias], 1)
+            return value
+
+        torch.optim.LBFGS(
+            [scaled],
+            max_iter=MOST_STEPS,
+            max_eval=2 * MOST_STEPS,
+            tolerance_grad=GRADIENT,
+            tolerance_change=CHANGE,
+            history_size=KEPT_STEPS,
+            line_search_fn="strong_wolfe",
+        ).step(objective)
+        found = scaled.detach()
+        self._weight, self._bias = found[:, :-1] / scale, found[:, -1] / scale_bias
+        return Fit(self._weight @ self._axes, self._bias)
+
+
+def _rotated(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Write ``x = z @ axes``: the rows of ``axes`` orthonormal, the columns of ``z`` orthogonal.
+
+    Returns:
+        z ``(N, r)``, axes ``(r, F)``, the squared lengths of z's columns ``(r,)``.
+    """
+    if len(x) >= x.shape[1]:
+        squares, vectors = torch.linalg.eigh(x.T @ x)
+        return x @ vectors, vectors.T, squares.clamp(min=0)
+    squares, vectors = torch.linalg.eigh(x @ x.T)
+    kept = squares > torch.finfo(x.dtype).eps * len(x) * squares[-1]
+    squares, vectors = squares[kept], vectors[:, kept]
+    lengths = squares.sqrt()
+    return vectors * lengths, (vectors / lengths).T @ x, squares
