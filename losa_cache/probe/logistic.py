@@ -18,8 +18,8 @@ from torch.nn import functional as F
 PATH = tuple(10 ** (quarter / 4) for quarter in range(-24, 9))  # 33 values of C, 1e-6 ... 1e2
 MOST_STEPS = 1000  # of L-BFGS at one C
 KEPT_STEPS = 20
-GRADIENT = 1e-8  # largest entry at which a fit is done: of the mean loss, in the scaled variables
-CHANGE = 1e-14  # of the mean loss in one step: below it rounding decides
+GRADIENT = 1e-7  # largest entry at which a fit is done: of the mean loss, in the scaled variables
+CHANGE = 1e-13  # of the mean loss in one step: below it rounding decides
 
 
 class Standardisation(NamedTuple):
