@@ -1,0 +1,1 @@
+"""Yardsticks from frozen features: logistic regressions, nearest neighbours, class means."""

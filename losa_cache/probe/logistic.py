@@ -8,7 +8,7 @@ L-BFGS, and with fewer samples than features (``N < F``) only N axes are left, a
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,8 +18,9 @@ from torch.nn import functional as F
 PATH = tuple(10 ** (quarter / 4) for quarter in range(-24, 9))  # 33 values of C, 1e-6 ... 1e2
 MOST_STEPS = 1000  # of L-BFGS at one C
 KEPT_STEPS = 20
-GRADIENT = 1e-7  # largest entry at which a fit is done: of the mean loss, in the scaled variables
-CHANGE = 1e-13  # of the mean loss in one step: below it rounding decides
+TOLERANCE = 1e-7
+"""Largest entry of the gradient at which a fit is done: of the mean loss, in the scaled variables."""
+CHANGE = 1e-6  # times the tolerance: of the mean loss in one step; below 1e-13 rounding decides
 
 
 class Standardisation(NamedTuple):
@@ -63,25 +64,31 @@ def standardise(x: Tensor) -> tuple[Tensor, Standardisation]:
 
 
 def fit_path(x: Tensor, y: Tensor, classes: int, cs: Sequence[float] = PATH) -> list[Fit]:
-    """Fit a multinomial logistic regression at every C, from strong to weak regularisation, each from the last one.
+    """Fit a multinomial logistic regression at every C, in the order of ``cs`` (arguments as of :func:`follow_path`)."""
+    found = dict(zip(sorted(set(cs)), follow_path(x, y, classes, cs), strict=True))
+    return [found[c] for c in cs]
+
+
+def follow_path(
+    x: Tensor, y: Tensor, classes: int, cs: Sequence[float] = PATH, *, tolerance: float = TOLERANCE
+) -> Iterator[Fit]:
+    """Fit a multinomial logistic regression from strong to weak regularisation, each value of C from the last one.
 
     Args:
         x: features ``(N, F)``, standardised; the fits are computed where they lie.
         y: int64 ``(N,)``, 0 ... classes - 1. A class without samples gets weight 0 and bias ``-log N``, below the mean
             of all others, so that it is never predicted.
         classes: how many.
-        cs: values of C as scikit-learn's, above 0, in any order.
+        cs: values of C as scikit-learn's, above 0.
+        tolerance: of the optimum.
 
-    Returns:
-        One fit for each C, in the order of ``cs``. The biases of classes with samples have mean 0.
+    Yields:
+        a fit for each C, in ascending order. The biases of classes with samples have mean 0.
     """
-    y = y.to(x.device)
-    present, places = y.unique(return_inverse=True)
+    present, places = y.to(x.device).unique(return_inverse=True)
     problem = _Problem(x.double(), places, len(present))
-    found = {}
     for c in sorted(set(cs)):
-        found[c] = _among(problem.fit(c), present, classes, math.log(len(x)))
-    return [found[c] for c in cs]
+        yield _among(problem.fit(c, tolerance), present, classes, math.log(len(x)))
 
 
 def _among(fit: Fit, present: Tensor, classes: int, below: float) -> Fit:
@@ -103,7 +110,7 @@ class _Problem:
         self._weight = self._z.new_zeros(classes, self._z.shape[1])
         self._bias = self._z.new_zeros(classes)
 
-    def fit(self, c: float) -> Fit:
+    def fit(self, c: float, tolerance: float) -> Fit:
         """Minimise the mean loss plus ``|W|^2 / (2 C N)``; both variables scaled by the roots of their curvature."""
         ridge = 1 / (c * len(self._z))
         scale = (self._curvature + ridge).sqrt()
@@ -127,8 +134,8 @@ class _Problem:
             [scaled],
             max_iter=MOST_STEPS,
             max_eval=2 * MOST_STEPS,
-            tolerance_grad=GRADIENT,
-            tolerance_change=CHANGE,
+            tolerance_grad=tolerance,
+            tolerance_change=CHANGE * tolerance,
             history_size=KEPT_STEPS,
             line_search_fn="strong_wolfe",
         ).step(objective)
