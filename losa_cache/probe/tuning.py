@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -116,5 +117,5 @@ def _over(tried: Sequence[tuple[float, float, float]]) -> bool:
     before, late = tried[:-PATIENCE], tried[-PATIENCE - 1 :]
     if not before:
         return False
-    rising = all(later[2] > earlier[2] for earlier, later in zip(late, late[1:], strict=False))
+    rising = all(later[2] > earlier[2] for earlier, later in pairwise(late))
     return rising and max(top1 for _, top1, _ in late[1:]) <= max(top1 for _, top1, _ in before)

@@ -20,7 +20,7 @@ def _data(samples, features, classes, seed=0):
 def test_every_fit_of_the_path_is_that_of_scikit_learn(samples, features, classes):
     x, y = _data(samples, features, classes)
     scaler = StandardScaler().fit(x)
-    z, standardisation = standardise(torch.tensor(x))
+    z, _ = standardise(torch.tensor(x))
     np.testing.assert_allclose(z, scaler.transform(x), atol=1e-12)
     cs = [1e-4, 1e-2, 1.0]
     for c, (weight, bias) in zip(cs, fit_path(z, torch.tensor(y), classes, cs), strict=True):
