@@ -88,8 +88,8 @@ __all__ = [
 
 __version__ = version("losa-cache")
 
-# The rooms extract/, probe/, sweep/ and train/ share their names with functions. An import binds a package to its parent
-# once, when it is first loaded: load them now (they are empty), drop the names, and lc.extract stays a function.
+# The rooms extract/, probe/, sweep/ and train/ share their names with functions. An import binds a package to its
+# parent once, when it is first loaded: load them now (they are empty), drop the names, and lc.extract stays a function.
 for _room in ("extract", "probe", "sweep", "train"):
     import_module(f"{__name__}.{_room}")
     del globals()[_room]

@@ -81,7 +81,7 @@ def choose_images(
     if absent := [name for number, name in enumerate(classes) if number not in fitted]:
         names = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
         notes.append(
-            f"{len(absent)} of {len(classes)} classes have no training image, so that they are never predicted ({names})."
+            f"{len(absent)} of {len(classes)} classes have no training image and are never predicted ({names})."
         )
     _require_choosable(fitted if cross else labels[held_out], classes)
     folds = cross_validation(fitted, seed=config.seed) if cross else held_out_fold(len(train), len(held_out))
