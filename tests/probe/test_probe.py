@@ -2,18 +2,19 @@
 
 import json
 from dataclasses import replace
+from importlib import import_module
 
 import numpy as np
 import pytest
 import torch
 import zarr
 from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer, StandardScaler
 
 import losa_cache as lc
-from losa_cache.__main__ import main
+from losa_cache.cli import app
 from losa_cache.extract.extract import extract
 from losa_cache.probe.features import read_features
 from losa_cache.probe.images import choose_images, share_that_fits
@@ -115,8 +116,7 @@ def test_neighbours_and_class_means_are_those_of_scikit_learn():
         model = KNeighborsClassifier(k, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07))
         assert predicted.tolist() == model.fit(x, y).predict(queries).tolist()
     sums = np.stack([Normalizer().transform(x[y == number]).sum(0) for number in range(4)])
-    centroids = NearestCentroid().fit(Normalizer().transform(sums), np.arange(4))  # of length 1: by cosine, too
-    expected = centroids.predict(Normalizer().transform(queries))
+    expected = (queries @ Normalizer().transform(sums).T).argmax(1)
     assert by_class_mean(torch.tensor(x), torch.tensor(y), torch.tensor(queries), 5).tolist() == expected.tolist()
 
 
@@ -124,7 +124,7 @@ def test_the_verb_finds_its_test_cache_writes_and_marks_the_line_to_beat(tiny_ca
     monkeypatch.chdir(tmp_path)
     test = extract(tiny_backbone(), tiny_samples(30, split="test"), precision="float32", out=tmp_path / "test.zarr")
     (tmp_path / "ids.txt").write_text("\n".join(f"image-{number:03d}" for number in range(8)))
-    assert main(["probe", str(tiny_cache.path), "--val-ids", "ids.txt", "--device", "cpu", "--json"]) in (0, None)
+    app(["probe", str(tiny_cache.path), "--val-ids", "ids.txt", "--device", "cpu", "--json"], standalone_mode=False)
     told = json.loads(capsys.readouterr().out)
     assert told["test_cache"] == str(test.path)
     folder = tmp_path / "runs" / "tiny-probe-1"
@@ -139,7 +139,7 @@ def test_the_verb_finds_its_test_cache_writes_and_marks_the_line_to_beat(tiny_ca
     share = record.best.test_top1 / 100
     assert record.best.test_error == pytest.approx(100 * (share * (1 - share) / 30) ** 0.5)
     rows = [line.split() for line in text(record).splitlines()]
-    assert [row[1] for row in rows if row and row[0] == "*"][0] == record.best.method.split()[0]
+    assert next(row[1] for row in rows if row and row[0] == "*") == record.best.method.split()[0]
     assert record.best.name in (folder / "report.html").read_text()
 
 
@@ -186,7 +186,7 @@ def test_a_class_without_images_is_told(tiny_cache):
     cache = replace(tiny_cache, labels=np.where(tiny_cache.labels == 2, 1, tiny_cache.labels))
     images = choose_images(cache, None, TrainConfig(val_fraction=0.3), CPU)
     assert images.notes == ["1 of 3 classes have no training image and are never predicted (c)."]
-    data = Data(read_features(cache, images.fitted, CPU), None, 3, images.folds, CPU)
+    data = Data(read_features(cache, images.fitted, CPU), None, 3, held_out_fold(16, 7), CPU)
     data = replace(data, train=replace(data.train, rows=data.train.rows[:, -1:], points=["block.4"]))
     for one in probe_features(data, lambda share: None):
         assert one.predicted is None
@@ -197,12 +197,12 @@ def test_a_class_without_images_is_told(tiny_cache):
 def test_what_memory_does_not_hold_is_left_out_by_hash(tiny_cache, monkeypatch):
     assert share_that_fits(tiny_cache, 23, 0, 5, CPU) == 1
     whole = choose_images(tiny_cache, None, TrainConfig(val_fraction=0.3), CPU)
-    monkeypatch.setattr("losa_cache.probe.images.available_memory", lambda device: 600_000)
+    monkeypatch.setattr(import_module("losa_cache.probe.images"), "available_memory", lambda device: 600_000)
     part = choose_images(tiny_cache, None, TrainConfig(val_fraction=0.3), CPU)
     assert 0 < len(part.train) < len(whole.train)
     assert set(part.train) < set(whole.train)
     assert "Memory holds" in part.notes[0]
-    monkeypatch.setattr("losa_cache.probe.images.available_memory", lambda device: 100)
+    monkeypatch.setattr(import_module("losa_cache.probe.images"), "available_memory", lambda device: 100)
     with pytest.raises(lc.UserError, match="memory does not hold"):
         choose_images(tiny_cache, None, TrainConfig(val_fraction=0.3), CPU)
 
