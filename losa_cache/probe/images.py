@@ -98,12 +98,14 @@ def share_that_fits(cache: ActivationCache, fitted: int, tested: int, folds: int
         device: of the fits.
 
     Raises:
-        UserError: if it does not hold a hundredth.
+        UserError: if it holds too few of them to choose on.
     """
     features = len(probed_points(cache)) * rows_of_point(cache) * cache.manifest.width
     cpu = torch.device("cpu")
     for percent in range(100, 0, -1):
         n, others = fitted * percent // 100, tested * percent // 100
+        if n < min(LEAST, fitted):
+            break
         axes = min(n, features)
         kept = 4 * (n + others) * (features + cache.manifest.width)
         # float64: each fold's features, on their axes, and the axes; of one of them also what standardises it
@@ -112,8 +114,8 @@ def share_that_fits(cache: ActivationCache, fitted: int, tested: int, folds: int
         if host <= ROOM * available_memory(cpu) and other <= ROOM * available_memory(device):
             return percent / 100
     raise UserError(
-        f"memory does not hold the {features:,} features of a hundredth of the images "
-        f"({readable_bytes(4 * features * fitted / 100)}): give it more, or a cache of fewer --layers."
+        f"memory does not hold the {features:,} features of enough images ({readable_bytes(4 * features)} each, and "
+        "several times that to fit them): give it more, or a cache of fewer --layers."
     )
 
 
