@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from losa_cache.extract.extract import extract
     from losa_cache.extract.plan_extraction import plan_extraction
     from losa_cache.extract.verify import verify_cache
+    from losa_cache.probe.probe import ProbeResult, probe
     from losa_cache.sidenet.adapter import Adapter
     from losa_cache.sidenet.losa import LoSA
     from losa_cache.sidenet.stack import AdapterStack, LoSAStack
@@ -37,6 +38,7 @@ _HOMES = {
     "LoSA": "losa_cache.sidenet.losa",
     "LoSAStack": "losa_cache.sidenet.stack",
     "OnlineConfig": "losa_cache.train.config",
+    "ProbeResult": "losa_cache.probe.probe",
     "StackedAdamW": "losa_cache.train.stacked_adamw",
     "TrainConfig": "losa_cache.train.config",
     "TrainResult": "losa_cache.train.train",
@@ -47,6 +49,7 @@ _HOMES = {
     "load_samples": "losa_cache.data.load",
     "open_cache": "losa_cache.cache.store",
     "plan_extraction": "losa_cache.extract.plan_extraction",
+    "probe": "losa_cache.probe.probe",
     "resume": "losa_cache.train.train",
     "resume_sweep": "losa_cache.sweep.run",
     "sweep": "losa_cache.sweep.run",
@@ -63,6 +66,7 @@ __all__ = [
     "LoSA",
     "LoSAStack",
     "OnlineConfig",
+    "ProbeResult",
     "StackedAdamW",
     "TrainConfig",
     "TrainResult",
@@ -73,6 +77,7 @@ __all__ = [
     "load_samples",
     "open_cache",
     "plan_extraction",
+    "probe",
     "resume",
     "resume_sweep",
     "sweep",
@@ -83,9 +88,9 @@ __all__ = [
 
 __version__ = version("losa-cache")
 
-# The rooms extract/, sweep/ and train/ share their names with functions. An import binds a package to its parent once,
-# when it is first loaded: load them now (they are empty), drop the names, and lc.extract and lc.train stay functions.
-for _room in ("extract", "sweep", "train"):
+# The rooms extract/, probe/, sweep/ and train/ share their names with functions. An import binds a package to its
+# parent once, when it is first loaded: load them now (they are empty), drop the names, and lc.extract stays a function.
+for _room in ("extract", "probe", "sweep", "train"):
     import_module(f"{__name__}.{_room}")
     del globals()[_room]
 

@@ -9,6 +9,7 @@ import typer
 import losa_cache
 from losa_cache.__main__ import main
 from losa_cache.cli_common import Device, Json, Residency, expanded, print_result, refuse
+from losa_cache.cli_probe import probe
 from losa_cache.cli_sweep import sweep, vtab
 from losa_cache.errors import UserError
 from losa_cache.terminal import Commands
@@ -290,6 +291,7 @@ def train(
     print_result(training_report(result), as_json)
 
 
+app.command()(probe)
 app.command()(sweep)
 app.command()(vtab)
 

@@ -64,7 +64,7 @@ def standardise(x: Tensor) -> tuple[Tensor, Standardisation]:
 
 
 def fit_path(x: Tensor, y: Tensor, classes: int, cs: Sequence[float] = PATH) -> list[Fit]:
-    """Fit a multinomial logistic regression at every C, in the order of ``cs`` (arguments as of :func:`follow_path`)."""
+    """Fit a multinomial logistic regression at every C (:func:`follow_path`), in the order of ``cs``."""
     found = dict(zip(sorted(set(cs)), follow_path(x, y, classes, cs), strict=True))
     return [found[c] for c in cs]
 

@@ -160,6 +160,26 @@ def known_test_cache(run: Path, *, but: str | None = None) -> ActivationCache | 
     return _held_out_cache(load_adapter_config(run), but=but)
 
 
+def test_cache_for(manifest: Manifest) -> ActivationCache | None:
+    """Find the most recent complete cache of a held-out split that an adapter from a cache could be tested on."""
+    return _held_out_cache(_as_adapter(manifest))
+
+
+def unfit_for_test(manifest: Manifest, test: Manifest) -> str:
+    """Say in which fields another cache is no test of what was fitted to one; empty where it is."""
+    return misfit(_as_adapter(manifest), test)
+
+
+def _as_adapter(manifest: Manifest) -> dict[str, Any]:
+    """Write down what a linear probe of a cache would say of itself, as far as it is held to other caches."""
+    return {
+        "cache": {"fields": manifest.fields},
+        "layers": manifest.layers,
+        "classes": manifest.classes,
+        "adapter": {"side": "linear", "width": manifest.width, "tokens": manifest.tokens["total"]},
+    }
+
+
 def _held_out_cache(adapter_config: dict[str, Any], *, but: str | None = None) -> ActivationCache | None:
     name = adapter_config["cache"]["fields"]["dataset"]["name"]
     for path in known_stores():

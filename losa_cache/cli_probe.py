@@ -1,0 +1,60 @@
+"""The command line's ``probe``: parse, call, print."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from losa_cache.cli_common import Device, Json, Residency, expanded
+
+
+def probe(
+    cache: Annotated[
+        str | None,
+        typer.Argument(help="Path or URL; default: the most recent complete training cache.", callback=expanded),
+    ] = None,
+    test: Annotated[
+        str | None,
+        typer.Option(help="Cache to test on; default: a known test cache of the same data set.", callback=expanded),
+    ] = None,
+    val_fraction: Annotated[float, typer.Option(help="Share of the images held out, to choose C and k by.")] = 0.1,
+    val_ids: Annotated[
+        str | None, typer.Option(help="Hold out the ids of this file, one a line.", callback=expanded)
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Fit so many images, beside the held-out ones.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the folds of a cross-validation.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Default: runs/<data set>-probe-<n>.", callback=expanded)] = None,
+    device: Device = None,
+    residency: Residency = "auto",
+    as_json: Json = False,
+) -> None:
+    """Tune logistic regressions, nearest neighbours and class means on a cache's layers: what training has to beat."""
+    from losa_cache.cache.store import latest_training_cache
+    from losa_cache.display import PassBar, note
+    from losa_cache.probe.probe import probe as run
+    from losa_cache.probe.record import text
+    from losa_cache.text import say
+
+    opened = latest_training_cache() if cache is None else None
+    if opened is not None:
+        note(f"cache: {opened.path} (the most recent complete one)")
+    with PassBar("probing", 1) as bar:
+        found = run(
+            cache or opened,
+            test=test,
+            val_fraction=val_fraction,
+            val_ids=val_ids,
+            limit=limit,
+            seed=seed,
+            out=out,
+            device=device,
+            residency=residency,
+            progress=bar.advance,
+        )
+    if as_json:
+        typer.echo(json.dumps({"folder": str(found.folder), **found.record.to_json()}, indent=2))
+        return
+    for line in text(found.record).splitlines():
+        say(line)
+    say(f"written to {found.folder}")

@@ -1,0 +1,164 @@
+"""``probe``: yardsticks of a cache, each tuned on what ``train`` holds out. *Not from the paper*.
+
+What is trained from all tokens of a cache is worth its bytes where it beats these, which read one or two rows of a
+layer and take seconds.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from losa_cache.cache.location import Location
+from losa_cache.cache.store import ActivationCache, latest_training_cache, open_cache
+from losa_cache.device import choose_device, machine
+from losa_cache.errors import UserError
+from losa_cache.probe.features import read_features
+from losa_cache.probe.images import choose_images
+from losa_cache.probe.lines import Data, probe_features
+from losa_cache.probe.logistic import Fit
+from losa_cache.probe.record import Counts, ProbeRecord
+from losa_cache.probe.report import write_report
+from losa_cache.train.config import TrainConfig
+from losa_cache.train.evaluate_run import test_cache_for, unfit_for_test
+from losa_cache.train.run import next_run_path, require_free
+
+Progress = Callable[[float], None]
+
+
+@dataclass(frozen=True, eq=False)
+class ProbeResult:
+    """What a probe found.
+
+    Attributes:
+        record: all figures.
+        folder: where they were written.
+        fits: by the name of a line, its logistic regression, on features that are not standardised.
+        predicted: by the name of a line, the class that it gives each test image, int64 ``(N,)``; empty without a test.
+        test_ids: of the test images, in this order.
+        test_labels: likewise, int64 ``(N,)``.
+    """
+
+    record: ProbeRecord
+    folder: Path
+    fits: dict[str, Fit]
+    predicted: dict[str, Tensor]
+    test_ids: list[str]
+    test_labels: Tensor
+
+
+def probe(
+    cache: str | Location | ActivationCache | None = None,
+    *,
+    test: str | Location | ActivationCache | None = None,
+    val_fraction: float = 0.1,
+    val_ids: str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+    device: str | None = None,
+    residency: str = "auto",
+    progress: Progress = lambda share: None,
+) -> ProbeResult:
+    """Fit probes to frozen features, each tuned on held-out images and then fitted to all training images.
+
+    Logistic regressions, C chosen from a path of 33 values: on the class token, the mean of the patches and both, of
+    each layer and of all layers together, and on the frozen tail's features, as ``--side linear`` reads them. Nearest
+    neighbours and the nearest class mean: on the last layer and on the layer whose regression is best.
+
+    Where a share is held out and these are fewer than 500 images, all choices are made by cross-validation over all
+    training images instead. Of augmented views the plain one is read; over clips of videos rows are averaged.
+
+    Args:
+        cache: opened, its path or its URL; by default the most recent complete one that is not of a held-out split.
+        test: a cache to test on; by default a known one of a held-out split of the same data set. It decides nothing.
+        val_fraction, val_ids, limit: what is held out, and how many others are fitted, as of ``losa_cache.train``.
+        seed: of the folds.
+        out: folder for ``probe.json``, ``layers.png`` and ``report.html``; by default ``runs/<data set>-probe-<n>``.
+        device: by default the GPU where there is one.
+        residency: as of ``losa_cache.train``.
+        progress: is given the share done.
+
+    Raises:
+        UserError: for a cache, or a choice of images, on which nothing can be tuned.
+    """
+    if out is not None:
+        require_free(Path(out))
+    started, where = perf_counter(), choose_device(device)
+    if cache is None:
+        cache = latest_training_cache()
+    opened = cache if isinstance(cache, ActivationCache) else open_cache(cache)
+    tested = _test_cache(opened, test)
+    config = TrainConfig(val_fraction=val_fraction, val_ids=val_ids, limit=limit, seed=seed)
+    images = choose_images(opened, tested, config, where)
+    reading = perf_counter()
+    train = read_features(
+        opened, images.fitted, where, residency=residency, progress=lambda share: progress(0.2 * share)
+    )
+    test_features = None
+    if tested is not None:
+        test_features = read_features(
+            tested, images.test, where, residency=residency, progress=lambda share: progress(0.2 + 0.2 * share)
+        )
+    reading = perf_counter() - reading
+    data = Data(train, test_features, len(opened.manifest.classes), images.folds, where)
+    found = probe_features(data, lambda share: progress(0.4 + 0.6 * share))
+    fields = opened.manifest.fields
+    record = ProbeRecord(
+        title=f"Probes of {fields['dataset']['name']}: {fields['backbone']['name']}",
+        cache=str(opened.path),
+        identity=opened.manifest.identity,
+        test_cache=None if tested is None else str(tested.path),
+        layers=train.points,
+        images=Counts(len(images.train), len(images.held_out), len(images.test)),
+        chosen_by=images.folds.told,
+        notes=images.notes,
+        lines=[one.line for one in found],
+        seconds=perf_counter() - started,
+        seconds_reading=reading,
+        machine=machine(),
+    )
+    folder = _folder(out, f"{fields['dataset']['name']}-probe")
+    write_report(record, folder)
+    return ProbeResult(
+        record,
+        folder,
+        {one.line.name: one.tuned.fit for one in found if one.tuned is not None},
+        {one.line.name: one.predicted for one in found if one.predicted is not None},
+        [] if test_features is None else test_features.ids,
+        torch.empty(0, dtype=torch.int64) if test_features is None else test_features.labels,
+    )
+
+
+def _test_cache(cache: ActivationCache, test: str | Location | ActivationCache | None) -> ActivationCache | None:
+    """Open what is tested on, or find it; ``None``: there is none."""
+    if test is None:
+        known = test_cache_for(cache.manifest)
+        return None if known is None or known.manifest.identity == cache.manifest.identity else known
+    opened = test if isinstance(test, ActivationCache) else open_cache(test)
+    if opened.manifest.identity == cache.manifest.identity:
+        raise UserError(f"{str(opened.path)!r} is the cache that is fitted: give another one as the test.")
+    if problem := unfit_for_test(cache.manifest, opened.manifest):
+        raise UserError(f"cache {str(opened.path)!r} is no test of {str(cache.path)!r}: it differs in {problem}.")
+    return opened
+
+
+def _folder(out: str | Path | None, name: str) -> Path:
+    """Make the folder that is written to.
+
+    Raises:
+        UserError: if it cannot be made.
+    """
+    while True:
+        folder = next_run_path(Path("runs"), re.sub(r"[^\w-]", "_", name)) if out is None else Path(out)
+        try:
+            folder.mkdir(parents=True)
+        except OSError as error:
+            if out is None and isinstance(error, FileExistsError) and folder.is_dir():
+                continue  # another process took the same name
+            raise UserError(f"folder {str(folder)!r} cannot be made ({error.strerror}).") from error
+        return folder

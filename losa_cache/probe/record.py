@@ -1,0 +1,193 @@
+"""What a probe of a cache found: a table, and which line is to beat. Pure."""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from losa_cache.outside import fit
+
+REGRESSION, NEIGHBOURS, CLASS_MEAN = "logistic regression", "nearest neighbours", "nearest class mean"
+ALL, TAIL = "all layers", "frozen tail"
+"""What is read where it is no single point."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One probe.
+
+    Attributes:
+        method: ``logistic regression``, ``nearest neighbours`` or ``nearest class mean``.
+        reads: a point of the trunk, ``all layers``, or the ``frozen tail``, whose features ``--side linear`` reads.
+        rows: ``cls``, ``mean`` or ``both`` of each layer read; ``features`` of the frozen tail.
+        features: how many.
+        held_out_top1: in percent, before the probe was fitted again to all training images.
+        held_out_loss: in nats; ``None`` where a method gives no probabilities.
+        c: chosen C as scikit-learn's, of features of standard deviation 1; ``None``: there is none.
+        neighbours: chosen number; ``None``: there is none.
+        test_top1: in percent; ``None``: there is no test cache.
+        test_error: one standard error of it, over images, in points.
+        test_loss: in nats.
+        seconds: of choosing, fitting and testing.
+    """
+
+    method: str
+    reads: str
+    rows: str
+    features: int
+    held_out_top1: float
+    held_out_loss: float | None
+    c: float | None
+    neighbours: int | None
+    test_top1: float | None
+    test_error: float | None
+    test_loss: float | None
+    seconds: float
+
+    @property
+    def name(self) -> str:
+        """For people, and the same for the same probe of another cache."""
+        rows = "" if self.rows == "features" else f", {self.rows}"
+        return f"{self.method}, {self.reads}{rows}"
+
+    @property
+    def chosen(self) -> str:
+        """What was chosen, in short."""
+        return f"C {self.c:.1e}" if self.c is not None else f"k {self.neighbours}" if self.neighbours else ""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Images: fitted while C was chosen, held out, and tested (0: there is no test cache)."""
+
+    train: int
+    held_out: int
+    test: int
+
+
+@dataclass(frozen=True)
+class ProbeRecord:
+    """A probe of a cache. All of it is JSON.
+
+    Attributes:
+        title: the data set and the backbone.
+        cache, identity: of the training cache.
+        test_cache: ``None``: there was none.
+        layers: the points, first to last.
+        images: how many.
+        chosen_by: what C and the number of neighbours were chosen on, in words.
+        notes: sentences on what was left out.
+        lines: all probes.
+        seconds: of everything.
+        seconds_reading: of reading the caches.
+        machine: what computed.
+    """
+
+    title: str
+    cache: str
+    identity: str
+    test_cache: str | None
+    layers: list[str]
+    images: Counts
+    chosen_by: str
+    notes: list[str]
+    lines: list[Line]
+    seconds: float
+    seconds_reading: float
+    machine: str
+
+    @property
+    def best(self) -> Line:
+        """The line to beat: the best held-out accuracy, of equal ones the lowest loss, then the fewest features."""
+        return _best(self.lines)
+
+    @property
+    def last_layer(self) -> Line:
+        """The best logistic regression on the last layer."""
+        return self._best_of(self.layers[-1])
+
+    @property
+    def best_layer(self) -> Line:
+        """The best logistic regression on a single layer."""
+        return self._best_of(*self.layers)
+
+    @property
+    def all_layers(self) -> Line:
+        """The best logistic regression on all layers together."""
+        return self._best_of(ALL)
+
+    def _best_of(self, *reads: str) -> Line:
+        return _best([line for line in self.lines if line.method == REGRESSION and line.reads in reads])
+
+    def in_short(self) -> list[Line]:
+        """The lines that a table for people shows: without the layers between, but for the best one."""
+        ends = (ALL, TAIL, self.layers[-1])
+        regressions = [
+            line for line in self.lines if line.method == REGRESSION and (line.reads in ends or line is self.best_layer)
+        ]
+        others: dict[tuple[str, str], list[Line]] = {}
+        for line in self.lines:
+            if line.method != REGRESSION:
+                others.setdefault((line.method, line.reads), []).append(line)
+        return regressions + [_best(lines) for lines in others.values()]
+
+    def to_json(self) -> dict[str, Any]:
+        """Give all of it as JSON; ``best``, ``last_layer``, ``best_layer`` and ``all_layers`` name lines."""
+        named = ("best", "last_layer", "best_layer", "all_layers")
+        return asdict(self) | {name: getattr(self, name).name for name in named}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "ProbeRecord":
+        """Read what :meth:`to_json` gave.
+
+        Raises:
+            UnreadableError: for something else.
+        """
+        return fit(content, cls)
+
+
+def standard_error(top1: float, samples: int) -> float:
+    """Give one standard error of a top-1 (%) over so many images, in points."""
+    share = top1 / 100
+    return 100 * math.sqrt(share * (1 - share) / samples)
+
+
+def table(record: ProbeRecord) -> list[list[str]]:
+    """Lay the short table out: a head, and a row for each line; the line to beat is marked in the first column."""
+    head = ["", "method", "reads", "rows", "features", "chosen", "held out (%)", "test (%)", "seconds"]
+    rows = []
+    for line in record.in_short():
+        test = "" if line.test_top1 is None else f"{line.test_top1:.2f} ± {line.test_error:.2f}"
+        rows.append(
+            [
+                "*" if line is record.best else "",
+                line.method,
+                line.reads,
+                line.rows,
+                f"{line.features:,}",
+                line.chosen,
+                f"{line.held_out_top1:.2f}",
+                test,
+                f"{line.seconds:.1f}",
+            ]
+        )
+    return [head, *rows]
+
+
+def text(record: ProbeRecord) -> str:
+    """Write the short table for a terminal, and what it was chosen on."""
+    cells = table(record)
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+    told = [f"C and k were chosen on {record.chosen_by}.", *record.notes, "* the line to beat: the best held out."]
+    return "\n".join([*lines, "", *told])
+
+
+def _best(lines: list[Line]) -> Line:
+    return min(
+        lines,
+        key=lambda line: (
+            -line.held_out_top1,
+            math.inf if line.held_out_loss is None else line.held_out_loss,
+            line.features,
+        ),
+    )
