@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from losa_cache.cache.store import HELD_OUT_SPLITS, ActivationCache, open_cache
@@ -55,13 +56,12 @@ def compare(
     if probe:
         sources += _sources_of(trained, known=sources)
     found: list[Contender] = []
+    done = 0
     for name, members in zip(names(groups), groups, strict=True):
-        done = sum(len(one.runs) for one in found)
-        tested = [_test_cache(run, tests) for run in members]
-        told = [
-            predictions(run.path, cache, device=device, progress=lambda share, n=done + n: progress(n + share))
-            for n, (run, cache) in enumerate(zip(members, tested, strict=True))
-        ]
+        tested, told = [_test_cache(run, tests) for run in members], []
+        for run, cache in zip(members, tested, strict=True):
+            told.append(predictions(run.path, cache, device=device, progress=partial(_advance, progress, done)))
+            done += 1
         _require_same(members, told)
         found.append(contender(name, members, told, str(tested[0].path)))
     for source in sources:
@@ -70,6 +70,10 @@ def compare(
     test = open_cache(found[0].tested_on)
     dataset, backbone = test.manifest.fields["dataset"], test.manifest.fields["backbone"]["name"]
     return comparison(f"{dataset['name']}, {dataset['split']}: {backbone}", _named_apart(found))
+
+
+def _advance(progress: Callable[[float], None], done: int, share: float) -> None:
+    progress(done + share)
 
 
 def _sorted(what: Sequence[str | Path | ActivationCache]) -> tuple[list[Path], list[ActivationCache]]:
@@ -137,22 +141,21 @@ def _test_cache(run: Trained, tests: Sequence[ActivationCache]) -> ActivationCac
 
 
 def _require_same(members: Sequence[Trained], told: Sequence[Predictions]) -> None:
-    for run, own in zip(members[1:], told[1:], strict=True):
+    for run, own in zip(members, told, strict=True):
         if own.images != told[0].images:
-            raise UserError(_unlike(str(members[0].path), str(run.path)))
+            raise _unlike(str(members[0].path), str(run.path))
 
 
 def _require_same_images(found: Sequence[Contender]) -> None:
-    for one in found[1:]:
+    for one in found:
         if one.images != found[0].images:
-            raise UserError(
-                _unlike(*(f"{(one.runs or [one.name])[0]} (tested on {one.tested_on})" for one in (found[0], one)))
-            )
+            raise _unlike(*((contender.runs or [contender.name])[0] for contender in (found[0], one)))
 
 
-def _unlike(first: str, second: str) -> str:
-    return (
-        f"{first!r} and {second!r} were tested on different images: name one test cache for all, or compare them apart."
+def _unlike(first: str, second: str) -> UserError:
+    return UserError(
+        f"{first!r} and {second!r} were tested on different images: name one test cache that fits both, or compare "
+        "them apart."
     )
 
 

@@ -99,9 +99,8 @@ def images_digest(fields: dict[str, Any], ids: list[str], labels: list[int]) -> 
 
 def _ordered(found: Evaluated, run: str, adapter: str, cache: str) -> Predictions:
     order = sorted(range(len(found.ids)), key=found.ids.__getitem__)
-    ids, predicted, labels = (
-        [column[place] for place in order] for column in (found.ids, found.predicted, found.labels)
-    )
+    ids = [found.ids[place] for place in order]
+    predicted, labels = ([column[place] for place in order] for column in (found.predicted, found.labels))
     images = images_digest(found.manifest.fields, ids, labels)
     return Predictions(run, adapter, cache, images, predicted, labels, found.parameters)
 

@@ -17,9 +17,12 @@ from losa_cache.compare.record import Contender
 from losa_cache.errors import UserError
 from losa_cache.files import reason
 from losa_cache.sweep.evidence import say
+from losa_cache.sweep.record import is_number
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.run import KEPT_FILES, Run
 
+RANKED = ("losa", "mlp", "ladder")
+"""Side networks that have a rank."""
 DEFAULTS = {field.name: field.default for field in fields(TrainConfig) if field.default is not MISSING}
 
 
@@ -70,8 +73,9 @@ def read_run(path: Path) -> Trained:
     if online is not None and origin["cache"] is None:
         learned["sampling"] = {**learned["sampling"], "seed": None}  # it is the run's own
     lines = list(run.metrics())
-    seconds = [line.get("train_seconds") for line in lines]
-    peaks = [line.get("train_peak_gb") for line in lines]
+    seconds, peaks = (
+        [value for line in lines if is_number(value := line.get(name))] for name in ("train_seconds", "train_peak_gb")
+    )
     return Trained(
         path,
         seed,
@@ -79,8 +83,8 @@ def read_run(path: Path) -> Trained:
         {"fields": learned, "online": online},
         origin["cache"],
         online is not None,
-        math.fsum(seconds) if seconds and all(_number(one) for one in seconds) else None,
-        max((one for one in peaks if _number(one)), default=None),
+        math.fsum(seconds) if lines and len(seconds) == len(lines) else None,
+        max(peaks, default=None),
     )
 
 
@@ -119,7 +123,7 @@ def names(groups: Sequence[Sequence[Trained]]) -> list[str]:
         own = [
             f"{name.replace('_', ' ')} {_say(run.options[name])}"
             for name in varied
-            if run.options.get(name) != DEFAULTS.get(name)
+            if run.options.get(name) != DEFAULTS.get(name) and (name != "rank" or run.options["side"] in RANKED)
         ]
         told.append(", ".join([run.options["side"], *own, *(["online"] if run.online else [])]))
     return [f"{name} ({run.path})" if told.count(name) > 1 else name for name, run in zip(told, first, strict=True)]
@@ -151,10 +155,6 @@ def _extracted(cache: str | None) -> float | None:
     except UserError:  # it is gone: nothing is known of it
         return None
     return extraction_seconds(opened.path, opened.manifest) if opened and isinstance(opened.path, Path) else None
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _say(value: Any) -> str:
