@@ -73,9 +73,7 @@ def read_run(path: Path) -> Trained:
     if online is not None and origin["cache"] is None:
         learned["sampling"] = {**learned["sampling"], "seed": None}  # it is the run's own
     lines = list(run.metrics())
-    seconds, peaks = (
-        [value for line in lines if is_number(value := line.get(name))] for name in ("train_seconds", "train_peak_gb")
-    )
+    seconds, peaks = (_numbers(lines, name) for name in ("train_seconds", "train_peak_gb"))
     return Trained(
         path,
         seed,
@@ -155,6 +153,10 @@ def _extracted(cache: str | None) -> float | None:
     except UserError:  # it is gone: nothing is known of it
         return None
     return extraction_seconds(opened.path, opened.manifest) if opened and isinstance(opened.path, Path) else None
+
+
+def _numbers(lines: Sequence[dict[str, Any]], name: str) -> list[float]:
+    return [float(line[name]) for line in lines if is_number(line.get(name))]
 
 
 def _say(value: Any) -> str:
