@@ -16,13 +16,12 @@ from losa_cache.compare.predictions import Predictions
 from losa_cache.compare.record import Contender
 from losa_cache.errors import UserError
 from losa_cache.files import reason
+from losa_cache.points import WITHOUT_START
 from losa_cache.sweep.evidence import say
 from losa_cache.sweep.record import is_number
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.run import KEPT_FILES, Run
 
-RANKED = ("losa", "mlp", "ladder")
-"""Side networks that have a rank."""
 DEFAULTS = {field.name: field.default for field in fields(TrainConfig) if field.default is not MISSING}
 
 
@@ -121,7 +120,8 @@ def names(groups: Sequence[Sequence[Trained]]) -> list[str]:
         own = [
             f"{name.replace('_', ' ')} {_say(run.options[name])}"
             for name in varied
-            if run.options.get(name) != DEFAULTS.get(name) and (name != "rank" or run.options["side"] in RANKED)
+            if run.options.get(name) != DEFAULTS.get(name)
+            and (name != "rank" or run.options["side"] not in WITHOUT_START)
         ]
         told.append(", ".join([run.options["side"], *own, *(["online"] if run.online else [])]))
     return [f"{name} ({run.path})" if told.count(name) > 1 else name for name, run in zip(told, first, strict=True)]
