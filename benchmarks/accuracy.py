@@ -81,6 +81,20 @@ def side(task: Task, **options: Any) -> Outcome:
     return Outcome(found.correct, sum(found.parameters.values()), seconds, {})
 
 
+def probe(task: Task, line: str) -> Outcome:
+    """Tune a logistic regression on features of the cache, and test it: a line that a probe's record names.
+
+    Of a probe's seconds count those of reading and of the line.
+    """
+    found = lc.probe(task.train, test=task.test, seed=task.seed, out=task.work / "probe")
+    own = getattr(found.record, line)
+    order = sorted(range(len(found.test_ids)), key=found.test_ids.__getitem__)
+    correct = (found.predicted[own.name] == found.test_labels)[order].numpy()
+    parameters = (own.features + 1) * len(task.train.manifest.classes)
+    chosen = {"line": own.name, "C": own.c}
+    return Outcome(correct, parameters, found.record.seconds_reading + own.seconds, chosen)
+
+
 def inside(task: Task) -> Outcome:
     """Train LoRA inside the backbone, and test it."""
     train, test = task.images()
@@ -99,6 +113,8 @@ def inside(task: Task) -> Outcome:
 
 
 METHODS: dict[str, Callable[[Task], Outcome]] = {
+    "probe-last": lambda task: probe(task, "last_layer"),
+    "probe-all": lambda task: probe(task, "all_layers"),
     "fusion": lambda task: side(task, side="fusion"),
     "attentive": lambda task: side(task, side="attentive"),
     "losa-paper": lambda task: side(task, recipe="paper"),

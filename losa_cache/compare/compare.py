@@ -65,7 +65,7 @@ def compare(
         _require_same(members, told)
         found.append(contender(name, members, told, str(tested[0].path)))
     for source in sources:
-        found += probe_contenders(source, tests, device=device)
+        found += probe_contenders(source, tests, RUNS, device=device)
     _require_same_images(found)
     test = open_cache(found[0].tested_on)
     dataset, backbone = test.manifest.fields["dataset"], test.manifest.fields["backbone"]["name"]

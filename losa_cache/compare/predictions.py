@@ -10,7 +10,7 @@ import json
 import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from msgspec import Meta
@@ -30,6 +30,7 @@ MOST_BYTES = 2**28
 
 log = logging.getLogger(__name__)
 
+Shape = TypeVar("Shape")
 Count = Annotated[int, Meta(ge=0)]
 Digest = Annotated[str, Meta(max_length=100)]
 
@@ -72,17 +73,12 @@ def predictions(run: Path, cache: ActivationCache, *, device: str | None, progre
     Raises:
         UserError: if the run is not finished, was altered, or does not fit the cache.
     """
-    known = _read(run / NAME)
+    known = read_kept(run / NAME, Predictions)
     wanted = (Run(run).digest(), _adapter_digest(run), cache.manifest.identity)
     if known is not None and (known.run, known.adapter, known.cache) == wanted:
         return known
     made = _ordered(evaluated(run, cache=cache.path, device=device, progress=progress), *wanted)
-    try:
-        write_sealed(run / NAME, asdict(made))
-    except OSError as error:
-        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT):
-            raise
-        log.warning("%r cannot be written (%s): the next compare evaluates the run again.", str(run), error.strerror)
+    keep(run / NAME, asdict(made))
     return made
 
 
@@ -116,13 +112,22 @@ def _adapter_digest(run: Path) -> str:
         raise UserError(f"adapter {str(run / TENSORS)!r} cannot be loaded ({error}).") from error
 
 
-def _read(path: Path) -> Predictions | None:
-    """Read the file; ``None`` where there is none, or one that cannot be used: it is computed again."""
+def keep(path: Path, content: dict[str, Any]) -> None:
+    """Write what was predicted, whole or not at all. Where nobody may write, or there is no room, a warning does."""
+    try:
+        write_sealed(path, content)
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT):
+            raise
+        log.warning("%r cannot be written (%s): the next compare computes it again.", str(path), error.strerror)
+
+
+def read_kept(path: Path, shape: type[Shape]) -> Shape | None:
+    """Read it back; ``None`` where there is nothing, or something that cannot be used: it is computed again."""
     if not path.exists():
         return None
     try:
-        found = fit(unsealed(read_file(path, at_most=MOST_BYTES), NAME), Predictions)
+        return fit(unsealed(read_file(path, at_most=MOST_BYTES), NAME), shape)
     except (UnreadableError, ValueError) as error:
         log.warning("%r is computed again: %s.", str(path), error)
         return None
-    return found

@@ -17,8 +17,8 @@ class Contender:
 
     Attributes:
         name: for people.
-        runs: directories, one a seed; none of a probe.
-        seeds: of the runs.
+        runs: directories, one a seed; of a probe its folder.
+        seeds: of the runs; none of a probe.
         correct: whether each run classifies each test image correctly, ``(seeds, images)``.
         images: digest of the test images.
         tested_on: the test cache.

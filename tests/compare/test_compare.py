@@ -141,4 +141,23 @@ def test_the_command_finds_what_was_trained_from_a_cache(folder, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     app(["compare", str(folder / "train.zarr"), str(folder / "test.zarr"), "--json"], standalone_mode=False)
     found = json.loads(capsys.readouterr().out)
-    assert {method["runs"][0] for method in found["methods"]} == {"runs/a0", "runs/c"}
+    assert {method["runs"][0] for method in found["methods"]} == {"runs/a0", "runs/c", "runs/tiny-probe-1"}
+
+
+def test_the_probe_takes_part_and_is_kept(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = lc.compare(folder / "a0", folder / "test.zarr", probe=True, device="cpu")
+    (probed,) = tmp_path.glob("runs/*/probe.json")
+    record = json.loads(probed.read_text())
+    lines = {line_name(line): line for line in record["lines"]}
+    methods = {method.name: method for method in found.methods}
+    for name, line in {"last layer": "last_layer", "all layers": "all_layers"}.items():
+        assert methods[f"probe, {name}"].top1 == pytest.approx(lines[record[line]]["test_top1"])
+    assert methods["probe, all layers"].parameters["classifier"] == 3 * (lines[record["all_layers"]]["features"] + 1)
+    again = lc.compare(folder / "train.zarr", folder / "test.zarr", folder / "a0")
+    assert again == found
+    assert len(list(tmp_path.glob("runs/*/probe.json"))) == 1
+
+
+def line_name(line):
+    return f"{line['method']}, {line['reads']}" + ("" if line["rows"] == "features" else f", {line['rows']}")
