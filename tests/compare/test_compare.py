@@ -134,28 +134,25 @@ def test_a_report_escapes_names(folder, tmp_path):
     assert len({len(line) for line in lines[2:5]}) == 1  # head and two methods, aligned
 
 
-def test_the_command_finds_what_was_trained_from_a_cache(folder, tmp_path, monkeypatch, capsys):
+def test_the_command_finds_what_was_trained_from_a_cache_and_probes_it_once(folder, tmp_path, monkeypatch, capsys):
     (tmp_path / "runs").mkdir()
     for name in ("a0", "c"):
         (folder / name).rename(tmp_path / "runs" / name)
     monkeypatch.chdir(tmp_path)
     app(["compare", str(folder / "train.zarr"), str(folder / "test.zarr"), "--json"], standalone_mode=False)
     found = json.loads(capsys.readouterr().out)
-    assert {method["runs"][0] for method in found["methods"]} == {"runs/a0", "runs/c", "runs/tiny-probe-1"}
-
-
-def test_the_probe_takes_part_and_is_kept(folder, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    found = lc.compare(folder / "a0", folder / "test.zarr", probe=True, device="cpu")
     (probed,) = tmp_path.glob("runs/*/probe.json")
+    runs = {method["runs"][0] for method in found["methods"]}
+    assert runs == {"runs/a0", "runs/c", f"runs/{probed.parent.name}"}
     record = json.loads(probed.read_text())
     lines = {line_name(line): line for line in record["lines"]}
-    methods = {method.name: method for method in found.methods}
+    methods = {method["name"]: method for method in found["methods"]}
     for name, line in {"last layer": "last_layer", "all layers": "all_layers"}.items():
-        assert methods[f"probe, {name}"].top1 == pytest.approx(lines[record[line]]["test_top1"])
-    assert methods["probe, all layers"].parameters["classifier"] == 3 * (lines[record["all_layers"]]["features"] + 1)
-    again = lc.compare(folder / "train.zarr", folder / "test.zarr", folder / "a0")
-    assert again == found
+        assert methods[f"probe, {name}"]["top1"] == pytest.approx(lines[record[line]]["test_top1"])
+    trained = methods["probe, all layers"]["parameters"]["classifier"]
+    assert trained == 3 * (lines[record["all_layers"]]["features"] + 1)
+    again = lc.compare("runs/a0", "runs/c", folder / "test.zarr", probe=True)
+    assert again.to_json() == found
     assert len(list(tmp_path.glob("runs/*/probe.json"))) == 1
 
 
