@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from losa_cache.backbone import Backbone, load_backbone
     from losa_cache.cache.store import ActivationCache, open_cache
+    from losa_cache.compare.compare import compare
     from losa_cache.data.load import load_samples
     from losa_cache.errors import UserError
     from losa_cache.extract.extract import extract
@@ -43,6 +44,7 @@ _HOMES = {
     "TrainConfig": "losa_cache.train.config",
     "TrainResult": "losa_cache.train.train",
     "UserError": "losa_cache.errors",
+    "compare": "losa_cache.compare.compare",
     "evaluate_run": "losa_cache.train.evaluate_run",
     "extract": "losa_cache.extract.extract",
     "load_backbone": "losa_cache.backbone",
@@ -71,6 +73,7 @@ __all__ = [
     "TrainConfig",
     "TrainResult",
     "UserError",
+    "compare",
     "evaluate_run",
     "extract",
     "load_backbone",
@@ -88,9 +91,10 @@ __all__ = [
 
 __version__ = version("losa-cache")
 
-# The rooms extract/, probe/, sweep/ and train/ share their names with functions. An import binds a package to its
-# parent once, when it is first loaded: load them now (they are empty), drop the names, and lc.extract stays a function.
-for _room in ("extract", "probe", "sweep", "train"):
+# The rooms compare/, extract/, probe/, sweep/ and train/ share their names with functions. An import binds a package to
+# its parent once, when it is first loaded: load them now (they are empty), drop the names, and lc.extract stays a
+# function.
+for _room in ("compare", "extract", "probe", "sweep", "train"):
     import_module(f"{__name__}.{_room}")
     del globals()[_room]
 

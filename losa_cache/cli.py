@@ -9,6 +9,7 @@ import typer
 import losa_cache
 from losa_cache.__main__ import main
 from losa_cache.cli_common import Device, Json, Residency, expanded, print_result, refuse
+from losa_cache.cli_compare import compare
 from losa_cache.cli_probe import probe
 from losa_cache.cli_sweep import sweep, vtab
 from losa_cache.errors import UserError
@@ -311,6 +312,9 @@ def evaluate(
     with PassBar("evaluating", 1) as bar:
         result = evaluate_run(run, cache=cache, split=split, device=device, progress=bar.advance)
     print_result(result, as_json)
+
+
+app.command()(compare)
 
 
 @app.command()

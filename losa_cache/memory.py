@@ -92,6 +92,16 @@ def available_memory(device: torch.device) -> int:
     return min(_meminfo(), _control_group(), _address_space())
 
 
+def peak_memory(device: torch.device) -> int:
+    """Bytes that this process has had allocated on a device at most; on the CPU its largest resident memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    for line in _read("/proc/self/status").splitlines():  # Linux: there ru_maxrss would count the parent's, too
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
 def _meminfo() -> int:
     for line in _read("/proc/meminfo").splitlines():
         if line.startswith("MemAvailable:"):

@@ -2,6 +2,7 @@
 
 import sys
 import unicodedata
+from collections.abc import Sequence
 from typing import TextIO
 
 _UNSAFE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # control, format (bidirectional), surrogates, line separators
@@ -15,6 +16,16 @@ def shown(text: str) -> str:
     return "".join(
         letter.encode("unicode_escape").decode("ascii") if unicodedata.category(letter) in _UNSAFE else letter
         for letter in text
+    )
+
+
+def columns(lines: Sequence[Sequence[str]]) -> str:
+    """Lay cells out in columns, the first one flush left, the others flush right; every name in them is escaped."""
+    safe = [[shown(cell) for cell in line] for line in lines]
+    widths = [max(map(len, column)) for column in zip(*safe, strict=True)]
+    return "\n".join(
+        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
+        for line in safe
     )
 
 

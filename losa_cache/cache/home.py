@@ -28,15 +28,19 @@ log = logging.getLogger(__name__)
 class Note(TypedDict, total=False):
     """What is noted of a cache.
 
-    ``path`` is its place, ``identity`` its manifest's, ``options`` a digest of what this user had opened.
+    ``path`` is its place, ``identity`` its manifest's, ``options`` a digest of what this user had opened, ``seconds``
+    those of its extraction.
     """
 
     path: str
     identity: str
     options: str
+    seconds: float
 
 
-def remember(store: Location, manifest: Manifest, options: Mapping[str, Any] | None = None) -> None:
+def remember(
+    store: Location, manifest: Manifest, options: Mapping[str, Any] | None = None, seconds: float | None = None
+) -> None:
     """Note that a cache was completed now; a home that cannot be written costs the note, and a warning, no more.
 
     A cache on a server is not noted: whoever uses it names it, and says where its images lie to compute them again.
@@ -46,6 +50,7 @@ def remember(store: Location, manifest: Manifest, options: Mapping[str, Any] | N
         manifest: of it.
         options: what this user called the extraction with. They are noted if they open what the cache's own do; without
             them what was noted before stays.
+        seconds: that the whole extraction took. Without them what was noted before stays.
     """
     if not isinstance(store, Path):
         return
@@ -54,6 +59,8 @@ def remember(store: Location, manifest: Manifest, options: Mapping[str, Any] | N
     ours = options is not None and _digest(options) == _digest(manifest.options)
     if ours or knows(store, manifest):
         content["options"] = _digest(manifest.options)
+    if (took := extraction_seconds(store, manifest) if seconds is None else seconds) is not None:
+        content["seconds"] = took
     home = find_home()
     if home is None:
         log.warning("%s is complete, but not listed: this user has no home folder; set LOSA_CACHE_HOME.", place)
@@ -82,6 +89,17 @@ def knows(store: Location, manifest: Manifest) -> bool:
         return False
     expected = (place, manifest.identity, _digest(manifest.options))
     return (note.get("path"), note.get("identity"), note.get("options")) == expected
+
+
+def extraction_seconds(store: Path, manifest: Manifest) -> float | None:
+    """Say how long a cache's extraction took, if it ran here and in one go."""
+    home = find_home()
+    place = str(store.resolve())
+    try:
+        note = Note() if home is None else read_json(_note(home, place), Note)
+    except UnreadableError:
+        return None
+    return note.get("seconds") if (note.get("path"), note.get("identity")) == (place, manifest.identity) else None
 
 
 def known_stores() -> list[Path]:

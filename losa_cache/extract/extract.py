@@ -164,6 +164,7 @@ def extract(
         "batch_size": batch_size,
     }
     kept = options if named else None
+    meter = meter or Meter()
     with begin(inputs, path, workers=workers, options=kept, shard_bytes=shard_bytes) as writer:
         sources = sources_of(writer, inputs)
         if sources is not None:
@@ -179,10 +180,11 @@ def extract(
                 batch_size=batch_size,
                 workers=workers,
                 skip_errors=on_error == "skip",
-                meter=meter or Meter(),
+                meter=meter,
             )
             cache = writer.finish()
-    remember(cache.path, cache.manifest, kept)
+    whole = meter.images == cache.layout.samples  # not a part that was left
+    remember(cache.path, cache.manifest, kept, meter.seconds if whole else None)
     return cache
 
 

@@ -104,9 +104,9 @@ def legend(figure: "Figure", *, reverse: bool = False) -> None:
     )
 
 
-def plain(text: str) -> str:
+def plain(text: str, letters: int = 18) -> str:
     """Text that matplotlib does not read as mathematics, cut to a length that fits."""
-    return (text if len(text) <= 18 else text[:17] + "…").replace("$", r"\$")
+    return (text if len(text) <= letters else text[: letters - 1] + "…").replace("$", r"\$")
 
 
 def png(figure: "Figure") -> bytes:

@@ -1,20 +1,15 @@
 """A sweep as one HTML file that needs nothing else: no script, no font, no network."""
 
-import base64
-import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from html import escape
-from importlib.resources import files
 from pathlib import Path
-from typing import Any
-from unicodedata import bidirectional, category
 
 from losa_cache.errors import UserError
 from losa_cache.files import write_whole
 from losa_cache.sweep.evidence import count_states, evidence, say
 from losa_cache.sweep.figures import draw
+from losa_cache.sweep.page import facts, page, picture, table, text
 from losa_cache.sweep.record import (
     COMPLETE,
     FAILED,
@@ -27,7 +22,6 @@ from losa_cache.sweep.record import (
 )
 
 NAME = "report.html"
-REORDERING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 CAPTIONS = {
     "accuracy": "Validation top-1 against trained parameters. The Pareto front joins the options that no others beat "
     "with as few parameters; of options trained with several seeds it takes the mean.",
@@ -66,32 +60,20 @@ def html(record: SweepRecord, figures: Mapping[str, bytes]) -> str:
         record: the sweep.
         figures: PNGs by name, as of :func:`losa_cache.sweep.figures.draw`.
     """
-    style = files("losa_cache.sweep").joinpath("report.css").read_text("utf-8")
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    policy = f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     body = [
-        f"<h1>{_text(record.title)}</h1>",
         "<h2>What was chosen, and on what evidence</h2>",
-        _facts(evidence(record)),
+        facts(evidence(record)),
         *_commands(record),
         "<h2>Figures</h2>",
-        *(_figure(name, png) for name, png in figures.items()),
+        *(picture(name, png, CAPTIONS[name]) for name, png in figures.items()),
         *([] if figures else ["<p>No trial has a validation result: there is nothing to draw.</p>"]),
         "<h2>Trials</h2>",
         _trials(record),
         *_effects(record),
         "<h2>The sweep</h2>",
-        _facts(_circumstances(record)),
+        facts(_circumstances(record)),
     ]
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{_text(record.title)}</title>\n<style>{style}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(body)
-        + "\n</main>\n</body>\n</html>\n"
-    )
+    return page(record.title, body)
 
 
 def _commands(record: SweepRecord) -> Iterable[str]:
@@ -110,14 +92,7 @@ def _commands(record: SweepRecord) -> Iterable[str]:
 def _command(trial: TrialRecord) -> str:
     """A command as it is, whose lines are broken between words alone: not inside ``--rank``."""
     words = re.split(r"(\s+)", trial.command)
-    return "<pre><code>" + "".join(f"<span>{_text(w)}</span>" if w.strip() else w for w in words) + "</code></pre>"
-
-
-def _figure(name: str, png: bytes) -> str:
-    source, caption = base64.b64encode(png).decode(), _text(CAPTIONS[name])
-    image = f'<img alt="{caption}" src="data:image/png;base64,{source}">'
-    box = f'<div class="scroll" role="region" tabindex="0" aria-label="Figure {name}">{image}</div>'
-    return f"<figure>\n{box}\n<figcaption>{caption}</figcaption>\n</figure>"
+    return "<pre><code>" + "".join(f"<span>{text(w)}</span>" if w.strip() else w for w in words) + "</code></pre>"
 
 
 def _trials(record: SweepRecord) -> str:
@@ -134,7 +109,7 @@ def _trials(record: SweepRecord) -> str:
         style = "chosen" if trial.number == record.chosen else "" if trial.state == COMPLETE else "ended"
         rows.append((style, [*cells, str(len(trial.curve)), f"{trial.seconds:.1f}"]))
     caption = "Complete trials first, the best on top; the others by their top-1 after their last epoch."
-    return _table(caption, head, rows)
+    return table(caption, head, rows)
 
 
 def _effects(record: SweepRecord) -> Iterable[str]:
@@ -146,7 +121,7 @@ def _effects(record: SweepRecord) -> Iterable[str]:
     if rows:
         yield "<h2>Effect of each hyper-parameter</h2>"
         head = ["hyper-parameter", "value", "mean top-1 (%)", "worst", "best", "complete", "not complete"]
-        yield _table("Means are over complete trials, whatever their other options.", head, rows)
+        yield table("Means are over complete trials, whatever their other options.", head, rows)
 
 
 def _circumstances(record: SweepRecord) -> dict[str, str]:
@@ -177,23 +152,6 @@ def _standing(trial: TrialRecord) -> tuple[bool, float, int]:
     return trial.state != COMPLETE or value is None, 1.0 if value is None else -value, trial.number
 
 
-def _facts(facts: Mapping[str, str]) -> str:
-    return "<dl>\n" + "\n".join(f"<dt>{_text(k)}</dt><dd>{_text(v)}</dd>" for k, v in facts.items()) + "\n</dl>"
-
-
-def _table(caption: str, head: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> str:
-    """A table in a box that scrolls by itself; rows with the name of their style."""
-    lines = [
-        f'<div class="scroll" role="region" tabindex="0" aria-label="{_text(caption)}">\n<table>',
-        f"<caption>{_text(caption)}</caption>",
-        "<thead><tr>" + "".join(f'<th scope="col">{_text(name)}</th>' for name in head) + "</tr></thead>\n<tbody>",
-    ]
-    for style, cells in rows:
-        opening = f'<tr class="{style}">' if style else "<tr>"
-        lines.append(opening + "".join(f"<td>{_text(cell)}</td>" for cell in cells) + "</tr>")
-    return "\n".join([*lines, "</tbody>\n</table>\n</div>"])
-
-
 def _points(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
@@ -202,14 +160,3 @@ def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
-
-
-def _text(value: Any) -> str:
-    """Escape text for an element or a quoted attribute; what HTML or UTF-8 cannot hold is made visible."""
-    text = escape(str(value)).encode("utf-8", "backslashreplace").decode()
-    return "".join("\N{REPLACEMENT CHARACTER}" if _hides(c) else c for c in text)
-
-
-def _hides(letter: str) -> bool:
-    """Whether a letter is a control character, or changes the order in which others are shown."""
-    return (category(letter) == "Cc" and letter not in "\n\t") or bidirectional(letter) in REORDERING

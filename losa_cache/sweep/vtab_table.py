@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from losa_cache.data.vtab import GROUPS, TASKS
 from losa_cache.sweep.vtab_record import PAPER, PAPER_PARAMETERS, Mean, VtabRecord, means_of, paper_means, paper_top1
+from losa_cache.text import columns
 
 NONE = "-"
 
@@ -28,13 +29,7 @@ def text(record: VtabRecord) -> str:
     parts = []
     for block in blocks:
         lines = [["", *block.columns], *([label, *row] for label, row in zip(labels, block.rows, strict=True))]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        parts.append(
-            "\n".join(
-                "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
-                for line in lines
-            )
-        )
+        parts.append(columns(lines))
     return "\n\n".join([*parts, *notes(record)])
 
 

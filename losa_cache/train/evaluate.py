@@ -12,8 +12,10 @@ from torch.nn import functional as F
 
 from losa_cache.sidenet.adapter import Adapter
 from losa_cache.sidenet.operand import Block
-from losa_cache.train.batch import Source
+from losa_cache.train.batch import Batch, Source
 from losa_cache.train.sampler import requests_in_order
+
+Keep = Callable[[Tensor, Batch], None]
 
 
 def evaluate(
@@ -25,6 +27,7 @@ def evaluate(
     autocast: torch.dtype | None,
     clips: int = 1,
     progress: Callable[[float], None] = lambda share: None,
+    keep: Keep = lambda predicted, batch: None,
 ) -> dict[str, float]:
     """Run the adapter over plain images of these samples, or over all clips of videos and average their probabilities.
 
@@ -36,13 +39,15 @@ def evaluate(
         autocast: dtype of the matrix products, or ``None``.
         clips: of each sample.
         progress: is given the share done, after every batch.
+        keep: is given the predicted classes, int64 ``(1, batch)``, and their batch, in the order of the samples; of
+            videos once, with the last clip. The batch's blocks are no longer to be read.
 
     Returns:
         ``loss`` (cross entropy, nats), ``top1`` and ``top5`` (percent; top-5 of fewer than 6 classes is 100).
     """
     adapter.eval()
     options: dict[str, Any] = {"batch_size": batch_size, "autocast": autocast, "clips": clips, "progress": progress}
-    return evaluate_each(lambda blocks: adapter(blocks)[None], source, samples, **options)[0]
+    return evaluate_each(lambda blocks: adapter(blocks)[None], source, samples, keep=keep, **options)[0]
 
 
 @torch.inference_mode()
@@ -55,6 +60,7 @@ def evaluate_each(
     autocast: torch.dtype | None,
     clips: int = 1,
     progress: Callable[[float], None] = lambda share: None,
+    keep: Keep = lambda predicted, batch: None,
 ) -> list[dict[str, float]]:
     """Evaluate K adapters in one pass: as :func:`evaluate`, with ``forward`` giving logits ``(K, batch, classes)``."""
     sums = torch.empty(0)
@@ -67,15 +73,18 @@ def evaluate_each(
         summed = found if request.view == 0 else torch.logaddexp(summed, found)
         done += len(batch.ids)
         if request.view == clips - 1:
-            scored = _score(summed - log(clips), batch.labels)
+            found = summed - log(clips)
+            ranked = found.topk(min(5, found.shape[2])).indices
+            keep(ranked[..., 0], batch)
+            scored = _score(found, ranked, batch.labels)
             sums = scored if sums.ndim == 1 else sums + scored
         progress(done / (len(samples) * clips))
     means = (sums / len(samples)).tolist()
     return [{"loss": loss, "top1": 100 * top1, "top5": 100 * top5} for loss, top1, top5 in means]
 
 
-def _score(log_probabilities: Tensor, labels: Tensor) -> Tensor:
+def _score(log_probabilities: Tensor, ranked: Tensor, labels: Tensor) -> Tensor:
     """Sum over a batch, float64 ``(K, 3)``: negative log-likelihood, hits of the first, hits among the first five."""
     loss = -log_probabilities.gather(2, labels.expand(len(log_probabilities), -1)[..., None]).sum((1, 2))
-    first = log_probabilities.topk(min(5, log_probabilities.shape[2])).indices == labels[:, None]
+    first = ranked == labels[:, None]
     return torch.stack([loss.double(), first[..., 0].sum(1).double(), first.sum((1, 2)).double()], dim=1)

@@ -3,9 +3,12 @@
 import errno
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
 
 from losa_cache.cache.home import known_stores
 from losa_cache.cache.identity import differences
@@ -17,6 +20,7 @@ from losa_cache.errors import UserError
 from losa_cache.files import write_json
 from losa_cache.points import EMBEDDING
 from losa_cache.sidenet.adapter_file import load_adapter, load_adapter_config
+from losa_cache.train.batch import Batch
 from losa_cache.train.config import SHUFFLE, OnlineConfig
 from losa_cache.train.evaluate import evaluate
 from losa_cache.train.loop import Progress, autocast_dtype
@@ -28,6 +32,27 @@ if TYPE_CHECKING:
     from losa_cache.data.samples import Samples
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A run's adapter, evaluated.
+
+    Attributes:
+        figures: ``on`` (the cache, or the data set), ``split``, ``samples``, ``loss``, ``top1``, ``top5``.
+        manifest: of what it was evaluated on.
+        ids: of the samples.
+        predicted, labels: of each sample, the number of its class.
+        parameters: trained ones, ``{"side", "classifier"}``.
+    """
+
+    figures: dict[str, Any]
+    manifest: Manifest
+    ids: list[str]
+    predicted: list[int]
+    labels: list[int]
+    parameters: dict[str, int]
+
 
 # an adapter works on whatever agrees in these; data set, order and precision may differ
 BELONG_TOGETHER = ("backbone", "input", "tap")
@@ -61,6 +86,24 @@ def evaluate_run(
     Raises:
         UserError: if adapter and data do not belong together, or there is nothing to evaluate on.
     """
+    found = evaluated(
+        run, cache=cache, split=split, backbone=backbone, dataset=dataset, device=device, progress=progress
+    )
+    _store(Path(run) / "eval.json", found.figures)
+    return found.figures
+
+
+def evaluated(
+    run: str | Path,
+    *,
+    cache: str | Location | None = None,
+    split: str | None = None,
+    backbone: "Backbone | None" = None,
+    dataset: "Samples | None" = None,
+    device: str | None = None,
+    progress: Progress = lambda share: None,
+) -> Evaluated:
+    """Evaluate as :func:`evaluate_run`, sample by sample, and write nothing."""
     directory = Path(run)
     adapter_config = load_adapter_config(directory)
     own_run = Run(directory)
@@ -96,19 +139,34 @@ def evaluate_run(
         if chosen is None:
             _require_fit(run, f"data set {name!r}", adapter_config, manifest)
         samples = material.chosen.held_out if own else material.chosen.train
+        adapter = load_adapter(directory, adapter_config, material.tail).to(where)
+        ids: list[str] = []
+        kept: list[Tensor] = []
+
+        def keep(predicted: Tensor, batch: Batch) -> None:
+            ids.extend(batch.ids)
+            kept.append(torch.stack([predicted[0], batch.labels]).cpu())
+
         found = evaluate(
-            load_adapter(directory, adapter_config, material.tail).to(where),
+            adapter,
             material.source,
             samples,
             batch_size=config.batch_size,
             autocast=autocast_dtype(where, manifest.precision),
             clips=manifest.clips,
             progress=progress,
+            keep=keep,
         )
+    predicted, labels = torch.cat(kept, dim=1).tolist()
     tested = "held out of training" if own else manifest.fields["dataset"]["split"]
-    result = {"on": name, "split": tested, "samples": len(samples), **found}
-    _store(directory / "eval.json", result)
-    return result
+    return Evaluated(
+        figures={"on": name, "split": tested, "samples": len(samples), **found},
+        manifest=manifest,
+        ids=ids,
+        predicted=predicted,
+        labels=labels,
+        parameters=adapter.parameter_counts(),
+    )
 
 
 def _store(path: Path, result: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from losa_cache.device import has_bfloat16
 from losa_cache.errors import UserError
+from losa_cache.memory import peak_memory
 from losa_cache.outside import UnreadableError
 from losa_cache.sidenet.adapter import Adapter
 from losa_cache.train import all_layers
@@ -243,6 +244,7 @@ def fit(
             metrics |= account(passed.seconds, passed.spent, roof)
             metrics["limiter"] = limiter(metrics, roof)
             metrics["train_lr"] = optimizer.param_groups[0]["lr"]
+            metrics["train_peak_gb"] = peak_memory(device) / 1e9
             metrics |= validate(adapter, material, config, autocast=autocast, between_batches=between_batches)
             run.log(metrics)  # before the checkpoint: a kill between the two repeats the epoch and its line
             done, passed = done + 1, Passed()

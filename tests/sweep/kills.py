@@ -35,7 +35,7 @@ from losa_cache.train.config import TrainConfig
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_TRUNC
 CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.link", "os.symlink")
 SECONDS = 300  # of a child at most
-TIMES = ("train_seconds", "train_read", "limiter")
+TIMES = ("train_seconds", "train_read", "train_peak_gb", "limiter")
 FULL = 3  # exit code of a run that the full disk stopped with a sentence
 
 

@@ -1,0 +1,51 @@
+"""The command line's ``compare``: parse, call, print."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from losa_cache.cli_common import Device, Json, expanded
+from losa_cache.text import say
+
+
+def _expanded(values: list[str]) -> list[str]:
+    return [expanded(value) for value in values]
+
+
+def compare(
+    what: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN|CACHE...",
+            help="Directories of finished runs; a test cache to test them on (default: the one that eval takes); a "
+            "training cache to add its probe. A training cache alone: every run below runs/ that was trained from it.",
+            callback=_expanded,
+        ),
+    ],
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Add the probe of the cache that the runs were trained from.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for compare.html, compare.png and compare.json; default: none.", callback=expanded),
+    ] = None,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Compare runs by the same test images: accuracy with intervals, paired tests, parameters, seconds, memory."""
+    from losa_cache import compare as run
+    from losa_cache.compare.report import write_report
+    from losa_cache.compare.table import text
+    from losa_cache.display import PassBar
+    from losa_cache.sweep.drawing import require_matplotlib
+
+    if out is not None:
+        require_matplotlib()  # before anything expensive
+    with PassBar("runs tested", len(what)) as bar:
+        found = run(*what, probe=probe, device=device, progress=bar.advance)
+    written = None if out is None else write_report(found, out)
+    typer.echo(json.dumps(found.to_json(), indent=2) if as_json else text(found))
+    if written is not None and not as_json:
+        say(f"report: {written}")

@@ -1,0 +1,1 @@
+"""Runs and probes beside each other, on the same test images."""

@@ -1,0 +1,169 @@
+"""``compare``: runs, and the probe of the cache that they were trained from, on the same test images."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from losa_cache.cache.store import HELD_OUT_SPLITS, ActivationCache, open_cache
+from losa_cache.compare.predictions import Predictions, predictions
+from losa_cache.compare.probed import probe_contenders
+from losa_cache.compare.record import Comparison, Contender, comparison
+from losa_cache.compare.trained import Trained, contender, group, names, read_run
+from losa_cache.errors import UserError
+from losa_cache.sidenet.adapter_file import CONFIG as ADAPTER_CONFIG
+from losa_cache.sidenet.adapter_file import load_adapter_config
+from losa_cache.train.evaluate_run import known_test_cache, misfit
+from losa_cache.train.run import CONFIG as RUN_CONFIG
+
+RUNS = Path("runs")
+
+
+def compare(
+    *what: str | Path | ActivationCache,
+    probe: bool = False,
+    device: str | None = None,
+    progress: Callable[[float], None] = lambda done: None,
+) -> Comparison:
+    """Compare finished runs, and probes, by the same test images (*not from the paper*).
+
+    Runs that differ in their seed alone are one method. A run's predictions are kept in it (``predictions.json``) and
+    used again.
+
+    Args:
+        what: directories of finished runs; and caches. A cache of a held-out split is what runs are tested on: each run
+            on the first that fits it. Another cache adds its probe, and, where no run is named, all finished runs below
+            ``runs`` that were trained from it.
+        probe: add the probe of the cache that the runs were trained from.
+        device: by default the GPU where there is one.
+        progress: is given the runs tested so far, with their fraction.
+
+    Returns:
+        accuracies in percent with intervals at 95 %, and differences between each pair in points.
+
+    Raises:
+        UserError: if something is neither, does not fit, or was tested on other images than the others.
+    """
+    runs, caches = _sorted(what)
+    tests = [cache for cache in caches if _held_out(cache)]
+    sources = [cache for cache in caches if not _held_out(cache)]
+    if not runs:
+        runs = [run for cache in sources for run in _trained_from(cache)]
+    if not runs and not sources:
+        raise UserError("there is nothing to compare: name the directories of finished runs, or a training cache.")
+    trained = [read_run(run) for run in runs]
+    groups = group(trained)
+    if probe:
+        sources += _sources_of(trained, known=sources)
+    found: list[Contender] = []
+    done = 0
+    for name, members in zip(names(groups), groups, strict=True):
+        tested, told = [_test_cache(run, tests) for run in members], []
+        for run, cache in zip(members, tested, strict=True):
+            told.append(predictions(run.path, cache, device=device, progress=partial(_advance, progress, done)))
+            done += 1
+        _require_same(members, told)
+        found.append(contender(name, members, told, str(tested[0].path)))
+    for source in sources:
+        found += probe_contenders(source, tests, RUNS, device=device)
+    _require_same_images(found)
+    test = open_cache(found[0].tested_on)
+    dataset, backbone = test.manifest.fields["dataset"], test.manifest.fields["backbone"]["name"]
+    return comparison(f"{dataset['name']}, {dataset['split']}: {backbone}", _named_apart(found))
+
+
+def _advance(progress: Callable[[float], None], done: int, share: float) -> None:
+    progress(done + share)
+
+
+def _sorted(what: Sequence[str | Path | ActivationCache]) -> tuple[list[Path], list[ActivationCache]]:
+    """Tell runs from caches."""
+    runs, caches = [], []
+    for one in what:
+        if isinstance(one, ActivationCache):
+            caches.append(one)
+        elif "://" not in str(one) and ((Path(one) / RUN_CONFIG).exists() or (Path(one) / ADAPTER_CONFIG).exists()):
+            runs.append(Path(one))
+        else:
+            try:
+                caches.append(open_cache(str(one)))
+            except UserError as error:
+                raise UserError(f"{str(one)!r} is no finished run, and as a cache: {error}") from error
+    return runs, caches
+
+
+def _held_out(cache: ActivationCache) -> bool:
+    return cache.manifest.fields["dataset"]["split"] in HELD_OUT_SPLITS
+
+
+def _trained_from(cache: ActivationCache) -> list[Path]:
+    """Find the finished runs below ``runs`` that were trained from a cache."""
+    found = []
+    for config in sorted(RUNS.glob(f"*/{ADAPTER_CONFIG}")):
+        try:
+            identity = load_adapter_config(config.parent)["cache"]["identity"]
+        except UserError:  # naming it says what is wrong with it
+            continue
+        if identity == cache.manifest.identity:
+            found.append(config.parent)
+    return found
+
+
+def _sources_of(trained: Sequence[Trained], known: Sequence[ActivationCache]) -> list[ActivationCache]:
+    """Open the caches that runs were trained from, but for those that are known."""
+    seen = {cache.manifest.identity for cache in known}
+    found = []
+    for path in dict.fromkeys(run.cache for run in trained if run.cache is not None):
+        cache = open_cache(path)
+        if cache.manifest.identity not in seen:
+            seen.add(cache.manifest.identity)
+            found.append(cache)
+    return found
+
+
+def _test_cache(run: Trained, tests: Sequence[ActivationCache]) -> ActivationCache:
+    """Choose what a run is tested on: of the caches given the first that fits, else the one that ``eval`` takes.
+
+    Raises:
+        UserError: if there is none.
+    """
+    if tests:
+        config = load_adapter_config(run.path)
+        problems = [misfit(config, test.manifest) for test in tests]
+        for test, problem in zip(tests, problems, strict=True):
+            if not problem:
+                return test
+        raise UserError(f"run {str(run.path)!r} does not fit cache {str(tests[0].path)!r}: {problems[0]}.")
+    known = known_test_cache(run.path)
+    if known is None:
+        raise UserError(f"no test cache is known that fits run {str(run.path)!r}: extract one, or name it here.")
+    return known
+
+
+def _require_same(members: Sequence[Trained], told: Sequence[Predictions]) -> None:
+    for run, own in zip(members, told, strict=True):
+        if own.images != told[0].images:
+            raise _unlike(str(members[0].path), str(run.path))
+
+
+def _require_same_images(found: Sequence[Contender]) -> None:
+    for one in found:
+        if one.images != found[0].images:
+            raise _unlike(*((contender.runs or [contender.name])[0] for contender in (found[0], one)))
+
+
+def _unlike(first: str, second: str) -> UserError:
+    return UserError(
+        f"{first!r} and {second!r} were tested on different images: name one test cache that fits both, or compare "
+        "them apart."
+    )
+
+
+def _named_apart(found: Sequence[Contender]) -> list[Contender]:
+    """Give methods names that differ: a number follows where two have the same."""
+    seen: dict[str, int] = {}
+    apart = []
+    for one in found:
+        seen[one.name] = seen.get(one.name, 0) + 1
+        apart.append(one if seen[one.name] == 1 else replace(one, name=f"{one.name} ({seen[one.name]})"))
+    return apart

@@ -1,0 +1,133 @@
+"""``predictions.json`` of a run: which class it gives each test image, and what that was computed from.
+
+The file has a checksum and names the run, the adapter and the cache, so that it is used again only where the same
+numbers would come of it. Samples stand in the order of their ids: caches that were extracted in another order agree.
+"""
+
+import errno
+import hashlib
+import json
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import numpy as np
+from msgspec import Meta
+from numpy.typing import NDArray
+
+from losa_cache.cache.store import ActivationCache
+from losa_cache.errors import UserError
+from losa_cache.files import unsealed, write_sealed
+from losa_cache.outside import UnreadableError, fit, read_file
+from losa_cache.sidenet.adapter_file import TENSORS, load_adapter_config
+from losa_cache.train.evaluate_run import Evaluated, evaluated
+from losa_cache.train.loop import Progress
+from losa_cache.train.run import Run
+
+NAME = "predictions.json"
+MOST_BYTES = 2**28
+
+log = logging.getLogger(__name__)
+
+Shape = TypeVar("Shape")
+Count = Annotated[int, Meta(ge=0)]
+Digest = Annotated[str, Meta(max_length=100)]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a run says of each image of a test cache.
+
+    Attributes:
+        run, adapter: digests of the run's config and of its adapter's tensors.
+        cache: identity of the test cache.
+        images: digest of the data set's fingerprint, the ids and the labels: the same for the same images.
+        predicted, labels: the number of each image's class, in the order of their ids.
+        parameters: trained ones, ``{"side", "classifier"}``.
+    """
+
+    run: Digest
+    adapter: Digest
+    cache: Digest
+    images: Digest
+    predicted: list[Count]
+    labels: list[Count]
+    parameters: dict[str, Count]
+
+    @property
+    def correct(self) -> NDArray[np.bool_]:
+        """Whether each image's class is the predicted one."""
+        return np.array(self.predicted) == np.array(self.labels)
+
+
+def predictions(run: Path, cache: ActivationCache, *, device: str | None, progress: Progress) -> Predictions:
+    """Read a finished run's predictions on a test cache, or compute and keep them.
+
+    Args:
+        run: its directory.
+        cache: of the test images.
+        device: by default the GPU where there is one.
+        progress: is given the share done.
+
+    Raises:
+        UserError: if the run is not finished, was altered, or does not fit the cache.
+    """
+    known = read_kept(run / NAME, Predictions)
+    wanted = (Run(run).digest(), _adapter_digest(run), cache.manifest.identity)
+    if known is not None and (known.run, known.adapter, known.cache) == wanted:
+        return known
+    made = _ordered(evaluated(run, cache=cache.path, device=device, progress=progress), *wanted)
+    keep(run / NAME, asdict(made))
+    return made
+
+
+def images_digest(fields: dict[str, Any], ids: list[str], labels: list[int]) -> str:
+    """Give a digest that is the same for the same test images and labels.
+
+    Args:
+        fields: of a cache's identity.
+        ids, labels: of all samples, in the order of the ids.
+    """
+    content = json.dumps([fields["dataset"]["fingerprint"], ids, labels]).encode()
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
+def _ordered(found: Evaluated, run: str, adapter: str, cache: str) -> Predictions:
+    order = sorted(range(len(found.ids)), key=found.ids.__getitem__)
+    ids = [found.ids[place] for place in order]
+    predicted, labels = ([column[place] for place in order] for column in (found.predicted, found.labels))
+    images = images_digest(found.manifest.fields, ids, labels)
+    return Predictions(run, adapter, cache, images, predicted, labels, found.parameters)
+
+
+def _adapter_digest(run: Path) -> str:
+    """Give the digest of the adapter's tensors; adapters of earlier versions do not name it."""
+    known = load_adapter_config(run).get("sha256")
+    if isinstance(known, str):
+        return known
+    try:
+        return hashlib.sha256(read_file(run / TENSORS, at_most=2**40)).hexdigest()
+    except UnreadableError as error:
+        raise UserError(f"adapter {str(run / TENSORS)!r} cannot be loaded ({error}).") from error
+
+
+def keep(path: Path, content: dict[str, Any]) -> None:
+    """Write what was predicted, whole or not at all. Where nobody may write, or there is no room, a warning does."""
+    try:
+        write_sealed(path, content)
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT):
+            raise
+        log.warning("%r cannot be written (%s): the next compare computes it again.", str(path), error.strerror)
+
+
+def read_kept(path: Path, shape: type[Shape]) -> Shape | None:
+    """Read it back; ``None`` where there is nothing, or something that cannot be used: it is computed again."""
+    if not path.exists():
+        return None
+    try:
+        return fit(unsealed(read_file(path, at_most=MOST_BYTES), NAME), shape)
+    except (UnreadableError, ValueError) as error:
+        log.warning("%r is computed again: %s.", str(path), error)
+        return None

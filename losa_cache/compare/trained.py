@@ -1,0 +1,171 @@
+"""Finished runs to contenders: seeds of one setting together, under names that tell the settings apart."""
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import MISSING, asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from losa_cache.cache.home import extraction_seconds
+from losa_cache.cache.store import open_cache
+from losa_cache.compare.predictions import Predictions
+from losa_cache.compare.record import Contender
+from losa_cache.errors import UserError
+from losa_cache.files import reason
+from losa_cache.points import WITHOUT_START
+from losa_cache.sweep.evidence import say
+from losa_cache.sweep.record import is_number
+from losa_cache.train.config import TrainConfig
+from losa_cache.train.run import KEPT_FILES, Run
+
+DEFAULTS = {field.name: field.default for field in fields(TrainConfig) if field.default is not MISSING}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run.
+
+    Attributes:
+        path: its directory.
+        seed: its seed.
+        options: all others; of files that they name, the digest.
+        source: what it was trained on, but for what a seed decides: the identity's fields, and options of online runs.
+        cache: path of the cache that it was trained from, if there was one.
+        online: whether the backbone ran on every batch, or on a part of it.
+        seconds: of training; ``None``: not recorded.
+        peak_gb: most memory that training took; ``None``: not recorded.
+    """
+
+    path: Path
+    seed: int
+    options: dict[str, Any]
+    source: dict[str, Any]
+    cache: str | None
+    online: bool
+    seconds: float | None
+    peak_gb: float | None
+
+    @property
+    def setting(self) -> str:
+        """Text that is equal for runs that differ in their seed alone."""
+        return json.dumps([self.options, self.source], sort_keys=True)
+
+
+def read_run(path: Path) -> Trained:
+    """Read what a run directory says of itself.
+
+    Raises:
+        UserError: if it is none, or was altered.
+    """
+    run = Run(path)
+    config, origin = run.config()
+    options = asdict(config)
+    for name in KEPT_FILES:
+        if options[name] is not None and options[name] != DEFAULTS[name] and Path(options[name]).is_file():
+            options[name] = _digest(Path(options[name]))
+    seed, online = options.pop("seed"), origin["online"]
+    learned = dict(origin["fields"])
+    if online is not None and origin["cache"] is None:
+        learned["sampling"] = {**learned["sampling"], "seed": None}  # it is the run's own
+    lines = list(run.metrics())
+    seconds, peaks = (_numbers(lines, name) for name in ("train_seconds", "train_peak_gb"))
+    return Trained(
+        path,
+        seed,
+        options,
+        {"fields": learned, "online": online},
+        origin["cache"],
+        online is not None,
+        math.fsum(seconds) if lines and len(seconds) == len(lines) else None,
+        max(peaks, default=None),
+    )
+
+
+def group(runs: Sequence[Trained]) -> list[list[Trained]]:
+    """Put runs together that differ in their seed alone, in the order given.
+
+    Raises:
+        UserError: for a seed that comes twice in a setting.
+    """
+    alike: dict[str, list[Trained]] = {}
+    for run in runs:
+        members = alike.setdefault(run.setting, [])
+        twin = next((other for other in members if other.seed == run.seed), None)
+        if twin is not None:
+            raise UserError(
+                f"runs {str(twin.path)!r} and {str(run.path)!r} have the same options and the same seed {run.seed}: "
+                "leave one of them out."
+            )
+        members.append(run)
+    return list(alike.values())
+
+
+def names(groups: Sequence[Sequence[Trained]]) -> list[str]:
+    """Name settings by their side network and by the options in which they differ from each other and from defaults.
+
+    Where that does not tell two of them apart, they differ in what they were trained on: the first run's name follows.
+    """
+    first = [members[0] for members in groups]
+    varied = [
+        name
+        for name in dict.fromkeys(name for run in first for name in run.options)
+        if name != "side" and len({json.dumps(run.options.get(name)) for run in first}) > 1
+    ]
+    told = []
+    for run in first:
+        own = [
+            f"{name.replace('_', ' ')} {_say(run.options[name])}"
+            for name in varied
+            if run.options.get(name) != DEFAULTS.get(name)
+            and (name != "rank" or run.options["side"] not in WITHOUT_START)
+        ]
+        told.append(", ".join([run.options["side"], *own, *(["online"] if run.online else [])]))
+    return [f"{name} ({run.path})" if told.count(name) > 1 else name for name, run in zip(told, first, strict=True)]
+
+
+def contender(name: str, runs: Sequence[Trained], found: Sequence[Predictions], tested_on: str) -> Contender:
+    """Put a setting's runs and their predictions together."""
+    seconds = [run.seconds for run in runs if run.seconds is not None]
+    caches = {run.cache for run in runs}
+    cache = caches.pop() if len(caches) == 1 else None
+    online = runs[0].online and cache is None
+    return Contender(
+        name,
+        [str(run.path) for run in runs],
+        [run.seed for run in runs],
+        np.stack([one.correct for one in found]),
+        found[0].images,
+        tested_on,
+        found[0].parameters,
+        train_seconds=math.fsum(seconds) / len(seconds) if len(seconds) == len(runs) else None,
+        extract_seconds=0.0 if online else _extracted(cache),
+        peak_gb=max((run.peak_gb for run in runs if run.peak_gb is not None), default=None),
+    )
+
+
+def _extracted(cache: str | None) -> float | None:
+    try:
+        opened = None if cache is None else open_cache(cache)
+    except UserError:  # it is gone: nothing is known of it
+        return None
+    return extraction_seconds(opened.path, opened.manifest) if opened and isinstance(opened.path, Path) else None
+
+
+def _numbers(lines: Sequence[dict[str, Any]], name: str) -> list[float]:
+    return [float(line[name]) for line in lines if is_number(line.get(name))]
+
+
+def _say(value: Any) -> str:
+    """Write an option's value as on a command line; of a file's digest enough to tell it apart."""
+    return say(value)[:19] if str(value).startswith("sha256:") else say(value)
+
+
+def _digest(path: Path) -> str:
+    try:
+        return f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+    except OSError as error:
+        raise UserError(f"{str(path)!r} cannot be read ({reason(error)}).") from error
