@@ -62,7 +62,7 @@ def sweep(
         UserError: for options, a cache or a folder that cannot work.
     """
     require_matplotlib()  # before the trials, not after them
-    opened = latest_training_cache() if cache is None else cache
+    opened = latest_training_cache(all_tokens=True) if cache is None else cache  # it serves every side network
     opened = opened if isinstance(opened, ActivationCache) else open_cache(opened)
     searched = {name: _searched(name, own) for name, own in space.items()}
     base = config or TrainConfig()

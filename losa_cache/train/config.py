@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from losa_cache.errors import UserError, require_counts
-from losa_cache.points import EMBEDDING, STARTS, WITHOUT_START, require_tap
+from losa_cache.points import EMBEDDING, OF_ROWS, STARTS, WITHOUT_START, require_tap
 
 SHUFFLE, BALANCED = "shuffle", "balanced"
 DEFAULT_LR = {"losa": 1e-3, "mlp": 1e-3, "ladder": 1e-3, "linear": 1e-2, "fusion": 1e-3, "attentive": 1e-3}
@@ -81,6 +81,11 @@ class TrainConfig:
     def reads_embedding(self) -> bool:
         """Whether b_0 is needed: some side networks refine no y_0, whatever the start."""
         return self.start == EMBEDDING and self.side not in WITHOUT_START
+
+    @property
+    def reads_all_tokens(self) -> bool:
+        """Whether the side network reads more of a point than pooled caches hold."""
+        return self.side not in OF_ROWS
 
     def __post_init__(self) -> None:
         if self.side not in DEFAULT_LR:

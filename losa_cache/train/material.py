@@ -14,7 +14,7 @@ from losa_cache.device import default_workers
 from losa_cache.errors import UserError
 from losa_cache.layers import choose_layers
 from losa_cache.memory import available_memory, readable_bytes
-from losa_cache.points import EMBEDDING, LAST_ONLY, input_points, tapped_points
+from losa_cache.points import ALL, EMBEDDING, LAST_ONLY, input_points, tapped_points
 from losa_cache.sidenet.adapter import FOLD
 from losa_cache.sidenet.tail import FrozenTail
 from losa_cache.train.batch import Source
@@ -111,7 +111,9 @@ def from_cache(
         UserError: for layers or a start that it does not hold, or a choice of samples that cannot be.
     """
     layers = used_layers(cache.manifest.layers, config)
-    points = used_points(cache.manifest.fields["tap"], cache.manifest.layers, config)
+    if config.reads_all_tokens:
+        require_all_tokens(cache, f"--side {config.side}")
+    points = used_points(cache.manifest, config)
     _require_start(cache, points)
     chosen = selected(cache, config)
     image = len(cache.manifest.tokens["grid"]) == 2  # the layers of a video's side network want whole values
@@ -171,6 +173,8 @@ def from_backbone(
     from losa_cache.sources import Sources
     from losa_cache.train.online import OnlineSource
 
+    if cache is not None:
+        require_all_tokens(cache, "a run with the backbone in the loop")
     stored = {} if cache is None else cache.manifest.fields
     sampling = stored.get("sampling", {"seed": config.seed, "limit": None})
     inputs = open_inputs(
@@ -208,7 +212,7 @@ def from_backbone(
     samples = np.arange(len(inputs.samples)) if cache is None else cache.samples
     chosen = select(samples, inputs.samples.ids, inputs.samples.labels, config)
     layers = used_layers(manifest.layers, config)
-    points = used_points(manifest.fields["tap"], manifest.layers, config)
+    points = used_points(manifest, config)
     if cache is not None:
         _require_start(cache, points)
     workers = online.workers or default_workers()
@@ -261,14 +265,28 @@ def used_layers(available: list[int], config: TrainConfig) -> list[int]:
     return chosen[-1:] if config.side in LAST_ONLY else chosen
 
 
-def used_points(tap: str, available: list[int], config: TrainConfig) -> list[str]:
-    """Points that a run reads, in the order of ``Batch.blocks``: a probe's is b_L, whatever tap and start."""
-    layers = used_layers(available, config)
+def used_points(manifest: Manifest, config: TrainConfig) -> list[str]:
+    """Points that a run reads, in the order of ``Batch.blocks``.
+
+    A probe's is the last one that a cache holds, whatever tap and start: b_L, or what the tail makes of it.
+    """
     if config.side in LAST_ONLY:
-        return input_points("block", layers, start="output")
-    if config.side == "fusion":
-        return tapped_points(tap, layers)
-    return input_points(tap, layers, start=config.start)
+        return manifest.points[-1:]
+    tap, layers = manifest.fields["tap"], used_layers(manifest.layers, config)
+    return tapped_points(tap, layers) if config.side == "fusion" else input_points(tap, layers, start=config.start)
+
+
+def require_all_tokens(cache: ActivationCache, reader: str) -> None:
+    """Refuse a cache of pooled rows for what reads all tokens.
+
+    Raises:
+        UserError: naming that reader, and the cache that it needs.
+    """
+    if cache.manifest.holds != ALL:
+        raise UserError(
+            f"cache {str(cache.path)!r} holds pooled rows alone, and {reader} needs all tokens: extract the full cache "
+            "(--tokens all)."
+        )
 
 
 def _require_start(cache: ActivationCache, points: list[str]) -> None:

@@ -71,7 +71,8 @@ def train(
 
     Args:
         cache: opened, its path or its URL. Without ``online``, and for a mixed run, by default the most recent complete
-            one that is not of a held-out split. Beside ``online`` it serves the held-out samples.
+            one that is not of a held-out split, and holds all tokens where the side network reads them. Beside
+            ``online`` it serves the held-out samples.
         online: run the backbone on every batch, or on a share of it.
         backbone, dataset: loaded ones, in place of those that ``online`` names.
         config: the options.
@@ -95,7 +96,7 @@ def train(
         require_free(Path(out))
     where = choose_device(device)
     if cache is None and (online is None or online.share < 1):
-        cache = latest_training_cache()
+        cache = latest_training_cache(all_tokens=config.reads_all_tokens or online is not None)
     if isinstance(cache, str | Location):
         cache = open_cache(cache)
     near = _staged(cache, stage, staging)
