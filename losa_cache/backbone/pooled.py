@@ -78,6 +78,6 @@ class PooledBackbone(Backbone):
             with torch.autocast(self.device.type, enabled=False):  # a tail that attends is exact, too
                 sink(at, self._pool(value))
                 if at == last:
-                    sink(last + 1, self._features(value.float())[:, None].expand(-1, self.tokens, -1))
+                    sink(last + 1, self._features(value.float())[:, None].repeat(1, self.tokens, 1))
 
         return put
