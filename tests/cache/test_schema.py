@@ -180,10 +180,6 @@ HOSTILE = {
     "tokens": attributes("tokens", "total", to=6),
     "pooled rows": attributes("fields", "tokens", to="pooled"),
     "rows of another kind": attributes("fields", "tokens", to=["all"]),
-    "the tail of pooled rows": lambda content: (
-        content["fields"].update(tokens="pooled"),
-        content["tokens"].update(total=2, grid=[1, 1]),
-    ),
     "prefix": attributes("tokens", "prefix", to=-1),
     "grid": attributes("tokens", "grid", to=[2, 2, 2]),
     "enormous grid": attributes("tokens", "grid", to=[2**40, 2**40]),

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from losa_cache.cache.inspect import inspect_cache, list_caches
+from losa_cache.cache.manifest import Manifest
 from losa_cache.errors import UserError
 from losa_cache.extract.extract import extract
 from losa_cache.extract.plan_extraction import plan_extraction
@@ -114,6 +115,22 @@ def test_full_and_pooled_caches_have_identities_and_names_of_their_own_and_say_w
     described = inspect_cache(pooled.path)
     assert described["tokens"] == {"stored": "pooled", "total": 2, "prefix": 1, "grid": [1, 1]}
     assert list(described["statistics"]["points"])[-1] == "tail"
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ("tail", {"norm": {"type": "layernorm", "eps": 1e-6, "affine": False, "bias": False}}),
+        ("tail", {"pool": "avg"}),
+        ("tokens", {"total": 3, "grid": [1, 2]}),
+    ],
+)
+def test_a_pooled_cache_that_declares_what_pooled_rows_are_not_is_refused(part, change):
+    attributes = extract(tiny_backbone(), tiny_samples(3), tokens="pooled").manifest.to_attributes()
+    assert Manifest.from_attributes(attributes, "c").holds == "pooled"
+    attributes["losa_cache"][part] |= change
+    with pytest.raises(UserError, match="attributes of 'c' are not as protocol 4 says .*pooled rows"):
+        Manifest.from_attributes(attributes, "c")
 
 
 def test_plan_foretells_a_pooled_cache_and_offers_only_what_can_be(tmp_path):
