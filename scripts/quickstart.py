@@ -98,7 +98,7 @@ def time_epochs(path: str) -> dict[tuple[str, str], float]:
     configs = {side: TrainConfig(side=side, rank=16) for side in SIDES}
     sources: dict[tuple[str, str], CachedSource | OnlineSource] = {}
     for side, config in configs.items():
-        points = used_points(cache.manifest, config)
+        points = used_points(cache.manifest.fields["tap"], cache.manifest.layers, config)
         sources[side, "cached"] = CachedSource(cache, points, device)
         sources[side, "online"] = OnlineSource(
             inputs, points, cache.encoding(), cache.manifest.points, workers=os.cpu_count() or 1

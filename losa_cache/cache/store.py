@@ -335,6 +335,6 @@ def latest_training_cache(*, all_tokens: bool) -> ActivationCache:
     if passed_over is not None:
         raise UserError(
             f"there is no training cache of all tokens yet, only of pooled rows ({str(passed_over.path)!r}): make one "
-            "with losa-cache extract --tokens all, or train --side linear."
+            "with losa-cache extract --tokens all, or train a --side that reads pooled rows: linear or fusion."
         )
     raise UserError("there is no complete training cache yet: make one with losa-cache extract, or pass --cache.")

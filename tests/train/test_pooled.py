@@ -31,20 +31,24 @@ def losses(run):
     return torch.tensor([[line["train_loss"], line["val_loss"]] for line in lines])
 
 
-@pytest.mark.parametrize("kind", [*TRUNKS, "digits"])
-def test_a_probe_is_the_same_function_of_the_image_from_either_cache_and_on_either(kind, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "side"),
+    [*((kind, "linear") for kind in (*TRUNKS, "digits")), ("registers", "fusion"), ("attention", "fusion")],
+)
+def test_a_side_of_rows_is_the_same_function_of_the_image_from_either_cache_and_on_either(kind, side, tmp_path):
     named = ("vit_digits", "digits") if kind == "digits" else (tiny_backbone(**TRUNKS[kind]), tiny_samples())
     found, made = {}, {}
     for tokens in ("all", "pooled"):
-        options = {"precision": "float32", "layers": 1, "limit": 40, "out": tmp_path / f"{tokens}.zarr"}
+        options = {"precision": "float32", "layers": 2, "limit": 40, "out": tmp_path / f"{tokens}.zarr"}
         made[tokens] = extract(*named, tokens=tokens, **options)
         stage = tmp_path / "near" if tokens == "pooled" else None
-        found[tokens] = train(made[tokens], side="linear", out=tmp_path / tokens, stage=stage, **OPTIONS)
+        found[tokens] = train(made[tokens], side=side, out=tmp_path / tokens, stage=stage, **OPTIONS)
     ours, theirs = found["pooled"], found["all"]
     torch.testing.assert_close(losses(ours), losses(theirs), rtol=1e-4, atol=1e-5)
-    states = (run.adapter.trained_state() for run in (ours, theirs))
-    for own, other in zip(*(state.values() for state in states), strict=True):
-        torch.testing.assert_close(own, other, rtol=1e-3, atol=1e-3 * float(other.abs().max()))
+    own, other = (run.adapter.trained_state() for run in (ours, theirs))
+    assert own.keys() == other.keys()
+    for name, value in own.items():
+        torch.testing.assert_close(value, other[name], rtol=1e-3, atol=1e-3 * float(other[name].abs().max()))
     tested = [
         lc.evaluate_run(run.run, cache=cache.path, device="cpu") for run in (ours, theirs) for cache in made.values()
     ]
@@ -53,7 +57,7 @@ def test_a_probe_is_the_same_function_of_the_image_from_either_cache_and_on_eith
         assert result["loss"] == pytest.approx(tested[0]["loss"], rel=1e-3)
 
 
-@pytest.mark.parametrize("side", ["losa", "mlp", "ladder"])
+@pytest.mark.parametrize("side", ["losa", "mlp", "ladder", "attentive"])
 def test_side_networks_over_tokens_say_that_they_need_the_full_cache(side, caches, tmp_path):
     with pytest.raises(UserError, match=f"holds pooled rows .* --side {side} needs all tokens: .*--tokens all"):
         train(caches["pooled"], side=side, rank=4, out=tmp_path / "run", **OPTIONS)
@@ -74,7 +78,7 @@ def test_without_a_name_the_latest_cache_is_taken_that_has_what_is_read(caches, 
         read[side] = json.loads((run / "config.json").read_text())["cache"]
     assert read == {"linear": str(caches["pooled"].path), "losa": str(caches["all"].path)}
     caches["all"].path.rename(tmp_path / "gone.zarr")
-    with pytest.raises(UserError, match="no training cache of all tokens yet, only of pooled rows .*--side linear"):
+    with pytest.raises(UserError, match="no training cache of all tokens yet, only of pooled rows .* linear or fusion"):
         train(out=tmp_path / "run", **OPTIONS)
 
 
