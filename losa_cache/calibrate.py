@@ -118,7 +118,7 @@ def images_at_once(inputs: Inputs) -> int:
 
 
 def _values(inputs: Inputs) -> int:
-    return len(inputs.manifest.points) * inputs.backbone.tokens * inputs.backbone.width
+    return len(inputs.manifest.points) * inputs.backbone.trunk_tokens * inputs.backbone.width
 
 
 def run_views(

@@ -89,6 +89,9 @@ def extract(
     ] = "all",
     tap: Annotated[str, _images("block, attention, mlp or both: what of each layer.")] = "block",
     embedding: Annotated[bool, _images("Also store the first block's input.", "--embedding")] = False,
+    tokens: Annotated[
+        str, _images("all, or pooled: of each layer only the class token and the mean of the patches, for probes.")
+    ] = "all",
     precision: Annotated[
         str,
         _images("float32, float16, bfloat16, int8, int4, predict:BITS (predict:1.5) or predict:ERROR% (predict:20%)."),
@@ -133,6 +136,7 @@ def extract(
         "layers": layers,
         "tap": tap,
         "embedding": embedding,
+        "tokens": tokens,
         "precision": precision,
         "limit": limit,
         "views": views,
@@ -283,7 +287,7 @@ def train(
         refuse(context, "without --online or --mixed a cache serves the images it has", only=ONLINE_OPTIONS)
     opened = open_cache(cache) if cache is not None else None
     if opened is None and not online:
-        opened = latest_training_cache()
+        opened = latest_training_cache(all_tokens=config.reads_all_tokens or fresh is not None)
         note(f"cache: {opened.path} (the most recent complete one)")
     with TrainingBar(epochs) as bar:
         shown = {"report": bar, "progress": bar.advance, "staging": bar.staging}

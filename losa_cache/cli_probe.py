@@ -36,7 +36,7 @@ def probe(
     from losa_cache.probe.record import text
     from losa_cache.text import say
 
-    opened = latest_training_cache() if cache is None else None
+    opened = latest_training_cache(all_tokens=False) if cache is None else None
     if opened is not None:
         note(f"cache: {opened.path} (the most recent complete one)")
     with PassBar("probing", 1) as bar:

@@ -63,7 +63,7 @@ def cache_table(caches: list[dict[str, Any]]) -> str:
         return "no caches yet: make one with losa-cache extract"
     rows = [
         (
-            shown(f"{c['backbone']}, {c['points']} points ({c['tap']})"),
+            shown(f"{c['backbone']}, {c['points']} points ({c['tap']}, {c['tokens']} tokens)"),
             shown(f"{c['dataset']} {c['split']}"),
             f"{c['rows']} x {c['precision']}",
             readable_bytes(c["bytes"]),

@@ -10,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from losa_cache.backbone import Backbone, load_backbone
+from losa_cache.backbone.pooled import PooledBackbone
 from losa_cache.cache.manifest import UPRIGHT, Manifest
-from losa_cache.cache.precision import get_precision
+from losa_cache.cache.precision import Precision, get_precision
 from losa_cache.data.clips import Clip
 from losa_cache.data.decode import Decoder
 from losa_cache.data.load import load_samples
@@ -21,8 +22,9 @@ from losa_cache.errors import UserError, require_counts
 from losa_cache.folders import find_home, given_path
 from losa_cache.layers import choose_layers
 from losa_cache.memory import available_memory
-from losa_cache.points import require_tap
+from losa_cache.points import ALL, POOLED, require_tap, require_tokens
 
+OF_POOLED = ("float32", "float16", "bfloat16", "int8")
 DEVICE_SHARE = 0.8  # of a device's free memory: larger weights are streamed, and take so much
 
 
@@ -76,6 +78,7 @@ def open_inputs(
     layers: str | int | list[int] = "all",
     tap: str = "block",
     embedding: bool = False,
+    tokens: str = ALL,
     precision: str = "bfloat16",
     limit: int | None = None,
     seed: int = 0,
@@ -99,9 +102,10 @@ def open_inputs(
     Raises:
         UserError: for any of them that cannot work.
     """
-    chosen = get_precision(precision)
-    require_counts(views=views, limit=limit, clips=clips)
     require_tap(tap)
+    require_tokens(tokens)
+    chosen = precision_for(precision, tokens)
+    require_counts(views=views, limit=limit, clips=clips)
     if views > 1 and augment is None:
         raise UserError(f"views is {views}: say with --augment how the views after the plain one are drawn.")
     if views > 1 and clips > 1:
@@ -144,6 +148,8 @@ def open_inputs(
     backbone.to(device, budget=budget)
     if tap != "block":
         backbone.require_branches()
+    if tokens == POOLED:
+        backbone = PooledBackbone(backbone)
     samples = dataset.select(permute(len(dataset), seed=seed, limit=limit))
     compute = backbone.compute_dtype(precision)
     manifest = describe(
@@ -152,6 +158,7 @@ def open_inputs(
         layers=choose_layers(layers, range(1, backbone.depth + 1)),
         tap=tap,
         embedding=embedding,
+        tokens=tokens,
         precision=precision,
         compute=compute,
         seed=seed,
@@ -163,6 +170,21 @@ def open_inputs(
         upright=not ignore_orientation,
     )
     return Inputs(backbone, samples, manifest, compute)
+
+
+def precision_for(name: str, tokens: str) -> Precision:
+    """Look up the precision of a cache of all tokens, or of pooled rows.
+
+    Raises:
+        UserError: for an unknown one; and for one of pooled rows that is coarser than int8: their error is not averaged
+            over tokens, and there is little to save.
+    """
+    precision = get_precision(name)
+    if tokens == POOLED and name not in OF_POOLED:
+        raise UserError(
+            f"precision is {name!r}, but pooled rows are few and small: choose one of {', '.join(OF_POOLED)}."
+        )
+    return precision
 
 
 def _needed_budget(weights: int, device: torch.device) -> int | None:
@@ -183,6 +205,7 @@ def describe(
     layers: list[int],
     tap: str,
     embedding: bool,
+    tokens: str,
     precision: str,
     compute: torch.dtype,
     seed: int,
@@ -197,6 +220,8 @@ def describe(
     newer = {} if decoder == PILLOW else {"decoder": decoder}  # the identities of older caches stay as they are
     if upright and samples.file is not None:  # pictures in memory have no orientation
         newer["orientation"] = UPRIGHT
+    if tokens != ALL:
+        newer["tokens"] = tokens
     return Manifest(
         fields={
             "backbone": {"name": backbone.name, "weights": backbone.weights},

@@ -89,6 +89,9 @@ def test_points(tmp_path):
         assert (cache.path / "activations" / tap / "zarr.json").is_file()
         assert cache.layout.layers == len(cache.manifest.points)
         named |= {re.sub(r"\d+", "<l>", point) for point in cache.manifest.points}
+    pooled = extract(tiny_backbone(), tiny_samples(3), tokens="pooled", out=tmp_path / "pooled.zarr")
+    assert pooled.layout.shape[1:3] == (len(pooled.manifest.points), 2)
+    named.add(pooled.manifest.points[-1])
     assert named == first_cells("Points")
 
 

@@ -123,6 +123,11 @@ class Backbone:
         return ("random:" if self._random else "") + f"sha256:{weights_hash(self.model, self._file)}"
 
     @property
+    def trunk_tokens(self) -> int:
+        """Tokens of the residual stream: those of a point, unless points are pooled."""
+        return self.tokens
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes of the weights, as they are loaded."""
         return sum(tensor.nbytes for tensor in (*self.model.parameters(), *self.model.buffers()))

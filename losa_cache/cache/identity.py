@@ -5,8 +5,12 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from losa_cache.points import ALL
+
 SHOWN, SHORT = 40, 4  # letters of a value, entries of a list, that a message has room for
-AS_STORED = "as stored"  # of pictures whose metadata are not followed: in words, what has no orientation
+AS_STORED = "as stored"  # of pictures whose metadata are not followed
+UNSAID = {"orientation": AS_STORED, "tokens": ALL}
+"""Fields that are missing where a cache is as older ones: what that says, in words."""
 
 
 def identity_hash(fields: Mapping[str, Any]) -> str:
@@ -19,7 +23,7 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]
     """Name the fields that differ, each as ``"input.crop_pct (0.9 here, 1.0 there)"``.
 
     Of lists of one length the first entry that differs is named: ``"classes[2] ("cat" here, "dog" there)"``. What a
-    fingerprint cannot tell by its digits, and a missing orientation, are put into words.
+    fingerprint cannot tell by its digits, and fields that are missing, are put into words.
     """
     a, b = dict(_flatten(ours)), dict(_flatten(theirs))
     return [
@@ -32,8 +36,8 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]
 def _difference(name: str, ours: Any, theirs: Any) -> str:
     if name == "dataset.fingerprint" and ours and theirs:
         return f"{name} (files or labels were added, removed or replaced)"
-    if name == "orientation":
-        return f"orientation ({ours or AS_STORED} here, {theirs or AS_STORED} there)"
+    if name in UNSAID:
+        return f"{name} ({ours or UNSAID[name]} here, {theirs or UNSAID[name]} there)"
     if isinstance(ours, list) and isinstance(theirs, list) and (max(len(ours), len(theirs)) > SHORT):
         if len(ours) != len(theirs):
             return f"{name} ({len(ours)} here, {len(theirs)} there)"

@@ -53,7 +53,7 @@ def inspect_cache(
         **manifest.fields,
         "orientation": manifest.fields.get("orientation", AS_STORED),
         "shape": list(layout.shape),
-        "tokens": manifest.tokens,
+        "tokens": {"stored": manifest.holds, **manifest.tokens},
         "chunk": [1, layout.chunk_layers, layout.tokens, layout.columns],
         "shard": [layout.shard_samples, layout.layers, layout.tokens, layout.columns],
         "bytes": {"stored": stored, "as_float32": logical, "ratio": round(logical / stored, 3) if stored else None},
@@ -82,9 +82,9 @@ def list_caches() -> list[dict[str, Any]]:
     """Describe in short the caches that this user completed anywhere, and those below ``$LOSA_CACHE_HOME/caches``.
 
     Returns:
-        ``path``, ``backbone``, ``dataset``, ``split``, ``tap``, ``points`` (how many), ``precision``, ``rows``,
-        ``bytes`` and ``complete`` of each, the most recently completed first; ``error`` in place of these where one
-        cannot be opened.
+        ``path``, ``backbone``, ``dataset``, ``split``, ``tap``, ``tokens``, ``points`` (how many), ``precision``,
+        ``rows``, ``bytes`` and ``complete`` of each, the most recently completed first; ``error`` in place of these
+        where one cannot be opened.
     """
     found = [*known_stores(), *sorted((home() / "caches").glob("*.zarr"))]
     return [_in_short(Path(path)) for path in dict.fromkeys(map(os.path.realpath, found))]
@@ -102,6 +102,7 @@ def _in_short(path: Path) -> dict[str, Any]:
         "dataset": fields["dataset"]["name"],
         "split": fields["dataset"]["split"],
         "tap": fields["tap"],
+        "tokens": cache.manifest.holds,
         "points": len(cache.manifest.points),
         "precision": cache.manifest.precision,
         "rows": cache.layout.samples,

@@ -8,7 +8,7 @@ from losa_cache.cache.identity import identity_hash
 from losa_cache.cache.schema import check_attributes
 from losa_cache.errors import UserError
 from losa_cache.outside import UnreadableError
-from losa_cache.points import TAPS, stored_points
+from losa_cache.points import ALL, TAPS, stored_points
 
 PROTOCOL = 4
 KEY = "losa_cache"
@@ -24,8 +24,9 @@ class Manifest:
         fields: what decides the numbers: ``backbone`` {name, weights}, ``input``, ``tap``, ``layers`` (block numbers),
             ``embedding``, ``precision``, ``compute``, ``dataset`` {name, split, fingerprint}, ``sampling`` {seed,
             limit}, ``views`` {count, augment, clips}; ``decoder``, where Pillow was not the one;
-            and ``orientation``, where pictures were turned upright.
-        tokens: ``{"total", "prefix", "grid": [rows, columns]}``; the grid of a video is [n_t, rows, columns].
+            ``orientation``, where pictures were turned upright; and ``tokens``, where pooled rows are stored.
+        tokens: ``{"total", "prefix", "grid": [rows, columns]}`` of a point as it is stored; the grid of a video is
+            [n_t, rows, columns], that of pooled rows [1, 1].
         width: channels of a block output.
         depth: blocks of the whole backbone.
         classes: class names.
@@ -69,7 +70,13 @@ class Manifest:
     @property
     def points(self) -> list[str]:
         """What the array holds along its dimension of layers, in its order: names of ``losa_cache.points``."""
-        return stored_points(self.fields["tap"], self.layers, embedding=self.fields["embedding"])
+        embedding: bool = self.fields["embedding"]
+        return stored_points(self.fields["tap"], self.layers, embedding=embedding, tokens=self.holds)
+
+    @property
+    def holds(self) -> str:
+        """What is stored of a point, of ``losa_cache.points.TOKENS``: all tokens, or pooled rows."""
+        return str(self.fields.get("tokens", ALL))
 
     @property
     def shape(self) -> tuple[int, int, int]:

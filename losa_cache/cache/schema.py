@@ -13,7 +13,7 @@ from msgspec import Meta
 from losa_cache.cache.precision import Precision, get_precision
 from losa_cache.errors import UserError
 from losa_cache.outside import fit
-from losa_cache.points import stored_points
+from losa_cache.points import ALL, POOLED, stored_points
 
 MOST = 2**31 - 1  # of whatever is counted but rows
 LARGEST = 1.7976931348623157e308  # the largest finite number
@@ -85,6 +85,7 @@ class Fields(TypedDict):
     views: Views
     decoder: NotRequired[str]
     orientation: NotRequired[str]
+    tokens: NotRequired[Literal["pooled"]]
 
 
 class Tokens(TypedDict):
@@ -184,6 +185,7 @@ class Options(TypedDict, total=False):
     layers: str | int | list[int]
     tap: str
     embedding: bool
+    tokens: str
     precision: str
     limit: Count | None
     seed: Seed
@@ -208,7 +210,8 @@ def check_attributes(content: Mapping[str, Any]) -> None:
     found = fit(content, Attributes)
     fields, tokens, tail, width = found["fields"], found["tokens"], found["tail"], found["width"]
     layers, depth = fields["layers"], found["depth"]
-    points = len(stored_points(fields["tap"], layers, embedding=fields["embedding"]))
+    holds = fields.get("tokens", ALL)
+    points = len(stored_points(fields["tap"], layers, embedding=fields["embedding"], tokens=holds))
     require(layers == sorted(set(layers)), f"layers {layers} are not ascending")
     require(layers[-1] == depth, f"layers end at {layers[-1]}, the backbone at {depth}")
     rest = prod(tokens["grid"])
@@ -217,6 +220,10 @@ def check_attributes(content: Mapping[str, Any]) -> None:
         f"tokens.total is {tokens['total']}, prefix and grid are {tokens['prefix']} + {rest}",
     )
     precision_of(fields["precision"])
+    if holds == POOLED:
+        require(tokens["grid"] == [1, 1] and tokens["prefix"] <= 1, f"pooled rows are {tokens}")
+        plain = tail["pool"] == "token" and tail["norm"]["type"] == tail["fc_norm"]["type"] == "identity"
+        require(plain, "the tail of pooled rows does not read the first as it is")
     require(tail["width"] == width, f"tail.width is {tail['width']}, width {width}")
     require(
         tail["prefix_tokens"] == tokens["prefix"],

@@ -30,6 +30,7 @@ from losa_cache.cache.remote import RemotePath, reaching
 from losa_cache.cache.shard import ShardReader
 from losa_cache.errors import UserError
 from losa_cache.outside import UnreadableError, parse_json
+from losa_cache.points import ALL
 
 HELD_OUT_SPLITS = ("test", "val", "valid", "validation", "val200")
 
@@ -311,17 +312,29 @@ def _decoding(path: Location, failed: str) -> Iterator[None]:
         raise UserError(f"{failed} ({told(error)}): if it was one, {REPAIR}.") from error
 
 
-def latest_training_cache() -> ActivationCache:
+def latest_training_cache(*, all_tokens: bool) -> ActivationCache:
     """Open the most recently completed cache that is not of a held-out split.
+
+    Args:
+        all_tokens: pass over caches of pooled rows.
 
     Raises:
         UserError: if this user has none.
     """
+    passed_over = None
     for path in known_stores():
         try:
             cache = open_cache(path, incomplete=True)
         except UserError:  # altered or of another protocol since: naming it in --cache says why
             continue
-        if cache.manifest.complete and cache.manifest.fields["dataset"]["split"] not in HELD_OUT_SPLITS:
+        if not cache.manifest.complete or cache.manifest.fields["dataset"]["split"] in HELD_OUT_SPLITS:
+            continue
+        if not all_tokens or cache.manifest.holds == ALL:
             return cache
+        passed_over = passed_over or cache
+    if passed_over is not None:
+        raise UserError(
+            f"there is no training cache of all tokens yet, only of pooled rows ({str(passed_over.path)!r}): make one "
+            "with losa-cache extract --tokens all, or train a --side that reads pooled rows: linear or fusion."
+        )
     raise UserError("there is no complete training cache yet: make one with losa-cache extract, or pass --cache.")

@@ -23,6 +23,7 @@ from losa_cache.extract.plan import cache_name, default_batch
 from losa_cache.folders import home
 from losa_cache.inputs import open_inputs
 from losa_cache.memory import parse_bytes
+from losa_cache.points import ALL
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ def extract(
     layers: str | int | list[int] = "all",
     tap: str = "block",
     embedding: bool = False,
+    tokens: str = ALL,
     precision: str = "bfloat16",
     limit: int | None = None,
     views: int = 1,
@@ -77,7 +79,10 @@ def extract(
         tap: what of each of these: its output (``block``), or what its ``attention``, its ``mlp`` or ``both`` add to
             it; the last block's output comes along in any case.
         embedding: also store the input of the first block, b_0.
-        precision: ``float32``, ``float16``, ``bfloat16``, ``int8``, ``int4``, ``predict:BITS`` or ``predict:ERROR%``.
+        tokens: ``all``, or ``pooled``: of each point only the class token and the mean of the patches, each token
+            layer-normed first, and the features of the frozen tail (*not from the paper*). Linear probes need no more.
+        precision: ``float32``, ``float16``, ``bfloat16``, ``int8``, ``int4``, ``predict:BITS`` or ``predict:ERROR%``;
+            of pooled rows one of the first four.
         limit: keep so many samples, drawn at random.
         views: rows a sample, 1 or more: the first is the plain image, the others are augmented.
         augment: with several views, timm's name of their augmentation (``rand-m9-mstd0.5-inc1``, ``crop``, ...).
@@ -119,6 +124,7 @@ def extract(
         layers=layers,
         tap=tap,
         embedding=embedding,
+        tokens=tokens,
         precision=precision,
         limit=limit,
         seed=seed,
@@ -135,7 +141,7 @@ def extract(
     )
     path = locate(place / cache_name(inputs.manifest)) if out is None else place
     _note_older(path, inputs.manifest)
-    batch_size = batch_size or inputs.backbone.fitting_batch(default_batch(inputs.manifest), inputs.compute)
+    batch_size = batch_size or inputs.backbone.fitting_batch(default_batch(inputs), inputs.compute)
     inputs.backbone.groups(batch_size, inputs.compute)  # a budget that is too small is refused
     workers = workers or default_workers()
     named = isinstance(backbone, str) and isinstance(dataset, str)
@@ -150,6 +156,7 @@ def extract(
         "layers": layers,
         "tap": tap,
         "embedding": embedding,
+        "tokens": tokens,
         "precision": precision,
         "limit": limit,
         "seed": seed,

@@ -113,7 +113,7 @@ def pass_length(inputs: Inputs, layout: Layout, batch_size: int) -> int:
     memory = available_memory(torch.device("cpu"))
     if backbone.device.type == "cpu":
         memory -= backbone.streamed.budget
-    stream = backbone.tokens * backbone.width * torch.float32.itemsize
+    stream = backbone.trunk_tokens * backbone.width * torch.float32.itemsize
     streams = 1 + get_precision(inputs.manifest.precision).chained  # and what the next layer is predicted from
     return batches_at_once(layout.sample_bytes + streams * stream + prod(backbone.input.shape), batch_size, memory)
 

@@ -6,6 +6,8 @@ from losa_cache.cache.layout import Layout
 from losa_cache.cache.manifest import Manifest
 from losa_cache.cache.precision import get_precision
 from losa_cache.data.decode import View
+from losa_cache.inputs import Inputs
+from losa_cache.points import ALL
 
 BATCH_BYTES = 512 * 1024 * 1024
 MAX_BATCH = 64
@@ -19,15 +21,17 @@ def cache_name(manifest: Manifest) -> str:
     views = "" if manifest.views == 1 else f"-{manifest.views}{'clips' if manifest.clips > 1 else 'views'}"
     layers = "" if len(manifest.layers) == manifest.depth else f"-{len(manifest.layers)}layers"
     tap = "" if manifest.fields["tap"] == "block" else f"-{manifest.fields['tap']}"
+    tokens = "" if manifest.holds == ALL else f"-{manifest.holds}"
     identity = manifest.identity.removeprefix("sha256:")[:8]
     name = f"{backbone}-{dataset['name']}-{dataset['split']}".replace(":", "-").replace("/", "-")
     precision = manifest.precision.replace(":", "-").replace("%", "pc")
-    return f"{name}{views}{layers}{tap}-{precision}-{identity}.zarr"
+    return f"{name}{views}{layers}{tap}{tokens}-{precision}-{identity}.zarr"
 
 
-def default_batch(manifest: Manifest) -> int:
-    """Choose a batch whose activations, as a run reads them, stay below 512 MiB; at most 64."""
-    values = len(manifest.points) * manifest.tokens["total"] * manifest.width
+def default_batch(inputs: Inputs) -> int:
+    """Choose a batch whose activations, all tokens as a run reads them, stay below 512 MiB; at most 64."""
+    manifest, backbone = inputs.manifest, inputs.backbone
+    values = len(manifest.points) * backbone.trunk_tokens * backbone.width
     return max(1, min(MAX_BATCH, BATCH_BYTES // (values * get_precision(manifest.precision).dtype.itemsize)))
 
 

@@ -23,8 +23,9 @@ from losa_cache.extract.measure import decode_speed, disk_speed, forward_speed, 
 from losa_cache.extract.pipeline import pass_length
 from losa_cache.extract.plan import cache_name, default_batch
 from losa_cache.folders import home
-from losa_cache.inputs import Inputs, open_inputs
+from losa_cache.inputs import Inputs, open_inputs, precision_for
 from losa_cache.memory import available_memory, parse_bytes
+from losa_cache.points import ALL
 
 PREFERRED = ("bfloat16", "int8", "int4", "predict:2", "predict:1")
 """What may be recommended in place of the precision asked for."""
@@ -35,6 +36,7 @@ def plan_extraction(
     dataset: str | Samples,
     *,
     out: str | Location | None = None,
+    tokens: str = ALL,
     precision: str = "bfloat16",
     views: int = 1,
     batch_size: int | None = None,
@@ -69,20 +71,27 @@ def plan_extraction(
     if isinstance(place, RemotePath):
         raise UserError(f"plan measures a disk, not a server: leave --out {str(out)!r} out.")
     inputs = open_inputs(
-        backbone, dataset, precision=precision, views=views, device=where, max_device_memory=budget, **options
+        backbone,
+        dataset,
+        tokens=tokens,
+        precision=precision,
+        views=views,
+        device=where,
+        max_device_memory=budget,
+        **options,
     )
     path = place / cache_name(inputs.manifest) if out is None else place
     sample = calibrate(inputs, workers=workers, images=get_precision(precision).images)
 
     def fit(name: str) -> tuple[Encoding, Layout, float]:
-        encoding = sample.fit(get_precision(name))
+        encoding = sample.fit(precision_for(name, tokens))
         layout = plan_store(inputs, encoding)
         ratio = compression_ratio(encoding, sample.whole, layout)
         return encoding, replace(layout, compressed=ratio is not None), ratio or 1.0
 
     fitted = {}
     for name in dict.fromkeys((precision, *PRECISIONS, *PREFERRED)):
-        with suppress(UserError):  # of a precision that cannot store this width; the one asked for can
+        with suppress(UserError):  # of a precision that cannot store this; the one asked for can
             fitted[name] = fit(name)
     encoding, layout, ratio = fitted[precision]
     parent = path.absolute()
@@ -90,7 +99,7 @@ def plan_extraction(
         parent = parent.parent
     free = shutil.disk_usage(parent).free
     disk = disk_speed(parent, piece=round(layout.sample_bytes * ratio), free=free)
-    batch_size = batch_size or inputs.backbone.fitting_batch(default_batch(inputs.manifest), inputs.compute)
+    batch_size = batch_size or inputs.backbone.fitting_batch(default_batch(inputs), inputs.compute)
     device_memory = _device_memory(inputs, layout, batch_size, free=device_free)
     batch = min(batch_size, images_at_once(inputs))
     speeds = Speeds(

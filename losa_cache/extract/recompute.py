@@ -72,6 +72,7 @@ def reopen(
             "layers": cache.manifest.layers,
             "tap": fields["tap"],
             "embedding": fields["embedding"],
+            "tokens": cache.manifest.holds,
             "precision": cache.manifest.precision,
             **fields["sampling"],
             "views": fields["views"]["count"] // cache.manifest.clips,
@@ -217,7 +218,7 @@ def mend(cache: ActivationCache, damage: Damage, open_again: Callable[[], Inputs
             writer,
             sources,
             batch_size=options.get("batch_size")
-            or inputs.backbone.fitting_batch(default_batch(inputs.manifest), inputs.compute),
+            or inputs.backbone.fitting_batch(default_batch(inputs), inputs.compute),
             workers=default_workers(),
             skip_errors=bool(cache.manifest.skipped),
             meter=Meter(),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from losa_cache.cache.store import ActivationCache
 from losa_cache.errors import UserError
-from losa_cache.points import EMBEDDING
+from losa_cache.points import EMBEDDING, POOLED, TAIL
 from losa_cache.sidenet.operand import dense
 from losa_cache.sidenet.pooled import pooling_of
 from losa_cache.train.cached import open_cached
@@ -18,7 +18,6 @@ from losa_cache.train.material import frozen_tail
 from losa_cache.train.sampler import requests_in_order
 
 BATCH = 64
-POOLED, TAIL = "pooled", "tail"  # what a cache of pooled rows says of itself, and its last point
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +125,7 @@ def read_features(
 
 
 def _is_pooled(cache: ActivationCache) -> bool:
-    return cache.manifest.fields.get("tokens") == POOLED
+    return cache.manifest.holds == POOLED
 
 
 def _require_finite(rows: Tensor, tail: Tensor, ids: list[str], cache: ActivationCache) -> None:

@@ -90,7 +90,7 @@ def probe(
         require_free(Path(out))
     started, where = perf_counter(), choose_device(device)
     if cache is None:
-        cache = latest_training_cache()
+        cache = latest_training_cache(all_tokens=False)
     opened = cache if isinstance(cache, ActivationCache) else open_cache(cache)
     tested = _test_cache(opened, test)
     config = TrainConfig(val_fraction=val_fraction, val_ids=val_ids, limit=limit, seed=seed)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from losa_cache.errors import UserError
-from losa_cache.points import ALL
+from losa_cache.points import ALL_LAYERS
 from losa_cache.sidenet.blend import Blend
 from losa_cache.sidenet.ladder import Ladder
 from losa_cache.sidenet.losa import LoSA, LowRankMLP
@@ -67,7 +67,7 @@ class Adapter(nn.Module):
         self.side: nn.Module | None
         self.probe: nn.Linear | None = None
         self.blend: Blend | None = None
-        self.pooling = pooling_of(tail.config) if head == ALL else None
+        self.pooling = pooling_of(tail.config) if head == ALL_LAYERS else None
         rows = 1 if self.pooling is None else self.pooling.rows
         if side not in (*SIDES, *QUERIES):
             raise ValueError(f"unknown side network {side!r}; known: {', '.join((*SIDES, *QUERIES))}.")

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from losa_cache.cache.identity import differences
 from losa_cache.cache.store import ActivationCache, open_cache
 from losa_cache.errors import UserError
 from losa_cache.sweep.config import SweepConfig
@@ -37,7 +38,8 @@ class Materials:
         self._trials = min(trials, config.concurrent or trials)
         self._val = None if config.val_cache is None else open_cache(config.val_cache)
         if self._val is not None:
-            if wrong := apart(cache.manifest.fields, self._val.manifest.fields):
+            held = ({"tokens": own.manifest.holds} for own in (cache, self._val))
+            if wrong := apart(cache.manifest.fields, self._val.manifest.fields) + differences(*held):
                 raise UserError(f"val-cache {str(self._val.path)!r} does not fit the cache: {'; '.join(wrong)}.")
         elif not config.base.val_fraction and config.base.val_ids is None:
             raise UserError("nothing is held out to choose a trial by: set --val-fraction, --val-ids or --val-cache.")

@@ -62,8 +62,9 @@ def sweep(
         UserError: for options, a cache or a folder that cannot work.
     """
     require_matplotlib()  # before the trials, not after them
-    opened = latest_training_cache() if cache is None else cache
-    opened = opened if isinstance(opened, ActivationCache) else open_cache(opened)
+    if cache is None:
+        cache = latest_training_cache(all_tokens="side" in space or (config or TrainConfig()).reads_all_tokens)
+    opened = cache if isinstance(cache, ActivationCache) else open_cache(cache)
     searched = {name: _searched(name, own) for name, own in space.items()}
     base = config or TrainConfig()
     if options.get("val_cache") is not None:  # nothing else is held out

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from losa_cache.errors import UserError, require_counts
-from losa_cache.points import ALL, EMBEDDING, HEADS, LAST, STARTS, WITHOUT_START, require_tap
+from losa_cache.points import ALL_LAYERS, EMBEDDING, HEADS, LAST, OF_ROWS, STARTS, WITHOUT_START, require_tap
 
 SHUFFLE, BALANCED = "shuffle", "balanced"
 DEFAULT_LR = {"losa": 1e-3, "mlp": 1e-3, "ladder": 1e-3, "linear": 1e-2, "fusion": 1e-3, "attentive": 1e-3}
@@ -77,7 +77,7 @@ class TrainConfig:
     warmup: float = 0.1
     label_smoothing: float = 0.1
     clip_grad: float = 1.0
-    head: str = ALL
+    head: str = ALL_LAYERS
     dropout: float = 0.1
     sampling: str = SHUFFLE
     limit: int | None = None
@@ -98,7 +98,12 @@ class TrainConfig:
     @property
     def reads_all(self) -> bool:
         """Whether the classifier reads all layers: some side networks have their own way, whatever the head."""
-        return self.head == ALL and self.side not in WITHOUT_START
+        return self.head == ALL_LAYERS and self.side not in WITHOUT_START
+
+    @property
+    def reads_all_tokens(self) -> bool:
+        """Whether the side network reads more of a point than pooled caches hold."""
+        return self.side not in OF_ROWS
 
     def __post_init__(self) -> None:
         if self.side not in DEFAULT_LR:

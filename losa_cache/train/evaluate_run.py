@@ -18,7 +18,7 @@ from losa_cache.cache.store import HELD_OUT_SPLITS, ActivationCache, open_cache
 from losa_cache.device import choose_device
 from losa_cache.errors import UserError
 from losa_cache.files import write_json
-from losa_cache.points import EMBEDDING
+from losa_cache.points import EMBEDDING, OF_ROWS
 from losa_cache.sidenet.adapter_file import load_adapter, load_adapter_config
 from losa_cache.train.batch import Batch
 from losa_cache.train.config import SHUFFLE, OnlineConfig
@@ -139,7 +139,7 @@ def evaluated(
         if chosen is None:
             _require_fit(run, f"data set {name!r}", adapter_config, manifest)
         samples = material.chosen.held_out if own else material.chosen.train
-        adapter = load_adapter(directory, adapter_config, material.tail).to(where)
+        adapter = load_adapter(directory, _of_tokens(adapter_config, manifest), material.tail).to(where)
         ids: list[str] = []
         kept: list[Tensor] = []
 
@@ -186,14 +186,15 @@ def _store(path: Path, result: dict[str, Any]) -> None:
 
 def misfit(adapter_config: dict[str, Any], manifest: Manifest) -> str:
     """Say in which fields an adapter and block outputs do not belong together; empty where they do."""
-    ours, theirs = adapter_config["cache"]["fields"], manifest.fields
-    wrong = apart(ours, theirs)
+    wrong = apart(adapter_config["cache"]["fields"], manifest.fields)
     if lacking := [layer for layer in adapter_config["layers"] if layer not in manifest.layers]:
         wrong.append(f"layers ({lacking} are not cached)")
     if adapter_config.get("start") == EMBEDDING and EMBEDDING not in manifest.points:
         wrong.append("start (the embedding is not cached)")
     wrong += differences({"classes": adapter_config["classes"]}, {"classes": manifest.classes})
-    sizes = {"width": manifest.width, "tokens": manifest.tokens["total"]}
+    sizes = {"width": manifest.width}
+    if adapter_config["adapter"]["side"] not in OF_ROWS:  # those go with all tokens as with pooled rows
+        sizes["tokens"] = manifest.tokens["total"]
     wrong += differences({name: adapter_config["adapter"][name] for name in sizes}, sizes)
     return "; ".join(wrong)
 
@@ -206,6 +207,11 @@ def apart(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     same = ours["dataset"]["name"] == theirs["dataset"]["name"]
     compared = (*BELONG_TOGETHER, "orientation") if same else BELONG_TOGETHER
     return differences({k: ours.get(k) for k in compared}, {k: theirs.get(k) for k in compared})
+
+
+def _of_tokens(adapter_config: dict[str, Any], manifest: Manifest) -> dict[str, Any]:
+    """Give the config for as many rows as a point has here: all tokens, or pooled ones."""
+    return adapter_config | {"adapter": adapter_config["adapter"] | {"tokens": manifest.tokens["total"]}}
 
 
 def _require_fit(run: str | Path, name: str, adapter_config: dict[str, Any], manifest: Manifest) -> None:

@@ -14,7 +14,7 @@ from losa_cache.device import default_workers
 from losa_cache.errors import UserError
 from losa_cache.layers import choose_layers
 from losa_cache.memory import available_memory, readable_bytes
-from losa_cache.points import EMBEDDING, LAST_ONLY, input_points, tapped_points
+from losa_cache.points import ALL, EMBEDDING, LAST_ONLY, input_points, stored_points, tapped_points
 from losa_cache.sidenet.adapter import FOLD
 from losa_cache.sidenet.tail import FrozenTail
 from losa_cache.train.batch import Source
@@ -110,11 +110,14 @@ def from_cache(
     Raises:
         UserError: for layers or a start that it does not hold, or a choice of samples that cannot be.
     """
-    layers = used_layers(cache.manifest.layers, config)
-    points = used_points(cache.manifest.fields["tap"], cache.manifest.layers, config)
+    manifest = cache.manifest
+    if config.reads_all_tokens:
+        require_all_tokens(cache, f"--side {config.side}")
+    layers = used_layers(manifest.layers, config)
+    points = used_points(manifest.fields["tap"], manifest.layers, config, holds=manifest.holds)
     _require_start(cache, points)
     chosen = selected(cache, config)
-    image = len(cache.manifest.tokens["grid"]) == 2  # the layers of a video's side network want whole values
+    image = len(manifest.tokens["grid"]) == 2  # the layers of a video's side network want whole values
     source = open_cached(
         cache,
         points,
@@ -126,9 +129,9 @@ def from_cache(
         batch_size=config.batch_size,
         rank=0
         if config.side not in FOLD or config.reads_all
-        else trials * (config.rank if image else cache.manifest.width),
+        else trials * (config.rank if image else manifest.width),
     )
-    return Material(cache.manifest, frozen_tail(cache), layers, points, chosen, source, source)
+    return Material(manifest, frozen_tail(cache), layers, points, chosen, source, source)
 
 
 def selected(cache: ActivationCache, config: TrainConfig) -> Selection:
@@ -173,6 +176,8 @@ def from_backbone(
     from losa_cache.sources import Sources
     from losa_cache.train.online import OnlineSource
 
+    if cache is not None:
+        require_all_tokens(cache, "a run with the backbone in the loop")
     stored = {} if cache is None else cache.manifest.fields
     sampling = stored.get("sampling", {"seed": config.seed, "limit": None})
     inputs = open_inputs(
@@ -263,14 +268,30 @@ def used_layers(available: list[int], config: TrainConfig) -> list[int]:
     return chosen[-1:] if config.side in LAST_ONLY else chosen
 
 
-def used_points(tap: str, available: list[int], config: TrainConfig) -> list[str]:
-    """Points that a run reads, in the order of ``Batch.blocks``: a probe's is b_L, whatever tap and start."""
+def used_points(tap: str, available: list[int], config: TrainConfig, *, holds: str = ALL) -> list[str]:
+    """Points that a run reads, in the order of ``Batch.blocks``: of a cache that holds all tokens, or pooled rows.
+
+    A probe's is the last one that there is, whatever tap and start: b_L, or what the tail makes of it.
+    """
     layers = used_layers(available, config)
     if config.side in LAST_ONLY:
-        return input_points("block", layers, start="output")
+        return stored_points(tap, layers, embedding=False, tokens=holds)[-1:]
     if config.side == "fusion":
         return tapped_points(tap, layers)
     return input_points(tap, layers, start=config.start)
+
+
+def require_all_tokens(cache: ActivationCache, reader: str) -> None:
+    """Refuse a cache of pooled rows for what reads all tokens.
+
+    Raises:
+        UserError: naming that reader, and the cache that it needs.
+    """
+    if cache.manifest.holds != ALL:
+        raise UserError(
+            f"cache {str(cache.path)!r} holds pooled rows alone, and {reader} needs all tokens: extract the full cache "
+            "(--tokens all)."
+        )
 
 
 def _require_start(cache: ActivationCache, points: list[str]) -> None:

@@ -17,7 +17,7 @@ from losa_cache.cache.stage import stage_cache
 from losa_cache.cache.store import ActivationCache, latest_training_cache, open_cache
 from losa_cache.device import choose_device
 from losa_cache.errors import UserError
-from losa_cache.points import ALL, EMBEDDING, LAST_ONLY, tapped_points
+from losa_cache.points import ALL_LAYERS, EMBEDDING, LAST_ONLY, tapped_points
 from losa_cache.sidenet.adapter import Adapter
 from losa_cache.sidenet.adapter_file import save_adapter
 from losa_cache.sidenet.tail import FrozenTail
@@ -72,7 +72,8 @@ def train(
 
     Args:
         cache: opened, its path or its URL. Without ``online``, and for a mixed run, by default the most recent complete
-            one that is not of a held-out split. Beside ``online`` it serves the held-out samples.
+            one that is not of a held-out split, and holds all tokens where the side network reads them. Beside
+            ``online`` it serves the held-out samples.
         online: run the backbone on every batch, or on a share of it.
         backbone, dataset: loaded ones, in place of those that ``online`` names.
         config: the options.
@@ -97,7 +98,7 @@ def train(
         require_free(Path(out))
     where = choose_device(device)
     if cache is None and (online is None or online.share < 1):
-        cache = latest_training_cache()
+        cache = latest_training_cache(all_tokens=config.reads_all_tokens or online is not None)
     if isinstance(cache, str | Location):
         cache = open_cache(cache)
     near = _staged(cache, stage, staging)
@@ -295,7 +296,7 @@ def _adapter_arguments(manifest: Manifest, config: TrainConfig) -> dict[str, Any
         "seed": config.seed,
         "grid": grid if len(grid) == 3 else None,  # of a video
     } | (
-        {"head": ALL, "points": len(used_points(manifest.fields["tap"], manifest.layers, config))}
+        {"head": ALL_LAYERS, "points": len(used_points(manifest.fields["tap"], manifest.layers, config))}
         if config.reads_all
         else {}
     )

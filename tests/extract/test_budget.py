@@ -37,6 +37,7 @@ def small_budget(precision="float32", batch=4):
         {"precision": "int8"},
         {"precision": "predict:2"},
         {"precision": "bfloat16", "views": 2, "augment": "crop"},
+        {"precision": "bfloat16", "tokens": "pooled", "tap": "both", "views": 2, "augment": "crop"},
     ],
 )
 def test_shards_receipts_and_manifest_are_byte_for_byte_those_without_a_budget(tmp_path, options, monkeypatch):
