@@ -119,7 +119,8 @@ def from_cache(
     samples, tail = np.concatenate([chosen.train, chosen.held_out]), frozen_tail(cache)
     pooling, views = pooling_of(tail.config), cache.manifest.views
     pooled = len(samples) * views * len(points) * pooling.rows * cache.manifest.width * 4  # bytes
-    once = config.side == "fusion" and passes > 1 and pooled <= KEEP_SHARE * available_memory(device)
+    whole = cache.manifest.tokens["total"] > pooling.rows
+    once = config.side == "fusion" and whole and passes > 1 and pooled <= KEEP_SHARE * available_memory(device)
     image = len(cache.manifest.tokens["grid"]) == 2  # the layers of a video's side network want whole values
     source: Source = open_cached(
         cache,
