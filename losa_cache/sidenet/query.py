@@ -148,21 +148,20 @@ class Fusion(OneQuery):
 
     Args:
         depth: number of block outputs, or of what is tapped in their place.
-        tokens: of a block output; up to 2 are rows that were pooled before, as a pooled cache holds them.
+        tokens: of a block output, or the rows m that it was pooled to.
         width: channels d.
         pooling: of the trunk.
         seed: of the noise.
     """
 
     def __init__(self, *, depth: int, tokens: int, width: int, pooling: Pooling, seed: int = 0) -> None:
-        pooled = tokens <= 2
-        super().__init__(width=width, heads=depth * (tokens if pooled else pooling.rows), seed=seed, jitter=JITTER)
-        self.pooling = None if pooled else pooling
+        super().__init__(width=width, heads=depth * min(tokens, pooling.rows), seed=seed, jitter=JITTER)
+        self.pooling = pooling
 
     def rows(self, blocks: Sequence[Block]) -> Tensor:
-        """Pool each block, ``(batch, depth m, d)``, unless that was done."""
+        """Pool each block, ``(batch, depth m, d)``, unless that was done: at most 2 tokens are rows."""
         pool = self.pooling
-        return torch.cat([block if pool is None else pool(block) for block in map(_dense, blocks)], 1)
+        return torch.cat([block if block.shape[1] <= 2 else pool(block) for block in dense(blocks)], 1)
 
 
 class Attentive(OneQuery):
@@ -181,11 +180,7 @@ class Attentive(OneQuery):
 
     def rows(self, blocks: Sequence[Block]) -> Tensor:
         """Take the last block."""
-        return _dense(blocks[-1])
-
-
-def _dense(block: Block) -> Tensor:
-    return dense([block])[0]
+        return dense(blocks[-1:])[0]
 
 
 def _matrix(rows: int, columns: int) -> nn.Parameter:

@@ -16,12 +16,14 @@ from losa_cache.layers import choose_layers
 from losa_cache.memory import available_memory, readable_bytes
 from losa_cache.points import ALL, EMBEDDING, LAST_ONLY, input_points, stored_points, tapped_points
 from losa_cache.sidenet.adapter import FOLD
+from losa_cache.sidenet.pooled import pooling_of
 from losa_cache.sidenet.tail import FrozenTail
 from losa_cache.train.batch import Source
 from losa_cache.train.cached import open_cached
 from losa_cache.train.config import OnlineConfig, TrainConfig
 from losa_cache.train.kept import KeptSource
 from losa_cache.train.mixed import MixedSource
+from losa_cache.train.pooled_source import PooledSource
 from losa_cache.train.selection import Selection, select
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ log = logging.getLogger(__name__)
 
 # fresh and cached samples may meet in a run where these agree
 SAME_SAMPLES = ("backbone", "input", "tap", "dataset", "sampling", "precision", "decoder", "orientation")
-KEEP_SHARE = 0.25  # of the free host memory, for features of held-out images
+KEEP_SHARE = 0.25  # of the free memory, for features of held-out images in the host's, for pooled rows on the device
 
 
 @dataclass(frozen=True)
@@ -117,13 +119,18 @@ def from_cache(
     points = used_points(manifest.fields["tap"], manifest.layers, config, holds=manifest.holds)
     _require_start(cache, points)
     chosen = selected(cache, config)
+    samples, tail = np.concatenate([chosen.train, chosen.held_out]), frozen_tail(cache)
+    pooling, views = pooling_of(tail.config), manifest.views
+    pooled = len(samples) * views * len(points) * pooling.rows * manifest.width * 4  # bytes
+    whole = config.side == "fusion" and manifest.holds == ALL
+    once = whole and passes > 1 and pooled <= KEEP_SHARE * available_memory(device)
     image = len(manifest.tokens["grid"]) == 2  # the layers of a video's side network want whole values
-    source = open_cached(
+    source: Source = open_cached(
         cache,
         points,
         device,
-        samples=np.concatenate([chosen.train, chosen.held_out]),
-        passes=passes,
+        samples=samples,
+        passes=1 if once else passes,
         residency=residency,
         seed=config.seed,
         batch_size=config.batch_size,
@@ -131,7 +138,10 @@ def from_cache(
         if config.side not in FOLD or config.reads_all
         else trials * (config.rank if image else manifest.width),
     )
-    return Material(manifest, frozen_tail(cache), layers, points, chosen, source, source)
+    if once:
+        count = len(cache.ids) // views
+        source = PooledSource(source, pooling, samples, count=count, views=views, seed=config.seed)
+    return Material(manifest, tail, layers, points, chosen, source, source)
 
 
 def selected(cache: ActivationCache, config: TrainConfig) -> Selection:

@@ -1,0 +1,85 @@
+"""Pooled rows of all samples, read and pooled once and then kept: a batch of them is a copy of a few kilobytes."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from losa_cache.sidenet.operand import dense
+from losa_cache.sidenet.pooled import Pooling
+from losa_cache.train.account import Roof
+from losa_cache.train.batch import Batch, Request, Source
+from losa_cache.train.sampler import requests_in_order, rows_of, view_starts
+
+AT_ONCE = 64  # samples
+
+
+class PooledSource:
+    """What a source of whole blocks gives, each pooled to its rows ``(batch, m, width)``.
+
+    The first request has all samples read, in their order: so no number depends on what is asked for first.
+
+    Args:
+        source: of a cache.
+        pooling: of its trunk.
+        samples: numbers of all that will be asked for.
+        count: samples of the cache.
+        views, seed: as of ``CachedSource``.
+    """
+
+    def __init__(
+        self, source: Source, pooling: Pooling, samples: NDArray[np.int64], *, count: int, views: int, seed: int
+    ) -> None:
+        self._source, self._pooling, self._views = source, pooling, views
+        self._samples = np.sort(samples)
+        self._starts = view_starts(count, views=views, seed=seed)
+        self._kept: tuple[list[Tensor], Tensor, list[str]] | None = None
+
+    def batches(self, requests: Sequence[Request]) -> Iterator[Batch]:
+        """Yield a batch for each request."""
+        if self._kept is None:
+            self._kept = self._read()
+        blocks, labels, ids = self._kept
+        for request in requests:
+            places = self._places(request)
+            there = torch.from_numpy(places).to(labels.device)
+            yield Batch([block[there] for block in blocks], labels[there], [ids[place] for place in places])
+
+    def spent(self) -> dict[str, float]:
+        """Say what the source spent."""
+        return self._source.spent()
+
+    def roof(self) -> Roof | None:
+        """Give the source's."""
+        return self._source.roof()
+
+    def close(self) -> None:
+        """Forget what is kept, and close the source."""
+        self._kept = None
+        self._source.close()
+
+    def _read(self) -> tuple[list[Tensor], Tensor, list[str]]:
+        """Pool every view of every sample: views of a sample lie beside each other."""
+        total = len(self._samples) * self._views
+        blocks: list[Tensor] = []
+        labels, ids = torch.empty(0), [""] * total
+        requests = requests_in_order(self._samples, AT_ONCE, clips=self._views)
+        for request, batch in zip(requests, self._source.batches(requests), strict=True):
+            pooled = [self._pooling(block) for block in dense(batch.blocks)]
+            if not blocks:
+                blocks = [own.new_empty(total, *own.shape[1:]) for own in pooled]
+                labels = batch.labels.new_empty(total)
+            places = self._places(request)
+            there = torch.from_numpy(places).to(labels.device)
+            labels[there] = batch.labels
+            for kept, own in zip(blocks, pooled, strict=True):
+                kept[there] = own
+            for place, own_id in zip(places, batch.ids, strict=True):
+                ids[place] = own_id
+        return blocks, labels, ids
+
+    def _places(self, request: Request) -> NDArray[np.int64]:
+        view = rows_of(request, self._starts, views=self._views) - request.samples * self._views
+        return np.searchsorted(self._samples, request.samples) * self._views + view
