@@ -9,6 +9,7 @@ import torch
 
 from losa_cache.sidenet.adapter import Adapter
 from losa_cache.sidenet.stack import AdapterStack
+from losa_cache.sweep.judged import Judged, Jury
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.evaluate import evaluate_each
 from losa_cache.train.graph import recorder_for
@@ -31,6 +32,7 @@ class Cohort:
 
     Attributes:
         epoch: epochs done.
+        judged: after the last epoch, what each trial came to on each held-out image, by number.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Cohort:
     ) -> None:
         self.numbers, self.configs = list(numbers), list(configs)
         self.material, self.epoch = material, 0
+        self.judged: dict[int, Judged] = {}
         self._adapters = list(adapters)
         self._autocast = autocast_dtype(device, material.manifest.precision)
         self._stack = AdapterStack(adapters).to(device)
@@ -84,13 +87,17 @@ class Cohort:
             for loss, rate in zip(losses, rates, strict=True)
         ]
         self._stack.eval()
+        jury = Jury()
         found = evaluate_each(
             self._stack,
             self.material.plain,
             self.material.chosen.held_out,
             batch_size=self.configs[0].batch_size,
             autocast=self._autocast,
+            keep=jury,
         )
+        if self.done:
+            self.judged = dict(zip(self.numbers, jury.verdicts(), strict=True))
         return [own | {f"val_{name}": v for name, v in one.items()} for own, one in zip(metrics, found, strict=True)]
 
     def keep(self, numbers: Sequence[int]) -> None:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from losa_cache.sweep.choice import standard_error
 from losa_cache.sweep.record import (
     COMPLETE,
     STATES,
@@ -22,6 +23,8 @@ def evidence(record: SweepRecord) -> dict[str, str]:
     """Say what was chosen, selected on what, tested on what, ahead of what, and beside what noise, by heading."""
     groups = seed_groups(record.trials)
     found = {"Chosen": _chosen(record, groups), "Selected on": _selected(record), "Tested on": _tested(record)}
+    if record.choice is not None:
+        found["How sure"] = record.choice["sure"]
     ours, rival = _rivals(record, groups)
     if ours is not None and rival is not None:
         found["Next best"] = _difference(ours, rival, groups)
@@ -49,12 +52,6 @@ def count_states(record: SweepRecord) -> str:
     states = Counter(trial.state for trial in record.trials)
     told = ", ".join(f"{states[state]} {state}" for state in STATES if states[state])
     return f"{len(record.trials)} ({told})" if record.trials else "none"
-
-
-def standard_error(top1: float, samples: int) -> float:
-    """Standard error of a top-1 measured on so many samples, in points (Agresti and Coull's, finite at 0 and 100 %)."""
-    share = (top1 / 100 * samples + 2) / (samples + 4)
-    return 100 * math.sqrt(share * (1 - share) / (samples + 4))
 
 
 def _chosen(record: SweepRecord, groups: list[Group]) -> str:

@@ -20,6 +20,7 @@ from losa_cache.sweep.cohort import Cohort
 from losa_cache.sweep.cohorts import together
 from losa_cache.sweep.config import SweepConfig, checksum
 from losa_cache.sweep.earlier import earlier_progress
+from losa_cache.sweep.judged import save_judged
 from losa_cache.sweep.materials import Materials
 from losa_cache.sweep.mirror import Mirror
 from losa_cache.sweep.progress import Group, Progress, Trial, load_progress
@@ -104,6 +105,7 @@ class Sweep:
         require_trainable(self.config.space, self.config.base)
         self._require_stackable()
         self._materials = Materials(self.cache, self.config, device, residency, trials=self.config.total)
+        self._materials.require_choosable()
         self._trials = Trials(folder, open_trackers(self.config.trackers, folder))
         self._cohorts: list[Cohort] = []  # of the progress's groups, in their order
         self._rows: dict[int, dict[str, Any]] = {}
@@ -248,6 +250,7 @@ class Sweep:
             for number, adapter in zip(cohort.numbers, cohort.adapters(), strict=True):
                 if ended[number] == COMPLETE:
                     save_run(self._trials[number], adapter, cohort.material, cohort.config_of(number))
+                    save_judged(self._trials[number].path, cohort.judged[number])
         for number, state in ended.items():
             self._trials.end(number, state)
         stay = [number for number in cohort.numbers if number not in ended]

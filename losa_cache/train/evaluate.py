@@ -12,8 +12,10 @@ from torch.nn import functional as F
 
 from losa_cache.sidenet.adapter import Adapter
 from losa_cache.sidenet.operand import Block
-from losa_cache.train.batch import Source
+from losa_cache.train.batch import Batch, Source
 from losa_cache.train.sampler import requests_in_order
+
+Keep = Callable[[Tensor, Batch], None]
 
 
 def evaluate(
@@ -55,8 +57,13 @@ def evaluate_each(
     autocast: torch.dtype | None,
     clips: int = 1,
     progress: Callable[[float], None] = lambda share: None,
+    keep: Keep = lambda log_probabilities, batch: None,
 ) -> list[dict[str, float]]:
-    """Evaluate K adapters in one pass: as :func:`evaluate`, with ``forward`` giving logits ``(K, batch, classes)``."""
+    """Evaluate K adapters in one pass: as :func:`evaluate`, with ``forward`` giving logits ``(K, batch, classes)``.
+
+    ``keep`` is given the log-probabilities of each sample, ``(K, batch, classes)``, and their batch, in the order of
+    the samples; of videos once, with the last clip. The batch's blocks are no longer to be read.
+    """
     sums = torch.empty(0)
     summed = torch.empty(0)
     done = 0
@@ -67,7 +74,9 @@ def evaluate_each(
         summed = found if request.view == 0 else torch.logaddexp(summed, found)
         done += len(batch.ids)
         if request.view == clips - 1:
-            scored = _score(summed - log(clips), batch.labels)
+            found = summed - log(clips)
+            keep(found, batch)
+            scored = _score(found, batch.labels)
             sums = scored if sums.ndim == 1 else sums + scored
         progress(done / (len(samples) * clips))
     means = (sums / len(samples)).tolist()
