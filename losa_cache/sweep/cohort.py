@@ -9,6 +9,7 @@ import torch
 
 from losa_cache.sidenet.adapter import Adapter
 from losa_cache.sidenet.stack import AdapterStack
+from losa_cache.sweep.folds import HeldOut
 from losa_cache.sweep.judged import Judged, Jury
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.evaluate import evaluate_each
@@ -29,6 +30,8 @@ class Cohort:
         adapters: untrained ones, on ``device``.
         material: what they learn from.
         device: where to compute.
+        held: each trial's part of the samples that it holds out of ``material``'s training samples, where trials of
+            several splits train together; ``None``: the training samples are the same for all.
 
     Attributes:
         epoch: epochs done.
@@ -42,7 +45,9 @@ class Cohort:
         adapters: Sequence[Adapter],
         material: Material,
         device: torch.device,
+        held: HeldOut | None = None,
     ) -> None:
+        self._held = held
         self.numbers, self.configs = list(numbers), list(configs)
         self.material, self.epoch = material, 0
         self.judged: dict[int, Judged] = {}
@@ -60,6 +65,8 @@ class Cohort:
             label_smoothing=[config.label_smoothing for config in configs],
             autocast=self._autocast,
             recorder=recorder_for(device),
+            folds=None if held is None else held.folds,
+            batch_size=configs[0].batch_size,
         )
 
     @property
@@ -71,8 +78,8 @@ class Cohort:
         """Give a trial's options."""
         return self.configs[self.numbers.index(number)]
 
-    def run_epoch(self) -> list[dict[str, Any]]:
-        """Train one epoch and validate.
+    def run_epoch(self, *, judge: bool = True) -> list[dict[str, Any]]:
+        """Train one epoch and, unless told otherwise, validate: all trials on all held-out samples.
 
         Returns:
             metrics of each trial, as a run of its own has them, without times of parts; a ``train_loss`` that is no
@@ -86,6 +93,8 @@ class Cohort:
             {"epoch": self.epoch, "train_loss": loss, "train_seconds": seconds, "train_lr": rate}
             for loss, rate in zip(losses, rates, strict=True)
         ]
+        if not judge:
+            return metrics
         self._stack.eval()
         jury = Jury()
         found = evaluate_each(
@@ -106,6 +115,8 @@ class Cohort:
         self._stack.keep(places)
         self._optimizer.keep(places)
         self._step.keep(places)
+        if self._held is not None:
+            self._held = self._held.keep(places)
         self.numbers = [self.numbers[place] for place in places]
         self.configs = [self.configs[place] for place in places]
         self._adapters = [self._adapters[place] for place in places]
@@ -147,10 +158,14 @@ class Cohort:
         ]
         on_device = torch.tensor(rates).to(self._step.rates)  # at once: no step then waits for a copy
         self._step.loss.zero_()
+        parts = None if self._held is None else iter(self._held.batches(requests, on_device.device))
         learning_rates = iter(on_device)
         for batch in self.material.source.batches(requests):  # not zipped: that would keep the batch before
             self._step.rates.copy_(next(learning_rates))
+            if parts is not None:
+                self._step.parts[: len(batch.labels)] = next(parts)
             self._step(batch)
             del batch  # its memory is free again while the source makes the next one
-        losses = (self._step.loss / len(chosen.train)).tolist()
+        seen = [len(chosen.train)] * len(rates[0]) if self._held is None else self._held.count(requests)
+        losses = (self._step.loss / self._step.loss.new_tensor(seen).clamp(min=1)).tolist()
         return [loss if isfinite(loss) else float("nan") for loss in losses], rates[-1]

@@ -96,8 +96,8 @@ def vtab(
         protocol=(
             f"For each task and rank, {trials} trials ({_in_words(space, base)}) were trained on {TRAIN} and judged by "
             f"their top-1 on {VAL} after the last epoch; of options within one standard error of the best those with "
-            f"the lowest loss on {VAL} were chosen. With them a side network was trained again on all of {BOTH}, and it "
-            "alone was tested, once."
+            f"the lowest loss on {VAL} were chosen. With them a side network was trained again on all of {BOTH}, and "
+            "it alone was tested, once."
         ),
         unlike=unlike_paper(manifest.fields, manifest.depth),
         machine=machine(),
