@@ -1,9 +1,9 @@
 """Cross-validation: how many splits there are, and how trials of several splits share their batches. Pure.
 
-*Not from the paper.* Where one held-out part is too small to choose on, each setting is trained once for each of several
-parts, which have no sample in common, and judged by all of them together: every sample by the trial that held it out.
-Trials of all splits take the same batches; what a trial holds out has no weight in its loss, so it trains exactly as it
-would on its own samples of each batch. One pass over the cache feeds them all.
+*Not from the paper.* Where one held-out part is too small to choose on, each setting is trained once for each of
+several parts, which have no sample in common, and judged by all of them together: every sample by the trial that held
+it out. Trials of all splits take the same batches; what a trial holds out has no weight in its loss, so it trains
+exactly as it would on its own samples of each batch. One pass over the cache feeds them all.
 """
 
 import math

@@ -107,8 +107,8 @@ class StackStep(_Step):
         stack, optimizer: trained in place.
         label_smoothing: of each trial's cross entropy.
         autocast, recorder: as of :class:`AdapterStep`.
-        folds: the part of the samples that each trial holds out: they are in its batches, but not in its loss. ``None``:
-            trials hold nothing out of their batches.
+        folds: the part of the samples that each trial holds out: they are in its batches, but not in its loss;
+            ``None``: trials hold nothing out of their batches.
         batch_size: samples of a batch at most, where there are folds.
 
     Attributes:

@@ -1,6 +1,7 @@
 """``train`` and ``resume``: a cache, or images and their backbone, to an adapter."""
 
 import re
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -63,6 +64,7 @@ def train(
     report: Report = lambda metrics: None,
     progress: Progress = lambda epochs: None,
     staging: Progress = lambda share: None,
+    beside: Mapping[str, bytes] | None = None,
     **options: Any,
 ) -> TrainResult:
     """Train a side network (or a linear probe) from a cache, from the backbone itself, or from both.
@@ -84,6 +86,7 @@ def train(
         report: is given each epoch's metrics.
         progress: is given the epochs done, with their fraction, after every batch.
         staging: is given the share of the cache that is copied.
+        beside: content of more files in the run's directory, by name: how its options were found.
         options: fields of :class:`TrainConfig`, over those of ``config``.
 
     Raises:
@@ -110,18 +113,20 @@ def train(
         dataset=dataset,
     ) as material:
         adapter = _ready_adapter(material, config, where)
-        run = _create(out, config, origin_of(cache, online, material), material)
+        run = _create(out, config, origin_of(cache, online, material), material, beside or {})
         with run.owned():
             return _fit(run, material, adapter, config, device=where, report=report, progress=progress)
 
 
-def _create(out: str | Path | None, config: TrainConfig, origin: dict[str, Any], material: Material) -> Run:
+def _create(
+    out: str | Path | None, config: TrainConfig, origin: dict[str, Any], material: Material, beside: Mapping[str, bytes]
+) -> Run:
     if out is not None:
-        return Run.create(Path(out), config, origin, material.chosen.files)
+        return Run.create(Path(out), config, origin, material.chosen.files, beside)
     name = re.sub(r"[^\w-]", "_", f"{material.manifest.fields['dataset']['name']}-{config.side}")
     while True:
         with suppress(TakenError):  # by a process that asked for the same name at the same time
-            return Run.create(next_run_path(Path("runs"), name), config, origin, material.chosen.files)
+            return Run.create(next_run_path(Path("runs"), name), config, origin, material.chosen.files, beside)
 
 
 def resume(
