@@ -27,7 +27,7 @@ def evidence(record: SweepRecord) -> dict[str, str]:
         found["How sure"] = record.choice["sure"]
     ours, rival = _rivals(record, groups)
     if ours is not None and rival is not None:
-        found["Next best"] = _difference(ours, rival, groups)
+        found["Next best"] = _difference(record, ours, rival, groups)
     if groups:
         found["Noise"] = _noise(record, groups)
     return found
@@ -102,7 +102,7 @@ def _rivals(record: SweepRecord, groups: list[Group]) -> tuple[Group | None, Gro
     return ours, next((group for group in groups if group is not ours), None)
 
 
-def _difference(ours: Group, rival: Group, groups: list[Group]) -> str:
+def _difference(record: SweepRecord, ours: Group, rival: Group, groups: list[Group]) -> str:
     ahead = ours.mean - rival.mean
     names = ", ".join(str(trial.number) for trial in rival.trials[:5]) + (", ..." if len(rival.trials) > 5 else "")
     changed = {name: value for name, value in rival.options.items() if ours.options.get(name) != value}
@@ -112,6 +112,8 @@ def _difference(ours: Group, rival: Group, groups: list[Group]) -> str:
         f"{place} the chosen options."
     )
     if (spread := seed_spread(groups)) is None:
+        if record.choice is not None:
+            return f"{told} How much of that another seed would give is not known."
         return f"{told} Without trials of other seeds nothing says whether that is more than noise."
     error = spread.deviation * math.sqrt(1 / len(ours.values) + 1 / len(rival.values))
     if abs(ahead) <= 2 * error:

@@ -124,6 +124,10 @@ def test_what_is_not_known_is_said():
     assert "nothing says whether that is more than noise" in found["Next best"]
     assert "how far a seed alone moves a trial is not known" in found["Noise"]
     assert found["Tested on"] == "No test set was read."
+    known = evidence(sweep([trial(0, 80.0, rank=2), trial(1, 79.0, rank=4)], chosen=0, choice={"sure": "Not at all."}))
+    assert known["How sure"] == "Not at all."
+    assert "How much of that another seed would give is not known" in known["Next best"]
+    assert "How sure" not in found
     nothing = evidence(sweep([trial(0, rank=2, state="failed")]))
     assert nothing["Chosen"] == "No trial was chosen: none ran to its end with a validation result."
     assert set(nothing) == {"Chosen", "Selected on", "Tested on"}
