@@ -1,9 +1,10 @@
 """The rule by which one setting is chosen from held-out results, and how sure the choice is. Pure.
 
 *Not from the paper.* The best held-out accuracy wins. Settings whose accuracy is within one standard error of the best
-are level: the held-out images cannot tell them apart, and of those the lowest held-out loss wins, which still differs
-where all accuracies are the same; then the higher accuracy, then the fewer parameters. The standard error is that of
-the difference between two settings on the same images.
+are level: the held-out images cannot tell them apart. Of those the lowest held-out loss wins, each at its own best
+temperature (:class:`losa_cache.sweep.judged.Judged`): it still differs where all accuracies are the same. Then the
+higher accuracy decides, then the fewer parameters. The standard error is that of the difference between two settings on
+the same images.
 """
 
 import math

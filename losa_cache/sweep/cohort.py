@@ -12,7 +12,7 @@ from losa_cache.sidenet.stack import AdapterStack
 from losa_cache.sweep.folds import HeldOut
 from losa_cache.sweep.judged import Judged, Jury
 from losa_cache.train.config import TrainConfig
-from losa_cache.train.evaluate import evaluate_each
+from losa_cache.train.evaluate import evaluate_each, keep_nothing
 from losa_cache.train.graph import recorder_for
 from losa_cache.train.loop import autocast_dtype, lr_factor
 from losa_cache.train.material import Material
@@ -103,7 +103,7 @@ class Cohort:
             self.material.chosen.held_out,
             batch_size=self.configs[0].batch_size,
             autocast=self._autocast,
-            keep=jury,
+            keep=jury if self.done else keep_nothing,
         )
         if self.done:
             self.judged = dict(zip(self.numbers, jury.verdicts(), strict=True))

@@ -9,7 +9,7 @@ import torch
 
 from losa_cache.sweep.choice import Setting
 from losa_cache.sweep.cohort import Cohort
-from losa_cache.sweep.cohorts import together
+from losa_cache.sweep.cohorts import STACKED, together
 from losa_cache.sweep.folds import APART, HeldOut, parts_of
 from losa_cache.sweep.judged import Judged, Jury
 from losa_cache.sweep.room import most_trials
@@ -20,8 +20,6 @@ from losa_cache.train.material import Material
 from losa_cache.train.selection import Selection
 from losa_cache.train.train import new_adapter
 
-STACKED = ("losa", "mlp")
-"""Side networks of which many trials train in one pass; those of others train one by one."""
 MOST_TRIALS = 64  # in one pass
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from losa_cache.errors import UserError
 from losa_cache.files import write_whole
@@ -16,6 +17,7 @@ from losa_cache.outside import UnreadableError, read_file
 from losa_cache.train.batch import Batch
 
 FILE = "held_out.npy"
+TEMPERATURES = [2 ** (step / 4) for step in range(-12, 13)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +26,9 @@ class Judged:
 
     Attributes:
         hits: 1 where the first guess is right, else 0, float32 ``(n,)``.
-        losses: cross entropy in nats, float32 ``(n,)``.
+        losses: cross entropy in nats, float32 ``(n,)``, at the temperature that is best for all of them (Guo et al.,
+            "On Calibration of Modern Neural Networks", ICML 2017). Otherwise label smoothing, dropout and small rates,
+            which make a classifier less sure, would win or lose by that alone.
     """
 
     hits: NDArray[np.float32]
@@ -40,13 +44,17 @@ class Jury:
     def __call__(self, log_probabilities: Tensor, batch: Batch) -> None:
         """Take the log-probabilities of a batch, ``(K, batch, classes)``."""
         right = batch.labels.expand(len(log_probabilities), -1)[..., None]
-        losses = -log_probabilities.gather(2, right).squeeze(2)
-        hits = log_probabilities.argmax(2) == batch.labels
-        self._parts.append(torch.stack([hits.float(), losses.float()], 1).cpu())
+        found = [(log_probabilities.argmax(2) == batch.labels).float()]
+        for temperature in TEMPERATURES:
+            scaled = F.log_softmax(log_probabilities / temperature, -1)
+            found.append(-scaled.gather(2, right).squeeze(2))
+        self._parts.append(torch.stack(found, 1).cpu())
 
     def verdicts(self) -> list[Judged]:
         """Give what each trial came to on all of them."""
-        return [Judged(hits, losses) for hits, losses in torch.cat(self._parts, 2).numpy()]
+        found = torch.cat(self._parts, 2)
+        best = found[:, 1:].double().mean(2).argmin(1)
+        return [Judged(own[0].numpy(), own[1 + int(at)].numpy()) for own, at in zip(found, best, strict=True)]
 
 
 def save_judged(folder: Path, judged: Judged) -> None:

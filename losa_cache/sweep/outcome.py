@@ -52,10 +52,11 @@ def choose(
 def _setting(group: Group, judged: Mapping[int, Judged]) -> Setting:
     """Put the trials of all seeds together."""
     trials = group.by_seed
-    name = min(group.trials, key=lambda trial: (trial.options.get("seed", 0), trial.number)).number
-    losses = [trial.loss for trial in trials if trial.loss is not None]
     each = [judged[trial.number] for trial in trials if trial.number in judged]
-    whole = len(each) == len(trials)
+    losses = [float(own.losses.mean(dtype=np.float64)) for own in each]
+    if not (whole := len(each) == len(trials)):  # as an earlier version left them
+        losses = [trial.loss for trial in trials if trial.loss is not None]
+    name = min(group.trials, key=lambda trial: (trial.options.get("seed", 0), trial.number)).number
     return Setting(
         name,
         group.mean,

@@ -17,7 +17,7 @@ from losa_cache.errors import UserError
 from losa_cache.files import sync_folder
 from losa_cache.lock import lock, unlock
 from losa_cache.sweep.cohort import Cohort
-from losa_cache.sweep.cohorts import together
+from losa_cache.sweep.cohorts import STACKED, together
 from losa_cache.sweep.config import SweepConfig, checksum
 from losa_cache.sweep.earlier import earlier_progress
 from losa_cache.sweep.judged import save_judged
@@ -37,7 +37,6 @@ from losa_cache.train.selection import Selection
 from losa_cache.train.state_file import save_state
 from losa_cache.train.train import new_adapter, origin_of, save_run
 
-STACKED = ("losa", "mlp", "fusion", "attentive")
 MOST_TRIALS = 64  # at the same time, if nobody says otherwise
 VALUE = "val_top1"
 

@@ -18,6 +18,10 @@ from losa_cache.train.sampler import requests_in_order
 Keep = Callable[[Tensor, Batch], None]
 
 
+def keep_nothing(log_probabilities: Tensor, batch: Batch) -> None:
+    """Take what nobody asked for."""
+
+
 def evaluate(
     adapter: Adapter,
     source: Source,
@@ -57,7 +61,7 @@ def evaluate_each(
     autocast: torch.dtype | None,
     clips: int = 1,
     progress: Callable[[float], None] = lambda share: None,
-    keep: Keep = lambda log_probabilities, batch: None,
+    keep: Keep = keep_nothing,
 ) -> list[dict[str, float]]:
     """Evaluate K adapters in one pass: as :func:`evaluate`, with ``forward`` giving logits ``(K, batch, classes)``.
 

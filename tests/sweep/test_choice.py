@@ -4,10 +4,14 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn import functional as F
 
 from losa_cache.sweep.choice import Setting, choose, difference_error, sure
+from losa_cache.sweep.judged import Jury
+from losa_cache.train.batch import Batch
 
 
 def setting(name, right, losses=None, *, of=None, parameters=10):
@@ -58,6 +62,25 @@ def test_where_images_are_not_at_hand_the_error_is_that_of_two_shares():
     assert not paired
     assert error == pytest.approx(100 * math.sqrt((0.8 * 0.2 + 0.79 * 0.21) / 10_000), rel=1e-3)
     assert [choose([first, second], images).chosen for images in (10_000, 100, None)] == [0, 1, 0]
+
+
+def test_how_sure_a_classifier_is_in_all_does_not_count():
+    """Against the same logits in one batch, at half the temperature."""
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(1, 90, 4, generator=generator), torch.randint(4, (90,), generator=generator)
+    logits[0, range(90), labels] += 1
+    jury, whole = Jury(), Jury()
+    for part in (slice(0, 64), slice(64, 90)):
+        both = torch.cat([logits, 2 * logits])[:, part]
+        jury(both.log_softmax(-1), Batch([], labels[part], []))
+    whole(logits.log_softmax(-1), Batch([], labels, []))
+    (once, twice), (alone,) = jury.verdicts(), whole.verdicts()
+    np.testing.assert_allclose(twice.losses, once.losses, rtol=1e-5)
+    np.testing.assert_allclose(alone.losses, once.losses, rtol=1e-6)
+    at_each = [F.cross_entropy(logits[0] / 2 ** (step / 100), labels).item() for step in range(-300, 301)]
+    assert once.losses.mean() == pytest.approx(min(at_each), rel=0.01)
+    assert once.losses.mean() < F.cross_entropy(logits[0], labels) < F.cross_entropy(2 * logits[0], labels)
+    assert (once.hits == (logits[0].argmax(1) == labels).numpy()).all()
 
 
 def test_losses_that_are_no_numbers_come_last_and_equal_ones_leave_it_to_the_parameters():

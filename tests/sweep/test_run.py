@@ -56,7 +56,8 @@ def test_the_chosen_trial_alone_is_tested_once(tiny_cache, test_cache, tmp_path)
     assert (record.choice["chosen"], record.choice["paired"], record.choice["images"]) == (best.number, True, 7)
     (folder,) = {path.parent for path in (tmp_path / "sweep").rglob("eval.json")}
     hits, losses = np.load(folder / "held_out.npy")
-    assert (100 * hits.mean(), losses.mean()) == (pytest.approx(best.value), pytest.approx(best.loss))
+    assert 100 * hits.mean() == pytest.approx(best.value)
+    assert 0 < losses.mean() <= best.loss + 1e-6  # at the best temperature
     page = (tmp_path / "sweep" / "report.html").read_text()
     assert "7 samples of the training cache, held out by a hash of their ids (--val-fraction 0.3)" in page
     stored = SweepRecord.from_json(json.loads((tmp_path / "sweep" / "record.json").read_text()))
