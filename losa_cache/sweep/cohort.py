@@ -35,7 +35,7 @@ class Cohort:
 
     Attributes:
         epoch: epochs done.
-        judged: after the last epoch, what each trial came to on each held-out image, by number.
+        judged: after the last epoch, what each trial came to on each image that it held out, by number.
     """
 
     def __init__(
@@ -106,7 +106,8 @@ class Cohort:
             keep=jury if self.done else keep_nothing,
         )
         if self.done:
-            self.judged = dict(zip(self.numbers, jury.verdicts(), strict=True))
+            whose = None if self._held is None else self._held.whose(self.material.chosen.held_out)
+            self.judged = dict(zip(self.numbers, jury.verdicts(whose), strict=True))
         return [own | {f"val_{name}": v for name, v in one.items()} for own, one in zip(metrics, found, strict=True)]
 
     def keep(self, numbers: Sequence[int]) -> None:

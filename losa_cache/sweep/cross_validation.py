@@ -97,10 +97,7 @@ class _Trials:
                 cohort.run_epoch(judge=cohort.epoch == own[0].epochs - 1)
                 self._advance(len(own))
             found |= cohort.judged
-        if not shared:
-            return [found[place] for place in range(len(trials))]
-        mine = [parts[chosen.held_out] == fold for fold in folds]
-        return [Judged(found[at].hits[own], found[at].losses[own]) for at, own in enumerate(mine)]
+        return [found[at] for at in range(len(trials))]
 
     def _alone(self, place: int, fold: int) -> Judged:
         """Train by itself what cannot be stacked."""

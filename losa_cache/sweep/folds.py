@@ -44,6 +44,10 @@ class HeldOut:
         drawn = self._drawn(requests)
         return [int((drawn != fold).sum()) for fold in self.folds]
 
+    def whose(self, samples: NDArray[np.int64]) -> list[NDArray[np.bool_]]:
+        """Say for each trial which of these samples it holds out."""
+        return [self.parts[samples] == fold for fold in self.folds]
+
     def keep(self, trials: Sequence[int]) -> "HeldOut":
         """Forget all trials but these."""
         return HeldOut(self.parts, [self.folds[trial] for trial in trials])

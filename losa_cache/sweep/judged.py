@@ -1,7 +1,7 @@
 """What a trial came to on each held-out image: for comparisons image by image."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,11 +50,21 @@ class Jury:
             found.append(-scaled.gather(2, right).squeeze(2))
         self._parts.append(torch.stack(found, 1).cpu())
 
-    def verdicts(self) -> list[Judged]:
-        """Give what each trial came to on all of them."""
+    def verdicts(self, whose: Sequence[NDArray[np.bool_]] | None = None) -> list[Judged]:
+        """Give what each trial came to, on all images or on those that are its own."""
         found = torch.cat(self._parts, 2)
-        best = found[:, 1:].double().mean(2).argmin(1)
-        return [Judged(own[0].numpy(), own[1 + int(at)].numpy()) for own, at in zip(found, best, strict=True)]
+        each = (
+            found
+            if whose is None
+            else [own[:, torch.from_numpy(which)] for own, which in zip(found, whose, strict=True)]
+        )
+        return [_at_best(own) for own in each]
+
+
+def _at_best(own: Tensor) -> Judged:
+    """Choose a temperature for a trial; hits, and losses at each temperature: ``(1 + temperatures, n)``."""
+    best = int(own[1:].double().mean(1).argmin())
+    return Judged(own[0].numpy(), own[1 + best].numpy())
 
 
 def save_judged(folder: Path, judged: Judged) -> None:
