@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from losa_cache.sidenet.losa import LoSA
     from losa_cache.sidenet.stack import AdapterStack, LoSAStack
     from losa_cache.sidenet.tail import FrozenTail
+    from losa_cache.sweep.auto import train_auto
     from losa_cache.sweep.run import resume_sweep, sweep
     from losa_cache.train.config import OnlineConfig, TrainConfig
     from losa_cache.train.evaluate_run import evaluate_run
@@ -56,6 +57,7 @@ _HOMES = {
     "resume_sweep": "losa_cache.sweep.run",
     "sweep": "losa_cache.sweep.run",
     "train": "losa_cache.train.train",
+    "train_auto": "losa_cache.sweep.auto",
     "verify_cache": "losa_cache.extract.verify",
 }
 
@@ -85,6 +87,7 @@ __all__ = [
     "resume_sweep",
     "sweep",
     "train",
+    "train_auto",
     "verify_cache",
 ]
 

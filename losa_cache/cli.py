@@ -11,7 +11,7 @@ from losa_cache.__main__ import main
 from losa_cache.cli_common import Device, Json, Residency, expanded, print_result, refuse
 from losa_cache.cli_compare import compare
 from losa_cache.cli_probe import probe
-from losa_cache.cli_sweep import sweep, vtab
+from losa_cache.cli_sweep import sweep, train_chosen, vtab
 from losa_cache.errors import UserError
 from losa_cache.terminal import Commands
 
@@ -190,6 +190,14 @@ def train(
         str, _path("shuffle, balanced (classes), or a CSV file of weights, headed id,weight.")
     ] = "shuffle",
     seed: Annotated[int, typer.Option(help="Of the start, the order and the augmentation.")] = 0,
+    auto: Annotated[
+        bool,
+        typer.Option(
+            "--auto",
+            help="First choose lr and weight-decay, unless given, on held-out samples (--val-fraction, by default a "
+            "fifth at a time); then train on all samples.",
+        ),
+    ] = False,
     out: Annotated[Path | None, _path("Run directory; default: runs/<data set>-<side>-<n>.")] = None,
     device: Device = None,
     residency: Residency = "auto",
@@ -254,6 +262,10 @@ def train(
         val_ids=None if val_ids is None else str(val_ids),
         seed=seed,
     )
+    if auto:
+        refuse(context, "--auto chooses from a cache", only=("online", "mixed", *ONLINE_OPTIONS))
+        train_chosen(context, cache, config, as_json, out=out, device=device, residency=residency, stage=stage)
+        return
     fresh = None
     if online or mixed is not None:
         if online and mixed is not None:

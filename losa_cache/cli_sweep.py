@@ -1,13 +1,16 @@
-"""The command line's ``sweep`` and ``vtab``: parse, call, print."""
+"""The command line's ``sweep``, ``vtab`` and ``train --auto``: parse, call, print."""
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from losa_cache.cli_common import Device, Json, Residency, expanded, print_result, refuse
 from losa_cache.errors import UserError
+
+if TYPE_CHECKING:
+    from losa_cache.train.config import TrainConfig
 
 SEARCHED = "Searched options (4,8,16; random, tpe: 1e-4..1e-2)"
 
@@ -155,3 +158,39 @@ def vtab(
         report=report,
     )
     typer.echo(json.dumps(record.to_json(), indent=2) if as_json else text(record))
+
+
+def train_chosen(
+    context: typer.Context, cache: str | None, config: "TrainConfig", as_json: bool, **places: Any
+) -> None:
+    """Train as ``train --auto``: options of the command line are not searched.
+
+    Args:
+        context: of the command line.
+        cache: its path or URL.
+        config: the options.
+        as_json: how to print.
+        places: ``out``, ``device``, ``residency`` and ``stage``, as of ``losa_cache.train``.
+    """
+    from dataclasses import replace
+
+    from losa_cache.cache.store import latest_training_cache, open_cache
+    from losa_cache.display import PassBar, TrainingBar, note, training_report
+    from losa_cache.sweep.auto import GRID, GRIDS, SHARE, train_auto
+    from losa_cache.sweep.choice import sure
+
+    def given(name: str) -> bool:
+        source = context.get_parameter_source(name)
+        return source is not None and source.name == "COMMANDLINE"
+
+    opened = latest_training_cache() if cache is None else open_cache(cache)
+    if cache is None:
+        note(f"cache: {opened.path} (the most recent complete one)")
+    if not given("val_fraction"):
+        config = replace(config, val_fraction=SHARE)
+    grid = {name: values for name, values in GRIDS.get(config.side, GRID).items() if not given(name)}
+    with PassBar("search", 1) as searching, TrainingBar(config.epochs) as bar:
+        shown: dict[str, Any] = {"report": bar, "progress": bar.advance, "staging": bar.staging, "told": note}
+        found = train_auto(opened, config=config, grid=grid, searching=searching.advance, **places, **shown)
+    chosen = {"chosen": found.found.options, "sure": sure(found.found.choice), "protocol": found.found.protocol}
+    print_result(training_report(found.trained) | chosen, as_json)

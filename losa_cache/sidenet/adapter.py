@@ -115,11 +115,6 @@ class Adapter(nn.Module):
         read = (rows[-1] + update).flatten(1) if self.blend is None else self.blend.rows(rows[-1], update)
         return self.classifier(read), None if self.training else probed(self.probe, rows)
 
-    def each(self, blocks: Sequence[Block]) -> tuple[Tensor, Tensor | None]:
-        """Logits of :meth:`both` as a stack of one gives them: ``(1, batch, classes)`` and ``(batch, classes)``."""
-        own, probe = self.both(blocks)
-        return own[None], probe
-
     @torch.no_grad()
     def fold(self) -> None:
         """Put standardisation and shares into the weights: the logits stay what they are in evaluation."""

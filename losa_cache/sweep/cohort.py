@@ -9,9 +9,11 @@ import torch
 
 from losa_cache.sidenet.adapter import Adapter
 from losa_cache.sidenet.stack import AdapterStack
+from losa_cache.sweep.folds import HeldOut
+from losa_cache.sweep.judged import Judged, Jury
 from losa_cache.train import all_layers
 from losa_cache.train.config import TrainConfig
-from losa_cache.train.evaluate import evaluate_each
+from losa_cache.train.evaluate import evaluate_each, keep_nothing
 from losa_cache.train.graph import recorder_for
 from losa_cache.train.loop import autocast_dtype, lr_factor
 from losa_cache.train.material import Material
@@ -29,9 +31,12 @@ class Cohort:
         adapters: untrained ones, on ``device``.
         material: what they learn from.
         device: where to compute.
+        held: each trial's part of the samples that it holds out of ``material``'s training samples, where trials of
+            several splits train together; ``None``: the training samples are the same for all.
 
     Attributes:
         epoch: epochs done.
+        judged: after the last epoch, what each trial came to on each image that it held out, by number.
     """
 
     def __init__(
@@ -41,13 +46,14 @@ class Cohort:
         adapters: Sequence[Adapter],
         material: Material,
         device: torch.device,
+        held: HeldOut | None = None,
     ) -> None:
+        self._held = held
         self.numbers, self.configs = list(numbers), list(configs)
         self.material, self.epoch = material, 0
+        self.judged: dict[int, Judged] = {}
         self._adapters = list(adapters)
         self._autocast = autocast_dtype(device, material.manifest.precision)
-        for adapter, config in zip(adapters, configs, strict=True):
-            adapter.begin(config.dropout)
         self._stack = AdapterStack(adapters).to(device)
         self._optimizer = StackedAdamW(
             self._stack.decayed(),
@@ -60,6 +66,8 @@ class Cohort:
             label_smoothing=[config.label_smoothing for config in configs],
             autocast=self._autocast,
             recorder=recorder_for(device),
+            folds=None if held is None else held.folds,
+            batch_size=configs[0].batch_size,
         )
 
     @property
@@ -71,15 +79,17 @@ class Cohort:
         """Give a trial's options."""
         return self.configs[self.numbers.index(number)]
 
-    def run_epoch(self) -> list[dict[str, Any]]:
-        """Train one epoch and validate.
+    def run_epoch(self, *, judge: bool = True) -> list[dict[str, Any]]:
+        """Train one epoch and, unless told otherwise, validate: all trials on all held-out samples.
 
         Returns:
             metrics of each trial, as a run of its own has them, without times of parts; a ``train_loss`` that is no
             number says that the trial has failed.
         """
-        if self.epoch == 0 and self._stack.blend is not None:
-            all_layers.start(self._stack, self.material, self.configs[0])
+        if (
+            self.epoch == 0 and self._stack.blend is not None
+        ):  # held-out samples of a split are others' training samples
+            all_layers.start(self._stack, self.material, self.configs[0], alone=self._held is not None)
         started = perf_counter()
         losses, rates = self._train()
         seconds = perf_counter() - started
@@ -88,7 +98,23 @@ class Cohort:
             {"epoch": self.epoch, "train_loss": loss, "train_seconds": seconds, "train_lr": rate}
             for loss, rate in zip(losses, rates, strict=True)
         ]
-        found = self._validate()
+        if not judge:
+            return metrics
+        self._stack.eval()
+        if self._stack.blend is not None and self._held is None:
+            all_layers.weigh(self._stack, self.material, batch_size=self.configs[0].batch_size, autocast=self._autocast)
+        jury = Jury()
+        found = evaluate_each(
+            self._stack,
+            self.material.plain,
+            self.material.chosen.held_out,
+            batch_size=self.configs[0].batch_size,
+            autocast=self._autocast,
+            keep=jury if self.done else keep_nothing,
+        )
+        if self.done:
+            whose = None if self._held is None else self._held.whose(self.material.chosen.held_out)
+            self.judged = dict(zip(self.numbers, jury.verdicts(whose), strict=True))
         return [own | {f"val_{name}": v for name, v in one.items()} for own, one in zip(metrics, found, strict=True)]
 
     def keep(self, numbers: Sequence[int]) -> None:
@@ -97,6 +123,8 @@ class Cohort:
         self._stack.keep(places)
         self._optimizer.keep(places)
         self._step.keep(places)
+        if self._held is not None:
+            self._held = self._held.keep(places)
         self.numbers = [self.numbers[place] for place in places]
         self.configs = [self.configs[place] for place in places]
         self._adapters = [self._adapters[place] for place in places]
@@ -122,16 +150,6 @@ class Cohort:
         self._optimizer.load(state["optimizer"])
         self._step.forget()
 
-    def _validate(self) -> list[dict[str, float]]:
-        """Evaluate every trial on the held-out samples, each with the shares that they ask for."""
-        options: dict[str, Any] = {"batch_size": self.configs[0].batch_size, "autocast": self._autocast}
-        self._stack.eval()
-        if self._stack.blend is None:
-            return evaluate_each(self._stack, self.material.plain, self.material.chosen.held_out, **options)
-        found = all_layers.judge(self._stack.both, self.material.plain, self.material.chosen.held_out, **options)
-        self._stack.blend.share.copy_(torch.stack([judged.share for judged in found]))
-        return [judged.figures for judged in found]
-
     def _train(self) -> tuple[list[float], list[float]]:
         self._stack.train()
         first, chosen = self.configs[0], self.material.chosen
@@ -148,10 +166,14 @@ class Cohort:
         ]
         on_device = torch.tensor(rates).to(self._step.rates)  # at once: no step then waits for a copy
         self._step.loss.zero_()
+        parts = None if self._held is None else iter(self._held.batches(requests, on_device.device))
         learning_rates = iter(on_device)
         for batch in self.material.source.batches(requests):  # not zipped: that would keep the batch before
             self._step.rates.copy_(next(learning_rates))
+            if parts is not None:
+                self._step.parts[: len(batch.labels)] = next(parts)
             self._step(batch)
             del batch  # its memory is free again while the source makes the next one
-        losses = (self._step.loss / len(chosen.train)).tolist()
+        seen = [len(chosen.train)] * len(rates[0]) if self._held is None else self._held.count(requests)
+        losses = (self._step.loss / self._step.loss.new_tensor(seen).clamp(min=1)).tolist()
         return [loss if isfinite(loss) else float("nan") for loss in losses], rates[-1]

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from losa_cache.sweep.choice import standard_error
 from losa_cache.sweep.record import (
     COMPLETE,
     STATES,
@@ -22,9 +23,11 @@ def evidence(record: SweepRecord) -> dict[str, str]:
     """Say what was chosen, selected on what, tested on what, ahead of what, and beside what noise, by heading."""
     groups = seed_groups(record.trials)
     found = {"Chosen": _chosen(record, groups), "Selected on": _selected(record), "Tested on": _tested(record)}
+    if record.choice is not None:
+        found["How sure"] = record.choice["sure"]
     ours, rival = _rivals(record, groups)
     if ours is not None and rival is not None:
-        found["Next best"] = _difference(ours, rival, groups)
+        found["Next best"] = _difference(record, ours, rival, groups)
     if groups:
         found["Noise"] = _noise(record, groups)
     return found
@@ -49,12 +52,6 @@ def count_states(record: SweepRecord) -> str:
     states = Counter(trial.state for trial in record.trials)
     told = ", ".join(f"{states[state]} {state}" for state in STATES if states[state])
     return f"{len(record.trials)} ({told})" if record.trials else "none"
-
-
-def standard_error(top1: float, samples: int) -> float:
-    """Standard error of a top-1 measured on so many samples, in points (Agresti and Coull's, finite at 0 and 100 %)."""
-    share = (top1 / 100 * samples + 2) / (samples + 4)
-    return 100 * math.sqrt(share * (1 - share) / (samples + 4))
 
 
 def _chosen(record: SweepRecord, groups: list[Group]) -> str:
@@ -105,7 +102,7 @@ def _rivals(record: SweepRecord, groups: list[Group]) -> tuple[Group | None, Gro
     return ours, next((group for group in groups if group is not ours), None)
 
 
-def _difference(ours: Group, rival: Group, groups: list[Group]) -> str:
+def _difference(record: SweepRecord, ours: Group, rival: Group, groups: list[Group]) -> str:
     ahead = ours.mean - rival.mean
     names = ", ".join(str(trial.number) for trial in rival.trials[:5]) + (", ..." if len(rival.trials) > 5 else "")
     changed = {name: value for name, value in rival.options.items() if ours.options.get(name) != value}
@@ -115,6 +112,8 @@ def _difference(ours: Group, rival: Group, groups: list[Group]) -> str:
         f"{place} the chosen options."
     )
     if (spread := seed_spread(groups)) is None:
+        if record.choice is not None:
+            return f"{told} How much of that another seed would give is not known."
         return f"{told} Without trials of other seeds nothing says whether that is more than noise."
     error = spread.deviation * math.sqrt(1 / len(ours.values) + 1 / len(rival.values))
     if abs(ahead) <= 2 * error:

@@ -8,6 +8,7 @@ import torch
 from losa_cache.cache.identity import differences
 from losa_cache.cache.store import ActivationCache, open_cache
 from losa_cache.errors import UserError
+from losa_cache.sweep.choice import require_choosable
 from losa_cache.sweep.config import SweepConfig
 from losa_cache.train.config import SHUFFLE, TrainConfig
 from losa_cache.train.evaluate_run import apart
@@ -62,6 +63,16 @@ class Materials:
         """Say which samples trials learn from, and which they are judged by."""
         own = selected(self._cache, self._base)
         return own if self._val is None else replace(own, held_out=selected(self._val, _whole(self._base)).train)
+
+    def require_choosable(self) -> None:
+        """Refuse a held-out part on which no trial can be chosen.
+
+        Raises:
+            UserError: for too few samples, or samples of one class.
+        """
+        cache = self._cache if self._val is None else self._val
+        labels = cache.labels[:: cache.manifest.views][self.chosen().held_out]
+        require_choosable(labels, cache.manifest.classes, "hold out more with --val-fraction, --val-ids or --val-cache")
 
     def close(self) -> None:
         """Close all sources."""

@@ -1,22 +1,27 @@
 """From trained trials to a choice, its one test, and the record of it all."""
 
 import json
+import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import google_crc32c
+import numpy as np
 
 from losa_cache.cache.store import ActivationCache, open_cache
 from losa_cache.device import machine
 from losa_cache.errors import UserError
 from losa_cache.files import write_whole
 from losa_cache.outside import UnreadableError, parse_json, read_file
+from losa_cache.sweep.choice import Choice, Setting
+from losa_cache.sweep.choice import choose as decide
 from losa_cache.sweep.config import SweepConfig
+from losa_cache.sweep.judged import Judged
 from losa_cache.sweep.progress import LOST, Progress, Trial, load_progress
-from losa_cache.sweep.record import SweepRecord, TrialRecord, seed_groups
+from losa_cache.sweep.record import Group, SweepRecord, TrialRecord, seed_groups
 from losa_cache.sweep.trial import describe, require_epochs, trial_path
 from losa_cache.text import shown
 from losa_cache.train.evaluate_run import evaluate_run, known_test_cache
@@ -27,15 +32,39 @@ from losa_cache.train.train import new_adapter, resume, train
 RECORD, RETRAINED = "record.json", "retrained"
 
 
-def choose(trials: Sequence[TrialRecord]) -> int | None:
-    """Choose a trial: of the options with the best mean over seeds, the lowest seed, not the luckiest.
+def choose(
+    trials: Sequence[TrialRecord], images: int | None = None, judged: Mapping[int, Judged] | None = None
+) -> Choice | None:
+    """Choose options by :mod:`losa_cache.sweep.choice`, and of their trials the lowest seed, not the luckiest.
 
-    Of equal means the fewer parameters win.
+    Args:
+        trials: of the sweep.
+        images: held out; ``None``: not known.
+        judged: what each of these came to, by trial.
+
+    Returns:
+        the choice, in which options are named by the trial of their lowest seed; ``None`` without a complete trial.
     """
-    groups = seed_groups(trials)
-    if not groups:
-        return None
-    return min(groups[0].trials, key=lambda trial: (trial.options.get("seed", 0), trial.number)).number
+    found = {} if judged is None else judged
+    return decide([_setting(group, found) for group in seed_groups(trials)], images)
+
+
+def _setting(group: Group, judged: Mapping[int, Judged]) -> Setting:
+    """Put the trials of all seeds together."""
+    trials = group.by_seed
+    each = [judged[trial.number] for trial in trials if trial.number in judged]
+    losses = [float(own.losses.mean(dtype=np.float64)) for own in each]
+    if not (whole := len(each) == len(trials)):  # as an earlier version left them
+        losses = [trial.loss for trial in trials if trial.loss is not None]
+    name = min(group.trials, key=lambda trial: (trial.options.get("seed", 0), trial.number)).number
+    return Setting(
+        name,
+        group.mean,
+        math.fsum(losses) / len(losses) if len(losses) == len(trials) else None,
+        group.parameters,
+        np.mean([own.hits for own in each], axis=0) if whole else None,
+        np.mean([own.losses for own in each], axis=0) if whole else None,
+    )
 
 
 def list_trials(
@@ -88,6 +117,7 @@ def record_of(
     samples: Selection,
     trials: list[TrialRecord],
     *,
+    choice: Choice,
     test: dict[str, Any] | None,
     started: float,
     finished: float,
@@ -102,10 +132,10 @@ def record_of(
     else:
         by = f"a hash of their ids (--val-fraction {base.val_fraction})"
         validated = f"{held} samples of the training cache, held out by {by}"
-    chosen = choose(trials)
     protocol = (
         f"Trials were trained on {len(samples.train)} samples and judged by their top-1 after the last epoch "
-        f"on {validated}. The options with the best mean over seeds were chosen, and of them the lowest seed."
+        f"on {validated}. The options with the best mean over seeds were chosen, and of them the lowest seed; of "
+        "options within one standard error of the best, those with the lowest held-out loss."
     )
     if test is None:
         protocol += " No test set was read."
@@ -126,8 +156,9 @@ def record_of(
         started=started,
         finished=finished,
         trials=trials,
-        chosen=chosen,
+        chosen=choice.chosen,
         test=test,
+        choice=choice.to_json(),
     )
 
 

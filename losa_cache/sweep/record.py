@@ -43,6 +43,11 @@ class TrialRecord:
         return self.curve[-1].get("val_top1") if self.curve else None
 
     @property
+    def loss(self) -> float | None:
+        """Validation loss after its last epoch, in nats; ``None`` without one."""
+        return self.curve[-1].get("val_loss") if self.curve else None
+
+    @property
     def seconds(self) -> float:
         """Spent training, without validation."""
         return math.fsum(epoch.get("train_seconds", 0.0) for epoch in self.curve)
@@ -66,6 +71,8 @@ class SweepRecord:
         chosen: number of the selected trial; ``None``: none.
         test: of the chosen trial, once: ``on`` (path), ``split``, ``samples``, ``top1``, ``top5`` (percent), ``loss``
             (nats), and ``retrained``, whether it was trained again for it; ``None``: no test set was read.
+        choice: how it was chosen, and how sure that is: the fields of :class:`losa_cache.sweep.choice.Choice`, whose
+            settings are named by a trial each, and ``sure``, in sentences; ``None``: of an earlier version.
     """
 
     title: str
@@ -82,6 +89,7 @@ class SweepRecord:
     trials: list[TrialRecord]
     chosen: int | None = None
     test: dict[str, Any] | None = None
+    choice: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.chosen is not None and self.chosen_trial is None:
@@ -126,13 +134,18 @@ class Group:
         return self.trials[0].parameters
 
     @property
-    def values(self) -> list[float]:
-        """Validation top-1, in percent, one for each seed: the same seed again tells nothing new."""
-        by_seed: dict[str, float] = {}
+    def by_seed(self) -> list[TrialRecord]:
+        """One trial for each seed: the same seed again tells nothing new."""
+        found: dict[str, TrialRecord] = {}
         for trial in self.trials:
             if trial.value is not None:
-                by_seed.setdefault(key(trial.options.get(SEED)), trial.value)
-        return list(by_seed.values())
+                found.setdefault(key(trial.options.get(SEED)), trial)
+        return list(found.values())
+
+    @property
+    def values(self) -> list[float]:
+        """Validation top-1, in percent, one for each seed."""
+        return [trial.value for trial in self.by_seed if trial.value is not None]
 
     @property
     def mean(self) -> float:

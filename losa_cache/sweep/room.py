@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -10,13 +10,15 @@ from losa_cache.cache.precision import get_precision
 from losa_cache.layers import choose_layers
 from losa_cache.memory import available_memory
 from losa_cache.sidenet.stack import AdapterStack
-from losa_cache.sweep.config import SweepConfig
 from losa_cache.sweep.space import Choices
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.loop import autocast_dtype
 from losa_cache.train.material import Material
 from losa_cache.train.room import saved_bytes
 from losa_cache.train.train import new_adapter
+
+if TYPE_CHECKING:
+    from losa_cache.sweep.config import SweepConfig
 
 SAMPLES = 2
 SPARE = 0.5  # of the free memory: a step also has states and gradients under way, about as large as what it keeps
@@ -43,7 +45,7 @@ def most_trials(largest: TrainConfig, material: Material, device: torch.device) 
     return max(1, int(spare * available_memory(device) / max(1, each)))
 
 
-def largest_of(config: SweepConfig, available: list[int]) -> TrainConfig:
+def largest_of(config: "SweepConfig", available: list[int]) -> TrainConfig:
     """Give the options of a trial that no other of the sweep exceeds in rank, batch or layers.
 
     Args:

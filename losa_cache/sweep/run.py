@@ -11,11 +11,13 @@ from losa_cache.device import choose_device
 from losa_cache.errors import UserError
 from losa_cache.sweep.config import SweepConfig
 from losa_cache.sweep.drawing import require_matplotlib
+from losa_cache.sweep.judged import load_judged
 from losa_cache.sweep.outcome import choose, evaluate_chosen, list_trials, load_record, record_of, save_record
-from losa_cache.sweep.record import SweepRecord
+from losa_cache.sweep.record import COMPLETE, SweepRecord
 from losa_cache.sweep.report import write_report
 from losa_cache.sweep.space import Choices, Range, choices, parse
 from losa_cache.sweep.sweep import Report, Sweep, create_sweep, telling_where
+from losa_cache.sweep.trial import trial_path
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.run import next_run_path
 
@@ -113,13 +115,16 @@ def _concluded(own: Sweep, device: str) -> SweepRecord:
     """Choose, test, record and report."""
     folder, progress = own.folder, own.progress
     trials = list_trials(folder, own.config, progress.trials, own.cache)
-    chosen = choose(trials)
-    if chosen is None:
+    samples = own.chosen()
+    images = len(samples.held_out)
+    complete = [trial.number for trial in trials if trial.state == COMPLETE]
+    choice = choose(trials, images, load_judged({number: trial_path(folder, number) for number in complete}, images))
+    if choice is None:
         raise UserError(f"no trial of {str(folder)!r} came to its end: lower the rates, or leave out --pruner.")
-    best = next(trial for trial in trials if trial.number == chosen)
+    best = next(trial for trial in trials if trial.number == choice.chosen)
     test = evaluate_chosen(folder, own.config, best, device)
     record = record_of(
-        own.config, own.cache, own.chosen(), trials, test=test, started=progress.started, finished=time()
+        own.config, own.cache, samples, trials, choice=choice, test=test, started=progress.started, finished=time()
     )
     with telling_where(folder):
         save_record(folder, record, progress)
@@ -146,6 +151,8 @@ def summary(result: SweepResult) -> dict[str, Any]:
         "chosen": best.number,
         **best.options,
         "val_top1": best.value,
+        "val_loss": best.loss,
         **tested,
+        **({} if record.choice is None else {"sure": record.choice["sure"]}),
         "command": best.command,
     }

@@ -17,9 +17,10 @@ from losa_cache.errors import UserError
 from losa_cache.files import sync_folder
 from losa_cache.lock import lock, unlock
 from losa_cache.sweep.cohort import Cohort
-from losa_cache.sweep.cohorts import together
+from losa_cache.sweep.cohorts import STACKED, together
 from losa_cache.sweep.config import SweepConfig, checksum
 from losa_cache.sweep.earlier import earlier_progress
+from losa_cache.sweep.judged import save_judged
 from losa_cache.sweep.materials import Materials
 from losa_cache.sweep.mirror import Mirror
 from losa_cache.sweep.progress import Group, Progress, Trial, load_progress
@@ -31,13 +32,11 @@ from losa_cache.sweep.storage import same_database
 from losa_cache.sweep.trackers import open_trackers
 from losa_cache.sweep.trial import Trials, load_group, trial_path
 from losa_cache.text import shown
-from losa_cache.train import all_layers
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.selection import Selection
 from losa_cache.train.state_file import save_state
 from losa_cache.train.train import new_adapter, origin_of, save_run
 
-STACKED = ("losa", "mlp", "fusion", "attentive")
 MOST_TRIALS = 64  # at the same time, if nobody says otherwise
 VALUE = "val_top1"
 
@@ -105,6 +104,7 @@ class Sweep:
         require_trainable(self.config.space, self.config.base)
         self._require_stackable()
         self._materials = Materials(self.cache, self.config, device, residency, trials=self.config.total)
+        self._materials.require_choosable()
         self._trials = Trials(folder, open_trackers(self.config.trackers, folder))
         self._cohorts: list[Cohort] = []  # of the progress's groups, in their order
         self._rows: dict[int, dict[str, Any]] = {}
@@ -246,12 +246,11 @@ class Sweep:
             if state := self._judged(number, own, last=cohort.done):
                 ended[number] = self._rows[number]["state"] = state
         if COMPLETE in ended.values():
-            found = zip(cohort.numbers, cohort.adapters(), strict=True)
-            complete = {number: adapter for number, adapter in found if ended[number] == COMPLETE}
-            if cohort.configs[0].reads_all:
-                all_layers.finish(list(complete.values()), cohort.material, cohort.configs[0])
-            for number, adapter in complete.items():
-                save_run(self._trials[number], adapter, cohort.material, cohort.config_of(number))
+            for number, adapter in zip(cohort.numbers, cohort.adapters(), strict=True):
+                if ended[number] == COMPLETE:
+                    adapter.fold()
+                    save_run(self._trials[number], adapter, cohort.material, cohort.config_of(number))
+                    save_judged(self._trials[number].path, cohort.judged[number])
         for number, state in ended.items():
             self._trials.end(number, state)
         stay = [number for number in cohort.numbers if number not in ended]

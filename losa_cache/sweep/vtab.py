@@ -95,8 +95,9 @@ def vtab(
         left_out=left_out,
         protocol=(
             f"For each task and rank, {trials} trials ({_in_words(space, base)}) were trained on {TRAIN} and judged by "
-            f"their top-1 on {VAL} after the last epoch. With the best options a side network was trained again on all "
-            f"of {BOTH}, and it alone was tested, once."
+            f"their top-1 on {VAL} after the last epoch; of options within one standard error of the best those with "
+            f"the lowest loss on {VAL} were chosen. With them a side network was trained again on all of {BOTH}, and "
+            "it alone was tested, once."
         ),
         unlike=unlike_paper(manifest.fields, manifest.depth),
         machine=machine(),
@@ -159,7 +160,9 @@ def _result(task: str, rank: int, record: SweepRecord, folder: Path) -> Result:
     assert best is not None
     assert best.value is not None
     assert test is not None
-    return Result(task, rank, test["top1"], test["samples"], best.value, best.options, best.parameters, str(folder))
+    return Result(
+        task, rank, test["top1"], test["samples"], best.value, best.options, best.parameters, str(folder), record.choice
+    )
 
 
 def _in_words(space: Space, base: TrainConfig) -> str:

@@ -33,6 +33,8 @@ class Result:
         chosen: its options.
         parameters: trained ones of the side network.
         folder: of the sweep.
+        choice: how the trial was chosen, and how sure that is, as in the sweep's record; ``None``: of an earlier
+            version.
     """
 
     task: str
@@ -43,6 +45,7 @@ class Result:
     chosen: dict[str, Any]
     parameters: int
     folder: str
+    choice: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)

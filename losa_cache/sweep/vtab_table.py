@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from losa_cache.data.vtab import GROUPS, TASKS
+from losa_cache.data.vtab import GROUPS, TASKS, VAL
 from losa_cache.sweep.vtab_record import PAPER, PAPER_PARAMETERS, Mean, VtabRecord, means_of, paper_means, paper_top1
 from losa_cache.text import columns
 
@@ -47,6 +47,14 @@ def markdown(record: VtabRecord) -> str:
 def notes(record: VtabRecord) -> list[str]:
     """Say what the figures are, and what they are not."""
     found = [record.protocol]
+    known = [result.choice for result in record.results if result.choice is not None]
+    if doubtful := [choice for choice in known if len(choice["level"]) > 1]:
+        mean = sum(len(choice["level"]) for choice in doubtful) / len(doubtful)
+        found.append(
+            f"How sure the choices are: in {len(doubtful)} of {len(known)} sweeps several options were within one "
+            f"standard error of the best ({mean:.1f} in the mean), so {VAL} cannot tell them apart by accuracy, and "
+            "the loss decided. Each sweep's report gives the errors."
+        )
     missing = [task.title for name, task in TASKS.items() if name not in record.top1(record.ranks[0])]
     if missing:
         found.append(f"Missing, so in no mean: {', '.join(missing)}.")

@@ -18,6 +18,10 @@ from losa_cache.train.sampler import requests_in_order
 Keep = Callable[[Tensor, Batch], None]
 
 
+def keep_nothing(log_probabilities: Tensor, batch: Batch) -> None:
+    """Take what nobody asked for."""
+
+
 def evaluate(
     adapter: Adapter,
     source: Source,
@@ -27,7 +31,7 @@ def evaluate(
     autocast: torch.dtype | None,
     clips: int = 1,
     progress: Callable[[float], None] = lambda share: None,
-    keep: Keep = lambda predicted, batch: None,
+    keep: Keep = keep_nothing,
 ) -> dict[str, float]:
     """Run the adapter over plain images of these samples, or over all clips of videos and average their probabilities.
 
@@ -60,9 +64,13 @@ def evaluate_each(
     autocast: torch.dtype | None,
     clips: int = 1,
     progress: Callable[[float], None] = lambda share: None,
-    keep: Keep = lambda predicted, batch: None,
+    keep: Keep = keep_nothing,
 ) -> list[dict[str, float]]:
-    """Evaluate K adapters in one pass: as :func:`evaluate`, with ``forward`` giving logits ``(K, batch, classes)``."""
+    """Evaluate K adapters in one pass: as :func:`evaluate`, with ``forward`` giving logits ``(K, batch, classes)``.
+
+    ``keep`` is given the log-probabilities of each sample, ``(K, batch, classes)``, and their batch, in the order of
+    the samples; of videos once, with the last clip. The batch's blocks are no longer to be read.
+    """
     sums = torch.empty(0)
     summed = torch.empty(0)
     done = 0
@@ -74,9 +82,8 @@ def evaluate_each(
         done += len(batch.ids)
         if request.view == clips - 1:
             found = summed - log(clips)
-            ranked = found.topk(min(5, found.shape[2])).indices
-            keep(ranked[..., 0], batch)
-            scored = _score(found, ranked, batch.labels)
+            keep(found, batch)
+            scored = _score(found, batch.labels)
             sums = scored if sums.ndim == 1 else sums + scored
         progress(done / (len(samples) * clips))
     means = (sums / len(samples)).tolist()

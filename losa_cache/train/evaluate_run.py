@@ -143,9 +143,9 @@ def evaluated(
         ids: list[str] = []
         kept: list[Tensor] = []
 
-        def keep(predicted: Tensor, batch: Batch) -> None:
+        def keep(log_probabilities: Tensor, batch: Batch) -> None:
             ids.extend(batch.ids)
-            kept.append(torch.stack([predicted[0], batch.labels]).cpu())
+            kept.append(torch.stack([log_probabilities[0].argmax(1), batch.labels]).cpu())
 
         found = evaluate(
             adapter,

@@ -250,5 +250,4 @@ def fit(
             done, passed = done + 1, Passed()
             save()
             report(metrics)
-    if config.reads_all:
-        all_layers.finish([adapter], material, config)
+    adapter.fold()

@@ -134,9 +134,7 @@ def from_cache(
         residency=residency,
         seed=config.seed,
         batch_size=config.batch_size,
-        rank=0
-        if config.side not in FOLD or config.reads_all
-        else trials * (config.rank if image else manifest.width),
+        rank=0 if config.side not in FOLD or config.reads_all else trials * (config.rank if image else manifest.width),
     )
     if once:
         count = len(cache.ids) // views

@@ -68,7 +68,14 @@ class Run:
         self._lines: list[str] = []
 
     @classmethod
-    def create(cls, path: Path, config: TrainConfig, origin: dict[str, Any], files: Mapping[str, bytes]) -> "Run":
+    def create(
+        cls,
+        path: Path,
+        config: TrainConfig,
+        origin: dict[str, Any],
+        files: Mapping[str, bytes],
+        beside: Mapping[str, bytes] | None = None,
+    ) -> "Run":
         """Start a directory, which appears with all of this in it.
 
         Args:
@@ -76,6 +83,7 @@ class Run:
             config: the options.
             origin: ``cache`` (path), ``online`` (options) and ``fields`` (identity) of what it trains on.
             files: content of the files that options name, by option.
+            beside: content of more files, by name.
 
         Raises:
             TakenError: if the path is taken.
@@ -89,6 +97,8 @@ class Run:
             partial.mkdir(parents=True)
             for option, content in files.items():
                 write_whole(partial / KEPT_FILES[option], content)
+            for name, content in (beside or {}).items():
+                write_whole(partial / name, content)
             write_json(partial / CONFIG, with_seal({"train": options, **origin, "files": digests}))
             partial.rename(path)
             sync_folder(path.parent)

@@ -105,7 +105,7 @@ def rows_of_samples(samples: NDArray[np.int64], *, views: int) -> NDArray[np.int
 
 
 def hold_out(
-    samples: NDArray[np.int64], ids: Sequence[str], fraction: float
+    samples: NDArray[np.int64], ids: Sequence[str], fraction: float, fold: int = 0
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Split samples into a training and a held-out part by a hash of the sample ids.
 
@@ -115,6 +115,7 @@ def hold_out(
         samples: their numbers.
         ids: of all samples.
         fraction: held out, 0 <= fraction < 1.
+        fold: which part in the order of the hashes is held out, from 0: no two have a sample in common.
 
     Raises:
         UserError: for another fraction, or one that leaves a side empty.
@@ -124,7 +125,9 @@ def hold_out(
     count = round(len(samples) * fraction)
     if count == len(samples) or (fraction > 0 and count == 0):
         raise UserError(f"val-fraction {fraction} of {len(samples)} samples leaves one side empty: choose another.")
-    chosen = _first_by_hash(samples, ids, count)
+    chosen = _first_by_hash(samples, ids, round(len(samples) * fraction * (fold + 1)))
+    if fold:
+        chosen &= ~_first_by_hash(samples, ids, round(len(samples) * fraction * fold))
     return np.sort(samples[~chosen]), np.sort(samples[chosen])
 
 

@@ -36,13 +36,16 @@ class Selection:
     files: dict[str, bytes]
 
 
-def select(samples: NDArray[np.int64], ids: Sequence[str], labels: NDArray[np.int64], config: TrainConfig) -> Selection:
+def select(
+    samples: NDArray[np.int64], ids: Sequence[str], labels: NDArray[np.int64], config: TrainConfig, *, fold: int = 0
+) -> Selection:
     """Hold samples out, limit and weigh the rest.
 
     Args:
         samples: numbers of those that are there.
         ids, labels: of all samples.
         config: the options.
+        fold: which part ``val_fraction`` holds out, as of :func:`losa_cache.train.sampler.hold_out`.
 
     Raises:
         UserError: for files that cannot be read or do not fit the samples, and where a side is left empty.
@@ -51,7 +54,7 @@ def select(samples: NDArray[np.int64], ids: Sequence[str], labels: NDArray[np.in
         raise UserError("there are no samples to train or evaluate on.")
     files: dict[str, bytes] = {}
     if config.val_ids is None:
-        train, held_out = hold_out(samples, ids, config.val_fraction)
+        train, held_out = hold_out(samples, ids, config.val_fraction, fold)
     else:
         files["val_ids"] = read_list(config.val_ids, "val-ids")
         train, held_out = hold_out_ids(samples, ids, parse_ids(files["val_ids"], config.val_ids))

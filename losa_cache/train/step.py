@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from losa_cache.sidenet.adapter import Adapter
 from losa_cache.sidenet.operand import Block
+from losa_cache.sidenet.products import wide
 from losa_cache.sidenet.stack import AdapterStack
 from losa_cache.train.batch import Batch
 from losa_cache.train.graph import Recorder, Replayed
@@ -106,10 +107,14 @@ class StackStep(_Step):
         stack, optimizer: trained in place.
         label_smoothing: of each trial's cross entropy.
         autocast, recorder: as of :class:`AdapterStep`.
+        folds: the part of the samples that each trial holds out: they are in its batches, but not in its loss;
+            ``None``: trials hold nothing out of their batches.
+        batch_size: samples of a batch at most, where there are folds.
 
     Attributes:
         rates: each trial's learning rate of the next step, ``(K,)``: to be filled before it.
         loss: each trial's sum over the samples of all steps, float64 ``(K,)``: to be set to zero by whoever reads it.
+        parts: which part each sample of the next batch is of, int64 ``(batch_size,)``: to be filled before it.
     """
 
     def __init__(
@@ -120,18 +125,23 @@ class StackStep(_Step):
         label_smoothing: Sequence[float],
         autocast: torch.dtype | None,
         recorder: Recorder | None,
+        folds: Sequence[int] | None = None,
+        batch_size: int = 0,
     ) -> None:
         self._stack, self._optimizer, self._autocast = stack, optimizer, autocast
         like = stack.weight
         self.rates = like.new_zeros(len(label_smoothing))
         self.loss = like.new_zeros(len(label_smoothing), dtype=torch.float64)
         self._smoothing = like.new_tensor(label_smoothing)[:, None]
+        self.parts = like.new_zeros(batch_size, dtype=torch.int64)
+        self._folds = None if folds is None else self.parts.new_tensor(folds)[:, None]
         self._replayed = Replayed(self._take, WHAT, recorder)
 
     def keep(self, trials: Sequence[int]) -> None:
         """Forget all trials but these, after the stack and the optimiser have."""
         self.rates, self.loss = self.rates[list(trials)], self.loss[list(trials)]
         self._smoothing = self._smoothing[list(trials)]
+        self._folds = None if self._folds is None else self._folds[list(trials)]
         self._replayed.forget()
 
     def forget(self) -> None:
@@ -142,22 +152,25 @@ class StackStep(_Step):
         try:
             with torch.autocast(labels.device.type, self._autocast, enabled=self._autocast is not None):
                 logits = self._stack(blocks)
-            losses = cross_entropies(logits.float(), labels, self._smoothing)
+            own = None if self._folds is None else self.parts[: len(labels)] != self._folds
+            losses = cross_entropies(logits.to(wide(logits)), labels, self._smoothing, own)
             losses.sum().backward()
             self._optimizer.step(self.rates)
-            self.loss += losses.detach().double() * len(labels)
+            self.loss += losses.detach().double() * (len(labels) if own is None else own.sum(1))
         finally:
             self._stack.zero_grad(set_to_none=True)  # gradients may lie in the memory of a graph
 
 
-def cross_entropies(logits: Tensor, labels: Tensor, smoothing: Tensor) -> Tensor:
+def cross_entropies(logits: Tensor, labels: Tensor, smoothing: Tensor, own: Tensor | None = None) -> Tensor:
     """Give each trial's mean cross entropy, ``(K,)``, as torch's with that label smoothing.
 
     Args:
         logits: ``(K, batch, classes)``.
         labels: int64 ``(batch,)``.
         smoothing: ``(K, 1)``.
+        own: which samples a trial's mean is over, bool ``(K, batch)``; ``None``: all. The mean of none is 0.
     """
     found = F.log_softmax(logits, -1)
     right = found.gather(2, labels.expand(len(found), -1)[..., None]).squeeze(2)
-    return -((1 - smoothing) * right + smoothing * found.mean(2)).mean(1)
+    each = -((1 - smoothing) * right + smoothing * found.mean(2))
+    return each.mean(1) if own is None else each.where(own, 0).sum(1) / own.sum(1).clamp(min=1)

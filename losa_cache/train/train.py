@@ -1,6 +1,7 @@
 """``train`` and ``resume``: a cache, or images and their backbone, to an adapter."""
 
 import re
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -64,6 +65,7 @@ def train(
     report: Report = lambda metrics: None,
     progress: Progress = lambda epochs: None,
     staging: Progress = lambda share: None,
+    beside: Mapping[str, bytes] | None = None,
     **options: Any,
 ) -> TrainResult:
     """Train a side network (or a linear probe) from a cache, from the backbone itself, or from both.
@@ -87,6 +89,7 @@ def train(
         report: is given each epoch's metrics.
         progress: is given the epochs done, with their fraction, after every batch.
         staging: is given the share of the cache that is copied.
+        beside: content of more files in the run's directory, by name: how its options were found.
         options: fields of :class:`TrainConfig`, over those of ``config`` and ``recipe``.
 
     Raises:
@@ -113,18 +116,20 @@ def train(
         dataset=dataset,
     ) as material:
         adapter = _ready_adapter(material, config, where)
-        run = _create(out, config, origin_of(cache, online, material), material)
+        run = _create(out, config, origin_of(cache, online, material), material, beside or {})
         with run.owned():
             return _fit(run, material, adapter, config, device=where, report=report, progress=progress)
 
 
-def _create(out: str | Path | None, config: TrainConfig, origin: dict[str, Any], material: Material) -> Run:
+def _create(
+    out: str | Path | None, config: TrainConfig, origin: dict[str, Any], material: Material, beside: Mapping[str, bytes]
+) -> Run:
     if out is not None:
-        return Run.create(Path(out), config, origin, material.chosen.files)
+        return Run.create(Path(out), config, origin, material.chosen.files, beside)
     name = re.sub(r"[^\w-]", "_", f"{material.manifest.fields['dataset']['name']}-{config.side}")
     while True:
         with suppress(TakenError):  # by a process that asked for the same name at the same time
-            return Run.create(next_run_path(Path("runs"), name), config, origin, material.chosen.files)
+            return Run.create(next_run_path(Path("runs"), name), config, origin, material.chosen.files, beside)
 
 
 def resume(
@@ -201,14 +206,15 @@ def _staged(cache: ActivationCache | None, folder: str | Path | None, progress: 
 
 def new_adapter(manifest: Manifest, tail: FrozenTail, config: TrainConfig) -> Adapter:
     """Build an untrained adapter for block outputs as a manifest describes them."""
-    return Adapter(**_adapter_arguments(manifest, config), tail=tail)
+    adapter = Adapter(**_adapter_arguments(manifest, config), tail=tail)
+    adapter.begin(config.dropout)
+    return adapter
 
 
 def _ready_adapter(material: Material, config: TrainConfig, device: torch.device) -> Adapter:
     """Build the adapter on its device, once the device has room for a batch."""
     keep_freed_memory()
     adapter = new_adapter(material.manifest, material.tail, config).to(device)
-    adapter.begin(config.dropout)
     manifest = material.manifest
     require_room(
         adapter,

@@ -41,12 +41,11 @@ def validate(
         "clips": material.manifest.clips,
         "progress": lambda share: between_batches(),
     }
+    found: dict[str, float] = {}
     if adapter.blend is not None:
         adapter.eval()
-        (judged,) = all_layers.judge(adapter.each, source, held_out, **options)
-        adapter.blend.share.copy_(judged.share)
-        found = judged.figures
-    else:
-        found = evaluate(adapter, source, held_out, **options)
+        weighing = {name: options[name] for name in ("batch_size", "autocast", "progress")}
+        (found,) = all_layers.weigh(adapter, material, **weighing)
+    found = evaluate(adapter, source, held_out, **options) | found
     source.spent()  # no part of the training
     return {f"val_{name}": value for name, value in found.items()}

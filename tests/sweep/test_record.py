@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from losa_cache.sweep.evidence import evidence, say, standard_error
+from losa_cache.sweep.choice import standard_error
+from losa_cache.sweep.evidence import evidence, say
 from losa_cache.sweep.record import SweepRecord, effects, pareto_front, seed_groups, seed_spread
 from tests.sweep.records import sweep, trial
 
@@ -123,6 +124,10 @@ def test_what_is_not_known_is_said():
     assert "nothing says whether that is more than noise" in found["Next best"]
     assert "how far a seed alone moves a trial is not known" in found["Noise"]
     assert found["Tested on"] == "No test set was read."
+    known = evidence(sweep([trial(0, 80.0, rank=2), trial(1, 79.0, rank=4)], chosen=0, choice={"sure": "Not at all."}))
+    assert known["How sure"] == "Not at all."
+    assert "How much of that another seed would give is not known" in known["Next best"]
+    assert "How sure" not in found
     nothing = evidence(sweep([trial(0, rank=2, state="failed")]))
     assert nothing["Chosen"] == "No trial was chosen: none ran to its end with a validation result."
     assert set(nothing) == {"Chosen", "Selected on", "Tested on"}

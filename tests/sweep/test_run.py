@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 import losa_cache as lc
@@ -36,8 +37,8 @@ def test_the_best_mean_over_seeds_wins_and_its_lowest_seed_not_the_luckiest():
         trial(2, 82.0, lr=2, seed=1),
         trial(3, 80.0, lr=2, seed=0),
     ]
-    assert choose(trials) == 3
-    assert choose([trial(0, 80.0, lr=1, parameters=20), trial(1, 80.0, lr=2, parameters=10)]) == 1
+    assert choose(trials).chosen == 3
+    assert choose([trial(0, 80.0, lr=1, parameters=20), trial(1, 80.0, lr=2, parameters=10)]).chosen == 1
     assert choose([replace(own, state="pruned") for own in trials]) is None
 
 
@@ -52,6 +53,11 @@ def test_the_chosen_trial_alone_is_tested_once(tiny_cache, test_cache, tmp_path)
     alone = lc.evaluate_run(trial_path(tmp_path / "sweep", best.number), cache=test_cache.path, device="cpu")
     assert {name: record.test[name] for name in alone} == alone
     assert (record.training_samples, record.validation_samples) == (16, 7)
+    assert (record.choice["chosen"], record.choice["paired"], record.choice["images"]) == (best.number, True, 7)
+    (folder,) = {path.parent for path in (tmp_path / "sweep").rglob("eval.json")}
+    hits, losses = np.load(folder / "held_out.npy")
+    assert 100 * hits.mean() == pytest.approx(best.value)
+    assert 0 < losses.mean() <= best.loss + 1e-6  # at the best temperature
     page = (tmp_path / "sweep" / "report.html").read_text()
     assert "7 samples of the training cache, held out by a hash of their ids (--val-fraction 0.3)" in page
     stored = SweepRecord.from_json(json.loads((tmp_path / "sweep" / "record.json").read_text()))
@@ -102,9 +108,19 @@ def test_a_validation_cache_judges_all_of_its_samples(tiny_cache, test_cache, tm
             {"space": {"rank": [2, 4]}, "config": replace(BASE, val_fraction=0)},
             "nothing is held out to choose a trial by",
         ),
+        (
+            {"space": {"rank": [2, 4]}, "config": replace(BASE, val_fraction=0.1)},
+            "2 images held out cannot tell settings apart: a choice takes at least 5, and about 500",
+        ),
+        (
+            {"space": {"rank": [2, 4]}, "config": replace(BASE, val_ids="of_one_class.txt")},
+            "all 8 held-out images are of class 'a'",
+        ),
     ],
 )
-def test_what_cannot_work_is_one_sentence(options, said, tiny_cache, tmp_path):
+def test_what_cannot_work_is_one_sentence(options, said, tiny_cache, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "of_one_class.txt").write_text("\n".join(f"image-{n:03d}" for n in range(0, 23, 3)))
     with pytest.raises(UserError, match=said):
         sweep(tiny_cache, **{"config": BASE, "out": tmp_path / "s", "device": "cpu"} | options)
 

@@ -1,0 +1,147 @@
+"""Settings by several splits of the samples: each sample is judged by the trials that held it out."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from math import isfinite
+
+import numpy as np
+import torch
+
+from losa_cache.sweep.choice import Setting
+from losa_cache.sweep.cohort import Cohort
+from losa_cache.sweep.cohorts import STACKED, together
+from losa_cache.sweep.folds import APART, HeldOut, parts_of
+from losa_cache.sweep.judged import Judged, Jury
+from losa_cache.sweep.room import most_trials
+from losa_cache.train.config import TrainConfig
+from losa_cache.train.evaluate import evaluate_each
+from losa_cache.train.loop import Progress, autocast_dtype, make_optimizer, make_step, train_epoch
+from losa_cache.train.material import Material
+from losa_cache.train.selection import Selection
+from losa_cache.train.train import new_adapter
+
+MOST_TRIALS = 64  # in one pass
+
+
+def cross_validate(
+    material: Material,
+    settings: Sequence[TrainConfig],
+    splits: Sequence[Selection],
+    device: torch.device,
+    progress: Progress,
+) -> list[Setting]:
+    """Train every setting on each split, and give what it came to on all held-out samples.
+
+    Args:
+        material: of all samples, those that are held out among them.
+        settings: the options of each; they read the same.
+        splits: of the samples.
+        device: where to compute.
+        progress: is given the share that is done.
+
+    Returns:
+        the settings, named by their places; a top-1 that is no number says that one has failed.
+    """
+    return _Trials(material, settings, splits, device, progress).run()
+
+
+class _Trials:
+    """Of all settings and splits; arguments as of :func:`cross_validate`."""
+
+    def __init__(
+        self,
+        material: Material,
+        settings: Sequence[TrainConfig],
+        splits: Sequence[Selection],
+        device: torch.device,
+        progress: Progress,
+    ) -> None:
+        self._material, self._settings, self._splits = material, settings, splits
+        self._device, self._progress = device, progress
+        self._trials = [(place, fold) for fold in range(len(splits)) for place in range(len(settings))]
+        self._epochs_done, self._epochs = 0, sum(config.epochs for config in settings) * len(splits)
+
+    def run(self) -> list[Setting]:
+        """Train all of them, and give what each setting came to on all held-out samples."""
+        first, image = self._settings[0], len(self._material.manifest.tokens["grid"]) == 2
+        if first.side not in STACKED or not image:
+            judged = [self._alone(*trial) for trial in self._trials]
+        elif first.side in APART and len(self._splits) > 1:
+            judged = self._stacked(self._trials, shared=True)
+        else:
+            count = len(self._settings)
+            by_split = [self._trials[at : at + count] for at in range(0, len(self._trials), count)]
+            judged = [own for trials in by_split for own in self._stacked(trials, shared=False)]
+        return [self._setting(place, judged[place :: len(self._settings)]) for place in range(len(self._settings))]
+
+    def _stacked(self, trials: Sequence[tuple[int, int]], *, shared: bool) -> list[Judged]:
+        """Train side by side, as many at a time as there is memory for: of several splits, or of one."""
+        material, folds = self._material, [fold for _, fold in trials]
+        held_out = [split.held_out for split in self._splits]
+        if shared:
+            chosen = replace(material.chosen, held_out=np.sort(np.concatenate(held_out)))
+        else:
+            chosen = self._splits[folds[0]]
+        material = replace(material, chosen=chosen)
+        configs = [self._settings[place] for place, _ in trials]
+        largest = max(configs, key=lambda config: (config.rank, config.batch_size))
+        most = min(MOST_TRIALS, most_trials(largest, material, self._device))
+        parts = parts_of(held_out, 1 + max(int(chosen.train.max()), int(chosen.held_out.max())))
+        found: dict[int, Judged] = {}
+        for places in together(configs, most):
+            held = HeldOut(parts, [folds[place] for place in places]) if shared else None
+            own = [configs[place] for place in places]
+            adapters = [new_adapter(material.manifest, material.tail, config).to(self._device) for config in own]
+            cohort = Cohort(places, own, adapters, material, self._device, held)
+            while not cohort.done:
+                cohort.run_epoch(judge=cohort.epoch == own[0].epochs - 1)
+                self._advance(len(own))
+            found |= cohort.judged
+        return [found[at] for at in range(len(trials))]
+
+    def _alone(self, place: int, fold: int) -> Judged:
+        """Train by itself what cannot be stacked."""
+        config, chosen, material = self._settings[place], self._splits[fold], self._material
+        autocast = autocast_dtype(self._device, material.manifest.precision)
+        adapter = new_adapter(material.manifest, material.tail, config).to(self._device)
+        optimizer = make_optimizer(adapter, config)
+        step = make_step(adapter, optimizer, config, autocast=autocast)
+        for epoch in range(config.epochs):
+            train_epoch(
+                adapter,
+                optimizer,
+                material.source,
+                chosen.train,
+                config,
+                epoch=epoch,
+                autocast=autocast,
+                weights=chosen.weights,
+                step=step,
+            )
+            self._advance(1)
+        adapter.eval()
+        jury = Jury()
+        evaluate_each(
+            lambda blocks: adapter(blocks)[None],
+            material.plain,
+            chosen.held_out,
+            batch_size=config.batch_size,
+            autocast=autocast,
+            clips=material.manifest.clips,
+            keep=jury,
+        )
+        return jury.verdicts()[0]
+
+    def _advance(self, trials: int) -> None:
+        self._epochs_done += trials
+        self._progress(self._epochs_done / self._epochs)
+
+    def _setting(self, place: int, judged: Sequence[Judged]) -> Setting:
+        """Put a setting's splits together; a top-1 that is no number says that it failed."""
+        adapter = new_adapter(self._material.manifest, self._material.tail, self._settings[place])
+        parameters = adapter.parameter_counts()["side"]
+        hits, losses = (np.concatenate([getattr(own, name) for own in judged]) for name in ("hits", "losses"))
+        loss = float(losses.mean(dtype=np.float64))
+        if not isfinite(loss):
+            return Setting(place, float("nan"), None, parameters)
+        return Setting(place, 100 * float(hits.mean(dtype=np.float64)), loss, parameters, hits, losses)
