@@ -18,6 +18,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -71,14 +72,26 @@ class Outcome:
     chosen: dict[str, Any]
 
 
-def side(task: Task, **options: Any) -> Outcome:
+def auto(cache: lc.ActivationCache, **options: Any) -> lc.TrainResult:
+    """Choose options, then train."""
+    return lc.train_auto(cache, **options).trained
+
+
+def side(task: Task, train: Callable[..., lc.TrainResult] = lc.train, **options: Any) -> Outcome:
     """Train a side network from the cache, and test it."""
     own = options if task.epochs is None else {"epochs": task.epochs} | options
     started = perf_counter()
-    result = lc.train(task.train, out=task.work / "run", seed=task.seed, **own)
+    result = train(task.train, out=task.work / "run", seed=task.seed, **own)
     seconds = perf_counter() - started
     found = predictions(result.run, task.test, device=None, progress=lambda share: None)
     return Outcome(found.correct, sum(found.parameters.values()), seconds, {})
+
+
+@lru_cache(maxsize=1)
+def probed(train: str, test: str, seed: int) -> lc.ProbeResult:
+    """Probe a cache once for all lines that are asked for."""
+    with tempfile.TemporaryDirectory() as folder:
+        return lc.probe(train, test=test, seed=seed, out=Path(folder) / "probe")
 
 
 def probe(task: Task, line: str) -> Outcome:
@@ -86,7 +99,7 @@ def probe(task: Task, line: str) -> Outcome:
 
     Of a probe's seconds count those of reading and of the line.
     """
-    found = lc.probe(task.train, test=task.test, seed=task.seed, out=task.work / "probe")
+    found = probed(str(task.train.path), str(task.test.path), task.seed)
     own = getattr(found.record, line)
     order = sorted(range(len(found.test_ids)), key=found.test_ids.__getitem__)
     correct = (found.predicted[own.name] == found.test_labels)[order].numpy()
@@ -119,7 +132,7 @@ METHODS: dict[str, Callable[[Task], Outcome]] = {
     "attentive": lambda task: side(task, side="attentive"),
     "losa-paper": lambda task: side(task, recipe="paper"),
     "losa": side,
-    "losa-auto": lambda task: side(task, auto=True),
+    "losa-auto": lambda task: side(task, train=auto),
     "lora": inside,
 }
 

@@ -71,7 +71,7 @@ def cached(side: str, name: str, clips: int, frames: int) -> Step:
     tokens = prefix + grid[0] * grid[1] * grid[2]
     depth = 1 if side == "linear" else depth
     blocks: list[Block] = [torch.randn(clips, tokens, width, device=device).bfloat16() for _ in range(depth)]
-    sizes = {"depth": depth, "tokens": tokens, "width": width, "rank": RANK, "classes": CLASSES}
+    sizes: dict[str, Any] = {"depth": depth, "tokens": tokens, "width": width, "rank": RANK, "classes": CLASSES}
     adapter = Adapter(side=side, tail=tail(width, prefix), grid=grid, **sizes).to(device)
     optimizer, labels = optimizer_of(adapter), torch.zeros(clips, dtype=torch.int64, device=device)
 

@@ -8,7 +8,7 @@ import typer
 
 import losa_cache
 from losa_cache.__main__ import main
-from losa_cache.cli_common import Device, Json, Residency, expanded, print_result, refuse
+from losa_cache.cli_common import Device, Json, Residency, expanded, given, print_result, refuse
 from losa_cache.cli_compare import compare
 from losa_cache.cli_probe import probe
 from losa_cache.cli_sweep import sweep, train_chosen, vtab
@@ -171,11 +171,26 @@ def train(
     rank: Annotated[int, typer.Option(help="Inner width r of every side layer; of a ladder the width.")] = 16,
     layers: Annotated[str, typer.Option(help="Of the cached blocks: all, K evenly spaced, or a list.")] = "all",
     start: Annotated[str, typer.Option(help="What losa refines: output (y_0 = b_L) or embedding (b_0).")] = "output",
-    epochs: Annotated[int, typer.Option(help="Passes over the training samples.")] = 100,
+    recipe: Annotated[
+        str,
+        typer.Option(
+            help="default, or paper: the paper's classifier (--head last) and the options of the VTAB-1k literature. "
+            "Options that you give override it."
+        ),
+    ] = "default",
+    head: Annotated[
+        str,
+        typer.Option(
+            help="What the classifier reads: all (class token and mean of every layer, beside the side network's "
+            "output), or last (the side network's output alone, as in the paper)."
+        ),
+    ] = "all",
+    epochs: Annotated[int, typer.Option(help="Passes over the training samples.")] = 30,
     lr: Annotated[float | None, typer.Option(help="Peak rate; default: 1e-3, of a linear probe 1e-2.")] = None,
-    weight_decay: Annotated[float, typer.Option(help="Of matrices only.")] = 1e-4,
+    weight_decay: Annotated[float, typer.Option(help="Of matrices only.")] = 1e-2,
     batch_size: Annotated[int, typer.Option(help="Samples a step.")] = 64,
-    label_smoothing: Annotated[float, typer.Option(help="Of the training loss.")] = 0.0,
+    label_smoothing: Annotated[float, typer.Option(help="Of the training loss.")] = 0.1,
+    dropout: Annotated[float, typer.Option(help="Of what the side network adds, with --head all.")] = 0.1,
     clip_grad: Annotated[float, typer.Option(help="Largest norm of a step's gradient.")] = 1.0,
     val_fraction: Annotated[float, typer.Option(help="Share of the samples held out, by a hash of their ids.")] = 0.1,
     val_ids: Annotated[Path | None, _path("File of ids, one a line: hold out exactly these.")] = None,
@@ -230,6 +245,7 @@ def train(
     from losa_cache import OnlineConfig, TrainConfig
     from losa_cache.cache.store import latest_training_cache, open_cache
     from losa_cache.display import TrainingBar, note, training_report
+    from losa_cache.train.config import of_recipe
     from losa_cache.train.run import Run
     from losa_cache.train.train import resume as resume_run
     from losa_cache.train.train import train as run
@@ -245,23 +261,27 @@ def train(
     if val_ids is not None:
         refuse(context, "--val-ids says what is held out", only=("val_fraction",))
     cached = cache is not None or not online
-    config = TrainConfig(
-        side=side,
-        rank=rank,
-        layers=layers,
-        start=start,
-        epochs=epochs,
-        lr=lr,
-        weight_decay=weight_decay,
-        batch_size=batch_size,
-        label_smoothing=label_smoothing,
-        clip_grad=clip_grad,
-        sampling=sampling,
-        limit=limit if cached else None,
-        val_fraction=val_fraction,
-        val_ids=None if val_ids is None else str(val_ids),
-        seed=seed,
-    )
+    options: dict[str, Any] = {
+        "side": side,
+        "rank": rank,
+        "layers": layers,
+        "start": start,
+        "head": head,
+        "epochs": epochs,
+        "lr": lr,
+        "weight_decay": weight_decay,
+        "batch_size": batch_size,
+        "label_smoothing": label_smoothing,
+        "dropout": dropout,
+        "clip_grad": clip_grad,
+        "sampling": sampling,
+        "limit": limit if cached else None,
+        "val_fraction": val_fraction,
+        "val_ids": None if val_ids is None else str(val_ids),
+        "seed": seed,
+    }
+    preset = {name: value for name, value in of_recipe(recipe).items() if not given(context, name)}
+    config = TrainConfig(**options | preset)
     if auto:
         refuse(context, "--auto chooses from a cache", only=("online", "mixed", *ONLINE_OPTIONS))
         train_chosen(context, cache, config, as_json, out=out, device=device, residency=residency, stage=stage)
@@ -301,7 +321,7 @@ def train(
     if opened is None and not online:
         opened = latest_training_cache(all_tokens=config.reads_all_tokens or fresh is not None)
         note(f"cache: {opened.path} (the most recent complete one)")
-    with TrainingBar(epochs) as bar:
+    with TrainingBar(config.epochs) as bar:
         shown = {"report": bar, "progress": bar.advance, "staging": bar.staging}
         places: dict[str, Any] = {"out": out, "device": device, "residency": residency, "stage": stage}
         result = run(opened, online=fresh, config=config, **places, **shown)

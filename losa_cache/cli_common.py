@@ -23,6 +23,12 @@ Residency = Annotated[
 ]
 
 
+def given(context: typer.Context, name: str) -> bool:
+    """Say whether an option was given on the command line."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 def refuse(context: typer.Context, reason: str, *, but: tuple[str, ...] = (), only: tuple[str, ...] = ()) -> None:
     """Refuse options that would be ignored: all but some, or only some.
 
@@ -30,8 +36,7 @@ def refuse(context: typer.Context, reason: str, *, but: tuple[str, ...] = (), on
         UserError: naming the option.
     """
     for name in only or [name for name in context.params if name not in but]:
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
+        if given(context, name):
             raise UserError(f"{reason}: leave out --{name.replace('_', '-')}.")
 
 

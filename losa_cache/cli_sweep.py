@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from losa_cache.cli_common import Device, Json, Residency, expanded, print_result, refuse
+from losa_cache.cli_common import Device, Json, Residency, expanded, given, print_result, refuse
 from losa_cache.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,7 +39,8 @@ def sweep(
     sampler: Annotated[str, typer.Option(help="grid, random or tpe.")] = "grid",
     trials: Annotated[int | None, typer.Option(help="How many random or tpe draws.")] = None,
     pruner: Annotated[str, typer.Option(help="Stop trials early: none, halving, hyperband or median.")] = "none",
-    epochs: Annotated[int, typer.Option(help="Passes over the training samples.")] = 100,
+    recipe: Annotated[str, typer.Option(help="default or paper: of the options that are not searched.")] = "default",
+    epochs: Annotated[int, typer.Option(help="Passes over the training samples.")] = 30,
     concurrent: Annotated[
         int | None, typer.Option(help="Trials at the same time; default: as many as memory allows.")
     ] = None,
@@ -70,7 +71,7 @@ def sweep(
     from losa_cache.sweep.run import resume_sweep, summary
     from losa_cache.sweep.run import sweep as run
     from losa_cache.sweep.space import split_fixed
-    from losa_cache.train.config import TrainConfig
+    from losa_cache.train.config import TrainConfig, of_recipe
 
     if resume is not None:
         own = ("resume", "storage", "device", "residency", "as_json")
@@ -79,7 +80,7 @@ def sweep(
             result = resume_sweep(resume, device=device, residency=residency, report=table, storage=storage)
         print_result(summary(result), as_json)
         return
-    given = {
+    asked = {
         "rank": rank,
         "lr": lr,
         "weight_decay": weight_decay,
@@ -89,7 +90,7 @@ def sweep(
         "batch_size": batch_size,
         "side": side,
     }
-    fixed, searched = split_fixed(given, space, seeds)
+    fixed, searched = split_fixed(asked, space, seeds)
     options: dict[str, Any] = {
         "epochs": epochs,
         "sampling": sampling,
@@ -97,7 +98,8 @@ def sweep(
         "val_fraction": 0.0 if val_cache else val_fraction,
         "val_ids": val_ids,
     }
-    base = TrainConfig(**options | fixed)
+    preset = {name: value for name, value in of_recipe(recipe).items() if not given(context, name)}
+    base = TrainConfig(**options | preset | fixed)
     with SweepTable(list(searched)) as table:
         result = run(
             cache,
@@ -137,7 +139,7 @@ def vtab(
     from losa_cache.sweep.vtab import GRID
     from losa_cache.sweep.vtab import vtab as run
     from losa_cache.sweep.vtab_table import text
-    from losa_cache.train.config import TrainConfig
+    from losa_cache.train.config import PAPER, TrainConfig, of_recipe
 
     own = parse("rank", ranks)
     if not isinstance(own, Choices):
@@ -152,7 +154,7 @@ def vtab(
         ranks=own.values,
         out=out,
         space=GRID | ({"seed": Choices(tuple(range(seeds)))} if seeds > 1 else {}),
-        config=TrainConfig(epochs=epochs),
+        config=TrainConfig(**of_recipe(PAPER) | {"epochs": epochs}),
         device=device,
         residency=residency,
         report=report,
@@ -179,16 +181,12 @@ def train_chosen(
     from losa_cache.sweep.auto import GRID, GRIDS, SHARE, train_auto
     from losa_cache.sweep.choice import sure
 
-    def given(name: str) -> bool:
-        source = context.get_parameter_source(name)
-        return source is not None and source.name == "COMMANDLINE"
-
-    opened = latest_training_cache() if cache is None else open_cache(cache)
+    opened = latest_training_cache(all_tokens=config.reads_all_tokens) if cache is None else open_cache(cache)
     if cache is None:
         note(f"cache: {opened.path} (the most recent complete one)")
-    if not given("val_fraction"):
+    if not given(context, "val_fraction"):
         config = replace(config, val_fraction=SHARE)
-    grid = {name: values for name, values in GRIDS.get(config.side, GRID).items() if not given(name)}
+    grid = {name: values for name, values in GRIDS.get(config.side, GRID).items() if not given(context, name)}
     with PassBar("search", 1) as searching, TrainingBar(config.epochs) as bar:
         shown: dict[str, Any] = {"report": bar, "progress": bar.advance, "staging": bar.staging, "told": note}
         found = train_auto(opened, config=config, grid=grid, searching=searching.advance, **places, **shown)

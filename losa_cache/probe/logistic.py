@@ -150,10 +150,13 @@ def _rotated(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Returns:
         z ``(N, r)``, axes ``(r, F)``, the squared lengths of z's columns ``(r,)``.
     """
+    try:
+        squares, vectors = torch.linalg.eigh(x.T @ x if len(x) >= x.shape[1] else x @ x.T)
+    except RuntimeError:  # equal eigenvalues in number, as of equal rows: slower, and always ends
+        ends, lengths, axes = torch.linalg.svd(x, full_matrices=False)
+        return ends * lengths, axes, lengths.square()
     if len(x) >= x.shape[1]:
-        squares, vectors = torch.linalg.eigh(x.T @ x)
         return x @ vectors, vectors.T, squares.clamp(min=0)
-    squares, vectors = torch.linalg.eigh(x @ x.T)
     kept = squares > torch.finfo(x.dtype).eps * len(x) * squares[-1]
     squares, vectors = squares[kept], vectors[:, kept]
     lengths = squares.sqrt()

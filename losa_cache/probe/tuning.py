@@ -40,14 +40,14 @@ def held_out_fold(train: int, held_out: int) -> Folds:
     return Folds([(places[:train], places[train:])], f"{held_out} held-out images")
 
 
-def cross_validation(labels: NDArray[np.int64], *, seed: int) -> Folds:
+def cross_validation(labels: NDArray[np.int64], *, seed: int, folds: int = FOLDS) -> Folds:
     """Deal all samples into folds, each class evenly (to one sample), the rest at random from the seed."""
-    count, rng = min(FOLDS, len(labels)), np.random.default_rng(seed)
+    count, rng = min(folds, len(labels)), np.random.default_rng(seed)
     order = rng.permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]
-    folds = np.empty(len(labels), np.int64)
-    folds[order] = np.arange(len(labels)) % count
-    pairs = [(np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)) for fold in range(count)]
+    dealt = np.empty(len(labels), np.int64)
+    dealt[order] = np.arange(len(labels)) % count
+    pairs = [(np.flatnonzero(dealt != fold), np.flatnonzero(dealt == fold)) for fold in range(count)]
     return Folds(
         [(torch.from_numpy(ours), torch.from_numpy(theirs)) for ours, theirs in pairs],
         f"cross-validation over {count} folds of all {len(labels)} training images",

@@ -160,7 +160,7 @@ def train_auto(
     if out is not None:
         require_free(Path(out))
     where = choose_device(device)
-    cache = latest_training_cache() if cache is None else cache
+    cache = latest_training_cache(all_tokens=(config or TrainConfig()).reads_all_tokens) if cache is None else cache
     cache = cache if isinstance(cache, ActivationCache) else open_cache(cache)
     near = cache if stage is None else stage_cache(cache, stage, progress=staging)
     found = search(near, config, grid, device=where, residency=residency, progress=searching, told=told)

@@ -101,21 +101,23 @@ class Cohort:
         if not judge:
             return metrics
         self._stack.eval()
+        options: dict[str, Any] = {"batch_size": self.configs[0].batch_size, "autocast": self._autocast}
+        weighed: list[dict[str, float]] = [{} for _ in metrics]
         if self._stack.blend is not None and self._held is None:
-            all_layers.weigh(self._stack, self.material, batch_size=self.configs[0].batch_size, autocast=self._autocast)
+            weighed = all_layers.weigh(self._stack, self.material, **options)
         jury = Jury()
         found = evaluate_each(
             self._stack,
             self.material.plain,
             self.material.chosen.held_out,
-            batch_size=self.configs[0].batch_size,
-            autocast=self._autocast,
             keep=jury if self.done else keep_nothing,
+            **options,
         )
         if self.done:
             whose = None if self._held is None else self._held.whose(self.material.chosen.held_out)
             self.judged = dict(zip(self.numbers, jury.verdicts(whose), strict=True))
-        return [own | {f"val_{name}": v for name, v in one.items()} for own, one in zip(metrics, found, strict=True)]
+        each = [one | more for one, more in zip(found, weighed, strict=True)]
+        return [own | {f"val_{name}": v for name, v in one.items()} for own, one in zip(metrics, each, strict=True)]
 
     def keep(self, numbers: Sequence[int]) -> None:
         """Let go of all trials but these."""

@@ -48,7 +48,7 @@ Space = dict[str, Choices | Range]
 
 KINDS: dict[str, type] = {
     "rank": int, "layers": str, "lr": float, "weight_decay": float, "label_smoothing": float, "clip_grad": float,
-    "batch_size": int, "epochs": int, "side": str, "start": str, "seed": int,
+    "batch_size": int, "epochs": int, "side": str, "start": str, "head": str, "dropout": float, "seed": int,
 }  # fmt: skip
 """What can be searched, and the type of its values."""
 

@@ -20,7 +20,7 @@ from losa_cache.sweep.sweep import Standing, create_sweep
 from losa_cache.sweep.vtab_record import Result, VtabRecord, unlike_paper
 from losa_cache.sweep.vtab_table import markdown
 from losa_cache.sweep.vtab_tasks import ALIKE, TaskCaches, find_tasks, require_alike
-from losa_cache.train.config import TrainConfig
+from losa_cache.train.config import PAPER, TrainConfig, of_recipe
 
 RANKS = (4, 8, 16)
 GRID: Space = {"lr": Choices((1e-3, 3e-3, 1e-2)), "weight_decay": Choices((1e-4, 1e-1))}
@@ -63,7 +63,7 @@ def vtab(
     Raises:
         UserError: if no task can be used, the caches are of several backbones, or ``out`` was made otherwise.
     """
-    space, base = GRID if space is None else space, config or TrainConfig()
+    space, base = GRID if space is None else space, config or TrainConfig(**of_recipe(PAPER))
     wanted = sorted(set(ranks))
     if not wanted or "rank" in space:
         raise UserError(f"ranks are {wanted} and the space is of {', '.join(space)}: give ranks, and only there.")

@@ -9,9 +9,10 @@ from losa_cache.points import ALL_LAYERS, EMBEDDING, HEADS, LAST, OF_ROWS, START
 
 SHUFFLE, BALANCED = "shuffle", "balanced"
 DEFAULT_LR = {"losa": 1e-3, "mlp": 1e-3, "ladder": 1e-3, "linear": 1e-2, "fusion": 1e-3, "attentive": 1e-3}
+PAPER = "paper"
 RECIPES: dict[str, dict[str, Any]] = {
     "default": {},
-    "paper": {"head": LAST, "dropout": 0.0, "epochs": 100, "weight_decay": 1e-4, "label_smoothing": 0.0},
+    PAPER: {"head": LAST, "dropout": 0.0, "epochs": 100, "weight_decay": 1e-4, "label_smoothing": 0.0},
 }
 """What ``recipe`` of :func:`losa_cache.train` changes in the options. The paper fixes the side network, the frozen tail
 and the classifier behind it. Its optimiser is not published: ``paper`` follows the VTAB-1k literature."""

@@ -198,8 +198,6 @@ def fit(
         except UnreadableError as error:
             raise run.unusable(error) from error
         passed = Passed(**seen)
-    elif config.reads_all:
-        all_layers.start(adapter, material, config)
     saved = perf_counter()
 
     def save() -> None:
@@ -220,10 +218,15 @@ def fit(
             passed.note(material.source.spent())
             passed.note(watch.take())
             save()
+        unless_stopped()
+
+    def unless_stopped() -> None:
         if interrupt.asked:
             raise KeyboardInterrupt
 
     with Interrupt() as interrupt:
+        if state is None and config.reads_all:
+            all_layers.start(adapter, material, config, progress=lambda share: unless_stopped())
         while done < config.epochs:
             mean = train_epoch(
                 adapter,

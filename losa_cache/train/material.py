@@ -243,7 +243,8 @@ def from_backbone(
     )
     tail = inputs.backbone.tail
     if cache is not None:
-        asked = chosen.held_out if online.share == 1 else np.concatenate([chosen.train, chosen.held_out])
+        alone = online.share == 1 and not config.reads_all  # a probe is fitted to plain training samples
+        asked = chosen.held_out if alone else np.concatenate([chosen.train, chosen.held_out])
         cached = open_cached(
             cache,
             points,

@@ -42,7 +42,7 @@ def test_a_run_reads_its_points_in_order_online_as_from_the_cache(tap, start, tm
     source = CachedSource(cache, READ[tap, start], CPU)
     by_name = next(iter(source.batches(requests_in_order(np.arange(23), 23)))).blocks
     source.close()
-    config = lc.TrainConfig(layers="2", start=start, val_fraction=0)
+    config = lc.TrainConfig(layers="2", start=start, val_fraction=0, head="last")
     online = lc.OnlineConfig("tiny0", "tiny", tap=tap, precision="int8")
     with open_material(cache, None, config, CPU) as material:
         cached = next(iter(material.source.batches(requests_in_order(np.arange(23), 23)))).blocks

@@ -230,7 +230,9 @@ def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path):
     cache = extract(backbone, tiny_samples(), out=tmp_path / "c.zarr")
     assert cache.manifest.non_finite > 0
     with pytest.raises(lc.UserError, match="the loss of epoch 1 is nan"):
-        lc.train(cache, rank=2, epochs=2, out=tmp_path / "run")
+        lc.train(cache, rank=2, epochs=2, head="last", out=tmp_path / "run")
+    with pytest.raises(lc.UserError, match="the pooled features of some samples are infinite or not numbers"):
+        lc.train(cache, rank=2, epochs=2, out=tmp_path / "all")
 
 
 def test_losa_beats_the_linear_probe_and_the_probe_is_an_honest_one(digits, tmp_path):

@@ -1,0 +1,29 @@
+"""Shares of probe and side network against SciPy's optimiser."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+from torch.nn import functional as F
+
+from losa_cache.probe.blend import PRIOR, WEIGHT, fit_shares
+
+
+@pytest.mark.parametrize(
+    ("images", "classes", "noise", "good", "bad"),
+    [(0, 3, 1, 3, 2), (20, 5, 3, 3, 2), (200, 10, 10, 3, 2), (300, 2, 0.1, 3, -2), (300, 4, 2, -1, -1)],
+)
+def test_shares_minimise_the_loss_of_what_is_held_out(images, classes, noise, good, bad):
+    generator = torch.Generator().manual_seed(images)
+    labels = torch.randint(0, classes, (images,), generator=generator)
+    right = F.one_hot(labels, classes)
+    noises = (noise * torch.randn(images, classes, generator=generator) for _ in range(2))
+    probe, own = ((more + size * right).double() for more, size in zip(noises, (good, bad), strict=True))
+
+    def objective(shares):
+        a, b = map(float, shares)
+        loss = F.cross_entropy(a * probe + b * own, labels, reduction="sum") if images else 0.0
+        return float(loss) + WEIGHT / 2 * ((a - PRIOR) ** 2 + (b - PRIOR) ** 2)
+
+    expected = minimize(objective, [PRIOR, PRIOR], bounds=[(0, None)] * 2, options={"ftol": 1e-13, "gtol": 1e-9}).x
+    np.testing.assert_allclose(fit_shares(probe, own, labels).numpy(), expected, atol=2e-4)

@@ -1,0 +1,59 @@
+"""A run with a classifier over all layers: its probe is the tuned one, and what is saved gives what was measured."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import zarr
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+from torch.nn import functional as F
+
+import losa_cache as lc
+from losa_cache.train.sampler import hold_out
+from tests.conftest import results
+
+OPTIONS = {"rank": 2, "epochs": 2, "batch_size": 8, "val_fraction": 0.3, "device": "cpu"}
+
+
+def test_the_probe_is_scikit_learns_on_the_pooled_rows_of_the_training_samples(tiny_cache, tmp_path):
+    run = lc.train(tiny_cache, out=tmp_path / "run", **OPTIONS)
+    state = torch.load(run.run / "checkpoint.pt", weights_only=True)["adapter"]
+    train, held_out = hold_out(tiny_cache.samples, tiny_cache.sample_ids, 0.3)
+    blocks = torch.from_numpy(zarr.open_group(str(tiny_cache.path), mode="r")["activations/block"][:])
+    normed = F.layer_norm(blocks.double(), blocks.shape[-1:], eps=1e-6)
+    x = torch.cat([normed[:, :, :1], normed[:, :, 1:].mean(2, keepdim=True)], 2).flatten(1).numpy()
+    y, scaler = tiny_cache.labels, StandardScaler().fit(x[train])
+    c = float(state["blend.c"])
+    oracle = LogisticRegression(C=c, tol=1e-10, max_iter=10_000).fit(scaler.transform(x[train]), y[train])
+    found = x @ state["probe.weight"].double().numpy().T + state["probe.bias"].double().numpy()
+    expected = oracle.predict_proba(scaler.transform(x))
+    np.testing.assert_allclose(torch.tensor(found).softmax(1).numpy(), expected, atol=1e-4)
+    hits = oracle.predict(scaler.transform(x[held_out])) == y[held_out]
+    assert run.metrics["val_probe_top1"] == pytest.approx(100 * hits.mean())
+
+
+def test_what_is_saved_gives_the_figures_of_the_last_epoch_and_both_recipes_are_told_apart(tiny_cache, tmp_path):
+    both = lc.train(tiny_cache, out=tmp_path / "all", **OPTIONS)
+    paper = lc.train(tiny_cache, out=tmp_path / "paper", recipe="paper", **OPTIONS)
+    assert lc.evaluate_run(both.run)["loss"] == pytest.approx(both.metrics["val_loss"], rel=1e-5)
+    assert "val_probe_top1" in both.metrics and "val_probe_top1" not in paper.metrics
+    options = json.loads((paper.run / "config.json").read_text())["train"]
+    assert (options["head"], options["weight_decay"], options["label_smoothing"]) == ("last", 1e-4, 0.0)
+    assert paper.parameters["classifier"] < both.parameters["classifier"]
+    assert paper.parameters["side"] == both.parameters["side"]
+    with pytest.raises(lc.UserError, match="unknown recipe 'best': choose one of default, paper"):
+        lc.train(tiny_cache, recipe="best", out=tmp_path / "none")
+    with pytest.raises(lc.UserError, match="unknown head 'first': choose one of all, last"):
+        lc.train(tiny_cache, head="first", out=tmp_path / "none")
+
+
+def test_trials_of_a_sweep_end_where_each_ends_alone(tiny_cache, tmp_path):
+    space = {"rank": [2, 3], "dropout": [0.0, 0.5]}
+    base = lc.TrainConfig(epochs=2, batch_size=8, val_fraction=0.3)
+    found = lc.sweep(tiny_cache, space=space, config=base, out=tmp_path / "sweep", device="cpu")
+    for trial in found.record.trials:
+        alone = lc.train(tiny_cache, config=base, out=tmp_path / f"{trial.number}", device="cpu", **trial.options)
+        together = results(tmp_path / "sweep" / "trials" / f"{trial.number:04d}")
+        assert results(alone.run)[-1]["val_loss"] == pytest.approx(together[-1]["val_loss"], rel=1e-4)
