@@ -12,7 +12,7 @@ from losa_cache.files import write_whole
 from losa_cache.outside import UnreadableError, fit, parse_json, read_file
 from losa_cache.sweep.space import KINDS, Choices, Range, Space, grid
 from losa_cache.sweep.storage import without_password
-from losa_cache.train.config import TrainConfig
+from losa_cache.train.config import EARLIER, TrainConfig
 from losa_cache.train.run import KEPT_FILES
 
 FILE = "sweep.json"
@@ -116,8 +116,8 @@ class SweepConfig:
             content = parse_json(read_file(folder / FILE), dict[str, Any])
             if unknown := content.keys() - {own.name for own in fields(cls)}:
                 raise UnreadableError(f"it has {min(unknown)!r}, which this version does not know")
-            written = fit(content, _Written)
             base = fit(content.get("base", {}), dict[str, Any])
+            written = fit(content | {"base": EARLIER | base}, _Written)
             if unknown := base.keys() - {own.name for own in fields(TrainConfig)}:
                 raise UnreadableError(f"it has {min(unknown)!r}, which this version does not know")
             if unknown := written.space.keys() - KINDS.keys():

@@ -26,6 +26,7 @@ from losa_cache.train.config import TrainConfig
 from losa_cache.train.material import Material
 from losa_cache.train.sampler import requests_in_order
 
+LEAST = 2  # training samples of a probe
 FOLDS = 3  # with a decade between values of C: a run begins a second sooner, for a C that is close enough
 SHARE = 0.25  # of the free host memory, for pooled rows
 COPIES = 6  # of them, in float32, that a fit in float64 makes
@@ -69,7 +70,7 @@ def start(
     last = rows[:, -1].double()
     model.blend.center.copy_(last.mean(0))
     model.blend.scale.copy_(1 / last.std(0, correction=0).clamp(min=SMALLEST))
-    if alone:
+    if alone or len(train) < LEAST:
         model.blend.share.copy_(torch.tensor([0.0, 1.0]))
         return
     more, theirs = pooled(model, material.plain, material, held_out, config)

@@ -16,6 +16,8 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 """What ``recipe`` of :func:`losa_cache.train` changes in the options. The paper fixes the side network, the frozen tail
 and the classifier behind it. Its optimiser is not published: ``paper`` follows the VTAB-1k literature."""
+EARLIER: dict[str, Any] = {"head": LAST, "dropout": 0.0}
+"""What runs and sweeps of earlier versions did, whose options do not say."""
 
 NUMBER = (int, float)
 BOUNDS: tuple[tuple[str, Any, float, float], ...] = (

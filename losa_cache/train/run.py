@@ -19,9 +19,8 @@ from losa_cache.errors import UserError
 from losa_cache.files import append, sync_folder, with_seal, without_seal, write_json, write_whole
 from losa_cache.lock import lock, unlock
 from losa_cache.outside import UnreadableError, fit, parse_json, read_file
-from losa_cache.points import LAST
 from losa_cache.train.board import Board
-from losa_cache.train.config import OnlineConfig, TrainConfig
+from losa_cache.train.config import EARLIER, OnlineConfig, TrainConfig
 from losa_cache.train.lists import MOST_BYTES
 from losa_cache.train.state_file import load_state, save_state
 
@@ -30,7 +29,6 @@ log = logging.getLogger(__name__)
 # Files that options name. The run keeps a copy, since it is resumed and evaluated when theirs may have changed or gone.
 KEPT_FILES = {"sampling": "sampling.csv", "val_ids": "val_ids.txt"}
 CONFIG, METRICS, CHECKPOINT = "config.json", "metrics.jsonl", "checkpoint.pt"
-EARLIER = {"head": LAST, "dropout": 0.0}  # what runs did that do not say
 ORIGIN = ("cache", "online", "fields")
 
 
