@@ -205,7 +205,6 @@ def describe(
     layers: list[int],
     tap: str,
     embedding: bool,
-    tokens: str,
     precision: str,
     compute: torch.dtype,
     seed: int,
@@ -213,6 +212,7 @@ def describe(
     views: int,
     augment: str | None,
     clips: int,
+    tokens: str = ALL,
     decoder: str = PILLOW,
     upright: bool = True,
 ) -> Manifest:

@@ -312,7 +312,7 @@ def _decoding(path: Location, failed: str) -> Iterator[None]:
         raise UserError(f"{failed} ({told(error)}): if it was one, {REPAIR}.") from error
 
 
-def latest_training_cache(*, all_tokens: bool) -> ActivationCache:
+def latest_training_cache(*, all_tokens: bool = True) -> ActivationCache:
     """Open the most recently completed cache that is not of a held-out split.
 
     Args:

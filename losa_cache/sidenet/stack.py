@@ -175,6 +175,8 @@ class AdapterStack(nn.Module):
         for trial, adapter in enumerate(adapters):
             adapter.classifier.weight.copy_(self.weight[trial])
             adapter.classifier.bias.copy_(self.bias[trial])
+            if self.probe is not None and adapter.probe is not self.probe and adapter.probe is not None:
+                adapter.probe.load_state_dict(self.probe.state_dict())
             if self.blend is not None and adapter.blend is not None:
                 for name in ("center", "scale", "c", "steps"):
                     getattr(adapter.blend, name).copy_(getattr(self.blend, name))

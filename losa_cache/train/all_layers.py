@@ -34,6 +34,7 @@ MOST_FOLDED = (
     5000  # training samples up to which C is chosen by cross-validation: beyond, folds cost more than an epoch
 )
 
+FLOOR = 0.1  # of the mean standard deviation: what varies less is not made larger than that by the division
 SMALLEST = torch.finfo(torch.float32).eps  # standard deviation by which a feature is divided
 
 Progress = Callable[[float], None]
@@ -69,7 +70,8 @@ def start(
     rows, labels = pooled(model, material.source, material, train, config, progress)
     last = rows[:, -1].double()
     model.blend.center.copy_(last.mean(0))
-    model.blend.scale.copy_(1 / last.std(0, correction=0).clamp(min=SMALLEST))
+    spread = last.std(0, correction=0)
+    model.blend.scale.copy_(1 / spread.clamp(min=max(FLOOR * float(spread.mean()), SMALLEST)))
     if alone or len(train) < LEAST:
         model.blend.share.copy_(torch.tensor([0.0, 1.0]))
         return

@@ -64,6 +64,7 @@ def test_list_shows_complete_and_incomplete_caches_and_those_that_cannot_be_open
         "dataset": "tiny",
         "split": "train",
         "tap": "block",
+        "tokens": "all",
         "points": 4,
         "precision": "bfloat16",
         "rows": 23,

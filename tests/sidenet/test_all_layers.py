@@ -100,6 +100,10 @@ def test_adapters_stacked_give_what_each_gives_alone():
         together = stack(blocks_of())
         for logits, adapter in zip(together, alone, strict=True):
             torch.testing.assert_close(logits, adapter.train(train)(blocks_of()), rtol=1e-9, atol=1e-9)
+    other = [adapter_of(1, rank=rank, dropout=dropout) for rank, dropout in zip(ranks, dropouts, strict=True)]
+    stack.unstack(other)
+    for mine, theirs in zip(other, alone, strict=True):
+        torch.testing.assert_close(mine.eval()(blocks_of()), theirs.eval()(blocks_of()), rtol=1e-9, atol=1e-9)
     stack.keep([1])
     torch.testing.assert_close(stack.eval()(blocks_of())[0], alone[1].eval()(blocks_of()), rtol=1e-9, atol=1e-9)
 

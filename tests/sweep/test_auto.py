@@ -21,7 +21,9 @@ from losa_cache.train.train import new_adapter
 from tests.conftest import losa_cache
 
 CPU = torch.device("cpu")
-CONFIG = TrainConfig(epochs=2, batch_size=8, rank=3, val_fraction=0.2)
+CONFIG = TrainConfig(
+    epochs=2, batch_size=8, rank=3, val_fraction=0.2, head="last", label_smoothing=0.0, weight_decay=1e-4
+)
 GRID = {"lr": (0.01, 0.1), "weight_decay": (0.0, 0.3)}
 
 

@@ -36,7 +36,7 @@ from tests.conftest import results, tiny_backbone
 from tests.data.vtab_roots import LABELS, write_task
 
 SPACE = {"lr": Choices((1e-4, 0.03, 0.1))}
-CONFIG = TrainConfig(epochs=5, batch_size=8)
+CONFIG = TrainConfig(epochs=5, batch_size=8, head="last")
 
 
 def grey(task: str, split: str, count: int) -> Samples:
@@ -76,7 +76,7 @@ def test_a_task_is_selected_on_val200_trained_on_all_and_tested(caches, tmp_path
     (tmp_path / "val200.txt").write_text("\n".join(f"images/val200/{i:06d}.png" for i in LABELS["val200"]))
     assert [(result.task, result.rank) for result in record.results] == [("stripes", 2), ("stripes", 4)]
     for result in record.results:
-        config = {"rank": result.rank, "epochs": 5, "batch_size": 8, "device": "cpu"}
+        config = {"rank": result.rank, "epochs": 5, "batch_size": 8, "head": "last", "device": "cpu"}
         alone = {
             lr: lc.train(
                 train, lr=lr, val_ids=str(tmp_path / "val200.txt"), out=tmp_path / f"{result.rank}-{lr}", **config
@@ -215,7 +215,8 @@ def test_what_cannot_be_used_is_named_with_its_reason(tmp_path):
     with pytest.raises(UserError, match="there is no folder"):
         run(tmp_path / "nowhere", tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    two(folder, "fine")
+    halves = [f"images/{part}/{i:06d}.jpg" for part in ("train800", "val200") for i in range(5)]
+    two(folder, "fine", ids=halves)
     record = run(folder, tmp_path / "out", config=TrainConfig(epochs=1, batch_size=8))
     assert [result.task for result in record.results] == ["fine"]
     assert record.left_out == left_out

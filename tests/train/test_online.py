@@ -267,7 +267,9 @@ def test_runs_online_and_beside_an_integer_cache_are_rounded_as_it_is(precision,
         ("bfloat16", full, None),
     ):
         chosen = {} if online is None else options
-        run = lc.train(store, online=online, **chosen, **(train_options(tmp_path, name) | {"layers": "2"}))
+        run = lc.train(
+            store, online=online, **chosen, **(train_options(tmp_path, name) | {"layers": "2", "head": "last"})
+        )
         losses[name] = [json.loads(line)["train_loss"] for line in (run.run / "metrics.jsonl").read_text().splitlines()]
     assert losses["beside it"] == pytest.approx(losses["cached"], rel=1e-3)
     assert losses["online"] == pytest.approx(losses["cached"], rel=1e-3)

@@ -111,7 +111,11 @@ def test_an_adapter_is_evaluated_on_its_own_tap_and_start_alone(tmp_path):
     )
     online = lc.OnlineConfig("tiny0", "tiny", share=0.5)
     run = lc.train(
-        train, online=online, backbone=backbone, dataset=tiny_samples(), **options(tmp_path, "run", start="embedding")
+        train,
+        online=online,
+        backbone=backbone,
+        dataset=tiny_samples(),
+        **options(tmp_path, "run", start="embedding", head="last"),
     ).run
     fitting = {"tap": "both", "embedding": True, "layers": 2, "precision": "float32"}
     caches = {
