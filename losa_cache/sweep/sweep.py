@@ -106,6 +106,7 @@ class Sweep:
         elif storage is not None:
             raise UserError("this sweep's study is in its own folder: leave out --storage.")
         self._storage = storage
+        self._require_kept()
         self.cache = open_cache(self.config.cache)
         require_trainable(self.config.space, self.config.base)
         self._require_stackable()
@@ -191,21 +192,25 @@ class Sweep:
                 self._trials.reopen(number, cohort.config_of(number), cohort.epoch)
 
     def _require_unchanged(self) -> None:
-        """Refuse files that are not as they were written, before more is trained beside them.
+        """Refuse trials whose files are not as they were written, before more is trained beside them."""
+        for number, trial in enumerate(self.progress.trials):
+            if trial.state != LOST:
+                require_epochs(self.folder, number, trial.epochs, trial.files)
+
+    def _require_kept(self) -> None:
+        """Refuse kept files of options that are not as they were written, before they say what is held out.
 
         Raises:
             UserError: naming one.
         """
+        found = load_progress(self.folder, self.config.space)
         try:
-            require_unchanged(self.folder, self.progress.files)
+            require_unchanged(self.folder, {} if found is None else found.files)
         except UnreadableError as error:
             raise UserError(
                 f"the sweep {str(self.folder)!r} cannot go on ({error}): bring the file back from a copy, or begin "
                 "another sweep."
             ) from error
-        for number, trial in enumerate(self.progress.trials):
-            if trial.state != LOST:
-                require_epochs(self.folder, number, trial.epochs, trial.files)
 
     def _require_same_caches(self) -> None:
         """Refuse caches that are not those that the first trials learned from."""
