@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from attack_runner import OTHER, SENTENCE, TRACEBACK, Case, Done, Step, judge, remove, shown
-from attack_world import EXTRACT, TRAIN, World, run_difference
+from attack_world import EXTRACT, TRAIN, World, result, run_difference
 
 HUGE = "9" * 30
 RED = "\x1b[31mred\x1b[0m"
@@ -23,6 +23,7 @@ ACCEPTED = {
     **{("stage", value): "any name will do" for value in VALUES["path"]},
     **{("seed", value): "any number will do" for value in ("-1", "0", HUGE)},
     ("recompute", "0"): "the default",
+    ("recompute", HUGE): "all",
     ("clip_grad", "inf"): "does not clip",
     ("clip_grad", "1e999"): "does not clip",
     ("workers", HUGE): "as many as there is work for",
@@ -308,17 +309,27 @@ def _lists(world: World, train: tuple[str | Path, ...]) -> Iterator[Case]:
         "a weight negative": (f"id,weight\n{whole}".replace(",1\n", ",-1\n", 1).encode(), False),
         "a weight empty": (f"id,weight\n{whole}".replace(",1\n", ",\n", 1).encode(), False),
         "all weights zero": (f"id,weight\n{whole}".replace(",1\n", ",0\n").encode(), False),
-        "weights whose sum overflows": (f"id,weight\n{whole}".replace(",1\n", ",1e308\n").encode(), False),
+        "equal weights whose sum overflows": (f"id,weight\n{whole}".replace(",1\n", ",1e308\n").encode(), True),
         "three columns": (f"id,weight\n{whole}".replace(",1\n", ",1,2\n").encode(), False),
         "a quote that does not end": (f'id,weight\n"{whole}'.encode(), False),
     }
+    equal: list[Any] = []  # what all that works must end as: every sample weighs the same
     for what, (content, works) in weights.items():
 
         def run(content: bytes = content, what: str = what, works: bool = works) -> list[Step]:
             clear(world)
+            if works and not equal:
+                file.write_bytes(weights["as it should be"][0])
+                world.must(*train, "--sampling", file)
+                equal.append(result(out))
+                remove(out)
             file.write_bytes(content)
-            right = (lambda done: None) if works else None
-            return [tried(world, *train, "--sampling", file, what=what, right=right, may_refuse=not works)]
+
+            def right(done: Done) -> str | None:
+                return run_difference(out, equal[0])
+
+            command = (*train, "--sampling", file)
+            return [tried(world, *command, what=what, right=right if works else None, may_refuse=not works)]
 
         yield Case("inputs", "files that options name", f"inputs/named/weights: {what}", run)
     held = "\n".join(names[::5]) + "\n"
@@ -327,7 +338,7 @@ def _lists(world: World, train: tuple[str | Path, ...]) -> Iterator[Case]:
         "with a byte order mark": (f"\ufeff{held}".encode(), True),
         "with CRLF": (held.replace("\n", "\r\n").encode(), True),
         "an id that is not there": (f"{held}nobody.png\n".encode(), False),
-        "an id twice": (f"{held}{names[0]}\n".encode(), False),
+        "an id twice": (f"{held}{names[0]}\n".encode(), True),  # what is held out is a set
         "all ids": (("\n".join(names) + "\n").encode(), False),
         "no ids": (b"\n\n", False),
     }
@@ -339,8 +350,6 @@ def _lists(world: World, train: tuple[str | Path, ...]) -> Iterator[Case]:
             if works and not wanted:
                 file.write_bytes(held.encode())
                 world.must(*train, "--val-ids", file)
-                from attack_world import result
-
                 wanted.append(result(out))
                 remove(out)
             file.write_bytes(content)

@@ -318,11 +318,15 @@ def digest(path: Path) -> str:
 
 
 def tree(*folders: Path) -> dict[str, str]:
-    """Hash every file below folders, but for locks, time stamps, and what a kill leaves that nothing reads."""
+    """Hash every file below folders, but for locks, time stamps, and what a kill leaves that nothing reads.
+
+    Links to folders are followed, as those who read a cache do.
+    """
     return {
         str(file.relative_to(folder.parent)): digest(file)
         for folder in folders
-        for file in sorted(folder.rglob("*"))
+        for here, _, names in os.walk(folder, followlinks=True)
+        for file in (Path(here, name) for name in sorted(names))
         if file.is_file() and file.name != "lock" and not any(map(_left_over, file.relative_to(folder).parts))
     }
 

@@ -8,6 +8,7 @@ import typer
 
 from losa_cache.cli_common import Device, Json, Residency, expanded, given, print_result, refuse
 from losa_cache.errors import UserError
+from losa_cache.folders import settled_path
 
 if TYPE_CHECKING:
     from losa_cache.train.config import TrainConfig
@@ -115,8 +116,8 @@ def sweep(
             concurrent=concurrent,
             storage=storage,
             trackers=tracker or [],
-            val_cache=None if val_cache is None else str(val_cache.resolve()),
-            test_cache=None if test_cache is None else str(test_cache.resolve()),
+            val_cache=None if val_cache is None else str(settled_path(val_cache)),
+            test_cache=None if test_cache is None else str(settled_path(test_cache)),
             retrain=retrain,
         )
     print_result(summary(result), as_json)

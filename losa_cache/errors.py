@@ -2,6 +2,8 @@
 
 from difflib import get_close_matches
 
+LARGEST_SEED = 2**63 - 1
+
 
 class UserError(Exception):
     """Bad input: one sentence that says what is wrong, with which value, and what to do.
@@ -25,3 +27,13 @@ def require_counts(**counts: int | None) -> None:
     for name, value in counts.items():
         if value is not None and value < 1:
             raise UserError(f"{name.replace('_', '-')} is {value}: it must be at least 1.")
+
+
+def require_seed(seed: int) -> None:
+    """Refuse seeds that not every generator of random numbers takes.
+
+    Raises:
+        UserError: naming the range.
+    """
+    if not 0 <= seed <= LARGEST_SEED:
+        raise UserError(f"seed is {seed}: it must lie between 0 and {LARGEST_SEED}.")

@@ -32,6 +32,8 @@ def given_path(text: str | Path) -> Path:
     Raises:
         UserError: if there is no such home folder, or the text can be no path.
     """
+    if not str(text):
+        raise UserError("a path is empty, '': name a file or folder, or leave the option out.")
     if "\0" in str(text):
         raise UserError(f"{str(text)!r} holds a zero byte, which no path can.")
     try:

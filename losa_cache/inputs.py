@@ -18,7 +18,7 @@ from losa_cache.data.decode import Decoder
 from losa_cache.data.load import load_samples
 from losa_cache.data.nvjpeg import NVJPEG, PILLOW, require_decoder, require_files
 from losa_cache.data.samples import Samples
-from losa_cache.errors import UserError, require_counts
+from losa_cache.errors import UserError, require_counts, require_seed
 from losa_cache.folders import find_home, given_path
 from losa_cache.layers import choose_layers
 from losa_cache.memory import available_memory
@@ -106,6 +106,7 @@ def open_inputs(
     require_tokens(tokens)
     chosen = precision_for(precision, tokens)
     require_counts(views=views, limit=limit, clips=clips)
+    require_seed(seed)
     if views > 1 and augment is None:
         raise UserError(f"views is {views}: say with --augment how the views after the plain one are drawn.")
     if views > 1 and clips > 1:

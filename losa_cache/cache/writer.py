@@ -137,9 +137,8 @@ class CacheWriter:
             core.repair(self.manifest.identity)
             existing = open_cache(self.path, incomplete=True)
             _require_same(existing, self.manifest)
-        elif not (self.path / ROOT).is_file():
-            raise UserError(f"{str(self.path)!r} exists and is no cache: choose another --out.")
         else:  # it came without its receipts, or lost the copy: what is there must be what would be written
+            require_root(self.path)
             existing = open_with(self.path, lambda: None, incomplete=True)
             _require_same(existing, self.manifest)
             self._require_inputs(existing, tail)
@@ -290,6 +289,16 @@ class CacheWriter:
                 f"the cache needs {readable_bytes(needed)} more, but its disk has {readable_bytes(free)} free: choose "
                 f"fewer --layers, a smaller --limit or another --out than {str(self.path)!r}."
             )
+
+
+def require_root(path: Location) -> None:
+    """Refuse what is there and is no cache.
+
+    Raises:
+        UserError: if so.
+    """
+    if not (path / ROOT).is_file():
+        raise UserError(f"{str(path)!r} exists and is no cache: choose another --out.")
 
 
 def _require_same(existing: ActivationCache, manifest: Manifest) -> None:

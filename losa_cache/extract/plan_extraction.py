@@ -9,10 +9,13 @@ from typing import Any
 import torch
 
 from losa_cache.backbone import Backbone
+from losa_cache.cache.core import LocalCore
 from losa_cache.cache.layout import Layout
 from losa_cache.cache.location import Location, locate
 from losa_cache.cache.precision import PRECISIONS, Encoding, get_precision
 from losa_cache.cache.remote import RemotePath
+from losa_cache.cache.store import receipts_of
+from losa_cache.cache.writer import require_root
 from losa_cache.calibrate import calibrate, compression_ratio, images_at_once
 from losa_cache.data.samples import Samples
 from losa_cache.device import choose_device, default_workers
@@ -70,6 +73,8 @@ def plan_extraction(
     place = locate(home() / "caches" if out is None else out)
     if isinstance(place, RemotePath):
         raise UserError(f"plan measures a disk, not a server: leave --out {str(out)!r} out.")
+    if out is not None and place.exists() and not LocalCore(place, receipts_of(place)).copied:
+        require_root(place)
     inputs = open_inputs(
         backbone,
         dataset,

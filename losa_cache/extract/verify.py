@@ -10,7 +10,7 @@ from losa_cache.cache.health import Damage, examine
 from losa_cache.cache.location import Location, locate
 from losa_cache.cache.store import ActivationCache
 from losa_cache.data.samples import Samples
-from losa_cache.errors import UserError
+from losa_cache.errors import UserError, require_seed
 from losa_cache.extract.recompute import compare, mend, reopen
 from losa_cache.inputs import Inputs
 
@@ -53,6 +53,7 @@ def verify_cache(
     """
     if recompute < 0:
         raise UserError(f"recompute is {recompute}: it must be at least 0.")
+    require_seed(seed)
     store, opened = locate(path), list[Inputs]()
 
     def inputs() -> Inputs:

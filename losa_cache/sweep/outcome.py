@@ -73,7 +73,7 @@ def list_trials(
     """Read every trial's end and curve.
 
     Raises:
-        UserError: for a trial whose directory lacks what it trained.
+        UserError: for a trial whose directory lacks what it trained, or was altered.
     """
     found, tail = [], frozen_tail(cache)
     for number, trial in enumerate(trials):
@@ -81,7 +81,7 @@ def list_trials(
             continue
         own = replace(config.base, **trial.options)
         adapter = new_adapter(cache.manifest, tail, own)
-        curve = require_epochs(folder, number, trial.epochs)
+        curve = require_epochs(folder, number, trial.epochs, trial.files)
         parameters = adapter.parameter_counts()["side"]
         found.append(TrialRecord(number, trial.state, trial.options, parameters, curve, describe(own, config.cache)))
     return found

@@ -25,11 +25,14 @@ class Trial:
         options: those that are searched.
         state: one of :data:`STATES`.
         values: validation top-1 after each epoch, in percent; the epoch in which a trial failed has none.
+        files: CRC-32C of each file in its directory that the sweep relies on, by name; of the metrics' file that of the
+            lines of its epochs. Empty: an earlier version began it.
     """
 
     options: dict[str, Any]
     state: str = RUNNING
     values: list[float] = field(default_factory=list)
+    files: dict[str, int] = field(default_factory=dict)
 
     @property
     def epochs(self) -> int:
@@ -56,6 +59,7 @@ class Progress:
 
     Attributes:
         config: checksum of the sweep's options file; ``None``: of a folder that an earlier version made.
+        files: CRC-32C of each file that options name, of which the folder keeps a copy, by the name of that copy.
         sweep: a name that no other sweep has.
         study: name of its study in the database.
         started: in seconds since 1970.
@@ -68,6 +72,7 @@ class Progress:
     """
 
     config: int | None
+    files: dict[str, int] = field(default_factory=dict)
     sweep: str = field(default_factory=lambda: uuid.uuid4().hex)
     study: str = "losa-cache"
     started: float = field(default_factory=time)

@@ -16,23 +16,29 @@ from losa_cache.cache.store import open_cache
 from losa_cache.errors import UserError
 from losa_cache.files import sync_folder
 from losa_cache.lock import lock, unlock
+from losa_cache.outside import UnreadableError
+from losa_cache.sidenet.adapter_file import CONFIG as ADAPTER
+from losa_cache.sidenet.adapter_file import TENSORS
 from losa_cache.sweep.cohort import Cohort
 from losa_cache.sweep.cohorts import STACKED, together
 from losa_cache.sweep.config import SweepConfig, checksum
 from losa_cache.sweep.earlier import earlier_progress
+from losa_cache.sweep.judged import FILE as JUDGED
 from losa_cache.sweep.judged import save_judged
 from losa_cache.sweep.materials import Materials
 from losa_cache.sweep.mirror import Mirror
-from losa_cache.sweep.progress import Group, Progress, Trial, load_progress
+from losa_cache.sweep.progress import LOST, Group, Progress, Trial, load_progress
 from losa_cache.sweep.record import COMPLETE, FAILED, PRUNED, STATES
 from losa_cache.sweep.room import largest_of, most_trials
 from losa_cache.sweep.search import Search
 from losa_cache.sweep.space import Choices, require_trainable
 from losa_cache.sweep.storage import same_database
 from losa_cache.sweep.trackers import open_trackers
-from losa_cache.sweep.trial import Trials, load_group, trial_path
+from losa_cache.sweep.trial import Trials, load_group, require_epochs, trial_path
+from losa_cache.sweep.unchanged import checksums, require_unchanged
 from losa_cache.text import shown
 from losa_cache.train.config import TrainConfig
+from losa_cache.train.run import CONFIG, KEPT_FILES
 from losa_cache.train.selection import Selection
 from losa_cache.train.state_file import save_state
 from losa_cache.train.train import new_adapter, origin_of, save_run
@@ -100,6 +106,7 @@ class Sweep:
         elif storage is not None:
             raise UserError("this sweep's study is in its own folder: leave out --storage.")
         self._storage = storage
+        self._require_kept()
         self.cache = open_cache(self.config.cache)
         require_trainable(self.config.space, self.config.base)
         self._require_stackable()
@@ -155,6 +162,7 @@ class Sweep:
                 f"the options of the sweep {str(self.folder)!r} (sweep.json) were changed after it began: bring "
                 "them back, or begin another sweep."
             )
+        self._require_unchanged()
         self._require_same_caches()
         base = config.base
         self._search = Search(
@@ -182,6 +190,27 @@ class Sweep:
             self._cohorts.append(cohort)
             for number in group.numbers:
                 self._trials.reopen(number, cohort.config_of(number), cohort.epoch)
+
+    def _require_unchanged(self) -> None:
+        """Refuse trials whose files are not as they were written, before more is trained beside them."""
+        for number, trial in enumerate(self.progress.trials):
+            if trial.state != LOST:
+                require_epochs(self.folder, number, trial.epochs, trial.files)
+
+    def _require_kept(self) -> None:
+        """Refuse kept files of options that are not as they were written, before they say what is held out.
+
+        Raises:
+            UserError: naming one.
+        """
+        found = load_progress(self.folder, self.config.space)
+        try:
+            require_unchanged(self.folder, {} if found is None else found.files)
+        except UnreadableError as error:
+            raise UserError(
+                f"the sweep {str(self.folder)!r} cannot go on ({error}): bring the file back from a copy, or begin "
+                "another sweep."
+            ) from error
 
     def _require_same_caches(self) -> None:
         """Refuse caches that are not those that the first trials learned from."""
@@ -225,6 +254,7 @@ class Sweep:
         material = self._materials.of(trials[0][1])
         for number, config in trials:
             self._trials.create(number, config, origin_of(self.cache, None, material), material.chosen.files)
+            self._note(number, CONFIG, *KEPT_FILES.values())
         cohort = self._cohort(trials)
         self._cohorts.append(cohort)
         self.progress.groups.append(self._saved(cohort, f"{trials[0][0]:04d}"))
@@ -241,7 +271,7 @@ class Sweep:
         metrics = cohort.run_epoch()
         ended: dict[int, str] = {}
         for number, own in zip(cohort.numbers, metrics, strict=True):
-            self._trials.log(number, own)
+            self.progress.trials[number].files |= self._trials.log(number, own)
             self._rows[number] = {"epoch": own["epoch"], "value": own[VALUE], "config": cohort.config_of(number)}
             if state := self._judged(number, own, last=cohort.done):
                 ended[number] = self._rows[number]["state"] = state
@@ -251,6 +281,7 @@ class Sweep:
                     adapter.fold()
                     save_run(self._trials[number], adapter, cohort.material, cohort.config_of(number))
                     save_judged(self._trials[number].path, cohort.judged[number])
+                    self._note(number, TENSORS, ADAPTER, JUDGED)
         for number, state in ended.items():
             self._trials.end(number, state)
         stay = [number for number in cohort.numbers if number not in ended]
@@ -262,6 +293,10 @@ class Sweep:
         else:
             del self._cohorts[turn], self.progress.groups[turn]
         self._commit()
+
+    def _note(self, number: int, *names: str) -> None:
+        """Note the checksums of what was written to a trial's directory."""
+        self.progress.trials[number].files |= checksums(trial_path(self.folder, number), *names)
 
     def _judged(self, number: int, metrics: dict[str, Any], *, last: bool) -> str | None:
         """Say how a trial ends after an epoch; ``None``: it goes on."""
@@ -353,7 +388,8 @@ def create_sweep(folder: Path, config: SweepConfig) -> None:
         partial = folder.with_name(folder.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         (partial / "cohorts").mkdir(parents=True)
-        Progress(config=config.save(partial)).save(partial)
+        checksum = config.save(partial)
+        Progress(config=checksum, files=checksums(partial, *KEPT_FILES.values())).save(partial)
         partial.rename(folder)
         sync_folder(folder.parent)
     except OSError as error:

@@ -1,19 +1,21 @@
 """A trial as a run directory of its own, the very same as ``losa-cache train`` leaves."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import torch
 
 from losa_cache.errors import UserError
-from losa_cache.outside import UnreadableError
+from losa_cache.outside import UnreadableError, read_file
 from losa_cache.sweep.trackers import Tracker
+from losa_cache.sweep.unchanged import require_unchanged
 from losa_cache.text import shown
 from losa_cache.train.config import TrainConfig
-from losa_cache.train.run import Run
+from losa_cache.train.run import METRICS, Run
 from losa_cache.train.state_file import load_state
 
 FLAGLESS = ("warmup",)  # no option of the command line
@@ -24,24 +26,38 @@ def trial_path(folder: Path, number: int) -> Path:
     return folder / "trials" / f"{number:04d}"
 
 
-def require_epochs(folder: Path, number: int, epochs: int) -> list[dict[str, Any]]:
-    """Read a trial's metrics of so many epochs.
+def require_epochs(folder: Path, number: int, epochs: int, files: Mapping[str, int]) -> list[dict[str, Any]]:
+    """Read a trial's metrics of so many epochs, and compare its files with their checksums.
+
+    Args:
+        folder: of the sweep.
+        number: of the trial.
+        epochs: that it has trained.
+        files: checksums, as of ``Trial.files``.
 
     Raises:
-        UserError: if its directory has not all of them, once each.
+        UserError: if its directory has not the metrics of all epochs, once each, or a file was altered.
     """
     path = trial_path(folder, number)
     try:
         found = [line for line in Run(path).metrics() if line["epoch"] <= epochs]
-        if [line["epoch"] for line in found] == list(range(1, epochs + 1)):
-            return found
-        reason = f"it has not the metrics of its {epochs} epochs"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if [line["epoch"] for line in found] != list(range(1, epochs + 1)):
+            raise UnreadableError(f"it has not the metrics of its {epochs} epochs")
+        require_unchanged(path, {name: checksum for name, checksum in files.items() if name != METRICS})
+        if METRICS in files and _logged(path / METRICS, epochs) != files[METRICS]:
+            raise UnreadableError(f"{METRICS} was altered")
+        return found
+    except (UnreadableError, OSError, ValueError, KeyError, TypeError) as error:
         reason = str(error)
     raise UserError(
         f"trial {number} cannot be read: {str(path)!r} was changed or removed ({shown(reason)}): bring it back "
         "from a copy, or begin the sweep again."
     )
+
+
+def _logged(file: Path, epochs: int) -> int:
+    """Give the checksum of the metrics of the first epochs: a killed sweep may have written more."""
+    return google_crc32c.value(b"".join(read_file(file).splitlines(keepends=True)[:epochs]))
 
 
 def load_group(path: Path, device: torch.device) -> dict[str, Any]:
@@ -92,7 +108,6 @@ class Trials:
 
     def reopen(self, number: int, config: TrainConfig, epoch: int) -> None:
         """Go on with one, after so many epochs."""
-        require_epochs(self._folder, number, epoch)
         run = self._open[number] = Run(trial_path(self._folder, number))
         run.forget_after(epoch)
         for tracker in self._trackers:
@@ -101,11 +116,12 @@ class Trials:
     def __getitem__(self, number: int) -> Run:
         return self._open[number]
 
-    def log(self, number: int, metrics: dict[str, Any]) -> None:
-        """Append an epoch's metrics."""
+    def log(self, number: int, metrics: dict[str, Any]) -> dict[str, int]:
+        """Append an epoch's metrics; give the checksum of all so far, by the name of their file."""
         self._open[number].log(metrics)
         for tracker in self._trackers:
             tracker.log(number, metrics)
+        return {METRICS: google_crc32c.value(self._open[number].logged)}
 
     def end(self, number: int, state: str) -> None:
         """Close a trial that is over."""

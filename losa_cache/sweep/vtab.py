@@ -10,6 +10,7 @@ from losa_cache.data.vtab import BOTH, TEST, TRAIN, VAL
 from losa_cache.device import machine
 from losa_cache.errors import UserError
 from losa_cache.files import write_json, write_whole
+from losa_cache.folders import settled_path
 from losa_cache.sweep.config import SweepConfig
 from losa_cache.sweep.outcome import load_record
 from losa_cache.sweep.record import SweepRecord
@@ -78,7 +79,7 @@ def vtab(
             f"no task of VTAB-1k below {str(folder)!r} has caches of {BOTH} and {TEST} that can be used"
             f"{f' ({reasons})' if reasons else ''}: make them with losa-cache extract --dataset vtab --resize exact."
         )
-    place = Path(out).resolve()
+    place = settled_path(out)
     results = []
     for task in tasks:
         ids = _claim(place, task)

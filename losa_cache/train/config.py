@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from losa_cache.errors import UserError, require_counts
+from losa_cache.errors import LARGEST_SEED, UserError, require_counts
 from losa_cache.points import ALL_LAYERS, EMBEDDING, HEADS, LAST, OF_ROWS, STARTS, WITHOUT_START, require_tap
 
 SHUFFLE, BALANCED = "shuffle", "balanced"
@@ -24,7 +24,7 @@ BOUNDS: tuple[tuple[str, Any, float, float], ...] = (
     ("epochs", int, 1, 10**9),
     ("batch_size", int, 1, 2**31),
     ("rank", int, 0, 2**20),  # what is built says more: at least 1, at most the backbone's width
-    ("seed", int, 0, 2**63 - 1),
+    ("seed", int, 0, LARGEST_SEED),
     ("peak_lr", NUMBER, 0, 1e38),
     ("weight_decay", NUMBER, 0, 1e6),
     ("clip_grad", NUMBER, 0, float("inf")),  # infinite: never clipped

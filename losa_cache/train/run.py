@@ -182,6 +182,11 @@ class Run:
         self._board = self._board or Board(self.path, metrics["epoch"])
         self._board.log(metrics)
 
+    @property
+    def logged(self) -> bytes:
+        """The metrics of all epochs so far, as they were written."""
+        return "".join(self._lines).encode()
+
     def metrics(self) -> Iterator[dict[str, Any]]:
         """Read the metrics of all epochs so far.
 
@@ -252,7 +257,7 @@ class Run:
         """Drop the metrics of later epochs."""
         self._lines = [json.dumps(line) + "\n" for line in self.metrics() if line["epoch"] <= epoch]
         with self._writing():
-            write_whole(self.path / METRICS, "".join(self._lines).encode())
+            write_whole(self.path / METRICS, self.logged)
 
     def close(self) -> None:
         """Make the metrics durable."""

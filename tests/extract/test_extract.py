@@ -256,6 +256,8 @@ def test_stores_that_share_a_stem_do_not_share_receipts(tmp_path):
         ({"limit": 0}, "limit is 0"),
         ({"batch_size": 0}, "batch-size is 0"),
         ({"workers": -1}, "workers is -1"),
+        ({"seed": -1}, "seed is -1: it must lie between 0 and"),
+        ({"seed": 2**63}, "seed is 9223372036854775808: it must"),
         ({"on_error": "ignore"}, "choose stop or skip"),
         ({"device": "abacus"}, "device 'abacus' cannot be used"),
         ({"layers": "9"}, "9 layers cannot be chosen: there are 4"),

@@ -117,6 +117,14 @@ def test_the_command_line_plans_with_the_options_of_extract(tmp_path):
     assert not (tmp_path / "c.zarr").exists()
 
 
+def test_a_place_that_extract_refuses_is_refused(tmp_path):
+    (tmp_path / "photos").mkdir()
+    for out, said in ((tmp_path / "photos", "exists and is no cache"), ("", "a path is empty")):
+        for work in (plan_extraction, extract):
+            with pytest.raises(UserError, match=said):
+                work(tiny_backbone(), tiny_samples(), out=out)
+
+
 def test_a_place_where_nothing_can_be_written_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match="nothing can be written to '/proc'"):
         plan_extraction(tiny_backbone(), tiny_samples(), out="/proc/c.zarr")

@@ -146,6 +146,9 @@ def test_values_that_another_backbone_gave_are_found_by_recomputing(cache):
 def test_what_cannot_be_verified_is_one_sentence(cache, tmp_path):
     with pytest.raises(UserError, match="extracted from loaded objects"):
         verify_cache(cache.path, recompute=1)
+    for seed in (-1, 2**63):
+        with pytest.raises(UserError, match=f"seed is {seed}: it must lie between 0 and"):
+            verify_cache(cache.path, recompute=1, seed=seed)
     shutil.copytree(cache.path, tmp_path / "moved.zarr")
     shutil.rmtree(cache.core.copy / "labels")  # and what is left of a copy is made whole again
     assert verify_cache(cache.path, repair=True)["repaired"]

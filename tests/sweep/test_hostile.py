@@ -15,6 +15,7 @@ import optuna
 import pytest
 
 from losa_cache.errors import UserError
+from losa_cache.files import unsealed, write_sealed
 from losa_cache.sweep.config import SweepConfig
 from losa_cache.sweep.run import resume_sweep, sweep
 from losa_cache.sweep.space import Choices, parse, read_space, split_fixed
@@ -179,6 +180,44 @@ def test_what_is_damaged_is_named(name, stopped):
         flip(stopped / "record.json")
         with pytest.raises(UserError, match="record.json' cannot be read: it was altered"):
             resume_sweep(stopped, device="cpu")
+
+
+def test_a_flipped_bit_in_any_file_of_a_trial_is_found_and_named(tiny_cache, tmp_path):
+    (tmp_path / "held.txt").write_text("\n".join(tiny_cache.ids[::4]))
+    base = replace(SMALL, val_fraction=0.0, val_ids=str(tmp_path / "held.txt"))
+    config = SweepConfig(cache=str(tiny_cache.path), space={"lr": Choices((0.01, 0.03, 0.1))}, base=base, concurrent=2)
+    folder = tmp_path / "s"
+    create_sweep(folder, config)
+
+    def stop(standing):
+        if standing.finished:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Sweep(folder, device=CPU, residency="auto", report=stop).run()
+    over = {"config.json", "metrics.jsonl", "val_ids.txt", "held_out.npy"}
+    over |= {"adapter_config.json", "adapter_model.safetensors"}
+    for file in ("val_ids.txt", *(f"trials/{number}/{name}" for number in ("0000", "0001") for name in sorted(over))):
+        original = (folder / file).read_bytes()
+        flip(folder / file)
+        with pytest.raises(UserError, match=os.path.basename(file)):
+            resume_sweep(folder, device="cpu")
+        (folder / file).write_bytes(original)
+    found = resume_sweep(folder, device="cpu").record
+    create_sweep(tmp_path / "whole", config)
+    whole = resume_sweep(tmp_path / "whole", device="cpu").record
+    assert [[own["val_loss"] for own in trial.curve] for trial in found.trials] == [
+        [own["val_loss"] for own in trial.curve] for trial in whole.trials
+    ]
+
+
+def test_progress_without_checksums_as_earlier_versions_wrote_it_goes_on(stopped):
+    progress = unsealed((stopped / "progress.json").read_bytes(), "it")
+    del progress["files"]
+    for trial in progress["trials"]:
+        del trial["files"]
+    write_sealed(stopped / "progress.json", progress)
+    assert len(resume_sweep(stopped, device="cpu").record.trials) == 3
 
 
 def test_another_cache_under_the_same_name_is_refused(stopped, tiny_cache):
