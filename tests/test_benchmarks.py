@@ -25,6 +25,7 @@ WANTED = {
 PLACES = {"made", "device", "memory", "disk", "partial", "cold disk", "online"}
 
 
+@pytest.mark.slow
 def test_every_part_of_the_gpu_benchmark_runs_in_tiny_sizes(tmp_path):
     file = tmp_path / "lines.jsonl"
     command = [sys.executable, str(SCRIPT), "--tiny", "--minutes", "3", "--out", str(file)]

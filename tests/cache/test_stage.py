@@ -84,6 +84,7 @@ def test_a_cache_without_receipts_is_copied_and_checked_too(cache, tmp_path):
         stage_cache(open_cache(tmp_path / "far.zarr"), tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_a_killed_copy_goes_on_with_the_shards_that_lack(cache, tmp_path):
     near = tmp_path / "near"
     with http_server(cache.path.parent, latency=0.1) as address:

@@ -82,7 +82,12 @@ print(json.dumps(log))
 
 
 @pytest.mark.parametrize(
-    ("by_step", "seed"), [(False, 0), (True, 0), (True, 1)], ids=["moments", "steps", "more steps"]
+    ("by_step", "seed"),
+    [
+        pytest.param(False, 0, id="moments"),
+        pytest.param(True, 0, id="steps"),
+        pytest.param(True, 1, id="more steps", marks=pytest.mark.slow),
+    ],
 )
 def test_killed_again_and_again_the_cache_ends_bit_identical(tmp_path, by_step, seed):
     out = tmp_path / "k.zarr"

@@ -91,6 +91,7 @@ def test_an_extraction_to_s3_writes_the_bytes_of_a_local_one(url, whole, tmp_pat
     assert {p.name for p in left} == {"lock", "token"}  # nothing is kept here, and no server's cache is listed
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_only_what_lacks_is_uploaded(url, whole):
     before = []
     for shards in (0, 5):

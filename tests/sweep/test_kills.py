@@ -41,6 +41,7 @@ def require_same(kills: list[dict], *, ended: int = -9) -> None:
     assert not wrong, f"{len(wrong)} of {len(kills)}: {wrong[:5]}"
 
 
+@pytest.mark.slow
 def test_killed_while_trials_are_begun_told_and_shown(tmp_path):
     require_same(kill(tmp_path, GRID, every=29))
 

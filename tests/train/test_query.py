@@ -63,6 +63,7 @@ def test_trials_of_a_sweep_end_where_each_ends_alone(side, tiny_cache, tmp_path)
         assert trial.parameters == alone.parameters["side"]
 
 
+@pytest.mark.slow
 def test_either_is_above_the_linear_probe_on_digits(digits, tmp_path):
     top1 = {}
     for side in ("linear", *SIDES):
