@@ -30,6 +30,7 @@ class Blend(nn.Module):
         c: that the probe was fitted with, ``()``.
     """
 
+    dropout: Tensor
     center: Tensor
     scale: Tensor
     share: Tensor
@@ -41,13 +42,12 @@ class Blend(nn.Module):
     ) -> None:
         super().__init__()
         self.seed = seed
-        self.dropout = torch.tensor(dropout, device=device)[..., None, None, None]
-        self.drops = bool(self.dropout.any())
+        drops = torch.tensor(dropout, device=device)[..., None, None, None]
+        self.drops = bool(drops.any())
+        self.register_buffer("dropout", drops, persistent=False)  # an option, which the config has
         self.register_buffer("center", torch.zeros(rows, width, device=device))
         self.register_buffer("scale", torch.ones(rows, width, device=device))
-        self.register_buffer(
-            "share", torch.tensor([0.5, 0.5], device=device).expand(*self.dropout.shape[:-3], 2).clone()
-        )
+        self.register_buffer("share", torch.tensor([0.5, 0.5], device=device).expand(*drops.shape[:-3], 2).clone())
         self.register_buffer("c", torch.ones((), device=device))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device=device))
 

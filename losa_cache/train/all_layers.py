@@ -30,10 +30,7 @@ LEAST = 2  # training samples of a probe
 FOLDS = 3  # with a decade between values of C: a run begins a second sooner, for a C that is close enough
 SHARE = 0.25  # of the free host memory, for pooled rows
 COPIES = 6  # of them, in float32, that a fit in float64 makes
-MOST_FOLDED = (
-    5000  # training samples up to which C is chosen by cross-validation: beyond, folds cost more than an epoch
-)
-
+MOST_FOLDED = 5000  # training samples up to which folds are fitted: beyond, they cost more than an epoch
 FLOOR = 0.1  # of the mean standard deviation: what varies less is not made larger than that by the division
 SMALLEST = torch.finfo(torch.float32).eps  # standard deviation by which a feature is divided
 

@@ -92,7 +92,7 @@ def test_adapters_stacked_give_what_each_gives_alone():
     for other in alone[1:]:  # one probe and one standardisation for all
         other.probe.load_state_dict(alone[0].probe.state_dict())
         other.blend.load_state_dict(alone[0].blend.state_dict())
-    stack = AdapterStack(alone)
+    stack = AdapterStack(alone).double()
     stack.blend.share.copy_(torch.tensor([[0.7, 0.4], [0.1, 0.9]]))
     alone[1].blend.share.copy_(torch.tensor([0.1, 0.9]))
     for train in (True, False, True):
