@@ -244,8 +244,8 @@ def named_files(world: World) -> Iterator[Case]:
     _ = world.finished
     small = ("--out", out, "--epochs", "1", "--rank", "2", "--batch-size", "8", "--device", "cpu")
     train = ("train", "--cache", cache, *small)
-    sweep = ("sweep", "--cache", cache, "--out", out, "--val-fraction", "0.3", "--epochs", "1", "--batch-size", "8")
-    sweep = (*sweep, "--device", "cpu")
+    held = ("--val-fraction", "0.3")
+    sweep = ("sweep", "--cache", cache, "--out", out, *held, "--epochs", "1", "--batch-size", "8", "--device", "cpu")
     extract = (*EXTRACT, "--data-dir", world.data, "--out", world.folder / "tried.zarr")
     takers: dict[str, tuple[str, Callable[[Path], tuple[str | Path, ...]]]] = {
         "train --val-ids": ("txt", lambda file: (*train, "--val-ids", file)),

@@ -235,8 +235,8 @@ class World:
     def sweep_command(self, out: Path) -> tuple[str | Path, ...]:
         """Give the command of a sweep of four trials, two at a time."""
         space = ("--rank", "2,4", "--lr", "1e-2,1e-3", "--epochs", "2", "--batch-size", "8", "--concurrent", "2")
-        space = (*space, "--val-fraction", "0.3")  # of 24 images: fewer than 5 would not choose
-        return ("sweep", "--cache", self.cache("train"), *space, "--test-cache", self.tests, "--out", out)
+        held = ("--val-fraction", "0.3")  # of 24 images: fewer than 5 would not choose
+        return ("sweep", "--cache", self.cache("train"), *space, *held, "--test-cache", self.tests, "--out", out)
 
     @cached_property
     def swept(self) -> dict[str, Any]:
