@@ -36,7 +36,7 @@ def test_text_is_choices_or_a_range():
         ("lr", "1e-2..1e-4", "a range is two numbers, the smaller one first"),
         ("side", "losa..mlp", "is losa..mlp"),
         ("side", "lora", "unknown side network 'lora'"),
-        ("dropout", "0.1", "dropout cannot be swept: choose among rank"),
+        ("warmup", "0.1", "warmup cannot be swept: choose among rank"),
         ("weight_decay", "", "weight-decay is ''"),
     ],
 )

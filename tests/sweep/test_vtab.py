@@ -127,6 +127,7 @@ def refuse(task, rank, standing):
     raise AssertionError("what is finished is trained again")
 
 
+@pytest.mark.slow
 def test_stopped_it_goes_on_and_what_is_finished_is_read(caches, tmp_path):
     whole = run(caches, tmp_path / "whole", ranks=(2, 4))
 

@@ -308,6 +308,7 @@ def test_a_damaged_chunk_is_named_when_it_is_loaded(tiny_cache):
         CachedSource(tiny_cache, tapped_points("block", [1, 2, 3, 4]), CPU, residency=Residency("memory"))
 
 
+@pytest.mark.slow
 def test_processes_share_a_cache_without_knowing_of_each_other(tiny_cache, tmp_path):
     lc.train(tiny_cache, out=tmp_path / "alone", **OPTIONS)
     code = "import sys, losa_cache as lc; lc.train(sys.argv[1], out=sys.argv[2], residency=sys.argv[3], " + ", ".join(

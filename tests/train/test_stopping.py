@@ -40,6 +40,7 @@ def start(*arguments: str, cwd: Path) -> subprocess.Popen:
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+@pytest.mark.slow
 def test_a_stop_in_an_online_run_costs_nothing(tmp_path):
     """As a terminal or a batch system does it: the signal goes to the whole group, decoding processes included."""
     whole = start(*ONLINE, "--out", "whole", cwd=tmp_path)
