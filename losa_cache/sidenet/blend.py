@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from losa_cache.sidenet.noise import Noise
 
+UNKNOWN = (0.75, 0.25)  # shares where nothing is held out to fit them on
 UPDATES = 3  # stream of noise, beside those of losa_cache.sidenet.query
 
 
@@ -47,7 +48,7 @@ class Blend(nn.Module):
         self.register_buffer("dropout", drops, persistent=False)  # an option, which the config has
         self.register_buffer("center", torch.zeros(rows, width, device=device))
         self.register_buffer("scale", torch.ones(rows, width, device=device))
-        self.register_buffer("share", torch.tensor([0.5, 0.5], device=device).expand(*drops.shape[:-3], 2).clone())
+        self.register_buffer("share", torch.tensor(UNKNOWN, device=device).expand(*drops.shape[:-3], 2).clone())
         self.register_buffer("c", torch.ones((), device=device))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device=device))
 

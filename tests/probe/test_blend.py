@@ -23,7 +23,7 @@ def test_shares_minimise_the_loss_of_what_is_held_out(images, classes, noise, go
     def objective(shares):
         a, b = map(float, shares)
         loss = F.cross_entropy(a * probe + b * own, labels, reduction="sum") if images else 0.0
-        return float(loss) + WEIGHT / 2 * ((a - PRIOR) ** 2 + (b - PRIOR) ** 2)
+        return float(loss) + WEIGHT / 2 * ((a - PRIOR[0]) ** 2 + (b - PRIOR[1]) ** 2)
 
-    expected = minimize(objective, [PRIOR, PRIOR], bounds=[(0, None)] * 2, options={"ftol": 1e-13, "gtol": 1e-9}).x
+    expected = minimize(objective, PRIOR, bounds=[(0, None)] * 2, options={"ftol": 1e-13, "gtol": 1e-9}).x
     np.testing.assert_allclose(fit_shares(probe, own, labels).numpy(), expected, atol=2e-4)
