@@ -149,7 +149,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="*", default=list(SETS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--shots", nargs="*", default=["all", "5", "20", "100"], help="images a class, or all")
-    parser.add_argument("--epochs", type=int, help="of every method that has epochs; default: each method's own")
+    parser.add_argument("--epochs", type=int, help="passes of every method that has epochs; default: each method's own")
     parser.add_argument("--report", action="store_true", help="print the tables of --out and train nothing")
     arguments = parser.parse_args()
     setting = {name: getattr(arguments, name) for name in ("backbone", "img_size", "epochs")}

@@ -187,10 +187,12 @@ def train(
     ] = "all",
     epochs: Annotated[int, typer.Option(help="Passes over the training samples.")] = 30,
     lr: Annotated[float | None, typer.Option(help="Peak rate; default: 1e-3, of a linear probe 1e-2.")] = None,
-    weight_decay: Annotated[float, typer.Option(help="Of matrices only.")] = 1e-2,
+    weight_decay: Annotated[float, typer.Option(help="Weight decay, of matrices only.")] = 1e-2,
     batch_size: Annotated[int, typer.Option(help="Samples a step.")] = 64,
-    label_smoothing: Annotated[float, typer.Option(help="Of the training loss.")] = 0.1,
-    dropout: Annotated[float, typer.Option(help="Of what the side network adds, with --head all.")] = 0.1,
+    label_smoothing: Annotated[float, typer.Option(help="Label smoothing of the training loss.")] = 0.1,
+    dropout: Annotated[
+        float, typer.Option(help="Share of what the side network adds that a training step drops (--head all).")
+    ] = 0.1,
     clip_grad: Annotated[float, typer.Option(help="Largest norm of a step's gradient.")] = 1.0,
     val_fraction: Annotated[float, typer.Option(help="Share of the samples held out, by a hash of their ids.")] = 0.1,
     val_ids: Annotated[Path | None, _path("File of ids, one a line: hold out exactly these.")] = None,

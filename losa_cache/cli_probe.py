@@ -23,7 +23,7 @@ def probe(
         str | None, typer.Option(help="Hold out the ids of this file, one a line.", callback=expanded)
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Fit so many images, beside the held-out ones.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the folds of a cross-validation.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the folds of a cross-validation.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Default: runs/<data set>-probe-<n>.", callback=expanded)] = None,
     device: Device = None,
     residency: Residency = "auto",

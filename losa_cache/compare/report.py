@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 NAME = "compare"
 LETTERS = 48
-"""Of a method's name beside the figure."""
+"""The letters of a method's name for which the figure has room."""
 CAPTION = (
     "Test top-1 of each method with its interval at 95 %: over seeds where there are several (grey: each seed), else "
     "over images."

@@ -11,13 +11,11 @@ from losa_cache.cache.store import ActivationCache
 from losa_cache.errors import UserError
 from losa_cache.memory import available_memory, readable_bytes
 from losa_cache.probe.features import probed_points, rows_of_point
-from losa_cache.probe.tuning import ENOUGH, FOLDS, Folds, cross_validation, held_out_fold
+from losa_cache.probe.tuning import ENOUGH, FOLDS, LEAST, Folds, cross_validation, held_out_fold
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.material import selected
 from losa_cache.train.sampler import first_by_hash
 
-LEAST = 5
-"""Held-out images that a choice takes: with fewer not even all right against all wrong is more than chance."""
 ROOM = 0.7
 """Of the memory that is free, what features and fits may take."""
 

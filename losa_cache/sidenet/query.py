@@ -12,6 +12,7 @@ That is exact, and a token costs 2 d multiplications a head in place of 4 d^2 fo
 to all scores of a head, and batch normalisation takes away that of the matrix behind the heads.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -95,7 +96,7 @@ def _batch_normed(x: Tensor, own: Mapping[str, Tensor], *, training: bool) -> Te
     return flat.view(batch, trials, width).transpose(0, 1)
 
 
-class OneQuery(nn.Module):
+class OneQuery(nn.Module, ABC):
     """One learned query over rows or tokens, to a feature vector.
 
     Args:
@@ -122,9 +123,9 @@ class OneQuery(nn.Module):
         self.register_buffer("variance", torch.ones(width))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
+    @abstractmethod
     def rows(self, blocks: Sequence[Block]) -> Tensor:
         """Give what is attended to, ``(batch, n, d)``, of the block outputs."""
-        raise NotImplementedError
 
     def forward(self, blocks: Sequence[Block]) -> Tensor:
         """Give the features ``(batch, d)``, in float32 or wider, of the block outputs ``(batch, tokens, d)``."""

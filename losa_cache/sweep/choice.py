@@ -16,13 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from losa_cache.errors import UserError
+from losa_cache.probe.tuning import ENOUGH, LEAST
 
-LEAST = 5
-"""Held-out images that a choice takes. With fewer not even a setting that is right on all of them is ahead of one that
-is wrong on all of them by more than chance (sign test: 2 to the power of -5 is 3 %)."""
-ENOUGH = 500
-"""Held-out images that do: of two settings that disagree on one image in twenty, which is usual for rates and decays of
-one method, the difference then has a standard error of 1 point: sqrt(0.05 / 500)."""
 RESOLVED = 1.0
 """Points: the standard error that a report asks for, where it is larger."""
 

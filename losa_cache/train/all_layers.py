@@ -11,12 +11,12 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from losa_cache.errors import UserError
 from losa_cache.memory import available_memory
 from losa_cache.probe.blend import fit_shares
-from losa_cache.probe.logistic import PATH, Fit, fit_path, standardise
+from losa_cache.probe.logistic import PATH, fit_path, standardise
 from losa_cache.probe.tuning import ENOUGH, cross_validation, held_out_fold, tune
 from losa_cache.sidenet.adapter import Adapter
 from losa_cache.sidenet.operand import dense
@@ -77,16 +77,15 @@ def start(
     one = held_out_fold(len(train), len(held_out))
     folds = one if len(held_out) else cross_validation(y.numpy(), seed=0, folds=FOLDS)
     classes, device = len(material.manifest.classes), model.blend.center.device
-    model.blend.c.fill_(tune(x, y, classes, folds, device, PATH[::4]).c)
-    z, standardisation = standardise(x[: len(train)].to(device))
-    (fit,) = fit_path(z, labels, classes, [float(model.blend.c)])
-    _set(model.probe, standardisation.folded(fit))
-
-
-@torch.no_grad()
-def _set(probe: nn.Linear, fit: Fit) -> None:
-    probe.weight.copy_(fit.weight)
-    probe.bias.copy_(fit.bias)
+    tuned = tune(x, y, classes, folds, device, PATH[::4])
+    fit = tuned.fit  # to all of x
+    if len(held_out):
+        z, standardisation = standardise(x[: len(train)].to(device))
+        fit = standardisation.folded(fit_path(z, labels, classes, [tuned.c])[0])
+    model.blend.c.fill_(tuned.c)
+    with torch.no_grad():
+        model.probe.weight.copy_(fit.weight)
+        model.probe.bias.copy_(fit.bias)
 
 
 def some(samples: NDArray[np.int64], features: int) -> NDArray[np.int64]:

@@ -124,14 +124,12 @@ class TrainConfig:
                 raise UserError(f"{shown} is {value}: it must lie between {low} and {high}.")
 
 
-def of_recipe(name: str | None) -> dict[str, Any]:
-    """Give the options that a recipe sets; of ``None``, none.
+def of_recipe(name: str) -> dict[str, Any]:
+    """Give the options that a recipe sets.
 
     Raises:
         UserError: for an unknown one.
     """
-    if name is None:
-        return {}
     if name not in RECIPES:
         raise UserError(f"unknown recipe {name!r}: choose one of {', '.join(RECIPES)}.")
     return RECIPES[name]

@@ -43,8 +43,7 @@ def evaluate(
         autocast: dtype of the matrix products, or ``None``.
         clips: of each sample.
         progress: is given the share done, after every batch.
-        keep: is given the predicted classes, int64 ``(1, batch)``, and their batch, in the order of the samples; of
-            videos once, with the last clip. The batch's blocks are no longer to be read.
+        keep: as of :func:`evaluate_each`, with one adapter.
 
     Returns:
         ``loss`` (cross entropy, nats), ``top1`` and ``top5`` (percent; top-5 of fewer than 6 classes is 100).

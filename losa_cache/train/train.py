@@ -57,7 +57,7 @@ def train(
     backbone: "Backbone | None" = None,
     dataset: "Samples | None" = None,
     config: TrainConfig | None = None,
-    recipe: str | None = None,
+    recipe: str = "default",
     out: str | Path | None = None,
     device: str | None = None,
     residency: str = "auto",
