@@ -87,17 +87,21 @@ def tune(x: Tensor, y: Tensor, classes: int, folds: Folds, device: torch.device,
         device: where to compute, in float64.
         cs: values of C; those past the best are left out where the held-out loss keeps rising.
     """
-    path = _judged(x, y, classes, folds, device, sorted(cs))
+    path = judged(x, y, classes, folds, device, sorted(cs))
     c, top1, loss = min(path, key=lambda tried: (-tried[1], tried[2], tried[0]))
     z, standardisation = standardise(x.to(device))
     (fit,) = fit_path(z, y, classes, [c])
     return Tuned(standardisation.folded(fit), c, top1, loss, path)
 
 
-def _judged(
+def judged(
     x: Tensor, y: Tensor, classes: int, folds: Folds, device: torch.device, cs: Sequence[float]
 ) -> list[tuple[float, float, float]]:
-    """Follow the paths of all folds side by side."""
+    """Follow the paths of all folds side by side (arguments as of :func:`tune`, ``cs`` rising).
+
+    Returns:
+        C, held-out top-1 in percent and held-out loss in nats, of every value up to where the path ends.
+    """
     paths, held = [], []
     for ours, theirs in folds.parts:
         z, standardisation = standardise(x[ours].to(device))

@@ -13,6 +13,7 @@ from losa_cache.sidenet.losa import LoSA, LowRankMLP
 from losa_cache.sidenet.operand import Block, dense
 from losa_cache.sidenet.pooled import Pooling, pooling_of
 from losa_cache.sidenet.query import Attentive, Fusion, OneQuery
+from losa_cache.sidenet.reader import Reader
 from losa_cache.sidenet.tail import FrozenTail
 from losa_cache.sidenet.video import VideoLoSA
 
@@ -43,8 +44,9 @@ class Adapter(nn.Module):
         grid: frames, rows and columns of a video's tokens, behind any prefix tokens: a LoSA mixes space and time apart.
         head: ``last``: the classifier reads what the frozen tail makes of y_k, as in the paper. ``all`` (*not from the
             paper*): the side network reads layer-normed blocks and y_0, without the norms' parameters; its classifier
-            reads the pooled rows of y_k (:class:`~losa_cache.sidenet.pooled.Pooling`), and the logits of a probe on the
-            pooled rows of all blocks are added. The tail is not used.
+            attends to the pooled rows (:class:`~losa_cache.sidenet.pooled.Pooling`) of all blocks and of y_k
+            (:class:`~losa_cache.sidenet.reader.Reader`), and the logits of a probe on the pooled rows of all blocks are
+            added. The tail is not used.
         points: blocks that are read, y_0 among them, for ``head="all"``.
     """
 
@@ -66,16 +68,18 @@ class Adapter(nn.Module):
         super().__init__()
         self.side: nn.Module | None
         self.probe: nn.Linear | None = None
+        self.reader: Reader | None = None
         self.blend: Blend | None = None
         self.pooling = pooling_of(tail.config) if head == ALL_LAYERS else None
-        rows = 1 if self.pooling is None else self.pooling.rows
         if side not in (*SIDES, *QUERIES):
             raise ValueError(f"unknown side network {side!r}; known: {', '.join((*SIDES, *QUERIES))}.")
         if classes < 2:
             raise UserError(f"the data set has {classes} class(es): a classifier needs at least 2.")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.classifier = nn.Linear(rows * width, classes)
+            if self.pooling is not None:
+                self.reader = Reader(points=points, rows=self.pooling.rows, width=width, seed=seed)
+            self.classifier = nn.Linear(width if self.reader is None else self.reader.features, classes)
             nn.init.trunc_normal_(self.classifier.weight, std=0.01)
             nn.init.zeros_(self.classifier.bias)
             if side in QUERIES:
@@ -83,10 +87,11 @@ class Adapter(nn.Module):
             else:
                 self.side = self._side(side, grid, depth=depth, tokens=tokens, width=width, rank=rank)
         if self.pooling is not None:
-            self.probe = nn.utils.skip_init(nn.Linear, points * rows * width, classes).requires_grad_(False)
+            features = points * self.pooling.rows * width
+            self.probe = nn.utils.skip_init(nn.Linear, features, classes).requires_grad_(False)
             nn.init.zeros_(self.probe.weight)
             nn.init.zeros_(self.probe.bias)
-        self.tail, self.tokens, self.seed = tail, tokens, seed
+        self.tail, self.tokens = tail, tokens
 
     def forward(self, blocks: Sequence[Block]) -> Tensor:
         """Logits ``(batch, classes)`` from the side network's inputs ``(batch, tokens, width)``, y_0 the last."""
@@ -103,28 +108,25 @@ class Adapter(nn.Module):
 
     def begin(self, dropout: float) -> None:
         """Make ready for training a classifier over all layers: what :meth:`fold` ends."""
-        if self.pooling is not None:
-            weight = self.classifier.weight
-            width = weight.shape[1] // self.pooling.rows
-            self.blend = Blend(self.pooling.rows, width, seed=self.seed, dropout=dropout, device=weight.device)
+        if self.reader is not None:
+            self.reader.dropout.fill_(dropout)
+            self.blend = Blend(device=self.classifier.weight.device)
 
     def both(self, blocks: Sequence[Block]) -> tuple[Tensor, Tensor | None]:
         """Logits ``(batch, classes)`` of the side network's classifier and, but for training steps, of the probe."""
-        assert self.pooling is not None and self.side is not None and self.probe is not None
+        assert self.pooling is not None and self.side is not None
+        assert self.reader is not None and self.probe is not None
         update, rows = refine(self.side, blocks, self.pooling, self.tokens)
-        read = (rows[-1] + update).flatten(1) if self.blend is None else self.blend.rows(rows[-1], update)
-        return self.classifier(read), None if self.training else probed(self.probe, rows)
+        return self.classifier(self.reader(rows, update)), None if self.training else probed(self.probe, rows)
 
     @torch.no_grad()
     def fold(self) -> None:
-        """Put standardisation and shares into the weights: the logits stay what they are in evaluation."""
+        """Put the shares into the weights: the logits stay what they are in evaluation."""
         if self.blend is None or self.probe is None:
             return
         a, b = self.blend.share
-        weight = self.classifier.weight * self.blend.scale.flatten()
-        bias = self.classifier.bias - weight @ self.blend.center.flatten()
-        self.classifier.weight.copy_(b * weight)
-        self.classifier.bias.copy_(b * bias)
+        self.classifier.weight.mul_(b)
+        self.classifier.bias.mul_(b)
         self.probe.weight.mul_(a)
         self.probe.bias.mul_(a)
         self.blend = None
@@ -151,14 +153,14 @@ class Adapter(nn.Module):
     def parameter_counts(self) -> dict[str, int]:
         """Trained parameters of the side network (what the paper's tables count) and of the classifier.
 
-        A probe on all layers is counted with the classifier.
+        A probe on all layers, and what the classifier reads with, are counted with the classifier.
         """
-        heads = [head for head in (self.classifier, self.probe) if head is not None]
+        heads = [head for head in (self.classifier, self.reader, self.probe) if head is not None]
         side = 0 if self.side is None else sum(p.numel() for p in self.side.parameters())
         return {"side": side, "classifier": sum(p.numel() for head in heads for p in head.parameters())}
 
 
-def refine(side: nn.Module, blocks: Sequence[Block], pooling: Pooling, tokens: int) -> tuple[Tensor, list[Tensor]]:
+def refine(side: nn.Module, blocks: Sequence[Block], pooling: Pooling, tokens: int) -> tuple[Tensor, Tensor]:
     """Run a side network on layer-normed blocks.
 
     Args:
@@ -168,14 +170,15 @@ def refine(side: nn.Module, blocks: Sequence[Block], pooling: Pooling, tokens: i
         tokens: n.
 
     Returns:
-        what it adds to the rows of y_0, ``(..., batch, m, width)``; and the rows of every block, ``(batch, m, width)``.
+        what it adds to the rows of y_0, ``(..., batch, m, width)``; and the rows of all k blocks, ``(batch, k m,
+        width)``.
     """
     normed, rows = zip(*map(pooling.normed, dense(blocks)), strict=True)
     readout = pooling.readout(tokens)
-    return side(normed, readout) - readout.rows(normed[-1]), list(rows)
+    return side(normed, readout) - readout.rows(normed[-1]), torch.cat(rows, 1)
 
 
-def probed(probe: nn.Linear, rows: Sequence[Tensor]) -> Tensor:
+def probed(probe: nn.Linear, rows: Tensor) -> Tensor:
     """Compute a probe's logits from the rows of all blocks, never in half precision: it was fitted in float64."""
-    with torch.autocast(rows[0].device.type, enabled=False):
-        return probe(torch.cat([row.flatten(1) for row in rows], 1).to(probe.weight.dtype))
+    with torch.autocast(rows.device.type, enabled=False):
+        return probe(rows.flatten(1).to(probe.weight.dtype))

@@ -15,6 +15,7 @@ from losa_cache.sidenet.packed import Packed
 from losa_cache.sidenet.products import CHANNEL, TOKEN
 from losa_cache.sidenet.query import OneQuery
 from losa_cache.sidenet.query_stack import QueryStack
+from losa_cache.sidenet.reader import Reader
 from losa_cache.sidenet.readout import Readout, Whole
 from losa_cache.sidenet.segments import run_segments
 
@@ -116,16 +117,6 @@ def stack_sides(sides: Sequence[nn.Module | None]) -> LoSAStack | QueryStack:
     raise ValueError("only a LoSA for images, a low-rank MLP or attention by one query can be stacked")
 
 
-def stack_blends(adapters: Sequence[Adapter]) -> Blend | None:
-    """Stack what training adds to classifiers over all layers, if the adapters have such."""
-    if (own := adapters[0].blend) is None:
-        return None
-    dropouts = [float(a.blend.dropout) for a in adapters if a.blend is not None]
-    found = Blend(*own.center.shape, seed=own.seed, dropout=dropouts, device=own.center.device)
-    found.load_state_dict(own.state_dict() | {"share": own.share.expand(len(adapters), 2).clone()})
-    return found
-
-
 class AdapterStack(nn.Module):
     """Adapters around one frozen tail: side networks stacked, and a classifier each.
 
@@ -143,7 +134,10 @@ class AdapterStack(nn.Module):
         self.weight = nn.Parameter(torch.stack([a.classifier.weight for a in adapters]).detach().clone())
         self.bias = nn.Parameter(torch.stack([a.classifier.bias for a in adapters]).detach().clone())
         first = adapters[0]
-        self.tail, self.pooling, self.probe, self.blend = first.tail, first.pooling, first.probe, stack_blends(adapters)
+        self.tail, self.pooling, self.probe = first.tail, first.pooling, first.probe
+        readers = [adapter.reader for adapter in adapters if adapter.reader is not None]
+        self.reader = Reader.stacked(readers) if readers else None
+        self.blend = Blend(len(adapters), device=self.weight.device) if readers else None
 
     def both(self, blocks: Sequence[Block]) -> tuple[Tensor, Tensor | None]:
         """Logits ``(K, batch, classes)`` of the side networks' classifiers and, but for training steps, of the probe.
@@ -151,9 +145,9 @@ class AdapterStack(nn.Module):
         The probe is the same for all: ``(batch, classes)``.
         """
         assert isinstance(self.side, LoSAStack) and self.pooling is not None
-        assert self.probe is not None and self.blend is not None
+        assert self.probe is not None and self.reader is not None
         update, rows = refine(self.side, blocks, self.pooling, self.side.tokens)
-        own = torch.baddbmm(self.bias[:, None], self.blend.rows(rows[-1], update), self.weight.mT)
+        own = torch.baddbmm(self.bias[:, None], self.reader(rows, update), self.weight.mT)
         return own, None if self.training else probed(self.probe, rows)
 
     def forward(self, blocks: Sequence[Block]) -> Tensor:
@@ -178,16 +172,18 @@ class AdapterStack(nn.Module):
             if self.probe is not None and adapter.probe is not self.probe and adapter.probe is not None:
                 adapter.probe.load_state_dict(self.probe.state_dict())
             if self.blend is not None and adapter.blend is not None:
-                for name in ("center", "scale", "c", "steps"):
-                    getattr(adapter.blend, name).copy_(getattr(self.blend, name))
+                adapter.blend.c.copy_(self.blend.c)
                 adapter.blend.share.copy_(self.blend.share[trial])
+        if self.reader is not None:
+            self.reader.unstack([adapter.reader for adapter in adapters if adapter.reader is not None])
 
     @torch.no_grad()
     def keep(self, trials: Sequence[int]) -> None:
         """Forget all trials but these; ranks stay filled up to what they were."""
         self.side.keep(trials)
-        if self.blend is not None:
+        if self.blend is not None and self.reader is not None:
             self.blend.keep(trials)
+            self.reader.keep(trials)
         for parameter, _ in self.decayed():
             parameter.data = parameter.data[list(trials)]
             parameter.grad = None
@@ -209,7 +205,8 @@ class AdapterStack(nn.Module):
 
     def decayed(self) -> list[tuple[nn.Parameter, bool]]:
         """List the trained tensors, trial first, and whether weight decay is for them: matrices, as in one adapter."""
-        return [*self.side.decayed(), (self.weight, True), (self.bias, False)]
+        reader = [] if self.reader is None else [(parameter, True) for parameter in self.reader.parameters()]
+        return [*self.side.decayed(), *reader, (self.weight, True), (self.bias, False)]
 
 
 def _padded(own: Packed, rank: int) -> Packed:

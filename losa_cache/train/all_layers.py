@@ -17,7 +17,7 @@ from losa_cache.errors import UserError
 from losa_cache.memory import available_memory
 from losa_cache.probe.blend import fit_shares
 from losa_cache.probe.logistic import PATH, fit_path, standardise
-from losa_cache.probe.tuning import ENOUGH, cross_validation, held_out_fold, tune
+from losa_cache.probe.tuning import ENOUGH, cross_validation, held_out_fold, judged
 from losa_cache.sidenet.adapter import Adapter
 from losa_cache.sidenet.operand import dense
 from losa_cache.sidenet.stack import AdapterStack
@@ -27,12 +27,10 @@ from losa_cache.train.material import Material
 from losa_cache.train.sampler import requests_in_order
 
 LEAST = 2  # training samples of a probe
-FOLDS = 3  # with a decade between values of C: a run begins a second sooner, for a C that is close enough
+FOLDS = 3  # with half a decade between values of C: a run begins a second sooner, for a C that is close enough
 SHARE = 0.25  # of the free host memory, for pooled rows
 COPIES = 6  # of them, in float32, that a fit in float64 makes
 MOST_FOLDED = 5000  # training samples up to which folds are fitted: beyond, they cost more than an epoch
-FLOOR = 0.1  # of the mean standard deviation: what varies less is not made larger than that by the division
-SMALLEST = torch.finfo(torch.float32).eps  # standard deviation by which a feature is divided
 
 Progress = Callable[[float], None]
 
@@ -45,9 +43,10 @@ def start(
     alone: bool = False,
     progress: Progress = lambda share: None,
 ) -> None:
-    """Fit the probe to the training samples, and take the standardisation of y_0's rows from them.
+    """Fit the probe to the training samples.
 
-    C is chosen on the held-out samples where they are enough, else by cross-validation over the training samples.
+    C is chosen on the held-out samples where they are enough, else by cross-validation over the training samples: by
+    the loss, since logits that are too large would drown those that are added to them.
 
     Args:
         model: whose probe and ``blend`` are set.
@@ -64,25 +63,20 @@ def start(
     train = some(chosen.train, features)
     enough = len(chosen.held_out) >= ENOUGH or len(train) > MOST_FOLDED
     held_out = some(chosen.held_out, features) if enough and not alone else chosen.held_out[:0]
-    rows, labels = pooled(model, material.source, material, train, config, progress)
-    last = rows[:, -1].double()
-    model.blend.center.copy_(last.mean(0))
-    spread = last.std(0, correction=0)
-    model.blend.scale.copy_(1 / spread.clamp(min=max(FLOOR * float(spread.mean()), SMALLEST)))
     if alone or len(train) < LEAST:
         model.blend.share.copy_(torch.tensor([0.0, 1.0]))
         return
+    rows, labels = pooled(model, material.source, material, train, config, progress)
     more, theirs = pooled(model, material.plain, material, held_out, config)
     x, y = torch.cat([rows, more]).flatten(1), torch.cat([labels, theirs])
     one = held_out_fold(len(train), len(held_out))
     folds = one if len(held_out) else cross_validation(y.numpy(), seed=0, folds=FOLDS)
-    classes, device = len(material.manifest.classes), model.blend.center.device
-    tuned = tune(x, y, classes, folds, device, PATH[::4])
-    fit = tuned.fit  # to all of x
-    if len(held_out):
-        z, standardisation = standardise(x[: len(train)].to(device))
-        fit = standardisation.folded(fit_path(z, labels, classes, [tuned.c])[0])
-    model.blend.c.fill_(tuned.c)
+    classes, device = len(material.manifest.classes), model.blend.share.device
+    path = judged(x, y, classes, folds, device, PATH[::2])
+    c, _, _ = min(path, key=lambda tried: tried[2])
+    z, standardisation = standardise(x[: len(train)].to(device))
+    fit = standardisation.folded(fit_path(z, labels, classes, [c])[0])
+    model.blend.c.fill_(c)
     with torch.no_grad():
         model.probe.weight.copy_(fit.weight)
         model.probe.bias.copy_(fit.bias)

@@ -5,7 +5,9 @@ import torch
 from torch.nn import functional as F
 
 from losa_cache.sidenet.adapter import Adapter
+from losa_cache.sidenet.noise import Noise
 from losa_cache.sidenet.pooled import Pooling
+from losa_cache.sidenet.reader import dropped
 from losa_cache.sidenet.stack import AdapterStack
 from tests.sidenet.test_fast import tail_of
 
@@ -27,10 +29,8 @@ def adapter_of(prefix, *, side="losa", rank=3, dropout=0.0, points=DEPTH):
     adapter.double()
     torch.manual_seed(rank)
     with torch.no_grad():
-        for p in (*adapter.side.parameters(), *adapter.probe.parameters()):
+        for p in (*adapter.side.parameters(), *adapter.probe.parameters(), *adapter.reader.parameters()):
             p.add_(0.3 * torch.randn_like(p))
-        adapter.blend.center.copy_(torch.randn(adapter.pooling.rows, WIDTH))
-        adapter.blend.scale.copy_(torch.rand(adapter.pooling.rows, WIDTH) + 0.5)
         adapter.blend.share.copy_(SHARE)
     return adapter
 
@@ -44,10 +44,17 @@ def plain(adapter, blocks, prefix):
         first = tokens[:, : adapter.pooling.classes].mean(1)
         return patches[:, None] if prefix == 0 else torch.stack([first, patches], 1)
 
-    y = adapter.side.plain(normed)
-    own = (rows(y) - adapter.blend.center) * adapter.blend.scale
-    probe = torch.cat([rows(block).flatten(1) for block in normed], 1)
-    return adapter.classifier(own.flatten(1)), adapter.probe(probe)
+    frozen, refined = [rows(block) for block in normed], rows(adapter.side.plain(normed))
+    probe = torch.cat([row.flatten(1) for row in frozen], 1)
+    return adapter.classifier(attended(adapter.reader, [*frozen, refined])), adapter.probe(probe)
+
+
+def attended(reader, rows):
+    """Head by head: the scores of all rows, their softmax, the mean, and its values."""
+    rows = F.layer_norm(torch.cat(rows, 1), (WIDTH,), eps=1e-6)
+    means = [((rows @ query / WIDTH**0.5).softmax(1)[:, :, None] * rows).sum(1) for query in reader.queries]
+    found = torch.cat([mean @ values.mT for mean, values in zip(means, reader.values, strict=True)], 1)
+    return F.layer_norm(found, found.shape[1:], eps=1e-6)
 
 
 @pytest.mark.parametrize("prefix", [0, 1, 3])
@@ -69,29 +76,29 @@ def test_logits_and_gradients_are_those_of_the_definition(side, points, prefix):
 
 
 def test_dropout_takes_values_of_the_update_and_no_others():
-    adapter, blocks = adapter_of(1, dropout=0.5), blocks_of()
-    adapter.train()
+    adapter, blocks = adapter_of(1), blocks_of()
     start = Pooling(1, 1)(blocks[-1])
     kept = adapter.side.plain([F.layer_norm(b, (WIDTH,), eps=1e-6) for b in blocks])
     update = torch.stack([kept[:, 0], kept[:, 1:].mean(1)], 1) - start
-    seen = []
-    adapter.classifier.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
-    adapter(blocks)
-    adapter(blocks)
-    read = [value.view(BATCH, 2, WIDTH) / adapter.blend.scale + adapter.blend.center - start for value in seen]
-    for value in read:
-        dropped = value.abs() < 1e-6
-        assert 0.25 < dropped.double().mean() < 0.75
-        torch.testing.assert_close(value[~dropped], 2 * update[~dropped], rtol=1e-6, atol=1e-6)
-    assert not torch.equal(read[0], read[1])
+    steps = [dropped(update, torch.tensor(0.5), Noise(0, torch.tensor(step), 3)) for step in (0, 1)]
+    for value in steps:
+        lost = value == 0
+        assert 0.25 < lost.double().mean() < 0.75
+        torch.testing.assert_close(value[~lost], 2 * update[~lost], rtol=1e-6, atol=1e-6)
+    assert not torch.equal(*steps)
+    adapter.begin(0.5)
+    trained = [adapter.double().train()(blocks) for _ in range(2)]
+    rows = torch.cat([Pooling(1, 1)(block) for block in blocks], 1)
+    for value, logits in zip(steps, trained, strict=True):
+        read = attended(adapter.reader, [rows, start + value])
+        torch.testing.assert_close(logits, adapter.classifier(read), rtol=1e-7, atol=1e-7)
 
 
 def test_adapters_stacked_give_what_each_gives_alone():
     ranks, dropouts = [2, 3], [0.0, 0.4]
     alone = [adapter_of(1, rank=rank, dropout=dropout) for rank, dropout in zip(ranks, dropouts, strict=True)]
-    for other in alone[1:]:  # one probe and one standardisation for all
+    for other in alone[1:]:  # one probe for all
         other.probe.load_state_dict(alone[0].probe.state_dict())
-        other.blend.load_state_dict(alone[0].blend.state_dict())
     stack = AdapterStack(alone).double()
     stack.blend.share.copy_(torch.tensor([[0.7, 0.4], [0.1, 0.9]]))
     alone[1].blend.share.copy_(torch.tensor([0.1, 0.9]))

@@ -1,0 +1,119 @@
+"""What the classifier over all layers reads: pooled rows of every block and of y_k, weighed by learned queries.
+
+*Not from the paper*. LoSA carries what earlier layers know through r columns into y_k. Here every head attends to the
+rows of all blocks and to those that the side network has refined, so that the side network only has to add what the
+tokens know beyond their mean. It is attentive layer fusion (Ciernik et al., arXiv 2601.09322) with fewer parameters and
+no noise: the query of a head is learned in the space of the rows, the heads together are as wide as one row, and no
+matrix follows them. A layer norm replaces batch normalisation, so that the samples of a batch do not depend on each
+other.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from losa_cache.sidenet.noise import Noise
+from losa_cache.sidenet.products import compute_dtype, wide
+
+EPS = 1e-6  # of the layer norms
+UPDATES = 3  # stream of noise, beside those of losa_cache.sidenet.query
+
+
+class Reader(nn.Module):
+    """Attention of H learned queries to rows, of one adapter or of K that read the same rows.
+
+    Queries start at zero, so that every head starts at the mean of all rows.
+
+    Args:
+        points: number of blocks that are read.
+        rows, width: m and d of a block's pooled rows. H is ``(points + 1) m``, a head for each row.
+        seed: of the dropout; values start from torch's generator.
+
+    Attributes:
+        queries: ``(H, d)`` or ``(K, H, d)``.
+        values: ``(H, h, d)`` or ``(K, H, h, d)``; h is ``max(1, d // H)``.
+        dropout: share of the values of the side network's update that a training step leaves out, ``()`` or ``(K,)``.
+        steps: taken in training, ``()``.
+    """
+
+    dropout: Tensor
+    steps: Tensor
+
+    def __init__(self, *, points: int, rows: int, width: int, seed: int) -> None:
+        super().__init__()
+        heads = (points + 1) * rows
+        self.seed = seed
+        self.queries = nn.Parameter(torch.zeros(heads, width))
+        values = torch.empty(heads, max(1, width // heads), width)
+        self.values = nn.Parameter(values.uniform_(-(width**-0.5), width**-0.5))  # as nn.Linear starts
+        self.register_buffer("dropout", torch.zeros(()), persistent=False)  # an option, which the config has
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def features(self) -> int:
+        """Length of the feature vector, H h."""
+        return self.values.shape[-3] * self.values.shape[-2]
+
+    def forward(self, rows: Tensor, update: Tensor) -> Tensor:
+        """Compute the features.
+
+        Args:
+            rows: of all blocks, ``(batch, n, d)``; those of y_0 are the last.
+            update: what the side network adds to those of y_0, ``(batch, m, d)`` or ``(K, batch, m, d)``.
+
+        Returns:
+            ``(batch, H h)`` or ``(K, batch, H h)``, in float32 or wider, each vector layer-normed.
+        """
+        heads, width = self.queries.shape[-2:]
+        queries = self.queries.view(-1, heads, width) * width**-0.5
+        values = self.values.view(-1, *self.values.shape[-3:])
+        batch, count, added = *rows.shape[:2], update.shape[-2]
+        if self.training:
+            rate = self.dropout[..., None, None, None] if self.dropout.ndim else self.dropout
+            update = dropped(update, rate, Noise(self.seed, self.steps, UPDATES))
+            self.steps.add_(1)
+        refined = F.layer_norm(rows[:, -added:] + update, (width,), eps=EPS).view(-1, batch, added, width)
+        rows = F.layer_norm(rows, (width,), eps=EPS)
+        dtype = compute_dtype(rows, queries)
+        refined, rows, queries = refined.to(dtype), rows.to(dtype), queries.to(dtype)
+
+        scores = F.linear(rows, queries.flatten(0, 1)).view(batch, count, -1, heads).permute(2, 0, 3, 1)
+        own = (refined.flatten(1, 2) @ queries.mT).view(-1, batch, added, heads).mT
+        attention = torch.cat([scores, own], -1).to(wide(scores)).softmax(-1).to(dtype)  # (K, batch, H, n + m)
+        shared = attention[..., :count].transpose(0, 1).flatten(1, 2) @ rows
+        means = shared.view(batch, -1, heads, width).transpose(0, 1) + attention[..., count:] @ refined
+        found = (means.transpose(1, 2) @ values.to(dtype).mT).transpose(1, 2).flatten(2)  # (K, batch, H h)
+        found = F.layer_norm(found.to(wide(found)), (self.features,), eps=EPS)
+        return found.view(*update.shape[:-2], self.features)
+
+    @classmethod
+    def stacked(cls, readers: Sequence["Reader"]) -> "Reader":
+        """Put K readers of one shape and seed together; their tensors are copied."""
+        first = readers[0]
+        together = cls(points=0, rows=1, width=1, seed=first.seed)
+        for name in ("queries", "values"):
+            together.register_parameter(
+                name, nn.Parameter(torch.stack([getattr(own, name) for own in readers]).detach())
+            )
+        together.dropout = torch.stack([reader.dropout for reader in readers])
+        together.steps = first.steps.clone()
+        return together
+
+    @torch.no_grad()
+    def unstack(self, readers: Sequence["Reader"]) -> None:
+        """Write each trial's tensors back into a reader."""
+        for trial, reader in enumerate(readers):
+            reader.queries.copy_(self.queries[trial])
+            reader.values.copy_(self.values[trial])
+            reader.steps.copy_(self.steps)
+
+    def keep(self, trials: Sequence[int]) -> None:
+        """Forget the options of all trials but these; who owns the parameters cuts those."""
+        self.dropout = self.dropout[list(trials)]
+
+
+def dropped(update: Tensor, rate: Tensor, noise: Noise) -> Tensor:
+    """Leave out a share of the values of ``(..., batch, m, d)``, and scale the others up: the same for all trials."""
+    return update * (noise.uniform(update.shape[-3:]) >= rate) / (1 - rate)
