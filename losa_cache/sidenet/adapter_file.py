@@ -60,6 +60,13 @@ class _Cache(Struct):
     fields: _Fields
 
 
+class _Probe(Struct, forbid_unknown_fields=True):
+    """How a probe was fitted that has seen the samples held out of training."""
+
+    c: Annotated[float, Meta(gt=0)]
+    share: Annotated[float, Meta(ge=0)]
+
+
 class _Config(Struct):
     """An adapter's config, but for ``software``, ``run``, ``sha256`` and ``seal``."""
 
@@ -69,6 +76,7 @@ class _Config(Struct):
     start: str
     classes: list[str]
     cache: _Cache
+    probe: _Probe | None = None
 
 
 def save_adapter(folder: Path, adapter: Adapter, config: dict[str, Any]) -> None:

@@ -38,6 +38,7 @@ from losa_cache.sweep.trial import Trials, load_group, require_epochs, trial_pat
 from losa_cache.sweep.unchanged import checksums, require_unchanged
 from losa_cache.text import shown
 from losa_cache.train.config import TrainConfig
+from losa_cache.train.loop import finish
 from losa_cache.train.run import CONFIG, KEPT_FILES
 from losa_cache.train.selection import Selection
 from losa_cache.train.state_file import save_state
@@ -276,12 +277,14 @@ class Sweep:
             if state := self._judged(number, own, last=cohort.done):
                 ended[number] = self._rows[number]["state"] = state
         if COMPLETE in ended.values():
-            for number, adapter in zip(cohort.numbers, cohort.adapters(), strict=True):
-                if ended[number] == COMPLETE:
-                    adapter.fold()
-                    save_run(self._trials[number], adapter, cohort.material, cohort.config_of(number))
-                    save_judged(self._trials[number].path, cohort.judged[number])
-                    self._note(number, TENSORS, ADAPTER, JUDGED)
+            trained = dict(zip(cohort.numbers, cohort.adapters(), strict=True))
+            complete = [number for number in trained if ended[number] == COMPLETE]
+            probes = finish([trained[number] for number in complete], cohort.material, cohort.config_of(complete[0]))
+            for number, probe in zip(complete, probes, strict=True):
+                config = cohort.config_of(number)
+                save_run(self._trials[number], trained[number], cohort.material, config, probe)
+                save_judged(self._trials[number].path, cohort.judged[number])
+                self._note(number, TENSORS, ADAPTER, JUDGED)
         for number, state in ended.items():
             self._trials.end(number, state)
         stay = [number for number in cohort.numbers if number not in ended]

@@ -6,17 +6,17 @@ in closed form, the side network is trained beside it, and their logits are adde
 ask for: where the side network knows nothing that the probe does not, its share is small.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from losa_cache.errors import UserError
 from losa_cache.memory import available_memory
 from losa_cache.probe.blend import fit_shares
-from losa_cache.probe.logistic import PATH, fit_path, standardise
+from losa_cache.probe.logistic import PATH, Fit, fit_path, standardise
 from losa_cache.probe.tuning import ENOUGH, cross_validation, held_out_fold, judged
 from losa_cache.sidenet.adapter import Adapter
 from losa_cache.sidenet.operand import dense
@@ -30,7 +30,7 @@ LEAST = 2  # training samples of a probe
 FOLDS = 3  # with half a decade between values of C: a run begins a second sooner, for a C that is close enough
 SHARE = 0.25  # of the free host memory, for pooled rows
 COPIES = 6  # of them, in float32, that a fit in float64 makes
-MOST_FOLDED = 5000  # training samples up to which folds are fitted: beyond, they cost more than an epoch
+MOST_FOLDED = 5000  # samples up to which a probe is fitted several times: beyond, that costs more than an epoch
 
 Progress = Callable[[float], None]
 
@@ -74,12 +74,60 @@ def start(
     classes, device = len(material.manifest.classes), model.blend.share.device
     path = judged(x, y, classes, folds, device, PATH[::2])
     c, _, _ = min(path, key=lambda tried: tried[2])
-    z, standardisation = standardise(x[: len(train)].to(device))
-    fit = standardisation.folded(fit_path(z, labels, classes, [c])[0])
     model.blend.c.fill_(c)
-    with torch.no_grad():
-        model.probe.weight.copy_(fit.weight)
-        model.probe.bias.copy_(fit.bias)
+    _set(model.probe, _fitted(rows, labels, classes, c, device))
+
+
+def refit(adapters: Sequence[Adapter], material: Material, config: TrainConfig) -> bool:
+    """Fit the probe again, to the held-out samples too, once nothing is judged by them any more.
+
+    Args:
+        adapters: trained, with one probe; it is set in all of them.
+        material: what they have learned from.
+        config: the options.
+
+    Returns:
+        whether there was something to do: there are held-out samples, and not so many others that these do not count.
+    """
+    first, chosen = adapters[0], material.chosen
+    few = len(chosen.train) + len(chosen.held_out) <= MOST_FOLDED
+    if first.blend is None or not few or len(chosen.train) < LEAST or not len(chosen.held_out):
+        return False
+    rows, labels = pooled(first, material.source, material, chosen.train, config)
+    more, theirs = pooled(first, material.plain, material, chosen.held_out, config)
+    both, device = (torch.cat([rows, more]), torch.cat([labels, theirs])), first.blend.share.device
+    fit = _fitted(*both, len(material.manifest.classes), float(first.blend.c), device)
+    for adapter in adapters:
+        assert adapter.probe is not None
+        _set(adapter.probe, fit)
+    return True
+
+
+def unfit(adapter: Adapter, material: Material, config: TrainConfig, *, c: float, share: float) -> None:
+    """Undo :func:`refit`, so that the held-out samples can judge the adapter.
+
+    Args:
+        adapter: as it was saved.
+        material: what it has learned from.
+        config: its options.
+        c: that its probe was fitted with.
+        share: of the probe, which is folded into its weights.
+    """
+    assert adapter.probe is not None
+    rows, labels = pooled(adapter, material.source, material, material.chosen.train, config)
+    fit = _fitted(rows, labels, len(material.manifest.classes), c, adapter.probe.weight.device)
+    _set(adapter.probe, Fit(share * fit.weight, share * fit.bias))
+
+
+def _fitted(rows: Tensor, labels: Tensor, classes: int, c: float, device: torch.device) -> Fit:
+    z, standardisation = standardise(rows.flatten(1).to(device))
+    return standardisation.folded(fit_path(z, labels, classes, [c])[0])
+
+
+@torch.no_grad()
+def _set(probe: nn.Linear, fit: Fit) -> None:
+    probe.weight.copy_(fit.weight)
+    probe.bias.copy_(fit.bias)
 
 
 def some(samples: NDArray[np.int64], features: int) -> NDArray[np.int64]:

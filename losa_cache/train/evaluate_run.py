@@ -20,6 +20,7 @@ from losa_cache.errors import UserError
 from losa_cache.files import write_json
 from losa_cache.points import EMBEDDING, OF_ROWS
 from losa_cache.sidenet.adapter_file import load_adapter, load_adapter_config
+from losa_cache.train.all_layers import unfit
 from losa_cache.train.batch import Batch
 from losa_cache.train.config import SHUFFLE, OnlineConfig
 from losa_cache.train.evaluate import evaluate
@@ -129,9 +130,9 @@ def evaluated(
         _require_fit(run, f"cache {str(chosen.path)!r}", adapter_config, chosen.manifest)
     elif online is not None and split is not None:
         online = replace(online, split=split, limit=None, tap=adapter_config["cache"]["fields"]["tap"])
-    config = replace(config, layers=adapter_config["layers"], sampling=SHUFFLE, limit=None)
+    config = replace(config, layers=adapter_config["layers"], sampling=SHUFFLE)
     if not own:
-        config = replace(config, val_fraction=0, val_ids=None)
+        config = replace(config, val_fraction=0, val_ids=None, limit=None)
     where = choose_device(device)
     with open_material(chosen, online, config, where, backbone=backbone, dataset=dataset) as material:
         manifest = material.manifest
@@ -140,6 +141,8 @@ def evaluated(
             _require_fit(run, f"data set {name!r}", adapter_config, manifest)
         samples = material.chosen.held_out if own else material.chosen.train
         adapter = load_adapter(directory, _of_tokens(adapter_config, manifest), material.tail).to(where)
+        if own and (probe := adapter_config.get("probe")) is not None:
+            unfit(adapter, material, config, **probe)
         ids: list[str] = []
         kept: list[Tensor] = []
 

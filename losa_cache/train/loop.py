@@ -1,7 +1,7 @@
 """The training loop: it sees batches, and does not know where they come from."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from time import perf_counter
 from typing import Any
@@ -178,11 +178,14 @@ def fit(
     autocast: torch.dtype | None,
     report: Report,
     progress: Progress,
-) -> None:
+) -> dict[str, float] | None:
     """Train from the run's checkpoint, or the start, to the last epoch; checkpoint, log and report after each.
 
     Inside an epoch a checkpoint is written every five minutes, and at a signal to stop (Ctrl-C, SIGTERM, SIGHUP): the
     run resumes at the next batch.
+
+    Returns:
+        what :func:`finish` does.
 
     Raises:
         UserError: if the loss stops being a number.
@@ -253,4 +256,20 @@ def fit(
             done, passed = done + 1, Passed()
             save()
             report(metrics)
-    adapter.fold()
+        return finish([adapter], material, config)[0]
+
+
+def finish(adapters: Sequence[Adapter], material: Material, config: TrainConfig) -> list[dict[str, float] | None]:
+    """Make trained adapters what is saved (arguments as of :func:`losa_cache.train.all_layers.refit`).
+
+    Returns:
+        for each adapter what ``losa_cache.train.all_layers.unfit`` takes; ``None``: there is nothing to undo.
+    """
+    refitted = all_layers.refit(adapters, material, config)
+    done: list[dict[str, float] | None] = []
+    for adapter in adapters:
+        blend = adapter.blend
+        undo = None if blend is None or not refitted else {"c": float(blend.c), "share": float(blend.share[0])}
+        done.append(undo)
+        adapter.fold()
+    return done

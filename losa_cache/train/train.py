@@ -238,7 +238,7 @@ def _fit(
 ) -> TrainResult:
     manifest = material.manifest
     try:
-        fit(
+        probe = fit(
             adapter,
             material,
             config=config,
@@ -257,7 +257,7 @@ def _fit(
         ) from error
     finally:
         run.close()
-    save_run(run, adapter, material, config)
+    save_run(run, adapter, material, config, probe)
     last = [{"epoch": config.epochs}, *run.metrics()][-1]
     return TrainResult(run.path, last, adapter.parameter_counts(), adapter)
 
@@ -271,8 +271,10 @@ def origin_of(cache: ActivationCache | None, online: OnlineConfig | None, materi
     }
 
 
-def save_run(run: Run, adapter: Adapter, material: Material, config: TrainConfig) -> None:
-    """Write a finished run's adapter."""
+def save_run(
+    run: Run, adapter: Adapter, material: Material, config: TrainConfig, probe: dict[str, float] | None
+) -> None:
+    """Write a finished run's adapter; ``probe`` is what ``losa_cache.train.loop.finish`` gave."""
     manifest = material.manifest
     save_adapter(
         run.path,
@@ -286,7 +288,8 @@ def save_run(run: Run, adapter: Adapter, material: Material, config: TrainConfig
             "classes": manifest.classes,
             "cache": {"identity": manifest.identity, "fields": manifest.fields},
             "software": manifest.software,
-        },
+        }
+        | ({} if probe is None else {"probe": probe}),
     )
 
 

@@ -32,6 +32,11 @@ def test_the_probe_is_scikit_learns_on_the_pooled_rows_of_the_training_samples(t
     np.testing.assert_allclose(torch.tensor(found).softmax(1).numpy(), expected, atol=1e-4)
     hits = oracle.predict(scaler.transform(x[held_out])) == y[held_out]
     assert run.metrics["val_probe_top1"] == pytest.approx(100 * hits.mean())
+    everything = LogisticRegression(C=c, tol=1e-10, max_iter=10_000).fit(StandardScaler().fit_transform(x), y)
+    share = float(state["blend.share"][0])
+    saved = (x @ run.adapter.probe.weight.double().numpy().T + run.adapter.probe.bias.double().numpy()) / share
+    expected = everything.predict_proba(StandardScaler().fit_transform(x))
+    np.testing.assert_allclose(torch.tensor(saved).softmax(1).numpy(), expected, atol=1e-4)
 
 
 def test_what_is_saved_gives_the_figures_of_the_last_epoch_and_both_recipes_are_told_apart(tiny_cache, tmp_path):
