@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from losa_cache.sweep.choice import standard_error
+from losa_cache.probe.held_out import standard_error
 from losa_cache.sweep.record import (
     COMPLETE,
     STATES,

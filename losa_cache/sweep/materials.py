@@ -8,7 +8,7 @@ import torch
 from losa_cache.cache.identity import differences
 from losa_cache.cache.store import ActivationCache, open_cache
 from losa_cache.errors import UserError
-from losa_cache.sweep.choice import require_choosable
+from losa_cache.probe.held_out import require_choosable
 from losa_cache.sweep.config import SweepConfig
 from losa_cache.train.config import SHUFFLE, TrainConfig
 from losa_cache.train.evaluate_run import apart
