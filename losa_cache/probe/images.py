@@ -11,7 +11,8 @@ from losa_cache.cache.store import ActivationCache
 from losa_cache.errors import UserError
 from losa_cache.memory import available_memory, readable_bytes
 from losa_cache.probe.features import probed_points, rows_of_point
-from losa_cache.probe.tuning import ENOUGH, FOLDS, LEAST, Folds, cross_validation, held_out_fold
+from losa_cache.probe.held_out import ENOUGH, LEAST, require_choosable
+from losa_cache.probe.tuning import FOLDS, Folds, cross_validation, held_out_fold
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.material import selected
 from losa_cache.train.sampler import first_by_hash
@@ -63,7 +64,7 @@ def choose_images(
     train, held_out = chosen.train, chosen.held_out
     test = np.empty(0, np.int64) if tested is None else tested.samples
     labels, classes = cache.labels[:: cache.manifest.views], cache.manifest.classes
-    _require_classes(labels[train], classes)
+    require_classes(labels[train], classes)
     cross = config.val_ids is None and len(held_out) < ENOUGH
     notes = []
     share = share_that_fits(cache, len(train) + len(held_out), len(test), FOLDS if cross else 1, device)
@@ -74,14 +75,14 @@ def choose_images(
             f"Memory holds the features of {100 * share:.1f} % of the images: so many were taken, by a hash of their "
             "ids."
         )
-        _require_classes(labels[train], classes)
+        require_classes(labels[train], classes)
     fitted = labels[np.concatenate([train, held_out])]
     if absent := [name for number, name in enumerate(classes) if number not in fitted]:
         names = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
         notes.append(
             f"{len(absent)} of {len(classes)} classes have no training image and are never predicted ({names})."
         )
-    _require_choosable(fitted if cross else labels[held_out], classes)
+    require_choosable(fitted if cross else labels[held_out], classes, "hold out more with --val-fraction or --val-ids")
     folds = cross_validation(fitted, seed=config.seed) if cross else held_out_fold(len(train), len(held_out))
     return Images(train, held_out, test, folds, notes)
 
@@ -121,7 +122,12 @@ def _part(cache: ActivationCache, samples: NDArray[np.int64], share: float) -> N
     return first_by_hash(samples, cache.sample_ids, max(1, int(share * len(samples))))
 
 
-def _require_classes(labels: NDArray[np.int64], classes: Sequence[str]) -> None:
+def require_classes(labels: NDArray[np.int64], classes: Sequence[str]) -> None:
+    """Refuse training images of one class, or fewer of them than classes.
+
+    Raises:
+        UserError: saying which.
+    """
     found = np.unique(labels)
     if len(found) == 1:
         raise UserError(
@@ -132,17 +138,4 @@ def _require_classes(labels: NDArray[np.int64], classes: Sequence[str]) -> None:
         raise UserError(
             f"there are {len(labels)} training images and {len(classes)} classes: a probe takes at least one image a "
             "class, so raise --limit or extract more."
-        )
-
-
-def _require_choosable(labels: NDArray[np.int64], classes: Sequence[str]) -> None:
-    if len(labels) < LEAST:
-        raise UserError(
-            f"{len(labels)} held-out images cannot tell probes apart: a choice takes at least {LEAST}, and about "
-            f"{ENOUGH} to be sure of a point; hold out more."
-        )
-    if len(found := np.unique(labels)) == 1:
-        raise UserError(
-            f"all {len(labels)} held-out images are of class {classes[int(found[0])]!r}: a choice takes images of at "
-            "least two classes, so hold out others."
         )

@@ -145,12 +145,6 @@ class ProbeRecord:
         return fit(content, cls)
 
 
-def standard_error(top1: float, samples: int) -> float:
-    """Give one standard error of a top-1 (%) over so many images, in points."""
-    share = top1 / 100
-    return 100 * math.sqrt(share * (1 - share) / samples)
-
-
 def table(record: ProbeRecord) -> list[list[str]]:
     """Lay the short table out: a head, and a row for each line; the line to beat is marked in the first column."""
     head = ["", "method", "reads", "rows", "features", "chosen", "held out (%)", "test (%)", "seconds"]

@@ -12,12 +12,6 @@ from torch.nn import functional as F
 
 from losa_cache.probe.logistic import PATH, Fit, fit_path, follow_path, standardise
 
-LEAST = 5
-"""Held-out images that a choice takes. With fewer not even a setting that is right on all of them is ahead of one that
-is wrong on all of them by more than chance (sign test: 2 to the power of -5 is 3 %)."""
-ENOUGH = 500
-"""Held-out images that do: of two settings that disagree on one image in twenty, which is usual for rates and decays of
-one method, the difference then has a standard error of 1 point: sqrt(0.05 / 500)."""
 FOLDS = 5
 ROUGHLY = 1e-4
 """Tolerance while C is sought: what scikit-learn ends at by default. The fit at the chosen C goes to the optimum."""
@@ -88,10 +82,20 @@ def tune(x: Tensor, y: Tensor, classes: int, folds: Folds, device: torch.device,
         cs: values of C; those past the best are left out where the held-out loss keeps rising.
     """
     path = judged(x, y, classes, folds, device, sorted(cs))
-    c, top1, loss = min(path, key=lambda tried: (-tried[1], tried[2], tried[0]))
+    c, top1, loss = best_of(path)
+    return Tuned(fit_at(c, x, y, classes, device), c, top1, loss, path)
+
+
+def best_of(path: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:
+    """Choose by top-1, then by loss, then the smaller C."""
+    return min(path, key=lambda tried: (-tried[1], tried[2], tried[0]))
+
+
+def fit_at(c: float, x: Tensor, y: Tensor, classes: int, device: torch.device) -> Fit:
+    """Fit samples at one C; their standardisation is folded in."""
     z, standardisation = standardise(x.to(device))
     (fit,) = fit_path(z, y, classes, [c])
-    return Tuned(standardisation.folded(fit), c, top1, loss, path)
+    return standardisation.folded(fit)
 
 
 def judged(

@@ -160,9 +160,12 @@ class Fusion(OneQuery):
         self.pooling = pooling
 
     def rows(self, blocks: Sequence[Block]) -> Tensor:
-        """Pool each block, ``(batch, depth m, d)``, unless that was done: at most 2 tokens are rows."""
+        """Pool each block, ``(batch, depth m, d)``, unless it is of m rows already.
+
+        Where all tokens are no more than m, each is its own row: a class token and the only patch.
+        """
         pool = self.pooling
-        return torch.cat([block if block.shape[1] <= 2 else pool(block) for block in dense(blocks)], 1)
+        return torch.cat([block if block.shape[1] == pool.rows else pool(block) for block in dense(blocks)], 1)
 
 
 class Attentive(OneQuery):

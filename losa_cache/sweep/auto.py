@@ -23,7 +23,8 @@ from losa_cache.cache.stage import stage_cache
 from losa_cache.cache.store import ActivationCache, latest_training_cache, open_cache
 from losa_cache.device import choose_device
 from losa_cache.errors import UserError
-from losa_cache.sweep.choice import Choice, choose, require_choosable, sure
+from losa_cache.probe.held_out import require_choosable
+from losa_cache.sweep.choice import Choice, choose, sure
 from losa_cache.sweep.cross_validation import MOST_TRIALS, cross_validate
 from losa_cache.sweep.evidence import say_options
 from losa_cache.sweep.folds import count_folds

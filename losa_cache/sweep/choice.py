@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from losa_cache.errors import UserError
-from losa_cache.probe.tuning import ENOUGH, LEAST
+from losa_cache.probe.held_out import standard_error
 
 RESOLVED = 1.0
 """Points: the standard error that a report asks for, where it is larger."""
@@ -114,35 +113,6 @@ def choose(settings: Sequence[Setting], images: int | None) -> Choice | None:
         images=images,
         needed=None if error is None or images is None else math.ceil(images * (error / RESOLVED) ** 2),
     )
-
-
-def require_choosable(labels: NDArray[np.int64], classes: Sequence[str], remedy: str) -> None:
-    """Refuse held-out images on which no choice can be made.
-
-    Args:
-        labels: of the held-out images.
-        classes: their names.
-        remedy: what to do, as the end of a sentence.
-
-    Raises:
-        UserError: for too few images, or images of one class.
-    """
-    if len(labels) < LEAST:
-        raise UserError(
-            f"{_count(len(labels), 'image')} held out cannot tell settings apart: a choice takes at least {LEAST}, and "
-            f"about {ENOUGH} to be sure of 1 point; {remedy}."
-        )
-    if len(found := np.unique(labels)) == 1:
-        raise UserError(
-            f"all {len(labels)} held-out images are of class {classes[int(found[0])]!r}, on which every setting may be "
-            f"right: a choice takes images of at least two classes; {remedy}."
-        )
-
-
-def standard_error(top1: float, samples: int) -> float:
-    """Standard error of a top-1 measured on so many samples, in points (Agresti and Coull's, finite at 0 and 100 %)."""
-    share = (top1 / 100 * samples + 2) / (samples + 4)
-    return 100 * math.sqrt(share * (1 - share) / (samples + 4))
 
 
 def difference_error(a: Setting, b: Setting, images: int | None) -> tuple[float | None, bool]:

@@ -6,12 +6,14 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from losa_cache.sweep.choice import standard_error
+from losa_cache.probe.held_out import standard_error
 from losa_cache.sweep.record import (
     COMPLETE,
     STATES,
     Group,
+    ProbeLine,
     SweepRecord,
+    ToBeat,
     key,
     seed_groups,
     seed_spread,
@@ -25,6 +27,8 @@ def evidence(record: SweepRecord) -> dict[str, str]:
     found = {"Chosen": _chosen(record, groups), "Selected on": _selected(record), "Tested on": _tested(record)}
     if record.choice is not None:
         found["How sure"] = record.choice["sure"]
+    if record.to_beat is not None:
+        found["Line to beat"] = _to_beat(record, record.to_beat)
     ours, rival = _rivals(record, groups)
     if ours is not None and rival is not None:
         found["Next best"] = _difference(record, ours, rival, groups)
@@ -91,6 +95,28 @@ def _tested(record: SweepRecord) -> str:
         f"{trained}: top-1 {test['top1']:.1f} % (standard error {standard_error(test['top1'], test['samples']):.1f} "
         f"points), top-5 {test['top5']:.1f} %, loss {test['loss']:.3f}."
     )
+
+
+def _to_beat(record: SweepRecord, probe: ToBeat) -> str:
+    trial, best = record.chosen_trial, probe.best
+    if best is None:
+        return probe.told
+    values = "; ".join(f"{line.name}: {_figures(line)}" for line in probe.lines)
+    told = f"{values[0].upper()}{values[1:]}."
+    if trial is not None and trial.value is not None:
+        ahead = trial.value - best.held_out_top1
+        place = "level with" if abs(ahead) < 0.05 else f"{abs(ahead):.1f} points {'above' if ahead > 0 else 'below'}"
+        error = standard_error(best.held_out_top1, record.validation_samples)
+        told += (
+            f" The chosen trial is {place} the better of these; one standard error of a top-1 on these "
+            f"{record.validation_samples:,} samples is {error:.1f} points."
+        )
+    return f"{told} {probe.told}"
+
+
+def _figures(line: ProbeLine) -> str:
+    test = "" if line.test_top1 is None else f", test {line.test_top1:.1f} %"
+    return f"{line.held_out_top1:.1f} % held out{test} (rows: {line.rows}, C {line.c:.1e})"
 
 
 def _rivals(record: SweepRecord, groups: list[Group]) -> tuple[Group | None, Group | None]:

@@ -107,6 +107,7 @@ def accuracy(record: SweepRecord) -> "Figure | None":
             label=f"chosen: trial {record.chosen}",
             zorder=5,
         )
+    _levels(axes, record)
     number_axis(axes, [x for x, _ in points])
     axes.set_xlabel("trained side-network parameters")
     top1_axis(axes)
@@ -134,6 +135,7 @@ def curves(record: SweepRecord) -> "Figure | None":
                 _grey_curve(axes, trial)
         for number, trial in reversed(list(enumerate(best))):
             _coloured_curve(axes, trial, *STYLES[number], chosen=trial.number == record.chosen, dots=last <= 10)
+        _levels(axes, record)
         axes.set_xlim(*((0.5, 1.5) if last == 1 else (1 - last / 40, last + last / 40)))
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
@@ -142,6 +144,14 @@ def curves(record: SweepRecord) -> "Figure | None":
         _close_up(grid[1], best, last_of_best)
     legend(figure, reverse=True)
     return figure
+
+
+def _levels(axes: "Axes", record: SweepRecord) -> None:
+    """Draw the lines to beat."""
+    lines = [] if record.to_beat is None else record.to_beat.lines
+    for line, style in zip(lines, ("--", ":"), strict=False):
+        name = f"{line.name}: {line.held_out_top1:.1f} %"
+        axes.axhline(line.held_out_top1, color=INK, linewidth=1.1, linestyle=style, label=name, zorder=2.5)
 
 
 def _close_up(axes: "Axes", best: list[TrialRecord], last: int) -> None:

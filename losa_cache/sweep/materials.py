@@ -1,6 +1,7 @@
 """What the trials of a sweep learn from: a source for each choice of block outputs, one split for all."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,8 +9,10 @@ import torch
 from losa_cache.cache.identity import differences
 from losa_cache.cache.store import ActivationCache, open_cache
 from losa_cache.errors import UserError
-from losa_cache.sweep.choice import require_choosable
+from losa_cache.probe.held_out import require_choosable
 from losa_cache.sweep.config import SweepConfig
+from losa_cache.sweep.probed import lines_to_beat
+from losa_cache.sweep.record import ToBeat
 from losa_cache.train.config import SHUFFLE, TrainConfig
 from losa_cache.train.evaluate_run import apart
 from losa_cache.train.material import Material, from_cache, selected
@@ -63,6 +66,12 @@ class Materials:
         """Say which samples trials learn from, and which they are judged by."""
         own = selected(self._cache, self._base)
         return own if self._val is None else replace(own, held_out=selected(self._val, _whole(self._base)).train)
+
+    def to_beat(self, path: Path) -> ToBeat:
+        """Give the probe that trials have to beat, on the same samples; it is kept in a file (``path``)."""
+        chosen = self.chosen()
+        judges = self._cache if self._val is None else self._val
+        return lines_to_beat(path, (self._cache, chosen.train), (judges, chosen.held_out), self._device)
 
     def require_choosable(self) -> None:
         """Refuse a held-out part on which no trial can be chosen.

@@ -21,7 +21,7 @@ from losa_cache.sweep.choice import choose as decide
 from losa_cache.sweep.config import SweepConfig
 from losa_cache.sweep.judged import Judged
 from losa_cache.sweep.progress import LOST, Progress, Trial, load_progress
-from losa_cache.sweep.record import Group, SweepRecord, TrialRecord, seed_groups
+from losa_cache.sweep.record import Group, SweepRecord, ToBeat, TrialRecord, seed_groups
 from losa_cache.sweep.trial import describe, require_epochs, trial_path
 from losa_cache.text import shown
 from losa_cache.train.evaluate_run import evaluate_run, known_test_cache
@@ -119,6 +119,7 @@ def record_of(
     *,
     choice: Choice,
     test: dict[str, Any] | None,
+    to_beat: ToBeat,
     started: float,
     finished: float,
 ) -> SweepRecord:
@@ -159,6 +160,7 @@ def record_of(
         chosen=choice.chosen,
         test=test,
         choice=choice.to_json(),
+        to_beat=to_beat,
     )
 
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from losa_cache.outside import fit
+
 COMPLETE, PRUNED, FAILED, RUNNING = STATES = ("complete", "pruned", "failed", "running")
 SEED = "seed"
 MANY = 8
@@ -54,6 +56,48 @@ class TrialRecord:
 
 
 @dataclass(frozen=True)
+class ProbeLine:
+    """A tuned logistic regression on pooled rows.
+
+    Attributes:
+        reads: ``last layer`` or ``all layers``.
+        rows: ``cls``, ``mean`` or ``both`` of each layer.
+        c: chosen C as scikit-learn's, of features of standard deviation 1.
+        held_out_top1: in percent, on the samples that the trials are judged by, fitted to those that they learn from.
+        test_top1: in percent, fitted to all of these; ``None``: it was not tested.
+    """
+
+    reads: str
+    rows: str
+    c: float
+    held_out_top1: float
+    test_top1: float | None = None
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"probe, {self.reads}"
+
+
+@dataclass(frozen=True)
+class ToBeat:
+    """The probe of a sweep's cache, which costs seconds: what is trained from all tokens has to beat it.
+
+    Attributes:
+        lines: of the last layer and of all layers; empty: there is no probe.
+        told: what they were fitted to and judged on, or why there is none, in sentences.
+    """
+
+    lines: list[ProbeLine]
+    told: str
+
+    @property
+    def best(self) -> ProbeLine | None:
+        """The line with the best held-out top-1."""
+        return max(self.lines, key=lambda line: line.held_out_top1, default=None)
+
+
+@dataclass(frozen=True)
 class SweepRecord:
     """A sweep and all of its trials. All of it is JSON.
 
@@ -73,6 +117,7 @@ class SweepRecord:
             (nats), and ``retrained``, whether it was trained again for it; ``None``: no test set was read.
         choice: how it was chosen, and how sure that is: the fields of :class:`losa_cache.sweep.choice.Choice`, whose
             settings are named by a trial each, and ``sure``, in sentences; ``None``: of an earlier version.
+        to_beat: the probe of the same cache; ``None``: of an earlier version.
     """
 
     title: str
@@ -90,6 +135,7 @@ class SweepRecord:
     chosen: int | None = None
     test: dict[str, Any] | None = None
     choice: dict[str, Any] | None = None
+    to_beat: ToBeat | None = None
 
     def __post_init__(self) -> None:
         if self.chosen is not None and self.chosen_trial is None:
@@ -109,9 +155,10 @@ class SweepRecord:
         """Read what :meth:`to_json` gave.
 
         Raises:
-            KeyError, TypeError, ValueError: if it is something else.
+            KeyError, TypeError, ValueError, UnreadableError: if it is something else.
         """
-        return cls(**{**content, "trials": [TrialRecord(**trial) for trial in content["trials"]]})
+        trials, to_beat = [TrialRecord(**trial) for trial in content["trials"]], content.get("to_beat")
+        return cls(**{**content, "trials": trials, "to_beat": None if to_beat is None else fit(to_beat, ToBeat)})
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ from losa_cache.sweep.record import (
 NAME = "report.html"
 CAPTIONS = {
     "accuracy": "Validation top-1 against trained parameters. The Pareto front joins the options that no others beat "
-    "with as few parameters; of options trained with several seeds it takes the mean.",
+    "with as few parameters; of options trained with several seeds it takes the mean. The level lines, if any, are the "
+    "tuned probe of the same cache: the line to beat.",
     "curves": "Validation top-1 over epochs, of the chosen trial, the best others and, in grey, the rest.",
     "effects": "Validation top-1 by each value of each hyper-parameter. The others vary along, so a difference between "
     "two values may be theirs; one smaller than the spread over seeds may be nobody's. Strokes and numbers at the foot "

@@ -91,11 +91,13 @@ def resume_sweep(
     residency: str = "auto",
     report: Report = lambda standing: None,
     storage: str | None = None,
+    probe: Path | None = None,
 ) -> SweepResult:
     """Go on with a sweep from where it was stopped or killed; arguments as of :func:`sweep`.
 
     Args:
         storage: the same URL again, if it has a password and the database's own means (``PGPASSWORD``) do not give it.
+        probe: file in which the line to beat is kept, for sweeps that share it; by default one in the folder.
 
     Raises:
         UserError: if it is no sweep's folder, or its cache is gone.
@@ -105,7 +107,7 @@ def resume_sweep(
     if (record := load_record(folder)) is not None:
         write_report(record, folder)
         return SweepResult(folder, record)
-    own = Sweep(folder, device=where, residency=residency, report=report, storage=storage)
+    own = Sweep(folder, device=where, residency=residency, report=report, storage=storage, probe=probe)
     with own._owned():
         own.run()
         return SweepResult(folder, _concluded(own, str(where)))
@@ -124,7 +126,15 @@ def _concluded(own: Sweep, device: str) -> SweepRecord:
     best = next(trial for trial in trials if trial.number == choice.chosen)
     test = evaluate_chosen(folder, own.config, best, device)
     record = record_of(
-        own.config, own.cache, samples, trials, choice=choice, test=test, started=progress.started, finished=time()
+        own.config,
+        own.cache,
+        samples,
+        trials,
+        choice=choice,
+        test=test,
+        to_beat=own.to_beat,
+        started=progress.started,
+        finished=time(),
     )
     with telling_where(folder):
         save_record(folder, record, progress)
@@ -153,6 +163,12 @@ def summary(result: SweepResult) -> dict[str, Any]:
         "val_top1": best.value,
         "val_loss": best.loss,
         **tested,
+        **_probed(record),
         **({} if record.choice is None else {"sure": record.choice["sure"]}),
         "command": best.command,
     }
+
+
+def _probed(record: SweepRecord) -> dict[str, float]:
+    lines = [] if record.to_beat is None else record.to_beat.lines
+    return {f"probe_{line.reads.replace(' ', '_')}_val_top1": line.held_out_top1 for line in lines}

@@ -27,8 +27,9 @@ from losa_cache.sweep.judged import FILE as JUDGED
 from losa_cache.sweep.judged import save_judged
 from losa_cache.sweep.materials import Materials
 from losa_cache.sweep.mirror import Mirror
+from losa_cache.sweep.probed import FILE as PROBE
 from losa_cache.sweep.progress import LOST, Group, Progress, Trial, load_progress
-from losa_cache.sweep.record import COMPLETE, FAILED, PRUNED, STATES
+from losa_cache.sweep.record import COMPLETE, FAILED, PRUNED, STATES, ToBeat
 from losa_cache.sweep.room import largest_of, most_trials
 from losa_cache.sweep.search import Search
 from losa_cache.sweep.space import Choices, require_trainable
@@ -90,16 +91,29 @@ class Sweep:
         residency: as of ``losa_cache.train``.
         report: is given the standing after every epoch of a group.
         storage: URL of the study's database again, where it has a password: that is stored nowhere.
+        probe: file in which the line to beat is kept; by default one in the folder.
+
+    Attributes:
+        to_beat: the probe of the same cache, once trials are trained.
     """
 
     progress: Progress
+    to_beat: ToBeat
     _search: Search
     _mirror: Mirror
 
     def __init__(
-        self, folder: Path, *, device: torch.device, residency: str, report: Report, storage: str | None = None
+        self,
+        folder: Path,
+        *,
+        device: torch.device,
+        residency: str,
+        report: Report,
+        storage: str | None = None,
+        probe: Path | None = None,
     ) -> None:
         self.folder, self.device = folder, device
+        self._probe = folder / PROBE if probe is None else probe
         self.config = SweepConfig.load(folder)
         self._report = report
         if self.config.storage is not None:
@@ -134,11 +148,12 @@ class Sweep:
             UserError: if the folder cannot be written, was damaged, or another process runs the sweep.
         """
         keep_freed_memory()
-        started, done = perf_counter(), 0
         with self._owned(), telling_where(self.folder), ExitStack() as stack:
             stack.callback(self._materials.close)
             stack.callback(self._trials.close)
             self._restore(stack)
+            self.to_beat = self._materials.to_beat(self._probe)
+            started, done = perf_counter(), 0
             while True:
                 if self.progress.turn >= len(self._cohorts):
                     self._begin()

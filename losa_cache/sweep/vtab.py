@@ -7,13 +7,15 @@ from functools import partial
 from pathlib import Path
 
 from losa_cache.data.vtab import BOTH, TEST, TRAIN, VAL
-from losa_cache.device import machine
+from losa_cache.device import choose_device, machine
 from losa_cache.errors import UserError
-from losa_cache.files import write_json, write_whole
+from losa_cache.files import reason, write_json, write_whole
 from losa_cache.folders import settled_path
 from losa_cache.sweep.config import SweepConfig
 from losa_cache.sweep.outcome import load_record
-from losa_cache.sweep.record import SweepRecord
+from losa_cache.sweep.probed import FILE as PROBE
+from losa_cache.sweep.probed import lines_to_beat
+from losa_cache.sweep.record import SweepRecord, ToBeat
 from losa_cache.sweep.run import resume_sweep
 from losa_cache.sweep.space import Choices, Space, grid
 from losa_cache.sweep.sweep import Report as SweepReport
@@ -22,6 +24,7 @@ from losa_cache.sweep.vtab_record import Result, VtabRecord, unlike_paper
 from losa_cache.sweep.vtab_table import markdown
 from losa_cache.sweep.vtab_tasks import ALIKE, TaskCaches, find_tasks, require_alike
 from losa_cache.train.config import PAPER, TrainConfig, of_recipe
+from losa_cache.train.material import selected
 
 RANKS = (4, 8, 16)
 GRID: Space = {"lr": Choices((1e-3, 3e-3, 1e-2)), "weight_decay": Choices((1e-4, 1e-1))}
@@ -54,7 +57,8 @@ def vtab(
     Args:
         folder: caches are looked for anywhere below it.
         ranks: of the side network.
-        out: a folder: a sweep for each task and rank (``<task>-r<rank>``), ``vtab.json`` and the table, ``vtab.md``.
+        out: a folder: a sweep for each task and rank (``<task>-r<rank>``), the probe of each task
+            (``<task>-probe.json``), ``vtab.json`` and the table, ``vtab.md``.
         space: of each sweep; by default :data:`GRID`. With ``seed`` in it the best mean over seeds is chosen.
         config: every other option of a trial, but for the rank and what is held out.
         device: by default the GPU where there is one.
@@ -80,14 +84,16 @@ def vtab(
             f"{f' ({reasons})' if reasons else ''}: make them with losa-cache extract --dataset vtab --resize exact."
         )
     place = settled_path(out)
-    results = []
+    results, to_beat = [], {}
     for task in tasks:
-        ids = _claim(place, task)
+        ids, probe = _claim(place, task), place / f"{task.name}-{PROBE}"
         for rank in wanted:
             sweep = _config(task, replace(base, rank=rank, val_ids=str(ids)), space)
             path = place / f"{task.name}-r{rank}"
-            own = _finished(path, sweep, device=device, residency=residency, report=partial(report, task.name, rank))
+            told = partial(report, task.name, rank)
+            own = _finished(path, sweep, device=device, residency=residency, report=told, probe=probe)
             results.append(_result(task.name, rank, own, path))
+        to_beat[task.name] = _tested_probe(probe, task, replace(base, val_ids=str(ids)), device)
     manifest = tasks[0].train.manifest
     record = VtabRecord(
         fields={name: manifest.fields[name] for name in ALIKE},
@@ -102,6 +108,7 @@ def vtab(
         ),
         unlike=unlike_paper(manifest.fields, manifest.depth),
         machine=machine(),
+        to_beat=to_beat,
     )
     write_json(place / RECORD, record.to_json())
     write_whole(place / TABLE, markdown(record).encode("utf-8", "surrogateescape"))
@@ -134,8 +141,23 @@ def _config(task: TaskCaches, base: TrainConfig, space: Space) -> SweepConfig:
     return SweepConfig(cache=train, space=space, base=base, test_cache=test, retrain=True)
 
 
+def _tested_probe(path: Path, task: TaskCaches, config: TrainConfig, device: str | None) -> ToBeat:
+    """Test the probe that the task's sweeps had to beat, once these are over.
+
+    Raises:
+        UserError: if the folder cannot be written.
+    """
+    chosen, train = selected(task.train, config), task.train
+    try:
+        return lines_to_beat(
+            path, (train, chosen.train), (train, chosen.held_out), choose_device(device), test=task.test
+        )
+    except OSError as error:
+        raise UserError(f"{str(path)!r} cannot be written ({reason(error)}).") from error
+
+
 def _finished(
-    folder: Path, config: SweepConfig, *, device: str | None, residency: str, report: SweepReport
+    folder: Path, config: SweepConfig, *, device: str | None, residency: str, report: SweepReport, probe: Path
 ) -> SweepRecord:
     """Begin a sweep, go on with it or, where it is over, read it.
 
@@ -148,7 +170,7 @@ def _finished(
         raise UserError(f"{str(folder)!r} was made with other options: give those, or choose another --out.")
     if (record := load_record(folder)) is not None:
         return record
-    return resume_sweep(folder, device=device, residency=residency, report=report).record
+    return resume_sweep(folder, device=device, residency=residency, report=report, probe=probe).record
 
 
 def _options(config: SweepConfig) -> tuple[Space, TrainConfig]:

@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from losa_cache.data.vtab import GROUPS, TASKS
+from losa_cache.sweep.record import ToBeat
 
 PAPER_BACKBONE = "vit_base_patch16_224.orig_in21k"
 PAPER = {
@@ -91,6 +92,7 @@ class VtabRecord:
         protocol: what was selected on what, in sentences.
         unlike: in what this is not the paper's setting, in words.
         machine: it was put together on.
+        to_beat: by task the tuned probe of its caches, fitted again to all training images and tested.
     """
 
     fields: dict[str, Any]
@@ -100,10 +102,20 @@ class VtabRecord:
     protocol: str
     unlike: list[str]
     machine: str
+    to_beat: dict[str, ToBeat] = field(default_factory=dict)
 
     def top1(self, rank: int) -> dict[str, float]:
         """Top-1 by task, at a rank."""
         return {result.task: result.top1 for result in self.results if result.rank == rank}
+
+    def probed(self) -> dict[str, dict[str, float]]:
+        """Test top-1 by task, of each probe by its name."""
+        found: dict[str, dict[str, float]] = {}
+        for task, probe in self.to_beat.items():
+            for line in probe.lines:
+                if line.test_top1 is not None:
+                    found.setdefault(line.name, {})[task] = line.test_top1
+        return found
 
     def parameters(self, rank: int) -> int:
         """Trained ones of the side network, the same for all tasks."""
@@ -111,9 +123,8 @@ class VtabRecord:
 
     def to_json(self) -> dict[str, Any]:
         """Give all fields, the means and the paper's figures as JSON."""
-        means = {
-            str(rank): {name: asdict(mean) for name, mean in means_of(self.top1(rank)).items()} for rank in self.ranks
-        }
+        top1 = {str(rank): self.top1(rank) for rank in self.ranks} | self.probed()
+        means = {row: {name: asdict(mean) for name, mean in means_of(own).items()} for row, own in top1.items()}
         paper = {
             str(rank): {
                 "top1": paper_top1(rank),

@@ -55,6 +55,9 @@ def notes(record: VtabRecord) -> list[str]:
             f"standard error of the best ({mean:.1f} in the mean), so {VAL} cannot tell them apart by accuracy, and "
             "the loss decided. Each sweep's report gives the errors."
         )
+    if probed := {probe.told for probe in record.to_beat.values() if probe.lines}:
+        found += [f"The probes, which LoSA has to beat. {told}" for told in sorted(probed)]
+    found += [f"{task}: {probe.told}" for task, probe in record.to_beat.items() if not probe.lines]
     missing = [task.title for name, task in TASKS.items() if name not in record.top1(record.ranks[0])]
     if missing:
         found.append(f"Missing, so in no mean: {', '.join(missing)}.")
@@ -82,6 +85,9 @@ def _table(record: VtabRecord) -> tuple[list[str], list[Block]]:
         if rank in PAPER:
             rows.append((f"paper, r = {rank}", paper_top1(rank), PAPER_PARAMETERS[rank]))
             means.append(paper_means(rank))
+    for name, top1 in record.probed().items():
+        rows.append((name, top1, NONE))
+        means.append(means_of(top1))
     blocks = []
     for group in GROUPS:
         names = [name for name, task in TASKS.items() if task.group == group]

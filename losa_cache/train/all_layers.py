@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from losa_cache.errors import UserError
 from losa_cache.memory import available_memory
 from losa_cache.probe.blend import fit_shares
-from losa_cache.probe.logistic import PATH, Fit, fit_path, standardise
-from losa_cache.probe.tuning import ENOUGH, cross_validation, held_out_fold, judged
+from losa_cache.probe.held_out import ENOUGH
+from losa_cache.probe.logistic import PATH, Fit
+from losa_cache.probe.tuning import cross_validation, fit_at, held_out_fold, judged
 from losa_cache.sidenet.adapter import Adapter
 from losa_cache.sidenet.operand import dense
 from losa_cache.sidenet.stack import AdapterStack
@@ -120,8 +121,7 @@ def unfit(adapter: Adapter, material: Material, config: TrainConfig, *, c: float
 
 
 def _fitted(rows: Tensor, labels: Tensor, classes: int, c: float, device: torch.device) -> Fit:
-    z, standardisation = standardise(rows.flatten(1).to(device))
-    return standardisation.folded(fit_path(z, labels, classes, [c])[0])
+    return fit_at(c, rows.flatten(1), labels, classes, device)
 
 
 @torch.no_grad()

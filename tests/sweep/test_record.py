@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from losa_cache.sweep.choice import standard_error
+from losa_cache.probe.held_out import standard_error
 from losa_cache.sweep.evidence import evidence, say
 from losa_cache.sweep.record import SweepRecord, effects, pareto_front, seed_groups, seed_spread
 from tests.sweep.records import sweep, trial

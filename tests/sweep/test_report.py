@@ -4,6 +4,7 @@ import base64
 import io
 import re
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -11,7 +12,8 @@ import pytest
 from PIL import Image
 
 from losa_cache.errors import UserError
-from losa_cache.sweep.figures import draw
+from losa_cache.sweep.figures import accuracy, curves, draw
+from losa_cache.sweep.record import ProbeLine, ToBeat
 from losa_cache.sweep.report import write_report
 from tests.sweep.records import sweep, trial
 
@@ -169,6 +171,20 @@ def test_the_chosen_trial_is_marked():
 
     assert reddish(None) == 0
     assert reddish(0) > 100
+
+
+def test_the_line_to_beat_is_level_in_the_figures_and_its_distance_is_said(tmp_path):
+    probe = ToBeat([ProbeLine("last layer", "cls", 0.1, 71.0), ProbeLine("all layers", "both", 0.01, 83.5)], "How.")
+    record = sweep([trial(n, 80.0 + n, parameters=n + 1, rank=n) for n in range(3)], chosen=2, to_beat=probe)
+    for figure in (accuracy(record), curves(record)):
+        levels = {line.get_label(): line.get_ydata() for line in figure.axes[0].lines}
+        assert levels["probe, last layer: 71.0 %"] == [71.0, 71.0]
+        assert levels["probe, all layers: 83.5 %"] == [83.5, 83.5]
+    text = read(record, tmp_path).text["main"][0]
+    assert "The chosen trial is 1.5 points below the better of these" in text
+    assert "one standard error of a top-1 on these 100 samples is 3.7 points. How." in text
+    refused = replace(record, to_beat=ToBeat([], "There is no probe."))
+    assert "Line to beatThere is no probe." in read(refused, tmp_path).text["main"][0].replace("\n", "")
 
 
 def test_without_matplotlib_a_sentence_names_the_extra(monkeypatch, tmp_path):

@@ -65,6 +65,10 @@ def test_the_chosen_trial_alone_is_tested_once(tiny_cache, test_cache, tmp_path)
     test_cache.shard_path(0).unlink()  # a finished sweep is read, not tested again
     assert resume_sweep(tmp_path / "sweep", device="cpu").record == record
     assert summary(found)["chosen"] == best.number
+    last, whole = stored.to_beat.lines
+    assert "fitted to the trials' 16 training samples and judged by the same 7" in record.to_beat.told
+    assert f"Probe, last layer: {last.held_out_top1:.1f} % held out" in page
+    assert summary(found)["probe_all_layers_val_top1"] == whole.held_out_top1
 
 
 def test_retraining_uses_validation_samples_too(tiny_cache, test_cache, tmp_path):
@@ -84,6 +88,7 @@ def test_a_validation_cache_judges_all_of_its_samples(tiny_cache, test_cache, tm
     ).record
     assert (record.training_samples, record.validation_samples) == (23, 9)
     assert record.test["on"] == str(test_cache.path)
+    assert "fitted to the trials' 23 training samples and judged by the same 9" in record.to_beat.told
     for own in record.trials:
         found = lc.evaluate_run(trial_path(tmp_path / "s", own.number), cache=held.path, device="cpu")
         assert own.value == pytest.approx(found["top1"])

@@ -17,6 +17,7 @@ from losa_cache.data.vtab import BOTH, TASKS
 from losa_cache.errors import UserError
 from losa_cache.extract.extract import extract
 from losa_cache.sweep.outcome import load_record
+from losa_cache.sweep.record import ProbeLine, ToBeat
 from losa_cache.sweep.space import Choices
 from losa_cache.sweep.vtab import vtab
 from losa_cache.sweep.vtab_record import (
@@ -97,6 +98,14 @@ def test_a_task_is_selected_on_val200_trained_on_all_and_tested(caches, tmp_path
         assert (result.samples, result.parameters) == (len(LABELS["test"]), whole.parameters["side"])
     assert json.loads((tmp_path / "out" / "vtab.json").read_text()) == json.loads(json.dumps(record.to_json()))
     assert (tmp_path / "out" / "vtab.md").read_text() == markdown(record)
+    probe = record.to_beat["stripes"]
+    assert (tmp_path / "out" / "stripes-probe.json").exists()
+    assert not list((tmp_path / "out").glob("*/probe.json"))  # ranks share the one
+    for result in record.results:
+        own = load_record(Path(result.folder)).to_beat
+        assert own.lines == [replace(line, test_top1=None) for line in probe.lines]
+    assert record.probed() == {f"probe, {line.reads}": {"stripes": line.test_top1} for line in probe.lines}
+    assert "fitted again, with that C, to all 20." in text(record)
 
 
 def test_test_labels_decide_nothing(caches, tmp_path):
@@ -318,6 +327,18 @@ def test_the_table_says_what_it_lacks_and_never_compares_what_differs():
         assert "are not comparable with these: its weights are random." in shown
     assert "not comparable" not in text(record_of(TASKS))
     assert max(map(len, text(record_of(TASKS)).split("\n\n")[0].splitlines())) < 100
+
+
+def test_probes_are_rows_of_the_table_and_a_task_without_one_is_named():
+    lines = [ProbeLine("last layer", "cls", 1.0, 50.0, 61.0), ProbeLine("all layers", "both", 1.0, 50.0, 62.5)]
+    to_beat = {"cifar": ToBeat(lines, "How."), "dtd": ToBeat([], "There is no probe to beat: of one class.")}
+    record = replace(record_of(["cifar", "dtd"]), to_beat=to_beat)
+    _, _, *rows = cells(markdown(record))
+    assert [row[0] for row in rows] == ["r = 2", "r = 4", "paper, r = 4", "probe, last layer", "probe, all layers"]
+    assert rows[4][1:4] == ["62.5", "-", "-"]
+    assert rows[4][8] == "62.5 (1 of 7)"
+    assert "dtd: There is no probe to beat: of one class." in text(record)
+    assert record.to_json()["means"]["probe, last layer"]["natural"] == {"value": 61.0, "count": 1, "full": 7}
 
 
 def test_what_differs_from_the_papers_setting_is_said():
