@@ -24,7 +24,7 @@ from losa_cache.probe.images import require_classes, share_that_fits
 from losa_cache.probe.logistic import PATH, Fit
 from losa_cache.probe.tuning import best_of, cross_validation, fit_at, held_out_fold, judged
 from losa_cache.sweep.record import ProbeLine, ToBeat
-from losa_cache.train.all_layers import FOLDS
+from losa_cache.train.all_layers import FOLDS, MOST_FOLDED
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +76,11 @@ def _kept(path: Path) -> ToBeat | None:
 def _fitted(train: Part, held_out: Part, device: torch.device, test: ActivationCache | None) -> ToBeat:
     cache, samples = train
     count, judges, tested = len(samples), len(held_out[1]), 0 if test is None else len(test.samples)
+    if count > MOST_FOLDED:
+        raise UserError(
+            f"{count:,} training samples are more than {MOST_FOLDED:,}, which would take longer than the trials: "
+            "losa-cache probe fits them."
+        )
     require_classes(cache.labels[:: cache.manifest.views][samples], cache.manifest.classes)
     if share_that_fits(cache, count + judges, tested, FOLDS, device) < 1:
         raise UserError(

@@ -66,3 +66,9 @@ def test_what_is_kept_is_read_unless_it_was_altered_and_no_refusal_is_kept(tiny_
     assert path.read_bytes() == raw
     write_sealed(path, {"lines": [], "told": "Another's."})
     assert probed(tiny_cache, path).told == "Another's."
+
+
+def test_a_probe_that_would_take_longer_than_the_trials_is_left_out(tiny_cache, tmp_path):
+    many = np.zeros(5001, np.int64)
+    found = lines_to_beat(tmp_path / "probe.json", (tiny_cache, many), (tiny_cache, many[:5]), CPU)
+    assert found.lines == [] and "5,001 training samples are more than 5,000" in found.told
