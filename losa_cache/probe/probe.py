@@ -24,8 +24,8 @@ from losa_cache.probe.logistic import Fit
 from losa_cache.probe.record import Counts, ProbeRecord
 from losa_cache.probe.report import write_report
 from losa_cache.train.config import TrainConfig
-from losa_cache.train.evaluate_run import test_cache_for, unfit_for_test
-from losa_cache.train.run import next_run_path, require_free
+from losa_cache.train.evaluate_run import of_same_images, test_cache_for, unfit_for_test
+from losa_cache.train.run import RUNS, next_run_path, require_place
 
 Progress = Callable[[float], None]
 
@@ -86,8 +86,7 @@ def probe(
     Raises:
         UserError: for a cache, or a choice of images, on which nothing can be tuned.
     """
-    if out is not None:
-        require_free(Path(out))
+    require_place(out, remedy="choose another --out")
     started, where = perf_counter(), choose_device(device)
     if cache is None:
         cache = latest_training_cache(all_tokens=False)
@@ -137,11 +136,14 @@ def probe(
 def _test_cache(cache: ActivationCache, test: str | Location | ActivationCache | None) -> ActivationCache | None:
     """Open what is tested on, or find it; ``None``: there is none."""
     if test is None:
-        known = test_cache_for(cache.manifest)
-        return None if known is None or known.manifest.identity == cache.manifest.identity else known
+        return test_cache_for(cache.manifest)
     opened = test if isinstance(test, ActivationCache) else open_cache(test)
     if opened.manifest.identity == cache.manifest.identity:
         raise UserError(f"{str(opened.path)!r} is the cache that is fitted: give another one as the test.")
+    if of_same_images(cache.manifest.fields, opened.manifest.fields):
+        raise UserError(
+            f"cache {str(opened.path)!r} is of the images that are fitted: give one of another split as the test."
+        )
     if problem := unfit_for_test(cache.manifest, opened.manifest):
         raise UserError(f"cache {str(opened.path)!r} is no test of {str(cache.path)!r}: it differs in {problem}.")
     return opened
@@ -154,7 +156,7 @@ def _folder(out: str | Path | None, name: str) -> Path:
         UserError: if it cannot be made.
     """
     while True:
-        folder = next_run_path(Path("runs"), re.sub(r"[^\w-]", "_", name)) if out is None else Path(out)
+        folder = next_run_path(RUNS, re.sub(r"[^\w-]", "_", name)) if out is None else Path(out)
         try:
             folder.mkdir(parents=True)
         except OSError as error:
