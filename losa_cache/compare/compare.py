@@ -48,7 +48,7 @@ def compare(
     """
     runs, caches = _sorted(what)
     tests = [cache for cache in caches if _held_out(cache)]
-    sources = [cache for cache in caches if not _held_out(cache)]
+    sources = list({cache.manifest.identity: cache for cache in caches if not _held_out(cache)}.values())
     if not runs:
         runs = [run for cache in sources for run in _trained_from(cache)]
     if not runs and not sources:

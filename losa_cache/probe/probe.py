@@ -4,7 +4,10 @@ What is trained from all tokens of a cache is worth its bytes where it beats the
 layer and take seconds.
 """
 
+import errno
+import os
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +20,7 @@ from losa_cache.cache.location import Location
 from losa_cache.cache.store import ActivationCache, latest_training_cache, open_cache
 from losa_cache.device import choose_device, machine
 from losa_cache.errors import UserError
+from losa_cache.files import sync_folder
 from losa_cache.probe.features import read_features
 from losa_cache.probe.images import choose_images
 from losa_cache.probe.lines import Data, probe_features
@@ -121,8 +125,7 @@ def probe(
         seconds_reading=reading,
         machine=machine(),
     )
-    folder = _folder(out, f"{fields['dataset']['name']}-probe")
-    write_report(record, folder)
+    folder = _written(record, out, f"{fields['dataset']['name']}-probe")
     return ProbeResult(
         record,
         folder,
@@ -149,18 +152,24 @@ def _test_cache(cache: ActivationCache, test: str | Location | ActivationCache |
     return opened
 
 
-def _folder(out: str | Path | None, name: str) -> Path:
-    """Make the folder that is written to.
+def _written(record: ProbeRecord, out: str | Path | None, name: str) -> Path:
+    """Write a probe's folder, which appears with all of its files in it.
 
     Raises:
-        UserError: if it cannot be made.
+        UserError: if it cannot be written.
     """
     while True:
         folder = next_run_path(RUNS, re.sub(r"[^\w-]", "_", name)) if out is None else Path(out)
+        partial = folder.with_name(f"{folder.name}.partial.{os.getpid()}")
         try:
-            folder.mkdir(parents=True)
+            partial.mkdir(parents=True)
+            write_report(record, partial)
+            partial.rename(folder)
+            sync_folder(folder.parent)
         except OSError as error:
-            if out is None and isinstance(error, FileExistsError) and folder.is_dir():
+            if out is None and error.errno in (errno.EEXIST, errno.ENOTEMPTY):
                 continue  # another process took the same name
             raise UserError(f"folder {str(folder)!r} cannot be made ({error.strerror}).") from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
         return folder

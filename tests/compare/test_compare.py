@@ -163,7 +163,7 @@ def test_the_command_finds_what_was_trained_from_a_cache_and_probes_it_once(fold
         assert methods[f"probe, {name}"]["top1"] == pytest.approx(lines[record[line]]["test_top1"])
     trained = methods["probe, all layers"]["parameters"]["classifier"]
     assert trained == 3 * (lines[record["all_layers"]]["features"] + 1)
-    again = lc.compare("runs/a0", "runs/c", folder / "test.zarr", probe=True)
+    again = lc.compare("runs/a0", "runs/c", *[folder / "train.zarr"] * 2, folder / "test.zarr", probe=True)
     assert again.to_json() == found
     assert len(list(tmp_path.glob("runs/*/probe.json"))) == 1
 

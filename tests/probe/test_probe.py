@@ -223,3 +223,14 @@ def test_pooling_of_a_trunk_without_class_token(tmp_path):
     cache = extract(backbone, tiny_samples(), precision="float32", out=tmp_path / "mean.zarr")
     assert pooling_of(cache.manifest.tail).rows == 1
     assert read_features(cache, cache.samples, CPU).kinds == ("mean",)
+
+
+def test_a_folder_appears_with_all_of_its_files(tiny_cache, tmp_path, monkeypatch):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(import_module("losa_cache.probe.report"), "write_json", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            lc.probe(tiny_cache, out=tmp_path / "out", device="cpu")
+    assert not list(tmp_path.glob("out*"))
