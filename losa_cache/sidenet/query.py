@@ -161,8 +161,8 @@ class Fusion(OneQuery):
 
     def rows(self, blocks: Sequence[Block]) -> Tensor:
         """Pool each block, ``(batch, depth m, d)``, unless that was done: at most 2 tokens are rows."""
-        pool = self.pooling
-        return torch.cat([block if block.shape[1] <= 2 else pool(block) for block in dense(blocks)], 1)
+        pool = self.pooling  # rows are widened: autocast to bfloat16 joins no float16 on CPUs
+        return torch.cat([b.to(wide(b)) if b.shape[1] <= 2 else pool(b) for b in dense(blocks)], 1)
 
 
 class Attentive(OneQuery):
