@@ -39,10 +39,12 @@ def compare(
     from losa_cache.compare.report import write_report
     from losa_cache.compare.table import text
     from losa_cache.display import PassBar
+    from losa_cache.folders import require_writable
     from losa_cache.sweep.drawing import require_matplotlib
 
     if out is not None:
         require_matplotlib()  # before anything expensive
+        require_writable(out)
     with PassBar("runs tested", len(what)) as bar:
         found = run(*what, probe=probe, device=device, progress=bar.advance)
     written = None if out is None else write_report(found, out)

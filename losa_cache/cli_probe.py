@@ -57,4 +57,6 @@ def probe(
         return
     for line in text(found.record).splitlines():
         say(line)
+    tested = found.record.test_cache
+    say("no test cache of this data set is known: nothing was tested" if tested is None else f"tested on {tested}")
     say(f"written to {found.folder}")

@@ -17,6 +17,7 @@ ADVICE = {
     errno.EAGAIN: "raise the limit on processes and threads (ulimit -u), or give fewer --workers",
 }
 OUT_OF_MEMORY = ("out of memory", "allocate memory", "could not create a primitive")  # the last is of oneDNN
+NO_ROOM = "failed to map segment from shared object"  # as the loader says it of a library under ulimit -v
 NO_THREAD = "can't start new thread"  # as CPython says it, whether processes, threads or memory for a stack are lacking
 
 
@@ -30,6 +31,7 @@ def sentence(error: BaseException) -> str | None:
         return f"the machine gives no more threads: {ADVICE[errno.EAGAIN]}."
     # torch has a class for a GPU's memory alone
     memory = isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
+    memory = memory or (isinstance(error, ImportError) and NO_ROOM in str(error))
     if memory or isinstance(error, MemoryError):
         return f"the machine ran out of memory: {ADVICE[errno.ENOMEM]}."
     return None

@@ -60,3 +60,18 @@ def settled_path(text: str | Path) -> Path:
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or "its links do not end"
         raise UserError(f"{str(text)!r} cannot be followed ({reason}).") from error
+
+
+def require_writable(folder: Path) -> None:
+    """Refuse a folder that cannot be written or, where it is not there yet, be made, before anything is computed.
+
+    Raises:
+        UserError: naming what is in the way.
+    """
+    there = next(part for part in (folder, *folder.absolute().parents) if os.path.lexists(part))
+    if not there.is_dir():
+        raise UserError(f"{str(folder)!r} cannot be written: {str(there)!r} is no folder; choose another --out.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(
+            f"{str(folder)!r} cannot be written: {str(there)!r} does not allow it; allow it, or choose another --out."
+        )

@@ -1,6 +1,7 @@
 """The command line as a user meets it."""
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -141,3 +142,12 @@ def test_a_machine_that_gives_no_more_threads_is_one_sentence():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: the machine gives no more threads: raise the limit")
+
+
+def test_memory_that_does_not_hold_the_libraries_is_one_sentence(tmp_path):
+    limited = f"ulimit -v 1500000; exec {shlex.quote(sys.executable)} -m losa_cache probe missing.zarr"
+    done = subprocess.run(["bash", "-c", limited], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines() == [
+        "error: the machine ran out of memory: close other programs, or ask for less at a time."
+    ]

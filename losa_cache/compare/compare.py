@@ -13,10 +13,12 @@ from losa_cache.compare.trained import Trained, contender, group, names, read_ru
 from losa_cache.errors import UserError
 from losa_cache.sidenet.adapter_file import CONFIG as ADAPTER_CONFIG
 from losa_cache.sidenet.adapter_file import load_adapter_config
-from losa_cache.train.evaluate_run import known_test_cache, misfit
+from losa_cache.train.evaluate_run import known_test_cache, misfit, of_same_images
 from losa_cache.train.run import CONFIG as RUN_CONFIG
+from losa_cache.train.run import RUNS
 
-RUNS = Path("runs")
+LEAST = 2
+"""Test images that a paired test takes: from one there is no standard error."""
 
 
 def compare(
@@ -46,7 +48,7 @@ def compare(
     """
     runs, caches = _sorted(what)
     tests = [cache for cache in caches if _held_out(cache)]
-    sources = [cache for cache in caches if not _held_out(cache)]
+    sources = list({cache.manifest.identity: cache for cache in caches if not _held_out(cache)}.values())
     if not runs:
         runs = [run for cache in sources for run in _trained_from(cache)]
     if not runs and not sources:
@@ -67,6 +69,11 @@ def compare(
     for source in sources:
         found += probe_contenders(source, tests, RUNS, device=device)
     _require_same_images(found)
+    if len(found) > 1 and found[0].correct.shape[1] < LEAST:
+        raise UserError(
+            f"cache {found[0].tested_on!r} has one image, on which no two methods can be compared: name a test cache "
+            f"of at least {LEAST}."
+        )
     test = open_cache(found[0].tested_on)
     dataset, backbone = test.manifest.fields["dataset"], test.manifest.fields["backbone"]["name"]
     return comparison(f"{dataset['name']}, {dataset['split']}: {backbone}", _named_apart(found))
@@ -129,7 +136,12 @@ def _test_cache(run: Trained, tests: Sequence[ActivationCache]) -> ActivationCac
     """
     if tests:
         config = load_adapter_config(run.path)
-        problems = [misfit(config, test.manifest) for test in tests]
+        problems = [
+            "it was trained on these images"
+            if of_same_images(config["cache"]["fields"], test.manifest.fields)
+            else misfit(config, test.manifest)
+            for test in tests
+        ]
         for test, problem in zip(tests, problems, strict=True):
             if not problem:
                 return test

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 LEVEL = 0.95
 """Confidence of every interval."""
+ROUNDING = 1e-12
+"""Shares of seeds that lie nearer to each other are equal."""
 
 
 @dataclass(frozen=True)
@@ -69,18 +71,19 @@ def paired(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Difference:
     With one run each: McNemar's exact test, the binomial test of the images that only one of the two classifies
     correctly. With several seeds on a side: Student's t test of the difference, image by image, between the shares of
     seeds that classify it correctly. Its standard error is over images; what another set of seeds would change beyond
-    that is not in it.
+    that is not in it. Where all images differ alike, t has no scale, and only their signs are tested.
 
     Args:
         first, second: whether each run classifies each image correctly, ``(seeds, images)``, at least 2 images.
     """
     gaps = first.mean(0) - second.mean(0)
     value, error = float(gaps.mean()), float(gaps.std(ddof=1)) / math.sqrt(len(gaps))
+    only_first, only_second = int((gaps > 0).sum()), int((gaps < 0).sum())
     if len(first) == len(second) == 1:
-        only_first, only_second = int((gaps > 0).sum()), int((gaps < 0).sum())
         return Difference(value, error, mcnemar(only_first, only_second), "McNemar's exact test")
-    p = float(value == 0) if error == 0 else 1 - t_within(abs(value) / error, len(gaps) - 1)
-    return Difference(value, error, p, "paired t test over images")
+    if np.ptp(gaps) < ROUNDING:
+        return Difference(value, 0.0, mcnemar(only_first, only_second), "sign test over images")
+    return Difference(value, error, 1 - t_within(abs(value) / error, len(gaps) - 1), "paired t test over images")
 
 
 def mcnemar(only_first: int, only_second: int) -> float:

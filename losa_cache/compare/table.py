@@ -21,7 +21,9 @@ HEAD = [
 def text(found: Comparison) -> str:
     """Lay a comparison out: a line a method, then notes."""
     lines = [HEAD, *(cells(found, method) for method in found.methods)]
-    return "\n\n".join([f"{shown(found.title)}, {found.samples:,} images", columns(lines), *found.notes])
+    on = ", ".join(dict.fromkeys(shown(method.tested_on) for method in found.methods))
+    title = f"{shown(found.title)}, {found.samples:,} images: {on}"
+    return "\n\n".join([title, columns(lines), *found.notes])
 
 
 def cells(found: Comparison, method: Method) -> list[str]:

@@ -46,7 +46,8 @@ def _newton(logits: Tensor, labels: Tensor, free: list[bool]) -> Tensor:
         loss = F.cross_entropy(torch.einsum("s,snc->nc", shares, logits), labels, reduction="sum")
         return loss + WEIGHT / 2 * ((shares - prior) ** 2).sum()
 
-    shares = prior * open_
+    # logits far beyond sense, of a side network that diverged, would leave no way down from the prior
+    shares = min((prior * open_, *torch.diag(open_), torch.zeros_like(open_)), key=objective)
     value = objective(shares)
     for _ in range(STEPS):
         chance = torch.einsum("s,snc->nc", shares, logits).softmax(1)

@@ -4,7 +4,10 @@ What is trained from all tokens of a cache is worth its bytes where it beats the
 layer and take seconds.
 """
 
+import errno
+import os
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +20,7 @@ from losa_cache.cache.location import Location
 from losa_cache.cache.store import ActivationCache, latest_training_cache, open_cache
 from losa_cache.device import choose_device, machine
 from losa_cache.errors import UserError
+from losa_cache.files import sync_folder
 from losa_cache.probe.features import read_features
 from losa_cache.probe.images import choose_images
 from losa_cache.probe.lines import Data, probe_features
@@ -24,8 +28,8 @@ from losa_cache.probe.logistic import Fit
 from losa_cache.probe.record import Counts, ProbeRecord
 from losa_cache.probe.report import write_report
 from losa_cache.train.config import TrainConfig
-from losa_cache.train.evaluate_run import test_cache_for, unfit_for_test
-from losa_cache.train.run import next_run_path, require_free
+from losa_cache.train.evaluate_run import of_same_images, test_cache_for, unfit_for_test
+from losa_cache.train.run import RUNS, next_run_path, require_place
 
 Progress = Callable[[float], None]
 
@@ -86,8 +90,7 @@ def probe(
     Raises:
         UserError: for a cache, or a choice of images, on which nothing can be tuned.
     """
-    if out is not None:
-        require_free(Path(out))
+    require_place(out, remedy="choose another --out")
     started, where = perf_counter(), choose_device(device)
     if cache is None:
         cache = latest_training_cache(all_tokens=False)
@@ -122,8 +125,7 @@ def probe(
         seconds_reading=reading,
         machine=machine(),
     )
-    folder = _folder(out, f"{fields['dataset']['name']}-probe")
-    write_report(record, folder)
+    folder = _written(record, out, f"{fields['dataset']['name']}-probe")
     return ProbeResult(
         record,
         folder,
@@ -137,28 +139,37 @@ def probe(
 def _test_cache(cache: ActivationCache, test: str | Location | ActivationCache | None) -> ActivationCache | None:
     """Open what is tested on, or find it; ``None``: there is none."""
     if test is None:
-        known = test_cache_for(cache.manifest)
-        return None if known is None or known.manifest.identity == cache.manifest.identity else known
+        return test_cache_for(cache.manifest)
     opened = test if isinstance(test, ActivationCache) else open_cache(test)
     if opened.manifest.identity == cache.manifest.identity:
         raise UserError(f"{str(opened.path)!r} is the cache that is fitted: give another one as the test.")
+    if of_same_images(cache.manifest.fields, opened.manifest.fields):
+        raise UserError(
+            f"cache {str(opened.path)!r} is of the images that are fitted: give one of another split as the test."
+        )
     if problem := unfit_for_test(cache.manifest, opened.manifest):
         raise UserError(f"cache {str(opened.path)!r} is no test of {str(cache.path)!r}: it differs in {problem}.")
     return opened
 
 
-def _folder(out: str | Path | None, name: str) -> Path:
-    """Make the folder that is written to.
+def _written(record: ProbeRecord, out: str | Path | None, name: str) -> Path:
+    """Write a probe's folder, which appears with all of its files in it.
 
     Raises:
-        UserError: if it cannot be made.
+        UserError: if it cannot be written.
     """
     while True:
-        folder = next_run_path(Path("runs"), re.sub(r"[^\w-]", "_", name)) if out is None else Path(out)
+        folder = next_run_path(RUNS, re.sub(r"[^\w-]", "_", name)) if out is None else Path(out)
+        partial = folder.with_name(f"{folder.name}.partial.{os.getpid()}")
         try:
-            folder.mkdir(parents=True)
+            partial.mkdir(parents=True)
+            write_report(record, partial)
+            partial.rename(folder)
+            sync_folder(folder.parent)
         except OSError as error:
-            if out is None and isinstance(error, FileExistsError) and folder.is_dir():
+            if out is None and error.errno in (errno.EEXIST, errno.ENOTEMPTY):
                 continue  # another process took the same name
             raise UserError(f"folder {str(folder)!r} cannot be made ({error.strerror}).") from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
         return folder

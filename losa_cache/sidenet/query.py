@@ -164,8 +164,9 @@ class Fusion(OneQuery):
 
         Where all tokens are no more than m, each is its own row: a class token and the only patch.
         """
-        pool = self.pooling
-        return torch.cat([block if block.shape[1] == pool.rows else pool(block) for block in dense(blocks)], 1)
+        pool = self.pooling  # rows are widened: autocast to bfloat16 joins no float16 on CPUs
+        found = [block.to(wide(block)) if block.shape[1] == pool.rows else pool(block) for block in dense(blocks)]
+        return torch.cat(found, 1)
 
 
 class Attentive(OneQuery):

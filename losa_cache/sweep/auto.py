@@ -31,7 +31,7 @@ from losa_cache.sweep.folds import count_folds
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.loop import Progress, Report
 from losa_cache.train.material import from_cache
-from losa_cache.train.run import require_free
+from losa_cache.train.run import require_place
 from losa_cache.train.sampler import first_by_hash
 from losa_cache.train.selection import Selection, select
 from losa_cache.train.train import TrainResult, train
@@ -158,8 +158,7 @@ def train_auto(
         KeyboardInterrupt: at Ctrl-C; in the search nothing is kept.
     """
     config = replace(config or TrainConfig(val_fraction=SHARE), **options)
-    if out is not None:
-        require_free(Path(out))
+    require_place(out)
     where = choose_device(device)
     cache = latest_training_cache(all_tokens=(config or TrainConfig()).reads_all_tokens) if cache is None else cache
     cache = cache if isinstance(cache, ActivationCache) else open_cache(cache)

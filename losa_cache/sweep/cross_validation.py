@@ -15,7 +15,7 @@ from losa_cache.sweep.judged import Judged, Jury
 from losa_cache.sweep.room import most_trials
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.evaluate import evaluate_each
-from losa_cache.train.loop import Progress, autocast_dtype, make_optimizer, make_step, train_epoch
+from losa_cache.train.loop import DivergedError, Progress, autocast_dtype, make_optimizer, make_step, train_epoch
 from losa_cache.train.material import Material
 from losa_cache.train.selection import Selection
 from losa_cache.train.train import new_adapter
@@ -107,17 +107,22 @@ class _Trials:
         optimizer = make_optimizer(adapter, config)
         step = make_step(adapter, optimizer, config, autocast=autocast)
         for epoch in range(config.epochs):
-            train_epoch(
-                adapter,
-                optimizer,
-                material.source,
-                chosen.train,
-                config,
-                epoch=epoch,
-                autocast=autocast,
-                weights=chosen.weights,
-                step=step,
-            )
+            try:
+                train_epoch(
+                    adapter,
+                    optimizer,
+                    material.source,
+                    chosen.train,
+                    config,
+                    epoch=epoch,
+                    autocast=autocast,
+                    weights=chosen.weights,
+                    step=step,
+                )
+            except DivergedError:
+                self._advance(config.epochs - epoch)
+                shape = chosen.held_out.shape
+                return Judged(np.zeros(shape, np.float32), np.full(shape, np.nan, np.float32))
             self._advance(1)
         adapter.eval()
         jury = Jury()

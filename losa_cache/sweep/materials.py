@@ -67,6 +67,11 @@ class Materials:
         own = selected(self._cache, self._base)
         return own if self._val is None else replace(own, held_out=selected(self._val, _whole(self._base)).train)
 
+    @property
+    def holds_out_its_own(self) -> bool:
+        """Whether trials are judged by samples of the training cache."""
+        return self._val is None
+
     def to_beat(self, path: Path) -> ToBeat:
         """Give the probe that trials have to beat, on the same samples; it is kept in a file (``path``)."""
         chosen = self.chosen()

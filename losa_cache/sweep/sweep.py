@@ -294,7 +294,12 @@ class Sweep:
         if COMPLETE in ended.values():
             trained = dict(zip(cohort.numbers, cohort.adapters(), strict=True))
             complete = [number for number in trained if ended[number] == COMPLETE]
-            probes = finish([trained[number] for number in complete], cohort.material, cohort.config_of(complete[0]))
+            probes = finish(
+                [trained[number] for number in complete],
+                cohort.material,
+                cohort.config_of(complete[0]),
+                refit=self._materials.holds_out_its_own,
+            )
             for number, probe in zip(complete, probes, strict=True):
                 config = cohort.config_of(number)
                 save_run(self._trials[number], trained[number], cohort.material, config, probe)

@@ -91,8 +91,10 @@ def refit(adapters: Sequence[Adapter], material: Material, config: TrainConfig) 
         whether there was something to do: there are held-out samples, and not so many others that these do not count.
     """
     first, chosen = adapters[0], material.chosen
-    few = len(chosen.train) + len(chosen.held_out) <= MOST_FOLDED
-    if first.blend is None or not few or len(chosen.train) < LEAST or not len(chosen.held_out):
+    if first.blend is None or first.probe is None or len(chosen.train) < LEAST or not len(chosen.held_out):
+        return False
+    everything = np.concatenate([chosen.train, chosen.held_out])
+    if len(everything) > min(MOST_FOLDED, len(some(everything, first.probe.in_features))):
         return False
     rows, labels = pooled(first, material.source, material, chosen.train, config)
     more, theirs = pooled(first, material.plain, material, chosen.held_out, config)
@@ -151,6 +153,9 @@ def pooled(
 
     Returns:
         float32 ``(N, points, m, d)`` and int64 ``(N,)``, on the host.
+
+    Raises:
+        UserError: for features that are not finite, naming the sample.
     """
     assert model.pooling is not None
     clips = material.manifest.clips
@@ -162,15 +167,16 @@ def pooled(
         part = slice(done, done + len(batch.ids))
         rows[part] += torch.stack([model.pooling(block) for block in dense(batch.blocks)], 1).cpu() / clips
         labels[part] = batch.labels.cpu()
+        if not bool(rows[part].isfinite().all()):
+            wrong = batch.ids[int((~rows[part].flatten(1).isfinite().all(1)).nonzero()[0])]
+            raise UserError(
+                f"the features of sample {wrong!r} are infinite or not numbers: extract it with --precision bfloat16 or "
+                "float32, or without that image, or train with --head last."
+            )
         if request.view == clips - 1:
             done = part.stop
         progress(done / len(samples))
     source.spent()  # no part of the training
-    if not bool(rows.isfinite().all()):
-        raise UserError(
-            "the pooled features of some samples are infinite or not numbers: extract with --precision bfloat16 or "
-            "float32, or train with --head last."
-        )
     return rows, labels
 
 

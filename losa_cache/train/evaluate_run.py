@@ -119,7 +119,7 @@ def evaluated(
             "for a run from a cache."
         )
     if chosen is None and split is None:
-        chosen = _held_out_cache(adapter_config)
+        chosen = _held_out_cache(adapter_config, _place(_opened(origin["cache"])))
     own = chosen is None and split is None
     if own and origin["cache"] is not None:
         chosen = open_cache(origin["cache"])
@@ -224,12 +224,13 @@ def _require_fit(run: str | Path, name: str, adapter_config: dict[str, Any], man
 
 def known_test_cache(run: Path, *, but: str | None = None) -> ActivationCache | None:
     """Find the most recent complete cache of a held-out split of a finished run's data set, but for one."""
-    return _held_out_cache(load_adapter_config(run), but=but)
+    _, origin = Run(run).config()
+    return _held_out_cache(load_adapter_config(run), _place(_opened(origin["cache"])), but=but)
 
 
 def test_cache_for(manifest: Manifest) -> ActivationCache | None:
     """Find the most recent complete cache of a held-out split that an adapter from a cache could be tested on."""
-    return _held_out_cache(_as_adapter(manifest))
+    return _held_out_cache(_as_adapter(manifest), _place(manifest))
 
 
 def unfit_for_test(manifest: Manifest, test: Manifest) -> str:
@@ -247,8 +248,19 @@ def _as_adapter(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def _held_out_cache(adapter_config: dict[str, Any], *, but: str | None = None) -> ActivationCache | None:
-    name = adapter_config["cache"]["fields"]["dataset"]["name"]
+def of_same_images(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
+    """Say whether two identities are of one split of one data set: what is fitted to the one, the other cannot test."""
+    return bool(ours["dataset"] == theirs["dataset"])
+
+
+def _held_out_cache(
+    adapter_config: dict[str, Any], place: tuple[Any, Any] | None, *, but: str | None = None
+) -> ActivationCache | None:
+    """Find the most recent one that fits and was not trained on; of the same folder of images, if there is one.
+
+    Folders of images all have one name, and two of them may have the same classes.
+    """
+    ours, found = adapter_config["cache"]["fields"], None
     for path in known_stores():
         if but is not None and path == Path(but).resolve():
             continue
@@ -256,8 +268,26 @@ def _held_out_cache(adapter_config: dict[str, Any], *, but: str | None = None) -
             cache = open_cache(path)
         except UserError:
             continue
-        dataset = cache.manifest.fields["dataset"]
-        held_out = dataset["split"] in HELD_OUT_SPLITS
-        if dataset["name"] == name and held_out and not misfit(adapter_config, cache.manifest):
+        theirs = cache.manifest.fields
+        tests = theirs["dataset"]["split"] in HELD_OUT_SPLITS and not of_same_images(ours, theirs)
+        if ours["dataset"]["name"] != theirs["dataset"]["name"] or not tests or misfit(adapter_config, cache.manifest):
+            continue
+        if place is None or _place(cache.manifest) == place:
             return cache
-    return None
+        found = found or cache
+    return found
+
+
+def _place(manifest: Manifest | None) -> tuple[Any, Any] | None:
+    """Say where a cache's images lay; ``None``: it is not known."""
+    if manifest is None or manifest.options is None:
+        return None
+    return manifest.options.get("dataset"), manifest.options.get("data_dir")
+
+
+def _opened(cache: str | None) -> Manifest | None:
+    """Read the manifest of the cache that a run was trained from; ``None`` where it is gone, or there was none."""
+    try:
+        return None if cache is None else open_cache(cache).manifest
+    except UserError:
+        return None

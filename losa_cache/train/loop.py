@@ -38,6 +38,10 @@ Progress = Callable[[float], None]
 """Is given the passes over the samples done so far, with their fraction, after every batch."""
 
 
+class DivergedError(UserError):
+    """A loss is not a number any more."""
+
+
 def lr_factor(step: int, *, total: int, warmup: int) -> float:
     """Give the learning rate of a step (from 0) as a share of its peak: linear rise, then a cosine to 0."""
     if step < warmup:
@@ -127,7 +131,7 @@ def train_epoch(
         after_step: called between steps.
 
     Raises:
-        UserError: if the loss stops being a number.
+        DivergedError: if the loss stops being a number.
     """
     adapter.train()
     device = next(adapter.parameters()).device
@@ -162,7 +166,7 @@ def train_epoch(
     passed.note(source.spent())
     passed.note(watch.take())
     if not math.isfinite(mean):
-        raise UserError(
+        raise DivergedError(
             f"the loss of epoch {epoch + 1} is {mean}: lower --lr (it is {config.peak_lr}) or raise --precision."
         )
     return mean
@@ -259,13 +263,17 @@ def fit(
         return finish([adapter], material, config)[0]
 
 
-def finish(adapters: Sequence[Adapter], material: Material, config: TrainConfig) -> list[dict[str, float] | None]:
+def finish(
+    adapters: Sequence[Adapter], material: Material, config: TrainConfig, *, refit: bool = True
+) -> list[dict[str, float] | None]:
     """Make trained adapters what is saved (arguments as of :func:`losa_cache.train.all_layers.refit`).
+
+    Without ``refit`` the probe stays fitted to the training samples alone.
 
     Returns:
         for each adapter what ``losa_cache.train.all_layers.unfit`` takes; ``None``: there is nothing to undo.
     """
-    refitted = all_layers.refit(adapters, material, config)
+    refitted = refit and all_layers.refit(adapters, material, config)
     done: list[dict[str, float] | None] = []
     for adapter in adapters:
         blend = adapter.blend

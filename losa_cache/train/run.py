@@ -17,6 +17,7 @@ from msgspec import Struct
 
 from losa_cache.errors import UserError
 from losa_cache.files import append, sync_folder, with_seal, without_seal, write_json, write_whole
+from losa_cache.folders import require_writable
 from losa_cache.lock import lock, unlock
 from losa_cache.outside import UnreadableError, fit, parse_json, read_file
 from losa_cache.train.board import Board
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 KEPT_FILES = {"sampling": "sampling.csv", "val_ids": "val_ids.txt"}
 CONFIG, METRICS, CHECKPOINT = "config.json", "metrics.jsonl", "checkpoint.pt"
 ORIGIN = ("cache", "online", "fields")
+RUNS = Path("runs")
+"""Where new runs go by default."""
 
 
 class _Line(Struct):
@@ -303,14 +306,32 @@ def _names(shape: type[TrainConfig] | type[OnlineConfig]) -> set[str]:
     return {field.name for field in fields(shape)}
 
 
-def require_free(path: Path) -> None:
+def require_free(path: Path, remedy: str = "continue it with --resume, or choose another --out") -> None:
     """Refuse a path that is taken.
+
+    Args:
+        path: of a new folder.
+        remedy: what to do, as the end of a sentence.
 
     Raises:
         TakenError: if it is.
     """
     if os.path.lexists(path):
-        raise TakenError(f"{str(path)!r} exists: continue it with --resume, or choose another --out.")
+        raise TakenError(f"{str(path)!r} exists: {remedy}.")
+
+
+def require_place(out: str | Path | None, **remedy: str) -> None:
+    """Refuse a new folder that is taken or cannot be made (arguments as of :func:`require_free`).
+
+    Without a path it is one below ``runs``.
+
+    Raises:
+        TakenError: if it is taken.
+        UserError: if it cannot be made.
+    """
+    if out is not None:
+        require_free(Path(out), **remedy)
+    require_writable(RUNS if out is None else Path(out).parent)
 
 
 def _digest(content: bytes) -> str:

@@ -26,7 +26,7 @@ from losa_cache.train.config import OnlineConfig, TrainConfig, of_recipe
 from losa_cache.train.loop import Progress, Report, autocast_dtype, fit
 from losa_cache.train.material import Material, open_material, used_layers, used_points
 from losa_cache.train.room import require_room
-from losa_cache.train.run import Run, TakenError, next_run_path, require_free
+from losa_cache.train.run import RUNS, Run, TakenError, next_run_path, require_place
 
 if TYPE_CHECKING:
     from losa_cache.backbone import Backbone
@@ -97,8 +97,7 @@ def train(
         KeyboardInterrupt: at Ctrl-C, after a checkpoint.
     """
     config = replace(config or TrainConfig(), **of_recipe(recipe) | options)
-    if out is not None:
-        require_free(Path(out))
+    require_place(out)
     where = choose_device(device)
     if cache is None and (online is None or online.share < 1):
         cache = latest_training_cache(all_tokens=config.reads_all_tokens or online is not None)
@@ -129,7 +128,7 @@ def _create(
     name = re.sub(r"[^\w-]", "_", f"{material.manifest.fields['dataset']['name']}-{config.side}")
     while True:
         with suppress(TakenError):  # by a process that asked for the same name at the same time
-            return Run.create(next_run_path(Path("runs"), name), config, origin, material.chosen.files, beside)
+            return Run.create(next_run_path(RUNS, name), config, origin, material.chosen.files, beside)
 
 
 def resume(

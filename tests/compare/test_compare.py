@@ -110,6 +110,18 @@ def test_the_order_of_a_cache_does_not_count_and_other_images_are_refused(folder
         lc.compare(folder / "a0", folder / "a0", turned)
 
 
+def test_images_that_were_trained_on_and_a_single_image_are_refused(folder):
+    lc.train(folder / "test.zarr", out=folder / "on_test", rank=2, **OPTIONS)
+    with pytest.raises(lc.UserError, match=r"on_test' does not fit cache .*: it was trained on these images"):
+        lc.compare(folder / "on_test", folder / "test.zarr")
+    single = extract(tiny_backbone(), tiny_samples(1, split="val"), precision="float32", out=folder / "single.zarr")
+    with pytest.raises(lc.UserError, match=r"single.zarr' has one image"):
+        lc.compare(folder / "a0", folder / "b", single)
+    alone = lc.compare(folder / "a0", single)
+    assert alone.samples == 1
+    assert str(single.path) in text(alone)
+
+
 def test_online_runs_and_cached_ones_meet(folder):
     online = lc.OnlineConfig("tiny0", "tiny", precision="float32")
     given = {"backbone": tiny_backbone(), "dataset": tiny_samples()}
@@ -151,7 +163,7 @@ def test_the_command_finds_what_was_trained_from_a_cache_and_probes_it_once(fold
         assert methods[f"probe, {name}"]["top1"] == pytest.approx(lines[record[line]]["test_top1"])
     trained = methods["probe, all layers"]["parameters"]["classifier"]
     assert trained == 3 * (lines[record["all_layers"]]["features"] + 1)
-    again = lc.compare("runs/a0", "runs/c", folder / "test.zarr", probe=True)
+    again = lc.compare("runs/a0", "runs/c", *[folder / "train.zarr"] * 2, folder / "test.zarr", probe=True)
     assert again.to_json() == found
     assert len(list(tmp_path.glob("runs/*/probe.json"))) == 1
 

@@ -55,3 +55,12 @@ def test_pairs_are_of_the_same_images():
     assert found.standard_error == pytest.approx(np.std(gaps, ddof=1) / 20)
     assert found.p == pytest.approx(math.erfc(abs(found.value / found.standard_error) / math.sqrt(2)), abs=2e-3)
     assert paired(several, several).p == 1
+
+
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_images_that_all_differ_alike_are_worth_their_signs(seeds):
+    first, second = np.ones((seeds, 4), bool), np.zeros((seeds, 4), bool)
+    second[0] = True  # a third of the seeds, or half of them, are right on every image
+    found = paired(first, second)
+    assert found.value == pytest.approx(1 - 1 / seeds)
+    assert found.p == pytest.approx(2 * 0.5**4)  # four signs of one kind

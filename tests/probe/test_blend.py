@@ -27,3 +27,12 @@ def test_shares_minimise_the_loss_of_what_is_held_out(images, classes, noise, go
 
     expected = minimize(objective, PRIOR, bounds=[(0, None)] * 2, options={"ftol": 1e-13, "gtol": 1e-9}).x
     np.testing.assert_allclose(fit_shares(probe, own, labels).numpy(), expected, atol=2e-4)
+
+
+@pytest.mark.parametrize("size", [1e9, 1e20])
+def test_a_side_network_that_diverged_has_no_share(size):
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 4, (40,), generator=generator)
+    probe, own = 3.0 * F.one_hot(labels, 4), size * torch.randn(40, 4, generator=generator)
+    a, b = fit_shares(probe.double(), own.double(), labels).tolist()
+    assert 0.5 < a < 2 and b * size < 1

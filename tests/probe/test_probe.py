@@ -171,6 +171,17 @@ def test_a_cache_that_is_no_test_is_refused(tiny_cache, tmp_path):
         lc.probe(tiny_cache, test=other, out=tmp_path / "out")
     with pytest.raises(lc.UserError, match="is the cache that is fitted"):
         lc.probe(tiny_cache, test=tiny_cache, out=tmp_path / "out")
+    same = extract(tiny_backbone(), tiny_samples(), precision="float16", out=tmp_path / "same.zarr")
+    with pytest.raises(lc.UserError, match="is of the images that are fitted"):
+        lc.probe(tiny_cache, test=same, out=tmp_path / "out")
+
+
+def test_images_that_are_fitted_are_no_known_test(tmp_path):
+    one, _ = (
+        extract(tiny_backbone(), tiny_samples(split="test"), precision=name, out=tmp_path / f"{name}.zarr")
+        for name in ("float32", "float16")
+    )
+    assert lc.probe(one, out=tmp_path / "out", device="cpu").record.test_cache is None
 
 
 def test_a_sample_that_is_not_finite_is_named(tmp_path):
@@ -212,3 +223,14 @@ def test_pooling_of_a_trunk_without_class_token(tmp_path):
     cache = extract(backbone, tiny_samples(), precision="float32", out=tmp_path / "mean.zarr")
     assert pooling_of(cache.manifest.tail).rows == 1
     assert read_features(cache, cache.samples, CPU).kinds == ("mean",)
+
+
+def test_a_folder_appears_with_all_of_its_files(tiny_cache, tmp_path, monkeypatch):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(import_module("losa_cache.probe.report"), "write_json", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            lc.probe(tiny_cache, out=tmp_path / "out", device="cpu")
+    assert not list(tmp_path.glob("out*"))

@@ -139,3 +139,10 @@ def test_the_command_line_chooses_and_refuses_what_does_not_go_with_it(tiny_cach
         2,
         "error: --resume goes on with a run's own options: leave out --auto.\n",
     )
+
+
+def test_a_setting_that_diverges_alone_is_no_choice_and_ends_no_search(tiny_cache):
+    config = replace(CONFIG, side="linear", epochs=3)
+    found = search(tiny_cache, config, {"lr": (1e-2, 1e36)}, device=CPU)
+    assert [own.top1 is None for own in found.tried] == [False, True]
+    assert found.options == {"lr": 1e-2}

@@ -57,6 +57,18 @@ def test_a_side_of_rows_is_the_same_function_of_the_image_from_either_cache_and_
         assert result["loss"] == pytest.approx(tested[0]["loss"], rel=1e-3)
 
 
+@pytest.mark.parametrize("precision", ["float16", "bfloat16", "int8"])
+def test_fusion_goes_with_pooled_rows_of_every_precision(precision, caches, tmp_path):
+    narrow = extract(
+        tiny_backbone(), tiny_samples(), tokens="pooled", precision=precision, out=tmp_path / f"{precision}.zarr"
+    )
+    found = [
+        train(cache, side="fusion", out=tmp_path / f"of_{place}", **OPTIONS)
+        for place, cache in enumerate((narrow, caches["pooled"]))
+    ]
+    torch.testing.assert_close(*map(losses, found), rtol=0.02, atol=0.02)
+
+
 @pytest.mark.parametrize("side", ["losa", "mlp", "ladder", "attentive"])
 def test_side_networks_over_tokens_say_that_they_need_the_full_cache(side, caches, tmp_path):
     with pytest.raises(UserError, match=f"holds pooled rows .* --side {side} needs all tokens: .*--tokens all"):

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import losa_cache as lc
+from losa_cache.cli import app
 from losa_cache.extract.extract import extract
 from losa_cache.files import with_seal
 from losa_cache.lock import lock, unlock
@@ -335,3 +336,20 @@ def test_lists_are_files_of_bounded_size(trained, tmp_path, option):
 def test_labels_beyond_the_classes_are_refused(tmp_path):
     with pytest.raises(lc.UserError, match="labels from 0 to 3, but 3 classes"):
         replace(tiny_samples(), labels=np.arange(23, dtype=np.int64) % 4)
+
+
+@pytest.mark.parametrize("begin", [lc.train, lc.train_auto, lc.probe])
+def test_a_place_that_cannot_be_made_is_refused_before_a_cache_is_opened(begin, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(lc.UserError, match=r"file' is no folder"):
+        begin(tmp_path / "missing.zarr", out=tmp_path / "file" / "out")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").touch()
+    with pytest.raises(lc.UserError, match=r"runs' is no folder"):
+        begin(tmp_path / "missing.zarr")
+
+
+def test_a_report_that_cannot_be_written_is_refused_before_anything_is_compared(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(lc.UserError, match=r"file' is no folder"):
+        app(["compare", str(tmp_path / "missing"), "--out", str(tmp_path / "file")], standalone_mode=False)

@@ -4,10 +4,12 @@ import json
 import os
 import subprocess
 import sys
+from itertools import product
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -146,6 +148,21 @@ def test_a_held_out_cache_of_the_same_data_set_is_found(tiny_cache, tmp_path):
     assert (found["split"], found["samples"]) == ("test", 9)
 
 
+def test_of_two_folders_with_the_same_classes_the_runs_own_is_its_test(tmp_path):
+    draw = np.random.default_rng(0)
+    for name, count in (("ours", 4), ("theirs", 2)):
+        for split, kind, number in product(("train", "test"), "ab", range(count)):
+            path = tmp_path / name / split / kind / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(draw.integers(0, 256, (28, 28, 3), np.uint8)).save(path)
+    made = [
+        lc.extract("vit_digits", "folder", data_dir=tmp_path / name, split=split, out=tmp_path / f"{name}-{split}.zarr")
+        for name, split in (("ours", "train"), ("ours", "test"), ("theirs", "test"))
+    ]
+    run = lc.train(made[0], side="linear", epochs=1, out=tmp_path / "run")
+    assert lc.evaluate_run(run.run)["on"] == str(made[1].path)
+
+
 def test_an_adapter_is_refused_by_a_cache_it_does_not_belong_to(tiny_cache, tmp_path):
     run = lc.train(tiny_cache, rank=2, epochs=1, out=tmp_path / "run").run
     other = extract(tiny_backbone(seed=1), tiny_samples(), precision="float32", out=tmp_path / "o.zarr")
@@ -231,7 +248,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path):
     assert cache.manifest.non_finite > 0
     with pytest.raises(lc.UserError, match="the loss of epoch 1 is nan"):
         lc.train(cache, rank=2, epochs=2, head="last", out=tmp_path / "run")
-    with pytest.raises(lc.UserError, match="the pooled features of some samples are infinite or not numbers"):
+    with pytest.raises(lc.UserError, match="the features of sample '[^']+' are infinite or not numbers"):
         lc.train(cache, rank=2, epochs=2, out=tmp_path / "all")
 
 
