@@ -78,7 +78,7 @@ class Adapter(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             if self.pooling is not None:
-                self.reader = Reader(points=points, rows=self.pooling.rows, width=width, seed=seed)
+                self.reader = Reader(points=points, rows=self.pooling.rows, width=width)
             self.classifier = nn.Linear(width if self.reader is None else self.reader.features, classes)
             nn.init.trunc_normal_(self.classifier.weight, std=0.01)
             nn.init.zeros_(self.classifier.bias)
@@ -91,7 +91,7 @@ class Adapter(nn.Module):
             self.probe = nn.utils.skip_init(nn.Linear, features, classes).requires_grad_(False)
             nn.init.zeros_(self.probe.weight)
             nn.init.zeros_(self.probe.bias)
-        self.tail, self.tokens = tail, tokens
+        self.tail, self.tokens, self.seed = tail, tokens, seed
 
     def forward(self, blocks: Sequence[Block]) -> Tensor:
         """Logits ``(batch, classes)`` from the side network's inputs ``(batch, tokens, width)``, y_0 the last."""
@@ -109,14 +109,15 @@ class Adapter(nn.Module):
     def begin(self, dropout: float) -> None:
         """Make ready for training a classifier over all layers: what :meth:`fold` ends."""
         if self.reader is not None:
-            self.reader.dropout.fill_(dropout)
-            self.blend = Blend(device=self.classifier.weight.device)
+            self.blend = Blend(seed=self.seed, dropout=dropout, device=self.classifier.weight.device)
 
     def both(self, blocks: Sequence[Block]) -> tuple[Tensor, Tensor | None]:
         """Logits ``(batch, classes)`` of the side network's classifier and, but for training steps, of the probe."""
         assert self.pooling is not None and self.side is not None
         assert self.reader is not None and self.probe is not None
         update, rows = refine(self.side, blocks, self.pooling, self.tokens)
+        if self.training and self.blend is not None:
+            update = self.blend.dropped(update)
         return self.classifier(self.reader(rows, update)), None if self.training else probed(self.probe, rows)
 
     @torch.no_grad()

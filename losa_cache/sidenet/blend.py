@@ -11,33 +11,49 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from losa_cache.sidenet.noise import Noise
+
+UPDATES = 3  # stream of noise, beside those of losa_cache.sidenet.query
 UNKNOWN = (0.5, 0.5)  # shares where nothing is held out to fit them on
 
 
 class Blend(nn.Module):
-    """The shares of one adapter, or of K that have one probe.
+    """Dropout of the side network's update, and the shares: of one adapter, or of K that have one probe.
 
     Args:
-        trials: K; ``None``: one adapter.
+        seed: of the dropout.
+        dropout: share of the update's values that a training step leaves out; of K adapters, one each.
         device: of its tensors.
 
     Attributes:
         share: a and b, ``(2,)`` or ``(K, 2)``.
         c: that the probe was fitted with, ``()``.
+        steps: of training taken so far, int64 ``()``.
     """
 
+    dropout: Tensor
     share: Tensor
     c: Tensor
+    steps: Tensor
 
-    def __init__(self, trials: int | None = None, *, device: torch.device | None = None) -> None:
+    def __init__(self, *, seed: int, dropout: float | Sequence[float], device: torch.device) -> None:
         super().__init__()
-        lead = () if trials is None else (trials,)
-        self.register_buffer("share", torch.tensor(UNKNOWN, device=device).expand(*lead, 2).clone())
+        self.seed = seed
+        rates = torch.tensor(dropout, device=device)[..., None, None, None]
+        self.register_buffer("dropout", rates, persistent=False)  # an option, which the config has
+        self.register_buffer("share", torch.tensor(UNKNOWN, device=device).expand(*rates.shape[:-3], 2).clone())
         self.register_buffer("c", torch.ones((), device=device))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device=device))
+
+    def dropped(self, update: Tensor) -> Tensor:
+        """Leave values of ``(..., batch, m, d)`` out in a training step, from the same noise for all adapters."""
+        kept = Noise(self.seed, self.steps, UPDATES).uniform(update.shape[-3:]) >= self.dropout
+        self.steps.add_(1)
+        return update * kept / (1 - self.dropout)
 
     def keep(self, trials: Sequence[int]) -> None:
         """Forget all adapters but these."""
-        self.share = self.share[list(trials)]
+        self.dropout, self.share = self.dropout[list(trials)], self.share[list(trials)]
 
     def blended(self, own: Tensor, probe: Tensor) -> Tensor:
         """Add logits: ``(batch, classes)`` of the probe, and ``(..., batch, classes)`` of the side networks."""

@@ -14,11 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from losa_cache.sidenet.noise import Noise
 from losa_cache.sidenet.products import compute_dtype, wide
 
 EPS = 1e-6  # of the layer norms
-UPDATES = 3  # stream of noise, beside those of losa_cache.sidenet.query
 
 
 class Reader(nn.Module):
@@ -29,27 +27,18 @@ class Reader(nn.Module):
     Args:
         points: number of blocks that are read.
         rows, width: m and d of a block's pooled rows. H is ``(points + 1) m``, a head for each row.
-        seed: of the dropout; values start from torch's generator.
 
     Attributes:
         queries: ``(H, d)`` or ``(K, H, d)``.
         values: ``(H, h, d)`` or ``(K, H, h, d)``; h is ``max(1, d // H)``.
-        dropout: share of the values of the side network's update that a training step leaves out, ``()`` or ``(K,)``.
-        steps: taken in training, ``()``.
     """
 
-    dropout: Tensor
-    steps: Tensor
-
-    def __init__(self, *, points: int, rows: int, width: int, seed: int) -> None:
+    def __init__(self, *, points: int, rows: int, width: int) -> None:
         super().__init__()
         heads = (points + 1) * rows
-        self.seed = seed
         self.queries = nn.Parameter(torch.zeros(heads, width))
         values = torch.empty(heads, max(1, width // heads), width)
         self.values = nn.Parameter(values.uniform_(-(width**-0.5), width**-0.5))  # as nn.Linear starts
-        self.register_buffer("dropout", torch.zeros(()), persistent=False)  # an option, which the config has
-        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     @property
     def features(self) -> int:
@@ -70,10 +59,6 @@ class Reader(nn.Module):
         queries = self.queries.view(-1, heads, width) * width**-0.5
         values = self.values.view(-1, *self.values.shape[-3:])
         batch, count, added = *rows.shape[:2], update.shape[-2]
-        if self.training:
-            rate = self.dropout[..., None, None, None] if self.dropout.ndim else self.dropout
-            update = dropped(update, rate, Noise(self.seed, self.steps, UPDATES))
-            self.steps.add_(1)
         refined = F.layer_norm(rows[:, -added:] + update, (width,), eps=EPS).view(-1, batch, added, width)
         rows = F.layer_norm(rows, (width,), eps=EPS)
         dtype = compute_dtype(rows, queries)
@@ -90,15 +75,12 @@ class Reader(nn.Module):
 
     @classmethod
     def stacked(cls, readers: Sequence["Reader"]) -> "Reader":
-        """Put K readers of one shape and seed together; their tensors are copied."""
-        first = readers[0]
-        together = cls(points=0, rows=1, width=1, seed=first.seed)
+        """Put K readers of one shape together; their tensors are copied."""
+        together = cls(points=0, rows=1, width=1)
         for name in ("queries", "values"):
             together.register_parameter(
                 name, nn.Parameter(torch.stack([getattr(own, name) for own in readers]).detach())
             )
-        together.dropout = torch.stack([reader.dropout for reader in readers])
-        together.steps = first.steps.clone()
         return together
 
     @torch.no_grad()
@@ -107,13 +89,3 @@ class Reader(nn.Module):
         for trial, reader in enumerate(readers):
             reader.queries.copy_(self.queries[trial])
             reader.values.copy_(self.values[trial])
-            reader.steps.copy_(self.steps)
-
-    def keep(self, trials: Sequence[int]) -> None:
-        """Forget the options of all trials but these; who owns the parameters cuts those."""
-        self.dropout = self.dropout[list(trials)]
-
-
-def dropped(update: Tensor, rate: Tensor, noise: Noise) -> Tensor:
-    """Leave out a share of the values of ``(..., batch, m, d)``, and scale the others up: the same for all trials."""
-    return update * (noise.uniform(update.shape[-3:]) >= rate) / (1 - rate)

@@ -117,6 +117,17 @@ def stack_sides(sides: Sequence[nn.Module | None]) -> LoSAStack | QueryStack:
     raise ValueError("only a LoSA for images, a low-rank MLP or attention by one query can be stacked")
 
 
+def stack_blends(blends: Sequence[Blend]) -> Blend | None:
+    """Stack what training adds to classifiers over all layers, if there is such."""
+    if not blends:
+        return None
+    first = blends[0]
+    dropout = [float(blend.dropout) for blend in blends]
+    found = Blend(seed=first.seed, dropout=dropout, device=first.share.device)
+    found.load_state_dict(first.state_dict() | {"share": torch.stack([blend.share for blend in blends])})
+    return found
+
+
 class AdapterStack(nn.Module):
     """Adapters around one frozen tail: side networks stacked, and a classifier each.
 
@@ -137,7 +148,7 @@ class AdapterStack(nn.Module):
         self.tail, self.pooling, self.probe = first.tail, first.pooling, first.probe
         readers = [adapter.reader for adapter in adapters if adapter.reader is not None]
         self.reader = Reader.stacked(readers) if readers else None
-        self.blend = Blend(len(adapters), device=self.weight.device) if readers else None
+        self.blend = stack_blends([adapter.blend for adapter in adapters if adapter.blend is not None])
 
     def both(self, blocks: Sequence[Block]) -> tuple[Tensor, Tensor | None]:
         """Logits ``(K, batch, classes)`` of the side networks' classifiers and, but for training steps, of the probe.
@@ -145,8 +156,10 @@ class AdapterStack(nn.Module):
         The probe is the same for all: ``(batch, classes)``.
         """
         assert isinstance(self.side, LoSAStack) and self.pooling is not None
-        assert self.probe is not None and self.reader is not None
+        assert self.probe is not None and self.reader is not None and self.blend is not None
         update, rows = refine(self.side, blocks, self.pooling, self.side.tokens)
+        if self.training:
+            update = self.blend.dropped(update)
         own = torch.baddbmm(self.bias[:, None], self.reader(rows, update), self.weight.mT)
         return own, None if self.training else probed(self.probe, rows)
 
@@ -173,6 +186,7 @@ class AdapterStack(nn.Module):
                 adapter.probe.load_state_dict(self.probe.state_dict())
             if self.blend is not None and adapter.blend is not None:
                 adapter.blend.c.copy_(self.blend.c)
+                adapter.blend.steps.copy_(self.blend.steps)
                 adapter.blend.share.copy_(self.blend.share[trial])
         if self.reader is not None:
             self.reader.unstack([adapter.reader for adapter in adapters if adapter.reader is not None])
@@ -181,9 +195,8 @@ class AdapterStack(nn.Module):
     def keep(self, trials: Sequence[int]) -> None:
         """Forget all trials but these; ranks stay filled up to what they were."""
         self.side.keep(trials)
-        if self.blend is not None and self.reader is not None:
+        if self.blend is not None:
             self.blend.keep(trials)
-            self.reader.keep(trials)
         for parameter, _ in self.decayed():
             parameter.data = parameter.data[list(trials)]
             parameter.grad = None

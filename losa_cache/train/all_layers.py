@@ -170,8 +170,8 @@ def pooled(
         if not bool(rows[part].isfinite().all()):
             wrong = batch.ids[int((~rows[part].flatten(1).isfinite().all(1)).nonzero()[0])]
             raise UserError(
-                f"the features of sample {wrong!r} are infinite or not numbers: extract it with --precision bfloat16 or "
-                "float32, or without that image, or train with --head last."
+                f"the features of sample {wrong!r} are infinite or not numbers: extract it with --precision bfloat16 "
+                "or float32, or without that image, or train with --head last."
             )
         if request.view == clips - 1:
             done = part.stop

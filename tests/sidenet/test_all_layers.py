@@ -5,9 +5,8 @@ import torch
 from torch.nn import functional as F
 
 from losa_cache.sidenet.adapter import Adapter
-from losa_cache.sidenet.noise import Noise
+from losa_cache.sidenet.blend import Blend
 from losa_cache.sidenet.pooled import Pooling
-from losa_cache.sidenet.reader import dropped
 from losa_cache.sidenet.stack import AdapterStack
 from tests.sidenet.test_fast import tail_of
 
@@ -80,7 +79,8 @@ def test_dropout_takes_values_of_the_update_and_no_others():
     start = Pooling(1, 1)(blocks[-1])
     kept = adapter.side.plain([F.layer_norm(b, (WIDTH,), eps=1e-6) for b in blocks])
     update = torch.stack([kept[:, 0], kept[:, 1:].mean(1)], 1) - start
-    steps = [dropped(update, torch.tensor(0.5), Noise(0, torch.tensor(step), 3)) for step in (0, 1)]
+    blend = Blend(seed=0, dropout=0.5, device=torch.device("cpu"))
+    steps = [blend.dropped(update) for _ in range(2)]
     for value in steps:
         lost = value == 0
         assert 0.25 < lost.double().mean() < 0.75
