@@ -212,12 +212,12 @@ def search(
     whole = config if config.val_ids is not None else replace(config, val_fraction=0.0)
     trials = len(settings) * len(splits)
     times = f" in {len(splits)} splits each" if len(splits) > 1 else ""
-    told(f"searching {len(settings)} settings{times}: nothing is kept until the search is over.")
     with ExitStack() as stack:
         material = from_cache(
             cache, whole, device, residency=residency, passes=trials * config.epochs, trials=min(trials, MOST_TRIALS)
         )
         stack.enter_context(material)
+        told(f"searching {len(settings)} settings{times}: nothing is kept until the search is over.")
         results = cross_validate(material, settings, splits, device, progress)
     choice = choose([own for own in results if isfinite(own.top1)], len(judges))
     if choice is None:

@@ -23,7 +23,7 @@ from losa_cache.sidenet.adapter import Adapter
 from losa_cache.sidenet.adapter_file import save_adapter
 from losa_cache.sidenet.tail import FrozenTail
 from losa_cache.train.config import OnlineConfig, TrainConfig, of_recipe
-from losa_cache.train.loop import Progress, Report, autocast_dtype, fit
+from losa_cache.train.loop import DivergedError, Progress, Report, autocast_dtype, fit
 from losa_cache.train.material import Material, open_material, used_layers, used_points
 from losa_cache.train.room import require_room
 from losa_cache.train.run import RUNS, Run, TakenError, next_run_path, require_place
@@ -247,6 +247,14 @@ def _fit(
             report=report,
             progress=progress,
         )
+    except DivergedError as error:
+        if not manifest.non_finite:
+            raise
+        what, _, _ = str(error).partition(":")
+        raise UserError(
+            f"{what}, and {manifest.non_finite:,} values that the backbone gave are infinite or not numbers: extract "
+            "with --precision float32, or without the images that they come from."
+        ) from error
     except RuntimeError as error:  # torch has a class for a GPU's memory alone
         if "out of memory" not in str(error) and "allocate memory" not in str(error):
             raise
