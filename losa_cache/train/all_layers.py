@@ -31,6 +31,7 @@ LEAST = 2  # training samples of a probe
 FOLDS = 3  # with half a decade between values of C: a run begins a second sooner, for a C that is close enough
 SHARE = 0.25  # of the free host memory, for pooled rows
 COPIES = 6  # of them, in float32, that a fit in float64 makes
+MOST_WORK = 1e10  # samples x features x classes of a fit: it takes minutes on two CPU cores, and is not worth more
 MOST_FOLDED = 5000  # samples up to which a probe is fitted several times: beyond, that costs more than an epoch
 
 Progress = Callable[[float], None]
@@ -47,7 +48,9 @@ def start(
     """Fit the probe to the training samples.
 
     C is chosen on the held-out samples where they are enough, else by cross-validation over the training samples: by
-    the loss, since logits that are too large would drown those that are added to them.
+    the loss, since logits that are too large would drown those that are added to them. Where the fit would take long
+    the probe is left out, with a share of 0: from so many samples the side network's classifier, which reads the same
+    rows, learns as much.
 
     Args:
         model: whose probe and ``blend`` are set.
@@ -61,18 +64,18 @@ def start(
     """
     assert model.probe is not None and model.blend is not None
     chosen, features = material.chosen, model.probe.in_features
-    train = some(chosen.train, features)
-    enough = len(chosen.held_out) >= ENOUGH or len(train) > MOST_FOLDED
-    held_out = some(chosen.held_out, features) if enough and not alone else chosen.held_out[:0]
-    if alone or len(train) < LEAST:
+    classes, device = len(material.manifest.classes), model.blend.share.device
+    if alone or len(chosen.train) < LEAST or len(chosen.train) * features * classes > MOST_WORK:
         model.blend.share.copy_(torch.tensor([0.0, 1.0]))
         return
+    train = some(chosen.train, features)
+    enough = len(chosen.held_out) >= ENOUGH or len(train) > MOST_FOLDED
+    held_out = some(chosen.held_out, features) if enough else chosen.held_out[:0]
     rows, labels = pooled(model, material.source, material, train, config, progress)
     more, theirs = pooled(model, material.plain, material, held_out, config)
     x, y = torch.cat([rows, more]).flatten(1), torch.cat([labels, theirs])
     one = held_out_fold(len(train), len(held_out))
     folds = one if len(held_out) else cross_validation(y.numpy(), seed=0, folds=FOLDS)
-    classes, device = len(material.manifest.classes), model.blend.share.device
     path = judged(x, y, classes, folds, device, PATH[::2])
     c, _, _ = min(path, key=lambda tried: tried[2])
     model.blend.c.fill_(c)
@@ -91,7 +94,7 @@ def refit(adapters: Sequence[Adapter], material: Material, config: TrainConfig) 
         whether there was something to do: there are held-out samples, and not so many others that these do not count.
     """
     first, chosen = adapters[0], material.chosen
-    if first.blend is None or first.probe is None or len(chosen.train) < LEAST or not len(chosen.held_out):
+    if first.blend is None or first.probe is None or not first.probe.weight.any() or not len(chosen.held_out):
         return False
     everything = np.concatenate([chosen.train, chosen.held_out])
     if len(everything) > min(MOST_FOLDED, len(some(everything, first.probe.in_features))):
@@ -197,9 +200,11 @@ def weigh(
         batch_size, autocast, progress: as of ``losa_cache.train.evaluate.evaluate_each``.
 
     Returns:
-        for each adapter ``probe_top1`` and ``side_top1``: of either alone, in percent.
+        for each adapter ``probe_top1`` and ``side_top1``: of either alone, in percent; nothing without a probe.
     """
-    assert model.blend is not None
+    assert model.blend is not None and model.probe is not None
+    if not model.probe.weight.any():
+        return [{} for _ in model.blend.share.view(-1, 2)]
     held_out, clips = material.chosen.held_out, material.manifest.clips
     sides, probes, labels = [], [], []
     requests = requests_in_order(held_out, batch_size, clips=clips)

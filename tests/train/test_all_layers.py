@@ -54,6 +54,14 @@ def test_what_is_saved_gives_the_figures_of_the_last_epoch_and_both_recipes_are_
         lc.train(tiny_cache, head="first", out=tmp_path / "none")
 
 
+def test_a_probe_that_would_take_long_is_left_out(tiny_cache, tmp_path, monkeypatch):
+    monkeypatch.setattr("losa_cache.train.all_layers.MOST_WORK", 1.0)
+    run = lc.train(tiny_cache, out=tmp_path / "run", **OPTIONS)
+    assert not run.adapter.probe.weight.any() and not run.adapter.probe.bias.any()
+    assert "val_probe_top1" not in run.metrics
+    assert lc.evaluate_run(run.run)["loss"] == pytest.approx(run.metrics["val_loss"], rel=1e-5)
+
+
 def test_trials_of_a_sweep_end_where_each_ends_alone(tiny_cache, tmp_path):
     space = {"rank": [2, 3], "dropout": [0.0, 0.5]}
     base = lc.TrainConfig(epochs=2, batch_size=8, val_fraction=0.3)
