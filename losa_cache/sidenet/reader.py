@@ -4,8 +4,9 @@
 rows of all blocks and to those that the side network has refined, so that the side network only has to add what the
 tokens know beyond their mean. It is attentive layer fusion (Ciernik et al., arXiv 2601.09322) with fewer parameters and
 no noise: the query of a head is learned in the space of the rows, the heads together are as wide as one row, and no
-matrix follows them. A layer norm replaces batch normalisation, so that the samples of a batch do not depend on each
-other.
+matrix follows them. Rows are standardised by the statistics of the training samples, in place of each by its own:
+images that resemble each other, as those of one microscope do, differ by little from their mean. A layer norm replaces
+batch normalisation, so that the samples of a batch do not depend on each other.
 """
 
 from collections.abc import Sequence
@@ -16,7 +17,8 @@ from torch.nn import functional as F
 
 from losa_cache.sidenet.products import compute_dtype, wide
 
-EPS = 1e-6  # of the layer norms
+EPS = 1e-6  # of the layer norm
+FLOOR = 0.1  # of a row's mean standard deviation: what varies less is not made larger than that by the division
 
 
 class Reader(nn.Module):
@@ -29,6 +31,8 @@ class Reader(nn.Module):
         rows, width: m and d of a block's pooled rows. H is ``(points + 1) m``, a head for each row.
 
     Attributes:
+        center, scale: ``((points + 1) m, d)``: the heads read ``(row - center) * scale``; not trained. The last m are for
+            the rows of y_k.
         queries: ``(H, d)`` or ``(K, H, d)``.
         values: ``(H, h, d)`` or ``(K, H, h, d)``; h is ``max(1, d // H)``.
     """
@@ -36,6 +40,8 @@ class Reader(nn.Module):
     def __init__(self, *, points: int, rows: int, width: int) -> None:
         super().__init__()
         heads = (points + 1) * rows
+        self.center = nn.Parameter(torch.zeros(heads, width), requires_grad=False)
+        self.scale = nn.Parameter(torch.ones(heads, width), requires_grad=False)
         self.queries = nn.Parameter(torch.zeros(heads, width))
         values = torch.empty(heads, max(1, width // heads), width)
         self.values = nn.Parameter(values.uniform_(-(width**-0.5), width**-0.5))  # as nn.Linear starts
@@ -44,6 +50,16 @@ class Reader(nn.Module):
     def features(self) -> int:
         """Length of the feature vector, H h."""
         return self.values.shape[-3] * self.values.shape[-2]
+
+    @torch.no_grad()
+    def standardise(self, rows: Tensor) -> None:
+        """Take center and scale from the rows of training samples, ``(N, n, d)``."""
+        added = len(self.center) - rows.shape[1]
+        rows = rows.double()
+        center, spread = rows.mean(0), rows.std(0, correction=0)
+        spread = spread.clamp(min=torch.finfo(torch.float32).eps).maximum(FLOOR * spread.mean(1, keepdim=True))
+        self.center.copy_(torch.cat([center, center[-added:]]))
+        self.scale.copy_(1 / torch.cat([spread, spread[-added:]]))
 
     def forward(self, rows: Tensor, update: Tensor) -> Tensor:
         """Compute the features.
@@ -59,8 +75,8 @@ class Reader(nn.Module):
         queries = self.queries.view(-1, heads, width) * width**-0.5
         values = self.values.view(-1, *self.values.shape[-3:])
         batch, count, added = *rows.shape[:2], update.shape[-2]
-        refined = F.layer_norm(rows[:, -added:] + update, (width,), eps=EPS).view(-1, batch, added, width)
-        rows = F.layer_norm(rows, (width,), eps=EPS)
+        refined = (rows[:, -added:] + update - self.center[count:]) * self.scale[count:]
+        refined, rows = refined.view(-1, batch, added, width), (rows - self.center[:count]) * self.scale[:count]
         dtype = compute_dtype(rows, queries)
         refined, rows, queries = refined.to(dtype), rows.to(dtype), queries.to(dtype)
 
@@ -75,8 +91,9 @@ class Reader(nn.Module):
 
     @classmethod
     def stacked(cls, readers: Sequence["Reader"]) -> "Reader":
-        """Put K readers of one shape together; their tensors are copied."""
+        """Put K readers of one shape together, with the first one's center and scale; what is trained is copied."""
         together = cls(points=0, rows=1, width=1)
+        together.center, together.scale = readers[0].center, readers[0].scale
         for name in ("queries", "values"):
             together.register_parameter(
                 name, nn.Parameter(torch.stack([getattr(own, name) for own in readers]).detach())
@@ -89,3 +106,5 @@ class Reader(nn.Module):
         for trial, reader in enumerate(readers):
             reader.queries.copy_(self.queries[trial])
             reader.values.copy_(self.values[trial])
+            reader.center.copy_(self.center)
+            reader.scale.copy_(self.scale)

@@ -218,7 +218,7 @@ class AdapterStack(nn.Module):
 
     def decayed(self) -> list[tuple[nn.Parameter, bool]]:
         """List the trained tensors, trial first, and whether weight decay is for them: matrices, as in one adapter."""
-        reader = [] if self.reader is None else [(parameter, True) for parameter in self.reader.parameters()]
+        reader = [] if self.reader is None else [(self.reader.queries, True), (self.reader.values, True)]
         return [*self.side.decayed(), *reader, (self.weight, True), (self.bias, False)]
 
 

@@ -45,7 +45,7 @@ def start(
     alone: bool = False,
     progress: Progress = lambda share: None,
 ) -> None:
-    """Fit the probe to the training samples.
+    """Take the standardisation of the rows from the training samples, and fit the probe to them.
 
     C is chosen on the held-out samples where they are enough, else by cross-validation over the training samples: by
     the loss, since logits that are too large would drown those that are added to them. Where the fit would take long
@@ -53,7 +53,7 @@ def start(
     rows, learns as much.
 
     Args:
-        model: whose probe and ``blend`` are set.
+        model: whose reader, probe and ``blend`` are set.
         material: to learn from.
         config: the options.
         alone: leave the probe out, so that the side network alone is judged.
@@ -62,16 +62,17 @@ def start(
     Raises:
         UserError: for features that are not finite.
     """
-    assert model.probe is not None and model.blend is not None
+    assert model.probe is not None and model.reader is not None and model.blend is not None
     chosen, features = material.chosen, model.probe.in_features
+    train = some(chosen.train, features)
+    rows, labels = pooled(model, material.source, material, train, config, progress)
+    model.reader.standardise(rows.flatten(1, 2))
     classes, device = len(material.manifest.classes), model.blend.share.device
     if alone or len(chosen.train) < LEAST or len(chosen.train) * features * classes > MOST_WORK:
         model.blend.share.copy_(torch.tensor([0.0, 1.0]))
         return
-    train = some(chosen.train, features)
     enough = len(chosen.held_out) >= ENOUGH or len(train) > MOST_FOLDED
     held_out = some(chosen.held_out, features) if enough else chosen.held_out[:0]
-    rows, labels = pooled(model, material.source, material, train, config, progress)
     more, theirs = pooled(model, material.plain, material, held_out, config)
     x, y = torch.cat([rows, more]).flatten(1), torch.cat([labels, theirs])
     one = held_out_fold(len(train), len(held_out))

@@ -31,6 +31,8 @@ def adapter_of(prefix, *, side="losa", rank=3, dropout=0.0, points=DEPTH):
         for p in (*adapter.side.parameters(), *adapter.probe.parameters(), *adapter.reader.parameters()):
             p.add_(0.3 * torch.randn_like(p))
         adapter.blend.share.copy_(SHARE)
+    images = torch.randn(50, points * adapter.pooling.rows, WIDTH, generator=torch.Generator().manual_seed(0))
+    adapter.reader.standardise(3 + 2 * images)
     return adapter
 
 
@@ -50,7 +52,7 @@ def plain(adapter, blocks, prefix):
 
 def attended(reader, rows):
     """Head by head: the scores of all rows, their softmax, the mean, and its values."""
-    rows = F.layer_norm(torch.cat(rows, 1), (WIDTH,), eps=1e-6)
+    rows = (torch.cat(rows, 1) - reader.center) * reader.scale
     means = [((rows @ query / WIDTH**0.5).softmax(1)[:, :, None] * rows).sum(1) for query in reader.queries]
     found = torch.cat([mean @ values.mT for mean, values in zip(means, reader.values, strict=True)], 1)
     return F.layer_norm(found, found.shape[1:], eps=1e-6)

@@ -1,6 +1,7 @@
 """A run with a classifier over all layers: its probe is the tuned one, and what is saved gives what was measured."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -25,6 +26,10 @@ def test_the_probe_is_scikit_learns_on_the_pooled_rows_of_the_training_samples(t
     normed = F.layer_norm(blocks.double(), blocks.shape[-1:], eps=1e-6)
     x = torch.cat([normed[:, :, :1], normed[:, :, 1:].mean(2, keepdim=True)], 2).flatten(1).numpy()
     y, scaler = tiny_cache.labels, StandardScaler().fit(x[train])
+    spread = x[train].std(0).reshape(8, -1)  # 4 blocks, 2 rows each
+    spread = np.maximum(spread, 0.1 * spread.mean(1, keepdims=True))
+    for name, rows in (("center", x[train].mean(0).reshape(8, -1)), ("scale", 1 / spread)):
+        np.testing.assert_allclose(state[f"reader.{name}"], np.concatenate([rows, rows[-2:]]), rtol=1e-4, atol=1e-5)
     c = float(state["blend.c"])
     oracle = LogisticRegression(C=c, tol=1e-10, max_iter=10_000).fit(scaler.transform(x[train]), y[train])
     found = x @ state["probe.weight"].double().numpy().T + state["probe.bias"].double().numpy()
@@ -55,7 +60,7 @@ def test_what_is_saved_gives_the_figures_of_the_last_epoch_and_both_recipes_are_
 
 
 def test_a_probe_that_would_take_long_is_left_out(tiny_cache, tmp_path, monkeypatch):
-    monkeypatch.setattr("losa_cache.train.all_layers.MOST_WORK", 1.0)
+    monkeypatch.setattr(sys.modules["losa_cache.train.all_layers"], "MOST_WORK", 1.0)
     run = lc.train(tiny_cache, out=tmp_path / "run", **OPTIONS)
     assert not run.adapter.probe.weight.any() and not run.adapter.probe.bias.any()
     assert "val_probe_top1" not in run.metrics
