@@ -31,8 +31,8 @@ class Reader(nn.Module):
         rows, width: m and d of a block's pooled rows. H is ``(points + 1) m``, a head for each row.
 
     Attributes:
-        center, scale: ``((points + 1) m, d)``: the heads read ``(row - center) * scale``; not trained. The last m are for
-            the rows of y_k.
+        center, scale: ``((points + 1) m, d)``: the heads read ``(row - center) * scale``; not trained. The last m are
+            for the rows of y_k.
         queries: ``(H, d)`` or ``(K, H, d)``.
         values: ``(H, h, d)`` or ``(K, H, h, d)``; h is ``max(1, d // H)``.
     """
