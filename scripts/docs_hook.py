@@ -56,13 +56,17 @@ def _command(name: str, verb: Any) -> str:
         rows = [f"| `{_cell(_title(argument))}` | {_cell(argument.help)} |" for argument in arguments]
         parts.append("\n".join(["| argument | meaning |", "|---|---|", *rows]))
     for title, options in panels.items():
-        rows = [f"| {', '.join(f'`{name}`' for name in option.opts)} | {_cell(option.help)} | {_default(option)} |" for option in options]
+        rows = [f"| {_flags(option)} | {_cell(option.help)} | {_default(option)} |" for option in options]
         parts.append("\n".join([f"**{title}**", "", "| option | meaning | default |", "|---|---|---|", *rows]))
     return "\n\n".join(parts)
 
 
 def _title(argument: Any) -> str:
     return str(argument.metavar or argument.name.upper())
+
+
+def _flags(option: Any) -> str:
+    return ", ".join(f"`{name}`" for name in option.opts)
 
 
 def _default(option: Any) -> str:
