@@ -148,6 +148,25 @@ def test_python_shown_names_what_exists(block):
             assert node.attr in lc.__all__
 
 
+def messages():
+    """Every text in the package, with ``...`` where a value stands."""
+    for path in (ROOT / "losa_cache").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                yield "".join(part.value if isinstance(part, ast.Constant) else "..." for part in node.values)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+
+
+def test_the_messages_explained_are_messages():
+    page = PAGES[DOCS / "guides" / "troubleshooting.md"]
+    wanted = [[part.strip() for part in title.split("...")] for title in re.findall(r"^### (.*)", page, re.MULTILINE)]
+    patterns = [re.compile(".*".join(map(re.escape, parts)), re.DOTALL) for parts in wanted]
+    every = list(messages())
+    assert len(patterns) > 30
+    assert [p.pattern for p in patterns if not any(p.search(text) for text in every)] == []
+
+
 def anchors(text):
     """The anchors of a page's headings, as GitHub and MkDocs make them, and those that are given."""
     titles = re.findall(r"^#+ (.*)", FENCED.sub("", text), flags=re.MULTILINE)
