@@ -22,9 +22,11 @@ PAGE = (Path(__file__).parent.parent / "docs" / "protocol.md").read_text()
 
 
 def table(section: str) -> list[list[str]]:
-    """Rows of the first table behind a heading (or behind a header row's first cell)."""
-    text = PAGE.split(f"\n## {section}\n")[1].split("\n## ")[0]
-    rows = [line.strip("|").split(" | ") for line in text.splitlines() if line.startswith("|")]
+    """Rows of the only table behind a heading: a row that another line cuts off is a mistake of the page."""
+    lines = PAGE.split(f"\n## {section}\n")[1].split("\n## ")[0].splitlines()
+    places = [place for place, line in enumerate(lines) if line.startswith("|")]
+    assert places == list(range(places[0], places[-1] + 1)), f"the table of {section!r} is cut in two"
+    rows = [lines[place].strip("|").split(" | ") for place in places]
     return [[cell.strip() for cell in row] for row in rows[2:]]
 
 
