@@ -86,8 +86,8 @@ class Samples:
         names = [f"{place:06d}" for place in range(len(pictures))] if ids is None else list(ids)
         if not len(pictures) == len(numbers) == len(names):
             raise UserError(
-                f"data set {name!r} has {len(pictures)} images, {len(numbers)} labels and {len(names)} ids: give one of "
-                "each for every sample."
+                f"data set {name!r} has {len(pictures)} images, {len(numbers)} labels and {len(names)} ids: give one "
+                "of each for every sample."
             )
         if len(set(names)) < len(names):
             raise UserError(f"data set {name!r} has an id twice: ids tell samples apart.")
@@ -183,7 +183,8 @@ def _picture(image: Image.Image | NDArray[np.uint8], place: int) -> Image.Image:
         return image
     if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)):
         raise UserError(
-            f"image {place} is an array of {image.dtype} {image.shape}: give uint8 (height, width) or (height, width, 3)."
+            f"image {place} is an array of {image.dtype} {image.shape}: give uint8 (height, width) or (height, width, "
+            "3)."
         )
     return Image.fromarray(image)
 

@@ -95,7 +95,8 @@ def _fitting(run: Path, config: dict[str, Any], trained_from: str | None) -> Act
 
 
 def _candidates(trained_from: str | None) -> Iterator[ActivationCache]:
-    for path in [*([] if trained_from is None else [trained_from]), *known_stores()]:
+    places: list[str | Location] = [] if trained_from is None else [trained_from]
+    for path in [*places, *known_stores()]:
         try:
             yield open_cache(path)
         except UserError:
