@@ -246,6 +246,8 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a side network from a cache, without the backbone; or --online, with it."""
+    if dataset is not None:
+        require_data_dir(dataset, data_dir)
     from losa_cache import OnlineConfig, TrainConfig
     from losa_cache.cache.store import latest_training_cache, open_cache
     from losa_cache.display import TrainingBar, note, training_report
@@ -296,7 +298,6 @@ def train(
             raise UserError(f"--online is --mixed 1: leave one of --online and --mixed {mixed} out.")
         if backbone is None or dataset is None:
             raise UserError("--online and --mixed run the backbone on images: name them with --backbone and --dataset.")
-        require_data_dir(dataset, data_dir)
         fresh = OnlineConfig(
             backbone=backbone,
             dataset=dataset,
