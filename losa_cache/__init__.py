@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from losa_cache.cache.store import ActivationCache, open_cache
     from losa_cache.compare.compare import compare
     from losa_cache.data.load import load_samples
+    from losa_cache.data.samples import Samples
     from losa_cache.errors import UserError
     from losa_cache.extract.extract import extract
     from losa_cache.extract.plan_extraction import plan_extraction
@@ -25,10 +26,13 @@ if TYPE_CHECKING:
     from losa_cache.sidenet.tail import FrozenTail
     from losa_cache.sweep.auto import train_auto
     from losa_cache.sweep.run import resume_sweep, sweep
+    from losa_cache.train.batch import Batch
+    from losa_cache.train.batches import Batches, TensorBatch, batches
     from losa_cache.train.config import OnlineConfig, TrainConfig
     from losa_cache.train.evaluate_run import evaluate_run
     from losa_cache.train.stacked_adamw import StackedAdamW
     from losa_cache.train.train import TrainResult, resume, train
+    from losa_cache.train.trained_adapter import TrainedAdapter, load_adapter
 
 # Where the public names live. They are imported when first used: training must not load timm and its backbones.
 _HOMES = {
@@ -36,18 +40,25 @@ _HOMES = {
     "Adapter": "losa_cache.sidenet.adapter",
     "AdapterStack": "losa_cache.sidenet.stack",
     "Backbone": "losa_cache.backbone",
+    "Batch": "losa_cache.train.batch",
+    "Batches": "losa_cache.train.batches",
     "FrozenTail": "losa_cache.sidenet.tail",
     "LoSA": "losa_cache.sidenet.losa",
     "LoSAStack": "losa_cache.sidenet.stack",
     "OnlineConfig": "losa_cache.train.config",
     "ProbeResult": "losa_cache.probe.probe",
+    "Samples": "losa_cache.data.samples",
     "StackedAdamW": "losa_cache.train.stacked_adamw",
+    "TensorBatch": "losa_cache.train.batches",
     "TrainConfig": "losa_cache.train.config",
     "TrainResult": "losa_cache.train.train",
+    "TrainedAdapter": "losa_cache.train.trained_adapter",
     "UserError": "losa_cache.errors",
+    "batches": "losa_cache.train.batches",
     "compare": "losa_cache.compare.compare",
     "evaluate_run": "losa_cache.train.evaluate_run",
     "extract": "losa_cache.extract.extract",
+    "load_adapter": "losa_cache.train.trained_adapter",
     "load_backbone": "losa_cache.backbone",
     "load_samples": "losa_cache.data.load",
     "open_cache": "losa_cache.cache.store",
@@ -66,18 +77,25 @@ __all__ = [
     "Adapter",
     "AdapterStack",
     "Backbone",
+    "Batch",
+    "Batches",
     "FrozenTail",
     "LoSA",
     "LoSAStack",
     "OnlineConfig",
     "ProbeResult",
+    "Samples",
     "StackedAdamW",
+    "TensorBatch",
     "TrainConfig",
     "TrainResult",
+    "TrainedAdapter",
     "UserError",
+    "batches",
     "compare",
     "evaluate_run",
     "extract",
+    "load_adapter",
     "load_backbone",
     "load_samples",
     "open_cache",

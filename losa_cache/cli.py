@@ -12,6 +12,7 @@ from losa_cache.cli_common import Device, Json, Residency, expanded, given, prin
 from losa_cache.cli_compare import compare
 from losa_cache.cli_probe import probe
 from losa_cache.cli_sweep import sweep, train_chosen, vtab
+from losa_cache.data.names import require_data_dir
 from losa_cache.errors import UserError
 from losa_cache.terminal import Commands
 
@@ -118,6 +119,7 @@ def extract(
     as_json: Json = False,
 ) -> None:
     """Run the frozen backbone once and write every block's activations to a cache. Run it again to resume."""
+    require_data_dir(dataset, data_dir)  # before the imports, which take seconds
     from losa_cache import extract as run
     from losa_cache import plan_extraction
     from losa_cache.display import ExtractionBar, extraction_report
@@ -244,6 +246,8 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a side network from a cache, without the backbone; or --online, with it."""
+    if dataset is not None:
+        require_data_dir(dataset, data_dir)
     from losa_cache import OnlineConfig, TrainConfig
     from losa_cache.cache.store import latest_training_cache, open_cache
     from losa_cache.display import TrainingBar, note, training_report

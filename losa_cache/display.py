@@ -14,6 +14,7 @@ from losa_cache.text import shown
 from losa_cache.train.train import TrainResult
 
 LINE_SECONDS = 60
+WORTH_SHORTENING = 0.1  # seconds of an epoch
 console = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
@@ -163,7 +164,7 @@ class PassBar:
 class TrainingBar(PassBar):
     """Show epochs, and the loss and accuracy of the last; a line every tenth where there is no terminal.
 
-    Says what limits an epoch whenever that changes.
+    Says what limits an epoch whenever that changes, unless epochs are over in no time.
     """
 
     _limiter = ""
@@ -187,6 +188,6 @@ class TrainingBar(PassBar):
         if epoch % max(1, self.total // 10) == 0 or epoch == self.total:
             self.line(f"epoch {epoch}/{self.total}: {figures}, {metrics['train_seconds']:.2f} s")
         limiter = metrics["limiter"].partition("(")[0]
-        if limiter != self._limiter:
+        if limiter != self._limiter and metrics["train_seconds"] >= WORTH_SHORTENING:
             self._limiter = limiter
             note(f"epoch {epoch}: {metrics['limiter']}")

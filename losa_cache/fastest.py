@@ -1,14 +1,11 @@
 """Which of several ways to do the same thing is the fastest on this GPU: measured once, then remembered."""
 
 import hashlib
-import json
 import logging
-import os
 import shutil
 import statistics
 import sysconfig
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -17,6 +14,7 @@ from typing import Any
 
 import torch
 
+from losa_cache.files import write_json
 from losa_cache.folders import find_home
 from losa_cache.outside import UnreadableError, read_json
 
@@ -124,12 +122,8 @@ def _note(key: str, chosen: str) -> None:
     path = _path(key)
     if path is None:
         return
-    partial = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps({"work": key, "fastest": chosen}, indent=2))
-        os.replace(partial, path)
+        write_json(path, {"work": key, "fastest": chosen})
     except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
         log.info("%s cannot be written (%s): the choice is measured again next time.", path, error.strerror)

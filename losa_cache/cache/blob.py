@@ -76,7 +76,12 @@ class FileBlob:
                     raise CutShortError
 
     def expect(self, ranges: Iterable[tuple[int, int]]) -> None:
-        """Have the system read ahead: twice as fast from a disk as reading a sample at a time."""
+        """Have the system read ahead: twice as fast from a disk as reading a sample at a time.
+
+        Where the system cannot be asked (macOS), a read waits for the disk itself.
+        """
+        if not hasattr(os, "posix_fadvise"):
+            return
         with self._opened() as handle:
             for offset, length in ranges:
                 os.posix_fadvise(handle, offset, length, os.POSIX_FADV_WILLNEED)

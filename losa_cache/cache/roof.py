@@ -28,8 +28,10 @@ def memory_speed() -> float:
 def disk_speed(path: Path) -> float | None:
     """Read the beginning of a file past the page cache, for half a second at most: GB/s.
 
-    ``None`` where the file system knows no direct reads, or the file is smaller than a request.
+    ``None`` where the system (macOS) or the file system knows no direct reads, or the file is smaller than a request.
     """
+    if not hasattr(os, "O_DIRECT"):
+        return None
     try:
         handle = os.open(path, os.O_RDONLY | os.O_DIRECT)
     except OSError:

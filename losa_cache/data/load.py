@@ -6,13 +6,14 @@ from losa_cache.data.builtin import NAMES, load_builtin
 from losa_cache.data.digits import load_digits_split
 from losa_cache.data.folder import load_folder
 from losa_cache.data.kinetics400 import load_kinetics400
+from losa_cache.data.names import ON_DISK, plain, require_data_dir
 from losa_cache.data.places365 import load_places365
 from losa_cache.data.samples import Samples
 from losa_cache.data.vtab import load_vtab
 from losa_cache.errors import UserError, nearest
 
-_ON_DISK = {"folder": load_folder, "kinetics400": load_kinetics400, "places365": load_places365, "vtab": load_vtab}
-OWN_NAMES = ("digits", *_ON_DISK)
+_ON_DISK = dict(zip(ON_DISK, (load_folder, load_kinetics400, load_places365, load_vtab), strict=True))
+OWN_NAMES = ("digits", *ON_DISK)
 
 
 def load_samples(name: str, *, split: str = "train", data_dir: Path | None = None, home: Path | None = None) -> Samples:
@@ -29,12 +30,11 @@ def load_samples(name: str, *, split: str = "train", data_dir: Path | None = Non
     Raises:
         UserError: for an unknown name (with the nearest ones) or files that are not as expected.
     """
-    key = _key(name)
+    key = plain(name)
+    require_data_dir(name, data_dir)
     if key == "digits":
         return load_digits_split(split)
-    if key in _ON_DISK:
-        if data_dir is None:
-            raise UserError(f"data set {key!r} needs --data-dir: the folder that holds it.")
+    if data_dir is not None and key in _ON_DISK:
         return _ON_DISK[key](data_dir, split)
     if key in NAMES:
         return load_builtin(key, data_dir or home or Path("data"), split)
@@ -48,13 +48,9 @@ def load_samples(name: str, *, split: str = "train", data_dir: Path | None = Non
 
 def is_name(name: str) -> bool:
     """Tell whether a data set is known by this name; else it is a folder's path."""
-    return _key(name) in (*OWN_NAMES, *NAMES)
+    return plain(name) in (*OWN_NAMES, *NAMES)
 
 
 def is_embedded(name: str) -> bool:
     """Tell whether a data set comes with a package: nothing else is opened for it."""
-    return _key(name) == "digits"
-
-
-def _key(name: str) -> str:
-    return name.lower().replace("_", "").replace("-", "")
+    return plain(name) == "digits"

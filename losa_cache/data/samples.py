@@ -53,6 +53,50 @@ class Samples:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @classmethod
+    def from_images(
+        cls,
+        name: str,
+        images: Iterable[Image.Image | NDArray[np.uint8]],
+        labels: Sequence[int] | NDArray[np.int64],
+        classes: Sequence[str],
+        *,
+        split: str = "train",
+        ids: Sequence[str] | None = None,
+    ) -> "Samples":
+        """Build a data set from images in memory, for ``losa_cache.extract(backbone, samples)``.
+
+        The fingerprint covers ids, labels and pixels, so that the same images find their cache again, and others do
+        not.
+
+        Args:
+            name: of the data set; with ``split`` it becomes a part of the cache's name.
+            images: PIL images, or uint8 arrays ``(height, width)`` or ``(height, width, 3)``. A generator is read to
+                its end.
+            labels: one number a sample, which indexes ``classes``.
+            classes: class names.
+            split: a cache of ``test`` or ``val`` is one that runs are tested on.
+            ids: one unique name a sample; by default its number in six digits.
+
+        Raises:
+            UserError: if the counts differ, an id is there twice, or an array is no image of 8 bits.
+        """
+        pictures = [_picture(image, place) for place, image in enumerate(images)]
+        numbers = np.asarray(labels, dtype=np.int64)
+        names = [f"{place:06d}" for place in range(len(pictures))] if ids is None else list(ids)
+        if not len(pictures) == len(numbers) == len(names):
+            raise UserError(
+                f"data set {name!r} has {len(pictures)} images, {len(numbers)} labels and {len(names)} ids: give one "
+                "of each for every sample."
+            )
+        if len(set(names)) < len(names):
+            raise UserError(f"data set {name!r} has an id twice: ids tell samples apart.")
+        told = (
+            f"{own}\t{label}\t{_told(picture)}"
+            for own, label, picture in zip(names, numbers.tolist(), pictures, strict=True)
+        )
+        return cls(name, split, tuple(classes), names, numbers, pictures.__getitem__, hash_lines(told))
+
     def select(self, indices: NDArray[np.int64]) -> "Samples":
         """Keep these samples, in this order; the fingerprint stays that of the whole."""
         load, clip, file = self.load, self.clip, self.file
@@ -132,6 +176,23 @@ def hash_lines(lines: Iterable[str], payload: bytes = b"") -> str:
         digest.update(line.encode("utf-8", "surrogateescape") + b"\n")
     digest.update(payload)
     return f"sha256:{digest.hexdigest()}"
+
+
+def _picture(image: Image.Image | NDArray[np.uint8], place: int) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image
+    if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)):
+        raise UserError(
+            f"image {place} is an array of {image.dtype} {image.shape}: give uint8 (height, width) or (height, width, "
+            "3)."
+        )
+    return Image.fromarray(image)
+
+
+def _told(picture: Image.Image) -> str:
+    """Give what tells one picture from another: mode, size, and a hash of pixels and palette."""
+    pixels = picture.tobytes() + bytes(picture.getpalette() or ())
+    return f"{picture.mode}\t{picture.size}\t{hashlib.sha256(pixels).hexdigest()}"
 
 
 def _size(path: Path) -> int:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from losa_cache.points import LAST_ONLY, WITHOUT_START
+
 PARTS = ("read", "decode", "copy", "backbone", "compute")
 """What a step waits for: reads, decoding (online: of images), copies to the GPU, the backbone, the side network."""
 
@@ -51,15 +53,17 @@ def account(seconds: float, spent: Mapping[str, float], roof: Roof | None) -> di
     return found
 
 
-ADVICE = {
-    "compute": "a smaller --rank or fewer --layers would shorten it",
-    "decode": "bfloat16 needs no decoding, int8 almost none; fewer --layers need less",
-    "copy": "fewer --layers or bits, or --residency device where they fit, would shorten it",
-    "backbone": "a cache (losa-cache extract) would spare it",
-    "images": "more --workers would shorten it; a cache (losa-cache extract) would spare it",
-    "disk": "fewer --layers, a cache of fewer bits (--precision int8), or memory that holds it would shorten it",
-    "memory": "fewer --layers or fewer bits (--precision int8) would shorten it",
+RANK, LAYERS = "a smaller --rank", "fewer --layers"
+REMEDIES = {
+    "compute": (RANK, LAYERS),
+    "decode": ("bfloat16 (no decoding)", "int8 (almost none)", LAYERS),
+    "copy": (LAYERS, "fewer bits", "--residency device where it fits"),
+    "backbone": ("a cache (losa-cache extract)",),
+    "images": ("more --workers", "a cache (losa-cache extract)"),
+    "disk": (LAYERS, "a cache of fewer bits (--precision int8)", "memory that holds it"),
+    "memory": (LAYERS, "fewer bits (--precision int8)"),
 }
+"""What would shorten an epoch."""
 NAMES = {
     "compute": "the side network",
     "decode": "decoding",
@@ -71,12 +75,13 @@ NAMES = {
 }
 
 
-def limiter(metrics: Mapping[str, float], roof: Roof | None = None) -> str:
+def limiter(metrics: Mapping[str, float], roof: Roof | None = None, *, side: str = "losa") -> str:
     """Say in one sentence what an epoch's time went into, and what would shorten it.
 
     Args:
         metrics: of the epoch, with those of :func:`account`.
         roof: as there.
+        side: the side network: some have no rank, and some read one layer alone.
     """
     parts = {part: metrics[f"train_seconds_{part}"] for part in PARTS if f"train_seconds_{part}" in metrics}
     speed = metrics.get("train_read_gb_per_second")
@@ -95,4 +100,11 @@ def limiter(metrics: Mapping[str, float], roof: Roof | None = None) -> str:
         f"{part} {share}{read if part == 'read' else ''}" for part, share in rest.items() if part != largest
     )
     within = f"{rest[largest]} of the time{read if largest == 'read' else ''}"
-    return f"limited by {NAMES[what]} ({within}; {others}): {ADVICE[what]}."
+    *more, last = _remedies(what, side) or [""]
+    advice = f": {' or '.join(filter(None, [', '.join(more), last]))} would shorten it" if last else ""
+    return f"limited by {NAMES[what]} ({within}; {others}){advice}."
+
+
+def _remedies(what: str, side: str) -> list[str]:
+    useless = {RANK: side in WITHOUT_START, LAYERS: side in LAST_ONLY}
+    return [remedy for remedy in REMEDIES[what] if not useless.get(remedy)]

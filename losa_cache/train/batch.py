@@ -51,7 +51,7 @@ class Batch:
         fixed: the blocks' tensors belong to the source for its whole life: memory at these addresses stays valid.
     """
 
-    blocks: list[Block]
+    blocks: Sequence[Block]
     labels: Tensor
     ids: list[str]
     fixed: bool = False

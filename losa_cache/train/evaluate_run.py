@@ -22,7 +22,7 @@ from losa_cache.points import EMBEDDING, OF_ROWS
 from losa_cache.sidenet.adapter_file import load_adapter, load_adapter_config
 from losa_cache.train.all_layers import unfit
 from losa_cache.train.batch import Batch
-from losa_cache.train.config import SHUFFLE, OnlineConfig
+from losa_cache.train.config import SHUFFLE, OnlineConfig, TrainConfig
 from losa_cache.train.evaluate import evaluate
 from losa_cache.train.loop import Progress, autocast_dtype
 from losa_cache.train.material import open_material
@@ -106,11 +106,7 @@ def evaluated(
 ) -> Evaluated:
     """Evaluate as :func:`evaluate_run`, sample by sample, and write nothing."""
     directory = Path(run)
-    adapter_config = load_adapter_config(directory)
-    own_run = Run(directory)
-    config, origin = own_run.config()
-    if adapter_config.get("run", own_run.digest()) != own_run.digest():
-        raise UserError(f"the adapter in {str(run)!r} is of another run: put back the files that belong together.")
+    adapter_config, config, origin = read_trained(directory)
     online = None if origin["online"] is None else OnlineConfig.from_json(origin["online"])
     chosen = open_cache(cache) if cache is not None else None
     if split is not None and (chosen is not None or online is None):
@@ -127,7 +123,7 @@ def evaluated(
         raise UserError(f"run {str(run)!r} held nothing out and no test cache is known: pass --cache.")
     if chosen is not None:
         online = None
-        _require_fit(run, f"cache {str(chosen.path)!r}", adapter_config, chosen.manifest)
+        require_fit(run, f"cache {str(chosen.path)!r}", adapter_config, chosen.manifest)
     elif online is not None and split is not None:
         online = replace(online, split=split, limit=None, tap=adapter_config["cache"]["fields"]["tap"])
     config = replace(config, layers=adapter_config["layers"], sampling=SHUFFLE)
@@ -138,9 +134,9 @@ def evaluated(
         manifest = material.manifest
         name = str(chosen.path) if chosen is not None else manifest.fields["dataset"]["name"]
         if chosen is None:
-            _require_fit(run, f"data set {name!r}", adapter_config, manifest)
+            require_fit(run, f"data set {name!r}", adapter_config, manifest)
         samples = material.chosen.held_out if own else material.chosen.train
-        adapter = load_adapter(directory, _of_tokens(adapter_config, manifest), material.tail).to(where)
+        adapter = load_adapter(directory, of_tokens(adapter_config, manifest), material.tail).to(where)
         if own and (probe := adapter_config.get("probe")) is not None:
             unfit(adapter, material, config, **probe)
         ids: list[str] = []
@@ -170,6 +166,20 @@ def evaluated(
         labels=labels,
         parameters=adapter.parameter_counts(),
     )
+
+
+def read_trained(run: Path) -> tuple[dict[str, Any], TrainConfig, dict[str, Any]]:
+    """Read the config of a finished run's adapter, the run's options, and what it was trained on.
+
+    Raises:
+        UserError: if this is no finished run, or its files were altered or are not of one run.
+    """
+    adapter_config = load_adapter_config(run)
+    own = Run(run)
+    config, origin = own.config()
+    if adapter_config.get("run", own.digest()) != own.digest():
+        raise UserError(f"the adapter in {str(run)!r} is of another run: put back the files that belong together.")
+    return adapter_config, config, origin
 
 
 def _store(path: Path, result: dict[str, Any]) -> None:
@@ -212,12 +222,17 @@ def apart(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     return differences({k: ours.get(k) for k in compared}, {k: theirs.get(k) for k in compared})
 
 
-def _of_tokens(adapter_config: dict[str, Any], manifest: Manifest) -> dict[str, Any]:
+def of_tokens(adapter_config: dict[str, Any], manifest: Manifest) -> dict[str, Any]:
     """Give the config for as many rows as a point has here: all tokens, or pooled ones."""
     return adapter_config | {"adapter": adapter_config["adapter"] | {"tokens": manifest.tokens["total"]}}
 
 
-def _require_fit(run: str | Path, name: str, adapter_config: dict[str, Any], manifest: Manifest) -> None:
+def require_fit(run: str | Path, name: str, adapter_config: dict[str, Any], manifest: Manifest) -> None:
+    """Refuse block outputs that an adapter does not go with.
+
+    Raises:
+        UserError: naming the fields in which they differ.
+    """
     if problem := misfit(adapter_config, manifest):
         raise UserError(f"run {str(run)!r} does not fit {name}: {problem}.")
 

@@ -252,7 +252,7 @@ def fit(
             metrics: dict[str, Any] = {"epoch": done + 1, "train_loss": mean, "train_seconds": passed.seconds}
             roof = material.source.roof() if passed.spent.get("gigabytes", 0) >= WORTH_A_ROOF else None
             metrics |= account(passed.seconds, passed.spent, roof)
-            metrics["limiter"] = limiter(metrics, roof)
+            metrics["limiter"] = limiter(metrics, roof, side=config.side)
             metrics["train_lr"] = optimizer.param_groups[0]["lr"]
             metrics["train_peak_gb"] = peak_memory(device) / 1e9
             metrics |= validate(adapter, material, config, autocast=autocast, between_batches=between_batches)

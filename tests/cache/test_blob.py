@@ -1,5 +1,10 @@
 """Bytes at any offset, against a plain read of the whole file."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -57,3 +62,23 @@ def test_roofs_are_measured_where_there_is_something_to_measure(file, tmp_path):
     (tmp_path / "large").write_bytes(bytes(2 * REQUEST))
     speed = disk_speed(tmp_path / "large")
     assert speed is None or speed > 0  # None: a file system without direct reads
+
+
+def test_a_system_that_neither_reads_ahead_nor_directly_still_reads(file, monkeypatch):
+    code = """
+import os, sys
+del os.posix_fadvise, os.O_DIRECT
+import numpy as np
+from pathlib import Path
+from losa_cache.cache.blob import DirectBlob, FileBlob
+for kind in FileBlob, DirectBlob:
+    blob, buffer = kind(Path(sys.argv[1])), np.empty(9_000, dtype=np.uint8)
+    blob.expect([(123, 9_000)])
+    blob.read([(123, 9_000, [buffer])])
+    sys.stdout.buffer.write(buffer.tobytes())
+"""
+    root = str(Path(__file__).parent.parent.parent)
+    done = subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True, check=True, cwd=root)
+    assert done.stdout == 2 * file.read_bytes()[123:9_123]
+    monkeypatch.delattr(os, "O_DIRECT")
+    assert disk_speed(file) is None

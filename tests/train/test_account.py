@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import losa_cache as lc
+from losa_cache.display import TrainingBar
 from losa_cache.train.account import NAMES, PARTS, Roof, account, limiter
 
 ROOF = Roof(memory=10.0, disk=2.0)
@@ -56,6 +57,30 @@ def test_what_is_faster_than_the_disk_came_out_of_memory(reached, roof):
 def test_the_largest_part_is_named_with_advice(spent, said):
     metrics = {"train_seconds": 10.0} | account(10.0, spent, ROOF)
     assert limiter(metrics, ROOF).startswith(f"limited by {said}")
+
+
+def test_no_option_is_advised_that_a_side_network_does_not_have():
+    read = {"read": 6, "reading": 6, "gigabytes": 9, "compute": 4}
+    for side, spent, advice in (
+        ("losa", {"compute": 1}, ": a smaller --rank or fewer --layers would shorten it."),
+        ("fusion", {"compute": 1}, ": fewer --layers would shorten it."),
+        ("linear", {"compute": 1}, ")."),
+        ("linear", read, ": a cache of fewer bits (--precision int8) or memory that holds it would shorten it."),
+        ("losa", {"copy": 1}, ": fewer --layers, fewer bits or --residency device where it fits would shorten it."),
+        ("losa", {"backbone": 1}, ": a cache (losa-cache extract) would shorten it."),
+    ):
+        said = limiter({"train_seconds": 10.0} | account(10.0, spent, ROOF), ROOF, side=side)
+        assert said.endswith(advice), said
+        assert said.count(":") == (advice != ").")
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(0.01, False), (2.0, True)])
+def test_an_epoch_that_is_over_at_once_is_not_explained(seconds, said, capsys):
+    limit = "limited by reading from disk (90% of the time): memory would shorten it."
+    metrics = {"epoch": 1, "train_loss": 1.0, "train_seconds": seconds, "limiter": limit}
+    with TrainingBar(2) as bar:
+        bar(metrics)
+    assert ("limited by" in capsys.readouterr().err) == said
 
 
 def test_a_run_says_after_every_epoch_what_limits_it(tiny_cache, tmp_path):

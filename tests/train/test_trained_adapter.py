@@ -1,0 +1,86 @@
+"""``lc.load_adapter``: its logits against the figures of ``evaluate_run``, and where the frozen tail comes from."""
+
+import shutil
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import losa_cache as lc
+from losa_cache.extract.extract import extract
+from tests.conftest import tiny_backbone, tiny_samples
+
+CUT = {"precision": "float32", "device": "cpu"}
+TRAINED = {"rank": 2, "epochs": 2, "lr": 0.01, "device": "cpu"}
+
+
+@pytest.fixture
+def caches(tmp_path):
+    return [
+        extract(
+            tiny_backbone(), tiny_samples(count, split=split), embedding=True, out=tmp_path / f"{split}.zarr", **CUT
+        )
+        for split, count in (("train", 23), ("test", 17))
+    ]
+
+
+def logits(model, cache):
+    options = {"points": model.points, "shuffle": False, "batch_size": 4, "device": "cpu"}
+    with torch.inference_mode(), lc.batches(cache, **options) as batches:
+        found = [(model(batch.blocks), batch.labels) for batch in batches]
+    return torch.cat([own for own, _ in found]), torch.cat([labels for _, labels in found])
+
+
+@pytest.mark.parametrize(
+    ("options", "points"),
+    [
+        ({}, ["block.1", "block.2", "block.3", "block.4"]),
+        ({"head": "last", "layers": 2}, ["block.2", "block.4"]),
+        ({"head": "last", "start": "embedding"}, ["block.1", "block.2", "block.3", "block.4", "embedding"]),
+        ({"side": "linear"}, ["block.4"]),
+        ({"side": "fusion", "layers": 2}, ["block.2", "block.4"]),
+        ({"side": "attentive"}, ["block.4"]),
+    ],
+)
+def test_its_logits_give_the_figures_of_eval(options, points, caches, tmp_path):
+    train, test = caches
+    run = lc.train(train, out=tmp_path / "run", **TRAINED | options).run
+    model = lc.load_adapter(run, cache=test.path, device="cpu")
+    assert model.points == points
+    assert model.classes == ["a", "b", "c"]
+    assert not model.training
+    found, labels = logits(model, test)
+    expected = lc.evaluate_run(run, cache=test.path, device="cpu")
+    assert found.shape == (17, 3)
+    assert F.cross_entropy(found, labels).item() == pytest.approx(expected["loss"], rel=1e-5)
+    assert 100 * (found.argmax(1) == labels).double().mean().item() == pytest.approx(expected["top1"])
+
+
+def test_the_tail_comes_from_any_cache_that_fits(caches, tmp_path):
+    train, test = caches
+    run = lc.train(train, head="last", out=tmp_path / "run", **TRAINED).run
+    expected, _ = logits(lc.load_adapter(run, device="cpu"), test)
+    other = extract(tiny_backbone(1), tiny_samples(), out=tmp_path / "other.zarr", **CUT)
+    with pytest.raises(lc.UserError, match="does not fit cache .*other.zarr': .*backbone"):
+        lc.load_adapter(run, cache=other)
+    shutil.rmtree(train.path)
+    model = lc.load_adapter(run, device="cpu")  # by the other one, which is known to fit
+    assert torch.equal(logits(model, test)[0], expected)
+    shutil.rmtree(test.path)
+    with pytest.raises(lc.UserError, match=r"no cache is known .*train.zarr' is not there.*pass cache="):
+        lc.load_adapter(run)
+    with pytest.raises(lc.UserError, match="holds no adapter"):
+        lc.load_adapter(tmp_path)
+
+
+def test_a_probe_reads_a_pooled_cache_too(caches, tmp_path):
+    train, test = caches
+    pooled = extract(tiny_backbone(), tiny_samples(17, split="test"), tokens="pooled", out=tmp_path / "p.zarr", **CUT)
+    run = lc.train(train, side="linear", out=tmp_path / "run", **TRAINED).run
+    model = lc.load_adapter(run, cache=pooled, device="cpu")
+    assert model.points == ["tail"]
+    whole, _ = logits(lc.load_adapter(run, cache=test, device="cpu"), test)
+    assert torch.allclose(logits(model, pooled)[0], whole, atol=1e-5)
+    losa = lc.train(train, out=tmp_path / "losa", **TRAINED).run
+    with pytest.raises(lc.UserError, match="does not fit cache .*p.zarr': tokens"):
+        lc.load_adapter(losa, cache=pooled)
