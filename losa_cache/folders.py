@@ -70,7 +70,7 @@ def require_writable(folder: Path) -> None:
     """
     there = next(part for part in (folder, *folder.absolute().parents) if os.path.lexists(part))
     if not there.is_dir():
-        raise UserError(f"{str(folder)!r} cannot be written: {str(there)!r} is no folder; choose another --out.")
+        raise UserError(f"{str(folder)!r} cannot be made: {str(there)!r} is no folder; choose another --out.")
     if not os.access(there, os.W_OK | os.X_OK):
         raise UserError(
             f"{str(folder)!r} cannot be written: {str(there)!r} does not allow it; allow it, or choose another --out."

@@ -180,6 +180,7 @@ def fit(
     run: Run,
     device: torch.device,
     autocast: torch.dtype | None,
+    refit: bool,
     report: Report,
     progress: Progress,
 ) -> dict[str, float] | None:
@@ -260,15 +261,16 @@ def fit(
             done, passed = done + 1, Passed()
             save()
             report(metrics)
-        return finish([adapter], material, config)[0]
+        return finish([adapter], material, config, refit=refit)[0]
 
 
 def finish(
-    adapters: Sequence[Adapter], material: Material, config: TrainConfig, *, refit: bool = True
+    adapters: Sequence[Adapter], material: Material, config: TrainConfig, *, refit: bool
 ) -> list[dict[str, float] | None]:
     """Make trained adapters what is saved (arguments as of :func:`losa_cache.train.all_layers.refit`).
 
-    Without ``refit`` the probe stays fitted to the training samples alone.
+    Without ``refit`` the probe stays fitted to the training samples alone: where others judge it after that, or a pass
+    over the samples runs the backbone.
 
     Returns:
         for each adapter what ``losa_cache.train.all_layers.unfit`` takes; ``None``: there is nothing to undo.
