@@ -35,6 +35,8 @@ MOST_WORK = 1e10  # samples x features x classes of a fit: it takes minutes on t
 MOST_FOLDED = 5000  # samples up to which a probe is fitted several times: beyond, that costs more than an epoch
 
 Progress = Callable[[float], None]
+Rows = tuple[Tensor, Tensor]
+"""Pooled rows, float32 ``(N, points, m, d)``, and labels, int64 ``(N,)``, on the host."""
 
 
 def start(
@@ -44,7 +46,7 @@ def start(
     *,
     alone: bool = False,
     progress: Progress = lambda share: None,
-) -> None:
+) -> Rows | None:
     """Take the standardisation of the rows from the training samples, and fit the probe to them.
 
     C is chosen on the held-out samples where they are enough, else by cross-validation over the training samples: by
@@ -59,6 +61,9 @@ def start(
         alone: leave the probe out, so that the side network alone is judged.
         progress: is given the share of the samples read.
 
+    Returns:
+        the rows of all training samples, for :func:`refit`; ``None`` where it has nothing to do.
+
     Raises:
         UserError: for features that are not finite.
     """
@@ -70,7 +75,7 @@ def start(
     classes, device = len(material.manifest.classes), model.blend.share.device
     if alone or len(chosen.train) < LEAST or len(chosen.train) * features * classes > MOST_WORK:
         model.blend.share.copy_(torch.tensor([0.0, 1.0]))
-        return
+        return None
     enough = len(chosen.held_out) >= ENOUGH or len(train) > MOST_FOLDED
     held_out = some(chosen.held_out, features) if enough else chosen.held_out[:0]
     more, theirs = pooled(model, material.plain, material, held_out, config)
@@ -81,15 +86,17 @@ def start(
     c, _, _ = min(path, key=lambda tried: tried[2])
     model.blend.c.fill_(c)
     _set(model.probe, _fitted(rows, labels, classes, c, device))
+    return (rows, labels) if len(rows) == len(chosen.train) <= MOST_FOLDED else None
 
 
-def refit(adapters: Sequence[Adapter], material: Material, config: TrainConfig) -> bool:
+def refit(adapters: Sequence[Adapter], material: Material, config: TrainConfig, seen: Rows | None = None) -> bool:
     """Fit the probe again, to the held-out samples too, once nothing is judged by them any more.
 
     Args:
         adapters: trained, with one probe; it is set in all of them.
         material: what they have learned from.
         config: the options.
+        seen: rows of the training samples, if they are known.
 
     Returns:
         whether there was something to do: there are held-out samples, and not so many others that these do not count.
@@ -100,7 +107,7 @@ def refit(adapters: Sequence[Adapter], material: Material, config: TrainConfig) 
     everything = np.concatenate([chosen.train, chosen.held_out])
     if len(everything) > min(MOST_FOLDED, len(some(everything, first.probe.in_features))):
         return False
-    rows, labels = pooled(first, material.source, material, chosen.train, config)
+    rows, labels = pooled(first, material.source, material, chosen.train, config) if seen is None else seen
     more, theirs = pooled(first, material.plain, material, chosen.held_out, config)
     both, device = (torch.cat([rows, more]), torch.cat([labels, theirs])), first.blend.share.device
     fit = _fitted(*both, len(material.manifest.classes), float(first.blend.c), device)
@@ -152,11 +159,8 @@ def pooled(
     samples: NDArray[np.int64],
     config: TrainConfig,
     progress: Progress = lambda share: None,
-) -> tuple[Tensor, Tensor]:
+) -> Rows:
     """Read the pooled rows of samples as they are: plain images; of videos the mean over the clips.
-
-    Returns:
-        float32 ``(N, points, m, d)`` and int64 ``(N,)``, on the host.
 
     Raises:
         UserError: for features that are not finite, naming the sample.

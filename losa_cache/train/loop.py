@@ -180,7 +180,6 @@ def fit(
     run: Run,
     device: torch.device,
     autocast: torch.dtype | None,
-    refit: bool,
     report: Report,
     progress: Progress,
 ) -> dict[str, float] | None:
@@ -233,8 +232,9 @@ def fit(
             raise KeyboardInterrupt
 
     with Interrupt() as interrupt:
+        rows = None
         if state is None and config.reads_all:
-            all_layers.start(adapter, material, config, progress=lambda share: unless_stopped())
+            rows = all_layers.start(adapter, material, config, progress=lambda share: unless_stopped())
         while done < config.epochs:
             mean = train_epoch(
                 adapter,
@@ -261,21 +261,25 @@ def fit(
             done, passed = done + 1, Passed()
             save()
             report(metrics)
-        return finish([adapter], material, config, refit=refit)[0]
+        return finish([adapter], material, config, seen=rows)[0]
 
 
 def finish(
-    adapters: Sequence[Adapter], material: Material, config: TrainConfig, *, refit: bool
+    adapters: Sequence[Adapter],
+    material: Material,
+    config: TrainConfig,
+    *,
+    seen: all_layers.Rows | None = None,
+    refit: bool = True,
 ) -> list[dict[str, float] | None]:
     """Make trained adapters what is saved (arguments as of :func:`losa_cache.train.all_layers.refit`).
 
-    Without ``refit`` the probe stays fitted to the training samples alone: where others judge it after that, or a pass
-    over the samples runs the backbone.
+    Without ``refit`` the probe stays fitted to the training samples alone.
 
     Returns:
         for each adapter what ``losa_cache.train.all_layers.unfit`` takes; ``None``: there is nothing to undo.
     """
-    refitted = refit and all_layers.refit(adapters, material, config)
+    refitted = refit and all_layers.refit(adapters, material, config, seen)
     done: list[dict[str, float] | None] = []
     for adapter in adapters:
         blend = adapter.blend

@@ -117,9 +117,7 @@ def train(
         adapter = _ready_adapter(material, config, where)
         run = _create(out, config, origin_of(cache, online, material), material, beside or {})
         with run.owned():
-            return _fit(
-                run, material, adapter, config, device=where, refit=online is None, report=report, progress=progress
-            )
+            return _fit(run, material, adapter, config, device=where, report=report, progress=progress)
 
 
 def _create(
@@ -184,9 +182,7 @@ def resume(
         if wrong := differences(ours, theirs):
             raise UserError(f"run {str(run)!r} began with something else: it differs in {'; '.join(wrong)}.")
         adapter = _ready_adapter(material, config, where)
-        return _fit(
-            directory, material, adapter, config, device=where, refit=online is None, report=report, progress=progress
-        )
+        return _fit(directory, material, adapter, config, device=where, report=report, progress=progress)
 
 
 def _cache_of(run: str | Path, path: str) -> ActivationCache:
@@ -236,7 +232,6 @@ def _fit(
     config: TrainConfig,
     *,
     device: torch.device,
-    refit: bool,
     report: Report,
     progress: Progress,
 ) -> TrainResult:
@@ -249,7 +244,6 @@ def _fit(
             run=run,
             device=device,
             autocast=autocast_dtype(device, manifest.precision),
-            refit=refit,
             report=report,
             progress=progress,
         )
