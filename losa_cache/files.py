@@ -49,7 +49,7 @@ def sync_tree(folder: Path) -> None:
 
 
 def publish(partial: Path, final: Path) -> None:
-    """Rename a file that is already synced to its final name, durably."""
+    """Rename a file or folder that is already synced to its final name, durably."""
     os.replace(partial, final)
     sync_folder(final.parent)
 

@@ -27,12 +27,14 @@ def on_page_content(html: str, **_: Any) -> str:
 
 def commands() -> str:
     """Describe every command: what it does, its arguments, and its options by panel."""
+    from typer.core import TyperGroup
     from typer.main import get_command
 
     from losa_cache.cli import app
 
-    verbs: dict[str, Any] = get_command(app).commands  # type: ignore[attr-defined]
-    return "\n\n".join(_command(name, verb) for name, verb in verbs.items())
+    group = get_command(app)
+    assert isinstance(group, TyperGroup)
+    return "\n\n".join(_command(name, verb) for name, verb in group.commands.items())
 
 
 def names() -> str:

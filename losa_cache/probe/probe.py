@@ -20,7 +20,7 @@ from losa_cache.cache.location import Location
 from losa_cache.cache.store import ActivationCache, latest_training_cache, open_cache
 from losa_cache.device import choose_device, machine
 from losa_cache.errors import UserError
-from losa_cache.files import sync_folder
+from losa_cache.files import publish
 from losa_cache.probe.features import read_features
 from losa_cache.probe.images import choose_images
 from losa_cache.probe.lines import Data, probe_features
@@ -164,8 +164,7 @@ def _written(record: ProbeRecord, out: str | Path | None, name: str) -> Path:
         try:
             partial.mkdir(parents=True)
             write_report(record, partial)
-            partial.rename(folder)
-            sync_folder(folder.parent)
+            publish(partial, folder)
         except OSError as error:
             if out is None and error.errno in (errno.EEXIST, errno.ENOTEMPTY):
                 continue  # another process took the same name

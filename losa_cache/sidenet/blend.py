@@ -40,6 +40,7 @@ class Blend(nn.Module):
         super().__init__()
         self.seed = seed
         rates = torch.tensor(dropout, device=device)[..., None, None, None]
+        self.drops = bool(rates.any())
         self.register_buffer("dropout", rates, persistent=False)  # an option, which the config has
         self.register_buffer("share", torch.tensor(UNKNOWN, device=device).expand(*rates.shape[:-3], 2).clone())
         self.register_buffer("c", torch.ones((), device=device))
@@ -47,9 +48,11 @@ class Blend(nn.Module):
 
     def dropped(self, update: Tensor) -> Tensor:
         """Leave values of ``(..., batch, m, d)`` out in a training step, from the same noise for all adapters."""
-        kept = Noise(self.seed, self.steps, UPDATES).uniform(update.shape[-3:]) >= self.dropout
+        if self.drops:
+            kept = Noise(self.seed, self.steps, UPDATES).uniform(update.shape[-3:]) >= self.dropout
+            update = update * kept / (1 - self.dropout)
         self.steps.add_(1)
-        return update * kept / (1 - self.dropout)
+        return update
 
     def keep(self, trials: Sequence[int]) -> None:
         """Forget all adapters but these."""

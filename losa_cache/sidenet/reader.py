@@ -94,10 +94,8 @@ class Reader(nn.Module):
         """Put K readers of one shape together, with the first one's center and scale; what is trained is copied."""
         together = cls(points=0, rows=1, width=1)
         together.center, together.scale = readers[0].center, readers[0].scale
-        for name in ("queries", "values"):
-            together.register_parameter(
-                name, nn.Parameter(torch.stack([getattr(own, name) for own in readers]).detach())
-            )
+        together.queries = nn.Parameter(torch.stack([own.queries for own in readers]).detach())
+        together.values = nn.Parameter(torch.stack([own.values for own in readers]).detach())
         return together
 
     @torch.no_grad()

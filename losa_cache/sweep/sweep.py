@@ -14,7 +14,7 @@ import torch
 from losa_cache.allocator import keep_freed_memory
 from losa_cache.cache.store import open_cache
 from losa_cache.errors import UserError
-from losa_cache.files import sync_folder
+from losa_cache.files import publish
 from losa_cache.lock import lock, unlock
 from losa_cache.outside import UnreadableError
 from losa_cache.sidenet.adapter_file import CONFIG as ADAPTER
@@ -413,7 +413,6 @@ def create_sweep(folder: Path, config: SweepConfig) -> None:
         (partial / "cohorts").mkdir(parents=True)
         checksum = config.save(partial)
         Progress(config=checksum, files=checksums(partial, *KEPT_FILES.values())).save(partial)
-        partial.rename(folder)
-        sync_folder(folder.parent)
+        publish(partial, folder)
     except OSError as error:
         raise UserError(f"sweep {str(folder)!r} cannot be made ({error.strerror}).") from error

@@ -85,7 +85,7 @@ def start(
     path = judged(x, y, classes, folds, device, PATH[::2])
     c, _, _ = min(path, key=lambda tried: tried[2])
     model.blend.c.fill_(c)
-    _set(model.probe, _fitted(rows, labels, classes, c, device))
+    _set(model.probe, fit_at(c, rows.flatten(1), labels, classes, device))
     return (rows, labels) if len(rows) == len(chosen.train) <= MOST_FOLDED else None
 
 
@@ -109,8 +109,8 @@ def refit(adapters: Sequence[Adapter], material: Material, config: TrainConfig, 
         return False
     rows, labels = pooled(first, material.source, material, chosen.train, config) if seen is None else seen
     more, theirs = pooled(first, material.plain, material, chosen.held_out, config)
-    both, device = (torch.cat([rows, more]), torch.cat([labels, theirs])), first.blend.share.device
-    fit = _fitted(*both, len(material.manifest.classes), float(first.blend.c), device)
+    x, y = torch.cat([rows, more]).flatten(1), torch.cat([labels, theirs])
+    fit = fit_at(float(first.blend.c), x, y, len(material.manifest.classes), first.blend.share.device)
     for adapter in adapters:
         assert adapter.probe is not None
         _set(adapter.probe, fit)
@@ -129,12 +129,8 @@ def unfit(adapter: Adapter, material: Material, config: TrainConfig, *, c: float
     """
     assert adapter.probe is not None
     rows, labels = pooled(adapter, material.source, material, material.chosen.train, config)
-    fit = _fitted(rows, labels, len(material.manifest.classes), c, adapter.probe.weight.device)
+    fit = fit_at(c, rows.flatten(1), labels, len(material.manifest.classes), adapter.probe.weight.device)
     _set(adapter.probe, Fit(share * fit.weight, share * fit.bias))
-
-
-def _fitted(rows: Tensor, labels: Tensor, classes: int, c: float, device: torch.device) -> Fit:
-    return fit_at(c, rows.flatten(1), labels, classes, device)
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ import torch
 from msgspec import Struct
 
 from losa_cache.errors import UserError
-from losa_cache.files import append, sync_folder, with_seal, without_seal, write_json, write_whole
+from losa_cache.files import append, publish, with_seal, without_seal, write_json, write_whole
 from losa_cache.folders import require_writable
 from losa_cache.lock import lock, unlock
 from losa_cache.outside import UnreadableError, fit, parse_json, read_file
@@ -101,8 +101,7 @@ class Run:
             for name, content in (beside or {}).items():
                 write_whole(partial / name, content)
             write_json(partial / CONFIG, with_seal({"train": options, **origin, "files": digests}))
-            partial.rename(path)
-            sync_folder(path.parent)
+            publish(partial, path)
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
             if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR) and os.path.lexists(path):
