@@ -35,12 +35,17 @@ TAIL = {
 }  # fmt: skip
 
 
-def adapters(shape: str, rank: int, count: int, device: torch.device, *, side: str = "losa") -> list[Adapter]:
-    """Build adapters that differ in their seed."""
+def adapters(
+    shape: str, rank: int, count: int, device: torch.device, *, side: str = "losa", head: str = "last"
+) -> list[Adapter]:
+    """Build adapters that differ in their seed, ready for training."""
     depth, tokens, width, _ = SHAPES[shape]
     tail = FrozenTail({"width": width, **TAIL})
     build = partial(Adapter, side=side, depth=depth, tokens=tokens, width=width, rank=rank, classes=CLASSES, tail=tail)
-    return [build(seed=seed).to(device) for seed in range(count)]
+    built = [build(seed=seed, head=head, points=depth).to(device) for seed in range(count)]
+    for adapter in built:
+        adapter.begin(TrainConfig.dropout)
+    return built
 
 
 class OneBatch:

@@ -37,6 +37,7 @@ class Case:
         rank, batch: of the side network.
         device: to compute on.
         repeats: of each measurement.
+        head: what the classifier reads, as of :class:`losa_cache.Adapter`.
     """
 
     shape: str
@@ -44,11 +45,12 @@ class Case:
     batch: int
     device: torch.device
     repeats: int
+    head: str = "last"
 
     @property
     def said(self) -> Figures:
         """What identifies it."""
-        return {"shape": self.shape, "rank": self.rank, "batch": self.batch}
+        return {"shape": self.shape, "rank": self.rank, "batch": self.batch, "head": self.head}
 
     def block_outputs(self) -> tuple[list[Tensor], Tensor]:
         """Make random bfloat16 block outputs, and labels."""
@@ -59,7 +61,7 @@ class Case:
 
     def adapters(self, count: int) -> list[Adapter]:
         """Build adapters that differ in their seed."""
-        return adapters(self.shape, self.rank, count, self.device)
+        return adapters(self.shape, self.rank, count, self.device, head=self.head)
 
 
 class Plain(nn.Module):

@@ -174,7 +174,7 @@ def refine(side: nn.Module, blocks: Sequence[Block], pooling: Pooling, tokens: i
         what it adds to the rows of y_0, ``(..., batch, m, width)``; and the rows of all k blocks, ``(batch, k m,
         width)``.
     """
-    normed, rows = zip(*map(pooling.normed, dense(blocks)), strict=True)
+    normed, rows = zip(*map(pooling.normed, blocks), strict=True)
     readout = pooling.readout(tokens)
     return side(normed, readout) - readout.rows(normed[-1]), torch.cat(rows, 1)
 

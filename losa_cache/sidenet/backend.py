@@ -1,7 +1,7 @@
 """What computes a chain of side layers on this device: torch's products, or Triton kernels where they are faster."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from losa_cache.fastest import fastest, why_not_triton
+from losa_cache.fastest import Work, fastest, why_not_triton
 from losa_cache.sidenet.chain import Chain
 from losa_cache.sidenet.fast import Backend, TorchBackend
-from losa_cache.sidenet.operand import Block
+from losa_cache.sidenet.operand import Block, Gathered
 from losa_cache.sidenet.packed import Packed
 from losa_cache.sidenet.products import CHANNEL, TOKEN
 
@@ -48,24 +48,62 @@ def choose_backend(chain: Chain, layers: tuple[Packed, Packed], blocks: Sequence
     Args:
         chain, layers, blocks, start: as of :func:`losa_cache.sidenet.fast.refine`.
     """
-    asked = _asked.get()
-    usable = chain.dtype in HALVES and why_not_triton(start.device) is None
-    if asked == "torch" or not (usable or asked == "triton"):
+    asked = _asked_for(chain.dtype, start.device)
+    if asked == "torch":
         return TORCH
     triton = _triton()
     if not triton.takes(chain, blocks, start):
         return TORCH
-    if asked == "triton":
-        return triton
-    what = _describe(chain, layers, blocks, start)
+    if asked is None:
+        each = (("triton", triton), ("torch", TORCH))
+        ways = {name: partial(_step, backend, chain, layers, blocks, start) for name, backend in each}
+        asked = _fastest(_describe(chain, layers, blocks, start), ways, start.device)
+    return triton if asked == "triton" else TORCH
+
+
+def norms_by_triton(block: Block, by_triton: Callable[[Block], object], by_torch: Callable[[Block], object]) -> bool:
+    """Tell whether a kernel norms a block output: on CUDA by a measurement on the first of about this size.
+
+    Args:
+        block: ``(batch, n, d)``.
+        by_triton, by_torch: the two ways.
+    """
+    kept = block.kept if isinstance(block, Gathered) else block
+    if not isinstance(kept, Tensor):
+        return False
+    asked = _asked_for(kept.dtype, kept.device)
+    if asked == "torch":
+        return False
+    from losa_cache.sidenet.kernels import norm
+
+    if not norm.takes(block):
+        return False
+    if asked is None:
+        _, n, d = kept.shape
+        batch, dtype = len(block.rows if isinstance(block, Gathered) else kept), str(kept.dtype).removeprefix("torch.")
+        what = f"layer norm of block outputs, {n} x {d}, batch {_rounded(batch)}, {type(block).__name__} in {dtype}"
+        ways = {"triton": partial(by_triton, block), "torch": partial(by_torch, block)}
+        asked = _fastest(what, ways, kept.device)
+    return asked == "triton"
+
+
+def _asked_for(dtype: torch.dtype, device: torch.device) -> str | None:
+    """Name the way that is asked for, or the only one there is; ``None``: the faster one."""
+    asked = _asked.get()
+    usable = dtype in HALVES and why_not_triton(device) is None
+    return asked if usable or asked == "triton" else "torch"
+
+
+def _fastest(what: str, ways: Mapping[str, Work], device: torch.device) -> str:
     if what not in _known:
-        ways = {
-            name: partial(_step, backend, chain, layers, blocks, start)
-            for name, backend in (("triton", triton), ("torch", TORCH))
-        }
         with torch.inference_mode(False), torch.no_grad():
-            _known[what] = fastest(what, ways, start.device)
-    return triton if _known[what] == "triton" else TORCH
+            _known[what] = fastest(what, ways, device)
+    return _known[what]
+
+
+def _rounded(batch: int) -> int:
+    """A measurement is as good for any batch between the same powers of two."""
+    return 1 << batch.bit_length() - 1
 
 
 def _triton() -> "TritonBackend":
@@ -75,14 +113,14 @@ def _triton() -> "TritonBackend":
 
 
 def _describe(chain: Chain, layers: tuple[Packed, Packed], blocks: Sequence[Block], start: Tensor) -> str:
-    """Name the work: a batch is as good as any between the same powers of two."""
+    """Name the work."""
     _, batch, n, d = start.shape
     trials = len(layers[CHANNEL].down)
     forms = sorted({type(block).__name__ for block in blocks})
     dtype = str(chain.dtype).removeprefix("torch.")
     return (
         f"side network of {len(chain.kinds)} layers ({sum(chain.kinds)} mix tokens), {trials} x rank {chain.rank}, "
-        f"{n} x {d}, batch {1 << batch.bit_length() - 1}, {'/'.join(forms)} in {dtype}"
+        f"{n} x {d}, batch {_rounded(batch)}, {'/'.join(forms)} in {dtype}"
     )
 
 

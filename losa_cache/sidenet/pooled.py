@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from losa_cache.sidenet.backend import norms_by_triton
+from losa_cache.sidenet.operand import Block, Gathered, dense
 from losa_cache.sidenet.products import wide
 from losa_cache.sidenet.readout import CPU_PART, Mean, Pooled, Readout
 
@@ -43,8 +45,16 @@ class Pooling:
         """Pool ``(batch, n, d)`` to ``(batch, m, d)``, in float32 or wider."""
         return torch.cat([self._rows(part) for part in _normed_parts(block)])
 
-    def normed(self, block: Tensor) -> tuple[Tensor, Tensor]:
-        """Give the normed tokens ``(batch, n, d)``, in the block's dtype, and the rows of :meth:`__call__`."""
+    def normed(self, block: Block) -> tuple[Tensor, Tensor]:
+        """Give the normed tokens ``(batch, n, d)``, in the block's dtype, and the rows of :meth:`__call__`.
+
+        A GPU computes both by a kernel, in one pass, where that is the faster way.
+        """
+        return self.by_triton(block) if norms_by_triton(block, self.by_triton, self.by_torch) else self.by_torch(block)
+
+    def by_torch(self, block: Block) -> tuple[Tensor, Tensor]:
+        """Give what :meth:`normed` does, by torch's operations."""
+        block = dense([block])[0]
         normed, rows = torch.empty_like(block), []
         at = 0
         for part in _normed_parts(block):
@@ -52,6 +62,14 @@ class Pooling:
             rows.append(self._rows(part))
             at += len(part)
         return normed, torch.cat(rows)
+
+    def by_triton(self, block: Block) -> tuple[Tensor, Tensor]:
+        """Give what :meth:`normed` does, by a kernel; of a block that it can read."""
+        from losa_cache.sidenet.kernels import norm
+
+        assert isinstance(block, Tensor | Gathered)
+        normed, rows = norm.normed(block, classes=self.classes, prefix=self.prefix, eps=EPS)
+        return normed, rows[:, -self.rows :]
 
     def _rows(self, normed: Tensor) -> Tensor:
         rows = [normed[:, : self.classes].mean(1)] if self.classes else []

@@ -7,6 +7,7 @@ from torch import nn
 import losa_cache as lc
 from losa_cache.sidenet.backend import use_backend
 from losa_cache.sidenet.operand import Gathered, Scaled, dense
+from losa_cache.sidenet.pooled import Pooling
 from losa_cache.sidenet.readout import First, Mean, Whole
 
 pytestmark = pytest.mark.cuda
@@ -110,3 +111,15 @@ def test_the_faster_backend_is_remembered(gpu, caplog):
         network(blocks, First(197, 1))
         network(blocks, First(197, 1))
     assert sum("side network of 12 layers" in record.message for record in caplog.records) <= 1
+
+
+@pytest.mark.parametrize("form", ["values", "gathered"])
+@pytest.mark.parametrize(("tokens", "width"), [(197, 768), (257, 384), (257, 1280), (257, 1664)])
+def test_normed_blocks_and_their_rows_are_those_of_torch(tokens, width, form):
+    block = blocks_of(form, 2, 16, tokens, width, "cuda")[0]
+    pooling = Pooling(1, 1)
+    normed, rows = pooling.by_triton(block)
+    expected, means = pooling.by_torch(block)
+    torch.testing.assert_close(normed.float(), expected.float(), rtol=2**-7, atol=1e-6)  # a step of bfloat16
+    assert (normed != expected).double().mean() < 1e-3
+    torch.testing.assert_close(rows, means, rtol=1e-5, atol=1e-5)

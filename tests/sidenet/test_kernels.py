@@ -5,11 +5,12 @@ import torch
 from torch import nn
 
 import losa_cache as lc
-from losa_cache.sidenet.backend import use_backend
+from losa_cache.sidenet.backend import norms_by_triton, use_backend
 from losa_cache.sidenet.chain import Chain
 from losa_cache.sidenet.kernels.backend import TritonBackend
 from losa_cache.sidenet.losa import LowRankMLP
 from losa_cache.sidenet.operand import Gathered, Product, Scaled, dense
+from losa_cache.sidenet.pooled import Pooling
 from losa_cache.sidenet.readout import First, Mean, Whole
 
 SHAPES = {  # whole tiles and parts of them; ranks below, at and above what a product of matrices takes
@@ -159,3 +160,19 @@ def test_what_the_kernels_do_not_take():
     many = torch.empty(1, 1024, 257, 1792, device="meta")  # ViT-e
     assert takes([], many, depth=28, rank=16)
     assert not takes([], many, depth=28, rank=64)  # more states than 32 bits count
+
+
+@pytest.mark.parametrize("form", ["values", "gathered"])
+@pytest.mark.parametrize("pooling", [Pooling(1, 1), Pooling(1, 5), Pooling(0, 0), Pooling(2, 3)])
+@pytest.mark.parametrize(("tokens", "width"), [(7, 32), (70, 48)])
+def test_normed_blocks_and_their_rows_are_those_of_a_plain_layer_norm(tokens, width, pooling, form):
+    block = blocks_of(form, 2, tokens, width)[0]
+    with use_backend("triton"):
+        assert norms_by_triton(block, pooling.by_triton, pooling.by_torch)
+        normed, rows = pooling.normed(block)
+    values = dense([block])[0].double()
+    expected = (values - values.mean(-1, keepdim=True)) / (values.var(-1, correction=0, keepdim=True) + 1e-6).sqrt()
+    torch.testing.assert_close(normed, expected.float(), rtol=1e-5, atol=1e-5)
+    means = [expected[:, pooling.prefix :].mean(1)]
+    means = [expected[:, : pooling.classes].mean(1), *means] if pooling.classes else means
+    torch.testing.assert_close(rows, torch.stack(means, 1).float(), rtol=1e-5, atol=1e-5)
