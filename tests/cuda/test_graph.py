@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 import losa_cache as lc
 from losa_cache.extract.extract import extract
+from losa_cache.sidenet.backend import use_backend
 from losa_cache.sidenet.stack import AdapterStack
 from losa_cache.sweep import cohort
 from losa_cache.sweep.config import SweepConfig
@@ -39,6 +40,29 @@ def test_a_run_ends_as_an_eager_one_bit_for_bit(residency, precision, tmp_path, 
     caplog.set_level("INFO", logger="losa_cache.train.graph")
     graphed = train("graphed")
     assert "replayed as a CUDA graph" in caplog.text
+    monkeypatch.setattr(loop, "recorder_for", lambda device: None)
+    eager = train("eager")
+    assert all(torch.equal(value, eager[name]) for name, value in graphed.items())
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+@pytest.mark.parametrize("residency", ["device", "memory"])
+@pytest.mark.parametrize("head", ["last", "all"])
+def test_a_run_by_kernels_is_replayed_and_ends_as_an_eager_one(
+    head, residency, precision, tmp_path, monkeypatch, caplog
+):
+    backbone = tiny_backbone(embed_dim=64)
+    cache = extract(backbone, tiny_samples(61), precision=precision, out=tmp_path / "c.zarr", device="cuda")
+    config = lc.TrainConfig(rank=4, epochs=4, lr=0.01, batch_size=8, val_fraction=0, head=head)
+
+    def train(name):
+        with use_backend("triton"):
+            return lc.train(cache, config=config, residency=residency, out=tmp_path / name).adapter.state_dict()
+
+    caplog.set_level("INFO", logger="losa_cache.train.graph")
+    graphed = train("graphed")
+    assert "The training step is replayed as a CUDA graph" in caplog.text
+    assert "not replayed" not in caplog.text
     monkeypatch.setattr(loop, "recorder_for", lambda device: None)
     eager = train("eager")
     assert all(torch.equal(value, eager[name]) for name, value in graphed.items())

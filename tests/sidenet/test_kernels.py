@@ -8,6 +8,7 @@ import losa_cache as lc
 from losa_cache.sidenet.backend import norms_by_triton, use_backend
 from losa_cache.sidenet.chain import Chain
 from losa_cache.sidenet.kernels.backend import TritonBackend
+from losa_cache.sidenet.kernels.values import by_kernels
 from losa_cache.sidenet.losa import LowRankMLP
 from losa_cache.sidenet.operand import Gathered, Product, Scaled, dense
 from losa_cache.sidenet.pooled import Pooling
@@ -176,3 +177,10 @@ def test_normed_blocks_and_their_rows_are_those_of_a_plain_layer_norm(tokens, wi
     means = [expected[:, pooling.prefix :].mean(1)]
     means = [expected[:, : pooling.classes].mean(1), *means] if pooling.classes else means
     torch.testing.assert_close(rows, torch.stack(means, 1).float(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [((0, 2**40, 0, 0),), ((0, 96, 5, 0), (1, 80, 5, 0), (2, 2**45 + 16, 5, 0))])
+def test_a_table_without_a_copy_from_the_host_is_the_same(rows):
+    found = by_kernels(rows, torch.device("cpu"))
+    assert found.dtype == torch.int64
+    assert found.tolist() == [list(column) for column in zip(*rows, strict=True)]

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -93,14 +94,34 @@ def _addresses(block: Block) -> tuple[int, int, int]:
     return values, tokens, channels
 
 
-@cache
 def _table(rows: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
-    """Put addresses on the device, once: a copy from the host cannot be part of a CUDA graph.
+    """Put addresses on the device: once, or as numbers of kernels while a CUDA graph is captured.
 
-    A graph that reads the table may outlive any limit on how many are kept. It is half a kilobyte.
+    A graph cannot hold a copy from the host. What is read in place has been met before the capture, in the batch that
+    warms up, but tensors that the step itself makes lie elsewhere in a capture.
     """
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return by_kernels(rows, device)
+    return _copied(rows, device)
+
+
+@cache
+def _copied(rows: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
+    """Copy addresses to the device. A graph that reads them may outlive any limit on how many tables are kept."""
     with torch.inference_mode(False):
         return torch.tensor(rows, dtype=torch.int64).T.contiguous().to(device)
+
+
+def by_kernels(rows: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
+    """Give the columns of ``rows``, int64, without a copy from the host."""
+    columns = []
+    for values in zip(*rows, strict=True):
+        steps = {after - before for before, after in pairwise(values)}
+        if len(steps) < 2:
+            columns.append(torch.arange(len(values), device=device) * sum(steps) + values[0])
+        else:
+            columns.append(torch.stack([torch.full((), value, device=device) for value in values]))
+    return torch.stack(columns)
 
 
 @triton.jit
