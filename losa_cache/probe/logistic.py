@@ -18,6 +18,9 @@ from torch.nn import functional as F
 PATH = tuple(10 ** (quarter / 4) for quarter in range(-24, 9))  # 33 values of C, 1e-6 ... 1e2
 MOST_STEPS = 1000  # of L-BFGS at one C
 KEPT_STEPS = 20
+LITTLE = 1e8
+"""Samples x axes x classes up to which a step is computed on the CPU: launching its many small operations on a GPU, and
+waiting for their results, takes longer than computing them."""
 TOLERANCE = 1e-7
 """Largest entry of the gradient at which a fit is done: of the mean loss, in the scaled variables."""
 CHANGE = 1e-6  # times the tolerance: of the mean loss in one step; below 1e-13 rounding decides
@@ -103,7 +106,9 @@ class _Problem:
 
     def __init__(self, x: Tensor, y: Tensor, classes: int) -> None:
         self._z, self._axes, squares = _rotated(x)
-        self._y, self._classes = y, classes
+        if self._z.numel() * classes < LITTLE:
+            self._z, self._axes, squares, y = self._z.cpu(), self._axes.cpu(), squares.cpu(), y.cpu()
+        self._device, self._y, self._classes = x.device, y, classes
         # the curvature of the loss at equal probabilities, on each axis: p (1 - p) times the mean square
         share = 1 / classes
         self._curvature = share * (1 - share) * squares / len(x)
@@ -141,7 +146,7 @@ class _Problem:
         ).step(objective)
         found = scaled.detach()
         self._weight, self._bias = found[:, :-1] / scale, found[:, -1] / scale_bias
-        return Fit(self._weight @ self._axes, self._bias)
+        return Fit((self._weight @ self._axes).to(self._device), self._bias.to(self._device))
 
 
 def _rotated(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

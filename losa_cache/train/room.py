@@ -61,10 +61,15 @@ def saved_bytes(forward: Callable[[], Tensor], known: Iterable[Tensor], autocast
     kept: dict[int, int] = {}
 
     def count(saved: Tensor) -> Tensor:
+        """Count a tensor, and have autograd hold its values alone: they stay, so that no other takes their address.
+
+        A result that its own node held would keep the whole graph alive, for no backward pass ends it. The graph would
+        also tie the parameters to this stream, and then no CUDA graph could hold a training step.
+        """
         storage = saved.untyped_storage()
         if storage.data_ptr() not in there:
             kept[storage.data_ptr()] = storage.nbytes()
-        return saved
+        return saved.detach()
 
     with (
         torch.autograd.graph.saved_tensors_hooks(count, lambda saved: saved),

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ import losa_cache as lc
 from losa_cache.data.samples import Samples
 from losa_cache.sidenet.adapter import Adapter
 from losa_cache.train import loop
-from losa_cache.train.room import kept_bytes, require_room
+from losa_cache.train.room import kept_bytes, require_room, saved_bytes
 from tests.conftest import losa_cache, results, tiny_backbone, tiny_samples
 
 ONLINE = [
@@ -166,6 +167,18 @@ def test_what_a_batch_keeps_grows_by_the_sample_and_holds_at_least_its_blocks(ad
     slope = sizes[1] - sizes[0]
     assert np.diff(sizes).tolist() == [slope, slope, 6 * slope]
     assert slope >= np.prod(SHAPE) * 4
+
+
+def test_counting_what_autograd_saves_leaves_nothing_behind():
+    values, made = torch.randn(3, 5, requires_grad=True), []
+
+    def forward():
+        shares = (2 * values).softmax(1)  # whose backward pass needs its own result
+        made.append(weakref.ref(shares))
+        return shares.sum()
+
+    assert saved_bytes(forward, [values], None) == 3 * 5 * 4
+    assert made[0]() is None
 
 
 def test_a_batch_without_room_is_refused_and_the_one_that_fits_is_named(adapter):
