@@ -32,13 +32,13 @@ from peak import peak_gigabytes
 from PIL import Image
 
 from losa_cache import TrainConfig, open_cache
-from losa_cache.allocator import keep_freed_memory
 from losa_cache.cache.precision import get_precision
 from losa_cache.cache.store import ActivationCache
-from losa_cache.device import choose_device, machine
 from losa_cache.extract.extract import extract
 from losa_cache.extract.meter import Meter
 from losa_cache.inputs import open_inputs
+from losa_cache.machine.allocator import keep_freed_memory
+from losa_cache.machine.device import choose_device, machine
 from losa_cache.sidenet.operand import dense
 from losa_cache.train.batch import Batch, Request, Source
 from losa_cache.train.cached import CachedSource, open_cached

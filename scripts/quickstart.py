@@ -20,9 +20,9 @@ from rich.console import Console
 from rich.table import Table
 
 from losa_cache import TrainConfig, open_cache
-from losa_cache.allocator import keep_freed_memory
-from losa_cache.device import choose_device
 from losa_cache.inputs import open_inputs
+from losa_cache.machine.allocator import keep_freed_memory
+from losa_cache.machine.device import choose_device
 from losa_cache.train.cached import CachedSource
 from losa_cache.train.loop import autocast_dtype, make_optimizer, train_epoch
 from losa_cache.train.material import frozen_tail, used_points

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from losa_cache.cache.location import Location
 from losa_cache.cache.store import ActivationCache, latest_training_cache, open_cache
-from losa_cache.device import choose_device, machine
 from losa_cache.errors import UserError
 from losa_cache.files import publish
+from losa_cache.machine.device import choose_device, machine
 from losa_cache.probe.features import read_features
 from losa_cache.probe.images import choose_images
 from losa_cache.probe.lines import Data, probe_features

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from losa_cache.allocator import keep_freed_memory
 from losa_cache.cache.location import Location
 from losa_cache.cache.stage import stage_cache
 from losa_cache.cache.store import ActivationCache, latest_training_cache, open_cache
-from losa_cache.device import choose_device
 from losa_cache.errors import UserError
+from losa_cache.machine.allocator import keep_freed_memory
+from losa_cache.machine.device import choose_device
 from losa_cache.probe.held_out import require_choosable
 from losa_cache.sweep.choice import Choice, choose, sure
 from losa_cache.sweep.cross_validation import MOST_TRIALS, cross_validate

@@ -12,9 +12,9 @@ import google_crc32c
 import numpy as np
 
 from losa_cache.cache.store import ActivationCache, open_cache
-from losa_cache.device import machine
 from losa_cache.errors import UserError
 from losa_cache.files import write_whole
+from losa_cache.machine.device import machine
 from losa_cache.outside import UnreadableError, parse_json, read_file
 from losa_cache.sweep.choice import Choice, Setting
 from losa_cache.sweep.choice import choose as decide

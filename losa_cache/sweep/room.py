@@ -8,7 +8,7 @@ import torch
 
 from losa_cache.cache.precision import get_precision
 from losa_cache.layers import choose_layers
-from losa_cache.memory import available_memory
+from losa_cache.machine.memory import available_memory
 from losa_cache.sidenet.stack import AdapterStack
 from losa_cache.sweep.space import Choices
 from losa_cache.train.config import TrainConfig

@@ -7,8 +7,8 @@ from time import time
 from typing import Any
 
 from losa_cache.cache.store import ActivationCache, latest_training_cache, open_cache
-from losa_cache.device import choose_device
 from losa_cache.errors import UserError
+from losa_cache.machine.device import choose_device
 from losa_cache.sweep.config import SweepConfig
 from losa_cache.sweep.drawing import require_matplotlib
 from losa_cache.sweep.judged import load_judged

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from losa_cache.allocator import keep_freed_memory
 from losa_cache.cache.store import open_cache
 from losa_cache.errors import UserError
 from losa_cache.files import publish
 from losa_cache.lock import lock, unlock
+from losa_cache.machine.allocator import keep_freed_memory
 from losa_cache.outside import UnreadableError
 from losa_cache.sidenet.adapter_file import CONFIG as ADAPTER
 from losa_cache.sidenet.adapter_file import TENSORS

@@ -7,10 +7,10 @@ from functools import partial
 from pathlib import Path
 
 from losa_cache.data.vtab import BOTH, TEST, TRAIN, VAL
-from losa_cache.device import choose_device, machine
 from losa_cache.errors import UserError
 from losa_cache.files import reason, write_json, write_whole
 from losa_cache.folders import settled_path
+from losa_cache.machine.device import choose_device, machine
 from losa_cache.sweep.config import SweepConfig
 from losa_cache.sweep.outcome import load_record
 from losa_cache.sweep.probed import FILE as PROBE

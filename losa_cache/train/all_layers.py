@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from losa_cache.errors import UserError
-from losa_cache.memory import available_memory
+from losa_cache.machine.memory import available_memory
 from losa_cache.probe.blend import fit_shares
 from losa_cache.probe.held_out import ENOUGH
 from losa_cache.probe.logistic import PATH, Fit

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from losa_cache.cache.location import Location
 from losa_cache.cache.store import ActivationCache, open_cache
-from losa_cache.device import choose_device
 from losa_cache.errors import UserError, nearest, require_counts, require_seed
 from losa_cache.layers import choose_layers
+from losa_cache.machine.device import choose_device
 from losa_cache.points import stored_points
 from losa_cache.sidenet.operand import dense
 from losa_cache.train.batch import Batch, Request, Source

@@ -14,8 +14,8 @@ from losa_cache.cache.precision import Codes, Columns
 from losa_cache.cache.reader import BlockReader
 from losa_cache.cache.roof import disk_speed, memory_speed
 from losa_cache.cache.store import ActivationCache
-from losa_cache.device import default_workers
-from losa_cache.memory import available_memory
+from losa_cache.machine.device import default_workers
+from losa_cache.machine.memory import available_memory
 from losa_cache.sidenet.operand import Block, Gathered, Product, Scaled, dense
 from losa_cache.train.account import Roof
 from losa_cache.train.batch import Batch, Request

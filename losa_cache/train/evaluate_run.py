@@ -15,9 +15,9 @@ from losa_cache.cache.identity import differences
 from losa_cache.cache.location import Location
 from losa_cache.cache.manifest import Manifest
 from losa_cache.cache.store import HELD_OUT_SPLITS, ActivationCache, open_cache
-from losa_cache.device import choose_device
 from losa_cache.errors import UserError
 from losa_cache.files import write_json
+from losa_cache.machine.device import choose_device
 from losa_cache.points import EMBEDDING, OF_ROWS
 from losa_cache.sidenet.adapter_file import load_adapter, load_adapter_config
 from losa_cache.train.all_layers import unfit

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from losa_cache.ahead import work_ahead
-from losa_cache.memory import allocate
+from losa_cache.machine.memory import allocate
+from losa_cache.machine.prefetch import work_ahead
 from losa_cache.sidenet.operand import Gathered
 from losa_cache.train.in_memory import MemoryReader, Reader, gather
 from losa_cache.train.stopwatch import Stopwatch

@@ -14,7 +14,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor
 
-from losa_cache.device import after_failed_capture
+from losa_cache.machine.device import after_failed_capture
 from losa_cache.sidenet.operand import Block
 from losa_cache.train.batch import Batch
 

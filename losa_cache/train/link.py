@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from losa_cache.ahead import work_ahead
-from losa_cache.device import on_stream, side_stream
+from losa_cache.machine.device import on_stream, side_stream
+from losa_cache.machine.prefetch import work_ahead
 from losa_cache.train.feed import SLOTS, Filled, Slots, longest
 from losa_cache.train.in_memory import MemoryReader, Reader, gather, in_words
 from losa_cache.train.stopwatch import Stopwatch

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from losa_cache.device import has_bfloat16
 from losa_cache.errors import UserError
-from losa_cache.memory import peak_memory
+from losa_cache.machine.device import has_bfloat16
+from losa_cache.machine.memory import peak_memory
 from losa_cache.outside import UnreadableError
 from losa_cache.sidenet.adapter import Adapter
 from losa_cache.train import all_layers

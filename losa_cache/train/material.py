@@ -10,10 +10,10 @@ import torch
 from losa_cache.cache.identity import differences
 from losa_cache.cache.manifest import Manifest
 from losa_cache.cache.store import ActivationCache
-from losa_cache.device import default_workers
 from losa_cache.errors import UserError
 from losa_cache.layers import choose_layers
-from losa_cache.memory import available_memory, readable_bytes
+from losa_cache.machine.device import default_workers
+from losa_cache.machine.memory import available_memory, readable_bytes
 from losa_cache.points import ALL, EMBEDDING, LAST_ONLY, input_points, stored_points, tapped_points
 from losa_cache.sidenet.adapter import FOLD
 from losa_cache.sidenet.pooled import pooling_of

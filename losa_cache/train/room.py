@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from losa_cache.errors import UserError
-from losa_cache.memory import available_memory, readable_bytes
+from losa_cache.machine.memory import available_memory, readable_bytes
 from losa_cache.sidenet.adapter import Adapter
 
 SPARE = 0.8  # what is counted here is not all that a step needs

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from losa_cache.allocator import keep_freed_memory
 from losa_cache.cache.identity import differences
 from losa_cache.cache.location import Location
 from losa_cache.cache.manifest import Manifest
 from losa_cache.cache.precision import get_precision
 from losa_cache.cache.stage import stage_cache
 from losa_cache.cache.store import ActivationCache, latest_training_cache, open_cache
-from losa_cache.device import choose_device
 from losa_cache.errors import UserError
+from losa_cache.machine.allocator import keep_freed_memory
+from losa_cache.machine.device import choose_device
 from losa_cache.points import ALL_LAYERS, EMBEDDING, LAST_ONLY, tapped_points
 from losa_cache.sidenet.adapter import Adapter
 from losa_cache.sidenet.adapter_file import save_adapter
@@ -70,7 +70,7 @@ def train(
 ) -> TrainResult:
     """Train a side network (or a linear probe) from a cache, from the backbone itself, or from both.
 
-    Sets the process's malloc to keep freed memory (``losa_cache.allocator``).
+    Sets the process's malloc to keep freed memory (``losa_cache.machine.allocator``).
 
     Args:
         cache: opened, its path or its URL. Without ``online``, and for a mixed run, by default the most recent complete

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from losa_cache.cache.home import known_stores
 from losa_cache.cache.location import Location
 from losa_cache.cache.store import ActivationCache, open_cache
-from losa_cache.device import choose_device
 from losa_cache.errors import UserError
+from losa_cache.machine.device import choose_device
 from losa_cache.sidenet import adapter_file
 from losa_cache.sidenet.adapter import Adapter
 from losa_cache.sidenet.operand import Block

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import losa_cache as lc
-from losa_cache import memory
 from losa_cache.extract.extract import extract
+from losa_cache.machine import memory
 from losa_cache.points import tapped_points
 from losa_cache.sidenet.operand import Gathered, dense
 from losa_cache.train import cached, load

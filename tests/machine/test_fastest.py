@@ -6,8 +6,8 @@ import os
 import pytest
 import torch
 
-from losa_cache import fastest
 from losa_cache.folders import home
+from losa_cache.machine import fastest
 
 GPU = torch.device("cuda")
 

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from losa_cache.device import default_workers
 from losa_cache.errors import UserError
+from losa_cache.machine.device import default_workers
 
 LOCKED_IN_PLACE = 2**28  # bytes: torch's own page-locked memory is rounded up to a power of two
 _LIMITLESS = 2**62
