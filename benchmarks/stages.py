@@ -43,10 +43,10 @@ from losa_cache.sidenet.operand import dense
 from losa_cache.train.batch import Batch, Request, Source
 from losa_cache.train.cached import CachedSource, open_cached
 from losa_cache.train.loop import autocast_dtype, make_optimizer, train_epoch
-from losa_cache.train.material import frozen_tail
 from losa_cache.train.online import OnlineSource
 from losa_cache.train.sampler import epoch_requests
 from losa_cache.train.train import new_adapter
+from losa_cache.train.training_data import frozen_tail
 
 BATCH, RANK, PRECISION = 64, 16, "bfloat16"
 Figures = dict[str, float]
@@ -137,7 +137,7 @@ class Again:
         """Nothing is waited for."""
         return {}
 
-    def roof(self) -> None:
+    def bandwidth(self) -> None:
         """Nothing is read."""
 
     def close(self) -> None:

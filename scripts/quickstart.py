@@ -25,9 +25,9 @@ from losa_cache.machine.allocator import keep_freed_memory
 from losa_cache.machine.device import choose_device
 from losa_cache.train.cached import CachedSource
 from losa_cache.train.loop import autocast_dtype, make_optimizer, train_epoch
-from losa_cache.train.material import frozen_tail, used_points
 from losa_cache.train.online import OnlineSource
 from losa_cache.train.train import new_adapter
+from losa_cache.train.training_data import frozen_tail, used_points
 
 CLI = str(Path(sys.executable).with_name("losa-cache"))
 SPLITS, SIDES, SOURCES = ("train", "test"), ("linear", "losa"), ("cached", "online")

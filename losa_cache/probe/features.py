@@ -14,8 +14,8 @@ from losa_cache.points import EMBEDDING, POOLED, TAIL
 from losa_cache.sidenet.operand import dense
 from losa_cache.sidenet.pooled import pooling_of
 from losa_cache.train.cached import open_cached
-from losa_cache.train.material import frozen_tail
 from losa_cache.train.sampler import requests_in_order
+from losa_cache.train.training_data import frozen_tail
 
 BATCH = 64
 

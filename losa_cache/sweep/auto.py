@@ -30,11 +30,11 @@ from losa_cache.sweep.evidence import say_options
 from losa_cache.sweep.folds import count_folds
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.loop import Progress, Report
-from losa_cache.train.material import from_cache
 from losa_cache.train.run import require_place
 from losa_cache.train.sampler import first_by_hash
 from losa_cache.train.selection import Selection, select
 from losa_cache.train.train import TrainResult, train
+from losa_cache.train.training_data import from_cache
 
 Grid = Mapping[str, Sequence[Any]]
 """Values by field of :class:`TrainConfig`."""
@@ -213,12 +213,12 @@ def search(
     trials = len(settings) * len(splits)
     times = f" in {len(splits)} splits each" if len(splits) > 1 else ""
     with ExitStack() as stack:
-        material = from_cache(
+        data = from_cache(
             cache, whole, device, residency=residency, passes=trials * config.epochs, trials=min(trials, MOST_TRIALS)
         )
-        stack.enter_context(material)
+        stack.enter_context(data)
         told(f"searching {len(settings)} settings{times}: nothing is kept until the search is over.")
-        results = cross_validate(material, settings, splits, device, progress)
+        results = cross_validate(data, settings, splits, device, progress)
     choice = choose([own for own in results if isfinite(own.top1)], len(judges))
     if choice is None:
         raise UserError("the loss of every setting that --auto tried stopped being a number: raise --precision.")

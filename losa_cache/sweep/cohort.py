@@ -16,10 +16,10 @@ from losa_cache.train.config import TrainConfig
 from losa_cache.train.evaluate import evaluate_each, keep_nothing
 from losa_cache.train.graph import recorder_for
 from losa_cache.train.loop import autocast_dtype, lr_factor
-from losa_cache.train.material import Material
 from losa_cache.train.sampler import epoch_requests
 from losa_cache.train.stacked_adamw import StackedAdamW
 from losa_cache.train.step import StackStep
+from losa_cache.train.training_data import TrainingData
 
 
 class Cohort:
@@ -29,9 +29,9 @@ class Cohort:
         numbers: of the trials.
         configs: their options, which agree in all but :data:`losa_cache.sweep.cohorts.ITS_OWN`.
         adapters: untrained ones, on ``device``.
-        material: what they learn from.
+        data: what they learn from.
         device: where to compute.
-        held: each trial's part of the samples that it holds out of ``material``'s training samples, where trials of
+        held: each trial's part of the samples that it holds out of ``data``'s training samples, where trials of
             several splits train together; ``None``: the training samples are the same for all.
 
     Attributes:
@@ -44,16 +44,16 @@ class Cohort:
         numbers: Sequence[int],
         configs: Sequence[TrainConfig],
         adapters: Sequence[Adapter],
-        material: Material,
+        data: TrainingData,
         device: torch.device,
         held: HeldOut | None = None,
     ) -> None:
         self._held = held
         self.numbers, self.configs = list(numbers), list(configs)
-        self.material, self.epoch = material, 0
+        self.data, self.epoch = data, 0
         self.judged: dict[int, Judged] = {}
         self._adapters = list(adapters)
-        self._autocast = autocast_dtype(device, material.manifest.precision)
+        self._autocast = autocast_dtype(device, data.manifest.precision)
         self._stack = AdapterStack(adapters).to(device)
         self._optimizer = StackedAdamW(
             self._stack.decayed(),
@@ -89,7 +89,7 @@ class Cohort:
         if (
             self.epoch == 0 and self._stack.blend is not None
         ):  # held-out samples of a split are others' training samples
-            all_layers.start(self._stack, self.material, self.configs[0], alone=self._held is not None)
+            all_layers.start(self._stack, self.data, self.configs[0], alone=self._held is not None)
         started = perf_counter()
         losses, rates = self._train()
         seconds = perf_counter() - started
@@ -104,17 +104,17 @@ class Cohort:
         options: dict[str, Any] = {"batch_size": self.configs[0].batch_size, "autocast": self._autocast}
         weighed: list[dict[str, float]] = [{} for _ in metrics]
         if self._stack.blend is not None and self._held is None:
-            weighed = all_layers.weigh(self._stack, self.material, **options)
+            weighed = all_layers.weigh(self._stack, self.data, **options)
         jury = Jury()
         found = evaluate_each(
             self._stack,
-            self.material.plain,
-            self.material.chosen.held_out,
+            self.data.plain,
+            self.data.chosen.held_out,
             keep=jury if self.done else keep_nothing,
             **options,
         )
         if self.done:
-            whose = None if self._held is None else self._held.whose(self.material.chosen.held_out)
+            whose = None if self._held is None else self._held.whose(self.data.chosen.held_out)
             self.judged = dict(zip(self.numbers, jury.verdicts(whose), strict=True))
         each = [one | more for one, more in zip(found, weighed, strict=True)]
         return [own | {f"val_{name}": v for name, v in one.items()} for own, one in zip(metrics, each, strict=True)]
@@ -154,7 +154,7 @@ class Cohort:
 
     def _train(self) -> tuple[list[float], list[float]]:
         self._stack.train()
-        first, chosen = self.configs[0], self.material.chosen
+        first, chosen = self.configs[0], self.data.chosen
         requests = epoch_requests(
             chosen.train, batch_size=first.batch_size, seed=first.seed, epoch=self.epoch, weights=chosen.weights
         )
@@ -170,7 +170,7 @@ class Cohort:
         self._step.loss.zero_()
         parts = None if self._held is None else iter(self._held.batches(requests, on_device.device))
         learning_rates = iter(on_device)
-        for batch in self.material.source.batches(requests):  # not zipped: that would keep the batch before
+        for batch in self.data.source.batches(requests):  # not zipped: that would keep the batch before
             self._step.rates.copy_(next(learning_rates))
             if parts is not None:
                 self._step.parts[: len(batch.labels)] = next(parts)

@@ -16,15 +16,15 @@ from losa_cache.sweep.room import most_trials
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.evaluate import evaluate_each
 from losa_cache.train.loop import DivergedError, Progress, autocast_dtype, make_optimizer, make_step, train_epoch
-from losa_cache.train.material import Material
 from losa_cache.train.selection import Selection
 from losa_cache.train.train import new_adapter
+from losa_cache.train.training_data import TrainingData
 
 MOST_TRIALS = 64  # in one pass
 
 
 def cross_validate(
-    material: Material,
+    data: TrainingData,
     settings: Sequence[TrainConfig],
     splits: Sequence[Selection],
     device: torch.device,
@@ -33,7 +33,7 @@ def cross_validate(
     """Train every setting on each split, and give what it came to on all held-out samples.
 
     Args:
-        material: of all samples, those that are held out among them.
+        data: of all samples, those that are held out among them.
         settings: the options of each; they read the same.
         splits: of the samples.
         device: where to compute.
@@ -42,7 +42,7 @@ def cross_validate(
     Returns:
         the settings, named by their places; a top-1 that is no number says that one has failed.
     """
-    return _Trials(material, settings, splits, device, progress).run()
+    return _Trials(data, settings, splits, device, progress).run()
 
 
 class _Trials:
@@ -50,20 +50,20 @@ class _Trials:
 
     def __init__(
         self,
-        material: Material,
+        data: TrainingData,
         settings: Sequence[TrainConfig],
         splits: Sequence[Selection],
         device: torch.device,
         progress: Progress,
     ) -> None:
-        self._material, self._settings, self._splits = material, settings, splits
+        self._data, self._settings, self._splits = data, settings, splits
         self._device, self._progress = device, progress
         self._trials = [(place, fold) for fold in range(len(splits)) for place in range(len(settings))]
         self._epochs_done, self._epochs = 0, sum(config.epochs for config in settings) * len(splits)
 
     def run(self) -> list[Setting]:
         """Train all of them, and give what each setting came to on all held-out samples."""
-        first, image = self._settings[0], len(self._material.manifest.tokens["grid"]) == 2
+        first, image = self._settings[0], len(self._data.manifest.tokens["grid"]) == 2
         if first.side not in STACKED or not image:
             judged = [self._alone(*trial) for trial in self._trials]
         elif first.side in APART and len(self._splits) > 1:
@@ -76,23 +76,23 @@ class _Trials:
 
     def _stacked(self, trials: Sequence[tuple[int, int]], *, shared: bool) -> list[Judged]:
         """Train side by side, as many at a time as there is memory for: of several splits, or of one."""
-        material, folds = self._material, [fold for _, fold in trials]
+        data, folds = self._data, [fold for _, fold in trials]
         held_out = [split.held_out for split in self._splits]
         if shared:
-            chosen = replace(material.chosen, held_out=np.sort(np.concatenate(held_out)))
+            chosen = replace(data.chosen, held_out=np.sort(np.concatenate(held_out)))
         else:
             chosen = self._splits[folds[0]]
-        material = replace(material, chosen=chosen)
+        data = replace(data, chosen=chosen)
         configs = [self._settings[place] for place, _ in trials]
         largest = max(configs, key=lambda config: (config.rank, config.batch_size))
-        most = min(MOST_TRIALS, most_trials(largest, material, self._device))
+        most = min(MOST_TRIALS, most_trials(largest, data, self._device))
         parts = parts_of(held_out, 1 + max(int(chosen.train.max()), int(chosen.held_out.max())))
         found: dict[int, Judged] = {}
         for places in together(configs, most):
             held = HeldOut(parts, [folds[place] for place in places]) if shared else None
             own = [configs[place] for place in places]
-            adapters = [new_adapter(material.manifest, material.tail, config).to(self._device) for config in own]
-            cohort = Cohort(places, own, adapters, material, self._device, held)
+            adapters = [new_adapter(data.manifest, data.tail, config).to(self._device) for config in own]
+            cohort = Cohort(places, own, adapters, data, self._device, held)
             while not cohort.done:
                 cohort.run_epoch(judge=cohort.epoch == own[0].epochs - 1)
                 self._advance(len(own))
@@ -101,9 +101,9 @@ class _Trials:
 
     def _alone(self, place: int, fold: int) -> Judged:
         """Train by itself what cannot be stacked."""
-        config, chosen, material = self._settings[place], self._splits[fold], self._material
-        autocast = autocast_dtype(self._device, material.manifest.precision)
-        adapter = new_adapter(material.manifest, material.tail, config).to(self._device)
+        config, chosen, data = self._settings[place], self._splits[fold], self._data
+        autocast = autocast_dtype(self._device, data.manifest.precision)
+        adapter = new_adapter(data.manifest, data.tail, config).to(self._device)
         optimizer = make_optimizer(adapter, config)
         step = make_step(adapter, optimizer, config, autocast=autocast)
         for epoch in range(config.epochs):
@@ -111,7 +111,7 @@ class _Trials:
                 train_epoch(
                     adapter,
                     optimizer,
-                    material.source,
+                    data.source,
                     chosen.train,
                     config,
                     epoch=epoch,
@@ -128,11 +128,11 @@ class _Trials:
         jury = Jury()
         evaluate_each(
             lambda blocks: adapter(blocks)[None],
-            material.plain,
+            data.plain,
             chosen.held_out,
             batch_size=config.batch_size,
             autocast=autocast,
-            clips=material.manifest.clips,
+            clips=data.manifest.clips,
             keep=jury,
         )
         return jury.verdicts()[0]
@@ -143,7 +143,7 @@ class _Trials:
 
     def _setting(self, place: int, judged: Sequence[Judged]) -> Setting:
         """Put a setting's splits together; a top-1 that is no number says that it failed."""
-        adapter = new_adapter(self._material.manifest, self._material.tail, self._settings[place])
+        adapter = new_adapter(self._data.manifest, self._data.tail, self._settings[place])
         parameters = adapter.parameter_counts()["side"]
         hits, losses = (np.concatenate([getattr(own, name) for own in judged]) for name in ("hits", "losses"))
         loss = float(losses.mean(dtype=np.float64))

@@ -15,11 +15,11 @@ from losa_cache.sweep.probed import lines_to_beat
 from losa_cache.sweep.record import ToBeat
 from losa_cache.train.config import SHUFFLE, TrainConfig
 from losa_cache.train.evaluate_run import apart
-from losa_cache.train.material import Material, from_cache, selected
 from losa_cache.train.selection import Selection
+from losa_cache.train.training_data import TrainingData, from_cache, selected
 
 
-class Materials:
+class SweepData:
     """Opened when first asked for, closed together.
 
     Args:
@@ -47,14 +47,14 @@ class Materials:
                 raise UserError(f"val-cache {str(self._val.path)!r} does not fit the cache: {'; '.join(wrong)}.")
         elif not config.base.val_fraction and config.base.val_ids is None:
             raise UserError("nothing is held out to choose a trial by: set --val-fraction, --val-ids or --val-cache.")
-        self._open: dict[str, Material] = {}
+        self._open: dict[str, TrainingData] = {}
 
     def identities(self) -> dict[str, str]:
         """Give the identity of each cache, by option."""
         found = {"cache": self._cache.manifest.identity}
         return found if self._val is None else found | {"val_cache": self._val.manifest.identity}
 
-    def of(self, config: TrainConfig) -> Material:
+    def of(self, config: TrainConfig) -> TrainingData:
         """Give what a trial learns from."""
         shared = (config.side, config.layers, config.start, config.seed if self._cache.manifest.views > 1 else 0)
         key = repr(shared)
@@ -90,11 +90,11 @@ class Materials:
 
     def close(self) -> None:
         """Close all sources."""
-        for material in self._open.values():
-            material.close()
+        for data in self._open.values():
+            data.close()
         self._open.clear()
 
-    def _opened(self, config: TrainConfig) -> Material:
+    def _opened(self, config: TrainConfig) -> TrainingData:
         options: dict[str, Any] = {"residency": self._residency, "passes": self._passes, "trials": self._trials}
         own = from_cache(self._cache, config, self._device, **options)
         if self._val is None:

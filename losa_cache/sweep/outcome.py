@@ -25,9 +25,9 @@ from losa_cache.sweep.record import Group, SweepRecord, ToBeat, TrialRecord, see
 from losa_cache.sweep.trial import describe, require_epochs, trial_path
 from losa_cache.text import shown
 from losa_cache.train.evaluate_run import evaluate_run, known_test_cache
-from losa_cache.train.material import frozen_tail
 from losa_cache.train.selection import Selection
 from losa_cache.train.train import new_adapter, resume, train
+from losa_cache.train.training_data import frozen_tail
 
 RECORD, RETRAINED = "record.json", "retrained"
 

@@ -13,9 +13,9 @@ from losa_cache.sidenet.stack import AdapterStack
 from losa_cache.sweep.space import Choices
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.loop import autocast_dtype
-from losa_cache.train.material import Material
-from losa_cache.train.room import saved_bytes
+from losa_cache.train.memory_check import saved_bytes
 from losa_cache.train.train import new_adapter
+from losa_cache.train.training_data import TrainingData
 
 if TYPE_CHECKING:
     from losa_cache.sweep.config import SweepConfig
@@ -26,17 +26,17 @@ GRAPH_SPARE = 0.25  # the same beside a CUDA graph, which does not give its memo
 COPIES = 4  # of a trained tensor: itself, its gradient, two moments
 
 
-def most_trials(largest: TrainConfig, material: Material, device: torch.device) -> int:
+def most_trials(largest: TrainConfig, data: TrainingData, device: torch.device) -> int:
     """Say for how many trials like the largest of a sweep a device has room, at least 1."""
-    manifest = material.manifest
+    manifest = data.manifest
     precision = get_precision(manifest.precision)
     shape = (SAMPLES, manifest.tokens["total"], manifest.width)
-    blocks = [torch.zeros(shape, dtype=precision.dtype, device=device) for _ in material.points]
+    blocks = [torch.zeros(shape, dtype=precision.dtype, device=device) for _ in data.points]
     autocast = autocast_dtype(device, manifest.precision)
     kept = []
     trained = 0
     for count in (1, 2):
-        adapters = [new_adapter(manifest, material.tail, largest).to(device) for _ in range(count)]
+        adapters = [new_adapter(manifest, data.tail, largest).to(device) for _ in range(count)]
         stack = AdapterStack(adapters).to(device)
         kept.append(saved_bytes(partial(stack, blocks), (*blocks, *stack.parameters()), autocast))
         trained = sum(p.nbytes for p in stack.parameters() if p.requires_grad) // count

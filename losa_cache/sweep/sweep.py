@@ -25,7 +25,7 @@ from losa_cache.sweep.config import SweepConfig, checksum
 from losa_cache.sweep.earlier import earlier_progress
 from losa_cache.sweep.judged import FILE as JUDGED
 from losa_cache.sweep.judged import save_judged
-from losa_cache.sweep.materials import Materials
+from losa_cache.sweep.materials import SweepData
 from losa_cache.sweep.mirror import Mirror
 from losa_cache.sweep.probed import FILE as PROBE
 from losa_cache.sweep.progress import LOST, Group, Progress, Trial, load_progress
@@ -125,8 +125,8 @@ class Sweep:
         self.cache = open_cache(self.config.cache)
         require_trainable(self.config.space, self.config.base)
         self._require_stackable()
-        self._materials = Materials(self.cache, self.config, device, residency, trials=self.config.total)
-        self._materials.require_choosable()
+        self._data = SweepData(self.cache, self.config, device, residency, trials=self.config.total)
+        self._data.require_choosable()
         self._trials = Trials(folder, open_trackers(self.config.trackers, folder))
         self._cohorts: list[Cohort] = []  # of the progress's groups, in their order
         self._rows: dict[int, dict[str, Any]] = {}
@@ -149,10 +149,10 @@ class Sweep:
         """
         keep_freed_memory()
         with self._owned(), telling_where(self.folder), ExitStack() as stack:
-            stack.callback(self._materials.close)
+            stack.callback(self._data.close)
             stack.callback(self._trials.close)
             self._restore(stack)
-            self.to_beat = self._materials.to_beat(self._probe)
+            self.to_beat = self._data.to_beat(self._probe)
             started, done = perf_counter(), 0
             while True:
                 if self.progress.turn >= len(self._cohorts):
@@ -166,7 +166,7 @@ class Sweep:
 
     def chosen(self) -> Selection:
         """Say which samples the trials learned from, and which they were judged by."""
-        return self._materials.chosen()
+        return self._data.chosen()
 
     def _restore(self, stack: ExitStack) -> None:
         """Take up what a killed sweep was at."""
@@ -230,7 +230,7 @@ class Sweep:
 
     def _require_same_caches(self) -> None:
         """Refuse caches that are not those that the first trials learned from."""
-        found = self._materials.identities()
+        found = self._data.identities()
         for option, identity in self.progress.caches.items():
             if found.get(option) != identity:
                 raise UserError(
@@ -263,23 +263,23 @@ class Sweep:
             return self.config.concurrent
         if self.progress.most is None:
             largest = largest_of(self.config, self.cache.manifest.layers)
-            self.progress.most = min(MOST_TRIALS, most_trials(largest, self._materials.of(largest), self.device))
+            self.progress.most = min(MOST_TRIALS, most_trials(largest, self._data.of(largest), self.device))
         return self.progress.most
 
     def _start(self, trials: list[tuple[int, TrainConfig]]) -> None:
-        material = self._materials.of(trials[0][1])
+        data = self._data.of(trials[0][1])
         for number, config in trials:
-            self._trials.create(number, config, origin_of(self.cache, None, material), material.chosen.files)
+            self._trials.create(number, config, origin_of(self.cache, None, data), data.chosen.files)
             self._note(number, CONFIG, *KEPT_FILES.values())
         cohort = self._cohort(trials)
         self._cohorts.append(cohort)
         self.progress.groups.append(self._saved(cohort, f"{trials[0][0]:04d}"))
 
     def _cohort(self, trials: list[tuple[int, TrainConfig]]) -> Cohort:
-        material = self._materials.of(trials[0][1])
-        adapters = [new_adapter(material.manifest, material.tail, config).to(self.device) for _, config in trials]
+        data = self._data.of(trials[0][1])
+        adapters = [new_adapter(data.manifest, data.tail, config).to(self.device) for _, config in trials]
         numbers, configs = [number for number, _ in trials], [config for _, config in trials]
-        return Cohort(numbers, configs, adapters, material, self.device)
+        return Cohort(numbers, configs, adapters, data, self.device)
 
     def _epoch(self, turn: int) -> None:
         """Train an epoch of a group, and note what came of it."""
@@ -296,13 +296,13 @@ class Sweep:
             complete = [number for number in trained if ended[number] == COMPLETE]
             probes = finish(
                 [trained[number] for number in complete],
-                cohort.material,
+                cohort.data,
                 cohort.config_of(complete[0]),
-                refit=self._materials.holds_out_its_own,
+                refit=self._data.holds_out_its_own,
             )
             for number, probe in zip(complete, probes, strict=True):
                 config = cohort.config_of(number)
-                save_run(self._trials[number], trained[number], cohort.material, config, probe)
+                save_run(self._trials[number], trained[number], cohort.data, config, probe)
                 save_judged(self._trials[number].path, cohort.judged[number])
                 self._note(number, TENSORS, ADAPTER, JUDGED)
         for number, state in ended.items():

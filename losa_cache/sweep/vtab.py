@@ -24,7 +24,7 @@ from losa_cache.sweep.vtab_record import Result, VtabRecord, unlike_paper
 from losa_cache.sweep.vtab_table import markdown
 from losa_cache.sweep.vtab_tasks import ALIKE, TaskCaches, find_tasks, require_alike
 from losa_cache.train.config import PAPER, TrainConfig, of_recipe
-from losa_cache.train.material import selected
+from losa_cache.train.training_data import selected
 
 RANKS = (4, 8, 16)
 GRID: Space = {"lr": Choices((1e-3, 3e-3, 1e-2)), "weight_decay": Choices((1e-4, 1e-1))}

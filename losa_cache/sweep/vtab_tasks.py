@@ -7,7 +7,7 @@ from pathlib import Path
 
 from losa_cache.cache.identity import differences
 from losa_cache.cache.store import ActivationCache, open_cache
-from losa_cache.data.lists import read_list
+from losa_cache.data.label_files import read_list
 from losa_cache.data.vtab import BOTH, NAME, TASKS, TEST, TRAIN, TRAINING_SAMPLES, VAL, VALIDATION_SAMPLES, list_path
 from losa_cache.errors import UserError
 from losa_cache.sweep.vtab_record import LeftOut

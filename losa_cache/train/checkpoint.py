@@ -33,7 +33,7 @@ def restore(
         steps: of an epoch.
 
     Returns:
-        the epochs done, and what ``Passed`` takes.
+        the epochs done, and what ``EpochProgress`` takes.
 
     Raises:
         UnreadableError: naming what is missing or does not belong; nothing has been set then.

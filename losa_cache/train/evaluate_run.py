@@ -25,8 +25,8 @@ from losa_cache.train.batch import Batch
 from losa_cache.train.config import SHUFFLE, OnlineConfig, TrainConfig
 from losa_cache.train.evaluate import evaluate
 from losa_cache.train.loop import Progress, autocast_dtype
-from losa_cache.train.material import open_material
 from losa_cache.train.run import Run
+from losa_cache.train.training_data import open_training_data
 
 if TYPE_CHECKING:
     from losa_cache.backbone import Backbone
@@ -130,15 +130,15 @@ def evaluated(
     if not own:
         config = replace(config, val_fraction=0, val_ids=None, limit=None)
     where = choose_device(device)
-    with open_material(chosen, online, config, where, backbone=backbone, dataset=dataset) as material:
-        manifest = material.manifest
+    with open_training_data(chosen, online, config, where, backbone=backbone, dataset=dataset) as data:
+        manifest = data.manifest
         name = str(chosen.path) if chosen is not None else manifest.fields["dataset"]["name"]
         if chosen is None:
             require_fit(run, f"data set {name!r}", adapter_config, manifest)
-        samples = material.chosen.held_out if own else material.chosen.train
-        adapter = load_adapter(directory, of_tokens(adapter_config, manifest), material.tail).to(where)
+        samples = data.chosen.held_out if own else data.chosen.train
+        adapter = load_adapter(directory, of_tokens(adapter_config, manifest), data.tail).to(where)
         if own and (probe := adapter_config.get("probe")) is not None:
-            unfit(adapter, material, config, **probe)
+            unfit(adapter, data, config, **probe)
         ids: list[str] = []
         kept: list[Tensor] = []
 
@@ -148,7 +148,7 @@ def evaluated(
 
         found = evaluate(
             adapter,
-            material.source,
+            data.source,
             samples,
             batch_size=config.batch_size,
             autocast=autocast_dtype(where, manifest.precision),

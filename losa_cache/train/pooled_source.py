@@ -9,8 +9,8 @@ from torch import Tensor
 
 from losa_cache.sidenet.operand import dense
 from losa_cache.sidenet.pooled import Pooling
-from losa_cache.train.account import Roof
 from losa_cache.train.batch import Batch, Request, Source
+from losa_cache.train.bottleneck import Bandwidth
 from losa_cache.train.sampler import requests_in_order, rows_of, view_starts
 
 AT_ONCE = 64  # samples
@@ -51,9 +51,9 @@ class PooledSource:
         """Say what the source spent."""
         return self._source.spent()
 
-    def roof(self) -> Roof | None:
+    def bandwidth(self) -> Bandwidth | None:
         """Give the source's."""
-        return self._source.roof()
+        return self._source.bandwidth()
 
     def close(self) -> None:
         """Forget what is kept, and close the source."""

@@ -24,9 +24,9 @@ from losa_cache.sidenet.adapter_file import save_adapter
 from losa_cache.sidenet.tail import FrozenTail
 from losa_cache.train.config import OnlineConfig, TrainConfig, of_recipe
 from losa_cache.train.loop import DivergedError, Progress, Report, autocast_dtype, fit
-from losa_cache.train.material import Material, open_material, used_layers, used_points
-from losa_cache.train.room import require_room
+from losa_cache.train.memory_check import require_memory
 from losa_cache.train.run import RUNS, Run, TakenError, next_run_path, require_place
+from losa_cache.train.training_data import TrainingData, open_training_data, used_layers, used_points
 
 if TYPE_CHECKING:
     from losa_cache.backbone import Backbone
@@ -104,7 +104,7 @@ def train(
     if isinstance(cache, str | Location):
         cache = open_cache(cache)
     near = _staged(cache, stage, staging)
-    with open_material(
+    with open_training_data(
         near,
         online,
         config,
@@ -113,22 +113,22 @@ def train(
         passes=config.epochs,
         backbone=backbone,
         dataset=dataset,
-    ) as material:
-        adapter = _ready_adapter(material, config, where)
-        run = _create(out, config, origin_of(cache, online, material), material, beside or {})
+    ) as data:
+        adapter = _ready_adapter(data, config, where)
+        run = _create(out, config, origin_of(cache, online, data), data, beside or {})
         with run.owned():
-            return _fit(run, material, adapter, config, device=where, report=report, progress=progress)
+            return _fit(run, data, adapter, config, device=where, report=report, progress=progress)
 
 
 def _create(
-    out: str | Path | None, config: TrainConfig, origin: dict[str, Any], material: Material, beside: Mapping[str, bytes]
+    out: str | Path | None, config: TrainConfig, origin: dict[str, Any], data: TrainingData, beside: Mapping[str, bytes]
 ) -> Run:
     if out is not None:
-        return Run.create(Path(out), config, origin, material.chosen.files, beside)
-    name = re.sub(r"[^\w-]", "_", f"{material.manifest.fields['dataset']['name']}-{config.side}")
+        return Run.create(Path(out), config, origin, data.chosen.files, beside)
+    name = re.sub(r"[^\w-]", "_", f"{data.manifest.fields['dataset']['name']}-{config.side}")
     while True:
         with suppress(TakenError):  # by a process that asked for the same name at the same time
-            return Run.create(next_run_path(RUNS, name), config, origin, material.chosen.files, beside)
+            return Run.create(next_run_path(RUNS, name), config, origin, data.chosen.files, beside)
 
 
 def resume(
@@ -165,8 +165,8 @@ def resume(
         cache = None if origin["cache"] is None else _cache_of(run, origin["cache"])
         online = None if origin["online"] is None else OnlineConfig.from_json(origin["online"])
         near = _staged(cache, stage, staging)
-        material = stack.enter_context(
-            open_material(
+        data = stack.enter_context(
+            open_training_data(
                 near,
                 online,
                 config,
@@ -178,11 +178,11 @@ def resume(
             )
         )
         # another device may compute in another dtype
-        ours, theirs = ({**f, "compute": None} for f in (material.manifest.fields, origin["fields"]))
+        ours, theirs = ({**f, "compute": None} for f in (data.manifest.fields, origin["fields"]))
         if wrong := differences(ours, theirs):
             raise UserError(f"run {str(run)!r} began with something else: it differs in {'; '.join(wrong)}.")
-        adapter = _ready_adapter(material, config, where)
-        return _fit(directory, material, adapter, config, device=where, report=report, progress=progress)
+        adapter = _ready_adapter(data, config, where)
+        return _fit(directory, data, adapter, config, device=where, report=report, progress=progress)
 
 
 def _cache_of(run: str | Path, path: str) -> ActivationCache:
@@ -210,16 +210,16 @@ def new_adapter(manifest: Manifest, tail: FrozenTail, config: TrainConfig) -> Ad
     return adapter
 
 
-def _ready_adapter(material: Material, config: TrainConfig, device: torch.device) -> Adapter:
+def _ready_adapter(data: TrainingData, config: TrainConfig, device: torch.device) -> Adapter:
     """Build the adapter on its device, once the device has room for a batch."""
     keep_freed_memory()
-    adapter = new_adapter(material.manifest, material.tail, config).to(device)
-    manifest = material.manifest
-    require_room(
+    adapter = new_adapter(data.manifest, data.tail, config).to(device)
+    manifest = data.manifest
+    require_memory(
         adapter,
-        (len(material.points), manifest.tokens["total"], manifest.width),
+        (len(data.points), manifest.tokens["total"], manifest.width),
         get_precision(manifest.precision).dtype,
-        batch_size=min(config.batch_size, len(material.chosen.train)),
+        batch_size=min(config.batch_size, len(data.chosen.train)),
         autocast=autocast_dtype(device, manifest.precision),
     )
     return adapter
@@ -227,7 +227,7 @@ def _ready_adapter(material: Material, config: TrainConfig, device: torch.device
 
 def _fit(
     run: Run,
-    material: Material,
+    data: TrainingData,
     adapter: Adapter,
     config: TrainConfig,
     *,
@@ -235,11 +235,11 @@ def _fit(
     report: Report,
     progress: Progress,
 ) -> TrainResult:
-    manifest = material.manifest
+    manifest = data.manifest
     try:
         probe = fit(
             adapter,
-            material,
+            data,
             config=config,
             run=run,
             device=device,
@@ -264,32 +264,32 @@ def _fit(
         ) from error
     finally:
         run.close()
-    save_run(run, adapter, material, config, probe)
+    save_run(run, adapter, data, config, probe)
     last = [{"epoch": config.epochs}, *run.metrics()][-1]
     return TrainResult(run.path, last, adapter.parameter_counts(), adapter)
 
 
-def origin_of(cache: ActivationCache | None, online: OnlineConfig | None, material: Material) -> dict[str, Any]:
+def origin_of(cache: ActivationCache | None, online: OnlineConfig | None, data: TrainingData) -> dict[str, Any]:
     """Write down what a run learns from, for its ``config.json``."""
     return {
         "cache": None if cache is None else str(cache.path.resolve()),
         "online": None if online is None else online.to_json(),
-        "fields": material.manifest.fields,
+        "fields": data.manifest.fields,
     }
 
 
 def save_run(
-    run: Run, adapter: Adapter, material: Material, config: TrainConfig, probe: dict[str, float] | None
+    run: Run, adapter: Adapter, data: TrainingData, config: TrainConfig, probe: dict[str, float] | None
 ) -> None:
     """Write a finished run's adapter; ``probe`` is what ``losa_cache.train.loop.finish`` gave."""
-    manifest = material.manifest
+    manifest = data.manifest
     save_adapter(
         run.path,
         adapter,
         {
             "run": run.digest(),
             "adapter": _adapter_arguments(manifest, config),
-            "layers": material.layers,
+            "layers": data.layers,
             "tap": manifest.fields["tap"],
             "start": EMBEDDING if config.reads_embedding else "output",
             "classes": manifest.classes,

@@ -16,7 +16,7 @@ from losa_cache.sidenet.adapter import Adapter
 from losa_cache.sidenet.operand import Block
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.evaluate_run import misfit, of_tokens, read_trained, require_fit
-from losa_cache.train.material import frozen_tail, used_points
+from losa_cache.train.training_data import frozen_tail, used_points
 
 
 class TrainedAdapter(nn.Module):

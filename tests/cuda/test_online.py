@@ -11,13 +11,13 @@ from losa_cache.inputs import open_inputs
 from losa_cache.points import tapped_points
 from losa_cache.sidenet.operand import dense
 from losa_cache.train.cached import CachedSource, open_cached
-from losa_cache.train.kept import KeptSource
-from losa_cache.train.loop import Passed, autocast_dtype, make_optimizer, train_epoch
-from losa_cache.train.material import frozen_tail
+from losa_cache.train.loop import EpochProgress, autocast_dtype, make_optimizer, train_epoch
+from losa_cache.train.memoised import MemoisedSource
 from losa_cache.train.mixed import MixedSource
 from losa_cache.train.online import OnlineSource
 from losa_cache.train.sampler import requests_in_order
 from losa_cache.train.train import new_adapter
+from losa_cache.train.training_data import frozen_tail
 from tests.conftest import tiny_backbone, tiny_samples
 
 pytestmark = pytest.mark.cuda
@@ -42,7 +42,7 @@ def losses(source, cache, gpu):
     optimizer, found = make_optimizer(adapter, CONFIG), []
     autocast = autocast_dtype(gpu, cache.manifest.precision)
     for epoch in range(CONFIG.epochs):
-        passed, sums = Passed(), [0.0]
+        passed, sums = EpochProgress(), [0.0]
         train_epoch(
             adapter, optimizer, source, cache.samples, CONFIG, epoch=epoch, autocast=autocast, passed=passed,
             after_step=lambda passed=passed, sums=sums: sums.append(passed.loss.item()),
@@ -92,7 +92,7 @@ def test_plain_online_batches_are_what_the_cache_holds(precision, tmp_path, gpu)
 
 def test_held_out_features_are_kept_on_the_device_as_they_were(gpu):
     source = online(gpu, "bfloat16")
-    kept, requests = KeptSource(source, gpu), requests_in_order(np.arange(23), 8)
+    kept, requests = MemoisedSource(source, gpu), requests_in_order(np.arange(23), 8)
     first, second = ([batch.blocks[1].clone() for batch in kept.batches(requests)] for _ in range(2))
     again = [batch.blocks[1].clone() for batch in source.batches(requests)]
     for one, two, three in zip(first, second, again, strict=True):

@@ -11,7 +11,8 @@ from losa_cache.extract.extract import extract
 from losa_cache.machine import memory
 from losa_cache.points import tapped_points
 from losa_cache.sidenet.operand import Gathered, dense
-from losa_cache.train import cached, load
+from losa_cache.train import cached
+from losa_cache.train import preload as load
 from losa_cache.train.batch import Request
 from losa_cache.train.cached import CachedSource
 from losa_cache.train.residency import DEVICE_SHARE, Residency

@@ -24,7 +24,7 @@ from losa_cache.probe.record import ALL, Counts, ProbeRecord, text
 from losa_cache.probe.tuning import cross_validation, held_out_fold, tune
 from losa_cache.sidenet.pooled import pooling_of
 from losa_cache.train.config import TrainConfig
-from losa_cache.train.material import frozen_tail, selected
+from losa_cache.train.training_data import frozen_tail, selected
 from tests.conftest import tiny_backbone, tiny_samples
 
 CPU = torch.device("cpu")

@@ -15,9 +15,9 @@ from losa_cache.sweep.auto import search, split, train_auto
 from losa_cache.sweep.cross_validation import cross_validate
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.loop import lr_factor, make_optimizer
-from losa_cache.train.material import from_cache
 from losa_cache.train.sampler import epoch_requests
 from losa_cache.train.train import new_adapter
+from losa_cache.train.training_data import from_cache
 from tests.conftest import losa_cache
 
 CPU = torch.device("cpu")
@@ -34,16 +34,16 @@ def test_each_split_is_trained_without_what_it_holds_out_and_every_sample_is_jud
     settings = [replace(CONFIG, lr=0.03), replace(CONFIG, lr=0.1, weight_decay=0.3)]
     shares = []
     whole = replace(CONFIG, val_fraction=0.0)
-    with from_cache(tiny_cache, whole, CPU, residency="memory", passes=9) as material:
-        found = cross_validate(material, settings, splits, CPU, shares.append)
+    with from_cache(tiny_cache, whole, CPU, residency="memory", passes=9) as data:
+        found = cross_validate(data, settings, splits, CPU, shares.append)
         assert shares == [0.5, 1.0]  # all ten trials in one pass
         losses = []
         for own in splits:
-            adapter = new_adapter(material.manifest, material.tail, settings[1])
+            adapter = new_adapter(data.manifest, data.tail, settings[1])
             optimizer = make_optimizer(adapter, settings[1])
             for epoch in range(2):
-                requests = epoch_requests(material.chosen.train, batch_size=8, seed=0, epoch=epoch)
-                for request, batch in zip(requests, material.source.batches(requests), strict=True):
+                requests = epoch_requests(data.chosen.train, batch_size=8, seed=0, epoch=epoch)
+                for request, batch in zip(requests, data.source.batches(requests), strict=True):
                     mine = ~np.isin(request.samples, own.held_out)
                     optimizer.zero_grad()
                     F.cross_entropy(adapter([block[mine] for block in batch.blocks]), batch.labels[mine]).backward()
@@ -52,7 +52,7 @@ def test_each_split_is_trained_without_what_it_holds_out_and_every_sample_is_jud
                         group["lr"] = 0.1 * lr_factor(request.step, total=6, warmup=1)
                     optimizer.step()
             request = replace(requests[0], samples=own.held_out, epoch=None)
-            (batch,) = material.source.batches([request])
+            (batch,) = data.source.batches([request])
             logits = adapter(batch.blocks).detach()
             temperatures = 2 ** torch.linspace(-3, 3, 25)
             at_each = torch.stack([F.cross_entropy(logits / t, batch.labels, reduction="none") for t in temperatures])

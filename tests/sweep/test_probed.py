@@ -14,7 +14,7 @@ from losa_cache.files import write_sealed
 from losa_cache.probe.features import read_features
 from losa_cache.sweep.probed import ALL, lines_to_beat
 from losa_cache.train.config import TrainConfig
-from losa_cache.train.material import selected
+from losa_cache.train.training_data import selected
 from tests.conftest import tiny_backbone, tiny_samples
 
 CPU = torch.device("cpu")

@@ -19,13 +19,13 @@ from losa_cache.errors import UserError
 from losa_cache.extract.extract import extract
 from losa_cache.points import tapped_points
 from losa_cache.sidenet.operand import Gathered, Scaled, dense
-from losa_cache.train import load
+from losa_cache.train import preload as load
 from losa_cache.train.batch import Request
 from losa_cache.train.cached import CachedSource, open_cached
-from losa_cache.train.feed import Slots
-from losa_cache.train.residency import DEVICE_SHARE, MEMORY_SHARE, Residency, Room, choose_residency, rows_on_device
+from losa_cache.train.fixed_codes import FixedCodes
+from losa_cache.train.loaders import Buffers
+from losa_cache.train.residency import DEVICE_SHARE, MEMORY_SHARE, Residency, Sizes, choose_residency, rows_on_device
 from losa_cache.train.sampler import requests_in_order
-from losa_cache.train.settled import SettledCodes
 from tests.conftest import tiny_backbone, tiny_samples
 
 CPU = torch.device("cpu")
@@ -43,8 +43,8 @@ PLACES = [
 GB = 10**9
 
 
-def room(**changed) -> Room:
-    return Room(**({"stored": 2 * GB, "decoded": None, "device": None, "memory": 10 * GB, "passes": 9} | changed))
+def room(**changed) -> Sizes:
+    return Sizes(**({"stored": 2 * GB, "decoded": None, "device": None, "memory": 10 * GB, "passes": 9} | changed))
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_the_page_cache_is_passed_by_only_where_it_cannot_hold_what_is_read():
 @given(
     st.sampled_from(["auto", "device", "memory", "disk"]),
     st.builds(
-        Room,
+        Sizes,
         stored=st.integers(1, 100),
         decoded=st.none() | st.integers(1, 400),
         device=st.none() | st.integers(0, 100),
@@ -208,7 +208,7 @@ def test_a_batch_is_not_overwritten_before_the_next_is_asked_for(tiny_cache):
 
 
 def test_memory_of_batches_is_never_used_for_anything_else():
-    slots, ranges = Slots(1, (2, 1001), torch.uint8, CPU), []
+    slots, ranges = Buffers(1, (2, 1001), torch.uint8, CPU), []
     for rows in (1, 1, 17, 16, 60, 65):
         slots.grow(rows)
         planes = slots.planes(0, rows)
@@ -221,7 +221,7 @@ def test_memory_of_batches_is_never_used_for_anything_else():
 
 
 def test_a_slot_may_be_filled_between_a_step_on_another_and_its_way_back():
-    slots = Slots(2, (1, 4), torch.float32, CPU)
+    slots = Buffers(2, (1, 4), torch.float32, CPU)
     slots.grow(3)
     (first,), (second,) = slots.planes(0, 3), slots.planes(1, 3)
     first.fill_(2.0)
@@ -238,7 +238,7 @@ def test_settled_codes_are_the_same_block_outputs_where_they_were_before():
         scales = torch.rand(3, rows, 5).bfloat16()
         return [Scaled(c, s, torch.rand(8) + 0.5, torch.bfloat16) for c, s in zip(codes, scales, strict=True)]
 
-    settled, found = SettledCodes(3, 5, 8, torch.bfloat16, CPU), []
+    settled, found = FixedCodes(3, 5, 8, torch.bfloat16, CPU), []
     for rows in (6, 4):
         blocks = batch(rows)
         *others, start = settled.settle(blocks, 6)
@@ -286,7 +286,7 @@ def test_what_is_chosen_is_said(tiny_cache, caplog):
 
 
 def test_a_cpu_that_is_asked_for_its_own_memory_says_that_it_is_the_hosts():
-    room = Room(stored=1000, decoded=None, device=None, memory=10_000, passes=5)
+    room = Sizes(stored=1000, decoded=None, device=None, memory=10_000, passes=5)
     assert choose_residency("device", room).reason == "1.0 kB are kept in memory, the training device's own."
     assert choose_residency("memory", room).reason == "1.0 kB are kept in memory."
 

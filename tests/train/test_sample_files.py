@@ -5,7 +5,7 @@ import csv
 import pytest
 
 from losa_cache.errors import UserError
-from losa_cache.train.lists import parse_ids, parse_weights, read_list
+from losa_cache.train.sample_files import parse_ids, parse_weights, read_sample_file
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
@@ -15,7 +15,7 @@ def test_weights_are_read_as_a_csv_writer_wrote_them(tmp_path, end, mark):
     with open(tmp_path / "w.csv", "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         file.write(mark)
         csv.writer(file, lineterminator=end).writerows([("id", "weight"), *weights.items()])
-    assert parse_weights(read_list(str(tmp_path / "w.csv"), "sampling"), "w.csv") == weights
+    assert parse_weights(read_sample_file(str(tmp_path / "w.csv"), "sampling"), "w.csv") == weights
 
 
 @pytest.mark.parametrize("text", ["b\r\n\r\na 1\r\n", "b\na 1", "\ufeff\nb\n\na 1\n\n"])
@@ -49,4 +49,4 @@ def test_a_file_without_ids_or_none_at_all_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"'ids\.txt' holds no ids"):
         parse_ids(b"\r\n\n", "ids.txt")
     with pytest.raises(UserError, match="val-ids is .* cannot be read .*directory"):
-        read_list(str(tmp_path), "val-ids")
+        read_sample_file(str(tmp_path), "val-ids")

@@ -5,11 +5,11 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from losa_cache.sidenet.operand import dense
-from losa_cache.train.account import Roof
 from losa_cache.train.batch import Batch, Request, Source
+from losa_cache.train.bottleneck import Bandwidth
 
 
-class KeptSource:
+class MemoisedSource:
     """Keep the batches of the first evaluation; the same requests get them back from then on.
 
     Args:
@@ -36,9 +36,9 @@ class KeptSource:
         """Say what the source spent."""
         return self._source.spent()
 
-    def roof(self) -> Roof | None:
+    def bandwidth(self) -> Bandwidth | None:
         """Give the source's."""
-        return self._source.roof()
+        return self._source.bandwidth()
 
     def close(self) -> None:
         """Forget what is kept."""

@@ -12,7 +12,7 @@ HEADER = ["id", "weight"]
 MOST_BYTES = 2**30  # ids of ten million samples
 
 
-def read_list(path: str, option: str) -> bytes:
+def read_sample_file(path: str, option: str) -> bytes:
     """Read the file that an option names.
 
     Raises:

@@ -10,7 +10,7 @@ PARTS = ("read", "decode", "copy", "backbone", "compute")
 
 
 @dataclass(frozen=True)
-class Roof:
+class Bandwidth:
     """What reading could reach at most on this machine, in GB/s.
 
     Attributes:
@@ -28,14 +28,14 @@ class Roof:
         return "memory", self.memory
 
 
-def account(seconds: float, spent: Mapping[str, float], roof: Roof | None) -> dict[str, float]:
+def time_metrics(seconds: float, spent: Mapping[str, float], bandwidth: Bandwidth | None) -> dict[str, float]:
     """Divide an epoch's seconds.
 
     Args:
         seconds: of the epoch's steps.
         spent: what sources and loop measured: seconds of :data:`PARTS`; where a cache was read, also ``reading``, the
             seconds that its reads took while something else ran or nothing, and ``gigabytes``.
-        roof: of the machine, for a cache.
+        bandwidth: of the machine, for a cache.
 
     Returns:
         metrics: ``train_seconds_<part>``, ``train_read_gb_per_second`` and ``train_read_roof_gb_per_second``. On a GPU
@@ -48,8 +48,8 @@ def account(seconds: float, spent: Mapping[str, float], roof: Roof | None) -> di
     found = {f"train_seconds_{part}": value for part, value in parts.items()}
     if spent.get("gigabytes") and spent.get("reading"):
         found["train_read_gb_per_second"] = spent["gigabytes"] / spent["reading"]
-        if roof is not None:
-            found["train_read_roof_gb_per_second"] = roof.over(found["train_read_gb_per_second"])[1]
+        if bandwidth is not None:
+            found["train_read_roof_gb_per_second"] = bandwidth.over(found["train_read_gb_per_second"])[1]
     return found
 
 
@@ -75,12 +75,12 @@ NAMES = {
 }
 
 
-def limiter(metrics: Mapping[str, float], roof: Roof | None = None, *, side: str = "losa") -> str:
+def limiter(metrics: Mapping[str, float], bandwidth: Bandwidth | None = None, *, side: str = "losa") -> str:
     """Say in one sentence what an epoch's time went into, and what would shorten it.
 
     Args:
-        metrics: of the epoch, with those of :func:`account`.
-        roof: as there.
+        metrics: of the epoch, with those of :func:`time_metrics`.
+        bandwidth: as there.
         side: the side network: some have no rank, and some read one layer alone.
     """
     parts = {part: metrics[f"train_seconds_{part}"] for part in PARTS if f"train_seconds_{part}" in metrics}
@@ -91,10 +91,10 @@ def limiter(metrics: Mapping[str, float], roof: Roof | None = None, *, side: str
     if largest == "decode" and "backbone" in parts:
         what = "images"
     if largest == "read":
-        what = "memory" if roof is None or speed is None else roof.over(speed)[0]
+        what = "memory" if bandwidth is None or speed is None else bandwidth.over(speed)[0]
     read = ""
-    if speed is not None and roof is not None:
-        name, limit = roof.over(speed)
+    if speed is not None and bandwidth is not None:
+        name, limit = bandwidth.over(speed)
         read = f" at {speed:.1f} GB/s, {'the disk gives' if name == 'disk' else 'memory copies at'} {limit:.1f}"
     others = ", ".join(
         f"{part} {share}{read if part == 'read' else ''}" for part, share in rest.items() if part != largest

@@ -6,10 +6,10 @@ from dataclasses import replace
 import torch
 
 from losa_cache.sidenet.operand import Block, Scaled
-from losa_cache.train.feed import Slots
+from losa_cache.train.loaders import Buffers
 
 
-class SettledCodes:
+class FixedCodes:
     """Memory for what is computed anew for every batch of int8 codes: the tokens' scales, and y_0.
 
     Args:
@@ -20,8 +20,8 @@ class SettledCodes:
     """
 
     def __init__(self, points: int, tokens: int, width: int, dtype: torch.dtype, device: torch.device) -> None:
-        self._scales = Slots(1, (points - 1, tokens), torch.bfloat16, device)
-        self._start = Slots(1, (1, tokens, width), dtype, device)
+        self._scales = Buffers(1, (points - 1, tokens), torch.bfloat16, device)
+        self._start = Buffers(1, (1, tokens, width), dtype, device)
 
     def settle(self, blocks: Sequence[Scaled], rows: int) -> list[Block]:
         """Give the same block outputs, of which the last is decoded.

@@ -24,7 +24,7 @@ STAGE_BYTES = 2**27
 WORTH_SAYING = 10**8  # bytes
 
 
-def keep(
+def preload(
     reader: BlockReader,
     rows: NDArray[np.int64],
     encoding: Encoding,

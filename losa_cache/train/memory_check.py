@@ -12,7 +12,7 @@ from losa_cache.sidenet.adapter import Adapter
 SPARE = 0.8  # what is counted here is not all that a step needs
 
 
-def require_room(
+def require_memory(
     adapter: Adapter, shape: Sequence[int], dtype: torch.dtype, *, batch_size: int, autocast: torch.dtype | None
 ) -> None:
     """Refuse a batch whose blocks and saved activations alone are more than the device has left.
@@ -28,7 +28,7 @@ def require_room(
         UserError: naming the batch that would fit.
     """
     device = next(adapter.parameters()).device
-    needed = kept_bytes(adapter, shape, dtype, 2, autocast) - kept_bytes(adapter, shape, dtype, 1, autocast)
+    needed = needed_bytes(adapter, shape, dtype, 2, autocast) - needed_bytes(adapter, shape, dtype, 1, autocast)
     free = available_memory(device)
     if batch_size * needed <= free:
         return
@@ -40,7 +40,7 @@ def require_room(
     )
 
 
-def kept_bytes(
+def needed_bytes(
     adapter: Adapter, shape: Sequence[int], dtype: torch.dtype, batch: int, autocast: torch.dtype | None
 ) -> int:
     """Count the bytes of a batch's block outputs and of everything that autograd saves for their backward pass.

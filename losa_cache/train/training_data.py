@@ -21,7 +21,7 @@ from losa_cache.sidenet.tail import FrozenTail
 from losa_cache.train.batch import Source
 from losa_cache.train.cached import open_cached
 from losa_cache.train.config import OnlineConfig, TrainConfig
-from losa_cache.train.kept import KeptSource
+from losa_cache.train.memoised import MemoisedSource
 from losa_cache.train.mixed import MixedSource
 from losa_cache.train.pooled_source import PooledSource
 from losa_cache.train.selection import Selection, select
@@ -38,7 +38,7 @@ KEEP_SHARE = 0.25  # of the free memory, for features of held-out images in the 
 
 
 @dataclass(frozen=True)
-class Material:
+class TrainingData:
     """What a run learns from.
 
     Attributes:
@@ -59,7 +59,7 @@ class Material:
     source: Source
     plain: Source
 
-    def __enter__(self) -> "Material":
+    def __enter__(self) -> "TrainingData":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -71,7 +71,7 @@ class Material:
         self.plain.close()
 
 
-def open_material(
+def open_training_data(
     cache: ActivationCache | None,
     online: OnlineConfig | None,
     config: TrainConfig,
@@ -81,7 +81,7 @@ def open_material(
     passes: int = 1,
     backbone: "Backbone | None" = None,
     dataset: "Samples | None" = None,
-) -> Material:
+) -> TrainingData:
     """Open a cache, or images and their backbone, or both (arguments as in ``losa_cache.train``).
 
     ``passes`` says how often the samples will be asked for.
@@ -106,8 +106,8 @@ def open_material(
 
 def from_cache(
     cache: ActivationCache, config: TrainConfig, device: torch.device, *, residency: str, passes: int, trials: int = 1
-) -> Material:
-    """Learn from a cache (arguments as of :func:`open_material`), for so many trials at a time.
+) -> TrainingData:
+    """Learn from a cache (arguments as of :func:`open_training_data`), for so many trials at a time.
 
     Raises:
         UserError: for layers or a start that it does not hold, or a choice of samples that cannot be.
@@ -139,7 +139,7 @@ def from_cache(
     if once:
         count = len(cache.ids) // views
         source = PooledSource(source, pooling, samples, count=count, views=views, seed=config.seed)
-    return Material(manifest, tail, layers, points, chosen, source, source)
+    return TrainingData(manifest, tail, layers, points, chosen, source, source)
 
 
 def selected(cache: ActivationCache, config: TrainConfig) -> Selection:
@@ -161,7 +161,7 @@ def from_backbone(
     passes: int = 1,
     backbone: "Backbone | None" = None,
     dataset: "Samples | None" = None,
-) -> Material:
+) -> TrainingData:
     """Learn from the backbone itself, or from it and a cache in every batch.
 
     Held-out samples are not augmented: their features come from the cache where there is one; else they are computed
@@ -172,7 +172,7 @@ def from_backbone(
         config: the options.
         device: where to compute.
         cache: of the same samples.
-        residency, passes: as of :func:`open_material`, for the cache.
+        residency, passes: as of :func:`open_training_data`, for the cache.
         backbone, dataset: loaded ones, in place of those named.
 
     Raises:
@@ -256,11 +256,11 @@ def from_backbone(
             batch_size=config.batch_size,
         )
         source = MixedSource(fresh, cached, online.share, len(manifest.classes))
-        return Material(manifest, tail, layers, points, chosen, source, cached)
+        return TrainingData(manifest, tail, layers, points, chosen, source, cached)
     held_out = len(chosen.held_out)
     size = held_out * len(points) * manifest.tokens["total"] * manifest.width * encoding.precision.dtype.itemsize
     keep = size <= KEEP_SHARE * available_memory(torch.device("cpu"))
-    plain = KeptSource(fresh, device) if keep else fresh
+    plain = MemoisedSource(fresh, device) if keep else fresh
     if held_out and not keep:
         log.warning(
             "features of the %d held-out images (%s) are computed anew in every epoch: a cache of the data set "
@@ -268,7 +268,7 @@ def from_backbone(
             held_out,
             readable_bytes(size),
         )
-    return Material(manifest, tail, layers, points, chosen, fresh, plain)
+    return TrainingData(manifest, tail, layers, points, chosen, fresh, plain)
 
 
 def used_layers(available: list[int], config: TrainConfig) -> list[int]:

@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 
 import losa_cache as lc
 from losa_cache.display import TrainingBar
-from losa_cache.train.account import NAMES, PARTS, Roof, account, limiter
+from losa_cache.train.bottleneck import NAMES, PARTS, Bandwidth, limiter, time_metrics
 
-ROOF = Roof(memory=10.0, disk=2.0)
+BANDWIDTH = Bandwidth(memory=10.0, disk=2.0)
 
 
 @given(st.dictionaries(st.sampled_from(PARTS), st.floats(0, 100)), st.floats(0, 100))
 def test_parts_are_what_was_measured_and_waiting_for_reads_is_what_they_leave(spent, seconds):
-    found = account(seconds, spent, None)
+    found = time_metrics(seconds, spent, None)
     assert set(found) == {f"train_seconds_{part}" for part in spent}
     others = 0.0
     for part, value in spent.items():
@@ -29,11 +29,11 @@ def test_parts_are_what_was_measured_and_waiting_for_reads_is_what_they_leave(sp
         assert isclose(found["train_seconds_read"], min(spent["read"], left), abs_tol=1e-9)
 
 
-@pytest.mark.parametrize(("reached", "roof"), [(0.5, 2.0), (2.2, 2.0), (2.6, 10.0), (9.0, 10.0)])
-def test_what_is_faster_than_the_disk_came_out_of_memory(reached, roof):
-    found = account(1.0, {"read": 0.5, "reading": 2.0, "gigabytes": 2.0 * reached, "compute": 0.5}, ROOF)
+@pytest.mark.parametrize(("reached", "bandwidth"), [(0.5, 2.0), (2.2, 2.0), (2.6, 10.0), (9.0, 10.0)])
+def test_what_is_faster_than_the_disk_came_out_of_memory(reached, bandwidth):
+    found = time_metrics(1.0, {"read": 0.5, "reading": 2.0, "gigabytes": 2.0 * reached, "compute": 0.5}, BANDWIDTH)
     assert found["train_read_gb_per_second"] == reached
-    assert found["train_read_roof_gb_per_second"] == roof
+    assert found["train_read_roof_gb_per_second"] == bandwidth
 
 
 @pytest.mark.parametrize(
@@ -55,8 +55,8 @@ def test_what_is_faster_than_the_disk_came_out_of_memory(reached, roof):
     ],
 )
 def test_the_largest_part_is_named_with_advice(spent, said):
-    metrics = {"train_seconds": 10.0} | account(10.0, spent, ROOF)
-    assert limiter(metrics, ROOF).startswith(f"limited by {said}")
+    metrics = {"train_seconds": 10.0} | time_metrics(10.0, spent, BANDWIDTH)
+    assert limiter(metrics, BANDWIDTH).startswith(f"limited by {said}")
 
 
 def test_no_option_is_advised_that_a_side_network_does_not_have():
@@ -69,7 +69,7 @@ def test_no_option_is_advised_that_a_side_network_does_not_have():
         ("losa", {"copy": 1}, ": fewer --layers, fewer bits or --residency device where it fits would shorten it."),
         ("losa", {"backbone": 1}, ": a cache (losa-cache extract) would shorten it."),
     ):
-        said = limiter({"train_seconds": 10.0} | account(10.0, spent, ROOF), ROOF, side=side)
+        said = limiter({"train_seconds": 10.0} | time_metrics(10.0, spent, BANDWIDTH), BANDWIDTH, side=side)
         assert said.endswith(advice), said
         assert said.count(":") == (advice != ").")
 

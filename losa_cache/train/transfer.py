@@ -11,12 +11,12 @@ from torch import Tensor
 
 from losa_cache.machine.device import on_stream, side_stream
 from losa_cache.machine.prefetch import work_ahead
-from losa_cache.train.feed import SLOTS, Filled, Slots, longest
 from losa_cache.train.in_memory import MemoryReader, Reader, gather, in_words
+from losa_cache.train.loaders import SLOTS, Buffers, Loaded, longest
 from losa_cache.train.stopwatch import Stopwatch
 
 
-class LinkFeed:
+class TransferLoader:
     """Read rows into page-locked slots of the host and copy them to slots of the device; some rows may lie there.
 
     A thread reads and asks for copies on a stream of its own. That stream waits until the stream that trains has done
@@ -25,7 +25,7 @@ class LinkFeed:
 
     Args:
         reader: of rows on the host.
-        shape, dtype: of what it gives (:class:`losa_cache.train.feed.Slots`).
+        shape, dtype: of what it gives (:class:`losa_cache.train.loaders.Buffers`).
         device: that trains. On a CPU, for tests, everything is done at once and in order.
         watch: counts how long the device waits for copies.
         hot: rows that lie on the device already; the reader has the others.
@@ -44,16 +44,16 @@ class LinkFeed:
         self._reader, self._hot, self._device, self._watch = reader, hot, device, watch
         cuda = device.type == "cuda"
         self._stream = side_stream(device)
-        self._host = Slots(SLOTS, shape, dtype, reader.device, pin=cuda)
-        self._there = Slots(SLOTS, shape, dtype, device)
+        self._host = Buffers(SLOTS, shape, dtype, reader.device, pin=cuda)
+        self._there = Buffers(SLOTS, shape, dtype, device)
         # of rows that lie here and there: a plane that has crossed, and where rows come from and go to
-        self._crossed = Slots(1, (1, *shape[1:]), dtype, device)
-        self._host_places = Slots(SLOTS, (2,), torch.int64, reader.device, pin=cuda)
-        self._places = Slots(1, (2,), torch.int64, device)
+        self._crossed = Buffers(1, (1, *shape[1:]), dtype, device)
+        self._host_places = Buffers(SLOTS, (2,), torch.int64, reader.device, pin=cuda)
+        self._places = Buffers(1, (2,), torch.int64, device)
         self._sent: list[torch.cuda.Event | None] = [None] * SLOTS
         self._free: list[torch.cuda.Event | None] = [None] * SLOTS
 
-    def batches(self, rows: Sequence[NDArray[np.int64]]) -> Iterator[Filled]:
+    def batches(self, rows: Sequence[NDArray[np.int64]]) -> Iterator[Loaded]:
         """Yield a batch for each array of rows, in order."""
         for slots in (self._host, self._there):
             slots.grow(longest(rows))
@@ -86,7 +86,7 @@ class LinkFeed:
         """Mark what the stream that trains was asked for so far."""
         return None if self._stream is None else torch.cuda.current_stream(self._device).record_event()
 
-    def _fill(self, slot_rows: tuple[int, NDArray[np.int64]]) -> Filled:
+    def _fill(self, slot_rows: tuple[int, NDArray[np.int64]]) -> Loaded:
         slot, rows = slot_rows
         if (sent := self._sent[slot]) is not None:
             sent.synchronize()  # the device must have taken what the slot held
@@ -106,7 +106,7 @@ class LinkFeed:
                 self._join(self._hot, slot, places, cold, host, there)
             if self._stream is not None:
                 self._sent[slot] = self._stream.record_event()
-        return Filled(rows, there, sum(plane.nbytes for plane in host), seconds)
+        return Loaded(rows, there, sum(plane.nbytes for plane in host), seconds)
 
     def _join(
         self,

@@ -17,7 +17,7 @@ from losa_cache.files import append
 log = logging.getLogger(__name__)
 
 
-class Board:
+class TensorBoardLog:
     """An event file, from an epoch on.
 
     Args:

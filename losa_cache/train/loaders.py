@@ -22,7 +22,7 @@ ALIGNED = 16  # bytes that a GPU reads at once: as many rows a plane, or a multi
 
 
 @dataclass(frozen=True)
-class Filled:
+class Loaded:
     """A batch on the training device, until the next one is asked for.
 
     Attributes:
@@ -38,10 +38,10 @@ class Filled:
     seconds: float = 0.0
 
 
-class Feed(Protocol):
+class Loader(Protocol):
     """Batches of rows. Their tensors belong to the feed, which frees none as long as it lives."""
 
-    def batches(self, rows: Sequence[NDArray[np.int64]]) -> Iterator[Filled]:
+    def batches(self, rows: Sequence[NDArray[np.int64]]) -> Iterator[Loaded]:
         """Yield a batch for each array of rows, in order."""
         ...
 
@@ -50,7 +50,7 @@ class Feed(Protocol):
         ...
 
 
-class Slots:
+class Buffers:
     """Memory for batches, which are read into one slot while another is used.
 
     Args:
@@ -91,7 +91,7 @@ def longest(rows: Sequence[NDArray[np.int64]]) -> int:
     return max(map(len, rows), default=0)
 
 
-class HostFeed:
+class HostLoader:
     """Batches for a CPU, read into memory that the step then reads.
 
     What keeps the machine's cores busy, a copy out of memory or out of the page cache, is done by all of them between
@@ -100,14 +100,14 @@ class HostFeed:
 
     Args:
         reader: of rows, on the CPU.
-        shape, dtype: of what it gives (:class:`Slots`).
+        shape, dtype: of what it gives (:class:`Buffers`).
     """
 
     def __init__(self, reader: Reader, shape: Sequence[int], dtype: torch.dtype) -> None:
         self._reader = reader
-        self._slots = Slots(SLOTS if reader.waits else 1, shape, dtype, reader.device)
+        self._slots = Buffers(SLOTS if reader.waits else 1, shape, dtype, reader.device)
 
-    def batches(self, rows: Sequence[NDArray[np.int64]]) -> Iterator[Filled]:
+    def batches(self, rows: Sequence[NDArray[np.int64]]) -> Iterator[Loaded]:
         """Yield a batch for each array of rows, in order."""
         self._slots.grow(longest(rows))
         numbered = [(at % len(self._slots), own) for at, own in enumerate(rows)]
@@ -123,15 +123,15 @@ class HostFeed:
         """Stop reading."""
         self._reader.close()
 
-    def _fill(self, slot_rows: tuple[int, NDArray[np.int64]]) -> Filled:
+    def _fill(self, slot_rows: tuple[int, NDArray[np.int64]]) -> Loaded:
         slot, rows = slot_rows
         blocks = self._slots.planes(slot, len(rows))
         started = perf_counter()
         self._reader.read(rows, blocks)
-        return Filled(rows, blocks, sum(block.nbytes for block in blocks), perf_counter() - started)
+        return Loaded(rows, blocks, sum(block.nbytes for block in blocks), perf_counter() - started)
 
 
-class DeviceFeed:
+class DeviceLoader:
     """Batches out of the training device's own memory: as they lie there, or gathered into one tensor a plane.
 
     Args:
@@ -143,10 +143,10 @@ class DeviceFeed:
     def __init__(self, kept: MemoryReader, watch: Stopwatch, *, in_place: bool) -> None:
         self._kept, self._watch, self._in_place = kept, watch, in_place
         first = kept.kept[0]
-        self._rows = Slots(1, (1,), torch.int64, kept.device)
-        self._slots = Slots(1, (len(kept.kept), *first.shape[1:]), first.dtype, kept.device)
+        self._rows = Buffers(1, (1,), torch.int64, kept.device)
+        self._slots = Buffers(1, (len(kept.kept), *first.shape[1:]), first.dtype, kept.device)
 
-    def batches(self, rows: Sequence[NDArray[np.int64]]) -> Iterator[Filled]:
+    def batches(self, rows: Sequence[NDArray[np.int64]]) -> Iterator[Loaded]:
         """Yield a batch for each array of rows, in order."""
         self._rows.grow(longest(rows))
         if not self._in_place:
@@ -156,13 +156,13 @@ class DeviceFeed:
             (places,) = self._rows.planes(0, len(own))
             places.copy_(there)
             if self._in_place:
-                yield Filled(own, [Gathered(kept, places) for kept in self._kept.kept])
+                yield Loaded(own, [Gathered(kept, places) for kept in self._kept.kept])
                 continue
             blocks = self._slots.planes(0, len(own))
             with self._watch.computing("read"):
                 for kept, block in zip(self._kept.kept, blocks, strict=True):
                     gather(kept, places, block)
-            yield Filled(own, blocks)
+            yield Loaded(own, blocks)
 
     def close(self) -> None:
         """Free the memory."""
