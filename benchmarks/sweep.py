@@ -24,7 +24,7 @@ from peers import measure as measure_peer
 from losa_cache import TrainConfig, open_cache
 from losa_cache.machine.allocator import keep_freed_memory
 from losa_cache.machine.device import choose_device, machine
-from losa_cache.sweep.cohort import Cohort
+from losa_cache.sweep.engine.cohort import Cohort
 from losa_cache.train.evaluate import evaluate
 from losa_cache.train.loop import autocast_dtype, make_optimizer, train_epoch
 from losa_cache.train.train import new_adapter

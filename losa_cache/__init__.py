@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from losa_cache.sidenet.losa import LoSA
     from losa_cache.sidenet.stack import AdapterStack, LoSAStack
     from losa_cache.sidenet.tail import FrozenTail
-    from losa_cache.sweep.auto import train_auto
-    from losa_cache.sweep.run import resume_sweep, sweep
+    from losa_cache.sweep.engine.auto import train_auto
+    from losa_cache.sweep.engine.run import resume_sweep, sweep
     from losa_cache.train.batch import Batch
     from losa_cache.train.batches import Batches, TensorBatch, batches
     from losa_cache.train.config import OnlineConfig, TrainConfig
@@ -65,10 +65,10 @@ _HOMES = {
     "plan_extraction": "losa_cache.extract.plan_extraction",
     "probe": "losa_cache.probe.probe",
     "resume": "losa_cache.train.train",
-    "resume_sweep": "losa_cache.sweep.run",
-    "sweep": "losa_cache.sweep.run",
+    "resume_sweep": "losa_cache.sweep.engine.run",
+    "sweep": "losa_cache.sweep.engine.run",
     "train": "losa_cache.train.train",
-    "train_auto": "losa_cache.sweep.auto",
+    "train_auto": "losa_cache.sweep.engine.auto",
     "verify_cache": "losa_cache.extract.verify",
 }
 

@@ -10,10 +10,10 @@ import losa_cache as lc
 from losa_cache.extract.extract import extract
 from losa_cache.sidenet.backend import use_backend
 from losa_cache.sidenet.stack import AdapterStack
-from losa_cache.sweep import cohort
-from losa_cache.sweep.config import SweepConfig
-from losa_cache.sweep.space import Choices
-from losa_cache.sweep.sweep import Sweep, create_sweep
+from losa_cache.sweep.engine import cohort
+from losa_cache.sweep.engine.config import SweepConfig
+from losa_cache.sweep.engine.space import Choices
+from losa_cache.sweep.engine.sweep import Sweep, create_sweep
 from losa_cache.train import loop
 from losa_cache.train.batch import Batch
 from losa_cache.train.graph import Replayed, map_tensors, recorder_for

@@ -26,10 +26,10 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 from sqlalchemy.engine.default import DefaultDialect
 
-from losa_cache.sweep.config import SweepConfig
-from losa_cache.sweep.run import resume_sweep
-from losa_cache.sweep.space import Choices, Range
-from losa_cache.sweep.sweep import Sweep, create_sweep
+from losa_cache.sweep.engine.config import SweepConfig
+from losa_cache.sweep.engine.run import resume_sweep
+from losa_cache.sweep.engine.space import Choices, Range
+from losa_cache.sweep.engine.sweep import Sweep, create_sweep
 from losa_cache.train.config import TrainConfig
 
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_TRUNC

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 import losa_cache as lc
 from losa_cache.errors import UserError
-from losa_cache.sweep.auto import search, split, train_auto
-from losa_cache.sweep.cross_validation import cross_validate
+from losa_cache.sweep.engine.auto import search, split, train_auto
+from losa_cache.sweep.engine.cross_validation import cross_validate
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.loop import lr_factor, make_optimizer
 from losa_cache.train.sampler import epoch_requests

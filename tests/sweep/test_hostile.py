@@ -16,11 +16,11 @@ import pytest
 
 from losa_cache.errors import UserError
 from losa_cache.files import unsealed, write_sealed
-from losa_cache.sweep.config import SweepConfig
-from losa_cache.sweep.run import resume_sweep, sweep
-from losa_cache.sweep.space import Choices, parse, read_space, split_fixed
-from losa_cache.sweep.storage import hidden, same_database, without_password
-from losa_cache.sweep.sweep import Sweep, create_sweep
+from losa_cache.sweep.engine.config import SweepConfig
+from losa_cache.sweep.engine.run import resume_sweep, sweep
+from losa_cache.sweep.engine.space import Choices, parse, read_space, split_fixed
+from losa_cache.sweep.engine.storage import hidden, same_database, without_password
+from losa_cache.sweep.engine.sweep import Sweep, create_sweep
 from tests.sweep.test_sweep import BASE, CPU, run
 
 SMALL = replace(BASE, epochs=2)

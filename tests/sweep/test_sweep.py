@@ -16,11 +16,11 @@ from safetensors.torch import load_file
 
 import losa_cache as lc
 from losa_cache.errors import UserError
-from losa_cache.sweep import sweep as engine
-from losa_cache.sweep.config import SweepConfig
-from losa_cache.sweep.space import Choices, Range
-from losa_cache.sweep.sweep import Sweep, create_sweep
-from losa_cache.sweep.trial import trial_path
+from losa_cache.sweep.engine import sweep as engine
+from losa_cache.sweep.engine.config import SweepConfig
+from losa_cache.sweep.engine.space import Choices, Range
+from losa_cache.sweep.engine.sweep import Sweep, create_sweep
+from losa_cache.sweep.engine.trial import trial_path
 from losa_cache.train.config import TrainConfig
 from tests.conftest import results
 
@@ -96,7 +96,7 @@ def test_a_trial_whose_loss_is_no_number_fails_alone(tiny_cache, tmp_path):
 KILLED = """
 import sys, torch
 from pathlib import Path
-from losa_cache.sweep.sweep import Sweep
+from losa_cache.sweep.engine.sweep import Sweep
 Sweep(Path(sys.argv[1]), device=torch.device("cpu"), residency="auto", report=lambda standing: None).run()
 """
 

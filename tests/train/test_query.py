@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 import losa_cache as lc
 from losa_cache.extract.extract import extract
 from losa_cache.sidenet.adapter import Adapter
-from losa_cache.sweep.trial import trial_path
+from losa_cache.sweep.engine.trial import trial_path
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.loop import make_optimizer
 from losa_cache.train.step import AdapterStep
