@@ -24,8 +24,9 @@ from losa_cache.inputs import open_inputs
 from losa_cache.machine.allocator import keep_freed_memory
 from losa_cache.machine.device import choose_device
 from losa_cache.train.cached import CachedSource
-from losa_cache.train.loop import autocast_dtype, make_optimizer, train_epoch
+from losa_cache.train.loop import make_optimizer, train_epoch
 from losa_cache.train.online import OnlineSource
+from losa_cache.train.placement import Placement
 from losa_cache.train.train import new_adapter
 from losa_cache.train.training_data import frozen_tail, used_points
 
@@ -94,7 +95,7 @@ def time_epochs(path: str) -> dict[tuple[str, str], float]:
     keep_freed_memory()
     cache, device = open_cache(path), choose_device()
     inputs = open_inputs("vit_digits", "digits", precision=cache.manifest.precision, device=device)
-    autocast = autocast_dtype(device, cache.manifest.precision)
+    autocast = Placement(device).autocast(cache.manifest.precision)
     configs = {side: TrainConfig(side=side, rank=16) for side in SIDES}
     sources: dict[tuple[str, str], CachedSource | OnlineSource] = {}
     for side, config in configs.items():

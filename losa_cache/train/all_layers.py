@@ -190,7 +190,6 @@ def weigh(
     data: TrainingData,
     *,
     batch_size: int,
-    autocast: torch.dtype | None,
     progress: Progress = lambda share: None,
 ) -> list[dict[str, float]]:
     """Set the shares to what the held-out samples ask for; every clip of a video is one.
@@ -198,7 +197,7 @@ def weigh(
     Args:
         model: in evaluation.
         data: with held-out samples.
-        batch_size, autocast, progress: as of ``losa_cache.train.evaluate.evaluate_each``.
+        batch_size, progress: as of ``losa_cache.train.evaluate.evaluate_each``.
 
     Returns:
         for each adapter ``probe_top1`` and ``side_top1``: of either alone, in percent; nothing without a probe.
@@ -206,7 +205,7 @@ def weigh(
     assert model.blend is not None and model.probe is not None
     if not model.probe.weight.any():
         return [{} for _ in model.blend.share.view(-1, 2)]
-    held_out, clips = data.chosen.held_out, data.manifest.clips
+    held_out, clips, autocast = data.chosen.held_out, data.manifest.clips, data.autocast
     sides, probes, labels = [], [], []
     requests = requests_in_order(held_out, batch_size, clips=clips)
     for at, (_, batch) in enumerate(zip(requests, data.plain.batches(requests), strict=True)):

@@ -22,6 +22,7 @@ from losa_cache.train.bottleneck import Bandwidth
 from losa_cache.train.fixed_codes import FixedCodes
 from losa_cache.train.in_memory import MemoryReader, Reader
 from losa_cache.train.loaders import DeviceLoader, HostLoader, Loader, joined, longest
+from losa_cache.train.placement import Placement
 from losa_cache.train.preload import preload
 from losa_cache.train.residency import DISK, Residency, Sizes, choose_residency, rows_on_device
 from losa_cache.train.sampler import rows_of, rows_of_samples, view_starts
@@ -34,11 +35,10 @@ log = logging.getLogger(__name__)
 def open_cached(
     cache: ActivationCache,
     points: Sequence[str],
-    device: torch.device,
+    placement: Placement,
     *,
     samples: NDArray[np.int64],
     passes: int,
-    residency: str = "auto",
     seed: int = 0,
     rank: int = 0,
     batch_size: int = 0,
@@ -46,15 +46,16 @@ def open_cached(
     """Choose a residency, say why, and open the source.
 
     Args:
+        placement: where the batches go, and where activations are to be kept.
         samples: numbers of all that will be asked for.
         passes: times that each will be.
-        residency: as asked for (:func:`choose_residency`).
         batch_size: samples of the largest batch that will be asked for, as far as it is known.
-        cache, points, device, seed, rank: as of :class:`CachedSource`.
+        cache, points, seed, rank: as of :class:`CachedSource`.
 
     Raises:
         UserError: for a residency that cannot be.
     """
+    device = placement.device
     precision, (_, tokens, width) = cache.precision, cache.manifest.shape
     count = len(samples) * cache.manifest.views
     planes = precision.planes([cache.manifest.points.index(point) for point in points])
@@ -69,7 +70,7 @@ def open_cached(
         remote=cache.remote,
         batch=batch_size * sample,
     )
-    chosen = choose_residency(residency, sizes)
+    chosen = choose_residency(placement.residency, sizes)
     log.info(chosen.reason)
     return CachedSource(cache, points, device, seed=seed, rank=rank, residency=chosen, samples=samples)
 

@@ -17,14 +17,14 @@ from losa_cache.cache.manifest import Manifest
 from losa_cache.cache.store import HELD_OUT_SPLITS, ActivationCache, open_cache
 from losa_cache.errors import UserError
 from losa_cache.files import write_json
-from losa_cache.machine.device import choose_device
 from losa_cache.points import EMBEDDING, OF_ROWS
 from losa_cache.sidenet.adapter_file import load_adapter, load_adapter_config
 from losa_cache.train.all_layers import unfit
 from losa_cache.train.batch import Batch
 from losa_cache.train.config import SHUFFLE, OnlineConfig, TrainConfig
 from losa_cache.train.evaluate import evaluate
-from losa_cache.train.loop import Progress, autocast_dtype
+from losa_cache.train.loop import Progress
+from losa_cache.train.placement import Placement
 from losa_cache.train.run import Run
 from losa_cache.train.training_data import open_training_data
 
@@ -129,14 +129,14 @@ def evaluated(
     config = replace(config, layers=adapter_config["layers"], sampling=SHUFFLE)
     if not own:
         config = replace(config, val_fraction=0, val_ids=None, limit=None)
-    where = choose_device(device)
-    with open_training_data(chosen, online, config, where, backbone=backbone, dataset=dataset) as data:
+    placement = Placement.choose(device)
+    with open_training_data(chosen, online, config, placement, backbone=backbone, dataset=dataset) as data:
         manifest = data.manifest
         name = str(chosen.path) if chosen is not None else manifest.fields["dataset"]["name"]
         if chosen is None:
             require_fit(run, f"data set {name!r}", adapter_config, manifest)
         samples = data.chosen.held_out if own else data.chosen.train
-        adapter = load_adapter(directory, of_tokens(adapter_config, manifest), data.tail).to(where)
+        adapter = load_adapter(directory, of_tokens(adapter_config, manifest), data.tail).to(data.device)
         if own and (probe := adapter_config.get("probe")) is not None:
             unfit(adapter, data, config, **probe)
         ids: list[str] = []
@@ -151,7 +151,7 @@ def evaluated(
             data.source,
             samples,
             batch_size=config.batch_size,
-            autocast=autocast_dtype(where, manifest.precision),
+            autocast=data.autocast,
             clips=manifest.clips,
             progress=progress,
             keep=keep,

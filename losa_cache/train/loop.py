@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from losa_cache.errors import UserError
-from losa_cache.machine.device import has_bfloat16
 from losa_cache.machine.memory import peak_memory
 from losa_cache.outside import UnreadableError
 from losa_cache.sidenet.adapter import Adapter
@@ -71,11 +70,6 @@ def make_step(
         autocast=autocast,
         recorder=recorder_for(next(adapter.parameters()).device),
     )
-
-
-def autocast_dtype(device: torch.device, precision: str) -> torch.dtype | None:
-    """Choose bfloat16 matrix products where the device has them, unless the activations are float32 on purpose."""
-    return torch.bfloat16 if precision != "float32" and has_bfloat16(device) else None
 
 
 @dataclass
@@ -178,8 +172,6 @@ def fit(
     *,
     config: TrainConfig,
     run: Run,
-    device: torch.device,
-    autocast: torch.dtype | None,
     report: Report,
     progress: Progress,
 ) -> dict[str, float] | None:
@@ -195,6 +187,7 @@ def fit(
         UserError: if the loss stops being a number.
         KeyboardInterrupt: after the checkpoint that the signal asked for, if what handles the signal returns.
     """
+    device, autocast = data.device, data.autocast
     optimizer = make_optimizer(adapter, config)
     step = make_step(adapter, optimizer, config, autocast=autocast)
     done, passed, watch = 0, EpochProgress(), Stopwatch(device)
@@ -256,7 +249,7 @@ def fit(
             metrics["limiter"] = limiter(metrics, bandwidth, side=config.side)
             metrics["train_lr"] = optimizer.param_groups[0]["lr"]
             metrics["train_peak_gb"] = peak_memory(device) / 1e9
-            metrics |= validate(adapter, data, config, autocast=autocast, between_batches=between_batches)
+            metrics |= validate(adapter, data, config, between_batches=between_batches)
             run.log(metrics)  # before the checkpoint: a kill between the two repeats the epoch and its line
             done, passed = done + 1, EpochProgress()
             save()

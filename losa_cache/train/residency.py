@@ -59,6 +59,16 @@ class Sizes:
     batch: int = 0
 
 
+def require_residency(name: str) -> None:
+    """Refuse a name that is none of :data:`RESIDENCIES`.
+
+    Raises:
+        UserError: naming those that there are.
+    """
+    if name not in RESIDENCIES:
+        raise UserError(f"unknown residency {name!r}: choose one of {', '.join(RESIDENCIES)}.")
+
+
 def choose_residency(asked: str, sizes: Sizes) -> Residency:
     """Choose where a run keeps what it reads.
 
@@ -73,8 +83,7 @@ def choose_residency(asked: str, sizes: Sizes) -> Residency:
     Raises:
         UserError: for another name, or a place that what is read does not fit.
     """
-    if asked not in RESIDENCIES:
-        raise UserError(f"unknown residency {asked!r}: choose one of {', '.join(RESIDENCIES)}.")
+    require_residency(asked)
     own = asked == "device" and sizes.device is None
     asked = "memory" if own else asked
     device, memory = _limit("device", sizes.device), _limit("memory", sizes.memory)

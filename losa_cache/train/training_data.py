@@ -23,6 +23,7 @@ from losa_cache.train.cached import open_cached
 from losa_cache.train.config import OnlineConfig, TrainConfig
 from losa_cache.train.memoised import MemoisedSource
 from losa_cache.train.mixed import MixedSource
+from losa_cache.train.placement import Placement
 from losa_cache.train.pooled_source import PooledSource
 from losa_cache.train.selection import Selection, select
 
@@ -49,6 +50,7 @@ class TrainingData:
         chosen: samples to train on and to hold out.
         source: of training batches.
         plain: of evaluation batches.
+        placement: where it is read to.
     """
 
     manifest: Manifest
@@ -58,6 +60,17 @@ class TrainingData:
     chosen: Selection
     source: Source
     plain: Source
+    placement: Placement
+
+    @property
+    def device(self) -> torch.device:
+        """Where the batches lie, and what learns from them computes."""
+        return self.placement.device
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """The dtype of matrix products on these activations; ``None``: their own."""
+        return self.placement.autocast(self.manifest.precision)
 
     def __enter__(self) -> "TrainingData":
         return self
@@ -75,9 +88,8 @@ def open_training_data(
     cache: ActivationCache | None,
     online: OnlineConfig | None,
     config: TrainConfig,
-    device: torch.device,
+    placement: Placement,
     *,
-    residency: str = "auto",
     passes: int = 1,
     backbone: "Backbone | None" = None,
     dataset: "Samples | None" = None,
@@ -90,22 +102,13 @@ def open_training_data(
         UserError: for options that cannot work, and for things that do not belong together.
     """
     if online is not None:
-        return from_backbone(
-            online,
-            config,
-            device,
-            cache=cache,
-            residency=residency,
-            passes=passes,
-            backbone=backbone,
-            dataset=dataset,
-        )
+        return from_backbone(online, config, placement, cache=cache, passes=passes, backbone=backbone, dataset=dataset)
     assert cache is not None, "neither a cache nor a backbone"
-    return from_cache(cache, config, device, residency=residency, passes=passes)
+    return from_cache(cache, config, placement, passes=passes)
 
 
 def from_cache(
-    cache: ActivationCache, config: TrainConfig, device: torch.device, *, residency: str, passes: int, trials: int = 1
+    cache: ActivationCache, config: TrainConfig, placement: Placement, *, passes: int, trials: int = 1
 ) -> TrainingData:
     """Learn from a cache (arguments as of :func:`open_training_data`), for so many trials at a time.
 
@@ -123,15 +126,14 @@ def from_cache(
     pooling, views = pooling_of(tail.config), manifest.views
     pooled = len(samples) * views * len(points) * pooling.rows * manifest.width * 4  # bytes
     whole = config.side == "fusion" and manifest.holds == ALL
-    once = whole and passes > 1 and pooled <= KEEP_SHARE * available_memory(device)
+    once = whole and passes > 1 and pooled <= KEEP_SHARE * available_memory(placement.device)
     image = len(manifest.tokens["grid"]) == 2  # the layers of a video's side network want whole values
     source: Source = open_cached(
         cache,
         points,
-        device,
+        placement,
         samples=samples,
         passes=1 if once else passes,
-        residency=residency,
         seed=config.seed,
         batch_size=config.batch_size,
         rank=0 if config.side not in FOLD or config.reads_all else trials * (config.rank if image else manifest.width),
@@ -139,7 +141,7 @@ def from_cache(
     if once:
         count = len(cache.ids) // views
         source = PooledSource(source, pooling, samples, count=count, views=views, seed=config.seed)
-    return TrainingData(manifest, tail, layers, points, chosen, source, source)
+    return TrainingData(manifest, tail, layers, points, chosen, source, source, placement)
 
 
 def selected(cache: ActivationCache, config: TrainConfig) -> Selection:
@@ -154,10 +156,9 @@ def selected(cache: ActivationCache, config: TrainConfig) -> Selection:
 def from_backbone(
     online: OnlineConfig,
     config: TrainConfig,
-    device: torch.device,
+    placement: Placement,
     *,
     cache: ActivationCache | None,
-    residency: str = "auto",
     passes: int = 1,
     backbone: "Backbone | None" = None,
     dataset: "Samples | None" = None,
@@ -170,9 +171,9 @@ def from_backbone(
     Args:
         online: which backbone and images, and what happens to them.
         config: the options.
-        device: where to compute.
+        placement: where to compute, and where what is read of the cache is kept.
         cache: of the same samples.
-        residency, passes: as of :func:`open_training_data`, for the cache.
+        passes: as of :func:`open_training_data`, for the cache.
         backbone, dataset: loaded ones, in place of those named.
 
     Raises:
@@ -207,7 +208,7 @@ def from_backbone(
         limit=sampling["limit"] if online.limit is None else online.limit,
         seed=sampling["seed"],
         ignore_orientation=online.ignore_orientation or (cache is not None and not cache.manifest.upright),
-        device=device,
+        device=placement.device,
     )
     manifest = inputs.manifest
     if cache is not None:
@@ -248,19 +249,18 @@ def from_backbone(
         cached = open_cached(
             cache,
             points,
-            device,
+            placement,
             samples=asked,
             passes=passes,
-            residency=residency,
             seed=config.seed,
             batch_size=config.batch_size,
         )
         source = MixedSource(fresh, cached, online.share, len(manifest.classes))
-        return TrainingData(manifest, tail, layers, points, chosen, source, cached)
+        return TrainingData(manifest, tail, layers, points, chosen, source, cached, placement)
     held_out = len(chosen.held_out)
     size = held_out * len(points) * manifest.tokens["total"] * manifest.width * encoding.precision.dtype.itemsize
     keep = size <= KEEP_SHARE * available_memory(torch.device("cpu"))
-    plain = MemoisedSource(fresh, device) if keep else fresh
+    plain = MemoisedSource(fresh, placement.device) if keep else fresh
     if held_out and not keep:
         log.warning(
             "features of the %d held-out images (%s) are computed anew in every epoch: a cache of the data set "
@@ -268,7 +268,7 @@ def from_backbone(
             held_out,
             readable_bytes(size),
         )
-    return TrainingData(manifest, tail, layers, points, chosen, fresh, plain)
+    return TrainingData(manifest, tail, layers, points, chosen, fresh, plain, placement)
 
 
 def used_layers(available: list[int], config: TrainConfig) -> list[int]:

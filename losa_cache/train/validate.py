@@ -3,8 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
 from losa_cache.sidenet.adapter import Adapter
 from losa_cache.train import all_layers
 from losa_cache.train.config import TrainConfig
@@ -17,7 +15,6 @@ def validate(
     data: TrainingData,
     config: TrainConfig,
     *,
-    autocast: torch.dtype | None,
     between_batches: Callable[[], None],
 ) -> dict[str, float]:
     """Evaluate an adapter on the held-out samples of a run; of a classifier over all layers set the shares first.
@@ -26,7 +23,6 @@ def validate(
         adapter: under training.
         data: with the held-out samples; there may be none.
         config: the options.
-        autocast: dtype of the matrix products, or ``None``.
         between_batches: called after every batch.
 
     Returns:
@@ -37,14 +33,14 @@ def validate(
         return {}
     options: dict[str, Any] = {
         "batch_size": config.batch_size,
-        "autocast": autocast,
+        "autocast": data.autocast,
         "clips": data.manifest.clips,
         "progress": lambda share: between_batches(),
     }
     found: dict[str, float] = {}
     if adapter.blend is not None:
         adapter.eval()
-        weighing = {name: options[name] for name in ("batch_size", "autocast", "progress")}
+        weighing = {name: options[name] for name in ("batch_size", "progress")}
         (found,) = all_layers.weigh(adapter, data, **weighing)
     found = evaluate(adapter, source, held_out, **options) | found
     source.spent()  # no part of the training

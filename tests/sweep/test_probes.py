@@ -14,6 +14,7 @@ from losa_cache.files import write_sealed
 from losa_cache.probe.features import read_features
 from losa_cache.sweep.engine.probes import ALL, lines_to_beat
 from losa_cache.train.config import TrainConfig
+from losa_cache.train.placement import Placement
 from losa_cache.train.training_data import selected
 from tests.conftest import tiny_backbone, tiny_samples
 
@@ -31,7 +32,7 @@ def test_it_is_fitted_to_training_samples_alone_and_for_the_test_to_all(tiny_cac
     found = probed(tiny_cache, tmp_path / "probe.json", test=test)
 
     def top1(line, fitted, cache, judged):
-        ours, theirs = read_features(tiny_cache, fitted, CPU), read_features(cache, judged, CPU)
+        ours, theirs = read_features(tiny_cache, fitted, Placement(CPU)), read_features(cache, judged, Placement(CPU))
         point = None if line.reads == ALL else "block.4"
         model = make_pipeline(StandardScaler(), LogisticRegression(C=line.c, tol=1e-10, max_iter=5000))
         model.fit(ours.of(point, line.rows), ours.labels)

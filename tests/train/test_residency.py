@@ -24,6 +24,7 @@ from losa_cache.train.batch import Request
 from losa_cache.train.cached import CachedSource, open_cached
 from losa_cache.train.fixed_codes import FixedCodes
 from losa_cache.train.loaders import Buffers
+from losa_cache.train.placement import Placement
 from losa_cache.train.residency import DEVICE_SHARE, MEMORY_SHARE, Residency, Sizes, choose_residency, rows_on_device
 from losa_cache.train.sampler import requests_in_order
 from tests.conftest import tiny_backbone, tiny_samples
@@ -278,7 +279,7 @@ def test_what_is_chosen_is_said(tiny_cache, caplog):
     caplog.set_level("INFO", "losa_cache")
     points = tapped_points("block", [4])
     for passes in (5, 1):
-        open_cached(tiny_cache, points, CPU, samples=tiny_cache.samples, passes=passes).close()
+        open_cached(tiny_cache, points, Placement(CPU), samples=tiny_cache.samples, passes=passes).close()
     assert caplog.messages == [
         "14.7 kB are kept in memory.",
         "14.7 kB are read from disk: every sample is read once.",

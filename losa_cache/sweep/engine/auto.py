@@ -15,14 +15,12 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-import torch
 
 from losa_cache.cache.location import Location
 from losa_cache.cache.stage import stage_cache
 from losa_cache.cache.store import ActivationCache, latest_training_cache, open_cache
 from losa_cache.errors import UserError
 from losa_cache.machine.allocator import keep_freed_memory
-from losa_cache.machine.device import choose_device
 from losa_cache.probe.held_out import require_choosable
 from losa_cache.sweep.engine.choice import Choice, choose, sure
 from losa_cache.sweep.engine.cross_validation import MOST_TRIALS, cross_validate
@@ -30,6 +28,7 @@ from losa_cache.sweep.engine.folds import count_folds
 from losa_cache.sweep.report.findings import say_options
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.loop import Progress, Report
+from losa_cache.train.placement import Placement
 from losa_cache.train.run import require_place
 from losa_cache.train.sampler import first_by_hash
 from losa_cache.train.selection import Selection, select
@@ -159,11 +158,11 @@ def train_auto(
     """
     config = replace(config or TrainConfig(val_fraction=SHARE), **options)
     require_place(out)
-    where = choose_device(device)
+    placement = Placement.choose(device, residency)
     cache = latest_training_cache(all_tokens=(config or TrainConfig()).reads_all_tokens) if cache is None else cache
     cache = cache if isinstance(cache, ActivationCache) else open_cache(cache)
     near = cache if stage is None else stage_cache(cache, stage, progress=staging)
-    found = search(near, config, grid, device=where, residency=residency, progress=searching, told=told)
+    found = search(near, config, grid, placement=placement, progress=searching, told=told)
     told(f"chosen: {say_options(found.options)}. {sure(found.choice)}")
     trained = train(
         cache,
@@ -185,8 +184,7 @@ def search(
     config: TrainConfig,
     grid: Grid | None = None,
     *,
-    device: torch.device,
-    residency: str = "auto",
+    placement: Placement,
     progress: Progress = lambda share: None,
     told: Told = lambda sentence: None,
 ) -> Found:
@@ -213,12 +211,10 @@ def search(
     trials = len(settings) * len(splits)
     times = f" in {len(splits)} splits each" if len(splits) > 1 else ""
     with ExitStack() as stack:
-        data = from_cache(
-            cache, whole, device, residency=residency, passes=trials * config.epochs, trials=min(trials, MOST_TRIALS)
-        )
+        data = from_cache(cache, whole, placement, passes=trials * config.epochs, trials=min(trials, MOST_TRIALS))
         stack.enter_context(data)
         told(f"searching {len(settings)} settings{times}: nothing is kept until the search is over.")
-        results = cross_validate(data, settings, splits, device, progress)
+        results = cross_validate(data, settings, splits, progress)
     choice = choose([own for own in results if isfinite(own.top1)], len(judges))
     if choice is None:
         raise UserError("the loss of every setting that --auto tried stopped being a number: raise --precision.")

@@ -15,7 +15,7 @@ from losa_cache.train import all_layers
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.evaluate import evaluate_each, keep_nothing
 from losa_cache.train.graph import recorder_for
-from losa_cache.train.loop import autocast_dtype, lr_factor
+from losa_cache.train.loop import lr_factor
 from losa_cache.train.sampler import epoch_requests
 from losa_cache.train.stacked_adamw import StackedAdamW
 from losa_cache.train.step import StackStep
@@ -28,9 +28,8 @@ class Cohort:
     Args:
         numbers: of the trials.
         configs: their options, which agree in all but :data:`losa_cache.sweep.engine.grouping.ITS_OWN`.
-        adapters: untrained ones, on ``device``.
+        adapters: untrained ones, on the device of ``data``.
         data: what they learn from.
-        device: where to compute.
         held: each trial's part of the samples that it holds out of ``data``'s training samples, where trials of
             several splits train together; ``None``: the training samples are the same for all.
 
@@ -45,7 +44,6 @@ class Cohort:
         configs: Sequence[TrainConfig],
         adapters: Sequence[Adapter],
         data: TrainingData,
-        device: torch.device,
         held: HeldOut | None = None,
     ) -> None:
         self._held = held
@@ -53,8 +51,7 @@ class Cohort:
         self.data, self.epoch = data, 0
         self.judged: dict[int, HeldOutResults] = {}
         self._adapters = list(adapters)
-        self._autocast = autocast_dtype(device, data.manifest.precision)
-        self._stack = AdapterStack(adapters).to(device)
+        self._stack = AdapterStack(adapters).to(data.device)
         self._optimizer = StackedAdamW(
             self._stack.decayed(),
             weight_decay=[config.weight_decay for config in configs],
@@ -64,8 +61,8 @@ class Cohort:
             self._stack,
             self._optimizer,
             label_smoothing=[config.label_smoothing for config in configs],
-            autocast=self._autocast,
-            recorder=recorder_for(device),
+            autocast=data.autocast,
+            recorder=recorder_for(data.device),
             folds=None if held is None else held.folds,
             batch_size=configs[0].batch_size,
         )
@@ -101,17 +98,18 @@ class Cohort:
         if not judge:
             return metrics
         self._stack.eval()
-        options: dict[str, Any] = {"batch_size": self.configs[0].batch_size, "autocast": self._autocast}
+        batch_size = self.configs[0].batch_size
         weighed: list[dict[str, float]] = [{} for _ in metrics]
         if self._stack.blend is not None and self._held is None:
-            weighed = all_layers.weigh(self._stack, self.data, **options)
+            weighed = all_layers.weigh(self._stack, self.data, batch_size=batch_size)
         collector = ResultCollector()
         found = evaluate_each(
             self._stack,
             self.data.plain,
             self.data.chosen.held_out,
+            batch_size=batch_size,
+            autocast=self.data.autocast,
             keep=collector if self.done else keep_nothing,
-            **options,
         )
         if self.done:
             whose = None if self._held is None else self._held.whose(self.data.chosen.held_out)

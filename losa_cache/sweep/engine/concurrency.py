@@ -12,7 +12,6 @@ from losa_cache.machine.memory import available_memory
 from losa_cache.sidenet.stack import AdapterStack
 from losa_cache.sweep.engine.space import Choices
 from losa_cache.train.config import TrainConfig
-from losa_cache.train.loop import autocast_dtype
 from losa_cache.train.memory_check import saved_bytes
 from losa_cache.train.train import new_adapter
 from losa_cache.train.training_data import TrainingData
@@ -26,13 +25,12 @@ GRAPH_SPARE = 0.25  # the same beside a CUDA graph, which does not give its memo
 COPIES = 4  # of a trained tensor: itself, its gradient, two moments
 
 
-def most_trials(largest: TrainConfig, data: TrainingData, device: torch.device) -> int:
+def most_trials(largest: TrainConfig, data: TrainingData) -> int:
     """Say for how many trials like the largest of a sweep a device has room, at least 1."""
-    manifest = data.manifest
+    manifest, device, autocast = data.manifest, data.device, data.autocast
     precision = get_precision(manifest.precision)
     shape = (SAMPLES, manifest.tokens["total"], manifest.width)
     blocks = [torch.zeros(shape, dtype=precision.dtype, device=device) for _ in data.points]
-    autocast = autocast_dtype(device, manifest.precision)
     kept = []
     trained = 0
     for count in (1, 2):

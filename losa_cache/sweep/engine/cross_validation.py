@@ -5,7 +5,6 @@ from dataclasses import replace
 from math import isfinite
 
 import numpy as np
-import torch
 
 from losa_cache.sweep.engine.choice import Setting
 from losa_cache.sweep.engine.cohort import Cohort
@@ -15,7 +14,7 @@ from losa_cache.sweep.engine.grouping import STACKED, together
 from losa_cache.sweep.engine.held_out_results import HeldOutResults, ResultCollector
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.evaluate import evaluate_each
-from losa_cache.train.loop import DivergedError, Progress, autocast_dtype, make_optimizer, make_step, train_epoch
+from losa_cache.train.loop import DivergedError, Progress, make_optimizer, make_step, train_epoch
 from losa_cache.train.selection import Selection
 from losa_cache.train.train import new_adapter
 from losa_cache.train.training_data import TrainingData
@@ -27,7 +26,6 @@ def cross_validate(
     data: TrainingData,
     settings: Sequence[TrainConfig],
     splits: Sequence[Selection],
-    device: torch.device,
     progress: Progress,
 ) -> list[Setting]:
     """Train every setting on each split, and give what it came to on all held-out samples.
@@ -36,13 +34,12 @@ def cross_validate(
         data: of all samples, those that are held out among them.
         settings: the options of each; they read the same.
         splits: of the samples.
-        device: where to compute.
         progress: is given the share that is done.
 
     Returns:
         the settings, named by their places; a top-1 that is no number says that one has failed.
     """
-    return _Trials(data, settings, splits, device, progress).run()
+    return _Trials(data, settings, splits, progress).run()
 
 
 class _Trials:
@@ -53,11 +50,10 @@ class _Trials:
         data: TrainingData,
         settings: Sequence[TrainConfig],
         splits: Sequence[Selection],
-        device: torch.device,
         progress: Progress,
     ) -> None:
         self._data, self._settings, self._splits = data, settings, splits
-        self._device, self._progress = device, progress
+        self._progress = progress
         self._trials = [(place, fold) for fold in range(len(splits)) for place in range(len(settings))]
         self._epochs_done, self._epochs = 0, sum(config.epochs for config in settings) * len(splits)
 
@@ -85,14 +81,14 @@ class _Trials:
         data = replace(data, chosen=chosen)
         configs = [self._settings[place] for place, _ in trials]
         largest = max(configs, key=lambda config: (config.rank, config.batch_size))
-        most = min(MOST_TRIALS, most_trials(largest, data, self._device))
+        most = min(MOST_TRIALS, most_trials(largest, data))
         parts = parts_of(held_out, 1 + max(int(chosen.train.max()), int(chosen.held_out.max())))
         found: dict[int, HeldOutResults] = {}
         for places in together(configs, most):
             held = HeldOut(parts, [folds[place] for place in places]) if shared else None
             own = [configs[place] for place in places]
-            adapters = [new_adapter(data.manifest, data.tail, config).to(self._device) for config in own]
-            cohort = Cohort(places, own, adapters, data, self._device, held)
+            adapters = [new_adapter(data.manifest, data.tail, config).to(data.device) for config in own]
+            cohort = Cohort(places, own, adapters, data, held)
             while not cohort.done:
                 cohort.run_epoch(judge=cohort.epoch == own[0].epochs - 1)
                 self._advance(len(own))
@@ -102,8 +98,8 @@ class _Trials:
     def _alone(self, place: int, fold: int) -> HeldOutResults:
         """Train by itself what cannot be stacked."""
         config, chosen, data = self._settings[place], self._splits[fold], self._data
-        autocast = autocast_dtype(self._device, data.manifest.precision)
-        adapter = new_adapter(data.manifest, data.tail, config).to(self._device)
+        autocast = data.autocast
+        adapter = new_adapter(data.manifest, data.tail, config).to(data.device)
         optimizer = make_optimizer(adapter, config)
         step = make_step(adapter, optimizer, config, autocast=autocast)
         for epoch in range(config.epochs):

@@ -25,6 +25,7 @@ from losa_cache.probe.logistic import PATH, Fit
 from losa_cache.probe.tuning import best_of, cross_validation, fit_at, held_out_fold, judged
 from losa_cache.sweep.engine.record import ProbeLine, ToBeat
 from losa_cache.train.all_layers import FOLDS, MOST_FOLDED
+from losa_cache.train.placement import Placement
 
 log = logging.getLogger(__name__)
 
@@ -86,8 +87,9 @@ def _fitted(train: Part, held_out: Part, device: torch.device, test: ActivationC
         raise UserError(
             "memory does not hold the pooled rows of all samples; losa-cache probe takes as many as it holds."
         )
-    features = _both(read_features(cache, samples, device), read_features(*held_out, device))
-    tests = None if test is None else read_features(test, test.samples, device)
+    placement = Placement(device)  # what is read once is not kept
+    features = _both(read_features(cache, samples, placement), read_features(*held_out, placement))
+    tests = None if test is None else read_features(test, test.samples, placement)
     classes = len(cache.manifest.classes)
     lines = [_line(reads, features, count, tests, classes, device) for reads in (LAST, ALL)]
     by = "these" if judges >= ENOUGH else f"cross-validation over the {count:,} in {FOLDS} folds"

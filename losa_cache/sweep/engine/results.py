@@ -25,6 +25,7 @@ from losa_cache.sweep.engine.record import Group, SweepRecord, ToBeat, TrialReco
 from losa_cache.sweep.engine.trial import describe, require_epochs, trial_path
 from losa_cache.text import shown
 from losa_cache.train.evaluate_run import evaluate_run, known_test_cache
+from losa_cache.train.placement import Placement
 from losa_cache.train.selection import Selection
 from losa_cache.train.train import new_adapter, resume, train
 from losa_cache.train.training_data import frozen_tail
@@ -87,27 +88,30 @@ def list_trials(
     return found
 
 
-def evaluate_chosen(folder: Path, config: SweepConfig, trial: TrialRecord, device: str) -> dict[str, Any] | None:
+def evaluate_chosen(
+    folder: Path, config: SweepConfig, trial: TrialRecord, placement: Placement
+) -> dict[str, Any] | None:
     """Train the chosen trial anew where that is asked for, and test it, once; ``None`` without a test cache."""
     run = trial_path(folder, trial.number)
     cache = open_cache(config.test_cache) if config.test_cache else known_test_cache(run, but=config.val_cache)
     if config.retrain:
-        run = _retrained(folder, config, trial, device)
+        run = _retrained(folder, config, trial, placement)
     if cache is None:
         return None
-    return evaluate_run(run, cache=cache.path, device=device) | {"retrained": config.retrain}
+    return evaluate_run(run, cache=cache.path, device=str(placement.device)) | {"retrained": config.retrain}
 
 
-def _retrained(folder: Path, config: SweepConfig, trial: TrialRecord, device: str) -> Path:
+def _retrained(folder: Path, config: SweepConfig, trial: TrialRecord, placement: Placement) -> Path:
     path = folder / RETRAINED
+    where: dict[str, Any] = {"device": str(placement.device), "residency": placement.residency}
     if not (path / "adapter_config.json").exists():
         options = replace(config.base, **trial.options)
         whole = replace(options, val_fraction=0.0, val_ids=None)
         if (path / "checkpoint.pt").exists():
-            resume(path, device=device)
+            resume(path, **where)
         else:
             shutil.rmtree(path, ignore_errors=True)  # of a kill before its first epoch ended
-            train(config.cache, config=whole, out=path, device=device)
+            train(config.cache, config=whole, out=path, **where)
     return path
 
 

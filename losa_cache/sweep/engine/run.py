@@ -8,7 +8,6 @@ from typing import Any
 
 from losa_cache.cache.store import ActivationCache, latest_training_cache, open_cache
 from losa_cache.errors import UserError
-from losa_cache.machine.device import choose_device
 from losa_cache.sweep.engine.config import SweepConfig
 from losa_cache.sweep.engine.held_out_results import load_held_out_results
 from losa_cache.sweep.engine.record import COMPLETE, SweepRecord
@@ -19,6 +18,7 @@ from losa_cache.sweep.engine.trial import trial_path
 from losa_cache.sweep.report.drawing import require_matplotlib
 from losa_cache.sweep.report.report import write_report
 from losa_cache.train.config import TrainConfig
+from losa_cache.train.placement import Placement
 from losa_cache.train.run import next_run_path
 
 
@@ -74,10 +74,10 @@ def sweep(
     name = f"{opened.manifest.fields['dataset']['name']}-sweep".replace("/", "_")
     folder = Path(out) if out is not None else next_run_path(Path("runs"), name)
     path = str(opened.path.resolve())
-    where = choose_device(device)
+    placement = Placement.choose(device, residency)
     create_sweep(folder, SweepConfig(cache=path, space=searched, base=base, storage=storage, **options))
     try:
-        return resume_sweep(folder, device=str(where), residency=residency, report=report, storage=storage)
+        return continue_sweep(folder, placement, report=report, storage=storage)
     except UserError:
         if not (folder / "trials").exists():  # nothing was trained: the name is free for the mended command
             shutil.rmtree(folder, ignore_errors=True)
@@ -102,18 +102,30 @@ def resume_sweep(
     Raises:
         UserError: if it is no sweep's folder, or its cache is gone.
     """
-    folder, where = Path(folder), choose_device(device)
+    placement = Placement.choose(device, residency)
+    return continue_sweep(Path(folder), placement, report=report, storage=storage, probe=probe)
+
+
+def continue_sweep(
+    folder: Path,
+    placement: Placement,
+    *,
+    report: Report = lambda standing: None,
+    storage: str | None = None,
+    probe: Path | None = None,
+) -> SweepResult:
+    """Do as :func:`resume_sweep`, on a device that is chosen."""
     SweepConfig.load(folder)  # a folder that is no sweep is called that, not damaged
     if (record := load_record(folder)) is not None:
         write_report(record, folder)
         return SweepResult(folder, record)
-    own = Sweep(folder, device=where, residency=residency, report=report, storage=storage, probe=probe)
+    own = Sweep(folder, placement=placement, report=report, storage=storage, probe=probe)
     with own._owned():
         own.run()
-        return SweepResult(folder, _concluded(own, str(where)))
+        return SweepResult(folder, _concluded(own))
 
 
-def _concluded(own: Sweep, device: str) -> SweepRecord:
+def _concluded(own: Sweep) -> SweepRecord:
     """Choose, test, record and report."""
     folder, progress = own.folder, own.progress
     trials = list_trials(folder, own.config, progress.trials, own.cache)
@@ -126,7 +138,7 @@ def _concluded(own: Sweep, device: str) -> SweepRecord:
     if choice is None:
         raise UserError(f"no trial of {str(folder)!r} came to its end: lower the rates, or leave out --pruner.")
     best = next(trial for trial in trials if trial.number == choice.chosen)
-    test = evaluate_chosen(folder, own.config, best, device)
+    test = evaluate_chosen(folder, own.config, best, own.placement)
     record = record_of(
         own.config,
         own.cache,

@@ -9,8 +9,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import torch
-
 from losa_cache.cache.store import open_cache
 from losa_cache.errors import UserError
 from losa_cache.files import publish
@@ -40,6 +38,7 @@ from losa_cache.sweep.report.trackers import open_trackers
 from losa_cache.text import shown
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.loop import finish
+from losa_cache.train.placement import Placement
 from losa_cache.train.run import CONFIG, KEPT_FILES
 from losa_cache.train.selection import Selection
 from losa_cache.train.state_file import save_state
@@ -87,8 +86,7 @@ class Sweep:
 
     Args:
         folder: of the sweep, with its options.
-        device: where to compute.
-        residency: as of ``losa_cache.train``.
+        placement: where to compute, and where what is read of the cache is kept.
         report: is given the standing after every epoch of a group.
         storage: URL of the study's database again, where it has a password: that is stored nowhere.
         probe: file in which the line to beat is kept; by default one in the folder.
@@ -106,13 +104,12 @@ class Sweep:
         self,
         folder: Path,
         *,
-        device: torch.device,
-        residency: str,
+        placement: Placement,
         report: Report,
         storage: str | None = None,
         probe: Path | None = None,
     ) -> None:
-        self.folder, self.device = folder, device
+        self.folder, self.placement = folder, placement
         self._probe = folder / PROBE if probe is None else probe
         self.config = SweepConfig.load(folder)
         self._report = report
@@ -125,7 +122,7 @@ class Sweep:
         self.cache = open_cache(self.config.cache)
         require_trainable(self.config.space, self.config.base)
         self._require_stackable()
-        self._data = SweepData(self.cache, self.config, device, residency, trials=self.config.total)
+        self._data = SweepData(self.cache, self.config, placement, trials=self.config.total)
         self._data.require_choosable()
         self._trials = Trials(folder, open_trackers(self.config.trackers, folder))
         self._cohorts: list[Cohort] = []  # of the progress's groups, in their order
@@ -198,7 +195,7 @@ class Sweep:
         for path in set((self.folder / "trials").glob("*")) - known:  # begun, and killed before that was committed
             shutil.rmtree(path)
         for group in self.progress.groups:
-            state = load_group(self.folder / "cohorts" / group.file, self.device)
+            state = load_group(self.folder / "cohorts" / group.file, self.placement.device)
             cohort = self._cohort([(number, self._config_of(number)) for number in state["numbers"]])
             cohort.load(state)
             if cohort.numbers != group.numbers:  # an earlier version wrote it before it let go of some
@@ -263,7 +260,7 @@ class Sweep:
             return self.config.concurrent
         if self.progress.most is None:
             largest = largest_of(self.config, self.cache.manifest.layers)
-            self.progress.most = min(MOST_TRIALS, most_trials(largest, self._data.of(largest), self.device))
+            self.progress.most = min(MOST_TRIALS, most_trials(largest, self._data.of(largest)))
         return self.progress.most
 
     def _start(self, trials: list[tuple[int, TrainConfig]]) -> None:
@@ -277,9 +274,9 @@ class Sweep:
 
     def _cohort(self, trials: list[tuple[int, TrainConfig]]) -> Cohort:
         data = self._data.of(trials[0][1])
-        adapters = [new_adapter(data.manifest, data.tail, config).to(self.device) for _, config in trials]
+        adapters = [new_adapter(data.manifest, data.tail, config).to(data.device) for _, config in trials]
         numbers, configs = [number for number, _ in trials], [config for _, config in trials]
-        return Cohort(numbers, configs, adapters, data, self.device)
+        return Cohort(numbers, configs, adapters, data)
 
     def _epoch(self, turn: int) -> None:
         """Train an epoch of a group, and note what came of it."""

@@ -4,8 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from losa_cache.cache.identity import differences
 from losa_cache.cache.store import ActivationCache, open_cache
 from losa_cache.errors import UserError
@@ -15,6 +13,7 @@ from losa_cache.sweep.engine.probes import lines_to_beat
 from losa_cache.sweep.engine.record import ToBeat
 from losa_cache.train.config import SHUFFLE, TrainConfig
 from losa_cache.train.evaluate_run import apart
+from losa_cache.train.placement import Placement
 from losa_cache.train.selection import Selection
 from losa_cache.train.training_data import TrainingData, from_cache, selected
 
@@ -25,18 +24,15 @@ class SweepData:
     Args:
         cache: to train from.
         config: of the sweep.
-        device: that trains.
-        residency: as of ``losa_cache.train``.
+        placement: where trials compute, and where what they read is kept.
         trials: each of which reads everything once an epoch.
 
     Raises:
         UserError: for a validation cache that does not fit, or if nothing is held out.
     """
 
-    def __init__(
-        self, cache: ActivationCache, config: SweepConfig, device: torch.device, residency: str, *, trials: int
-    ) -> None:
-        self._cache, self._device, self._residency = cache, device, residency
+    def __init__(self, cache: ActivationCache, config: SweepConfig, placement: Placement, *, trials: int) -> None:
+        self._cache, self._placement = cache, placement
         self._base = config.base
         self._passes = trials * config.base.epochs
         self._trials = min(trials, config.concurrent or trials)
@@ -76,7 +72,7 @@ class SweepData:
         """Give the probe that trials have to beat, on the same samples; it is kept in a file (``path``)."""
         chosen = self.chosen()
         judges = self._cache if self._val is None else self._val
-        return lines_to_beat(path, (self._cache, chosen.train), (judges, chosen.held_out), self._device)
+        return lines_to_beat(path, (self._cache, chosen.train), (judges, chosen.held_out), self._placement.device)
 
     def require_choosable(self) -> None:
         """Refuse a held-out part on which no trial can be chosen.
@@ -95,11 +91,11 @@ class SweepData:
         self._open.clear()
 
     def _opened(self, config: TrainConfig) -> TrainingData:
-        options: dict[str, Any] = {"residency": self._residency, "passes": self._passes, "trials": self._trials}
-        own = from_cache(self._cache, config, self._device, **options)
+        options: dict[str, Any] = {"passes": self._passes, "trials": self._trials}
+        own = from_cache(self._cache, config, self._placement, **options)
         if self._val is None:
             return own
-        other = from_cache(self._val, _whole(config), self._device, **options)
+        other = from_cache(self._val, _whole(config), self._placement, **options)
         return replace(own, chosen=replace(own.chosen, held_out=other.chosen.train), plain=other.source)
 
 

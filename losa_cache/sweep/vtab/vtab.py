@@ -10,13 +10,13 @@ from losa_cache.data.vtab import BOTH, TEST, TRAIN, VAL
 from losa_cache.errors import UserError
 from losa_cache.files import reason, write_json, write_whole
 from losa_cache.folders import settled_path
-from losa_cache.machine.device import choose_device, machine
+from losa_cache.machine.device import machine
 from losa_cache.sweep.engine.config import SweepConfig
 from losa_cache.sweep.engine.probes import FILE as PROBE
 from losa_cache.sweep.engine.probes import lines_to_beat
 from losa_cache.sweep.engine.record import SweepRecord, ToBeat
 from losa_cache.sweep.engine.results import load_record
-from losa_cache.sweep.engine.run import resume_sweep
+from losa_cache.sweep.engine.run import continue_sweep
 from losa_cache.sweep.engine.space import Choices, Space, grid
 from losa_cache.sweep.engine.sweep import Report as SweepReport
 from losa_cache.sweep.engine.sweep import Standing, create_sweep
@@ -24,6 +24,7 @@ from losa_cache.sweep.vtab.record import Result, VtabRecord, unlike_paper
 from losa_cache.sweep.vtab.table import markdown
 from losa_cache.sweep.vtab.tasks import ALIKE, TaskCaches, find_tasks, require_alike
 from losa_cache.train.config import PAPER, TrainConfig, of_recipe
+from losa_cache.train.placement import Placement
 from losa_cache.train.training_data import selected
 
 RANKS = (4, 8, 16)
@@ -68,6 +69,7 @@ def vtab(
     Raises:
         UserError: if no task can be used, the caches are of several backbones, or ``out`` was made otherwise.
     """
+    placement = Placement.choose(device, residency)
     space, base = GRID if space is None else space, config or TrainConfig(**of_recipe(PAPER))
     wanted = sorted(set(ranks))
     if not wanted or "rank" in space:
@@ -91,9 +93,9 @@ def vtab(
             sweep = _config(task, replace(base, rank=rank, val_ids=str(ids)), space)
             path = place / f"{task.name}-r{rank}"
             told = partial(report, task.name, rank)
-            own = _finished(path, sweep, device=device, residency=residency, report=told, probe=probe)
+            own = _finished(path, sweep, placement, report=told, probe=probe)
             results.append(_result(task.name, rank, own, path))
-        to_beat[task.name] = _tested_probe(probe, task, replace(base, val_ids=str(ids)), device)
+        to_beat[task.name] = _tested_probe(probe, task, replace(base, val_ids=str(ids)), placement)
     manifest = tasks[0].train.manifest
     record = VtabRecord(
         fields={name: manifest.fields[name] for name in ALIKE},
@@ -141,7 +143,7 @@ def _config(task: TaskCaches, base: TrainConfig, space: Space) -> SweepConfig:
     return SweepConfig(cache=train, space=space, base=base, test_cache=test, retrain=True)
 
 
-def _tested_probe(path: Path, task: TaskCaches, config: TrainConfig, device: str | None) -> ToBeat:
+def _tested_probe(path: Path, task: TaskCaches, config: TrainConfig, placement: Placement) -> ToBeat:
     """Test the probe that the task's sweeps had to beat, once these are over.
 
     Raises:
@@ -149,15 +151,13 @@ def _tested_probe(path: Path, task: TaskCaches, config: TrainConfig, device: str
     """
     chosen, train = selected(task.train, config), task.train
     try:
-        return lines_to_beat(
-            path, (train, chosen.train), (train, chosen.held_out), choose_device(device), test=task.test
-        )
+        return lines_to_beat(path, (train, chosen.train), (train, chosen.held_out), placement.device, test=task.test)
     except OSError as error:
         raise UserError(f"{str(path)!r} cannot be written ({reason(error)}).") from error
 
 
 def _finished(
-    folder: Path, config: SweepConfig, *, device: str | None, residency: str, report: SweepReport, probe: Path
+    folder: Path, config: SweepConfig, placement: Placement, *, report: SweepReport, probe: Path
 ) -> SweepRecord:
     """Begin a sweep, go on with it or, where it is over, read it.
 
@@ -170,7 +170,7 @@ def _finished(
         raise UserError(f"{str(folder)!r} was made with other options: give those, or choose another --out.")
     if (record := load_record(folder)) is not None:
         return record
-    return resume_sweep(folder, device=device, residency=residency, report=report, probe=probe).record
+    return continue_sweep(folder, placement, report=report, probe=probe).record
 
 
 def _options(config: SweepConfig) -> tuple[Space, TrainConfig]:
