@@ -112,12 +112,12 @@ __all__ = [
 
 __version__ = version("losa-cache")
 
-# The rooms compare/, extract/, probe/, sweep/ and train/ share their names with functions. An import binds a package to
-# its parent once, when it is first loaded: load them now (they are empty), drop the names, and lc.extract stays a
+# The packages compare/, extract/, probe/, sweep/ and train/ share their names with functions. An import binds a package
+# to its parent once, when it is first loaded: load them now (they are empty), drop the names, and lc.extract stays a
 # function.
-for _room in ("compare", "extract", "probe", "sweep", "train"):
-    import_module(f"{__name__}.{_room}")
-    del globals()[_room]
+for _package in ("compare", "extract", "probe", "sweep", "train"):
+    import_module(f"{__name__}.{_package}")
+    del globals()[_package]
 
 
 def __getattr__(name: str) -> Any:

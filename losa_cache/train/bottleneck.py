@@ -1,4 +1,6 @@
-"""What an epoch's time went into, against what the machine can do, and what would make it shorter: pure."""
+"""The bottleneck of an epoch: what its time went into, how that compares with the machine's bandwidth, and what would
+shorten it. Pure.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +13,7 @@ PARTS = ("read", "decode", "copy", "backbone", "compute")
 
 @dataclass(frozen=True)
 class Bandwidth:
-    """What reading could reach at most on this machine, in GB/s.
+    """The largest speed at which this machine can read, in GB/s.
 
     Attributes:
         memory: copying in memory.
@@ -45,12 +47,12 @@ def time_metrics(seconds: float, spent: Mapping[str, float], bandwidth: Bandwidt
     if "read" in parts:
         others = sum(value for part, value in parts.items() if part != "read")
         parts["read"] = min(parts["read"], max(0.0, seconds - others))
-    found = {f"train_seconds_{part}": value for part, value in parts.items()}
+    metrics = {f"train_seconds_{part}": value for part, value in parts.items()}
     if spent.get("gigabytes") and spent.get("reading"):
-        found["train_read_gb_per_second"] = spent["gigabytes"] / spent["reading"]
+        metrics["train_read_gb_per_second"] = spent["gigabytes"] / spent["reading"]
         if bandwidth is not None:
-            found["train_read_roof_gb_per_second"] = bandwidth.over(found["train_read_gb_per_second"])[1]
-    return found
+            metrics["train_read_roof_gb_per_second"] = bandwidth.over(metrics["train_read_gb_per_second"])[1]
+    return metrics
 
 
 RANK, LAYERS = "a smaller --rank", "fewer --layers"

@@ -120,16 +120,16 @@ class CachedSource:
         """Yield a batch for each request: one view of each of its samples."""
         rows = [rows_of(request, self._starts, views=self.cache.manifest.views) for request in requests]
         places = torch.from_numpy(joined(rows)).to(self.device)
-        labels = self._labels[places].split([len(own) for own in rows])
+        labels = self._labels[places].split([len(batch) for batch in rows])
         filled_batches = self._watch.waiting("read", self._loader.batches(rows))
         largest = longest(rows)
-        for filled, own in zip(filled_batches, labels, strict=True):
+        for filled, batch_labels in zip(filled_batches, labels, strict=True):
             if filled.nbytes:
                 self._watch.add("reading", filled.seconds)
                 self._watch.add("gigabytes", filled.nbytes / 1e9)
             with self._watch.computing("decode"):
                 blocks, fixed = self._values(filled.blocks, largest)
-            yield Batch(blocks, own, [self.cache.ids[row] for row in filled.rows], fixed)
+            yield Batch(blocks, batch_labels, [self.cache.ids[row] for row in filled.rows], fixed)
 
     def spent(self) -> dict[str, float]:
         """Say what the loop waited for, and what was read (``losa_cache.train.bottleneck``)."""
@@ -165,8 +165,8 @@ class CachedSource:
         elif residency.where == "memory":
             reader = load(rows, where="memory")
         elif residency.where == "split":
-            there = rows_on_device(len(rows), residency.share)
-            hot, reader = load(rows[there], where="device"), load(rows[~there], where="memory")
+            on_device = rows_on_device(len(rows), residency.share)
+            hot, reader = load(rows[on_device], where="device"), load(rows[~on_device], where="memory")
         if not self._on_disk:
             disk.close()
         if hot is not None and reader is disk:
@@ -188,9 +188,8 @@ class CachedSource:
             return list(self._encoding.decode(stored)), False
         *others, start = map(self._block, factors)
         if self._fixed_codes is not None and isinstance(start, Scaled):
-            return self._fixed_codes.settle(
-                [block for block in (*others, start) if isinstance(block, Scaled)], rows
-            ), True
+            scaled = [block for block in (*others, start) if isinstance(block, Scaled)]
+            return self._fixed_codes.write(scaled, rows), True
         return [*others, start.dense()], False
 
     def _block(self, factors: Codes | Columns) -> Scaled | Product:

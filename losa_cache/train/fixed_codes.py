@@ -1,4 +1,4 @@
-"""A batch of codes at addresses that stay, so that a CUDA graph can read them again and again."""
+"""A batch of codes at fixed addresses, so that a CUDA graph can read them in every replay."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,11 +23,11 @@ class FixedCodes:
         self._scales = Buffers(1, (points - 1, tokens), torch.bfloat16, device)
         self._start = Buffers(1, (1, tokens, width), dtype, device)
 
-    def settle(self, blocks: Sequence[Scaled], rows: int) -> list[Block]:
-        """Give the same block outputs, of which the last is decoded.
+    def write(self, blocks: Sequence[Scaled], rows: int) -> list[Block]:
+        """Copy a batch to the fixed addresses and give it from there, the last block output decoded.
 
         Args:
-            blocks: whose codes and channels' scales lie where they stay.
+            blocks: whose codes and channels' scales lie at fixed addresses already.
             rows: of the largest batch that is to come.
         """
         *others, last = blocks
@@ -35,5 +35,7 @@ class FixedCodes:
             slots.grow(rows)
         scales, (start,) = self._scales.planes(0, len(last.tokens)), self._start.planes(0, len(last.tokens))
         start.copy_(last.dense())
-        settled = [replace(block, tokens=own.copy_(block.tokens)) for block, own in zip(others, scales, strict=True)]
-        return [*settled, start]
+        written = [
+            replace(block, tokens=scale.copy_(block.tokens)) for block, scale in zip(others, scales, strict=True)
+        ]
+        return [*written, start]

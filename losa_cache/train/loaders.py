@@ -1,4 +1,4 @@
-"""How rows of a cache become a batch's tensors where the memory that they are read into is the training device's."""
+"""Rows of a cache to a batch's tensors, where the rows lie in the memory of the device that trains."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ class Loaded:
 
 
 class Loader(Protocol):
-    """Batches of rows. Their tensors belong to the feed, which frees none as long as it lives."""
+    """Batches of rows. Their tensors belong to the loader, which frees none of them before it is closed."""
 
     def batches(self, rows: Sequence[NDArray[np.int64]]) -> Iterator[Loaded]:
         """Yield a batch for each array of rows, in order."""
@@ -73,7 +73,7 @@ class Buffers:
         return self._count
 
     def grow(self, rows: int) -> None:
-        """Have room for batches of so many rows."""
+        """Allocate buffers for batches of so many rows, unless they are that large already."""
         if self._grown and self._grown[-1][0].shape[1] >= rows:
             return
         planes, *rest = self._shape
@@ -110,7 +110,7 @@ class HostLoader:
     def batches(self, rows: Sequence[NDArray[np.int64]]) -> Iterator[Loaded]:
         """Yield a batch for each array of rows, in order."""
         self._slots.grow(longest(rows))
-        numbered = [(at % len(self._slots), own) for at, own in enumerate(rows)]
+        numbered = [(at % len(self._slots), batch) for at, batch in enumerate(rows)]
         if self._reader.waits:
             yield from work_ahead(self._fill, numbered)
             return
@@ -152,17 +152,17 @@ class DeviceLoader:
         if not self._in_place:
             self._slots.grow(longest(rows))
         every = torch.from_numpy(self._kept.find(joined(rows))).to(self._kept.device)  # one transfer for all batches
-        for own, there in zip(rows, every.split([len(own) for own in rows]), strict=True):
-            (places,) = self._rows.planes(0, len(own))
-            places.copy_(there)
+        for batch, found in zip(rows, every.split([len(batch) for batch in rows]), strict=True):
+            (places,) = self._rows.planes(0, len(batch))
+            places.copy_(found)
             if self._in_place:
-                yield Loaded(own, [Gathered(kept, places) for kept in self._kept.kept])
+                yield Loaded(batch, [Gathered(kept, places) for kept in self._kept.kept])
                 continue
-            blocks = self._slots.planes(0, len(own))
+            blocks = self._slots.planes(0, len(batch))
             with self._watch.computing("read"):
                 for kept, block in zip(self._kept.kept, blocks, strict=True):
                     gather(kept, places, block)
-            yield Loaded(own, blocks)
+            yield Loaded(batch, blocks)
 
     def close(self) -> None:
         """Free the memory."""

@@ -1,4 +1,4 @@
-"""Plain batches of an expensive source, computed once and kept in host memory."""
+"""Memoise the plain batches of an expensive source: each is computed once and kept in host memory."""
 
 from collections.abc import Iterator, Sequence
 

@@ -1,4 +1,4 @@
-"""Whether a batch fits a device, before the first step finds out."""
+"""Check before the first step that a batch fits the device's memory."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -57,12 +57,12 @@ def needed_bytes(
 def saved_bytes(forward: Callable[[], Tensor], known: Iterable[Tensor], autocast: torch.dtype | None) -> int:
     """Count the bytes that autograd saves in a forward pass, but for those of tensors that are there anyway."""
     known = list(known)
-    there = {tensor.untyped_storage().data_ptr() for tensor in known}
+    known_storages = {tensor.untyped_storage().data_ptr() for tensor in known}
     kept: dict[int, int] = {}
 
     def count(saved: Tensor) -> Tensor:
         storage = saved.untyped_storage()
-        if storage.data_ptr() not in there:
+        if storage.data_ptr() not in known_storages:
             kept[storage.data_ptr()] = storage.nbytes()
         return saved
 

@@ -44,8 +44,8 @@ class PooledSource:
         blocks, labels, ids = self._kept
         for request in requests:
             places = self._places(request)
-            there = torch.from_numpy(places).to(labels.device)
-            yield Batch([block[there] for block in blocks], labels[there], [ids[place] for place in places])
+            index = torch.from_numpy(places).to(labels.device)
+            yield Batch([block[index] for block in blocks], labels[index], [ids[place] for place in places])
 
     def spent(self) -> dict[str, float]:
         """Say what the source spent."""
@@ -69,13 +69,13 @@ class PooledSource:
         for request, batch in zip(requests, self._source.batches(requests), strict=True):
             pooled = [self._pooling(block) for block in dense(batch.blocks)]
             if not blocks:
-                blocks = [own.new_empty(total, *own.shape[1:]) for own in pooled]
+                blocks = [rows.new_empty(total, *rows.shape[1:]) for rows in pooled]
                 labels = batch.labels.new_empty(total)
             places = self._places(request)
-            there = torch.from_numpy(places).to(labels.device)
-            labels[there] = batch.labels
-            for kept, own in zip(blocks, pooled, strict=True):
-                kept[there] = own
+            index = torch.from_numpy(places).to(labels.device)
+            labels[index] = batch.labels
+            for kept, rows in zip(blocks, pooled, strict=True):
+                kept[index] = rows
             for place, own_id in zip(places, batch.ids, strict=True):
                 ids[place] = own_id
         return blocks, labels, ids

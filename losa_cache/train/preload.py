@@ -1,4 +1,4 @@
-"""Reading a cache into memory once, before a run: a disk's reads, copies and decoding go on at the same time."""
+"""A cache is read into memory once, before a run; reads, copies and decoding overlap."""
 
 import logging
 from collections.abc import Sequence
@@ -100,10 +100,10 @@ def _through_stages(
     starts = range(0, len(rows), size)
     for at, targets in zip(starts, work_ahead(read, starts) if cuda else map(read, starts), strict=True):
         with on_stream(stream):
-            found = targets
+            blocks = targets
             if encoding is not None:
-                found = encoding.decode([target.to(device, non_blocking=True) for target in targets])
-            for block, values in zip(kept, found, strict=True):
+                blocks = encoding.decode([target.to(device, non_blocking=True) for target in targets])
+            for block, values in zip(kept, blocks, strict=True):
                 block[at : at + len(values)].copy_(values, non_blocking=True)
             if stream is not None:
                 sent[at // size % len(stages)] = stream.record_event()

@@ -84,8 +84,8 @@ def choose_residency(asked: str, sizes: Sizes) -> Residency:
         UserError: for another name, or a place that what is read does not fit.
     """
     require_residency(asked)
-    own = asked == "device" and sizes.device is None
-    asked = "memory" if own else asked
+    host_trains = asked == "device" and sizes.device is None
+    asked = "memory" if host_trains else asked
     device, memory = _limit("device", sizes.device), _limit("memory", sizes.memory)
     kept = asked == "auto" and sizes.passes > 1
     if asked == "device" or (kept and sizes.device is not None):
@@ -101,7 +101,7 @@ def choose_residency(asked: str, sizes: Sizes) -> Residency:
     if asked == "memory" and sizes.stored > memory:
         raise _too_large(asked, readable_bytes(memory), sizes)
     if asked == "memory" or (kept and sizes.stored <= memory):
-        return _kept("memory", memory, sizes, why=", the training device's own" if own else "")
+        return _kept("memory", memory, sizes, why=", the training device's own" if host_trains else "")
     direct = sizes.stored > sizes.memory and not sizes.remote
     if asked == "disk":
         why = "as asked"

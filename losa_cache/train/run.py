@@ -200,9 +200,9 @@ class Run:
             return
         try:
             lines = read_file(file).decode().splitlines()
-            found = [json.loads(line) for line in lines if line.endswith("}")]  # a killed write may lack its end
-            fit(found, list[_Line])
-            yield from found
+            epochs = [json.loads(line) for line in lines if line.endswith("}")]  # a killed write may lack its end
+            fit(epochs, list[_Line])
+            yield from epochs
         except (UnreadableError, ValueError, RecursionError) as error:
             raise UserError(f"{str(file)!r} cannot be read: it was altered ({error}).") from error
 

@@ -47,9 +47,9 @@ def parse_weights(content: bytes, path: str) -> dict[str, float]:
                 continue
             weight = _number(fields[1]) if len(fields) == len(HEADER) else math.nan
             if not 0 <= weight < math.inf:
-                found = ",".join(fields)[:80]
+                line = ",".join(fields)[:80]
                 raise UserError(
-                    f"line {lines.line_num} of {str(path)!r} is {found!r}: it must be an id and a weight, finite and "
+                    f"line {lines.line_num} of {str(path)!r} is {line!r}: it must be an id and a weight, finite and "
                     "at least 0."
                 )
             if fields[0] in weights:

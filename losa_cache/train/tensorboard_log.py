@@ -1,4 +1,4 @@
-"""TensorBoard events of a run: written an epoch at a time, by nobody's thread, and not worth a run if they fail."""
+"""TensorBoard events of a run: written once an epoch, without a thread. If writing fails, the run goes on."""
 
 import io
 import logging
@@ -40,7 +40,7 @@ class TensorBoardLog:
             for name, value in metrics.items()
             if name != "epoch" and isinstance(value, int | float)
         ]
-        self._add(*(Event(wall_time=time(), step=metrics["epoch"], summary=Summary(value=[own])) for own in values))
+        self._add(*(Event(wall_time=time(), step=metrics["epoch"], summary=Summary(value=[value])) for value in values))
 
     def _add(self, *events: Event) -> None:
         if self._lost:

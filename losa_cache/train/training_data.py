@@ -1,4 +1,4 @@
-"""What a run learns from: a cache, a backbone with images, or both."""
+"""The training data of a run: a cache, a backbone with images, or both."""
 
 import logging
 from dataclasses import dataclass

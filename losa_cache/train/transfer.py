@@ -1,4 +1,4 @@
-"""Batches that cross the link to the training device, in part or whole, while the one before trains."""
+"""Batches that are copied from the host to the training device while the batch before them trains."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -61,7 +61,7 @@ class TransferLoader:
             for slots in (self._crossed, self._host_places, self._places):
                 slots.grow(longest(rows))
         self._free = [self._now()] * SLOTS  # also of what the last call left unread, and of memory that is new
-        numbered = [(at % SLOTS, own) for at, own in enumerate(rows)]
+        numbered = [(at % SLOTS, batch) for at, batch in enumerate(rows)]
         try:
             with closing(work_ahead(self._fill, numbered)) as filling:
                 for (slot, _), filled in zip(numbered, filling, strict=True):

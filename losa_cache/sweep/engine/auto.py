@@ -1,8 +1,8 @@
 """``train_auto``: choose a few options on held-out samples of the training cache, then train on all of them.
 
-*Not from the paper.* No test set is opened. The rule is that of :mod:`losa_cache.sweep.engine.choice`; where few samples are
-held out, the splits are those of :mod:`losa_cache.sweep.engine.folds`. The search keeps nothing until it is over: interrupted,
-it begins again. The training after it is a run like any other, and resumes.
+*Not from the paper.* No test set is opened. :mod:`losa_cache.sweep.engine.choice` makes the choice; where few samples
+are held out, :mod:`losa_cache.sweep.engine.folds` makes the splits. The search keeps nothing until it is over: if it is
+interrupted, it begins again. The training after it is a run like any other, and resumes.
 """
 
 import json

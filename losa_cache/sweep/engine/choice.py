@@ -2,9 +2,9 @@
 
 *Not from the paper.* The best held-out accuracy wins. Settings whose accuracy is within one standard error of the best
 are level: the held-out images cannot tell them apart. Of those the lowest held-out loss wins, each at its own best
-temperature (:class:`losa_cache.sweep.engine.held_out_results.HeldOutResults`): it still differs where all accuracies are the same. Then the
-higher accuracy decides, then the fewer parameters. The standard error is that of the difference between two settings on
-the same images.
+temperature (:class:`losa_cache.sweep.engine.held_out_results.HeldOutResults`): it still differs where all accuracies
+are the same. Then the higher accuracy decides, then the fewer parameters. The standard error is that of the difference
+between two settings on the same images.
 """
 
 import math

@@ -74,10 +74,9 @@ class _Trials:
         """Train side by side, as many at a time as there is memory for: of several splits, or of one."""
         data, folds = self._data, [fold for _, fold in trials]
         held_out = [split.held_out for split in self._splits]
+        chosen = self._splits[folds[0]]
         if shared:
             chosen = replace(data.chosen, held_out=np.sort(np.concatenate(held_out)))
-        else:
-            chosen = self._splits[folds[0]]
         data = replace(data, chosen=chosen)
         configs = [self._settings[place] for place, _ in trials]
         largest = max(configs, key=lambda config: (config.rank, config.batch_size))

@@ -1,4 +1,4 @@
-"""What a trial came to on each held-out image: for comparisons image by image."""
+"""The result of a trial on each held-out image, for comparisons image by image."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -67,10 +67,10 @@ def _at_best(own: Tensor) -> HeldOutResults:
     return HeldOutResults(own[0].numpy(), own[1 + best].numpy())
 
 
-def save_held_out_results(folder: Path, judged: HeldOutResults) -> None:
+def save_held_out_results(folder: Path, results: HeldOutResults) -> None:
     """Write it to a trial's directory."""
     buffer = io.BytesIO()
-    np.save(buffer, np.stack([judged.hits, judged.losses]), allow_pickle=False)
+    np.save(buffer, np.stack([results.hits, results.losses]), allow_pickle=False)
     write_whole(folder / FILE, buffer.getvalue())
 
 

@@ -115,8 +115,9 @@ class SweepRecord:
         chosen: number of the selected trial; ``None``: none.
         test: of the chosen trial, once: ``on`` (path), ``split``, ``samples``, ``top1``, ``top5`` (percent), ``loss``
             (nats), and ``retrained``, whether it was trained again for it; ``None``: no test set was read.
-        choice: how it was chosen, and how sure that is: the fields of :class:`losa_cache.sweep.engine.choice.Choice`, whose
-            settings are named by a trial each, and ``sure``, in sentences; ``None``: of an earlier version.
+        choice: how it was chosen, and how sure that is: the fields of
+            :class:`losa_cache.sweep.engine.choice.Choice`, whose settings are named by a trial each, and ``sure``, in
+            sentences; ``None``: of an earlier version.
         to_beat: the probe of the same cache; ``None``: of an earlier version.
     """
 

@@ -24,7 +24,7 @@ class _Shown:
 
 
 class StudyCopy:
-    """A study that shows trials. It is brought up to them whatever a kill left of it.
+    """A study in Optuna's storage that shows a sweep's trials. It catches up with them, whatever a kill left of it.
 
     Args:
         folder: of the sweep.

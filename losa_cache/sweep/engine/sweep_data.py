@@ -1,4 +1,4 @@
-"""What the trials of a sweep learn from: a source for each choice of block outputs, one split for all."""
+"""The training data of a sweep's trials: a source for each choice of block outputs, one split for all."""
 
 from dataclasses import replace
 from pathlib import Path

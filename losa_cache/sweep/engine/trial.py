@@ -104,14 +104,14 @@ class Trials:
         """Begin a trial's directory."""
         self._open[number] = Run.create(trial_path(self._folder, number), config, origin, files)
         for tracker in self._trackers:
-            tracker.begin(number, config)
+            tracker.start(number, config)
 
     def reopen(self, number: int, config: TrainConfig, epoch: int) -> None:
         """Go on with one, after so many epochs."""
         run = self._open[number] = Run(trial_path(self._folder, number))
         run.forget_after(epoch)
         for tracker in self._trackers:
-            tracker.begin(number, config)
+            tracker.start(number, config)
 
     def __getitem__(self, number: int) -> Run:
         return self._open[number]

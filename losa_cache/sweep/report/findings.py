@@ -1,4 +1,4 @@
-"""What a sweep chose, on what evidence, and how far that carries: sentences, for a report and a terminal."""
+"""What a sweep found: what it chose, on what evidence, and how sure that is. Sentences for a report and a terminal."""
 
 import json
 import math

@@ -20,7 +20,7 @@ SECRETS = ("WANDB_API_KEY", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 class Tracker(Protocol):
     """Takes what happens to trials."""
 
-    def begin(self, number: int, config: TrainConfig) -> None:
+    def start(self, number: int, config: TrainConfig) -> None:
         """A trial begins, or goes on after a kill."""
         ...
 
@@ -46,7 +46,7 @@ class WandbTracker:
         self._wandb, self._folder = wandb, folder
         self._runs: dict[int, Any] = {}
 
-    def begin(self, number: int, config: TrainConfig) -> None:
+    def start(self, number: int, config: TrainConfig) -> None:
         """Start a run, or go on with it."""
         self._runs[number] = self._wandb.init(
             project=PROJECT,
@@ -86,7 +86,7 @@ class MlflowTracker:
         self._experiment: str = self._client.create_experiment(name) if known is None else known.experiment_id
         self._runs: dict[int, str] = {}
 
-    def begin(self, number: int, config: TrainConfig) -> None:
+    def start(self, number: int, config: TrainConfig) -> None:
         """Start a run, or go on with it."""
         found = self._client.search_runs([self._experiment], f"tags.`{TAG}` = '{number}'")
         if found:
@@ -120,10 +120,10 @@ class _Told:
         with _telling(name):
             self._own: Tracker = TRACKERS[name](folder)
 
-    def begin(self, number: int, config: TrainConfig) -> None:
+    def start(self, number: int, config: TrainConfig) -> None:
         """As of :class:`Tracker`."""
         with _telling(self._name):
-            self._own.begin(number, config)
+            self._own.start(number, config)
 
     def log(self, number: int, metrics: Mapping[str, Any]) -> None:
         """As of :class:`Tracker`."""
