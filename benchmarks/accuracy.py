@@ -32,9 +32,9 @@ from timing import free_memory
 
 import losa_cache as lc
 from losa_cache.compare.predictions import predictions
-from losa_cache.device import machine
 from losa_cache.errors import UserError
 from losa_cache.files import append
+from losa_cache.machine.device import machine
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.sampler import hold_out
 

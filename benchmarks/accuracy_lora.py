@@ -25,8 +25,8 @@ from torch.nn import functional as F
 
 from losa_cache.backbone import Backbone
 from losa_cache.data.decode import View
-from losa_cache.device import choose_device, default_workers, has_bfloat16, machine
 from losa_cache.inputs import open_inputs
+from losa_cache.machine.device import choose_device, default_workers, has_bfloat16, machine
 from losa_cache.train.loop import lr_factor
 
 RANK, ALPHA, EPOCHS, BATCH, DECAY = 8, 16, 20, 64, 1e-4

@@ -15,7 +15,7 @@ import torch
 from peak import peak_gigabytes
 
 from losa_cache import LoSA, load_backbone
-from losa_cache.allocator import keep_freed_memory
+from losa_cache.machine.allocator import keep_freed_memory
 from losa_cache.points import tapped_points
 
 BATCH, STEPS = 64, 4

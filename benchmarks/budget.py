@@ -21,9 +21,9 @@ from peak import peak_gigabytes
 from safetensors.torch import save_file
 
 from losa_cache import load_backbone
-from losa_cache.device import machine
 from losa_cache.extract.extract import extract
 from losa_cache.extract.meter import Meter
+from losa_cache.machine.device import machine
 
 NO_BUDGET = "none"
 Figures = dict[str, float]

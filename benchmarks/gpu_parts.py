@@ -34,14 +34,14 @@ from side import TINY
 from stages import limits
 from timing import describe, free_memory, seconds
 
-from losa_cache.allocator import keep_freed_memory
 from losa_cache.cache.precision import get_precision
-from losa_cache.device import choose_device
 from losa_cache.extract.extract import extract
 from losa_cache.extract.limiter import limiter
 from losa_cache.extract.measure import device_speed
 from losa_cache.extract.meter import Meter
-from losa_cache.memory import parse_bytes
+from losa_cache.machine.allocator import keep_freed_memory
+from losa_cache.machine.device import choose_device
+from losa_cache.machine.memory import parse_bytes
 from losa_cache.points import ALL_LAYERS, LAST, tapped_points
 
 ROOT = Path(__file__).parents[1]

@@ -28,10 +28,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from losa_cache import Adapter
-from losa_cache.allocator import keep_freed_memory
 from losa_cache.cache.precision import EncodedBatch, get_precision
-from losa_cache.device import choose_device, has_bfloat16, machine
 from losa_cache.layers import choose_layers
+from losa_cache.machine.allocator import keep_freed_memory
+from losa_cache.machine.device import choose_device, has_bfloat16, machine
 from losa_cache.points import tapped_points
 from losa_cache.sidenet.operand import Block
 from losa_cache.train.online import Rounding

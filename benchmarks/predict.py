@@ -23,12 +23,12 @@ from timing import Work, in_turn, medians
 from torch import Tensor
 
 import losa_cache as lc
-from losa_cache.allocator import keep_freed_memory
 from losa_cache.cache.precision import Columns, EncodedBatch, get_precision
 from losa_cache.cache.precision.predict_fit import RIDGE
 from losa_cache.calibrate import calibrate
-from losa_cache.device import choose_device, default_workers, has_bfloat16, machine
 from losa_cache.inputs import open_inputs
+from losa_cache.machine.allocator import keep_freed_memory
+from losa_cache.machine.device import choose_device, default_workers, has_bfloat16, machine
 from losa_cache.points import tapped_points
 from losa_cache.sidenet.operand import Block, Product
 

@@ -45,10 +45,10 @@ from read_peers import (
 from read_stores import BATCH, POINTS, SAMPLE_BYTES, STORES, drop, fill, held, make
 
 from losa_cache import open_cache
-from losa_cache.allocator import keep_freed_memory
 from losa_cache.cache.reader import BlockReader
-from losa_cache.device import machine
-from losa_cache.memory import allocate
+from losa_cache.machine.allocator import keep_freed_memory
+from losa_cache.machine.device import machine
+from losa_cache.machine.memory import allocate
 from losa_cache.sidenet.operand import Block, dense
 from losa_cache.train.batch import Request
 from losa_cache.train.cached import CachedSource

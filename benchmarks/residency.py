@@ -25,10 +25,10 @@ from losa_cache import open_cache
 from losa_cache.cache.precision import get_precision
 from losa_cache.cache.shard import pack
 from losa_cache.cache.writer import CacheWriter
-from losa_cache.device import choose_device, machine
 from losa_cache.extract.begin import plan_store
 from losa_cache.inputs import open_inputs
-from losa_cache.memory import available_memory
+from losa_cache.machine.device import choose_device, machine
+from losa_cache.machine.memory import available_memory
 from losa_cache.train.residency import DEVICE_SHARE
 
 PLACES = ("device", "memory", "disk", "partial", "cold disk")

@@ -40,9 +40,9 @@ from losa_cache.cache.shard import pack
 from losa_cache.cache.writer import CacheWriter
 from losa_cache.data.samples import Samples, hash_lines
 from losa_cache.data.transforms import InputSpec
-from losa_cache.device import machine
 from losa_cache.extract.begin import plan_store
 from losa_cache.inputs import open_inputs
+from losa_cache.machine.device import machine
 
 Figures = dict[str, Any]
 CPU = torch.device("cpu")
@@ -131,7 +131,7 @@ def epochs(path: Path, *, count: int = 2, batch: int = 256) -> Figures:
     """Read epochs of random batches, and count the system's opens and the bytes read beside the rows'."""
     from losa_cache.cache.blob import FileBlob
     from losa_cache.cache.reader import BlockReader
-    from losa_cache.memory import allocate
+    from losa_cache.machine.memory import allocate
 
     cache = open_cache(path)
     counts = {"opens": 0, "bytes": 0}

@@ -10,8 +10,8 @@ from functools import partial
 from side import SHAPES, forms, setting, step
 from timing import Work, in_turn
 
-from losa_cache.allocator import keep_freed_memory
-from losa_cache.device import choose_device, machine
+from losa_cache.machine.allocator import keep_freed_memory
+from losa_cache.machine.device import choose_device, machine
 
 
 def main() -> None:

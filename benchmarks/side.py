@@ -25,11 +25,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from losa_cache import LoSA
-from losa_cache.allocator import keep_freed_memory
-from losa_cache.device import choose_device, machine
+from losa_cache.machine.allocator import keep_freed_memory
+from losa_cache.machine.device import choose_device, machine
 from losa_cache.sidenet.operand import Block, Scaled, dense
 from losa_cache.sidenet.readout import First
-from losa_cache.train.room import saved_bytes
+from losa_cache.train.memory_check import saved_bytes
 
 TINY = "vit_digits"
 SHAPES = {

@@ -18,8 +18,8 @@ from timing import Work, in_turn
 from torch import Tensor
 
 from losa_cache import Adapter, FrozenTail, TrainConfig
-from losa_cache.allocator import keep_freed_memory
-from losa_cache.device import choose_device
+from losa_cache.machine.allocator import keep_freed_memory
+from losa_cache.machine.device import choose_device
 from losa_cache.sidenet.operand import Block
 from losa_cache.sidenet.stack import AdapterStack
 from losa_cache.train.batch import Batch

@@ -32,21 +32,22 @@ from peak import peak_gigabytes
 from PIL import Image
 
 from losa_cache import TrainConfig, open_cache
-from losa_cache.allocator import keep_freed_memory
 from losa_cache.cache.precision import get_precision
 from losa_cache.cache.store import ActivationCache
-from losa_cache.device import choose_device, machine
 from losa_cache.extract.extract import extract
 from losa_cache.extract.meter import Meter
 from losa_cache.inputs import open_inputs
+from losa_cache.machine.allocator import keep_freed_memory
+from losa_cache.machine.device import choose_device, machine
 from losa_cache.sidenet.operand import dense
 from losa_cache.train.batch import Batch, Request, Source
 from losa_cache.train.cached import CachedSource, open_cached
-from losa_cache.train.loop import autocast_dtype, make_optimizer, train_epoch
-from losa_cache.train.material import frozen_tail
+from losa_cache.train.loop import make_optimizer, train_epoch
 from losa_cache.train.online import OnlineSource
+from losa_cache.train.placement import Placement
 from losa_cache.train.sampler import epoch_requests
 from losa_cache.train.train import new_adapter
+from losa_cache.train.training_data import frozen_tail
 
 BATCH, RANK, PRECISION = 64, 16, "bfloat16"
 Figures = dict[str, float]
@@ -137,7 +138,7 @@ class Again:
         """Nothing is waited for."""
         return {}
 
-    def roof(self) -> None:
+    def bandwidth(self) -> None:
         """Nothing is read."""
 
     def close(self) -> None:
@@ -145,9 +146,9 @@ class Again:
 
 
 def cached_source(name: str, folder: Path, residency: str) -> CachedSource:
-    cache, device = open_cache(folder / f"{name}.zarr"), choose_device()
+    cache, placement = open_cache(folder / f"{name}.zarr"), Placement.choose(residency=residency)
     points = cache.manifest.points
-    return open_cached(cache, points, device, samples=cache.samples, passes=9, residency=residency, rank=16)
+    return open_cached(cache, points, placement, samples=cache.samples, passes=9, rank=16)
 
 
 def _requests(cache: ActivationCache, epoch: int) -> list[Request]:
@@ -196,7 +197,7 @@ def epochs(name: str, folder: Path, source: Source, *, warm: int | None, count: 
     )
     adapter = new_adapter(cache.manifest, frozen_tail(cache), config).to(device)
     optimizer = make_optimizer(adapter, config)
-    autocast = autocast_dtype(device, PRECISION)
+    autocast = Placement(device).autocast(PRECISION)
     if warm != 0:
         train_epoch(adapter, optimizer, source, cache.samples[:warm], config, epoch=0, autocast=autocast)
     started = perf_counter()

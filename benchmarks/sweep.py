@@ -22,13 +22,14 @@ from peak import peak_gigabytes
 from peers import measure as measure_peer
 
 from losa_cache import TrainConfig, open_cache
-from losa_cache.allocator import keep_freed_memory
-from losa_cache.device import choose_device, machine
-from losa_cache.sweep.cohort import Cohort
+from losa_cache.machine.allocator import keep_freed_memory
+from losa_cache.machine.device import machine
+from losa_cache.sweep.engine.cohort import Cohort
 from losa_cache.train.evaluate import evaluate
-from losa_cache.train.loop import autocast_dtype, make_optimizer, train_epoch
-from losa_cache.train.material import from_cache
+from losa_cache.train.loop import make_optimizer, train_epoch
+from losa_cache.train.placement import Placement
 from losa_cache.train.train import new_adapter
+from losa_cache.train.training_data import from_cache
 
 ALONE = 0
 PEERS = ("LoSA, all layers", "LoRA")  # online
@@ -38,21 +39,21 @@ BATCH = 32  # of their steps
 def epoch(path: str, trials: int, rank: int, layers: str) -> dict[str, float]:
     """Time the second epoch of so many trials together, or of one as ``losa-cache train`` runs it."""
     keep_freed_memory()
-    cache, device = open_cache(path), choose_device()
+    cache, placement = open_cache(path), Placement.choose()
     base = TrainConfig(rank=rank, layers=layers, epochs=3)
-    material = from_cache(cache, base, device, residency="auto", passes=3)
+    data = from_cache(cache, base, placement, passes=3)
     rates = np.geomspace(1e-4, 1e-2, max(1, trials))
     configs = [replace(base, lr=float(rate)) for rate in rates]
-    adapters = [new_adapter(cache.manifest, material.tail, config).to(device) for config in configs]
+    adapters = [new_adapter(cache.manifest, data.tail, config).to(data.device) for config in configs]
     if trials == ALONE:
-        optimizer, autocast = make_optimizer(adapters[0], base), autocast_dtype(device, cache.manifest.precision)
+        optimizer, autocast = make_optimizer(adapters[0], base), data.autocast
 
         def run(number: int) -> None:
-            chosen = material.chosen
-            train_epoch(adapters[0], optimizer, material.source, chosen.train, base, epoch=number, autocast=autocast)
-            evaluate(adapters[0], material.plain, chosen.held_out, batch_size=base.batch_size, autocast=autocast)
+            chosen = data.chosen
+            train_epoch(adapters[0], optimizer, data.source, chosen.train, base, epoch=number, autocast=autocast)
+            evaluate(adapters[0], data.plain, chosen.held_out, batch_size=base.batch_size, autocast=autocast)
     else:
-        cohort = Cohort(range(trials), configs, adapters, material, device)
+        cohort = Cohort(range(trials), configs, adapters, data)
 
         def run(number: int) -> None:
             cohort.run_epoch()
@@ -61,8 +62,8 @@ def epoch(path: str, trials: int, rank: int, layers: str) -> dict[str, float]:
     started = perf_counter()
     run(1)
     seconds = perf_counter() - started
-    material.source.close()
-    return {"seconds": seconds, "peak_gb": peak_gigabytes(), "images": len(material.chosen.train)}
+    data.source.close()
+    return {"seconds": seconds, "peak_gb": peak_gigabytes(), "images": len(data.chosen.train)}
 
 
 def main() -> None:

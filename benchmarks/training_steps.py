@@ -16,7 +16,7 @@ from timing import Seconds, Work, added_gigabytes, describe, free_memory, in_tur
 from torch import Tensor, nn
 
 from losa_cache import Adapter, LoSA
-from losa_cache.fastest import why_not_triton
+from losa_cache.machine.fastest import why_not_triton
 from losa_cache.sidenet.backend import use_backend
 from losa_cache.sidenet.readout import Readout
 from losa_cache.train.graph import Recorder, recorder_for

@@ -28,9 +28,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from losa_cache import Adapter, FrozenTail
-from losa_cache.allocator import keep_freed_memory
 from losa_cache.cache.precision import get_precision
-from losa_cache.device import choose_device, machine
+from losa_cache.machine.allocator import keep_freed_memory
+from losa_cache.machine.device import choose_device, machine
 from losa_cache.points import tapped_points
 from losa_cache.sidenet.operand import Block
 from losa_cache.train.online import Rounding

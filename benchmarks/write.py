@@ -29,7 +29,7 @@ from losa_cache.cache.precision import EncodedBatch, Encoding, get_precision
 from losa_cache.cache.shard import pack
 from losa_cache.cache.store import shard_path
 from losa_cache.cache.writer import CacheWriter
-from losa_cache.device import default_workers
+from losa_cache.machine.device import default_workers
 
 LAYERS, TOKENS, WIDTH, BATCH = 12, 257, 384, 64
 

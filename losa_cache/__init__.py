@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from losa_cache.sidenet.losa import LoSA
     from losa_cache.sidenet.stack import AdapterStack, LoSAStack
     from losa_cache.sidenet.tail import FrozenTail
-    from losa_cache.sweep.auto import train_auto
-    from losa_cache.sweep.run import resume_sweep, sweep
+    from losa_cache.sweep.engine.auto import train_auto
+    from losa_cache.sweep.engine.run import resume_sweep, sweep
     from losa_cache.train.batch import Batch
     from losa_cache.train.batches import Batches, TensorBatch, batches
     from losa_cache.train.config import OnlineConfig, TrainConfig
@@ -65,10 +65,10 @@ _HOMES = {
     "plan_extraction": "losa_cache.extract.plan_extraction",
     "probe": "losa_cache.probe.probe",
     "resume": "losa_cache.train.train",
-    "resume_sweep": "losa_cache.sweep.run",
-    "sweep": "losa_cache.sweep.run",
+    "resume_sweep": "losa_cache.sweep.engine.run",
+    "sweep": "losa_cache.sweep.engine.run",
     "train": "losa_cache.train.train",
-    "train_auto": "losa_cache.sweep.auto",
+    "train_auto": "losa_cache.sweep.engine.auto",
     "verify_cache": "losa_cache.extract.verify",
 }
 
@@ -112,12 +112,12 @@ __all__ = [
 
 __version__ = version("losa-cache")
 
-# The rooms compare/, extract/, probe/, sweep/ and train/ share their names with functions. An import binds a package to
-# its parent once, when it is first loaded: load them now (they are empty), drop the names, and lc.extract stays a
+# The packages compare/, extract/, probe/, sweep/ and train/ share their names with functions. An import binds a package
+# to its parent once, when it is first loaded: load them now (they are empty), drop the names, and lc.extract stays a
 # function.
-for _room in ("compare", "extract", "probe", "sweep", "train"):
-    import_module(f"{__name__}.{_room}")
-    del globals()[_room]
+for _package in ("compare", "extract", "probe", "sweep", "train"):
+    import_module(f"{__name__}.{_package}")
+    del globals()[_package]
 
 
 def __getattr__(name: str) -> Any:

@@ -40,7 +40,7 @@ def compare(
     from losa_cache.compare.table import text
     from losa_cache.display import PassBar
     from losa_cache.folders import require_writable
-    from losa_cache.sweep.drawing import require_matplotlib
+    from losa_cache.sweep.report.drawing import require_matplotlib
 
     if out is not None:
         require_matplotlib()  # before anything expensive

@@ -67,11 +67,11 @@ def sweep(
     as_json: Json = False,
 ) -> None:
     """Train many side networks from one pass over a cache; choose by validation, test the chosen one once, report."""
-    from losa_cache.sweep.config import SweepConfig
-    from losa_cache.sweep.live import SweepTable
-    from losa_cache.sweep.run import resume_sweep, summary
-    from losa_cache.sweep.run import sweep as run
-    from losa_cache.sweep.space import split_fixed
+    from losa_cache.sweep.engine.config import SweepConfig
+    from losa_cache.sweep.engine.run import resume_sweep, summary
+    from losa_cache.sweep.engine.run import sweep as run
+    from losa_cache.sweep.engine.space import split_fixed
+    from losa_cache.sweep.report.live_table import SweepTable
     from losa_cache.train.config import TrainConfig, of_recipe
 
     if resume is not None:
@@ -135,11 +135,11 @@ def vtab(
 ) -> None:
     """Run VTAB-1k on every task found: select on val200, train on 1,000, test once. Run it again to resume."""
     from losa_cache.display import note
-    from losa_cache.sweep.live import headline
-    from losa_cache.sweep.space import Choices, parse
-    from losa_cache.sweep.vtab import GRID
-    from losa_cache.sweep.vtab import vtab as run
-    from losa_cache.sweep.vtab_table import text
+    from losa_cache.sweep.engine.space import Choices, parse
+    from losa_cache.sweep.report.live_table import headline
+    from losa_cache.sweep.vtab.table import text
+    from losa_cache.sweep.vtab.vtab import GRID
+    from losa_cache.sweep.vtab.vtab import vtab as run
     from losa_cache.train.config import PAPER, TrainConfig, of_recipe
 
     own = parse("rank", ranks)
@@ -179,8 +179,8 @@ def train_chosen(
 
     from losa_cache.cache.store import latest_training_cache, open_cache
     from losa_cache.display import PassBar, TrainingBar, note, training_report
-    from losa_cache.sweep.auto import GRID, GRIDS, SHARE, train_auto
-    from losa_cache.sweep.choice import sure
+    from losa_cache.sweep.engine.auto import GRID, GRIDS, SHARE, train_auto
+    from losa_cache.sweep.engine.choice import sure
 
     opened = latest_training_cache(all_tokens=config.reads_all_tokens) if cache is None else open_cache(cache)
     if cache is None:

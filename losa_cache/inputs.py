@@ -21,7 +21,7 @@ from losa_cache.data.samples import Samples
 from losa_cache.errors import UserError, require_counts, require_seed
 from losa_cache.folders import find_home, given_path
 from losa_cache.layers import choose_layers
-from losa_cache.memory import available_memory
+from losa_cache.machine.memory import available_memory
 from losa_cache.points import ALL, POOLED, require_tap, require_tokens
 
 OF_POOLED = ("float32", "float16", "bfloat16", "int8")

@@ -20,14 +20,15 @@ from rich.console import Console
 from rich.table import Table
 
 from losa_cache import TrainConfig, open_cache
-from losa_cache.allocator import keep_freed_memory
-from losa_cache.device import choose_device
 from losa_cache.inputs import open_inputs
+from losa_cache.machine.allocator import keep_freed_memory
+from losa_cache.machine.device import choose_device
 from losa_cache.train.cached import CachedSource
-from losa_cache.train.loop import autocast_dtype, make_optimizer, train_epoch
-from losa_cache.train.material import frozen_tail, used_points
+from losa_cache.train.loop import make_optimizer, train_epoch
 from losa_cache.train.online import OnlineSource
+from losa_cache.train.placement import Placement
 from losa_cache.train.train import new_adapter
+from losa_cache.train.training_data import frozen_tail, used_points
 
 CLI = str(Path(sys.executable).with_name("losa-cache"))
 SPLITS, SIDES, SOURCES = ("train", "test"), ("linear", "losa"), ("cached", "online")
@@ -94,7 +95,7 @@ def time_epochs(path: str) -> dict[tuple[str, str], float]:
     keep_freed_memory()
     cache, device = open_cache(path), choose_device()
     inputs = open_inputs("vit_digits", "digits", precision=cache.manifest.precision, device=device)
-    autocast = autocast_dtype(device, cache.manifest.precision)
+    autocast = Placement(device).autocast(cache.manifest.precision)
     configs = {side: TrainConfig(side=side, rank=16) for side in SIDES}
     sources: dict[tuple[str, str], CachedSource | OnlineSource] = {}
     for side, config in configs.items():

@@ -22,9 +22,9 @@ from losa_cache.backbone.taps import GATES, watch
 from losa_cache.backbone.vivit import CENTRAL, FRAMES, STRIDE, TubeletEmbed, inflate
 from losa_cache.backbone.weights import load_file, map_file, require_sound, weights_hash
 from losa_cache.data.transforms import InputSpec
-from losa_cache.device import has_bfloat16
 from losa_cache.errors import UserError, require_counts
-from losa_cache.memory import available_memory
+from losa_cache.machine.device import has_bfloat16
+from losa_cache.machine.memory import available_memory
 from losa_cache.points import EMBEDDING, tapped_points
 
 PRETRAINED, RANDOM = "pretrained", "random"

@@ -15,7 +15,7 @@ from losa_cache.cache.location import Location, sizes
 from losa_cache.cache.manifest import MOST_TOLD, Manifest
 from losa_cache.cache.schema import precision_of, require
 from losa_cache.errors import UserError
-from losa_cache.memory import available_memory
+from losa_cache.machine.memory import available_memory
 from losa_cache.outside import UnreadableError
 
 Shape = tuple[int | None, ...]

@@ -16,8 +16,8 @@ from losa_cache.cache.checked import REPAIR
 from losa_cache.cache.descriptors import ReplacedError, too_many
 from losa_cache.cache.shard import DamagedShardError, ShardReader
 from losa_cache.cache.store import ActivationCache
-from losa_cache.device import default_workers
 from losa_cache.errors import UserError
+from losa_cache.machine.device import default_workers
 
 KEPT_BYTES = 2**28  # of memory, for what is known of all shards: where chunks lie, and which of them were checked
 ATTEMPTS = 3  # to read a shard that is replaced meanwhile

@@ -12,7 +12,7 @@ from losa_cache.cache.store import ActivationCache, receipts_of, shard_path
 from losa_cache.cache.unit import RemoteUnit, Uploads
 from losa_cache.cache.writer import CacheWriter
 from losa_cache.errors import UserError
-from losa_cache.memory import readable_bytes
+from losa_cache.machine.memory import readable_bytes
 
 SCRATCH_SHARDS = 2  # one that is written, one that is uploaded
 

@@ -33,7 +33,7 @@ from losa_cache.cache.store import ActivationCache, open_cache, open_with, recei
 from losa_cache.cache.unit import RemoteUnit, ShardUnit
 from losa_cache.errors import UserError
 from losa_cache.files import clear
-from losa_cache.memory import readable_bytes
+from losa_cache.machine.memory import readable_bytes
 
 
 @dataclass

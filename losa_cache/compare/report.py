@@ -8,8 +8,8 @@ from losa_cache.compare.record import Comparison
 from losa_cache.compare.table import HEAD, cells, say_p
 from losa_cache.errors import UserError
 from losa_cache.files import write_whole
-from losa_cache.sweep.drawing import BLUE, DOT, RED, legend, panels, plain, png, require_matplotlib
-from losa_cache.sweep.page import page, picture, table, text
+from losa_cache.sweep.report.drawing import BLUE, DOT, RED, legend, panels, plain, png, require_matplotlib
+from losa_cache.sweep.report.html_page import page, picture, table, text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -17,8 +17,8 @@ from losa_cache.compare.record import Contender
 from losa_cache.errors import UserError
 from losa_cache.files import reason
 from losa_cache.points import WITHOUT_START
-from losa_cache.sweep.evidence import say
-from losa_cache.sweep.record import is_number
+from losa_cache.sweep.engine.record import is_number
+from losa_cache.sweep.report.findings import say
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.run import KEPT_FILES, Run
 

@@ -20,7 +20,6 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from losa_cache.ahead import work_ahead
 from losa_cache.data.augment import seed_generators
 from losa_cache.data.clips import Clip
 from losa_cache.data.nvjpeg import DeviceImages
@@ -28,6 +27,7 @@ from losa_cache.data.picture import upright
 from losa_cache.data.samples import Samples
 from losa_cache.data.transforms import InputSpec
 from losa_cache.errors import UserError
+from losa_cache.machine.prefetch import work_ahead
 from losa_cache.stop import SIGNALS
 
 DECODE_AHEAD = 2

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from losa_cache.data.folder import SPLITS, find, load_folder, split_folder
-from losa_cache.data.lists import read_lines
+from losa_cache.data.label_files import read_lines
 from losa_cache.data.samples import Samples
 from losa_cache.data.video import EXTENSIONS, from_videos
 from losa_cache.errors import UserError

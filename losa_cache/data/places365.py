@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from losa_cache.data.lists import read_list
+from losa_cache.data.label_files import read_list
 from losa_cache.data.samples import Samples, from_files
 from losa_cache.errors import UserError
 

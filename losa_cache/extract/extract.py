@@ -4,7 +4,6 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
-from losa_cache.allocator import keep_freed_memory
 from losa_cache.backbone import Backbone
 from losa_cache.backbone.model import PRETRAINED, RANDOM
 from losa_cache.cache.home import remember
@@ -14,7 +13,6 @@ from losa_cache.cache.manifest import Manifest
 from losa_cache.cache.store import ActivationCache, open_cache
 from losa_cache.data.load import is_name
 from losa_cache.data.samples import Samples
-from losa_cache.device import choose_device, default_workers
 from losa_cache.errors import UserError, require_counts
 from losa_cache.extract import pipeline
 from losa_cache.extract.begin import begin, sources_of
@@ -22,7 +20,9 @@ from losa_cache.extract.meter import Meter
 from losa_cache.extract.plan import cache_name, default_batch
 from losa_cache.folders import home
 from losa_cache.inputs import open_inputs
-from losa_cache.memory import parse_bytes
+from losa_cache.machine.allocator import keep_freed_memory
+from losa_cache.machine.device import choose_device, default_workers
+from losa_cache.machine.memory import parse_bytes
 from losa_cache.points import ALL
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ def extract(
     """Run a frozen backbone once over a data set and write its block outputs to a cache.
 
     A cache of the same identity at ``out`` is resumed, or returned at once if it is complete. Sets the process's malloc
-    to keep freed memory (``losa_cache.allocator``).
+    to keep freed memory (``losa_cache.machine.allocator``).
 
     Args:
         backbone: a name (``load_backbone``) or a loaded backbone, for which ``weights``, ``img_size`` and ``resize``

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from losa_cache.backbone import Backbone
 from losa_cache.cache.precision import EncodedBatch, Encoding
-from losa_cache.device import after_failed_capture
 from losa_cache.extract.meter import Meter
+from losa_cache.machine.device import after_failed_capture
 
 log = logging.getLogger(__name__)
 

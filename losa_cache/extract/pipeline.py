@@ -23,7 +23,7 @@ from losa_cache.extract.meter import Meter
 from losa_cache.extract.plan import batches, batches_at_once, views_of
 from losa_cache.files import reason, remedy
 from losa_cache.inputs import Inputs
-from losa_cache.memory import available_memory
+from losa_cache.machine.memory import available_memory
 from losa_cache.sources import Sources
 
 WRITE_BEHIND = 2

@@ -18,7 +18,6 @@ from losa_cache.cache.store import receipts_of
 from losa_cache.cache.writer import require_root
 from losa_cache.calibrate import calibrate, compression_ratio, images_at_once
 from losa_cache.data.samples import Samples
-from losa_cache.device import choose_device, default_workers
 from losa_cache.errors import UserError, require_counts
 from losa_cache.extract.begin import plan_store
 from losa_cache.extract.forecast import Candidate, Speeds, forecast, recommend, short
@@ -27,7 +26,8 @@ from losa_cache.extract.pipeline import pass_length
 from losa_cache.extract.plan import cache_name, default_batch
 from losa_cache.folders import home
 from losa_cache.inputs import Inputs, open_inputs, precision_for
-from losa_cache.memory import available_memory, parse_bytes
+from losa_cache.machine.device import choose_device, default_workers
+from losa_cache.machine.memory import available_memory, parse_bytes
 from losa_cache.points import ALL
 
 PREFERRED = ("bfloat16", "int8", "int4", "predict:2", "predict:1")

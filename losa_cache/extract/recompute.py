@@ -25,13 +25,13 @@ from losa_cache.calibrate import images_at_once, run_views
 from losa_cache.data.load import is_embedded, is_name
 from losa_cache.data.nvjpeg import PILLOW
 from losa_cache.data.samples import Samples
-from losa_cache.device import choose_device, default_workers
 from losa_cache.errors import UserError
 from losa_cache.extract import pipeline
 from losa_cache.extract.begin import begin, sources_of
 from losa_cache.extract.meter import Meter
 from losa_cache.extract.plan import default_batch, views_of
 from losa_cache.inputs import Inputs, open_inputs
+from losa_cache.machine.device import choose_device, default_workers
 from losa_cache.outside import UnreadableError
 
 HALF_NOISE, FLOAT_NOISE = 0.02, 1e-4  # relative, of matrix products in another batch or on another device

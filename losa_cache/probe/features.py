@@ -14,8 +14,9 @@ from losa_cache.points import EMBEDDING, POOLED, TAIL
 from losa_cache.sidenet.operand import dense
 from losa_cache.sidenet.pooled import pooling_of
 from losa_cache.train.cached import open_cached
-from losa_cache.train.material import frozen_tail
+from losa_cache.train.placement import Placement
 from losa_cache.train.sampler import requests_in_order
+from losa_cache.train.training_data import frozen_tail
 
 BATCH = 64
 
@@ -70,9 +71,8 @@ def rows_of_point(cache: ActivationCache) -> int:
 def read_features(
     cache: ActivationCache,
     samples: NDArray[np.int64],
-    device: torch.device,
+    placement: Placement,
     *,
-    residency: str = "auto",
     progress: Callable[[float], None] = lambda share: None,
 ) -> Features:
     """Read a cache once: blocks are decoded and pooled on the device, and only the rows are kept, in the host's memory.
@@ -82,25 +82,23 @@ def read_features(
     Args:
         cache: of all tokens, or of pooled rows.
         samples: their numbers; the features come in this order.
-        device: where blocks are decoded and pooled.
-        residency: as of ``losa_cache.train``.
+        placement: where blocks are decoded and pooled, and where activations are kept.
         progress: is given the share done.
 
     Raises:
         UserError: for features that are not finite, naming the sample.
     """
     points, pooled = probed_points(cache), _is_pooled(cache)
-    pooling, tail = pooling_of(cache.manifest.tail), frozen_tail(cache).to(device)
+    pooling, tail = pooling_of(cache.manifest.tail), frozen_tail(cache).to(placement.device)
     width, clips = cache.manifest.width, cache.manifest.clips
     rows = torch.zeros(len(samples), len(points), rows_of_point(cache), width)
     features = torch.zeros(len(samples), width)
     source = open_cached(
         cache,
         [*points, TAIL] if pooled else points,
-        device,
+        placement,
         samples=samples,
         passes=1,
-        residency=residency,
         batch_size=BATCH,
     )
     try:

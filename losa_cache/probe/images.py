@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 
 from losa_cache.cache.store import ActivationCache
 from losa_cache.errors import UserError
-from losa_cache.memory import available_memory, readable_bytes
+from losa_cache.machine.memory import available_memory, readable_bytes
 from losa_cache.probe.features import probed_points, rows_of_point
 from losa_cache.probe.held_out import ENOUGH, LEAST, require_choosable
 from losa_cache.probe.tuning import FOLDS, Folds, cross_validation, held_out_fold
 from losa_cache.train.config import TrainConfig
-from losa_cache.train.material import selected
 from losa_cache.train.sampler import first_by_hash
+from losa_cache.train.training_data import selected
 
 ROOM = 0.7
 """Of the memory that is free, what features and fits may take."""

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from losa_cache.cache.location import Location
 from losa_cache.cache.store import ActivationCache, latest_training_cache, open_cache
-from losa_cache.device import choose_device, machine
 from losa_cache.errors import UserError
 from losa_cache.files import publish
+from losa_cache.machine.device import machine
 from losa_cache.probe.features import read_features
 from losa_cache.probe.images import choose_images
 from losa_cache.probe.lines import Data, probe_features
@@ -29,6 +29,7 @@ from losa_cache.probe.record import Counts, ProbeRecord
 from losa_cache.probe.report import write_report
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.evaluate_run import of_same_images, test_cache_for, unfit_for_test
+from losa_cache.train.placement import Placement
 from losa_cache.train.run import RUNS, next_run_path, require_place
 
 Progress = Callable[[float], None]
@@ -91,24 +92,22 @@ def probe(
         UserError: for a cache, or a choice of images, on which nothing can be tuned.
     """
     require_place(out, remedy="choose another --out")
-    started, where = perf_counter(), choose_device(device)
+    started, placement = perf_counter(), Placement.choose(device, residency)
     if cache is None:
         cache = latest_training_cache(all_tokens=False)
     opened = cache if isinstance(cache, ActivationCache) else open_cache(cache)
     tested = _test_cache(opened, test)
     config = TrainConfig(val_fraction=val_fraction, val_ids=val_ids, limit=limit, seed=seed)
-    images = choose_images(opened, tested, config, where)
+    images = choose_images(opened, tested, config, placement.device)
     reading = perf_counter()
-    train = read_features(
-        opened, images.fitted, where, residency=residency, progress=lambda share: progress(0.2 * share)
-    )
+    train = read_features(opened, images.fitted, placement, progress=lambda share: progress(0.2 * share))
     test_features = None
     if tested is not None:
         test_features = read_features(
-            tested, images.test, where, residency=residency, progress=lambda share: progress(0.2 + 0.2 * share)
+            tested, images.test, placement, progress=lambda share: progress(0.2 + 0.2 * share)
         )
     reading = perf_counter() - reading
-    data = Data(train, test_features, len(opened.manifest.classes), images.folds, where)
+    data = Data(train, test_features, len(opened.manifest.classes), images.folds, placement.device)
     found = probe_features(data, lambda share: progress(0.4 + 0.6 * share))
     fields = opened.manifest.fields
     record = ProbeRecord(

@@ -8,9 +8,20 @@ from typing import TYPE_CHECKING
 from losa_cache.errors import UserError
 from losa_cache.files import write_json, write_whole
 from losa_cache.probe.record import ALL, REGRESSION, Line, ProbeRecord, table
-from losa_cache.sweep.drawing import BLUE, GREEN, INK, ORANGE, legend, panels, plain, png, require_matplotlib, top1_axis
-from losa_cache.sweep.page import facts, page, picture
-from losa_cache.sweep.page import table as html_table
+from losa_cache.sweep.report.drawing import (
+    BLUE,
+    GREEN,
+    INK,
+    ORANGE,
+    legend,
+    panels,
+    plain,
+    png,
+    require_matplotlib,
+    top1_axis,
+)
+from losa_cache.sweep.report.html_page import facts, page, picture
+from losa_cache.sweep.report.html_page import table as html_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

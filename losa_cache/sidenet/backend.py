@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from losa_cache.fastest import Work, fastest, why_not_triton
+from losa_cache.machine.fastest import Work, fastest, why_not_triton
 from losa_cache.sidenet.chain import Chain
 from losa_cache.sidenet.fast import Backend, TorchBackend
 from losa_cache.sidenet.operand import Block, Gathered

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from losa_cache.errors import UserError
-from losa_cache.memory import available_memory
+from losa_cache.machine.memory import available_memory
 from losa_cache.probe.blend import fit_shares
 from losa_cache.probe.held_out import ENOUGH
 from losa_cache.probe.logistic import PATH, Fit
@@ -24,8 +24,8 @@ from losa_cache.sidenet.operand import dense
 from losa_cache.sidenet.stack import AdapterStack
 from losa_cache.train.batch import Source
 from losa_cache.train.config import TrainConfig
-from losa_cache.train.material import Material
 from losa_cache.train.sampler import requests_in_order
+from losa_cache.train.training_data import TrainingData
 
 LEAST = 2  # training samples of a probe
 FOLDS = 3  # with half a decade between values of C: a run begins a second sooner, for a C that is close enough
@@ -41,7 +41,7 @@ Rows = tuple[Tensor, Tensor]
 
 def start(
     model: Adapter | AdapterStack,
-    material: Material,
+    data: TrainingData,
     config: TrainConfig,
     *,
     alone: bool = False,
@@ -56,7 +56,7 @@ def start(
 
     Args:
         model: whose reader, probe and ``blend`` are set.
-        material: to learn from.
+        data: to learn from.
         config: the options.
         alone: leave the probe out, so that the side network alone is judged.
         progress: is given the share of the samples read.
@@ -68,17 +68,17 @@ def start(
         UserError: for features that are not finite.
     """
     assert model.probe is not None and model.reader is not None and model.blend is not None
-    chosen, features = material.chosen, model.probe.in_features
+    chosen, features = data.chosen, model.probe.in_features
     train = some(chosen.train, features)
-    rows, labels = pooled(model, material.source, material, train, config, progress)
+    rows, labels = pooled(model, data.source, data, train, config, progress)
     model.reader.standardise(rows.flatten(1, 2))
-    classes, device = len(material.manifest.classes), model.blend.share.device
+    classes, device = len(data.manifest.classes), model.blend.share.device
     if alone or len(chosen.train) < LEAST or len(chosen.train) * features * classes > MOST_WORK:
         model.blend.share.copy_(torch.tensor([0.0, 1.0]))
         return None
     enough = len(chosen.held_out) >= ENOUGH or len(train) > MOST_FOLDED
     held_out = some(chosen.held_out, features) if enough else chosen.held_out[:0]
-    more, theirs = pooled(model, material.plain, material, held_out, config)
+    more, theirs = pooled(model, data.plain, data, held_out, config)
     x, y = torch.cat([rows, more]).flatten(1), torch.cat([labels, theirs])
     one = held_out_fold(len(train), len(held_out))
     folds = one if len(held_out) else cross_validation(y.numpy(), seed=0, folds=FOLDS)
@@ -89,47 +89,47 @@ def start(
     return (rows, labels) if len(rows) == len(chosen.train) <= MOST_FOLDED else None
 
 
-def refit(adapters: Sequence[Adapter], material: Material, config: TrainConfig, seen: Rows | None = None) -> bool:
+def refit(adapters: Sequence[Adapter], data: TrainingData, config: TrainConfig, seen: Rows | None = None) -> bool:
     """Fit the probe again, to the held-out samples too, once nothing is judged by them any more.
 
     Args:
         adapters: trained, with one probe; it is set in all of them.
-        material: what they have learned from.
+        data: what they have learned from.
         config: the options.
         seen: rows of the training samples, if they are known.
 
     Returns:
         whether there was something to do: there are held-out samples, and not so many others that these do not count.
     """
-    first, chosen = adapters[0], material.chosen
+    first, chosen = adapters[0], data.chosen
     if first.blend is None or first.probe is None or not first.probe.weight.any() or not len(chosen.held_out):
         return False
     everything = np.concatenate([chosen.train, chosen.held_out])
     if len(everything) > min(MOST_FOLDED, len(some(everything, first.probe.in_features))):
         return False
-    rows, labels = pooled(first, material.source, material, chosen.train, config) if seen is None else seen
-    more, theirs = pooled(first, material.plain, material, chosen.held_out, config)
+    rows, labels = pooled(first, data.source, data, chosen.train, config) if seen is None else seen
+    more, theirs = pooled(first, data.plain, data, chosen.held_out, config)
     x, y = torch.cat([rows, more]).flatten(1), torch.cat([labels, theirs])
-    fit = fit_at(float(first.blend.c), x, y, len(material.manifest.classes), first.blend.share.device)
+    fit = fit_at(float(first.blend.c), x, y, len(data.manifest.classes), first.blend.share.device)
     for adapter in adapters:
         assert adapter.probe is not None
         _set(adapter.probe, fit)
     return True
 
 
-def unfit(adapter: Adapter, material: Material, config: TrainConfig, *, c: float, share: float) -> None:
+def unfit(adapter: Adapter, data: TrainingData, config: TrainConfig, *, c: float, share: float) -> None:
     """Undo :func:`refit`, so that the held-out samples can judge the adapter.
 
     Args:
         adapter: as it was saved.
-        material: what it has learned from.
+        data: what it has learned from.
         config: its options.
         c: that its probe was fitted with.
         share: of the probe, which is folded into its weights.
     """
     assert adapter.probe is not None
-    rows, labels = pooled(adapter, material.source, material, material.chosen.train, config)
-    fit = fit_at(c, rows.flatten(1), labels, len(material.manifest.classes), adapter.probe.weight.device)
+    rows, labels = pooled(adapter, data.source, data, data.chosen.train, config)
+    fit = fit_at(c, rows.flatten(1), labels, len(data.manifest.classes), adapter.probe.weight.device)
     _set(adapter.probe, Fit(share * fit.weight, share * fit.bias))
 
 
@@ -151,7 +151,7 @@ def some(samples: NDArray[np.int64], features: int) -> NDArray[np.int64]:
 def pooled(
     model: Adapter | AdapterStack,
     source: Source,
-    material: Material,
+    data: TrainingData,
     samples: NDArray[np.int64],
     config: TrainConfig,
     progress: Progress = lambda share: None,
@@ -162,8 +162,8 @@ def pooled(
         UserError: for features that are not finite, naming the sample.
     """
     assert model.pooling is not None
-    clips = material.manifest.clips
-    rows = torch.zeros(len(samples), len(material.points), model.pooling.rows, material.manifest.width)
+    clips = data.manifest.clips
+    rows = torch.zeros(len(samples), len(data.points), model.pooling.rows, data.manifest.width)
     labels = torch.zeros(len(samples), dtype=torch.int64)
     requests = requests_in_order(samples, config.batch_size, clips=clips)
     done = 0
@@ -187,18 +187,17 @@ def pooled(
 @torch.inference_mode()
 def weigh(
     model: Adapter | AdapterStack,
-    material: Material,
+    data: TrainingData,
     *,
     batch_size: int,
-    autocast: torch.dtype | None,
     progress: Progress = lambda share: None,
 ) -> list[dict[str, float]]:
     """Set the shares to what the held-out samples ask for; every clip of a video is one.
 
     Args:
         model: in evaluation.
-        material: with held-out samples.
-        batch_size, autocast, progress: as of ``losa_cache.train.evaluate.evaluate_each``.
+        data: with held-out samples.
+        batch_size, progress: as of ``losa_cache.train.evaluate.evaluate_each``.
 
     Returns:
         for each adapter ``probe_top1`` and ``side_top1``: of either alone, in percent; nothing without a probe.
@@ -206,10 +205,10 @@ def weigh(
     assert model.blend is not None and model.probe is not None
     if not model.probe.weight.any():
         return [{} for _ in model.blend.share.view(-1, 2)]
-    held_out, clips = material.chosen.held_out, material.manifest.clips
+    held_out, clips, autocast = data.chosen.held_out, data.manifest.clips, data.autocast
     sides, probes, labels = [], [], []
     requests = requests_in_order(held_out, batch_size, clips=clips)
-    for at, (_, batch) in enumerate(zip(requests, material.plain.batches(requests), strict=True)):
+    for at, (_, batch) in enumerate(zip(requests, data.plain.batches(requests), strict=True)):
         with torch.autocast(batch.labels.device.type, autocast, enabled=autocast is not None):
             side, probe = model.both(batch.blocks)
         assert probe is not None

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from losa_cache.sidenet.operand import Block
-from losa_cache.train.account import Roof
+from losa_cache.train.bottleneck import Bandwidth
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,11 @@ class Source(Protocol):
 
     def spent(self) -> dict[str, float]:
         """Say how many seconds the loop waited for each part of the source since this was last asked, and what was read
-        (``losa_cache.train.account``).
+        (``losa_cache.train.bottleneck``).
         """
         ...
 
-    def roof(self) -> Roof | None:
+    def bandwidth(self) -> Bandwidth | None:
         """Measure, once, what its reads could reach; ``None`` where it reads no cache."""
         ...
 

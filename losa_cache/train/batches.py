@@ -11,13 +11,13 @@ from torch import Tensor
 
 from losa_cache.cache.location import Location
 from losa_cache.cache.store import ActivationCache, open_cache
-from losa_cache.device import choose_device
 from losa_cache.errors import UserError, nearest, require_counts, require_seed
 from losa_cache.layers import choose_layers
 from losa_cache.points import stored_points
 from losa_cache.sidenet.operand import dense
 from losa_cache.train.batch import Batch, Request, Source
 from losa_cache.train.cached import open_cached
+from losa_cache.train.placement import Placement
 from losa_cache.train.sampler import epoch_requests, hold_out, requests_in_order
 
 SEVERAL = 2  # passes over the samples, or more: then it pays to keep them in memory
@@ -190,17 +190,16 @@ def batches(
     require_seed(seed)
     if points is not None and layers != "all":
         raise UserError(f"layers is {layers!r}, and points names what is read: leave one of them out.")
-    where = choose_device(device)
+    placement = Placement.choose(device, residency)
     opened = cache if isinstance(cache, ActivationCache) else open_cache(cache)
     names = _points(opened, layers) if points is None else _known_points(opened, points)
     train, held_out = hold_out(_samples(opened, ids), opened.sample_ids, val_fraction)
     source = open_cached(
         opened,
         names,
-        where,
+        placement,
         samples=np.concatenate([train, held_out]),
         passes=SEVERAL,
-        residency=residency,
         seed=seed,
         batch_size=batch_size,
     )

@@ -14,19 +14,20 @@ from losa_cache.cache.precision import Codes, Columns
 from losa_cache.cache.reader import BlockReader
 from losa_cache.cache.roof import disk_speed, memory_speed
 from losa_cache.cache.store import ActivationCache
-from losa_cache.device import default_workers
-from losa_cache.memory import available_memory
+from losa_cache.machine.device import default_workers
+from losa_cache.machine.memory import available_memory
 from losa_cache.sidenet.operand import Block, Gathered, Product, Scaled, dense
-from losa_cache.train.account import Roof
 from losa_cache.train.batch import Batch, Request
-from losa_cache.train.feed import DeviceFeed, Feed, HostFeed, joined, longest
+from losa_cache.train.bottleneck import Bandwidth
+from losa_cache.train.fixed_codes import FixedCodes
 from losa_cache.train.in_memory import MemoryReader, Reader
-from losa_cache.train.link import LinkFeed
-from losa_cache.train.load import keep
-from losa_cache.train.residency import DISK, Residency, Room, choose_residency, rows_on_device
+from losa_cache.train.loaders import DeviceLoader, HostLoader, Loader, joined, longest
+from losa_cache.train.placement import Placement
+from losa_cache.train.preload import preload
+from losa_cache.train.residency import DISK, Residency, Sizes, choose_residency, rows_on_device
 from losa_cache.train.sampler import rows_of, rows_of_samples, view_starts
-from losa_cache.train.settled import SettledCodes
 from losa_cache.train.stopwatch import Stopwatch
+from losa_cache.train.transfer import TransferLoader
 
 log = logging.getLogger(__name__)
 
@@ -34,11 +35,10 @@ log = logging.getLogger(__name__)
 def open_cached(
     cache: ActivationCache,
     points: Sequence[str],
-    device: torch.device,
+    placement: Placement,
     *,
     samples: NDArray[np.int64],
     passes: int,
-    residency: str = "auto",
     seed: int = 0,
     rank: int = 0,
     batch_size: int = 0,
@@ -46,21 +46,22 @@ def open_cached(
     """Choose a residency, say why, and open the source.
 
     Args:
+        placement: where the batches go, and where activations are to be kept.
         samples: numbers of all that will be asked for.
         passes: times that each will be.
-        residency: as asked for (:func:`choose_residency`).
         batch_size: samples of the largest batch that will be asked for, as far as it is known.
-        cache, points, device, seed, rank: as of :class:`CachedSource`.
+        cache, points, seed, rank: as of :class:`CachedSource`.
 
     Raises:
         UserError: for a residency that cannot be.
     """
+    device = placement.device
     precision, (_, tokens, width) = cache.precision, cache.manifest.shape
     count = len(samples) * cache.manifest.views
     planes = precision.planes([cache.manifest.points.index(point) for point in points])
     plain = precision.dtype == precision.stored_dtype or (rank > 0 and precision.folds)
     sample = len(planes) * cache.layout.block_bytes
-    room = Room(
+    sizes = Sizes(
         stored=count * sample,
         decoded=None if plain else count * len(points) * tokens * width * precision.dtype.itemsize,
         device=None if device.type == "cpu" else available_memory(device),
@@ -69,7 +70,7 @@ def open_cached(
         remote=cache.remote,
         batch=batch_size * sample,
     )
-    chosen = choose_residency(residency, room)
+    chosen = choose_residency(placement.residency, sizes)
     log.info(chosen.reason)
     return CachedSource(cache, points, device, seed=seed, rank=rank, residency=chosen, samples=samples)
 
@@ -102,51 +103,51 @@ class CachedSource:
         self.cache, self.device = cache, device
         self._rank, self._on_disk = rank, residency.where == "disk"
         self._plain = residency.decoded or cache.precision.stored_dtype == cache.precision.dtype
-        self._roof: Roof | None = None
+        self._bandwidth: Bandwidth | None = None
         views = cache.manifest.views
         self._starts = view_starts(len(cache.ids) // views, views=views, seed=seed)
         self._labels = torch.from_numpy(cache.labels).to(device)
         self._watch = Stopwatch(device)
         stored = cache.manifest.points
         self._encoding = cache.encoding().select([stored.index(point) for point in points]).to(device)
-        self._settled: SettledCodes | None = None
+        self._fixed_codes: FixedCodes | None = None
         if device.type != "cpu":
-            self._settled = SettledCodes(len(points), *cache.manifest.shape[1:], cache.precision.dtype, device)
+            self._fixed_codes = FixedCodes(len(points), *cache.manifest.shape[1:], cache.precision.dtype, device)
         rows = rows_of_samples(cache.samples if samples is None else samples, views=views)
-        self._feed = self._open(points, residency, rows)
+        self._loader = self._open(points, residency, rows)
 
     def batches(self, requests: Sequence[Request]) -> Iterator[Batch]:
         """Yield a batch for each request: one view of each of its samples."""
         rows = [rows_of(request, self._starts, views=self.cache.manifest.views) for request in requests]
         places = torch.from_numpy(joined(rows)).to(self.device)
-        labels = self._labels[places].split([len(own) for own in rows])
-        filled_batches = self._watch.waiting("read", self._feed.batches(rows))
+        labels = self._labels[places].split([len(batch) for batch in rows])
+        filled_batches = self._watch.waiting("read", self._loader.batches(rows))
         largest = longest(rows)
-        for filled, own in zip(filled_batches, labels, strict=True):
+        for filled, batch_labels in zip(filled_batches, labels, strict=True):
             if filled.nbytes:
                 self._watch.add("reading", filled.seconds)
                 self._watch.add("gigabytes", filled.nbytes / 1e9)
             with self._watch.computing("decode"):
                 blocks, fixed = self._values(filled.blocks, largest)
-            yield Batch(blocks, own, [self.cache.ids[row] for row in filled.rows], fixed)
+            yield Batch(blocks, batch_labels, [self.cache.ids[row] for row in filled.rows], fixed)
 
     def spent(self) -> dict[str, float]:
-        """Say what the loop waited for, and what was read (``losa_cache.train.account``)."""
+        """Say what the loop waited for, and what was read (``losa_cache.train.bottleneck``)."""
         return self._watch.take()
 
-    def roof(self) -> Roof:
+    def bandwidth(self) -> Bandwidth:
         """Measure, once, what its reads could reach."""
-        if self._roof is None:
+        if self._bandwidth is None:
             shard = self.cache.shard_path(0)
             disk = disk_speed(shard) if self._on_disk and isinstance(shard, Path) else None
-            self._roof = Roof(memory_speed(), disk)
-        return self._roof
+            self._bandwidth = Bandwidth(memory_speed(), disk)
+        return self._bandwidth
 
     def close(self) -> None:
         """Stop reading."""
-        self._feed.close()
+        self._loader.close()
 
-    def _open(self, points: Sequence[str], residency: Residency, rows: NDArray[np.int64]) -> Feed:
+    def _open(self, points: Sequence[str], residency: Residency, rows: NDArray[np.int64]) -> Loader:
         """Load what is kept, and choose how batches are made of it."""
         cache, device = self.cache, self.device
         threads = None if self._on_disk or cache.remote else default_workers()  # nothing else is done while it loads
@@ -155,7 +156,7 @@ class CachedSource:
         if residency.decoded:
             shape, dtype = (len(points), *cache.manifest.shape[1:]), cache.precision.dtype
         load = partial(
-            keep, disk, encoding=self._encoding, device=device, decoded=residency.decoded, points=len(points)
+            preload, disk, encoding=self._encoding, device=device, decoded=residency.decoded, points=len(points)
         )
         reader: Reader = disk
         hot: MemoryReader | None = None
@@ -164,15 +165,15 @@ class CachedSource:
         elif residency.where == "memory":
             reader = load(rows, where="memory")
         elif residency.where == "split":
-            there = rows_on_device(len(rows), residency.share)
-            hot, reader = load(rows[there], where="device"), load(rows[~there], where="memory")
+            on_device = rows_on_device(len(rows), residency.share)
+            hot, reader = load(rows[on_device], where="device"), load(rows[~on_device], where="memory")
         if not self._on_disk:
             disk.close()
         if hot is not None and reader is disk:
-            return DeviceFeed(hot, self._watch, in_place=self._plain and self._rank > 0)
+            return DeviceLoader(hot, self._watch, in_place=self._plain and self._rank > 0)
         if hot is not None or reader.device.type != device.type:
-            return LinkFeed(reader, shape, dtype, device, self._watch, hot=hot)
-        return HostFeed(reader, shape, dtype)
+            return TransferLoader(reader, shape, dtype, device, self._watch, hot=hot)
+        return HostLoader(reader, shape, dtype)
 
     def _values(self, filled: Sequence[Tensor | Gathered], rows: int) -> tuple[list[Block], bool]:
         """Decode, or hand on codes: y_0, the last, is none in any case. Say whether all lie where they stay.
@@ -186,8 +187,9 @@ class CachedSource:
         if factors is None:
             return list(self._encoding.decode(stored)), False
         *others, start = map(self._block, factors)
-        if self._settled is not None and isinstance(start, Scaled):
-            return self._settled.settle([block for block in (*others, start) if isinstance(block, Scaled)], rows), True
+        if self._fixed_codes is not None and isinstance(start, Scaled):
+            scaled = [block for block in (*others, start) if isinstance(block, Scaled)]
+            return self._fixed_codes.write(scaled, rows), True
         return [*others, start.dense()], False
 
     def _block(self, factors: Codes | Columns) -> Scaled | Product:

@@ -33,7 +33,7 @@ def restore(
         steps: of an epoch.
 
     Returns:
-        the epochs done, and what ``Passed`` takes.
+        the epochs done, and what ``EpochProgress`` takes.
 
     Raises:
         UnreadableError: naming what is missing or does not belong; nothing has been set then.
@@ -86,12 +86,16 @@ def _require_optimizer(given: Any, optimizer: torch.optim.Optimizer, *, begun: b
     wanted = optimizer.state_dict()
     if not isinstance(given, dict) or given.keys() != wanted.keys():
         raise UnreadableError("its optimizer is not made of state and param_groups")
-    groups, own = given["param_groups"], wanted["param_groups"]
-    if not isinstance(groups, list) or len(groups) != len(own) or not all(isinstance(group, dict) for group in groups):
-        raise UnreadableError(f"its optimizer does not have {len(own)} groups of parameters")
-    for group, ours in zip(groups, own, strict=True):
-        for name in ours.keys() - CHANGING:
-            if name in group and _same(group[name], ours[name]):
+    groups, expected = given["param_groups"], wanted["param_groups"]
+    if (
+        not isinstance(groups, list)
+        or len(groups) != len(expected)
+        or not all(isinstance(group, dict) for group in groups)
+    ):
+        raise UnreadableError(f"its optimizer does not have {len(expected)} groups of parameters")
+    for group, wanted_group in zip(groups, expected, strict=True):
+        for name in wanted_group.keys() - CHANGING:
+            if name in group and _same(group[name], wanted_group[name]):
                 continue
             if name in group or name in REQUIRED:  # versions of torch differ in the others
                 raise UnreadableError(f"{name} of its optimizer is not that of this run")

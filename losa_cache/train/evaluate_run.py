@@ -15,7 +15,6 @@ from losa_cache.cache.identity import differences
 from losa_cache.cache.location import Location
 from losa_cache.cache.manifest import Manifest
 from losa_cache.cache.store import HELD_OUT_SPLITS, ActivationCache, open_cache
-from losa_cache.device import choose_device
 from losa_cache.errors import UserError
 from losa_cache.files import write_json
 from losa_cache.points import EMBEDDING, OF_ROWS
@@ -24,9 +23,10 @@ from losa_cache.train.all_layers import unfit
 from losa_cache.train.batch import Batch
 from losa_cache.train.config import SHUFFLE, OnlineConfig, TrainConfig
 from losa_cache.train.evaluate import evaluate
-from losa_cache.train.loop import Progress, autocast_dtype
-from losa_cache.train.material import open_material
+from losa_cache.train.loop import Progress
+from losa_cache.train.placement import Placement
 from losa_cache.train.run import Run
+from losa_cache.train.training_data import open_training_data
 
 if TYPE_CHECKING:
     from losa_cache.backbone import Backbone
@@ -87,11 +87,11 @@ def evaluate_run(
     Raises:
         UserError: if adapter and data do not belong together, or there is nothing to evaluate on.
     """
-    found = evaluated(
+    evaluation = evaluated(
         run, cache=cache, split=split, backbone=backbone, dataset=dataset, device=device, progress=progress
     )
-    _store(Path(run) / "eval.json", found.figures)
-    return found.figures
+    _store(Path(run) / "eval.json", evaluation.figures)
+    return evaluation.figures
 
 
 def evaluated(
@@ -116,10 +116,10 @@ def evaluated(
         )
     if chosen is None and split is None:
         chosen = _held_out_cache(adapter_config, _place(_opened(origin["cache"])))
-    own = chosen is None and split is None
-    if own and origin["cache"] is not None:
+    on_own_samples = chosen is None and split is None
+    if on_own_samples and origin["cache"] is not None:
         chosen = open_cache(origin["cache"])
-    if own and not config.val_fraction and config.val_ids is None:
+    if on_own_samples and not config.val_fraction and config.val_ids is None:
         raise UserError(f"run {str(run)!r} held nothing out and no test cache is known: pass --cache.")
     if chosen is not None:
         online = None
@@ -127,18 +127,18 @@ def evaluated(
     elif online is not None and split is not None:
         online = replace(online, split=split, limit=None, tap=adapter_config["cache"]["fields"]["tap"])
     config = replace(config, layers=adapter_config["layers"], sampling=SHUFFLE)
-    if not own:
+    if not on_own_samples:
         config = replace(config, val_fraction=0, val_ids=None, limit=None)
-    where = choose_device(device)
-    with open_material(chosen, online, config, where, backbone=backbone, dataset=dataset) as material:
-        manifest = material.manifest
+    placement = Placement.choose(device)
+    with open_training_data(chosen, online, config, placement, backbone=backbone, dataset=dataset) as data:
+        manifest = data.manifest
         name = str(chosen.path) if chosen is not None else manifest.fields["dataset"]["name"]
         if chosen is None:
             require_fit(run, f"data set {name!r}", adapter_config, manifest)
-        samples = material.chosen.held_out if own else material.chosen.train
-        adapter = load_adapter(directory, of_tokens(adapter_config, manifest), material.tail).to(where)
-        if own and (probe := adapter_config.get("probe")) is not None:
-            unfit(adapter, material, config, **probe)
+        samples = data.chosen.held_out if on_own_samples else data.chosen.train
+        adapter = load_adapter(directory, of_tokens(adapter_config, manifest), data.tail).to(data.device)
+        if on_own_samples and (probe := adapter_config.get("probe")) is not None:
+            unfit(adapter, data, config, **probe)
         ids: list[str] = []
         kept: list[Tensor] = []
 
@@ -146,20 +146,20 @@ def evaluated(
             ids.extend(batch.ids)
             kept.append(torch.stack([log_probabilities[0].argmax(1), batch.labels]).cpu())
 
-        found = evaluate(
+        metrics = evaluate(
             adapter,
-            material.source,
+            data.source,
             samples,
             batch_size=config.batch_size,
-            autocast=autocast_dtype(where, manifest.precision),
+            autocast=data.autocast,
             clips=manifest.clips,
             progress=progress,
             keep=keep,
         )
     predicted, labels = torch.cat(kept, dim=1).tolist()
-    tested = "held out of training" if own else manifest.fields["dataset"]["split"]
+    tested = "held out of training" if on_own_samples else manifest.fields["dataset"]["split"]
     return Evaluated(
-        figures={"on": name, "split": tested, "samples": len(samples), **found},
+        figures={"on": name, "split": tested, "samples": len(samples), **metrics},
         manifest=manifest,
         ids=ids,
         predicted=predicted,
@@ -175,9 +175,9 @@ def read_trained(run: Path) -> tuple[dict[str, Any], TrainConfig, dict[str, Any]
         UserError: if this is no finished run, or its files were altered or are not of one run.
     """
     adapter_config = load_adapter_config(run)
-    own = Run(run)
-    config, origin = own.config()
-    if adapter_config.get("run", own.digest()) != own.digest():
+    directory = Run(run)
+    config, origin = directory.config()
+    if adapter_config.get("run", directory.digest()) != directory.digest():
         raise UserError(f"the adapter in {str(run)!r} is of another run: put back the files that belong together.")
     return adapter_config, config, origin
 

@@ -14,7 +14,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor
 
-from losa_cache.device import after_failed_capture
+from losa_cache.machine.device import after_failed_capture
 from losa_cache.sidenet.operand import Block
 from losa_cache.train.batch import Batch
 
@@ -200,8 +200,8 @@ def map_tensors(block: Block, change: Callable[[Tensor], Tensor]) -> Block:
     """Give the same kind of block with other tensors."""
     if isinstance(block, Tensor):
         return change(block)
-    found = {field.name: getattr(block, field.name) for field in fields(block)}
-    changed: dict[str, Any] = {name: change(value) for name, value in found.items() if isinstance(value, Tensor)}
+    values = {field.name: getattr(block, field.name) for field in fields(block)}
+    changed: dict[str, Any] = {name: change(value) for name, value in values.items() if isinstance(value, Tensor)}
     return replace(block, **changed)
 
 
@@ -217,9 +217,9 @@ def _values(block: Block) -> list[Any]:
 def _fill(recording: _Recording, batch: Batch) -> None:
     """Copy what does not lie where the recording reads it."""
     recording.labels.copy_(batch.labels)
-    for own, given in zip(_tensors(recording.blocks), _tensors(batch.blocks), strict=True):
-        if own.data_ptr() != given.data_ptr():
-            own.copy_(given)
+    for recorded, given in zip(_tensors(recording.blocks), _tensors(batch.blocks), strict=True):
+        if recorded.data_ptr() != given.data_ptr():
+            recorded.copy_(given)
 
 
 def _key(batch: Batch) -> Hashable:

@@ -11,27 +11,26 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from losa_cache.device import has_bfloat16
 from losa_cache.errors import UserError
-from losa_cache.memory import peak_memory
+from losa_cache.machine.memory import peak_memory
 from losa_cache.outside import UnreadableError
 from losa_cache.sidenet.adapter import Adapter
 from losa_cache.train import all_layers
-from losa_cache.train.account import account, limiter
 from losa_cache.train.batch import Source
+from losa_cache.train.bottleneck import limiter, time_metrics
 from losa_cache.train.checkpoint import largest_size, restore
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.graph import recorder_for
 from losa_cache.train.interrupt import Interrupt
-from losa_cache.train.material import Material
 from losa_cache.train.run import Run
 from losa_cache.train.sampler import Weights, epoch_requests
 from losa_cache.train.step import AdapterStep
 from losa_cache.train.stopwatch import Stopwatch
+from losa_cache.train.training_data import TrainingData
 from losa_cache.train.validate import validate
 
 CHECKPOINT_SECONDS = 300
-WORTH_A_ROOF = 0.1  # GB an epoch: less is read before its limit is measured
+WORTH_MEASURING = 0.1  # GB an epoch: less is read before its limit is measured
 Report = Callable[[dict[str, Any]], None]
 """Is given each epoch's metrics."""
 Progress = Callable[[float], None]
@@ -73,13 +72,8 @@ def make_step(
     )
 
 
-def autocast_dtype(device: torch.device, precision: str) -> torch.dtype | None:
-    """Choose bfloat16 matrix products where the device has them, unless the activations are float32 on purpose."""
-    return torch.bfloat16 if precision != "float32" and has_bfloat16(device) else None
-
-
 @dataclass
-class Passed:
+class EpochProgress:
     """How far an epoch is.
 
     Attributes:
@@ -110,7 +104,7 @@ def train_epoch(
     epoch: int,
     autocast: torch.dtype | None,
     weights: Weights | None = None,
-    passed: Passed | None = None,
+    passed: EpochProgress | None = None,
     watch: Stopwatch | None = None,
     step: AdapterStep | None = None,
     after_step: Callable[[], None] = lambda: None,
@@ -135,7 +129,7 @@ def train_epoch(
     """
     adapter.train()
     device = next(adapter.parameters()).device
-    passed = passed or Passed()
+    passed = passed or EpochProgress()
     watch = watch or Stopwatch(device)
     step = step or make_step(adapter, optimizer, config, autocast=autocast)
     requests = epoch_requests(samples, batch_size=config.batch_size, seed=config.seed, epoch=epoch, weights=weights)
@@ -174,12 +168,10 @@ def train_epoch(
 
 def fit(
     adapter: Adapter,
-    material: Material,
+    data: TrainingData,
     *,
     config: TrainConfig,
     run: Run,
-    device: torch.device,
-    autocast: torch.dtype | None,
     report: Report,
     progress: Progress,
 ) -> dict[str, float] | None:
@@ -195,16 +187,17 @@ def fit(
         UserError: if the loss stops being a number.
         KeyboardInterrupt: after the checkpoint that the signal asked for, if what handles the signal returns.
     """
+    device, autocast = data.device, data.autocast
     optimizer = make_optimizer(adapter, config)
     step = make_step(adapter, optimizer, config, autocast=autocast)
-    done, passed, watch = 0, Passed(), Stopwatch(device)
-    steps = math.ceil(len(material.chosen.train) / config.batch_size)
+    done, passed, watch = 0, EpochProgress(), Stopwatch(device)
+    steps = math.ceil(len(data.chosen.train) / config.batch_size)
     if (state := run.load_checkpoint(device, at_most=largest_size(adapter))) is not None:
         try:
             done, seen = restore(state, adapter, optimizer, epochs=config.epochs, steps=steps)
         except UnreadableError as error:
             raise run.unusable(error) from error
-        passed = Passed(**seen)
+        passed = EpochProgress(**seen)
     saved = perf_counter()
 
     def save() -> None:
@@ -222,7 +215,7 @@ def fit(
     def between_batches() -> None:
         progress(done + passed.steps / steps)
         if interrupt.asked or perf_counter() - saved > CHECKPOINT_SECONDS:
-            passed.note(material.source.spent())
+            passed.note(data.source.spent())
             passed.note(watch.take())
             save()
         unless_stopped()
@@ -234,39 +227,39 @@ def fit(
     with Interrupt() as interrupt:
         rows = None
         if state is None and config.reads_all:
-            rows = all_layers.start(adapter, material, config, progress=lambda share: unless_stopped())
+            rows = all_layers.start(adapter, data, config, progress=lambda share: unless_stopped())
         while done < config.epochs:
             mean = train_epoch(
                 adapter,
                 optimizer,
-                material.source,
-                material.chosen.train,
+                data.source,
+                data.chosen.train,
                 config,
                 epoch=done,
                 autocast=autocast,
-                weights=material.chosen.weights,
+                weights=data.chosen.weights,
                 passed=passed,
                 watch=watch,
                 step=step,
                 after_step=between_batches,
             )
             metrics: dict[str, Any] = {"epoch": done + 1, "train_loss": mean, "train_seconds": passed.seconds}
-            roof = material.source.roof() if passed.spent.get("gigabytes", 0) >= WORTH_A_ROOF else None
-            metrics |= account(passed.seconds, passed.spent, roof)
-            metrics["limiter"] = limiter(metrics, roof, side=config.side)
+            bandwidth = data.source.bandwidth() if passed.spent.get("gigabytes", 0) >= WORTH_MEASURING else None
+            metrics |= time_metrics(passed.seconds, passed.spent, bandwidth)
+            metrics["limiter"] = limiter(metrics, bandwidth, side=config.side)
             metrics["train_lr"] = optimizer.param_groups[0]["lr"]
             metrics["train_peak_gb"] = peak_memory(device) / 1e9
-            metrics |= validate(adapter, material, config, autocast=autocast, between_batches=between_batches)
+            metrics |= validate(adapter, data, config, between_batches=between_batches)
             run.log(metrics)  # before the checkpoint: a kill between the two repeats the epoch and its line
-            done, passed = done + 1, Passed()
+            done, passed = done + 1, EpochProgress()
             save()
             report(metrics)
-        return finish([adapter], material, config, seen=rows)[0]
+        return finish([adapter], data, config, seen=rows)[0]
 
 
 def finish(
     adapters: Sequence[Adapter],
-    material: Material,
+    data: TrainingData,
     config: TrainConfig,
     *,
     seen: all_layers.Rows | None = None,
@@ -279,7 +272,7 @@ def finish(
     Returns:
         for each adapter what ``losa_cache.train.all_layers.unfit`` takes; ``None``: there is nothing to undo.
     """
-    refitted = refit and all_layers.refit(adapters, material, config, seen)
+    refitted = refit and all_layers.refit(adapters, data, config, seen)
     done: list[dict[str, float] | None] = []
     for adapter in adapters:
         blend = adapter.blend

@@ -6,8 +6,8 @@ import torch
 from torch.nn import functional as F
 
 from losa_cache.sidenet.operand import Block, dense
-from losa_cache.train.account import Roof
 from losa_cache.train.batch import Batch, Request, Source
+from losa_cache.train.bottleneck import Bandwidth
 
 
 class MixedSource:
@@ -39,9 +39,9 @@ class MixedSource:
         fresh, cached = self._fresh.spent(), self._cached.spent()
         return {name: fresh.get(name, 0.0) + cached.get(name, 0.0) for name in fresh | cached}
 
-    def roof(self) -> Roof | None:
+    def bandwidth(self) -> Bandwidth | None:
         """Give that of the cache."""
-        return self._cached.roof()
+        return self._cached.bandwidth()
 
     def close(self) -> None:
         """Close both."""

@@ -12,8 +12,8 @@ from losa_cache.data.augment import BatchAugmentation
 from losa_cache.data.decode import Decoder, View
 from losa_cache.inputs import Inputs
 from losa_cache.sidenet.operand import Block
-from losa_cache.train.account import Roof
 from losa_cache.train.batch import Batch, Request
+from losa_cache.train.bottleneck import Bandwidth
 from losa_cache.train.sampler import rows_of, view_starts
 from losa_cache.train.stopwatch import Stopwatch
 
@@ -88,7 +88,7 @@ class OnlineSource:
         """Say how many seconds the loop waited for decoding and for the backbone."""
         return self._watch.take()
 
-    def roof(self) -> Roof | None:
+    def bandwidth(self) -> Bandwidth | None:
         """There is none: nothing is read from a cache."""
         return None
 

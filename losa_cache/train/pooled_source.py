@@ -9,8 +9,8 @@ from torch import Tensor
 
 from losa_cache.sidenet.operand import dense
 from losa_cache.sidenet.pooled import Pooling
-from losa_cache.train.account import Roof
 from losa_cache.train.batch import Batch, Request, Source
+from losa_cache.train.bottleneck import Bandwidth
 from losa_cache.train.sampler import requests_in_order, rows_of, view_starts
 
 AT_ONCE = 64  # samples
@@ -44,16 +44,16 @@ class PooledSource:
         blocks, labels, ids = self._kept
         for request in requests:
             places = self._places(request)
-            there = torch.from_numpy(places).to(labels.device)
-            yield Batch([block[there] for block in blocks], labels[there], [ids[place] for place in places])
+            index = torch.from_numpy(places).to(labels.device)
+            yield Batch([block[index] for block in blocks], labels[index], [ids[place] for place in places])
 
     def spent(self) -> dict[str, float]:
         """Say what the source spent."""
         return self._source.spent()
 
-    def roof(self) -> Roof | None:
+    def bandwidth(self) -> Bandwidth | None:
         """Give the source's."""
-        return self._source.roof()
+        return self._source.bandwidth()
 
     def close(self) -> None:
         """Forget what is kept, and close the source."""
@@ -69,13 +69,13 @@ class PooledSource:
         for request, batch in zip(requests, self._source.batches(requests), strict=True):
             pooled = [self._pooling(block) for block in dense(batch.blocks)]
             if not blocks:
-                blocks = [own.new_empty(total, *own.shape[1:]) for own in pooled]
+                blocks = [rows.new_empty(total, *rows.shape[1:]) for rows in pooled]
                 labels = batch.labels.new_empty(total)
             places = self._places(request)
-            there = torch.from_numpy(places).to(labels.device)
-            labels[there] = batch.labels
-            for kept, own in zip(blocks, pooled, strict=True):
-                kept[there] = own
+            index = torch.from_numpy(places).to(labels.device)
+            labels[index] = batch.labels
+            for kept, rows in zip(blocks, pooled, strict=True):
+                kept[index] = rows
             for place, own_id in zip(places, batch.ids, strict=True):
                 ids[place] = own_id
         return blocks, labels, ids

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from losa_cache.errors import UserError
-from losa_cache.memory import readable_bytes
+from losa_cache.machine.memory import readable_bytes
 
 RESIDENCIES = ("auto", "device", "memory", "disk")
 DEVICE_SHARE = 0.7  # of a device's free memory: the rest is a training step's
@@ -37,7 +37,7 @@ DISK = Residency("disk")
 
 
 @dataclass(frozen=True)
-class Room:
+class Sizes:
     """What there is to be read, and what there is to hold it.
 
     Attributes:
@@ -59,7 +59,17 @@ class Room:
     batch: int = 0
 
 
-def choose_residency(asked: str, room: Room) -> Residency:
+def require_residency(name: str) -> None:
+    """Refuse a name that is none of :data:`RESIDENCIES`.
+
+    Raises:
+        UserError: naming those that there are.
+    """
+    if name not in RESIDENCIES:
+        raise UserError(f"unknown residency {name!r}: choose one of {', '.join(RESIDENCIES)}.")
+
+
+def choose_residency(asked: str, sizes: Sizes) -> Residency:
     """Choose where a run keeps what it reads.
 
     ``auto`` takes the fastest place that it fits: a GPU's memory, that and the host's, the host's alone, else the disk;
@@ -68,43 +78,42 @@ def choose_residency(asked: str, room: Room) -> Residency:
 
     Args:
         asked: one of :data:`RESIDENCIES`.
-        room: bytes wanted and free.
+        sizes: bytes wanted and free.
 
     Raises:
         UserError: for another name, or a place that what is read does not fit.
     """
-    if asked not in RESIDENCIES:
-        raise UserError(f"unknown residency {asked!r}: choose one of {', '.join(RESIDENCIES)}.")
-    own = asked == "device" and room.device is None
-    asked = "memory" if own else asked
-    device, memory = _limit("device", room.device), _limit("memory", room.memory)
-    kept = asked == "auto" and room.passes > 1
-    if asked == "device" or (kept and room.device is not None):
-        if room.stored <= device:
-            return _kept("device", device, room)
-        part = max(0, device - 2 * room.batch)
-        worth = asked == "device" or part >= WORTH_SPLITTING * room.stored
-        if worth and room.stored - part <= memory:
-            return _split(part, room)
+    require_residency(asked)
+    host_trains = asked == "device" and sizes.device is None
+    asked = "memory" if host_trains else asked
+    device, memory = _limit("device", sizes.device), _limit("memory", sizes.memory)
+    kept = asked == "auto" and sizes.passes > 1
+    if asked == "device" or (kept and sizes.device is not None):
+        if sizes.stored <= device:
+            return _kept("device", device, sizes)
+        part = max(0, device - 2 * sizes.batch)
+        worth = asked == "device" or part >= WORTH_SPLITTING * sizes.stored
+        if worth and sizes.stored - part <= memory:
+            return _split(part, sizes)
         if asked == "device":
             most = f"{readable_bytes(device)} on the device and, in the host's memory, {readable_bytes(memory)}"
-            raise _too_large(asked, most, room)
-    if asked == "memory" and room.stored > memory:
-        raise _too_large(asked, readable_bytes(memory), room)
-    if asked == "memory" or (kept and room.stored <= memory):
-        return _kept("memory", memory, room, why=", the training device's own" if own else "")
-    direct = room.stored > room.memory and not room.remote
+            raise _too_large(asked, most, sizes)
+    if asked == "memory" and sizes.stored > memory:
+        raise _too_large(asked, readable_bytes(memory), sizes)
+    if asked == "memory" or (kept and sizes.stored <= memory):
+        return _kept("memory", memory, sizes, why=", the training device's own" if host_trains else "")
+    direct = sizes.stored > sizes.memory and not sizes.remote
     if asked == "disk":
         why = "as asked"
-    elif room.passes == 1:
+    elif sizes.passes == 1:
         why = "every sample is read once"
     else:
         why = f"only {readable_bytes(memory)} of memory may be taken"
-        if room.device is not None:
+        if sizes.device is not None:
             why += f", and {readable_bytes(device)} of the device's"
     past = ", past the page cache, which cannot hold it" if direct else ""
-    whence = "the server" if room.remote else "disk"
-    reason = f"{readable_bytes(room.stored)} are read from {whence}{past}: {why}."
+    whence = "the server" if sizes.remote else "disk"
+    reason = f"{readable_bytes(sizes.stored)} are read from {whence}{past}: {why}."
     return Residency("disk", direct=direct, reason=reason)
 
 
@@ -118,23 +127,23 @@ def rows_on_device(count: int, share: float) -> NDArray[np.bool_]:
     return np.diff(before) > 0
 
 
-def _kept(where: str, limit: int, room: Room, why: str = "") -> Residency:
-    decoded = room.decoded is not None and room.decoded <= limit
-    kept = room.decoded if decoded and room.decoded is not None else room.stored
+def _kept(where: str, limit: int, sizes: Sizes, why: str = "") -> Residency:
+    decoded = sizes.decoded is not None and sizes.decoded <= limit
+    kept = sizes.decoded if decoded and sizes.decoded is not None else sizes.stored
     place = "the device's memory" if where == "device" else "memory"
     how = ", decoded" if decoded else ""
     return Residency(where, decoded=decoded, reason=f"{readable_bytes(kept)} are kept in {place}{how}{why}.")
 
 
-def _split(part: int, room: Room) -> Residency:
-    held, whole = readable_bytes(part), readable_bytes(room.stored)
+def _split(part: int, sizes: Sizes) -> Residency:
+    held, whole = readable_bytes(part), readable_bytes(sizes.stored)
     reason = f"{held} of {whole} are kept in the device's memory, the rest in the host's."
-    return Residency("split", share=part / room.stored, reason=reason)
+    return Residency("split", share=part / sizes.stored, reason=reason)
 
 
-def _too_large(where: str, most: str, room: Room) -> UserError:
+def _too_large(where: str, most: str, sizes: Sizes) -> UserError:
     return UserError(
-        f"--residency {where} would keep {readable_bytes(room.stored)}, and may take {most}: choose fewer --layers, a "
+        f"--residency {where} would keep {readable_bytes(sizes.stored)}, and may take {most}: choose fewer --layers, a "
         "smaller --limit, a cache of fewer bits, or --residency disk."
     )
 

@@ -20,10 +20,10 @@ from losa_cache.files import append, publish, with_seal, without_seal, write_jso
 from losa_cache.folders import require_writable
 from losa_cache.lock import lock, unlock
 from losa_cache.outside import UnreadableError, fit, parse_json, read_file
-from losa_cache.train.board import Board
 from losa_cache.train.config import EARLIER, OnlineConfig, TrainConfig
-from losa_cache.train.lists import MOST_BYTES
+from losa_cache.train.sample_files import MOST_BYTES
 from losa_cache.train.state_file import load_state, save_state
+from losa_cache.train.tensorboard_log import TensorBoardLog
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class Run:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.sealed = False  # until the config has been written or read
-        self._board: Board | None = None
+        self._events: TensorBoardLog | None = None
         self._lines: list[str] = []
 
     @classmethod
@@ -181,8 +181,8 @@ class Run:
         with self._writing():
             append(self.path / METRICS, line.encode())
         self._lines.append(line)
-        self._board = self._board or Board(self.path, metrics["epoch"])
-        self._board.log(metrics)
+        self._events = self._events or TensorBoardLog(self.path, metrics["epoch"])
+        self._events.log(metrics)
 
     @property
     def logged(self) -> bytes:
@@ -200,9 +200,9 @@ class Run:
             return
         try:
             lines = read_file(file).decode().splitlines()
-            found = [json.loads(line) for line in lines if line.endswith("}")]  # a killed write may lack its end
-            fit(found, list[_Line])
-            yield from found
+            epochs = [json.loads(line) for line in lines if line.endswith("}")]  # a killed write may lack its end
+            fit(epochs, list[_Line])
+            yield from epochs
         except (UnreadableError, ValueError, RecursionError) as error:
             raise UserError(f"{str(file)!r} cannot be read: it was altered ({error}).") from error
 

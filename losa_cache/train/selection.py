@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from losa_cache.errors import UserError
 from losa_cache.train.config import BALANCED, SHUFFLE, TrainConfig
-from losa_cache.train.lists import parse_ids, parse_weights, read_list
+from losa_cache.train.sample_files import parse_ids, parse_weights, read_sample_file
 from losa_cache.train.sampler import (
     Weights,
     balanced_weights,
@@ -56,7 +56,7 @@ def select(
     if config.val_ids is None:
         train, held_out = hold_out(samples, ids, config.val_fraction, fold)
     else:
-        files["val_ids"] = read_list(config.val_ids, "val-ids")
+        files["val_ids"] = read_sample_file(config.val_ids, "val-ids")
         train, held_out = hold_out_ids(samples, ids, parse_ids(files["val_ids"], config.val_ids))
     if config.limit is not None:
         train = first_by_hash(train, ids, config.limit)
@@ -69,6 +69,6 @@ def select(
             f"sampling is {str(config.sampling)!r}, and there is no such file: choose {SHUFFLE}, {BALANCED} or a CSV "
             "file of weights."
         )
-    files["sampling"] = read_list(config.sampling, "sampling")
+    files["sampling"] = read_sample_file(config.sampling, "sampling")
     given = parse_weights(files["sampling"], config.sampling)
     return Selection(train, held_out, weights_by_id(train, ids, labels[train], given), files)

@@ -62,7 +62,7 @@ class StackedAdamW:
         moments = [state["moments"][at] for at in self._order]
         self._sizes = [mean[0].numel() for mean, _ in moments]
         self._mean, self._square = (
-            torch.cat([moment.flatten(1) for moment in own], 1).to(self._mean) for own in zip(*moments, strict=True)
+            torch.cat([moment.flatten(1) for moment in kind], 1).to(self._mean) for kind in zip(*moments, strict=True)
         )
 
     @torch.no_grad()
@@ -81,8 +81,8 @@ class StackedAdamW:
         mean_share, square_share = (1 - self._betas**self._steps).unbind()
         spread = self._square.sqrt().div_(square_share.sqrt().to(grad.dtype)).add_(self._eps)
         values.addcdiv_(self._mean * (rate / mean_share.to(grad.dtype))[:, None], spread, value=-1)
-        own = [p.detach().flatten(1) for p in self._parameters]
-        torch.split_with_sizes_copy(values, self._sizes, 1, out=own)
+        flat = [p.detach().flatten(1) for p in self._parameters]
+        torch.split_with_sizes_copy(values, self._sizes, 1, out=flat)
         for p in self._parameters:
             p.grad = None
 

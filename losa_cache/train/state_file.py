@@ -93,13 +93,13 @@ def _require_digest(file: BinaryIO, size: int, *, sealed: bool) -> None:
                 raise UnreadableError("its digest is missing: it was cut off or altered since it was written")
             return
         file.seek(0)
-        found = hashlib.sha256()
+        computed = hashlib.sha256()
         while body and (content := file.read(min(body, 1 << 20))):
-            found.update(content)
+            computed.update(content)
             body -= len(content)
     except OSError as error:
         raise UnreadableError(error.strerror or str(error)) from error
-    if found.hexdigest().encode() != digest:
+    if computed.hexdigest().encode() != digest:
         raise UnreadableError("its digest does not match: it was altered since it was written")
 
 

@@ -1,32 +1,30 @@
 """``train`` and ``resume``: a cache, or images and their backbone, to an adapter."""
 
 import re
-from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from losa_cache.allocator import keep_freed_memory
 from losa_cache.cache.identity import differences
 from losa_cache.cache.location import Location
 from losa_cache.cache.manifest import Manifest
 from losa_cache.cache.precision import get_precision
 from losa_cache.cache.stage import stage_cache
 from losa_cache.cache.store import ActivationCache, latest_training_cache, open_cache
-from losa_cache.device import choose_device
 from losa_cache.errors import UserError
+from losa_cache.machine.allocator import keep_freed_memory
 from losa_cache.points import ALL_LAYERS, EMBEDDING, LAST_ONLY, tapped_points
 from losa_cache.sidenet.adapter import Adapter
 from losa_cache.sidenet.adapter_file import save_adapter
 from losa_cache.sidenet.tail import FrozenTail
 from losa_cache.train.config import OnlineConfig, TrainConfig, of_recipe
-from losa_cache.train.loop import DivergedError, Progress, Report, autocast_dtype, fit
-from losa_cache.train.material import Material, open_material, used_layers, used_points
-from losa_cache.train.room import require_room
+from losa_cache.train.loop import DivergedError, Progress, Report, fit
+from losa_cache.train.memory_check import require_memory
+from losa_cache.train.placement import Placement
 from losa_cache.train.run import RUNS, Run, TakenError, next_run_path, require_place
+from losa_cache.train.training_data import TrainingData, open_training_data, used_layers, used_points
 
 if TYPE_CHECKING:
     from losa_cache.backbone import Backbone
@@ -70,7 +68,7 @@ def train(
 ) -> TrainResult:
     """Train a side network (or a linear probe) from a cache, from the backbone itself, or from both.
 
-    Sets the process's malloc to keep freed memory (``losa_cache.allocator``).
+    Sets the process's malloc to keep freed memory (``losa_cache.machine.allocator``).
 
     Args:
         cache: opened, its path or its URL. Without ``online``, and for a mixed run, by default the most recent complete
@@ -98,37 +96,42 @@ def train(
     """
     config = replace(config or TrainConfig(), **of_recipe(recipe) | options)
     require_place(out)
-    where = choose_device(device)
+    placement = Placement.choose(device, residency)
     if cache is None and (online is None or online.share < 1):
         cache = latest_training_cache(all_tokens=config.reads_all_tokens or online is not None)
     if isinstance(cache, str | Location):
         cache = open_cache(cache)
-    near = _staged(cache, stage, staging)
-    with open_material(
-        near,
+
+    @contextmanager
+    def created(data: TrainingData) -> Iterator[Run]:
+        run = _create(out, config, origin_of(cache, online, data), data, beside or {})
+        with run.owned():
+            yield run
+
+    return _trained(
+        created,
+        cache,
         online,
         config,
-        where,
-        residency=residency,
-        passes=config.epochs,
+        placement,
         backbone=backbone,
         dataset=dataset,
-    ) as material:
-        adapter = _ready_adapter(material, config, where)
-        run = _create(out, config, origin_of(cache, online, material), material, beside or {})
-        with run.owned():
-            return _fit(run, material, adapter, config, device=where, report=report, progress=progress)
+        stage=stage,
+        report=report,
+        progress=progress,
+        staging=staging,
+    )
 
 
 def _create(
-    out: str | Path | None, config: TrainConfig, origin: dict[str, Any], material: Material, beside: Mapping[str, bytes]
+    out: str | Path | None, config: TrainConfig, origin: dict[str, Any], data: TrainingData, beside: Mapping[str, bytes]
 ) -> Run:
     if out is not None:
-        return Run.create(Path(out), config, origin, material.chosen.files, beside)
-    name = re.sub(r"[^\w-]", "_", f"{material.manifest.fields['dataset']['name']}-{config.side}")
+        return Run.create(Path(out), config, origin, data.chosen.files, beside)
+    name = re.sub(r"[^\w-]", "_", f"{data.manifest.fields['dataset']['name']}-{config.side}")
     while True:
         with suppress(TakenError):  # by a process that asked for the same name at the same time
-            return Run.create(next_run_path(RUNS, name), config, origin, material.chosen.files, beside)
+            return Run.create(next_run_path(RUNS, name), config, origin, data.chosen.files, beside)
 
 
 def resume(
@@ -159,30 +162,60 @@ def resume(
     """
     directory = Run(Path(run))
     config, origin = directory.config()
-    where = choose_device(device)
-    with ExitStack() as stack:
-        stack.enter_context(directory.owned())
-        cache = None if origin["cache"] is None else _cache_of(run, origin["cache"])
-        online = None if origin["online"] is None else OnlineConfig.from_json(origin["online"])
-        near = _staged(cache, stage, staging)
-        material = stack.enter_context(
-            open_material(
-                near,
-                online,
-                config,
-                where,
-                residency=residency,
-                passes=config.epochs,
-                backbone=backbone,
-                dataset=dataset,
-            )
+    placement = Placement.choose(device, residency)
+    with directory.owned():
+        return _trained(
+            lambda data: nullcontext(directory),
+            None if origin["cache"] is None else _cache_of(run, origin["cache"]),
+            None if origin["online"] is None else OnlineConfig.from_json(origin["online"]),
+            config,
+            placement,
+            backbone=backbone,
+            dataset=dataset,
+            stage=stage,
+            report=report,
+            progress=progress,
+            staging=staging,
+            check=lambda data: _require_same(directory, data, origin["fields"]),
         )
-        # another device may compute in another dtype
-        ours, theirs = ({**f, "compute": None} for f in (material.manifest.fields, origin["fields"]))
-        if wrong := differences(ours, theirs):
-            raise UserError(f"run {str(run)!r} began with something else: it differs in {'; '.join(wrong)}.")
-        adapter = _ready_adapter(material, config, where)
-        return _fit(directory, material, adapter, config, device=where, report=report, progress=progress)
+
+
+def _trained(
+    directory: Callable[[TrainingData], AbstractContextManager[Run]],
+    cache: ActivationCache | None,
+    online: OnlineConfig | None,
+    config: TrainConfig,
+    placement: Placement,
+    *,
+    backbone: "Backbone | None",
+    dataset: "Samples | None",
+    stage: str | Path | None,
+    report: Report,
+    progress: Progress,
+    staging: Progress,
+    check: Callable[[TrainingData], None] = lambda data: None,
+) -> TrainResult:
+    """Train a run from its start or its checkpoint (arguments as of :func:`train`).
+
+    Args:
+        directory: gives the run's directory, owned, once there is nothing left that could refuse the run.
+        check: refuses what a run that goes on cannot learn from.
+    """
+    near = _staged(cache, stage, staging)
+    with open_training_data(
+        near, online, config, placement, passes=config.epochs, backbone=backbone, dataset=dataset
+    ) as data:
+        check(data)
+        adapter = _ready_adapter(data, config)
+        with directory(data) as run:
+            return _fit(run, data, adapter, config, report=report, progress=progress)
+
+
+def _require_same(run: Run, data: TrainingData, fields: dict[str, Any]) -> None:
+    """Refuse training data that is not what a run began with; another device may compute in another dtype."""
+    ours, theirs = ({**f, "compute": None} for f in (data.manifest.fields, fields))
+    if wrong := differences(ours, theirs):
+        raise UserError(f"run {str(run.path)!r} began with something else: it differs in {'; '.join(wrong)}.")
 
 
 def _cache_of(run: str | Path, path: str) -> ActivationCache:
@@ -210,43 +243,33 @@ def new_adapter(manifest: Manifest, tail: FrozenTail, config: TrainConfig) -> Ad
     return adapter
 
 
-def _ready_adapter(material: Material, config: TrainConfig, device: torch.device) -> Adapter:
+def _ready_adapter(data: TrainingData, config: TrainConfig) -> Adapter:
     """Build the adapter on its device, once the device has room for a batch."""
     keep_freed_memory()
-    adapter = new_adapter(material.manifest, material.tail, config).to(device)
-    manifest = material.manifest
-    require_room(
+    adapter = new_adapter(data.manifest, data.tail, config).to(data.device)
+    manifest = data.manifest
+    require_memory(
         adapter,
-        (len(material.points), manifest.tokens["total"], manifest.width),
+        (len(data.points), manifest.tokens["total"], manifest.width),
         get_precision(manifest.precision).dtype,
-        batch_size=min(config.batch_size, len(material.chosen.train)),
-        autocast=autocast_dtype(device, manifest.precision),
+        batch_size=min(config.batch_size, len(data.chosen.train)),
+        autocast=data.autocast,
     )
     return adapter
 
 
 def _fit(
     run: Run,
-    material: Material,
+    data: TrainingData,
     adapter: Adapter,
     config: TrainConfig,
     *,
-    device: torch.device,
     report: Report,
     progress: Progress,
 ) -> TrainResult:
-    manifest = material.manifest
+    manifest = data.manifest
     try:
-        probe = fit(
-            adapter,
-            material,
-            config=config,
-            run=run,
-            device=device,
-            autocast=autocast_dtype(device, manifest.precision),
-            report=report,
-            progress=progress,
-        )
+        probe = fit(adapter, data, config=config, run=run, report=report, progress=progress)
     except DivergedError as error:
         if not manifest.non_finite:
             raise
@@ -259,37 +282,37 @@ def _fit(
         if "out of memory" not in str(error) and "allocate memory" not in str(error):
             raise
         raise UserError(
-            f"{device} ran out of memory with batches of {config.batch_size}: --batch-size "
+            f"{data.device} ran out of memory with batches of {config.batch_size}: --batch-size "
             f"{max(1, config.batch_size // 2)} takes half."
         ) from error
     finally:
         run.close()
-    save_run(run, adapter, material, config, probe)
+    save_run(run, adapter, data, config, probe)
     last = [{"epoch": config.epochs}, *run.metrics()][-1]
     return TrainResult(run.path, last, adapter.parameter_counts(), adapter)
 
 
-def origin_of(cache: ActivationCache | None, online: OnlineConfig | None, material: Material) -> dict[str, Any]:
+def origin_of(cache: ActivationCache | None, online: OnlineConfig | None, data: TrainingData) -> dict[str, Any]:
     """Write down what a run learns from, for its ``config.json``."""
     return {
         "cache": None if cache is None else str(cache.path.resolve()),
         "online": None if online is None else online.to_json(),
-        "fields": material.manifest.fields,
+        "fields": data.manifest.fields,
     }
 
 
 def save_run(
-    run: Run, adapter: Adapter, material: Material, config: TrainConfig, probe: dict[str, float] | None
+    run: Run, adapter: Adapter, data: TrainingData, config: TrainConfig, probe: dict[str, float] | None
 ) -> None:
     """Write a finished run's adapter; ``probe`` is what ``losa_cache.train.loop.finish`` gave."""
-    manifest = material.manifest
+    manifest = data.manifest
     save_adapter(
         run.path,
         adapter,
         {
             "run": run.digest(),
             "adapter": _adapter_arguments(manifest, config),
-            "layers": material.layers,
+            "layers": data.layers,
             "tap": manifest.fields["tap"],
             "start": EMBEDDING if config.reads_embedding else "output",
             "classes": manifest.classes,

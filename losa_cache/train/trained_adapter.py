@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from losa_cache.cache.home import known_stores
 from losa_cache.cache.location import Location
 from losa_cache.cache.store import ActivationCache, open_cache
-from losa_cache.device import choose_device
 from losa_cache.errors import UserError
+from losa_cache.machine.device import choose_device
 from losa_cache.sidenet import adapter_file
 from losa_cache.sidenet.adapter import Adapter
 from losa_cache.sidenet.operand import Block
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.evaluate_run import misfit, of_tokens, read_trained, require_fit
-from losa_cache.train.material import frozen_tail, used_points
+from losa_cache.train.training_data import frozen_tail, used_points
 
 
 class TrainedAdapter(nn.Module):

@@ -3,49 +3,45 @@
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
 from losa_cache.sidenet.adapter import Adapter
 from losa_cache.train import all_layers
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.evaluate import evaluate
-from losa_cache.train.material import Material
+from losa_cache.train.training_data import TrainingData
 
 
 def validate(
     adapter: Adapter,
-    material: Material,
+    data: TrainingData,
     config: TrainConfig,
     *,
-    autocast: torch.dtype | None,
     between_batches: Callable[[], None],
 ) -> dict[str, float]:
     """Evaluate an adapter on the held-out samples of a run; of a classifier over all layers set the shares first.
 
     Args:
         adapter: under training.
-        material: with the held-out samples; there may be none.
+        data: with the held-out samples; there may be none.
         config: the options.
-        autocast: dtype of the matrix products, or ``None``.
         between_batches: called after every batch.
 
     Returns:
         the metrics, named ``val_...``; empty without held-out samples.
     """
-    source, held_out = material.plain, material.chosen.held_out
+    source, held_out = data.plain, data.chosen.held_out
     if not len(held_out):
         return {}
     options: dict[str, Any] = {
         "batch_size": config.batch_size,
-        "autocast": autocast,
-        "clips": material.manifest.clips,
+        "autocast": data.autocast,
+        "clips": data.manifest.clips,
         "progress": lambda share: between_batches(),
     }
     found: dict[str, float] = {}
     if adapter.blend is not None:
         adapter.eval()
-        weighing = {name: options[name] for name in ("batch_size", "autocast", "progress")}
-        (found,) = all_layers.weigh(adapter, material, **weighing)
+        weighing = {name: options[name] for name in ("batch_size", "progress")}
+        (found,) = all_layers.weigh(adapter, data, **weighing)
     found = evaluate(adapter, source, held_out, **options) | found
     source.spent()  # no part of the training
     return {f"val_{name}": value for name, value in found.items()}

@@ -27,7 +27,7 @@ from losa_cache.errors import UserError
 from losa_cache.extract.extract import extract
 from losa_cache.extract.meter import Meter
 from losa_cache.extract.verify import verify_cache
-from losa_cache.train.material import frozen_tail
+from losa_cache.train.training_data import frozen_tail
 from tests.conftest import tiny_backbone, tiny_samples
 from tests.extract.test_extract import contents
 from tests.servers import BUCKET, http_server, upload

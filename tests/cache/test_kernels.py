@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from losa_cache.cache.precision import EncodedBatch, get_precision, integers, link, predict
-from losa_cache.fastest import why_not_triton
+from losa_cache.machine.fastest import why_not_triton
 from tests.cache.test_precision import WIDTH, features
 from tests.cache.test_predict import PREFIX, fitted, stream
 from tests.encodings import assert_rounded_alike, assert_same_integers, bad

@@ -19,7 +19,7 @@ from losa_cache.cli import main
 from losa_cache.errors import UserError
 from losa_cache.extract.extract import extract
 from losa_cache.extract.verify import verify_cache
-from losa_cache.train.material import frozen_tail
+from losa_cache.train.training_data import frozen_tail
 from tests.conftest import tiny_backbone, tiny_samples
 from tests.servers import BUCKET, ENVIRONMENT, free_port, http_server, plain_http_server, s3_server, upload
 

@@ -25,8 +25,8 @@ from losa_cache.errors import UserError
 from losa_cache.extract.extract import extract
 from losa_cache.extract.verify import verify_cache
 from losa_cache.files import write_sealed
-from losa_cache.train.material import frozen_tail
 from losa_cache.train.train import train
+from losa_cache.train.training_data import frozen_tail
 from tests.conftest import tiny_backbone, tiny_samples
 
 FLIPS = 150

@@ -17,7 +17,7 @@ from losa_cache.cache.store import latest_training_cache, open_cache
 from losa_cache.errors import UserError
 from losa_cache.extract.extract import extract
 from losa_cache.points import tapped_points
-from losa_cache.train.material import frozen_tail
+from losa_cache.train.training_data import frozen_tail
 from tests.conftest import tiny_backbone, tiny_samples
 
 

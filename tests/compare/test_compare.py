@@ -16,7 +16,7 @@ from losa_cache.compare.report import write_report
 from losa_cache.compare.table import text
 from losa_cache.extract.extract import extract
 from losa_cache.sidenet.adapter_file import load_adapter, load_adapter_config
-from losa_cache.train.material import frozen_tail
+from losa_cache.train.training_data import frozen_tail
 from tests.conftest import tiny_backbone, tiny_samples
 from tests.sweep.test_report import Page
 

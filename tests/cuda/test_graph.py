@@ -10,14 +10,15 @@ import losa_cache as lc
 from losa_cache.extract.extract import extract
 from losa_cache.sidenet.backend import use_backend
 from losa_cache.sidenet.stack import AdapterStack
-from losa_cache.sweep import cohort
-from losa_cache.sweep.config import SweepConfig
-from losa_cache.sweep.space import Choices
-from losa_cache.sweep.sweep import Sweep, create_sweep
+from losa_cache.sweep.engine import cohort
+from losa_cache.sweep.engine.config import SweepConfig
+from losa_cache.sweep.engine.space import Choices
+from losa_cache.sweep.engine.sweep import Sweep, create_sweep
 from losa_cache.train import loop
 from losa_cache.train.batch import Batch
 from losa_cache.train.graph import Replayed, map_tensors, recorder_for
 from losa_cache.train.loop import make_optimizer
+from losa_cache.train.placement import Placement
 from losa_cache.train.stacked_adamw import StackedAdamW
 from losa_cache.train.step import AdapterStep, StackStep
 from tests.conftest import results, tiny_backbone, tiny_samples
@@ -175,7 +176,7 @@ def test_a_sweep_by_graphs_gives_the_very_figures_of_an_eager_one(tmp_path, monk
 
     def figures(name):
         create_sweep(tmp_path / name, config)
-        Sweep(tmp_path / name, device=torch.device("cuda"), residency="auto", report=lambda _: None).run()
+        Sweep(tmp_path / name, placement=Placement(torch.device("cuda")), report=lambda _: None).run()
         runs = sorted((tmp_path / name / "trials").iterdir())
         return [[[row["train_loss"], row["val_loss"]] for row in results(run)] for run in runs]
 

@@ -106,7 +106,7 @@ def test_results_are_the_same_bits_every_time(gpu):
 def test_the_faster_backend_is_remembered(gpu, caplog):
     network = network_of(12, 197, 768, 16, gpu)
     blocks = blocks_of("values", 12, 64, 197, 768, gpu)
-    caplog.set_level("INFO", logger="losa_cache.fastest")
+    caplog.set_level("INFO", logger="losa_cache.machine.fastest")
     with torch.autocast("cuda", torch.bfloat16), torch.no_grad():
         network(blocks, First(197, 1))
         network(blocks, First(197, 1))

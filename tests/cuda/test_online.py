@@ -11,13 +11,14 @@ from losa_cache.inputs import open_inputs
 from losa_cache.points import tapped_points
 from losa_cache.sidenet.operand import dense
 from losa_cache.train.cached import CachedSource, open_cached
-from losa_cache.train.kept import KeptSource
-from losa_cache.train.loop import Passed, autocast_dtype, make_optimizer, train_epoch
-from losa_cache.train.material import frozen_tail
+from losa_cache.train.loop import EpochProgress, make_optimizer, train_epoch
+from losa_cache.train.memoised import MemoisedSource
 from losa_cache.train.mixed import MixedSource
 from losa_cache.train.online import OnlineSource
+from losa_cache.train.placement import Placement
 from losa_cache.train.sampler import requests_in_order
 from losa_cache.train.train import new_adapter
+from losa_cache.train.training_data import frozen_tail
 from tests.conftest import tiny_backbone, tiny_samples
 
 pytestmark = pytest.mark.cuda
@@ -40,9 +41,9 @@ def online(gpu, precision):
 def losses(source, cache, gpu):
     adapter = new_adapter(cache.manifest, frozen_tail(cache), CONFIG).to(gpu)
     optimizer, found = make_optimizer(adapter, CONFIG), []
-    autocast = autocast_dtype(gpu, cache.manifest.precision)
+    autocast = Placement(gpu).autocast(cache.manifest.precision)
     for epoch in range(CONFIG.epochs):
-        passed, sums = Passed(), [0.0]
+        passed, sums = EpochProgress(), [0.0]
         train_epoch(
             adapter, optimizer, source, cache.samples, CONFIG, epoch=epoch, autocast=autocast, passed=passed,
             after_step=lambda passed=passed, sums=sums: sums.append(passed.loss.item()),
@@ -69,7 +70,7 @@ def test_online_mixed_and_cached_training_give_the_same_losses_step_by_step(prec
 def test_a_cache_in_memory_gives_the_losses_of_the_disk(where, precision, tmp_path, gpu):
     cache = extract(trunk(), tiny_samples(), precision=precision, out=tmp_path / "c.zarr", device="cuda", batch_size=8)
     points = tapped_points("block", LAYERS)
-    kept = open_cached(cache, points, gpu, samples=cache.samples, passes=9, residency=where, rank=4)
+    kept = open_cached(cache, points, Placement(gpu, where), samples=cache.samples, passes=9, rank=4)
     from_disk = losses(CachedSource(cache, points, gpu, rank=4), cache, gpu)
     np.testing.assert_allclose(losses(kept, cache, gpu), from_disk, rtol=1e-5 if precision == "float32" else 1e-2)
 
@@ -92,7 +93,7 @@ def test_plain_online_batches_are_what_the_cache_holds(precision, tmp_path, gpu)
 
 def test_held_out_features_are_kept_on_the_device_as_they_were(gpu):
     source = online(gpu, "bfloat16")
-    kept, requests = KeptSource(source, gpu), requests_in_order(np.arange(23), 8)
+    kept, requests = MemoisedSource(source, gpu), requests_in_order(np.arange(23), 8)
     first, second = ([batch.blocks[1].clone() for batch in kept.batches(requests)] for _ in range(2))
     again = [batch.blocks[1].clone() for batch in source.batches(requests)]
     for one, two, three in zip(first, second, again, strict=True):

@@ -9,7 +9,7 @@ from losa_cache.cache.precision import EncodedBatch, get_precision, link, steps
 from losa_cache.cache.precision.backend import steps_on
 from losa_cache.cache.precision.base import relative_error
 from losa_cache.cache.precision.predict import NOT_FINITE
-from losa_cache.fastest import why_not_triton
+from losa_cache.machine.fastest import why_not_triton
 from tests.encodings import assert_rounded_alike, assert_same_integers, bad
 
 pytestmark = pytest.mark.cuda

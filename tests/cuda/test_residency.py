@@ -7,11 +7,11 @@ import pytest
 import torch
 
 import losa_cache as lc
-from losa_cache import memory
 from losa_cache.extract.extract import extract
+from losa_cache.machine import memory
 from losa_cache.points import tapped_points
 from losa_cache.sidenet.operand import Gathered, dense
-from losa_cache.train import cached, load
+from losa_cache.train import cached, preload
 from losa_cache.train.batch import Request
 from losa_cache.train.cached import CachedSource
 from losa_cache.train.residency import DEVICE_SHARE, Residency
@@ -44,8 +44,8 @@ def requests(count):
 @pytest.fixture
 def small_stages(monkeypatch):
     """Load rows two by two, so that stages are used again."""
-    monkeypatch.setattr(load, "STAGE_BYTES", 1)
-    monkeypatch.setattr(load, "default_workers", lambda: 2)
+    monkeypatch.setattr(preload, "STAGE_BYTES", 1)
+    monkeypatch.setattr(preload, "default_workers", lambda: 2)
 
 
 @pytest.mark.usefixtures("small_stages")

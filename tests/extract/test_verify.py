@@ -18,7 +18,7 @@ from losa_cache.extract import recompute
 from losa_cache.extract.extract import extract
 from losa_cache.extract.meter import Meter
 from losa_cache.extract.verify import verify_cache
-from losa_cache.train.material import frozen_tail
+from losa_cache.train.training_data import frozen_tail
 from tests.conftest import losa_cache, tiny_backbone, tiny_samples
 from tests.extract.test_extract import contents
 

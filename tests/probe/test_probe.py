@@ -24,7 +24,8 @@ from losa_cache.probe.record import ALL, Counts, ProbeRecord, text
 from losa_cache.probe.tuning import cross_validation, held_out_fold, tune
 from losa_cache.sidenet.pooled import pooling_of
 from losa_cache.train.config import TrainConfig
-from losa_cache.train.material import frozen_tail, selected
+from losa_cache.train.placement import Placement
+from losa_cache.train.training_data import frozen_tail, selected
 from tests.conftest import tiny_backbone, tiny_samples
 
 CPU = torch.device("cpu")
@@ -32,7 +33,7 @@ CPU = torch.device("cpu")
 
 def test_features_are_pooled_rows_of_the_blocks_and_what_the_tail_makes_of_the_last(tiny_cache):
     order = np.random.default_rng(0).permutation(tiny_cache.samples)
-    found = read_features(tiny_cache, order, CPU)
+    found = read_features(tiny_cache, order, Placement(CPU))
     assert found.points == [f"block.{layer}" for layer in (1, 2, 3, 4)]
     assert found.kinds == ("cls", "mean", "both")
     stored = torch.from_numpy(zarr.open_array(str(tiny_cache.path / "activations/block"), mode="r")[:])[order]
@@ -49,12 +50,12 @@ def test_int8_and_skipped_samples(tmp_path):
     cache = extract(
         tiny_backbone(), tiny_samples(bad=(3,)), precision="int8", on_error="skip", out=tmp_path / "int8.zarr"
     )
-    found = read_features(cache, cache.samples, CPU)
+    found = read_features(cache, cache.samples, Placement(CPU))
     assert len(found.ids) == 22
     assert "image-003" not in found.ids
     whole = extract(tiny_backbone(), tiny_samples(), precision="float32", out=tmp_path / "whole.zarr")
     places = [whole.sample_ids.index(one) for one in found.ids]
-    exact = read_features(whole, np.array(places), CPU)
+    exact = read_features(whole, np.array(places), Placement(CPU))
     assert (found.rows - exact.rows).norm() < 0.02 * exact.rows.norm()
 
 
@@ -197,7 +198,7 @@ def test_a_class_without_images_is_told(tiny_cache):
     cache = replace(tiny_cache, labels=np.where(tiny_cache.labels == 2, 1, tiny_cache.labels))
     images = choose_images(cache, None, TrainConfig(val_fraction=0.3), CPU)
     assert images.notes == ["1 of 3 classes have no training image and are never predicted (c)."]
-    data = Data(read_features(cache, images.fitted, CPU), None, 3, held_out_fold(16, 7), CPU)
+    data = Data(read_features(cache, images.fitted, Placement(CPU)), None, 3, held_out_fold(16, 7), CPU)
     data = replace(data, train=replace(data.train, rows=data.train.rows[:, -1:], points=["block.4"]))
     for one in probe_features(data, lambda share: None):
         assert one.predicted is None
@@ -222,7 +223,7 @@ def test_pooling_of_a_trunk_without_class_token(tmp_path):
     backbone = tiny_backbone(class_token=False, global_pool="avg")
     cache = extract(backbone, tiny_samples(), precision="float32", out=tmp_path / "mean.zarr")
     assert pooling_of(cache.manifest.tail).rows == 1
-    assert read_features(cache, cache.samples, CPU).kinds == ("mean",)
+    assert read_features(cache, cache.samples, Placement(CPU)).kinds == ("mean",)
 
 
 def test_a_folder_appears_with_all_of_its_files(tiny_cache, tmp_path, monkeypatch):

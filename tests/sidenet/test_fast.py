@@ -13,7 +13,7 @@ from losa_cache.sidenet.losa import LowRankMLP
 from losa_cache.sidenet.operand import Product, Scaled, dense
 from losa_cache.sidenet.readout import First, Mean, Whole
 from losa_cache.sidenet.tail import FrozenTail
-from losa_cache.train.room import kept_bytes
+from losa_cache.train.memory_check import needed_bytes
 
 POOLS = ("token", "avg", "avg of unnormed", "max", "avgmax", "map")
 
@@ -185,7 +185,7 @@ def test_memory_saved_for_backward_is_a_twentieth(monkeypatch):
     blocks = 12 * 197 * 768 * 2
 
     def saved():
-        found = [kept_bytes(adapter, shape, torch.bfloat16, batch, torch.bfloat16) for batch in (2, 1)]
+        found = [needed_bytes(adapter, shape, torch.bfloat16, batch, torch.bfloat16) for batch in (2, 1)]
         return found[0] - found[1] - blocks
 
     fast = saved()

@@ -11,7 +11,7 @@ import losa_cache as lc
 from losa_cache.sidenet.operand import Scaled
 from losa_cache.sidenet.readout import First, Mean
 from losa_cache.sidenet.video import VideoLoSA
-from losa_cache.train.room import saved_bytes
+from losa_cache.train.memory_check import saved_bytes
 
 FRAMES, PLACES, PREFIX, WIDTH = 3, 4, 1, 6
 

@@ -26,11 +26,12 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 from sqlalchemy.engine.default import DefaultDialect
 
-from losa_cache.sweep.config import SweepConfig
-from losa_cache.sweep.run import resume_sweep
-from losa_cache.sweep.space import Choices, Range
-from losa_cache.sweep.sweep import Sweep, create_sweep
+from losa_cache.sweep.engine.config import SweepConfig
+from losa_cache.sweep.engine.run import resume_sweep
+from losa_cache.sweep.engine.space import Choices, Range
+from losa_cache.sweep.engine.sweep import Sweep, create_sweep
 from losa_cache.train.config import TrainConfig
+from losa_cache.train.placement import Placement
 
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_TRUNC
 CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.link", "os.symlink")
@@ -101,7 +102,7 @@ def child(folder: Path, part: str, *, log: Path | None = None, at: int | None = 
 
 
 def run_trials(folder: Path) -> None:
-    Sweep(folder, device=torch.device("cpu"), residency="auto", report=lambda standing: None).run()
+    Sweep(folder, placement=Placement(torch.device("cpu")), report=lambda standing: None).run()
 
 
 def outcome(folder: Path) -> dict:

@@ -1,4 +1,4 @@
-from losa_cache.sweep.record import SweepRecord, TrialRecord
+from losa_cache.sweep.engine.record import SweepRecord, TrialRecord
 
 
 def trial(number, value=None, *, state="complete", parameters=1000, epochs=6, command=None, **options) -> TrialRecord:

@@ -11,13 +11,14 @@ from torch.nn import functional as F
 
 import losa_cache as lc
 from losa_cache.errors import UserError
-from losa_cache.sweep.auto import search, split, train_auto
-from losa_cache.sweep.cross_validation import cross_validate
+from losa_cache.sweep.engine.auto import search, split, train_auto
+from losa_cache.sweep.engine.cross_validation import cross_validate
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.loop import lr_factor, make_optimizer
-from losa_cache.train.material import from_cache
+from losa_cache.train.placement import Placement
 from losa_cache.train.sampler import epoch_requests
 from losa_cache.train.train import new_adapter
+from losa_cache.train.training_data import from_cache
 from tests.conftest import losa_cache
 
 CPU = torch.device("cpu")
@@ -34,16 +35,16 @@ def test_each_split_is_trained_without_what_it_holds_out_and_every_sample_is_jud
     settings = [replace(CONFIG, lr=0.03), replace(CONFIG, lr=0.1, weight_decay=0.3)]
     shares = []
     whole = replace(CONFIG, val_fraction=0.0)
-    with from_cache(tiny_cache, whole, CPU, residency="memory", passes=9) as material:
-        found = cross_validate(material, settings, splits, CPU, shares.append)
+    with from_cache(tiny_cache, whole, Placement(CPU, "memory"), passes=9) as data:
+        found = cross_validate(data, settings, splits, shares.append)
         assert shares == [0.5, 1.0]  # all ten trials in one pass
         losses = []
         for own in splits:
-            adapter = new_adapter(material.manifest, material.tail, settings[1])
+            adapter = new_adapter(data.manifest, data.tail, settings[1])
             optimizer = make_optimizer(adapter, settings[1])
             for epoch in range(2):
-                requests = epoch_requests(material.chosen.train, batch_size=8, seed=0, epoch=epoch)
-                for request, batch in zip(requests, material.source.batches(requests), strict=True):
+                requests = epoch_requests(data.chosen.train, batch_size=8, seed=0, epoch=epoch)
+                for request, batch in zip(requests, data.source.batches(requests), strict=True):
                     mine = ~np.isin(request.samples, own.held_out)
                     optimizer.zero_grad()
                     F.cross_entropy(adapter([block[mine] for block in batch.blocks]), batch.labels[mine]).backward()
@@ -52,7 +53,7 @@ def test_each_split_is_trained_without_what_it_holds_out_and_every_sample_is_jud
                         group["lr"] = 0.1 * lr_factor(request.step, total=6, warmup=1)
                     optimizer.step()
             request = replace(requests[0], samples=own.held_out, epoch=None)
-            (batch,) = material.source.batches([request])
+            (batch,) = data.source.batches([request])
             logits = adapter(batch.blocks).detach()
             temperatures = 2 ** torch.linspace(-3, 3, 25)
             at_each = torch.stack([F.cross_entropy(logits / t, batch.labels, reduction="none") for t in temperatures])
@@ -67,7 +68,7 @@ def test_on_given_ids_a_setting_comes_to_what_its_own_run_does(side, tiny_cache,
     ids = tmp_path / "ids.txt"
     ids.write_text("\n".join(f"image-{n:03d}" for n in range(2, 12)))
     config = replace(CONFIG, side=side, val_ids=str(ids))
-    found = search(tiny_cache, config, GRID, device=CPU)
+    found = search(tiny_cache, config, GRID, placement=Placement(CPU))
     assert (found.folds, found.choice.images, found.trained_on) == (1, 10, 13)
     assert [own.options for own in found.tried] == [
         {"lr": a, "weight_decay": b} for a in (0.01, 0.1) for b in (0.0, 0.3)
@@ -98,10 +99,10 @@ def test_the_chosen_options_are_trained_on_all_samples(tiny_cache, tmp_path):
 
 
 def test_a_setting_whose_loss_is_no_number_is_not_chosen(tiny_cache):
-    found = search(tiny_cache, CONFIG, {"lr": (1e30, 0.01)}, device=CPU)
+    found = search(tiny_cache, CONFIG, {"lr": (1e30, 0.01)}, placement=Placement(CPU))
     assert (found.tried[0].top1, found.options) == (None, {"lr": 0.01})
     with pytest.raises(UserError, match="the loss of every setting"):
-        search(tiny_cache, CONFIG, {"lr": (1e30, 2e30)}, device=CPU)
+        search(tiny_cache, CONFIG, {"lr": (1e30, 2e30)}, placement=Placement(CPU))
 
 
 @pytest.mark.parametrize(
@@ -122,7 +123,7 @@ def test_what_cannot_work_is_one_sentence(options, grid, said, tiny_cache, tmp_p
     monkeypatch.chdir(tmp_path)
     (tmp_path / "of_one_class.txt").write_text("\n".join(f"image-{n:03d}" for n in range(0, 23, 3)))
     with pytest.raises(UserError, match=said):
-        search(tiny_cache, replace(CONFIG, **options), grid, device=CPU)
+        search(tiny_cache, replace(CONFIG, **options), grid, placement=Placement(CPU))
 
 
 def test_the_command_line_chooses_and_refuses_what_does_not_go_with_it(tiny_cache, tmp_path):
@@ -143,6 +144,6 @@ def test_the_command_line_chooses_and_refuses_what_does_not_go_with_it(tiny_cach
 
 def test_a_setting_that_diverges_alone_is_no_choice_and_ends_no_search(tiny_cache):
     config = replace(CONFIG, side="linear", epochs=3)
-    found = search(tiny_cache, config, {"lr": (1e-2, 1e36)}, device=CPU)
+    found = search(tiny_cache, config, {"lr": (1e-2, 1e36)}, placement=Placement(CPU))
     assert [own.top1 is None for own in found.tried] == [False, True]
     assert found.options == {"lr": 1e-2}

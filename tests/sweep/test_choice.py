@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from losa_cache.sweep.choice import Setting, choose, difference_error, sure
-from losa_cache.sweep.judged import Jury
+from losa_cache.sweep.engine.choice import Setting, choose, difference_error, sure
+from losa_cache.sweep.engine.held_out_results import ResultCollector
 from losa_cache.train.batch import Batch
 
 
@@ -69,12 +69,12 @@ def test_how_sure_a_classifier_is_in_all_does_not_count():
     generator = torch.Generator().manual_seed(0)
     logits, labels = torch.randn(1, 90, 4, generator=generator), torch.randint(4, (90,), generator=generator)
     logits[0, range(90), labels] += 1
-    jury, whole = Jury(), Jury()
+    jury, whole = ResultCollector(), ResultCollector()
     for part in (slice(0, 64), slice(64, 90)):
         both = torch.cat([logits, 2 * logits])[:, part]
         jury(both.log_softmax(-1), Batch([], labels[part], []))
     whole(logits.log_softmax(-1), Batch([], labels, []))
-    (once, twice), (alone,) = jury.verdicts(), whole.verdicts()
+    (once, twice), (alone,) = jury.results(), whole.results()
     np.testing.assert_allclose(twice.losses, once.losses, rtol=1e-5)
     np.testing.assert_allclose(alone.losses, once.losses, rtol=1e-6)
     at_each = [F.cross_entropy(logits[0] / 2 ** (step / 100), labels).item() for step in range(-300, 301)]

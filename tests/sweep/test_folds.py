@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from losa_cache.sidenet.adapter import Adapter
 from losa_cache.sidenet.stack import AdapterStack
 from losa_cache.sidenet.tail import FrozenTail
-from losa_cache.sweep.folds import HeldOut, count_folds, parts_of
+from losa_cache.sweep.engine.folds import HeldOut, count_folds, parts_of
 from losa_cache.train.batch import Batch, Request
 from losa_cache.train.sampler import hold_out
 from losa_cache.train.stacked_adamw import StackedAdamW

@@ -16,11 +16,12 @@ import pytest
 
 from losa_cache.errors import UserError
 from losa_cache.files import unsealed, write_sealed
-from losa_cache.sweep.config import SweepConfig
-from losa_cache.sweep.run import resume_sweep, sweep
-from losa_cache.sweep.space import Choices, parse, read_space, split_fixed
-from losa_cache.sweep.storage import hidden, same_database, without_password
-from losa_cache.sweep.sweep import Sweep, create_sweep
+from losa_cache.sweep.engine.config import SweepConfig
+from losa_cache.sweep.engine.run import resume_sweep, sweep
+from losa_cache.sweep.engine.space import Choices, parse, read_space, split_fixed
+from losa_cache.sweep.engine.storage import hidden, same_database, without_password
+from losa_cache.sweep.engine.sweep import Sweep, create_sweep
+from losa_cache.train.placement import Placement
 from tests.sweep.test_sweep import BASE, CPU, run
 
 SMALL = replace(BASE, epochs=2)
@@ -127,7 +128,7 @@ def test_sweeps_in_one_database_do_not_mix(tiny_cache, tmp_path):
     for name, ranks in (("a", (2, 4)), ("b", (3, 5, 6))):
         space = {"rank": Choices(ranks)}
         create_sweep(tmp_path / name, SweepConfig(cache=str(tiny_cache.path), space=space, base=SMALL, storage=storage))
-        Sweep(tmp_path / name, device=CPU, residency="auto", report=lambda _: None).run()
+        Sweep(tmp_path / name, placement=Placement(CPU), report=lambda _: None).run()
     found = [
         [trial.params["rank"] for trial in optuna.load_study(study_name=own, storage=storage).get_trials()]
         for own in optuna.get_all_study_names(storage)
@@ -145,7 +146,7 @@ def stopped(tiny_cache, tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        Sweep(tmp_path / "s?{x}%", device=CPU, residency="auto", report=stop).run()
+        Sweep(tmp_path / "s?{x}%", placement=Placement(CPU), report=stop).run()
     return tmp_path / "s?{x}%"
 
 
@@ -194,7 +195,7 @@ def test_a_flipped_bit_in_any_file_of_a_trial_is_found_and_named(tiny_cache, tmp
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        Sweep(folder, device=CPU, residency="auto", report=stop).run()
+        Sweep(folder, placement=Placement(CPU), report=stop).run()
     over = {"config.json", "metrics.jsonl", "val_ids.txt", "held_out.npy"}
     over |= {"adapter_config.json", "adapter_model.safetensors"}
     for file in ("val_ids.txt", *(f"trials/{number}/{name}" for number in ("0000", "0001") for name in sorted(over))):
@@ -250,7 +251,7 @@ def test_a_folder_of_an_earlier_version_goes_on(tiny_cache, tmp_path):
     shutil.copytree(tmp_path / "whole" / "trials" / "0000", old / "trials" / "0000")
     study.ask(kinds)  # of which there is no checkpoint
     study.ask()  # without its options
-    Sweep(old, device=CPU, residency="auto", report=lambda _: None).run()
+    Sweep(old, placement=Placement(CPU), report=lambda _: None).run()
     ended = optuna.load_study(study_name="losa-cache", storage=storage).get_trials()
     found = [(trial.params, trial.value) for trial in ended if trial.state.name == "COMPLETE"]
     assert len(found) == 4
@@ -295,7 +296,7 @@ def test_many_trials_need_few_open_files(tiny_cache, tmp_path):
     used = len(list(Path("/proc/self/fd").iterdir())) if Path("/proc/self/fd").exists() else 0
     resource.setrlimit(resource.RLIMIT_NOFILE, (used + 30, before[1]))
     try:
-        Sweep(tmp_path / "s", device=CPU, residency="auto", report=lambda _: None).run()
+        Sweep(tmp_path / "s", placement=Placement(CPU), report=lambda _: None).run()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
     assert len(list((tmp_path / "s" / "trials").glob("*/adapter_model.safetensors"))) == 60

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from losa_cache.probe.held_out import standard_error
-from losa_cache.sweep.evidence import evidence, say
-from losa_cache.sweep.record import SweepRecord, effects, pareto_front, seed_groups, seed_spread
+from losa_cache.sweep.engine.record import SweepRecord, effects, pareto_front, seed_groups, seed_spread
+from losa_cache.sweep.report.findings import findings, say
 from tests.sweep.records import sweep, trial
 
 TEST = {"on": "t.zarr", "split": "test", "samples": 500, "top1": 80.0, "top5": 99.0, "loss": 0.5, "retrained": True}
@@ -109,7 +109,7 @@ def test_records_come_back_from_json():
 def test_the_difference_to_the_next_best_is_read_against_the_seeds(best, said):
     trials = [trial(n, v, rank=2, seed=n) for n, v in enumerate(best)]
     trials += [trial(n + 2, v, rank=4, seed=n) for n, v in enumerate([85.0, 89.0])]
-    found = evidence(sweep(trials, chosen=1, test=TEST))
+    found = findings(sweep(trials, chosen=1, test=TEST))
     assert said in found["Next best"]
     assert found["Next best"].startswith("Trials 2, 3, with rank 4, ")
     assert "deviation of 2.83 points (4 trials of 2 settings)" in found["Noise"]
@@ -120,15 +120,15 @@ def test_the_difference_to_the_next_best_is_read_against_the_seeds(best, said):
 
 
 def test_what_is_not_known_is_said():
-    found = evidence(sweep([trial(0, 80.0, rank=2), trial(1, 79.0, rank=4)], chosen=0))
+    found = findings(sweep([trial(0, 80.0, rank=2), trial(1, 79.0, rank=4)], chosen=0))
     assert "nothing says whether that is more than noise" in found["Next best"]
     assert "how far a seed alone moves a trial is not known" in found["Noise"]
     assert found["Tested on"] == "No test set was read."
-    known = evidence(sweep([trial(0, 80.0, rank=2), trial(1, 79.0, rank=4)], chosen=0, choice={"sure": "Not at all."}))
+    known = findings(sweep([trial(0, 80.0, rank=2), trial(1, 79.0, rank=4)], chosen=0, choice={"sure": "Not at all."}))
     assert known["How sure"] == "Not at all."
     assert "How much of that another seed would give is not known" in known["Next best"]
     assert "How sure" not in found
-    nothing = evidence(sweep([trial(0, rank=2, state="failed")]))
+    nothing = findings(sweep([trial(0, rank=2, state="failed")]))
     assert nothing["Chosen"] == "No trial was chosen: none ran to its end with a validation result."
     assert set(nothing) == {"Chosen", "Selected on", "Tested on"}
 

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from losa_cache.errors import UserError
-from losa_cache.sweep.figures import accuracy, curves, draw
-from losa_cache.sweep.record import ProbeLine, ToBeat
-from losa_cache.sweep.report import write_report
+from losa_cache.sweep.engine.record import ProbeLine, ToBeat
+from losa_cache.sweep.report.figures import accuracy, curves, draw
+from losa_cache.sweep.report.report import write_report
 from tests.sweep.records import sweep, trial
 
 HOSTILE = "</pre><script src='https://evil.example/x.js'>alert(\"1\")</script> & $\\frac{1$ \x00"

@@ -9,10 +9,10 @@ import pytest
 import losa_cache as lc
 from losa_cache.errors import UserError
 from losa_cache.extract.extract import extract
-from losa_cache.sweep.outcome import choose
-from losa_cache.sweep.record import SweepRecord, TrialRecord
-from losa_cache.sweep.run import resume_sweep, summary, sweep
-from losa_cache.sweep.trial import trial_path
+from losa_cache.sweep.engine.record import SweepRecord, TrialRecord
+from losa_cache.sweep.engine.results import choose
+from losa_cache.sweep.engine.run import resume_sweep, summary, sweep
+from losa_cache.sweep.engine.trial import trial_path
 from losa_cache.train.config import TrainConfig
 from tests.conftest import losa_cache, tiny_backbone, tiny_samples
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from losa_cache.errors import UserError
-from losa_cache.sweep.cohorts import BASE_RANKS, together
-from losa_cache.sweep.space import Choices, Range, grid, parse, read_space, require_trainable, split_fixed
+from losa_cache.sweep.engine.grouping import BASE_RANKS, together
+from losa_cache.sweep.engine.space import Choices, Range, grid, parse, read_space, require_trainable, split_fixed
 from losa_cache.train.config import TrainConfig
 
 TOML = 'rank = [4, 8]\nlr = "1e-4..1e-2"\nlayers = ["4", "3,6,12", [6, 12]]\nweight-decay = 0.1\n'

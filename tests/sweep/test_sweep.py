@@ -16,12 +16,13 @@ from safetensors.torch import load_file
 
 import losa_cache as lc
 from losa_cache.errors import UserError
-from losa_cache.sweep import sweep as engine
-from losa_cache.sweep.config import SweepConfig
-from losa_cache.sweep.space import Choices, Range
-from losa_cache.sweep.sweep import Sweep, create_sweep
-from losa_cache.sweep.trial import trial_path
+from losa_cache.sweep.engine import sweep as engine
+from losa_cache.sweep.engine.config import SweepConfig
+from losa_cache.sweep.engine.space import Choices, Range
+from losa_cache.sweep.engine.sweep import Sweep, create_sweep
+from losa_cache.sweep.engine.trial import trial_path
 from losa_cache.train.config import TrainConfig
+from losa_cache.train.placement import Placement
 from tests.conftest import results
 
 CPU = torch.device("cpu")
@@ -30,7 +31,7 @@ BASE = TrainConfig(epochs=4, lr=0.01, batch_size=8, val_fraction=0.3)
 
 def run(folder, config, report=lambda standing: None):
     create_sweep(folder, config)
-    Sweep(folder, device=CPU, residency="auto", report=report).run()
+    Sweep(folder, placement=Placement(CPU), report=report).run()
     return optuna.load_study(study_name="losa-cache", storage=f"sqlite:///{folder / 'study.db'}").get_trials()
 
 
@@ -96,8 +97,9 @@ def test_a_trial_whose_loss_is_no_number_fails_alone(tiny_cache, tmp_path):
 KILLED = """
 import sys, torch
 from pathlib import Path
-from losa_cache.sweep.sweep import Sweep
-Sweep(Path(sys.argv[1]), device=torch.device("cpu"), residency="auto", report=lambda standing: None).run()
+from losa_cache.train.placement import Placement
+from losa_cache.sweep.engine.sweep import Sweep
+Sweep(Path(sys.argv[1]), placement=Placement(torch.device("cpu")), report=lambda standing: None).run()
 """
 
 
@@ -153,7 +155,7 @@ def test_a_sweep_is_not_made_in_place_of_a_folder_whatever_it_is_called(tmp_path
 def test_two_processes_do_not_run_one_sweep(tiny_cache, tmp_path):
     config = SweepConfig(cache=str(tiny_cache.path), space={"rank": Choices((2,))}, base=BASE)
     create_sweep(tmp_path / "sweep", config)
-    first, second = (Sweep(tmp_path / "sweep", device=CPU, residency="auto", report=lambda _: None) for _ in range(2))
+    first, second = (Sweep(tmp_path / "sweep", placement=Placement(CPU), report=lambda _: None) for _ in range(2))
     with first._owned(), pytest.raises(UserError, match="another process runs the sweep"):
         second.run()
 
@@ -175,7 +177,7 @@ def test_what_the_study_was_told_before_a_kill_stays_told(tiny_cache, tmp_path, 
         run(tmp_path / "sweep", config)
     assert states == [0, 1]
     monkeypatch.setattr(engine, "save_state", saved)
-    Sweep(tmp_path / "sweep", device=CPU, residency="auto", report=lambda _: None).run()
+    Sweep(tmp_path / "sweep", placement=Placement(CPU), report=lambda _: None).run()
     trials = optuna.load_study(study_name="losa-cache", storage=f"sqlite:///{tmp_path / 'sweep' / 'study.db'}")
     assert [trial.state.name for trial in trials.get_trials()] == ["COMPLETE", "FAIL"]
     assert [len(results(trial_path(tmp_path / "sweep", number))) for number in (0, 1)] == [4, 1]

@@ -7,10 +7,10 @@ import pytest
 from mlflow import MlflowClient
 
 from losa_cache.errors import UserError
-from losa_cache.sweep.config import SweepConfig
-from losa_cache.sweep.space import Choices
-from losa_cache.sweep.trackers import open_trackers
-from losa_cache.sweep.trial import trial_path
+from losa_cache.sweep.engine.config import SweepConfig
+from losa_cache.sweep.engine.space import Choices
+from losa_cache.sweep.engine.trial import trial_path
+from losa_cache.sweep.report.trackers import open_trackers
 from tests.conftest import results
 from tests.sweep.test_sweep import BASE, run
 

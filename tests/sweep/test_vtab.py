@@ -16,11 +16,10 @@ from losa_cache.data.samples import Samples, hash_lines
 from losa_cache.data.vtab import BOTH, TASKS
 from losa_cache.errors import UserError
 from losa_cache.extract.extract import extract
-from losa_cache.sweep.outcome import load_record
-from losa_cache.sweep.record import ProbeLine, ToBeat
-from losa_cache.sweep.space import Choices
-from losa_cache.sweep.vtab import vtab
-from losa_cache.sweep.vtab_record import (
+from losa_cache.sweep.engine.record import ProbeLine, ToBeat
+from losa_cache.sweep.engine.results import load_record
+from losa_cache.sweep.engine.space import Choices
+from losa_cache.sweep.vtab.record import (
     PAPER,
     PAPER_MEANS,
     LeftOut,
@@ -30,8 +29,9 @@ from losa_cache.sweep.vtab_record import (
     paper_top1,
     unlike_paper,
 )
-from losa_cache.sweep.vtab_table import markdown, text
-from losa_cache.sweep.vtab_tasks import find_tasks
+from losa_cache.sweep.vtab.table import markdown, text
+from losa_cache.sweep.vtab.tasks import find_tasks
+from losa_cache.sweep.vtab.vtab import vtab
 from losa_cache.train.config import TrainConfig
 from tests.conftest import results, tiny_backbone
 from tests.data.vtab_roots import LABELS, write_task

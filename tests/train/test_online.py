@@ -15,13 +15,13 @@ from losa_cache.inputs import open_inputs
 from losa_cache.points import tapped_points
 from losa_cache.train.batch import Request
 from losa_cache.train.cached import CachedSource
-from losa_cache.train.kept import KeptSource
-from losa_cache.train.loop import Passed, make_optimizer, train_epoch
-from losa_cache.train.material import frozen_tail
+from losa_cache.train.loop import EpochProgress, make_optimizer, train_epoch
+from losa_cache.train.memoised import MemoisedSource
 from losa_cache.train.mixed import MixedSource
 from losa_cache.train.online import OnlineSource
 from losa_cache.train.sampler import epoch_requests, requests_in_order, view_starts
 from losa_cache.train.train import new_adapter
+from losa_cache.train.training_data import frozen_tail
 from tests.conftest import tiny_backbone, tiny_samples
 
 CPU = torch.device("cpu")
@@ -45,7 +45,7 @@ def losses_of_every_step(source, cache, config):
     adapter = new_adapter(cache.manifest, frozen_tail(cache), config)
     optimizer, losses = make_optimizer(adapter, config), []
     for epoch in range(config.epochs):
-        passed, sums = Passed(), [0.0]
+        passed, sums = EpochProgress(), [0.0]
         train_epoch(
             adapter, optimizer, source, cache.samples, config, epoch=epoch, autocast=None, passed=passed,
             after_step=lambda passed=passed, sums=sums: sums.append(passed.loss.item()),
@@ -191,7 +191,7 @@ def test_held_out_features_are_computed_once(tmp_path):
 
 def test_kept_batches_are_the_sources_own():
     source = online_source(tiny_backbone(), tiny_samples())
-    kept, requests = KeptSource(source, CPU), requests_in_order(np.arange(23), 8)
+    kept, requests = MemoisedSource(source, CPU), requests_in_order(np.arange(23), 8)
     first, second = ([b.blocks[1].clone() for b in kept.batches(requests)] for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert torch.equal(torch.cat(first), torch.cat([b.blocks[1] for b in source.batches(requests)]))

@@ -7,7 +7,7 @@ import torch
 import losa_cache as lc
 from losa_cache.extract.extract import extract
 from losa_cache.sidenet.pooled import Pooling
-from losa_cache.train import material
+from losa_cache.train import training_data
 from losa_cache.train.cached import CachedSource
 from losa_cache.train.pooled_source import PooledSource
 from losa_cache.train.sampler import Weights, epoch_requests, requests_in_order
@@ -46,7 +46,7 @@ def test_a_run_reads_its_cache_once_and_ends_as_one_that_reads_every_epoch(preci
     cache = extract(tiny_backbone(), tiny_samples(), precision=precision, out=tmp_path / "c.zarr")
     options = {"side": "fusion", "epochs": 3, "lr": 0.01, "batch_size": 8, "val_fraction": 0.3, "device": "cpu"}
     lc.train(cache, out=tmp_path / "kept", **options)
-    monkeypatch.setattr(material, "KEEP_SHARE", 0.0)
+    monkeypatch.setattr(training_data, "KEEP_SHARE", 0.0)
     lc.train(cache, out=tmp_path / "again", **options)
     for kept, again in zip(results(tmp_path / "kept"), results(tmp_path / "again"), strict=True):
         assert kept == pytest.approx(again, rel=1e-5)

@@ -10,11 +10,11 @@ from safetensors.torch import load_file
 import losa_cache as lc
 from losa_cache.extract.extract import extract
 from losa_cache.sidenet.adapter import Adapter
-from losa_cache.sweep.trial import trial_path
+from losa_cache.sweep.engine.trial import trial_path
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.loop import make_optimizer
-from losa_cache.train.material import used_points
 from losa_cache.train.step import AdapterStep
+from losa_cache.train.training_data import used_points
 from tests.conftest import results, tiny_backbone, tiny_samples
 from tests.sidenet.test_fast import tail_of
 from tests.tape import TapeRecorder

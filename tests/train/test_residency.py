@@ -19,13 +19,14 @@ from losa_cache.errors import UserError
 from losa_cache.extract.extract import extract
 from losa_cache.points import tapped_points
 from losa_cache.sidenet.operand import Gathered, Scaled, dense
-from losa_cache.train import load
+from losa_cache.train import preload
 from losa_cache.train.batch import Request
 from losa_cache.train.cached import CachedSource, open_cached
-from losa_cache.train.feed import Slots
-from losa_cache.train.residency import DEVICE_SHARE, MEMORY_SHARE, Residency, Room, choose_residency, rows_on_device
+from losa_cache.train.fixed_codes import FixedCodes
+from losa_cache.train.loaders import Buffers
+from losa_cache.train.placement import Placement
+from losa_cache.train.residency import DEVICE_SHARE, MEMORY_SHARE, Residency, Sizes, choose_residency, rows_on_device
 from losa_cache.train.sampler import requests_in_order
-from losa_cache.train.settled import SettledCodes
 from tests.conftest import tiny_backbone, tiny_samples
 
 CPU = torch.device("cpu")
@@ -43,25 +44,25 @@ PLACES = [
 GB = 10**9
 
 
-def room(**changed) -> Room:
-    return Room(**({"stored": 2 * GB, "decoded": None, "device": None, "memory": 10 * GB, "passes": 9} | changed))
+def sizes(**changed) -> Sizes:
+    return Sizes(**({"stored": 2 * GB, "decoded": None, "device": None, "memory": 10 * GB, "passes": 9} | changed))
 
 
 @pytest.mark.parametrize(
     ("asked", "have", "where"),
     [
-        ("auto", room(), "memory"),
-        ("auto", room(device=20 * GB), "device"),
-        ("auto", room(device=2 * GB), "split"),
-        ("auto", room(device=2 * GB, memory=3 * GB), "split"),
-        ("auto", room(device=GB // 5), "memory"),  # it would hold a fourteenth
-        ("auto", room(device=GB // 5, memory=3 * GB), "disk"),
-        ("auto", room(device=2 * GB, memory=GB // 2), "disk"),
-        ("device", room(device=GB // 5), "split"),
-        ("auto", room(device=20 * GB, passes=1), "disk"),
-        ("device", room(), "memory"),  # the CPU's own
-        ("memory", room(device=20 * GB, passes=1), "memory"),
-        ("disk", room(device=20 * GB), "disk"),
+        ("auto", sizes(), "memory"),
+        ("auto", sizes(device=20 * GB), "device"),
+        ("auto", sizes(device=2 * GB), "split"),
+        ("auto", sizes(device=2 * GB, memory=3 * GB), "split"),
+        ("auto", sizes(device=GB // 5), "memory"),  # it would hold a fourteenth
+        ("auto", sizes(device=GB // 5, memory=3 * GB), "disk"),
+        ("auto", sizes(device=2 * GB, memory=GB // 2), "disk"),
+        ("device", sizes(device=GB // 5), "split"),
+        ("auto", sizes(device=20 * GB, passes=1), "disk"),
+        ("device", sizes(), "memory"),  # the CPU's own
+        ("memory", sizes(device=20 * GB, passes=1), "memory"),
+        ("disk", sizes(device=20 * GB), "disk"),
     ],
 )
 def test_auto_is_the_fastest_place_that_fits(asked, have, where):
@@ -71,21 +72,21 @@ def test_auto_is_the_fastest_place_that_fits(asked, have, where):
 
 
 def test_values_are_kept_in_place_of_codes_where_they_fit():
-    assert choose_residency("auto", room(decoded=5 * GB)).decoded
-    assert not choose_residency("auto", room(decoded=9 * GB)).decoded
-    assert not choose_residency("auto", room(decoded=None)).decoded
+    assert choose_residency("auto", sizes(decoded=5 * GB)).decoded
+    assert not choose_residency("auto", sizes(decoded=9 * GB)).decoded
+    assert not choose_residency("auto", sizes(decoded=None)).decoded
 
 
 def test_the_page_cache_is_passed_by_only_where_it_cannot_hold_what_is_read():
-    assert choose_residency("auto", room(stored=11 * GB)).direct
-    assert not choose_residency("auto", room(stored=9 * GB)).direct
-    assert not choose_residency("auto", room(stored=11 * GB, remote=True)).direct
+    assert choose_residency("auto", sizes(stored=11 * GB)).direct
+    assert not choose_residency("auto", sizes(stored=9 * GB)).direct
+    assert not choose_residency("auto", sizes(stored=11 * GB, remote=True)).direct
 
 
 @given(
     st.sampled_from(["auto", "device", "memory", "disk"]),
     st.builds(
-        Room,
+        Sizes,
         stored=st.integers(1, 100),
         decoded=st.none() | st.integers(1, 400),
         device=st.none() | st.integers(0, 100),
@@ -111,13 +112,13 @@ def test_nothing_is_kept_where_it_does_not_fit(asked, have):
 
 
 def test_what_does_not_fit_the_device_whole_is_split_and_said():
-    found = choose_residency("device", room(stored=52 * GB, decoded=99 * GB, device=45 * GB, memory=100 * GB))
+    found = choose_residency("device", sizes(stored=52 * GB, decoded=99 * GB, device=45 * GB, memory=100 * GB))
     assert found.reason == "31.5 GB of 52.0 GB are kept in the device's memory, the rest in the host's."
     assert not found.decoded
-    crossing = choose_residency("device", room(stored=52 * GB, device=45 * GB, memory=100 * GB, batch=3 * GB))
+    crossing = choose_residency("device", sizes(stored=52 * GB, device=45 * GB, memory=100 * GB, batch=3 * GB))
     assert crossing.reason.startswith("25.5 GB of 52.0 GB")
     assert crossing.share == pytest.approx(25.5 / 52)
-    assert choose_residency("auto", room(device=GB // 5, memory=3 * GB)).reason.endswith(
+    assert choose_residency("auto", sizes(device=GB // 5, memory=3 * GB)).reason.endswith(
         "only 1.8 GB of memory may be taken, and 140.0 MB of the device's."
     )
 
@@ -136,16 +137,16 @@ def test_a_place_that_is_too_small_is_refused_in_a_sentence(asked):
     with pytest.raises(
         UserError, match=r"--residency \w+ would keep 2\.0 GB, and may take .* kB: choose fewer --layers"
     ):
-        choose_residency(asked, room(memory=10**6, device=10**6))
+        choose_residency(asked, sizes(memory=10**6, device=10**6))
     with pytest.raises(UserError, match="unknown residency 'ram': choose one of auto, device, memory, disk"):
-        choose_residency("ram", room())
+        choose_residency("ram", sizes())
 
 
 @pytest.mark.parametrize("worth", [0, 2], ids=["plain", "compressed"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8", "int4", "predict:2"])
 def test_every_place_gives_the_same_batches(precision, worth, tmp_path, monkeypatch):
-    monkeypatch.setattr(load, "STAGE_BYTES", 1)  # rows are loaded two by two
-    monkeypatch.setattr(load, "default_workers", lambda: 2)
+    monkeypatch.setattr(preload, "STAGE_BYTES", 1)  # rows are loaded two by two
+    monkeypatch.setattr(preload, "default_workers", lambda: 2)
     monkeypatch.setattr(compression, "WORTH_BYTES", 0)
     monkeypatch.setattr(compression, "WORTH_RATIO", worth)
     cache = extract(
@@ -208,7 +209,7 @@ def test_a_batch_is_not_overwritten_before_the_next_is_asked_for(tiny_cache):
 
 
 def test_memory_of_batches_is_never_used_for_anything_else():
-    slots, ranges = Slots(1, (2, 1001), torch.uint8, CPU), []
+    slots, ranges = Buffers(1, (2, 1001), torch.uint8, CPU), []
     for rows in (1, 1, 17, 16, 60, 65):
         slots.grow(rows)
         planes = slots.planes(0, rows)
@@ -221,7 +222,7 @@ def test_memory_of_batches_is_never_used_for_anything_else():
 
 
 def test_a_slot_may_be_filled_between_a_step_on_another_and_its_way_back():
-    slots = Slots(2, (1, 4), torch.float32, CPU)
+    slots = Buffers(2, (1, 4), torch.float32, CPU)
     slots.grow(3)
     (first,), (second,) = slots.planes(0, 3), slots.planes(1, 3)
     first.fill_(2.0)
@@ -238,10 +239,10 @@ def test_settled_codes_are_the_same_block_outputs_where_they_were_before():
         scales = torch.rand(3, rows, 5).bfloat16()
         return [Scaled(c, s, torch.rand(8) + 0.5, torch.bfloat16) for c, s in zip(codes, scales, strict=True)]
 
-    settled, found = SettledCodes(3, 5, 8, torch.bfloat16, CPU), []
+    codes, found = FixedCodes(3, 5, 8, torch.bfloat16, CPU), []
     for rows in (6, 4):
         blocks = batch(rows)
-        *others, start = settled.settle(blocks, 6)
+        *others, start = codes.write(blocks, 6)
         assert all(isinstance(block, Scaled) for block in others)
         assert all(torch.equal(a, b) for a, b in zip(dense([*others, start]), dense(blocks), strict=True))
         assert all(ours.codes is theirs.codes for ours, theirs in zip(others, blocks[:-1], strict=True))
@@ -278,7 +279,7 @@ def test_what_is_chosen_is_said(tiny_cache, caplog):
     caplog.set_level("INFO", "losa_cache")
     points = tapped_points("block", [4])
     for passes in (5, 1):
-        open_cached(tiny_cache, points, CPU, samples=tiny_cache.samples, passes=passes).close()
+        open_cached(tiny_cache, points, Placement(CPU), samples=tiny_cache.samples, passes=passes).close()
     assert caplog.messages == [
         "14.7 kB are kept in memory.",
         "14.7 kB are read from disk: every sample is read once.",
@@ -286,14 +287,14 @@ def test_what_is_chosen_is_said(tiny_cache, caplog):
 
 
 def test_a_cpu_that_is_asked_for_its_own_memory_says_that_it_is_the_hosts():
-    room = Room(stored=1000, decoded=None, device=None, memory=10_000, passes=5)
-    assert choose_residency("device", room).reason == "1.0 kB are kept in memory, the training device's own."
-    assert choose_residency("memory", room).reason == "1.0 kB are kept in memory."
+    given = Sizes(stored=1000, decoded=None, device=None, memory=10_000, passes=5)
+    assert choose_residency("device", given).reason == "1.0 kB are kept in memory, the training device's own."
+    assert choose_residency("memory", given).reason == "1.0 kB are kept in memory."
 
 
 def test_what_was_loaded_is_said_where_it_is_much(tiny_cache, caplog, monkeypatch):
     caplog.set_level("INFO", "losa_cache")
-    monkeypatch.setattr(load, "WORTH_SAYING", 0)
+    monkeypatch.setattr(preload, "WORTH_SAYING", 0)
     CachedSource(tiny_cache, tapped_points("block", [4]), CPU, residency=Residency("split", share=0.5)).close()
     sizes = [re.fullmatch(r"(\d+\.\d) kB were loaded in \d+\.\d s \(\d+\.\d GB/s\)\.", m) for m in caplog.messages]
     assert [found and float(found[1]) for found in sizes] == [7.0, 7.7]  # of 23 samples 11 lie on the device

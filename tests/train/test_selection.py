@@ -20,9 +20,10 @@ from losa_cache.train import loop
 from losa_cache.train.batch import Request
 from losa_cache.train.cached import CachedSource
 from losa_cache.train.config import TrainConfig
-from losa_cache.train.material import open_material
 from losa_cache.train.mixed import MixedSource
 from losa_cache.train.online import OnlineSource
+from losa_cache.train.placement import Placement
+from losa_cache.train.training_data import open_training_data
 from tests.conftest import results, tiny_backbone, tiny_samples
 
 CPU = torch.device("cpu")
@@ -113,8 +114,8 @@ def test_weights_and_ids_of_files_decide_what_is_trained_on_and_held_out(
 
 
 def chosen(cache, **options):
-    with open_material(cache, None, TrainConfig(**options), CPU) as material:
-        return [{cache.sample_ids[s] for s in part} for part in (material.chosen.train, material.chosen.held_out)]
+    with open_training_data(cache, None, TrainConfig(**options), Placement(CPU)) as data:
+        return [{cache.sample_ids[s] for s in part} for part in (data.chosen.train, data.chosen.held_out)]
 
 
 def test_limits_are_nested_validated_on_the_same_images_and_the_same_in_every_cache(tmp_path):
@@ -145,9 +146,11 @@ def test_several_views_have_one_id_and_count_once(tmp_path, files, augment):
     limited, same = chosen(cache, val_ids=files["val_ids"], limit=9, sampling="balanced")
     assert (len(limited), same) == (9, held)
     assert limited < train
-    with open_material(cache, None, TrainConfig(sampling="balanced", val_ids=files["val_ids"]), CPU) as material:
-        ids = [cache.sample_ids[sample] for sample in material.chosen.train]
-        values = dict(zip(ids, material.chosen.weights.values, strict=True))
+    with open_training_data(
+        cache, None, TrainConfig(sampling="balanced", val_ids=files["val_ids"]), Placement(CPU)
+    ) as data:
+        ids = [cache.sample_ids[sample] for sample in data.chosen.train]
+        values = dict(zip(ids, data.chosen.weights.values, strict=True))
     kinds = dict(zip(samples.ids, samples.labels, strict=True))  # 15, 2 and 2 of the three are left to train on
     sizes = {0: 15, 1: 2, 2: 2}
     assert values == pytest.approx({name: 2 / sizes[kinds[name]] for name in ids})

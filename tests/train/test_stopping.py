@@ -19,7 +19,7 @@ import losa_cache as lc
 from losa_cache.data.samples import Samples
 from losa_cache.sidenet.adapter import Adapter
 from losa_cache.train import loop
-from losa_cache.train.room import kept_bytes, require_room, saved_bytes
+from losa_cache.train.memory_check import needed_bytes, require_memory, saved_bytes
 from tests.conftest import losa_cache, results, tiny_backbone, tiny_samples
 
 ONLINE = [
@@ -163,7 +163,7 @@ def adapter() -> Adapter:
 
 
 def test_what_a_batch_keeps_grows_by_the_sample_and_holds_at_least_its_blocks(adapter):
-    sizes = [kept_bytes(adapter, SHAPE, torch.float32, batch, None) for batch in (1, 2, 3, 9)]
+    sizes = [needed_bytes(adapter, SHAPE, torch.float32, batch, None) for batch in (1, 2, 3, 9)]
     slope = sizes[1] - sizes[0]
     assert np.diff(sizes).tolist() == [slope, slope, 6 * slope]
     assert slope >= np.prod(SHAPE) * 4
@@ -185,9 +185,9 @@ def test_a_batch_without_room_is_refused_and_the_one_that_fits_is_named(adapter)
     with pytest.raises(
         lc.UserError, match=r"a batch of 1000000000 keeps .* GB .*: --batch-size (\d+) would fit"
     ) as error:
-        require_room(adapter, SHAPE, torch.float32, batch_size=10**9, autocast=None)
+        require_memory(adapter, SHAPE, torch.float32, batch_size=10**9, autocast=None)
     fits = int(str(error.value).split("--batch-size ")[1].split()[0])
-    require_room(adapter, SHAPE, torch.float32, batch_size=fits // 2, autocast=None)
+    require_memory(adapter, SHAPE, torch.float32, batch_size=fits // 2, autocast=None)
 
 
 def test_a_device_without_room_for_the_batch_is_one_sentence(tmp_path, digits):

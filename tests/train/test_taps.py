@@ -10,8 +10,9 @@ import losa_cache as lc
 from losa_cache.extract.extract import extract
 from losa_cache.sidenet.operand import Scaled, dense
 from losa_cache.train.cached import CachedSource
-from losa_cache.train.material import open_material
+from losa_cache.train.placement import Placement
 from losa_cache.train.sampler import requests_in_order
+from losa_cache.train.training_data import open_training_data
 from tests.conftest import tiny_backbone, tiny_samples
 
 CPU = torch.device("cpu")
@@ -44,10 +45,10 @@ def test_a_run_reads_its_points_in_order_online_as_from_the_cache(tap, start, tm
     source.close()
     config = lc.TrainConfig(layers="2", start=start, val_fraction=0, head="last")
     online = lc.OnlineConfig("tiny0", "tiny", tap=tap, precision="int8")
-    with open_material(cache, None, config, CPU) as material:
-        cached = next(iter(material.source.batches(requests_in_order(np.arange(23), 23)))).blocks
-    with open_material(None, online, config, CPU, **given) as material:
-        fresh = next(iter(material.source.batches(requests_in_order(np.arange(23), 23)))).blocks
+    with open_training_data(cache, None, config, Placement(CPU)) as data:
+        cached = next(iter(data.source.batches(requests_in_order(np.arange(23), 23)))).blocks
+    with open_training_data(None, online, config, Placement(CPU), **given) as data:
+        fresh = next(iter(data.source.batches(requests_in_order(np.arange(23), 23)))).blocks
     assert len(cached) == len(fresh) == len(READ[tap, start])
     assert [isinstance(block, Scaled) for block in cached] == [True] * (len(cached) - 1) + [False]
     for expected, ours, theirs in zip(by_name, dense(cached), fresh, strict=True):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from losa_cache.cache.precision import steps
 from losa_cache.cache.precision.steps import Tables
-from losa_cache.fastest import why_not_triton
+from losa_cache.machine.fastest import why_not_triton
 
 
 class Steps(Protocol):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from losa_cache.cache.precision.base import Precision, Separate, in_parts
-from losa_cache.fastest import why_not_triton
+from losa_cache.machine.fastest import why_not_triton
 
 
 class Float(Precision, Separate):

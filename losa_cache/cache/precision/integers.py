@@ -16,7 +16,7 @@ from torch import Tensor
 
 from losa_cache.cache.precision.base import Codes, Precision, Separate, in_parts, relative_error
 from losa_cache.errors import UserError
-from losa_cache.fastest import why_not_triton
+from losa_cache.machine.fastest import why_not_triton
 
 SCALE_BYTES = 2  # bfloat16
 IMAGES = 32  # some 8000 tokens of a ViT at 224 px

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from losa_cache.cache.precision.bitplanes import BYTE, Planes
 from losa_cache.cache.precision.steps import Tables
-from losa_cache.device import has_bfloat16
+from losa_cache.machine.device import has_bfloat16
 
 
 @dataclass(frozen=True)

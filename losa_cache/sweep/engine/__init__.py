@@ -1,0 +1,1 @@
+"""Trials, from the search that proposes them to the choice between them."""

@@ -1,0 +1,250 @@
+"""``train_auto``: choose a few options on held-out samples of the training cache, then train on all of them.
+
+*Not from the paper.* No test set is opened. :mod:`losa_cache.sweep.engine.choice` makes the choice; where few samples
+are held out, :mod:`losa_cache.sweep.engine.folds` makes the splits. The search keeps nothing until it is over: if it is
+interrupted, it begins again. The training after it is a run like any other, and resumes.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from math import isfinite
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from losa_cache.cache.location import Location
+from losa_cache.cache.stage import stage_cache
+from losa_cache.cache.store import ActivationCache, latest_training_cache, open_cache
+from losa_cache.errors import UserError
+from losa_cache.machine.allocator import keep_freed_memory
+from losa_cache.probe.held_out import require_choosable
+from losa_cache.sweep.engine.choice import Choice, choose, sure
+from losa_cache.sweep.engine.cross_validation import MOST_TRIALS, cross_validate
+from losa_cache.sweep.engine.folds import count_folds
+from losa_cache.sweep.report.findings import say_options
+from losa_cache.train.config import TrainConfig
+from losa_cache.train.loop import Progress, Report
+from losa_cache.train.placement import Placement
+from losa_cache.train.run import require_place
+from losa_cache.train.sampler import first_by_hash
+from losa_cache.train.selection import Selection, select
+from losa_cache.train.train import TrainResult, train
+from losa_cache.train.training_data import from_cache
+
+Grid = Mapping[str, Sequence[Any]]
+"""Values by field of :class:`TrainConfig`."""
+GRID: Grid = {"lr": (3e-4, 1e-3, 3e-3), "weight_decay": (1e-4, 1e-2, 1e-1)}
+"""What is searched."""
+GRIDS: dict[str, Grid] = {"linear": {**GRID, "lr": (3e-3, 1e-2, 3e-2)}}
+"""The same, for side networks that want another one."""
+SHARE = 0.2
+"""Of the samples, held out by each split: a fifth."""
+READ = {"side", "layers", "start", "sampling", "limit", "val_fraction", "val_ids"}
+"""Fields that decide what is read, which is the same for all settings."""
+FILE = "auto.json"
+
+Told = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One setting of a search, judged on all held-out samples.
+
+    Attributes:
+        options: the fields that were searched.
+        top1: in percent; ``None``: its loss stopped being a number, so it is not among the choices.
+        loss: cross entropy in nats.
+    """
+
+    options: dict[str, Any]
+    top1: float | None
+    loss: float | None
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found.
+
+    Attributes:
+        tried: every setting; the choice names them by their place.
+        choice: which one, and how sure that is.
+        folds: splits in which each was trained.
+        trained_on: samples, of each split in the mean.
+        seconds: that the search took.
+    """
+
+    tried: list[Tried]
+    choice: Choice
+    folds: int
+    trained_on: int
+    seconds: float
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The chosen ones."""
+        return self.tried[self.choice.chosen].options
+
+    @property
+    def protocol(self) -> str:
+        """Say what was judged on what."""
+        splits = "one split" if self.folds == 1 else f"each of {self.folds} splits, which hold out different images"
+        return (
+            f"{len(self.tried)} settings were trained on about {self.trained_on} images of {splits}, and judged after "
+            f"the last epoch by {self.choice.images} held-out images in all. No test set was read."
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Give everything as JSON."""
+        return {
+            "chosen": self.options,
+            "sure": sure(self.choice),
+            "protocol": self.protocol,
+            "settings": [asdict(own) for own in self.tried],
+            "choice": self.choice.to_json(),
+            "folds": self.folds,
+            "seconds": self.seconds,
+        }
+
+
+@dataclass(frozen=True)
+class AutoResult:
+    """What ``train_auto`` leaves.
+
+    Attributes:
+        found: by the search.
+        trained: with it, on all samples.
+    """
+
+    found: Found
+    trained: TrainResult
+
+
+def train_auto(
+    cache: str | Location | ActivationCache | None = None,
+    *,
+    config: TrainConfig | None = None,
+    grid: Grid | None = None,
+    out: str | Path | None = None,
+    device: str | None = None,
+    residency: str = "auto",
+    stage: str | Path | None = None,
+    report: Report = lambda metrics: None,
+    progress: Progress = lambda epochs: None,
+    staging: Progress = lambda share: None,
+    searching: Progress = lambda share: None,
+    told: Told = lambda sentence: None,
+    **options: Any,
+) -> AutoResult:
+    """Choose options on held-out samples, then train with them on all samples; ``auto.json`` in the run says how.
+
+    Args:
+        cache: opened, its path or its URL; by default the most recent complete one that is not of a held-out split.
+        config: every other option. ``val_fraction`` is the share that each split holds out, by default a fifth: there
+            are so many splits that 500 samples are judged, if there are so many. With ``val_ids`` there is one split.
+        grid: values by field of :class:`TrainConfig`; by default :data:`GRID`.
+        out, device, residency, stage: as of ``losa_cache.train``.
+        report, progress, staging: as of ``losa_cache.train``, for the training at the end.
+        searching: is given the share of the search that is done.
+        told: is given sentences: before the search, and what was chosen.
+        options: fields of :class:`TrainConfig`, over those of ``config``.
+
+    Raises:
+        UserError: for options, a cache or a directory that cannot work, and where nothing can be chosen.
+        KeyboardInterrupt: at Ctrl-C; in the search nothing is kept.
+    """
+    config = replace(config or TrainConfig(val_fraction=SHARE), **options)
+    require_place(out)
+    placement = Placement.choose(device, residency)
+    cache = latest_training_cache(all_tokens=(config or TrainConfig()).reads_all_tokens) if cache is None else cache
+    cache = cache if isinstance(cache, ActivationCache) else open_cache(cache)
+    near = cache if stage is None else stage_cache(cache, stage, progress=staging)
+    found = search(near, config, grid, placement=placement, progress=searching, told=told)
+    told(f"chosen: {say_options(found.options)}. {sure(found.choice)}")
+    trained = train(
+        cache,
+        config=replace(config, **found.options, val_fraction=0.0, val_ids=None),
+        out=out,
+        device=device,
+        residency=residency,
+        stage=stage,
+        report=report,
+        progress=progress,
+        staging=staging,
+        beside={FILE: json.dumps(found.to_json(), indent=2).encode()},
+    )
+    return AutoResult(found, trained)
+
+
+def search(
+    cache: ActivationCache,
+    config: TrainConfig,
+    grid: Grid | None = None,
+    *,
+    placement: Placement,
+    progress: Progress = lambda share: None,
+    told: Told = lambda sentence: None,
+) -> Found:
+    """Train every combination of a grid on each split, and choose one (arguments as of :func:`train_auto`).
+
+    Raises:
+        UserError: for options that cannot work, and where nothing can be chosen.
+    """
+    started = perf_counter()
+    searched: Grid = GRIDS.get(config.side, GRID) if grid is None else grid
+    if wrong := searched.keys() & READ:
+        raise UserError(f"--auto cannot search {min(wrong)}: all of its settings read the same.")
+    options = _combinations(searched)
+    settings = [replace(config, **own) for own in options]
+    if len(settings) < 2:
+        raise UserError("--auto has nothing to choose between: leave out an option that it searches (--lr or another).")
+    splits = split(cache, config)
+    judges = np.concatenate([own.held_out for own in splits])
+    labels = cache.labels[:: cache.manifest.views]
+    remedy = "hold out more with --val-fraction or --val-ids, or train without --auto"
+    require_choosable(labels[judges], cache.manifest.classes, remedy)
+    keep_freed_memory()
+    whole = config if config.val_ids is not None else replace(config, val_fraction=0.0)
+    trials = len(settings) * len(splits)
+    times = f" in {len(splits)} splits each" if len(splits) > 1 else ""
+    with ExitStack() as stack:
+        data = from_cache(cache, whole, placement, passes=trials * config.epochs, trials=min(trials, MOST_TRIALS))
+        stack.enter_context(data)
+        told(f"searching {len(settings)} settings{times}: nothing is kept until the search is over.")
+        results = cross_validate(data, settings, splits, progress)
+    choice = choose([own for own in results if isfinite(own.top1)], len(judges))
+    if choice is None:
+        raise UserError("the loss of every setting that --auto tried stopped being a number: raise --precision.")
+    tried = [
+        Tried(own, result.top1 if isfinite(result.top1) else None, result.loss)
+        for own, result in zip(options, results, strict=True)
+    ]
+    mean = round(sum(len(own.train) for own in splits) / len(splits))
+    return Found(tried, choice, len(splits), mean, perf_counter() - started)
+
+
+def split(cache: ActivationCache, config: TrainConfig) -> list[Selection]:
+    """Split the samples of a cache: by ``val_ids`` once, otherwise by the hash of their ids as often as it takes.
+
+    Raises:
+        UserError: for a choice of samples that cannot be.
+    """
+    ids, labels = cache.sample_ids, cache.labels[:: cache.manifest.views]
+    if config.val_ids is not None:
+        return [select(cache.samples, ids, labels, config)]
+    if not config.val_fraction:
+        raise UserError("nothing is held out to choose by: set --val-fraction or --val-ids, or leave out --auto.")
+    samples = first_by_hash(cache.samples, ids, config.limit)
+    own = replace(config, limit=None)
+    folds = count_folds(len(samples), config.val_fraction)
+    return [select(samples, ids, labels, own, fold=fold) for fold in range(folds)]
+
+
+def _combinations(grid: Grid) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = [{}]
+    for name, values in grid.items():
+        found = [own | {name: value} for own in found for value in values]
+    return found

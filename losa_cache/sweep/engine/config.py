@@ -1,0 +1,168 @@
+"""The options of a sweep, and their file."""
+
+import json
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+
+from losa_cache.errors import UserError
+from losa_cache.files import write_whole
+from losa_cache.outside import UnreadableError, fit, parse_json, read_file
+from losa_cache.sweep.engine.space import KINDS, Choices, Range, Space, grid
+from losa_cache.sweep.engine.storage import without_password
+from losa_cache.train.config import EARLIER, TrainConfig
+from losa_cache.train.run import KEPT_FILES
+
+FILE = "sweep.json"
+SAMPLERS = ("grid", "random", "tpe")
+PRUNERS = ("none", "halving", "hyperband", "median")
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """What a sweep does.
+
+    Attributes:
+        cache: path of the training cache.
+        space: what is searched.
+        base: every other option of a trial.
+        sampler: ``grid``, every combination; ``random``, or ``tpe``, Optuna's tree-structured Parzen estimator.
+        pruner: what stops trials early: ``none``, or Optuna's successive ``halving``, ``hyperband`` or ``median``.
+        trials: how many, but for a grid.
+        concurrent: that train at the same time, at most; by default as many as memory allows.
+        storage: URL of the study's database; by default SQLite in the sweep's folder. The file has it without its
+            password.
+        val_cache: validate on all of this cache, in place of samples held out of the training cache.
+        test_cache: on which the chosen trial is tested, once; by default a known one of the same data set's test split.
+        trackers: that every trial is logged to beside TensorBoard: ``wandb``, ``mlflow``.
+        retrain: train the chosen trial anew, on training and validation samples, before its test.
+    """
+
+    cache: str
+    space: Space
+    base: TrainConfig = field(default_factory=TrainConfig)
+    sampler: str = "grid"
+    pruner: str = "none"
+    trials: int | None = None
+    concurrent: int | None = None
+    storage: str | None = field(default=None, repr=False)
+    val_cache: str | None = None
+    test_cache: str | None = None
+    trackers: list[str] = field(default_factory=list)
+    retrain: bool = False
+
+    def __post_init__(self) -> None:
+        for name, value, known in (("sampler", self.sampler, SAMPLERS), ("pruner", self.pruner, PRUNERS)):
+            if value not in known:
+                raise UserError(f"unknown {name} {value!r}: choose one of {', '.join(known)}.")
+        for name in ("trials", "concurrent"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} is {value}: it must be at least 1.")
+        if not self.space:
+            raise UserError("there is nothing to sweep: list values, as in --rank 4,8,16 or --lr 1e-3,3e-4.")
+        if self.sampler == "grid":
+            grid(self.space)
+        elif self.trials is None:
+            raise UserError(f"--sampler {self.sampler} has no end of its own: say how many with --trials.")
+        if self.sampler != "grid" and "seed" in self.space:
+            raise UserError(
+                f"--sampler {self.sampler} would choose the luckiest seed: leave --seeds to a grid, for the best few."
+            )
+        if self.retrain and self.val_cache is not None:
+            raise UserError(
+                "retrain is for samples held out of the training cache: leave out --retrain or --val-cache."
+            )
+
+    @property
+    def total(self) -> int:
+        """How many trials there are in all."""
+        return len(grid(self.space)) if self.trials is None or self.sampler == "grid" else self.trials
+
+    def save(self, folder: Path) -> int:
+        """Write the options to a sweep's folder, and a copy of the files that they name.
+
+        Returns:
+            checksum of the options.
+
+        Raises:
+            OSError: if the folder cannot be written.
+            UserError: for a file that cannot be read.
+        """
+        space = {
+            name: list(own.values) if isinstance(own, Choices) else {"low": own.low, "high": own.high}
+            for name, own in self.space.items()
+        }
+        base = asdict(self.base)
+        for option, file in KEPT_FILES.items():
+            if (given := base[option]) is not None and Path(given).is_file():
+                write_whole(folder / file, _read(Path(given), f"--{option.replace('_', '-')}"))
+                base[option] = file
+        storage = None if self.storage is None else without_password(self.storage)
+        content = json.dumps(asdict(self) | {"space": space, "base": base, "storage": storage}, indent=2).encode()
+        write_whole(folder / FILE, content)
+        return google_crc32c.value(content)
+
+    @classmethod
+    def load(cls, folder: Path) -> "SweepConfig":
+        """Read the options back.
+
+        Raises:
+            UserError: if this is no sweep's folder.
+        """
+        try:
+            content = parse_json(read_file(folder / FILE), dict[str, Any])
+            if unknown := content.keys() - {own.name for own in fields(cls)}:
+                raise UnreadableError(f"it has {min(unknown)!r}, which this version does not know")
+            base = fit(content.get("base", {}), dict[str, Any])
+            written = fit(content | {"base": EARLIER | base}, _Written)
+            if unknown := base.keys() - {own.name for own in fields(TrainConfig)}:
+                raise UnreadableError(f"it has {min(unknown)!r}, which this version does not know")
+            if unknown := written.space.keys() - KINDS.keys():
+                raise UnreadableError(f"it searches {min(unknown)!r}, which this version does not know")
+        except UnreadableError as error:
+            raise UserError(f"{str(folder)!r} is no sweep ({FILE}: {error}).") from error
+        space: Space = {
+            name: Choices(tuple(own)) if isinstance(own, list) else own for name, own in written.space.items()
+        }
+        kept: dict[str, Any] = {
+            name: str(folder / file) for name, file in KEPT_FILES.items() if getattr(written.base, name) == file
+        }
+        options: dict[str, Any] = {own.name: getattr(written, own.name) for own in fields(cls)}
+        return cls(**options | {"space": space, "base": replace(written.base, **kept)})
+
+
+def checksum(folder: Path) -> int:
+    """Give the checksum of a folder's options, as :meth:`SweepConfig.save` did.
+
+    Raises:
+        UserError: if they cannot be read.
+    """
+    return google_crc32c.value(_read(folder / FILE, "the sweep's options"))
+
+
+def _read(path: Path, what: str) -> bytes:
+    try:
+        return read_file(path)
+    except UnreadableError as error:
+        raise UserError(f"{what}: {str(path)!r} cannot be read: {error}.") from error
+
+
+@dataclass(frozen=True)
+class _Written:
+    """What the file holds."""
+
+    cache: str
+    space: dict[str, list[str | int | float | None] | Range]
+    base: TrainConfig
+    sampler: str = "grid"
+    pruner: str = "none"
+    trials: int | None = None
+    concurrent: int | None = None
+    storage: str | None = None
+    val_cache: str | None = None
+    test_cache: str | None = None
+    trackers: list[str] = field(default_factory=list)
+    retrain: bool = False

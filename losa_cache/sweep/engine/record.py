@@ -1,0 +1,360 @@
+"""What a sweep leaves, as plain data, and what can be read off it: the Pareto front, the noise, the effects. Pure."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from losa_cache.outside import fit
+
+COMPLETE, PRUNED, FAILED, RUNNING = STATES = ("complete", "pruned", "failed", "running")
+SEED = "seed"
+MANY = 8
+"""Numbers of more distinct values than this are drawn as points along an axis."""
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """One training run of a sweep. All of it is JSON.
+
+    Attributes:
+        number: of the trial, within the sweep.
+        state: ``complete``; ``pruned``, ended early because others were better; ``failed``; or ``running``.
+        options: the swept hyper-parameters and the seed.
+        parameters: trained ones of the side network.
+        curve: metrics by epoch, as in a run's ``metrics.jsonl``: ``epoch`` (from 1), ``train_loss``, ``val_loss``
+            (nats), ``val_top1`` (percent), ``train_seconds``.
+        command: of the shell, that trains this trial alone.
+    """
+
+    number: int
+    state: str
+    options: dict[str, Any]
+    parameters: int
+    curve: list[dict[str, Any]]
+    command: str
+
+    def __post_init__(self) -> None:
+        if self.state not in STATES:
+            raise ValueError(f"state {self.state!r} of trial {self.number} is none of {', '.join(STATES)}")
+
+    @property
+    def value(self) -> float | None:
+        """Validation top-1 after its last epoch, in percent; ``None`` without one."""
+        return self.curve[-1].get("val_top1") if self.curve else None
+
+    @property
+    def loss(self) -> float | None:
+        """Validation loss after its last epoch, in nats; ``None`` without one."""
+        return self.curve[-1].get("val_loss") if self.curve else None
+
+    @property
+    def seconds(self) -> float:
+        """Spent training, without validation."""
+        return math.fsum(epoch.get("train_seconds", 0.0) for epoch in self.curve)
+
+
+@dataclass(frozen=True)
+class ProbeLine:
+    """A tuned logistic regression on pooled rows.
+
+    Attributes:
+        reads: ``last layer`` or ``all layers``.
+        rows: ``cls``, ``mean`` or ``both`` of each layer.
+        c: chosen C as scikit-learn's, of features of standard deviation 1.
+        held_out_top1: in percent, on the samples that the trials are judged by, fitted to those that they learn from.
+        test_top1: in percent, fitted to all of these; ``None``: it was not tested.
+    """
+
+    reads: str
+    rows: str
+    c: float
+    held_out_top1: float
+    test_top1: float | None = None
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"probe, {self.reads}"
+
+
+@dataclass(frozen=True)
+class ToBeat:
+    """The probe of a sweep's cache, which costs seconds: what is trained from all tokens has to beat it.
+
+    Attributes:
+        lines: of the last layer and of all layers; empty: there is no probe.
+        told: what they were fitted to and judged on, or why there is none, in sentences.
+    """
+
+    lines: list[ProbeLine]
+    told: str
+
+    @property
+    def best(self) -> ProbeLine | None:
+        """The line with the best held-out top-1."""
+        return max(self.lines, key=lambda line: line.held_out_top1, default=None)
+
+
+@dataclass(frozen=True)
+class SweepRecord:
+    """A sweep and all of its trials. All of it is JSON.
+
+    Attributes:
+        title: of the report.
+        cache: path or URL of what the trials learned from.
+        identity: of that cache.
+        dataset: its data set.
+        training_samples, validation_samples: that each trial learned from, and was judged by.
+        validated_on: which samples those are, in words.
+        protocol: what was selected on what, in sentences.
+        machine: it ran on, in a line.
+        started, finished: in seconds since 1970.
+        trials: in any order.
+        chosen: number of the selected trial; ``None``: none.
+        test: of the chosen trial, once: ``on`` (path), ``split``, ``samples``, ``top1``, ``top5`` (percent), ``loss``
+            (nats), and ``retrained``, whether it was trained again for it; ``None``: no test set was read.
+        choice: how it was chosen, and how sure that is: the fields of
+            :class:`losa_cache.sweep.engine.choice.Choice`, whose settings are named by a trial each, and ``sure``, in
+            sentences; ``None``: of an earlier version.
+        to_beat: the probe of the same cache; ``None``: of an earlier version.
+    """
+
+    title: str
+    cache: str
+    identity: str
+    dataset: str
+    training_samples: int
+    validation_samples: int
+    validated_on: str
+    protocol: str
+    machine: str
+    started: float
+    finished: float
+    trials: list[TrialRecord]
+    chosen: int | None = None
+    test: dict[str, Any] | None = None
+    choice: dict[str, Any] | None = None
+    to_beat: ToBeat | None = None
+
+    def __post_init__(self) -> None:
+        if self.chosen is not None and self.chosen_trial is None:
+            raise ValueError(f"trial {self.chosen} was chosen, but is not among the trials")
+
+    @property
+    def chosen_trial(self) -> TrialRecord | None:
+        """The selected trial."""
+        return next((trial for trial in self.trials if trial.number == self.chosen), None)
+
+    def to_json(self) -> dict[str, Any]:
+        """Give all fields as JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "SweepRecord":
+        """Read what :meth:`to_json` gave.
+
+        Raises:
+            KeyError, TypeError, ValueError, UnreadableError: if it is something else.
+        """
+        trials, to_beat = [TrialRecord(**trial) for trial in content["trials"]], content.get("to_beat")
+        return cls(**{**content, "trials": trials, "to_beat": None if to_beat is None else fit(to_beat, ToBeat)})
+
+
+@dataclass(frozen=True)
+class Group:
+    """Trials that differ in their seed alone.
+
+    Attributes:
+        options: without the seed.
+        trials: the complete ones, at least one.
+        ended: how many more ended early, or have not ended.
+    """
+
+    options: dict[str, Any]
+    trials: list[TrialRecord]
+    ended: int
+
+    @property
+    def parameters(self) -> int:
+        """Trained ones."""
+        return self.trials[0].parameters
+
+    @property
+    def by_seed(self) -> list[TrialRecord]:
+        """One trial for each seed: the same seed again tells nothing new."""
+        found: dict[str, TrialRecord] = {}
+        for trial in self.trials:
+            if trial.value is not None:
+                found.setdefault(key(trial.options.get(SEED)), trial)
+        return list(found.values())
+
+    @property
+    def values(self) -> list[float]:
+        """Validation top-1, in percent, one for each seed."""
+        return [trial.value for trial in self.by_seed if trial.value is not None]
+
+    @property
+    def mean(self) -> float:
+        """Of the values."""
+        return math.fsum(self.values) / len(self.values)
+
+    @property
+    def deviation(self) -> float | None:
+        """Standard deviation of the values (over n - 1), in points; ``None`` of fewer than two."""
+        values = self.values
+        if len(values) < 2:
+            return None
+        return math.sqrt(math.fsum((value - self.mean) ** 2 for value in values) / (len(values) - 1))
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How far apart trials lie that differ in their seed alone: the noise that all differences are read against.
+
+    Attributes:
+        deviation: standard deviation of one trial, in points, pooled over groups.
+        groups: with two seeds or more.
+        trials: in them.
+    """
+
+    deviation: float
+    groups: int
+    trials: int
+
+
+@dataclass(frozen=True)
+class Level:
+    """What one value of a hyper-parameter came to, whatever the others were.
+
+    Attributes:
+        value: of the hyper-parameter.
+        values: validation top-1 of the complete trials that had it, in percent.
+        ended: how many more ended early, or have not ended.
+    """
+
+    value: Any
+    values: list[float]
+    ended: int
+
+    @property
+    def mean(self) -> float | None:
+        """Of the complete trials; ``None`` without one."""
+        return math.fsum(self.values) / len(self.values) if self.values else None
+
+    @property
+    def low(self) -> float | None:
+        """The worst complete trial."""
+        return min(self.values, default=None)
+
+    @property
+    def high(self) -> float | None:
+        """The best complete trial."""
+        return max(self.values, default=None)
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A hyper-parameter and what each of its values came to.
+
+    Attributes:
+        name: of the hyper-parameter.
+        continuous: whether it takes many values, all numbers: then its levels are single points.
+        levels: in ascending order.
+    """
+
+    name: str
+    continuous: bool
+    levels: list[Level]
+
+
+def completed(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """The trials that ran to their end and were validated: only they can be compared."""
+    return [trial for trial in trials if trial.state == COMPLETE and trial.value is not None]
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Which points no other one beats.
+
+    Args:
+        points: (parameters, value): fewer of the first and more of the second are better.
+
+    Returns:
+        indices, in ascending order of parameters. A point is beaten by one that is at least as good in both and better
+        in one; equal points stay together.
+    """
+    front: list[int] = []
+    for index in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
+        if not front or points[index][1] > points[front[-1]][1] or points[index] == points[front[-1]]:
+            front.append(index)
+    return front
+
+
+def seed_groups(trials: Sequence[TrialRecord]) -> list[Group]:
+    """Put complete trials together that differ in their seed alone, the best mean first."""
+    alike: dict[str, list[TrialRecord]] = {}
+    for trial in trials:
+        alike.setdefault(key(without_seed(trial.options)), []).append(trial)
+    groups = [
+        Group(without_seed(members[0].options), done, len(members) - len(done))
+        for members in alike.values()
+        if (done := completed(members))
+    ]
+    return sorted(groups, key=lambda group: (-group.mean, group.parameters))
+
+
+def seed_spread(groups: Sequence[Group]) -> Spread | None:
+    """Pool the standard deviations over seeds, weighed by their degrees of freedom; ``None`` if no seed was varied."""
+    repeated = [group for group in groups if group.deviation is not None]
+    if not repeated:
+        return None
+    sizes = [len(group.values) for group in repeated]
+    squares = math.fsum((n - 1) * (group.deviation or 0.0) ** 2 for n, group in zip(sizes, repeated, strict=True))
+    return Spread(math.sqrt(squares / (sum(sizes) - len(sizes))), len(repeated), sum(sizes))
+
+
+def effects(trials: Sequence[TrialRecord]) -> list[Effect]:
+    """Say for each hyper-parameter that took two values or more what each of them came to.
+
+    The seed is none of them: see :func:`seed_spread`. The others vary along, so a difference between two levels may be
+    theirs.
+    """
+    names = dict.fromkeys(name for trial in trials for name in trial.options if name != SEED)
+    return [found for name in names if len((found := _effect(name, trials)).levels) > 1]
+
+
+def without_seed(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options but for the seed."""
+    return {name: value for name, value in options.items() if name != SEED}
+
+
+def key(value: Any) -> str:
+    """Text that is equal for equal JSON."""
+    return json.dumps(value, sort_keys=True)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value lies on an axis."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _effect(name: str, trials: Sequence[TrialRecord]) -> Effect:
+    alike: dict[str, list[TrialRecord]] = {}
+    for trial in trials:
+        if name in trial.options:
+            alike.setdefault(key(trial.options[name]), []).append(trial)
+    levels = []
+    for members in alike.values():
+        done = [trial.value for trial in completed(members) if trial.value is not None]
+        levels.append(Level(members[0].options[name], done, len(members) - len(done)))
+    continuous = len(levels) > MANY and all(is_number(level.value) for level in levels)
+    return Effect(name, continuous, sorted(levels, key=lambda level: _order(level.value)))
+
+
+def _order(value: Any) -> tuple[float, str]:
+    """Numbers first, by size, also where they are text (``--layers 4``); then the rest by its text."""
+    try:
+        return (math.inf if isinstance(value, bool) else float(value)), str(value)
+    except (TypeError, ValueError):
+        return math.inf, str(value)

@@ -1,0 +1,188 @@
+"""``sweep`` and ``resume_sweep``: one cache, many trials, one choice."""
+
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import time
+from typing import Any
+
+from losa_cache.cache.store import ActivationCache, latest_training_cache, open_cache
+from losa_cache.errors import UserError
+from losa_cache.sweep.engine.config import SweepConfig
+from losa_cache.sweep.engine.held_out_results import load_held_out_results
+from losa_cache.sweep.engine.record import COMPLETE, SweepRecord
+from losa_cache.sweep.engine.results import choose, evaluate_chosen, list_trials, load_record, record_of, save_record
+from losa_cache.sweep.engine.space import Choices, Range, choices, parse
+from losa_cache.sweep.engine.sweep import Report, Sweep, create_sweep, telling_where
+from losa_cache.sweep.engine.trial import trial_path
+from losa_cache.sweep.report.drawing import require_matplotlib
+from losa_cache.sweep.report.report import write_report
+from losa_cache.train.config import TrainConfig
+from losa_cache.train.placement import Placement
+from losa_cache.train.run import next_run_path
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """What a finished sweep leaves.
+
+    Attributes:
+        folder: with the study, the report, the record, and a run directory a trial.
+        record: every trial, what was chosen, and its test.
+    """
+
+    folder: Path
+    record: SweepRecord
+
+
+def sweep(
+    cache: str | Path | ActivationCache | None = None,
+    *,
+    space: dict[str, Any],
+    config: TrainConfig | None = None,
+    out: str | Path | None = None,
+    device: str | None = None,
+    residency: str = "auto",
+    report: Report = lambda standing: None,
+    storage: str | None = None,
+    **options: Any,
+) -> SweepResult:
+    """Train many trials from one cache, choose the best by validation, test it once, and report.
+
+    Args:
+        cache: opened, or its path; by default the most recent complete one that is not of a held-out split.
+        space: by field of :class:`TrainConfig` a list of values, or text as on the command line: ``"1e-4..1e-2"``.
+        config: every other option of a trial.
+        out: the sweep's folder; by default ``runs/<data set>-sweep-<n>``.
+        device: by default the GPU where there is one.
+        residency: as of ``losa_cache.train``.
+        report: is given the standing after every epoch of trials that train together.
+        storage: URL of the study's database; by default SQLite in the sweep's folder. A password in it is not stored.
+        options: other fields of :class:`losa_cache.sweep.engine.config.SweepConfig`.
+
+    Raises:
+        UserError: for options, a cache or a folder that cannot work.
+    """
+    require_matplotlib()  # before the trials, not after them
+    if cache is None:
+        cache = latest_training_cache(all_tokens="side" in space or (config or TrainConfig()).reads_all_tokens)
+    opened = cache if isinstance(cache, ActivationCache) else open_cache(cache)
+    searched = {name: _searched(name, own) for name, own in space.items()}
+    base = config or TrainConfig()
+    if options.get("val_cache") is not None:  # nothing else is held out
+        base = replace(base, val_fraction=0.0, val_ids=None)
+    name = f"{opened.manifest.fields['dataset']['name']}-sweep".replace("/", "_")
+    folder = Path(out) if out is not None else next_run_path(Path("runs"), name)
+    path = str(opened.path.resolve())
+    placement = Placement.choose(device, residency)
+    create_sweep(folder, SweepConfig(cache=path, space=searched, base=base, storage=storage, **options))
+    try:
+        return continue_sweep(folder, placement, report=report, storage=storage)
+    except UserError:
+        if not (folder / "trials").exists():  # nothing was trained: the name is free for the mended command
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def resume_sweep(
+    folder: str | Path,
+    *,
+    device: str | None = None,
+    residency: str = "auto",
+    report: Report = lambda standing: None,
+    storage: str | None = None,
+    probe: Path | None = None,
+) -> SweepResult:
+    """Go on with a sweep from where it was stopped or killed; arguments as of :func:`sweep`.
+
+    Args:
+        storage: the same URL again, if it has a password and the database's own means (``PGPASSWORD``) do not give it.
+        probe: file in which the line to beat is kept, for sweeps that share it; by default one in the folder.
+
+    Raises:
+        UserError: if it is no sweep's folder, or its cache is gone.
+    """
+    placement = Placement.choose(device, residency)
+    return continue_sweep(Path(folder), placement, report=report, storage=storage, probe=probe)
+
+
+def continue_sweep(
+    folder: Path,
+    placement: Placement,
+    *,
+    report: Report = lambda standing: None,
+    storage: str | None = None,
+    probe: Path | None = None,
+) -> SweepResult:
+    """Do as :func:`resume_sweep`, on a device that is chosen."""
+    SweepConfig.load(folder)  # a folder that is no sweep is called that, not damaged
+    if (record := load_record(folder)) is not None:
+        write_report(record, folder)
+        return SweepResult(folder, record)
+    own = Sweep(folder, placement=placement, report=report, storage=storage, probe=probe)
+    with own._owned():
+        own.run()
+        return SweepResult(folder, _concluded(own))
+
+
+def _concluded(own: Sweep) -> SweepRecord:
+    """Choose, test, record and report."""
+    folder, progress = own.folder, own.progress
+    trials = list_trials(folder, own.config, progress.trials, own.cache)
+    samples = own.chosen()
+    images = len(samples.held_out)
+    complete = [trial.number for trial in trials if trial.state == COMPLETE]
+    choice = choose(
+        trials, images, load_held_out_results({number: trial_path(folder, number) for number in complete}, images)
+    )
+    if choice is None:
+        raise UserError(f"no trial of {str(folder)!r} came to its end: lower the rates, or leave out --pruner.")
+    best = next(trial for trial in trials if trial.number == choice.chosen)
+    test = evaluate_chosen(folder, own.config, best, own.placement)
+    record = record_of(
+        own.config,
+        own.cache,
+        samples,
+        trials,
+        choice=choice,
+        test=test,
+        to_beat=own.to_beat,
+        started=progress.started,
+        finished=time(),
+    )
+    with telling_where(folder):
+        save_record(folder, record, progress)
+    write_report(record, folder)
+    return record
+
+
+def _searched(name: str, own: Any) -> Choices | Range:
+    if isinstance(own, Choices | Range):
+        return own
+    return parse(name, own) if isinstance(own, str) else choices(name, list(own))
+
+
+def summary(result: SweepResult) -> dict[str, Any]:
+    """Sum a sweep up: what was chosen, its validation, its test, and the command that trains it alone."""
+    record = result.record
+    best = record.chosen_trial
+    assert best is not None, "a finished sweep has chosen"
+    tested = {} if record.test is None else {f"test_{name}": record.test[name] for name in ("top1", "top5", "loss")}
+    return {
+        "sweep": str(result.folder),
+        "report": str(result.folder / "report.html"),
+        "trials": len(record.trials),
+        "chosen": best.number,
+        **best.options,
+        "val_top1": best.value,
+        "val_loss": best.loss,
+        **tested,
+        **_probed(record),
+        **({} if record.choice is None else {"sure": record.choice["sure"]}),
+        "command": best.command,
+    }
+
+
+def _probed(record: SweepRecord) -> dict[str, float]:
+    lines = [] if record.to_beat is None else record.to_beat.lines
+    return {f"probe_{line.reads.replace(' ', '_')}_val_top1": line.held_out_top1 for line in lines}

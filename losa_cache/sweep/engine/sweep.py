@@ -1,0 +1,415 @@
+"""``sweep``: one cache, many trials."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from math import isfinite
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from losa_cache.cache.store import open_cache
+from losa_cache.errors import UserError
+from losa_cache.files import publish
+from losa_cache.lock import lock, unlock
+from losa_cache.machine.allocator import keep_freed_memory
+from losa_cache.outside import UnreadableError
+from losa_cache.sidenet.adapter_file import CONFIG as ADAPTER
+from losa_cache.sidenet.adapter_file import TENSORS
+from losa_cache.sweep.engine.checksums import checksums, require_unchanged
+from losa_cache.sweep.engine.cohort import Cohort
+from losa_cache.sweep.engine.concurrency import largest_of, most_trials
+from losa_cache.sweep.engine.config import SweepConfig, checksum
+from losa_cache.sweep.engine.earlier_version import earlier_progress
+from losa_cache.sweep.engine.grouping import STACKED, together
+from losa_cache.sweep.engine.held_out_results import FILE as JUDGED
+from losa_cache.sweep.engine.held_out_results import save_held_out_results
+from losa_cache.sweep.engine.probes import FILE as PROBE
+from losa_cache.sweep.engine.progress import LOST, Group, Progress, Trial, load_progress
+from losa_cache.sweep.engine.record import COMPLETE, FAILED, PRUNED, STATES, ToBeat
+from losa_cache.sweep.engine.search import Search
+from losa_cache.sweep.engine.space import Choices, require_trainable
+from losa_cache.sweep.engine.storage import same_database
+from losa_cache.sweep.engine.study import StudyCopy
+from losa_cache.sweep.engine.sweep_data import SweepData
+from losa_cache.sweep.engine.trial import Trials, load_group, require_epochs, trial_path
+from losa_cache.sweep.report.trackers import open_trackers
+from losa_cache.text import shown
+from losa_cache.train.config import TrainConfig
+from losa_cache.train.loop import finish
+from losa_cache.train.placement import Placement
+from losa_cache.train.run import CONFIG, KEPT_FILES
+from losa_cache.train.selection import Selection
+from losa_cache.train.state_file import save_state
+from losa_cache.train.train import new_adapter, origin_of, save_run
+
+MOST_TRIALS = 64  # at the same time, if nobody says otherwise
+VALUE = "val_top1"
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a sweep stands, after an epoch of a cohort.
+
+    Attributes:
+        trials: in all.
+        finished: completed, stopped early or failed.
+        epochs: of a trial that comes to its end.
+        rows: of every trial that this process trained, the best first: ``number``, ``config``, ``epoch``, ``value``
+            and, of one that is over, ``state``.
+        seconds: since this process began.
+        epochs_left: of all trials, if none is stopped early.
+        epochs_done: by this process.
+    """
+
+    trials: int
+    finished: int
+    epochs: int
+    rows: list[dict[str, Any]]
+    seconds: float
+    epochs_left: int
+    epochs_done: int
+
+
+Report = Callable[[Standing], None]
+
+
+class Sweep:
+    """A sweep under way. Killed at any moment, it goes on from its folder, and ends as if it had not been killed.
+
+    What has happened is what ``progress.json`` says, which is replaced whole after every epoch of a group of trials.
+    Everything that this file relies on is written before it: metrics, adapters of trials that ended, and the group's
+    checkpoint, under a name of its own. What only shows it comes after it: the study in the database. A kill between
+    two of these steps leaves files that nothing relies on, and work that is done again with the same result, bit for
+    bit on the same machine: what comes next is a pure function of the progress.
+
+    Args:
+        folder: of the sweep, with its options.
+        placement: where to compute, and where what is read of the cache is kept.
+        report: is given the standing after every epoch of a group.
+        storage: URL of the study's database again, where it has a password: that is stored nowhere.
+        probe: file in which the line to beat is kept; by default one in the folder.
+
+    Attributes:
+        to_beat: the probe of the same cache, once trials are trained.
+    """
+
+    progress: Progress
+    to_beat: ToBeat
+    _search: Search
+    _study: StudyCopy
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        placement: Placement,
+        report: Report,
+        storage: str | None = None,
+        probe: Path | None = None,
+    ) -> None:
+        self.folder, self.placement = folder, placement
+        self._probe = folder / PROBE if probe is None else probe
+        self.config = SweepConfig.load(folder)
+        self._report = report
+        if self.config.storage is not None:
+            storage = same_database(self.config.storage, storage)
+        elif storage is not None:
+            raise UserError("this sweep's study is in its own folder: leave out --storage.")
+        self._storage = storage
+        self._require_kept()
+        self.cache = open_cache(self.config.cache)
+        require_trainable(self.config.space, self.config.base)
+        self._require_stackable()
+        self._data = SweepData(self.cache, self.config, placement, trials=self.config.total)
+        self._data.require_choosable()
+        self._trials = Trials(folder, open_trackers(self.config.trackers, folder))
+        self._cohorts: list[Cohort] = []  # of the progress's groups, in their order
+        self._rows: dict[int, dict[str, Any]] = {}
+        self._lock: int | None = None
+
+    def _require_stackable(self) -> None:
+        side = self.config.space.get("side")
+        sides = side.values if isinstance(side, Choices) else (self.config.base.side,)
+        known = f"{', '.join(STACKED[:-1])} and {STACKED[-1]}"
+        if wrong := [own for own in sides if own not in STACKED]:
+            raise UserError(f"side is {wrong[0]!r}: trials of {known} alone train together.")
+        if len(self.cache.manifest.tokens["grid"]) == 3:
+            raise UserError(f"{str(self.cache.path)!r} holds videos: trials train together on images alone.")
+
+    def run(self) -> None:
+        """Train what is left to train.
+
+        Raises:
+            UserError: if the folder cannot be written, was damaged, or another process runs the sweep.
+        """
+        keep_freed_memory()
+        with self._owned(), telling_where(self.folder), ExitStack() as stack:
+            stack.callback(self._data.close)
+            stack.callback(self._trials.close)
+            self._restore(stack)
+            self.to_beat = self._data.to_beat(self._probe)
+            started, done = perf_counter(), 0
+            while True:
+                if self.progress.turn >= len(self._cohorts):
+                    self._begin()
+                if not self._cohorts:
+                    return
+                trained = len(self._cohorts[self.progress.turn].numbers)
+                self._epoch(self.progress.turn)
+                done += trained
+                self._report(self._standing(perf_counter() - started, done))
+
+    def chosen(self) -> Selection:
+        """Say which samples the trials learned from, and which they were judged by."""
+        return self._data.chosen()
+
+    def _restore(self, stack: ExitStack) -> None:
+        """Take up what a killed sweep was at."""
+        config = self.config
+        found = load_progress(self.folder, config.space)
+        self.progress = earlier_progress(self.folder, config, self._storage) if found is None else found
+        if self.progress.config not in (None, checksum(self.folder)):
+            raise UserError(
+                f"the options of the sweep {str(self.folder)!r} (sweep.json) were changed after it began: bring "
+                "them back, or begin another sweep."
+            )
+        self._require_unchanged()
+        self._require_same_caches()
+        base = config.base
+        self._search = Search(
+            config.space,
+            sampler=config.sampler,
+            pruner=config.pruner,
+            trials=config.total,
+            epochs=base.epochs,
+            seed=base.seed,
+            known=self.progress.trials,
+        )
+        self.progress.save(self.folder)
+        self._study = StudyCopy(self.folder, self._storage, config.space, self.progress)
+        stack.callback(self._study.close)
+        self._clear_checkpoints()
+        known = {trial_path(self.folder, number) for number in range(len(self.progress.trials))}
+        for path in set((self.folder / "trials").glob("*")) - known:  # begun, and killed before that was committed
+            shutil.rmtree(path)
+        for group in self.progress.groups:
+            state = load_group(self.folder / "cohorts" / group.file, self.placement.device)
+            cohort = self._cohort([(number, self._config_of(number)) for number in state["numbers"]])
+            cohort.load(state)
+            if cohort.numbers != group.numbers:  # an earlier version wrote it before it let go of some
+                cohort.keep(group.numbers)
+            self._cohorts.append(cohort)
+            for number in group.numbers:
+                self._trials.reopen(number, cohort.config_of(number), cohort.epoch)
+
+    def _require_unchanged(self) -> None:
+        """Refuse trials whose files are not as they were written, before more is trained beside them."""
+        for number, trial in enumerate(self.progress.trials):
+            if trial.state != LOST:
+                require_epochs(self.folder, number, trial.epochs, trial.files)
+
+    def _require_kept(self) -> None:
+        """Refuse kept files of options that are not as they were written, before they say what is held out.
+
+        Raises:
+            UserError: naming one.
+        """
+        found = load_progress(self.folder, self.config.space)
+        try:
+            require_unchanged(self.folder, {} if found is None else found.files)
+        except UnreadableError as error:
+            raise UserError(
+                f"the sweep {str(self.folder)!r} cannot go on ({error}): bring the file back from a copy, or begin "
+                "another sweep."
+            ) from error
+
+    def _require_same_caches(self) -> None:
+        """Refuse caches that are not those that the first trials learned from."""
+        found = self._data.identities()
+        for option, identity in self.progress.caches.items():
+            if found.get(option) != identity:
+                raise UserError(
+                    f"the {option.replace('_', ' ')} of the sweep {str(self.folder)!r} is another one now "
+                    f"({found.get(option)}, not {identity}): bring the old one back, or begin another sweep."
+                )
+        self.progress.caches = found
+
+    def _config_of(self, number: int) -> TrainConfig:
+        return replace(self.config.base, **self.progress.trials[number].options)
+
+    def _begin(self) -> None:
+        """Fill free places with new trials."""
+        numbers: list[int] = []
+        live = sum(len(cohort.numbers) for cohort in self._cohorts)
+        most = self._most() if self.progress.count(*STATES) < self.config.total else 0
+        while live + len(numbers) < most and (found := self._search.next()):
+            numbers.append(found[0])
+            self.progress.trials.append(Trial(found[1]))
+        self.progress.turn = 0
+        if not numbers:
+            return
+        for places in together([self._config_of(number) for number in numbers], most):
+            self._start([(numbers[place], self._config_of(numbers[place])) for place in places])
+        self._commit()
+
+    def _most(self) -> int:
+        """How many trials train at the same time: measured before the first, and kept."""
+        if self.config.concurrent is not None:
+            return self.config.concurrent
+        if self.progress.most is None:
+            largest = largest_of(self.config, self.cache.manifest.layers)
+            self.progress.most = min(MOST_TRIALS, most_trials(largest, self._data.of(largest)))
+        return self.progress.most
+
+    def _start(self, trials: list[tuple[int, TrainConfig]]) -> None:
+        data = self._data.of(trials[0][1])
+        for number, config in trials:
+            self._trials.create(number, config, origin_of(self.cache, None, data), data.chosen.files)
+            self._note(number, CONFIG, *KEPT_FILES.values())
+        cohort = self._cohort(trials)
+        self._cohorts.append(cohort)
+        self.progress.groups.append(self._saved(cohort, f"{trials[0][0]:04d}"))
+
+    def _cohort(self, trials: list[tuple[int, TrainConfig]]) -> Cohort:
+        data = self._data.of(trials[0][1])
+        adapters = [new_adapter(data.manifest, data.tail, config).to(data.device) for _, config in trials]
+        numbers, configs = [number for number, _ in trials], [config for _, config in trials]
+        return Cohort(numbers, configs, adapters, data)
+
+    def _epoch(self, turn: int) -> None:
+        """Train an epoch of a group, and note what came of it."""
+        cohort, group = self._cohorts[turn], self.progress.groups[turn]
+        metrics = cohort.run_epoch()
+        ended: dict[int, str] = {}
+        for number, own in zip(cohort.numbers, metrics, strict=True):
+            self.progress.trials[number].files |= self._trials.log(number, own)
+            self._rows[number] = {"epoch": own["epoch"], "value": own[VALUE], "config": cohort.config_of(number)}
+            if state := self._judged(number, own, last=cohort.done):
+                ended[number] = self._rows[number]["state"] = state
+        if COMPLETE in ended.values():
+            trained = dict(zip(cohort.numbers, cohort.adapters(), strict=True))
+            complete = [number for number in trained if ended[number] == COMPLETE]
+            probes = finish(
+                [trained[number] for number in complete],
+                cohort.data,
+                cohort.config_of(complete[0]),
+                refit=self._data.holds_out_its_own,
+            )
+            for number, probe in zip(complete, probes, strict=True):
+                config = cohort.config_of(number)
+                save_run(self._trials[number], trained[number], cohort.data, config, probe)
+                save_held_out_results(self._trials[number].path, cohort.judged[number])
+                self._note(number, TENSORS, ADAPTER, JUDGED)
+        for number, state in ended.items():
+            self._trials.end(number, state)
+        stay = [number for number in cohort.numbers if number not in ended]
+        if stay:
+            if ended:
+                cohort.keep(stay)
+            self.progress.groups[turn] = self._saved(cohort, group.file.removesuffix(".pt").split("-")[0])
+            self.progress.turn = turn + 1
+        else:
+            del self._cohorts[turn], self.progress.groups[turn]
+        self._commit()
+
+    def _note(self, number: int, *names: str) -> None:
+        """Note the checksums of what was written to a trial's directory."""
+        self.progress.trials[number].files |= checksums(trial_path(self.folder, number), *names)
+
+    def _judged(self, number: int, metrics: dict[str, Any], *, last: bool) -> str | None:
+        """Say how a trial ends after an epoch; ``None``: it goes on."""
+        trial = self.progress.trials[number]
+        if not isfinite(metrics["train_loss"]):
+            trial.state = FAILED
+        else:
+            trial.values.append(metrics[VALUE])
+            stop = self._search.report(number, metrics["epoch"], metrics[VALUE])
+            if not (last or stop):
+                return None
+            trial.state = COMPLETE if last else PRUNED
+        self._search.end(number, trial.state, trial.values)
+        return trial.state
+
+    def _saved(self, cohort: Cohort, name: str) -> Group:
+        """Write a checkpoint beside the one before it."""
+        file = f"{name}-{cohort.epoch:04d}.pt"
+        save_state(self.folder / "cohorts" / file, cohort.state())
+        return Group(file, list(cohort.numbers))
+
+    def _commit(self) -> None:
+        self.progress.save(self.folder)
+        self._clear_checkpoints()
+        self._study.update(self.progress.trials)
+
+    def _clear_checkpoints(self) -> None:
+        """Remove the checkpoints that the progress does not name."""
+        named = {group.file for group in self.progress.groups}
+        for path in (self.folder / "cohorts").iterdir():
+            if path.name not in named:
+                path.unlink()
+
+    def _standing(self, seconds: float, done: int) -> Standing:
+        live = sum(len(cohort.numbers) for cohort in self._cohorts)
+        finished = self.progress.count(COMPLETE, PRUNED, FAILED)
+        left = sum(len(c.numbers) * (c.configs[0].epochs - c.epoch) for c in self._cohorts)
+        left += (self.config.total - finished - live) * self.config.base.epochs
+        rows = sorted(({"number": number, **row} for number, row in self._rows.items()), key=lambda row: -row["value"])
+        return Standing(self.config.total, finished, self.config.base.epochs, rows, seconds, left, done)
+
+    @contextmanager
+    def _owned(self) -> Iterator[None]:
+        """Own the folder; within this, again at no cost.
+
+        Raises:
+            UserError: if another process does.
+        """
+        if self._lock is not None:
+            yield
+            return
+        with telling_where(self.folder):
+            self._lock = lock(self.folder / "lock")
+        if self._lock is None:
+            raise UserError(f"another process runs the sweep {str(self.folder)!r}: wait for it.")
+        try:
+            yield
+        finally:
+            unlock(self._lock)
+            self._lock = None
+
+
+@contextmanager
+def telling_where(folder: Path) -> Iterator[None]:
+    """Make a sentence of what the system does not do for a sweep.
+
+    Raises:
+        UserError: in place of an ``OSError``.
+    """
+    try:
+        yield
+    except OSError as error:
+        file = shown(str(error.filename or folder))
+        raise UserError(
+            f"the sweep {str(folder)!r} stopped at {file!r} ({error.strerror or error}): once that is mended, "
+            "--resume goes on."
+        ) from error
+
+
+def create_sweep(folder: Path, config: SweepConfig) -> None:
+    """Make a sweep's folder.
+
+    Raises:
+        UserError: if the path is taken or cannot be written.
+    """
+    try:
+        if folder.exists():  # as "." does, which has no name to add to
+            raise UserError(f"{str(folder)!r} exists: continue it with --resume, or choose another --out.")
+        partial = folder.with_name(folder.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        (partial / "cohorts").mkdir(parents=True)
+        checksum = config.save(partial)
+        Progress(config=checksum, files=checksums(partial, *KEPT_FILES.values())).save(partial)
+        publish(partial, folder)
+    except OSError as error:
+        raise UserError(f"sweep {str(folder)!r} cannot be made ({error.strerror}).") from error

@@ -1,0 +1,104 @@
+"""The training data of a sweep's trials: a source for each choice of block outputs, one split for all."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from losa_cache.cache.identity import differences
+from losa_cache.cache.store import ActivationCache, open_cache
+from losa_cache.errors import UserError
+from losa_cache.probe.held_out import require_choosable
+from losa_cache.sweep.engine.config import SweepConfig
+from losa_cache.sweep.engine.probes import lines_to_beat
+from losa_cache.sweep.engine.record import ToBeat
+from losa_cache.train.config import SHUFFLE, TrainConfig
+from losa_cache.train.evaluate_run import apart
+from losa_cache.train.placement import Placement
+from losa_cache.train.selection import Selection
+from losa_cache.train.training_data import TrainingData, from_cache, selected
+
+
+class SweepData:
+    """Opened when first asked for, closed together.
+
+    Args:
+        cache: to train from.
+        config: of the sweep.
+        placement: where trials compute, and where what they read is kept.
+        trials: each of which reads everything once an epoch.
+
+    Raises:
+        UserError: for a validation cache that does not fit, or if nothing is held out.
+    """
+
+    def __init__(self, cache: ActivationCache, config: SweepConfig, placement: Placement, *, trials: int) -> None:
+        self._cache, self._placement = cache, placement
+        self._base = config.base
+        self._passes = trials * config.base.epochs
+        self._trials = min(trials, config.concurrent or trials)
+        self._val = None if config.val_cache is None else open_cache(config.val_cache)
+        if self._val is not None:
+            held = ({"tokens": own.manifest.holds} for own in (cache, self._val))
+            if wrong := apart(cache.manifest.fields, self._val.manifest.fields) + differences(*held):
+                raise UserError(f"val-cache {str(self._val.path)!r} does not fit the cache: {'; '.join(wrong)}.")
+        elif not config.base.val_fraction and config.base.val_ids is None:
+            raise UserError("nothing is held out to choose a trial by: set --val-fraction, --val-ids or --val-cache.")
+        self._open: dict[str, TrainingData] = {}
+
+    def identities(self) -> dict[str, str]:
+        """Give the identity of each cache, by option."""
+        found = {"cache": self._cache.manifest.identity}
+        return found if self._val is None else found | {"val_cache": self._val.manifest.identity}
+
+    def of(self, config: TrainConfig) -> TrainingData:
+        """Give what a trial learns from."""
+        shared = (config.side, config.layers, config.start, config.seed if self._cache.manifest.views > 1 else 0)
+        key = repr(shared)
+        if key not in self._open:
+            self._open[key] = self._opened(config)
+        return self._open[key]
+
+    def chosen(self) -> Selection:
+        """Say which samples trials learn from, and which they are judged by."""
+        own = selected(self._cache, self._base)
+        return own if self._val is None else replace(own, held_out=selected(self._val, _whole(self._base)).train)
+
+    @property
+    def holds_out_its_own(self) -> bool:
+        """Whether trials are judged by samples of the training cache."""
+        return self._val is None
+
+    def to_beat(self, path: Path) -> ToBeat:
+        """Give the probe that trials have to beat, on the same samples; it is kept in a file (``path``)."""
+        chosen = self.chosen()
+        judges = self._cache if self._val is None else self._val
+        return lines_to_beat(path, (self._cache, chosen.train), (judges, chosen.held_out), self._placement.device)
+
+    def require_choosable(self) -> None:
+        """Refuse a held-out part on which no trial can be chosen.
+
+        Raises:
+            UserError: for too few samples, or samples of one class.
+        """
+        cache = self._cache if self._val is None else self._val
+        labels = cache.labels[:: cache.manifest.views][self.chosen().held_out]
+        require_choosable(labels, cache.manifest.classes, "hold out more with --val-fraction, --val-ids or --val-cache")
+
+    def close(self) -> None:
+        """Close all sources."""
+        for data in self._open.values():
+            data.close()
+        self._open.clear()
+
+    def _opened(self, config: TrainConfig) -> TrainingData:
+        options: dict[str, Any] = {"passes": self._passes, "trials": self._trials}
+        own = from_cache(self._cache, config, self._placement, **options)
+        if self._val is None:
+            return own
+        other = from_cache(self._val, _whole(config), self._placement, **options)
+        return replace(own, chosen=replace(own.chosen, held_out=other.chosen.train), plain=other.source)
+
+
+def _whole(config: TrainConfig) -> TrainConfig:
+    """Take all samples of a validation cache."""
+    return replace(config, sampling=SHUFFLE, limit=None, val_fraction=0.0, val_ids=None)

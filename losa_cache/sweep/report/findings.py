@@ -1,0 +1,166 @@
+"""What a sweep found: what it chose, on what evidence, and how sure that is. Sentences for a report and a terminal."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from losa_cache.probe.held_out import standard_error
+from losa_cache.sweep.engine.record import (
+    COMPLETE,
+    STATES,
+    Group,
+    ProbeLine,
+    SweepRecord,
+    ToBeat,
+    key,
+    seed_groups,
+    seed_spread,
+    without_seed,
+)
+
+
+def findings(record: SweepRecord) -> dict[str, str]:
+    """Say what was chosen, selected on what, tested on what, ahead of what, and beside what noise, by heading."""
+    groups = seed_groups(record.trials)
+    found = {"Chosen": _chosen(record, groups), "Selected on": _selected(record), "Tested on": _tested(record)}
+    if record.choice is not None:
+        found["How sure"] = record.choice["sure"]
+    if record.to_beat is not None:
+        found["Line to beat"] = _to_beat(record, record.to_beat)
+    ours, rival = _rivals(record, groups)
+    if ours is not None and rival is not None:
+        found["Next best"] = _difference(record, ours, rival, groups)
+    if groups:
+        found["Noise"] = _noise(record, groups)
+    return found
+
+
+def say(value: Any) -> str:
+    """Write an option's value as one would on a command line."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list):
+        return ",".join(map(say, value))
+    return value if isinstance(value, str) else "none" if value is None else json.dumps(value)
+
+
+def say_options(options: Mapping[str, Any]) -> str:
+    """Write options as ``rank 8, lr 0.001``."""
+    return ", ".join(f"{name} {say(value)}" for name, value in options.items()) or "no options"
+
+
+def count_states(record: SweepRecord) -> str:
+    """Say how many trials there are, and how they ended."""
+    states = Counter(trial.state for trial in record.trials)
+    told = ", ".join(f"{states[state]} {state}" for state in STATES if states[state])
+    return f"{len(record.trials)} ({told})" if record.trials else "none"
+
+
+def _chosen(record: SweepRecord, groups: list[Group]) -> str:
+    trial = record.chosen_trial
+    if trial is None:
+        return (
+            "No trial was chosen." if groups else "No trial was chosen: none ran to its end with a validation result."
+        )
+    value = "no validation result" if trial.value is None else f"validation top-1 {trial.value:.1f} %"
+    ours, _ = _rivals(record, groups)
+    over = ""
+    if ours is not None and len(ours.values) > 1:
+        over = f" ({ours.mean:.1f} ± {ours.deviation:.1f} % over {len(ours.values)} seeds"
+        over += f", {ours.ended} more not complete)" if ours.ended else ")"
+    epochs = f"{len(trial.curve)} epoch{'' if len(trial.curve) == 1 else 's'}"
+    return (
+        f"Trial {trial.number}: {say_options(trial.options)}. It trains {trial.parameters:,} parameters and reached "
+        f"{value}{over} after {epochs}."
+    )
+
+
+def _selected(record: SweepRecord) -> str:
+    told = f"{record.validated_on}. {record.protocol}"
+    done = sum(trial.state == COMPLETE for trial in record.trials)
+    if record.chosen is not None and done > 1:
+        told += f" As the pick of {done} complete trials its validation figure is rather too high than too low."
+    return told
+
+
+def _tested(record: SweepRecord) -> str:
+    test = record.test
+    if test is None:
+        return "No test set was read."
+    trained = "trained again by itself for it" if test["retrained"] else "as the sweep trained it"
+    return (
+        f"Split {test['split']} of {test['on']}, {test['samples']:,} samples, once, with the chosen trial alone, "
+        f"{trained}: top-1 {test['top1']:.1f} % (standard error {standard_error(test['top1'], test['samples']):.1f} "
+        f"points), top-5 {test['top5']:.1f} %, loss {test['loss']:.3f}."
+    )
+
+
+def _to_beat(record: SweepRecord, probe: ToBeat) -> str:
+    trial, best = record.chosen_trial, probe.best
+    if best is None:
+        return probe.told
+    values = "; ".join(f"{line.name}: {_figures(line)}" for line in probe.lines)
+    told = f"{values[0].upper()}{values[1:]}."
+    if trial is not None and trial.value is not None:
+        ahead = trial.value - best.held_out_top1
+        place = "level with" if abs(ahead) < 0.05 else f"{abs(ahead):.1f} points {'above' if ahead > 0 else 'below'}"
+        error = standard_error(best.held_out_top1, record.validation_samples)
+        told += (
+            f" The chosen trial is {place} the better of these; one standard error of a top-1 on these "
+            f"{record.validation_samples:,} samples is {error:.1f} points."
+        )
+    return f"{told} {probe.told}"
+
+
+def _figures(line: ProbeLine) -> str:
+    test = "" if line.test_top1 is None else f", test {line.test_top1:.1f} %"
+    return f"{line.held_out_top1:.1f} % held out{test} (rows: {line.rows}, C {line.c:.1e})"
+
+
+def _rivals(record: SweepRecord, groups: list[Group]) -> tuple[Group | None, Group | None]:
+    """The chosen trial's group, and the best of the others."""
+    if (trial := record.chosen_trial) is None:
+        return None, None
+    wanted = key(without_seed(trial.options))
+    ours = next((group for group in groups if key(group.options) == wanted), None)
+    return ours, next((group for group in groups if group is not ours), None)
+
+
+def _difference(record: SweepRecord, ours: Group, rival: Group, groups: list[Group]) -> str:
+    ahead = ours.mean - rival.mean
+    names = ", ".join(str(trial.number) for trial in rival.trials[:5]) + (", ..." if len(rival.trials) > 5 else "")
+    changed = {name: value for name, value in rival.options.items() if ours.options.get(name) != value}
+    place = f"{abs(ahead):.1f} points {'below' if ahead > 0 else 'above'}" if abs(ahead) >= 0.05 else "level with"
+    told = (
+        f"Trial{'s' if len(rival.trials) > 1 else ''} {names}, with {say_options(changed)}, at {rival.mean:.1f} %: "
+        f"{place} the chosen options."
+    )
+    if (spread := seed_spread(groups)) is None:
+        if record.choice is not None:
+            return f"{told} How much of that another seed would give is not known."
+        return f"{told} Without trials of other seeds nothing says whether that is more than noise."
+    error = spread.deviation * math.sqrt(1 / len(ours.values) + 1 / len(rival.values))
+    if abs(ahead) <= 2 * error:
+        return f"{told} Seeds alone give differences of that size: the sweep does not tell the two apart."
+    return f"{told} Seeds alone seldom give that much: one standard error of such a difference is {error:.2f} points."
+
+
+def _noise(record: SweepRecord, groups: list[Group]) -> str:
+    spread = seed_spread(groups)
+    if spread is None:
+        told = "No options were trained with two seeds, so how far a seed alone moves a trial is not known."
+    else:
+        settings = "one setting" if spread.groups == 1 else f"{spread.groups} settings"
+        told = (
+            f"Trials that differ in their seed alone have a standard deviation of {spread.deviation:.2f} points "
+            f"({spread.trials} trials of {settings})."
+        )
+    if record.validation_samples:
+        error = standard_error(groups[0].mean, record.validation_samples)
+        told += (
+            f" One standard error of a top-1 on {record.validation_samples:,} samples is {error:.1f} points; between "
+            "trials, which were validated on the same samples, it is somewhat less."
+        )
+    return told

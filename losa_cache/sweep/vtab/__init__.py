@@ -1,0 +1,1 @@
+"""The VTAB-1k protocol: a sweep for each task and rank, and the table of all."""

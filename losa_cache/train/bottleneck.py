@@ -1,0 +1,112 @@
+"""The bottleneck of an epoch: what its time went into, how that compares with the machine's bandwidth, and what would
+shorten it. Pure.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from losa_cache.points import LAST_ONLY, WITHOUT_START
+
+PARTS = ("read", "decode", "copy", "backbone", "compute")
+"""What a step waits for: reads, decoding (online: of images), copies to the GPU, the backbone, the side network."""
+
+
+@dataclass(frozen=True)
+class Bandwidth:
+    """The largest speed at which this machine can read, in GB/s.
+
+    Attributes:
+        memory: copying in memory.
+        disk: reading the cache's own shards past the page cache; ``None`` where it lies elsewhere.
+    """
+
+    memory: float
+    disk: float | None
+
+    def over(self, reached: float) -> tuple[str, float]:
+        """Name the limit that a speed lies below: what is faster than the disk came out of memory."""
+        if self.disk is not None and reached <= 1.2 * self.disk:
+            return "disk", self.disk
+        return "memory", self.memory
+
+
+def time_metrics(seconds: float, spent: Mapping[str, float], bandwidth: Bandwidth | None) -> dict[str, float]:
+    """Divide an epoch's seconds.
+
+    Args:
+        seconds: of the epoch's steps.
+        spent: what sources and loop measured: seconds of :data:`PARTS`; where a cache was read, also ``reading``, the
+            seconds that its reads took while something else ran or nothing, and ``gigabytes``.
+        bandwidth: of the machine, for a cache.
+
+    Returns:
+        metrics: ``train_seconds_<part>``, ``train_read_gb_per_second`` and ``train_read_roof_gb_per_second``. On a GPU
+        the host waits for reads while the device still computes: only what the other parts leave counts as waiting.
+    """
+    parts = {part: spent[part] for part in PARTS if part in spent}
+    if "read" in parts:
+        others = sum(value for part, value in parts.items() if part != "read")
+        parts["read"] = min(parts["read"], max(0.0, seconds - others))
+    metrics = {f"train_seconds_{part}": value for part, value in parts.items()}
+    if spent.get("gigabytes") and spent.get("reading"):
+        metrics["train_read_gb_per_second"] = spent["gigabytes"] / spent["reading"]
+        if bandwidth is not None:
+            metrics["train_read_roof_gb_per_second"] = bandwidth.over(metrics["train_read_gb_per_second"])[1]
+    return metrics
+
+
+RANK, LAYERS = "a smaller --rank", "fewer --layers"
+REMEDIES = {
+    "compute": (RANK, LAYERS),
+    "decode": ("bfloat16 (no decoding)", "int8 (almost none)", LAYERS),
+    "copy": (LAYERS, "fewer bits", "--residency device where it fits"),
+    "backbone": ("a cache (losa-cache extract)",),
+    "images": ("more --workers", "a cache (losa-cache extract)"),
+    "disk": (LAYERS, "a cache of fewer bits (--precision int8)", "memory that holds it"),
+    "memory": (LAYERS, "fewer bits (--precision int8)"),
+}
+"""What would shorten an epoch."""
+NAMES = {
+    "compute": "the side network",
+    "decode": "decoding",
+    "copy": "copies to the GPU",
+    "backbone": "the backbone",
+    "images": "decoding images",
+    "disk": "reading from disk",
+    "memory": "reading from memory",
+}
+
+
+def limiter(metrics: Mapping[str, float], bandwidth: Bandwidth | None = None, *, side: str = "losa") -> str:
+    """Say in one sentence what an epoch's time went into, and what would shorten it.
+
+    Args:
+        metrics: of the epoch, with those of :func:`time_metrics`.
+        bandwidth: as there.
+        side: the side network: some have no rank, and some read one layer alone.
+    """
+    parts = {part: metrics[f"train_seconds_{part}"] for part in PARTS if f"train_seconds_{part}" in metrics}
+    speed = metrics.get("train_read_gb_per_second")
+    rest = {part: f"{value / metrics['train_seconds']:.0%}" for part, value in parts.items()}
+    largest = max(parts, key=lambda part: parts[part])
+    what = largest
+    if largest == "decode" and "backbone" in parts:
+        what = "images"
+    if largest == "read":
+        what = "memory" if bandwidth is None or speed is None else bandwidth.over(speed)[0]
+    read = ""
+    if speed is not None and bandwidth is not None:
+        name, limit = bandwidth.over(speed)
+        read = f" at {speed:.1f} GB/s, {'the disk gives' if name == 'disk' else 'memory copies at'} {limit:.1f}"
+    others = ", ".join(
+        f"{part} {share}{read if part == 'read' else ''}" for part, share in rest.items() if part != largest
+    )
+    within = f"{rest[largest]} of the time{read if largest == 'read' else ''}"
+    *more, last = _remedies(what, side) or [""]
+    advice = f": {' or '.join(filter(None, [', '.join(more), last]))} would shorten it" if last else ""
+    return f"limited by {NAMES[what]} ({within}; {others}){advice}."
+
+
+def _remedies(what: str, side: str) -> list[str]:
+    useless = {RANK: side in WITHOUT_START, LAYERS: side in LAST_ONLY}
+    return [remedy for remedy in REMEDIES[what] if not useless.get(remedy)]

@@ -1,0 +1,80 @@
+"""Check before the first step that a batch fits the device's memory."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from losa_cache.errors import UserError
+from losa_cache.machine.memory import available_memory, readable_bytes
+from losa_cache.sidenet.adapter import Adapter
+
+SPARE = 0.8  # what is counted here is not all that a step needs
+
+
+def require_memory(
+    adapter: Adapter, shape: Sequence[int], dtype: torch.dtype, *, batch_size: int, autocast: torch.dtype | None
+) -> None:
+    """Refuse a batch whose blocks and saved activations alone are more than the device has left.
+
+    Args:
+        adapter: on its device.
+        shape: of one sample's blocks, ``(k, tokens, width)``, y_0 counted in k where it is apart.
+        dtype: of the block outputs.
+        batch_size: samples a step.
+        autocast: dtype of the matrix products, or ``None``.
+
+    Raises:
+        UserError: naming the batch that would fit.
+    """
+    device = next(adapter.parameters()).device
+    needed = needed_bytes(adapter, shape, dtype, 2, autocast) - needed_bytes(adapter, shape, dtype, 1, autocast)
+    free = available_memory(device)
+    if batch_size * needed <= free:
+        return
+    fits = int(SPARE * free / needed)
+    raise UserError(
+        f"a batch of {batch_size} keeps {readable_bytes(batch_size * needed)} of activations, and {device} has "
+        f"{readable_bytes(free)} left: "
+        + (f"--batch-size {fits} would fit." if fits else "not one sample would fit; choose fewer --layers.")
+    )
+
+
+def needed_bytes(
+    adapter: Adapter, shape: Sequence[int], dtype: torch.dtype, batch: int, autocast: torch.dtype | None
+) -> int:
+    """Count the bytes of a batch's block outputs and of everything that autograd saves for their backward pass.
+
+    The adapter is not left in training: this batch is none that its statistics or its noise may count.
+    """
+    device = next(adapter.parameters()).device
+    blocks = [torch.zeros(batch, *shape[1:], dtype=dtype, device=device) for _ in range(shape[0])]
+    adapter.eval()
+    saved = saved_bytes(lambda: adapter(blocks), (*blocks, *adapter.parameters()), autocast)
+    return sum(block.nbytes for block in blocks) + saved
+
+
+def saved_bytes(forward: Callable[[], Tensor], known: Iterable[Tensor], autocast: torch.dtype | None) -> int:
+    """Count the bytes that autograd saves in a forward pass, but for those of tensors that are there anyway."""
+    known = list(known)
+    known_storages = {tensor.untyped_storage().data_ptr() for tensor in known}
+    kept: dict[int, int] = {}
+
+    def count(saved: Tensor) -> Tensor:
+        """Count a tensor, and have autograd hold its values alone: they stay, so that no other takes their address.
+
+        A result that its own node held would keep the whole graph alive, for no backward pass ends it. The graph would
+        also tie the parameters to this stream, and then no CUDA graph could hold a training step.
+        """
+        storage = saved.untyped_storage()
+        if storage.data_ptr() not in known_storages:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return saved.detach()
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(count, lambda saved: saved),
+        torch.autocast(known[0].device.type, autocast, enabled=autocast is not None),
+    ):
+        result = forward()
+    del result
+    return sum(kept.values())

@@ -1,0 +1,88 @@
+"""Files that choose samples: a weight for each, or the ids of some."""
+
+import csv
+import io
+import math
+from pathlib import Path
+
+from losa_cache.errors import UserError
+from losa_cache.outside import UnreadableError, read_file
+
+HEADER = ["id", "weight"]
+MOST_BYTES = 2**30  # ids of ten million samples
+
+
+def read_sample_file(path: str, option: str) -> bytes:
+    """Read the file that an option names.
+
+    Raises:
+        UserError: if it cannot be read, naming the option.
+    """
+    try:
+        return read_file(Path(path), at_most=MOST_BYTES)
+    except UnreadableError as error:
+        raise UserError(
+            f"{option} is {str(path)!r}, a file that cannot be read ({error}): name a file, no directory or pipe."
+        ) from error
+
+
+def parse_weights(content: bytes, path: str) -> dict[str, float]:
+    """Take weights by id from CSV: a line ``id,weight``, then one for each sample, with CSV's usual quotes.
+
+    Args:
+        content: UTF-8.
+        path: of the file, for messages.
+
+    Raises:
+        UserError: for another first line, a line that is not an id and a finite weight of at least 0, or an id that
+            comes twice.
+    """
+    lines = csv.reader(io.StringIO(_text(content), newline=""), strict=True)
+    weights: dict[str, float] = {}
+    try:
+        if next(lines, None) != HEADER:
+            raise UserError(f"weights {str(path)!r} must begin with the line {','.join(HEADER)}: put it first.")
+        for fields in lines:
+            if not fields:
+                continue
+            weight = _number(fields[1]) if len(fields) == len(HEADER) else math.nan
+            if not 0 <= weight < math.inf:
+                line = ",".join(fields)[:80]
+                raise UserError(
+                    f"line {lines.line_num} of {str(path)!r} is {line!r}: it must be an id and a weight, finite and "
+                    "at least 0."
+                )
+            if fields[0] in weights:
+                raise UserError(f"line {lines.line_num} of {str(path)!r} weighs {fields[0]!r} again: leave one out.")
+            weights[fields[0]] = weight
+    except csv.Error as error:
+        raise UserError(f"line {lines.line_num} of {str(path)!r} is not CSV ({error}): mend it.") from error
+    return weights
+
+
+def parse_ids(content: bytes, path: str) -> list[str]:
+    """Take ids, one a line; empty lines say nothing.
+
+    Args:
+        content: UTF-8.
+        path: of the file, for messages.
+
+    Raises:
+        UserError: if there is none.
+    """
+    lines = [line.removesuffix("\r") for line in _text(content).split("\n")]
+    if not any(lines):
+        raise UserError(f"{str(path)!r} holds no ids: give one a line.")
+    return [line for line in lines if line]
+
+
+def _text(content: bytes) -> str:
+    """Decode UTF-8, as spreadsheets write it, too; file names, which are ids, need not be UTF-8."""
+    return content.decode("utf-8-sig", "surrogateescape")
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

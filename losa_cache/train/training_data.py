@@ -1,0 +1,331 @@
+"""The training data of a run: a cache, a backbone with images, or both."""
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from losa_cache.cache.identity import differences
+from losa_cache.cache.manifest import Manifest
+from losa_cache.cache.store import ActivationCache
+from losa_cache.errors import UserError
+from losa_cache.layers import choose_layers
+from losa_cache.machine.device import default_workers
+from losa_cache.machine.memory import available_memory, readable_bytes
+from losa_cache.points import ALL, EMBEDDING, LAST_ONLY, input_points, stored_points, tapped_points
+from losa_cache.sidenet.adapter import FOLD
+from losa_cache.sidenet.pooled import pooling_of
+from losa_cache.sidenet.tail import FrozenTail
+from losa_cache.train.batch import Source
+from losa_cache.train.cached import open_cached
+from losa_cache.train.config import OnlineConfig, TrainConfig
+from losa_cache.train.memoised import MemoisedSource
+from losa_cache.train.mixed import MixedSource
+from losa_cache.train.placement import Placement
+from losa_cache.train.pooled_source import PooledSource
+from losa_cache.train.selection import Selection, select
+
+if TYPE_CHECKING:
+    from losa_cache.backbone import Backbone
+    from losa_cache.data.samples import Samples
+
+log = logging.getLogger(__name__)
+
+# fresh and cached samples may meet in a run where these agree
+SAME_SAMPLES = ("backbone", "input", "tap", "dataset", "sampling", "precision", "decoder", "orientation")
+KEEP_SHARE = 0.25  # of the free memory, for features of held-out images in the host's, for pooled rows on the device
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a run learns from.
+
+    Attributes:
+        manifest: of the cache, or what a cache of the same would say.
+        tail: the backbone's frozen tail.
+        layers: block numbers that the run uses.
+        points: what it reads, in the order of ``Batch.blocks``.
+        chosen: samples to train on and to hold out.
+        source: of training batches.
+        plain: of evaluation batches.
+        placement: where it is read to.
+    """
+
+    manifest: Manifest
+    tail: FrozenTail
+    layers: list[int]
+    points: list[str]
+    chosen: Selection
+    source: Source
+    plain: Source
+    placement: Placement
+
+    @property
+    def device(self) -> torch.device:
+        """Where the batches lie, and what learns from them computes."""
+        return self.placement.device
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """The dtype of matrix products on these activations; ``None``: their own."""
+        return self.placement.autocast(self.manifest.precision)
+
+    def __enter__(self) -> "TrainingData":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the sources."""
+        self.source.close()
+        self.plain.close()
+
+
+def open_training_data(
+    cache: ActivationCache | None,
+    online: OnlineConfig | None,
+    config: TrainConfig,
+    placement: Placement,
+    *,
+    passes: int = 1,
+    backbone: "Backbone | None" = None,
+    dataset: "Samples | None" = None,
+) -> TrainingData:
+    """Open a cache, or images and their backbone, or both (arguments as in ``losa_cache.train``).
+
+    ``passes`` says how often the samples will be asked for.
+
+    Raises:
+        UserError: for options that cannot work, and for things that do not belong together.
+    """
+    if online is not None:
+        return from_backbone(online, config, placement, cache=cache, passes=passes, backbone=backbone, dataset=dataset)
+    assert cache is not None, "neither a cache nor a backbone"
+    return from_cache(cache, config, placement, passes=passes)
+
+
+def from_cache(
+    cache: ActivationCache, config: TrainConfig, placement: Placement, *, passes: int, trials: int = 1
+) -> TrainingData:
+    """Learn from a cache (arguments as of :func:`open_training_data`), for so many trials at a time.
+
+    Raises:
+        UserError: for layers or a start that it does not hold, or a choice of samples that cannot be.
+    """
+    manifest = cache.manifest
+    if config.reads_all_tokens:
+        require_all_tokens(cache, f"--side {config.side}")
+    layers = used_layers(manifest.layers, config)
+    points = used_points(manifest.fields["tap"], manifest.layers, config, holds=manifest.holds)
+    _require_start(cache, points)
+    chosen = selected(cache, config)
+    samples, tail = np.concatenate([chosen.train, chosen.held_out]), frozen_tail(cache)
+    pooling, views = pooling_of(tail.config), manifest.views
+    pooled = len(samples) * views * len(points) * pooling.rows * manifest.width * 4  # bytes
+    whole = config.side == "fusion" and manifest.holds == ALL
+    once = whole and passes > 1 and pooled <= KEEP_SHARE * available_memory(placement.device)
+    image = len(manifest.tokens["grid"]) == 2  # the layers of a video's side network want whole values
+    source: Source = open_cached(
+        cache,
+        points,
+        placement,
+        samples=samples,
+        passes=1 if once else passes,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        rank=0 if config.side not in FOLD or config.reads_all else trials * (config.rank if image else manifest.width),
+    )
+    if once:
+        count = len(cache.ids) // views
+        source = PooledSource(source, pooling, samples, count=count, views=views, seed=config.seed)
+    return TrainingData(manifest, tail, layers, points, chosen, source, source, placement)
+
+
+def selected(cache: ActivationCache, config: TrainConfig) -> Selection:
+    """Choose the samples of a run from a cache.
+
+    Raises:
+        UserError: for a choice that cannot be.
+    """
+    return select(cache.samples, cache.sample_ids, cache.labels[:: cache.manifest.views], config)
+
+
+def from_backbone(
+    online: OnlineConfig,
+    config: TrainConfig,
+    placement: Placement,
+    *,
+    cache: ActivationCache | None,
+    passes: int = 1,
+    backbone: "Backbone | None" = None,
+    dataset: "Samples | None" = None,
+) -> TrainingData:
+    """Learn from the backbone itself, or from it and a cache in every batch.
+
+    Held-out samples are not augmented: their features come from the cache where there is one; else they are computed
+    once and kept, where a quarter of the free memory holds them, or computed anew in every epoch.
+
+    Args:
+        online: which backbone and images, and what happens to them.
+        config: the options.
+        placement: where to compute, and where what is read of the cache is kept.
+        cache: of the same samples.
+        passes: as of :func:`open_training_data`, for the cache.
+        backbone, dataset: loaded ones, in place of those named.
+
+    Raises:
+        UserError: for options that cannot work, and for a cache of other samples, weights or preprocessing.
+    """
+    from losa_cache.calibrate import fit_encoding
+    from losa_cache.data.augment import BatchAugmentation
+    from losa_cache.inputs import open_inputs
+    from losa_cache.sources import Sources
+    from losa_cache.train.online import OnlineSource
+
+    if cache is not None:
+        require_all_tokens(cache, "a run with the backbone in the loop")
+    stored = {} if cache is None else cache.manifest.fields
+    sampling = stored.get("sampling", {"seed": config.seed, "limit": None})
+    inputs = open_inputs(
+        backbone or online.backbone,
+        dataset or online.dataset,
+        split=online.split,
+        data_dir=online.data_dir,
+        weights=online.weights,
+        img_size=online.img_size,
+        resize=online.resize,
+        frames=online.frames,
+        stride=online.stride,
+        inflation=online.inflation,
+        clips=online.clips,
+        layers=config.layers if cache is None else choose_layers(config.layers, cache.manifest.layers),
+        tap=online.tap or stored.get("tap", "block"),
+        embedding=config.reads_embedding,
+        precision=stored.get("precision", "bfloat16") if online.precision is None else online.precision,
+        limit=sampling["limit"] if online.limit is None else online.limit,
+        seed=sampling["seed"],
+        ignore_orientation=online.ignore_orientation or (cache is not None and not cache.manifest.upright),
+        device=placement.device,
+    )
+    manifest = inputs.manifest
+    if cache is not None:
+        ours, theirs = ({name: fields.get(name) for name in SAME_SAMPLES} for fields in (manifest.fields, stored))
+        if wrong := differences(ours, theirs):
+            raise UserError(
+                f"cache {str(cache.path)!r} is not of these images by this backbone: it differs in {'; '.join(wrong)}. "
+                "Give the options it was extracted with, or another --cache."
+            )
+        if inputs.samples.file is not None:
+            sources = Sources(cache.path, cache.layout, cache.manifest, inputs.samples)
+            sources.require_unchanged(range(cache.layout.shards), renew=False)
+    samples = np.arange(len(inputs.samples)) if cache is None else cache.samples
+    chosen = select(samples, inputs.samples.ids, inputs.samples.labels, config)
+    layers = used_layers(manifest.layers, config)
+    points = used_points(manifest.fields["tap"], manifest.layers, config)
+    if cache is not None:
+        _require_start(cache, points)
+    workers = online.workers or default_workers()
+    encoding = fit_encoding(inputs, workers=workers) if cache is None else cache.encoding()
+    encoded = (manifest if cache is None else cache.manifest).points
+    inputs.samples.require_augmentable(online.augment)
+    batch_augmentation = BatchAugmentation(online.mixup, online.cutmix, online.reprob, len(manifest.classes))
+    fresh = OnlineSource(
+        inputs,
+        points,
+        encoding,
+        encoded,
+        workers=workers,
+        augment=online.augment,
+        batch_augmentation=batch_augmentation,
+        seed=config.seed,
+    )
+    tail = inputs.backbone.tail
+    if cache is not None:
+        alone = online.share == 1 and not config.reads_all  # a probe is fitted to plain training samples
+        asked = chosen.held_out if alone else np.concatenate([chosen.train, chosen.held_out])
+        cached = open_cached(
+            cache,
+            points,
+            placement,
+            samples=asked,
+            passes=passes,
+            seed=config.seed,
+            batch_size=config.batch_size,
+        )
+        source = MixedSource(fresh, cached, online.share, len(manifest.classes))
+        return TrainingData(manifest, tail, layers, points, chosen, source, cached, placement)
+    held_out = len(chosen.held_out)
+    size = held_out * len(points) * manifest.tokens["total"] * manifest.width * encoding.precision.dtype.itemsize
+    keep = size <= KEEP_SHARE * available_memory(torch.device("cpu"))
+    plain = MemoisedSource(fresh, placement.device) if keep else fresh
+    if held_out and not keep:
+        log.warning(
+            "features of the %d held-out images (%s) are computed anew in every epoch: a cache of the data set "
+            "(--cache) would serve them.",
+            held_out,
+            readable_bytes(size),
+        )
+    return TrainingData(manifest, tail, layers, points, chosen, fresh, plain, placement)
+
+
+def used_layers(available: list[int], config: TrainConfig) -> list[int]:
+    """Block numbers that a run reads: the linear and the attentive probe look at the last only."""
+    chosen = choose_layers(config.layers, available)
+    return chosen[-1:] if config.side in LAST_ONLY else chosen
+
+
+def used_points(tap: str, available: list[int], config: TrainConfig, *, holds: str = ALL) -> list[str]:
+    """Points that a run reads, in the order of ``Batch.blocks``: of a cache that holds all tokens, or pooled rows.
+
+    A probe's is the last one that there is, whatever tap and start: b_L, or what the tail makes of it.
+    """
+    layers = used_layers(available, config)
+    if config.side in LAST_ONLY:
+        return stored_points(tap, layers, embedding=False, tokens=holds)[-1:]
+    if config.side == "fusion":
+        return tapped_points(tap, layers)
+    return input_points(tap, layers, start=config.start)
+
+
+def require_all_tokens(cache: ActivationCache, reader: str) -> None:
+    """Refuse a cache of pooled rows for what reads all tokens.
+
+    Raises:
+        UserError: naming that reader, and the cache that it needs.
+    """
+    if cache.manifest.holds != ALL:
+        raise UserError(
+            f"cache {str(cache.path)!r} holds pooled rows alone, and {reader} needs all tokens: extract the full cache "
+            "(--tokens all)."
+        )
+
+
+def _require_start(cache: ActivationCache, points: list[str]) -> None:
+    if EMBEDDING in points and EMBEDDING not in cache.manifest.points:
+        raise UserError(
+            f"cache {str(cache.path)!r} lacks the embedding, y_0 of --start embedding: extract it with --embedding, or "
+            "start from the output."
+        )
+
+
+def frozen_tail(cache: ActivationCache) -> FrozenTail:
+    """Rebuild the backbone's frozen tail from a cache.
+
+    Raises:
+        UserError: if its config or tensors are not as the protocol says.
+    """
+    try:
+        config, tensors = cache.manifest.tail, cache.tail_tensors()
+        with torch.device("meta"):  # what the config declares, before memory is asked for
+            declared = {name: tuple(tensor.shape) for name, tensor in FrozenTail(config).state_dict().items()}
+        if declared != (stored := {name: tuple(tensor.shape) for name, tensor in tensors.items()}):
+            wrong = min(name for name in declared | stored if declared.get(name) != stored.get(name))
+            raise ValueError(f"{wrong} is of shape {stored.get(wrong)}, its config says {declared.get(wrong)}")
+        return FrozenTail(config, tensors)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"the frozen tail in {str(cache.path)!r} cannot be rebuilt ({error}): extract again."
+        ) from error
