@@ -7,8 +7,6 @@ if not torch.cuda.is_available():  # before anything imports triton: kernels run
 
 import json
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +20,10 @@ from losa_cache.cache.store import ActivationCache
 from losa_cache.data.samples import Samples, hash_lines
 from losa_cache.data.transforms import InputSpec
 from losa_cache.extract.extract import extract
+from tests.forked import Forked
 from tests.servers import BUCKET, ENVIRONMENT, s3_server
 
-torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
+torch.set_num_threads(1)  # the work is too small to share
 
 
 for number in (signal.SIGINT, signal.SIGHUP):  # ignored where the tests run in the background or under nohup
@@ -103,8 +102,7 @@ def results(run: Path) -> list[dict]:
     return [{name: value for name, value in line.items() if not name.startswith(times)} for line in read]
 
 
-def losa_cache(*arguments: str, home: Path | None = None, cwd: Path | None = None) -> subprocess.CompletedProcess:
+def losa_cache(*arguments: str, home: Path | None = None, cwd: Path | None = None) -> Forked:
     """Run the command line in a process of its own."""
     environment = dict(os.environ) | ({"LOSA_CACHE_HOME": str(home)} if home else {})
-    command = [str(Path(sys.executable).with_name("losa-cache")), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd, check=False)
+    return Forked("-m", "losa_cache", *arguments, env=environment, cwd=cwd).wait()

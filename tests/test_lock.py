@@ -3,8 +3,6 @@
 import errno
 import fcntl
 import os
-import subprocess
-import sys
 
 import pytest
 
@@ -12,11 +10,11 @@ from losa_cache.errors import UserError
 from losa_cache.extract.extract import extract
 from losa_cache.lock import lock, unlock
 from tests.conftest import tiny_backbone, tiny_samples
+from tests.forked import Forked
 
 OTHER = """
 import errno, fcntl, os, sys
 from pathlib import Path
-sys.path.insert(0, os.getcwd())
 from losa_cache import lock
 flock = fcntl.flock
 def without(handle, how):
@@ -65,9 +63,7 @@ def test_without_flock_extractions_of_one_machine_keep_out(without_locks):
     assert held is not None
     with pytest.raises(UserError, match="another extraction is writing"):
         extract(tiny_backbone(), tiny_samples(), out=without_locks / "c.zarr")
-    other = subprocess.run(
-        [sys.executable, "-c", OTHER, str(without_locks)], capture_output=True, text=True, check=True
-    )
+    other = Forked("-c", OTHER, without_locks).wait()
     assert other.stdout == "None\n", other.stderr
     unlock(held)
     assert extract(tiny_backbone(), tiny_samples(), out=without_locks / "c.zarr").manifest.complete

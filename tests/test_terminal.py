@@ -2,12 +2,12 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from tests.forked import Forked
 
 HOSTILE = "\x1b[2J\a\n\u202e[red]x"
 RUN = """
@@ -54,14 +54,8 @@ def outputs(tmp_path_factory):
         [HOSTILE],
         ["inspect", str(root / "\udcff.zarr")],
     ]
-    done = subprocess.run(
-        [sys.executable, "-c", RUN, json.dumps(commands)],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"LOSA_CACHE_HOME": str(root / "home")},
-        cwd=root,
-        check=False,
-    )
+    environment = os.environ | {"LOSA_CACHE_HOME": str(root / "home")}
+    done = Forked("-c", RUN, json.dumps(commands), env=environment, cwd=root).wait()
     parts = [text.split("exit ") for text in (done.stdout, done.stderr)]
     assert len(parts[0]) == len(commands) + 1, done.stderr[-2000:]
     codes = [int(part.partition("\n")[0]) for part in parts[0][1:]]

@@ -1,8 +1,6 @@
 """Rows of many shards, with few descriptors: as from one shard, and nothing is learned twice."""
 
 import os
-import subprocess
-import sys
 from collections import Counter
 
 import numpy as np
@@ -21,6 +19,7 @@ from losa_cache.cache.runs import cut_out, join
 from losa_cache.errors import UserError
 from losa_cache.extract.extract import extract
 from tests.conftest import tiny_backbone, tiny_samples
+from tests.forked import Forked
 
 COUNT, FEW = 41, 3
 OPTIONS = {"precision": "float32", "on_error": "skip"}
@@ -200,6 +199,7 @@ import sys
 from pathlib import Path
 import losa_cache as lc
 from tests.conftest import tiny_backbone, tiny_samples
+from tests.forked import Forked
 cache = lc.extract(tiny_backbone(), tiny_samples(150), precision="float32", out=Path("c.zarr"), shard_bytes=2_700)
 assert cache.layout.shards == 150
 run = lc.train(cache, out="run", epochs=2, rank=2, batch_size=16, val_fraction=0.2, residency="disk", device="cpu")
@@ -209,10 +209,7 @@ print(abs(run.metrics["val_loss"] - lc.evaluate_run("run", device="cpu")["loss"]
 
 @pytest.mark.slow
 def test_a_whole_life_with_64_descriptors(tmp_path):
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    done = subprocess.run(
-        [sys.executable, "-c", LIFE], capture_output=True, text=True, cwd=tmp_path, env=environment, check=False
-    )
+    done = Forked("-c", LIFE, cwd=tmp_path).wait()
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "True"
 
@@ -220,6 +217,5 @@ def test_a_whole_life_with_64_descriptors(tmp_path):
 def test_the_limit_is_raised_where_the_system_permits():
     code = "import resource as r; r.setrlimit(r.RLIMIT_NOFILE, (64, 512)); from losa_cache.cache.descriptors import *"
     code += "; descriptors(); print(r.getrlimit(r.RLIMIT_NOFILE))"
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
-    assert done.stdout.strip() == "(512, 512)"
+    done = Forked("-c", code).wait()
+    assert done.stdout.strip() == "(512, 512)", done.stderr

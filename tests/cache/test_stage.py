@@ -2,11 +2,8 @@
 
 import hashlib
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 import urllib.request
 from collections import namedtuple
@@ -24,11 +21,10 @@ from losa_cache.extract.verify import verify_cache
 from losa_cache.files import write_sealed
 from tests.conftest import losa_cache, tiny_backbone, tiny_samples
 from tests.extract.test_extract import contents
+from tests.forked import Forked
 from tests.servers import http_server
 
 CHILD = """
-import sys
-sys.path.insert(0, {root!r})
 from losa_cache.cache.stage import stage_cache
 from losa_cache.cache.store import open_cache
 stage_cache(open_cache({cache!r}), {folder!r})
@@ -50,8 +46,7 @@ def http(cache):
 
 
 def child(cache, folder):
-    code = CHILD.format(root=os.getcwd(), cache=str(cache), folder=str(folder))
-    return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    return Forked("-c", CHILD.format(cache=str(cache), folder=str(folder)))
 
 
 def require_copy(copied, cache):
@@ -94,7 +89,6 @@ def test_a_killed_copy_goes_on_with_the_shards_that_lack(cache, tmp_path):
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        process.stderr.close()
         assert not list(near.glob("far-????????????.zarr"))
         before = {path: path.stat().st_ino for path in done}
         asked = json.loads(urllib.request.urlopen(f"{address}/parts").read())
@@ -110,8 +104,8 @@ def test_a_killed_copy_goes_on_with_the_shards_that_lack(cache, tmp_path):
 def test_two_at_once_make_one_copy(cache, tmp_path):
     with http_server(cache.path.parent, latency=0.02) as address:
         both = [child(f"{address}/far.zarr", tmp_path / "near") for _ in range(2)]
-        said = [process.communicate()[1] for process in both]
-        assert [process.returncode for process in both] == [0, 0], said
+        ended = [process.wait() for process in both]
+        assert [process.returncode for process in ended] == [0, 0], [process.stderr for process in ended]
         asked = json.loads(urllib.request.urlopen(f"{address}/parts").read())
     assert len(asked) == len(set(asked)) == 20  # each shard once
     (copied,) = (tmp_path / "near").glob("*.zarr")

@@ -2,11 +2,8 @@
 
 import errno
 import hashlib
-import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections import namedtuple
 
@@ -23,6 +20,7 @@ from losa_cache.extract.extract import extract
 from losa_cache.extract.meter import Meter
 from losa_cache.extract.plan import batches
 from tests.conftest import tiny_backbone, tiny_samples
+from tests.forked import Forked
 
 SMALL = {"precision": "float32", "shard_bytes": 13_000, "batch_size": 4}
 
@@ -110,14 +108,13 @@ def test_only_lost_shards_are_written_again_and_come_out_the_same(tiny_cache, lo
 
 
 SLOW = """
-import sys, time
-sys.path.insert(0, {root!r})
+import time
 from tests.conftest import tiny_backbone, tiny_samples
+from tests.forked import Forked
 from losa_cache.extract.extract import extract
 backbone = tiny_backbone()
 forward = backbone.run
 backbone.run = lambda *a, **k: (time.sleep({pause}), forward(*a, **k))[1]
-print("ready", flush=True)
 extract(backbone, tiny_samples(), out={out!r}, precision="float32", shard_bytes=13_000, batch_size=4, **{options!r})
 """
 
@@ -126,10 +123,8 @@ ROADS = {"plain, decoded by threads": {}, "views, decoded by processes": {"views
 
 
 def start_slow(out, options, pause=0.05):
-    code = SLOW.format(root=os.getcwd(), out=str(out), pause=pause, options=options)
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "ready\n"
-    return process
+    code = SLOW.format(out=str(out), pause=pause, options=options)
+    return Forked("-c", code)
 
 
 @pytest.mark.parametrize("road", ROADS)
@@ -143,7 +138,6 @@ def test_a_killed_extraction_resumes_bit_identically(tmp_path, after, road):
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    process.stdout.close()
     with pytest.raises(UserError, match="incomplete"):
         open_cache(out)
     meter = Meter()
@@ -163,7 +157,6 @@ def test_a_second_writer_is_refused_and_the_lock_dies_with_its_owner(tmp_path, r
         extract(tiny_backbone(), tiny_samples(), out=out, **SMALL, **options)
     process.kill()
     process.wait()
-    process.stdout.close()
     assert extract(tiny_backbone(), tiny_samples(), out=out, **SMALL, **options).manifest.complete
 
 

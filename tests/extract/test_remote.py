@@ -2,10 +2,7 @@
 
 import hashlib
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -19,13 +16,13 @@ from losa_cache.extract.plan_extraction import plan_extraction
 from losa_cache.extract.verify import verify_cache
 from tests.conftest import tiny_backbone, tiny_samples
 from tests.extract.test_extract import contents
+from tests.forked import Forked
 from tests.servers import BUCKET, http_server
 
 OPTIONS = {"precision": "int8", "shard_bytes": 2_500, "batch_size": 4, "workers": 1}
 IMAGES, SHARDS = 60, 20
 CHILD = """
-import sys, time
-sys.path.insert(0, {root!r})
+import time
 from tests.conftest import tiny_backbone, tiny_samples
 from losa_cache.extract.extract import extract
 from losa_cache.extract.meter import Meter
@@ -71,10 +68,8 @@ def again(url, images=IMAGES):
     return meter.images
 
 
-def start(url, pause, home=None):
-    code = CHILD.format(root=os.getcwd(), pause=pause, images=IMAGES, out=url, options=OPTIONS)
-    environment = dict(os.environ) | ({"LOSA_CACHE_HOME": str(home)} if home else {})
-    return subprocess.Popen([sys.executable, "-c", code], env=environment)
+def start(url, pause):
+    return Forked("-c", CHILD.format(pause=pause, images=IMAGES, out=url, options=OPTIONS))
 
 
 def receipts(url):

@@ -1,10 +1,7 @@
 """Trials of a sweep against the same trials trained alone by ``losa-cache train``, and a sweep that is killed."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +21,7 @@ from losa_cache.sweep.engine.trial import trial_path
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.placement import Placement
 from tests.conftest import results
+from tests.forked import Forked
 
 CPU = torch.device("cpu")
 BASE = TrainConfig(epochs=4, lr=0.01, batch_size=8, val_fraction=0.3)
@@ -114,7 +112,7 @@ def test_a_sweep_killed_at_any_moment_ends_as_if_it_had_not_been(tiny_cache, tmp
     create_sweep(tmp_path / "killed", config)
     kills = 0
     while True:
-        process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path / "killed")], env=dict(os.environ))
+        process = Forked("-c", KILLED, tmp_path / "killed")
         before = progress(tmp_path / "killed")
         while kills < 3 and process.poll() is None and progress(tmp_path / "killed") < before + 3 + 7 * kills:
             time.sleep(0.002)
@@ -122,7 +120,7 @@ def test_a_sweep_killed_at_any_moment_ends_as_if_it_had_not_been(tiny_cache, tmp
             time.sleep(0.003 * kills)
             process.send_signal(signal.SIGKILL)
             kills += 1
-        if process.wait() == 0:
+        if process.wait().returncode == 0:
             break
     assert kills > 1
     killed = optuna.load_study(study_name="losa-cache", storage=f"sqlite:///{tmp_path / 'killed' / 'study.db'}")

@@ -1,8 +1,6 @@
 """Where block outputs are kept changes nothing but time."""
 
 import re
-import subprocess
-import sys
 import time
 from itertools import pairwise
 
@@ -28,6 +26,7 @@ from losa_cache.train.placement import Placement
 from losa_cache.train.residency import DEVICE_SHARE, MEMORY_SHARE, Residency, Sizes, choose_residency, rows_on_device
 from losa_cache.train.sampler import requests_in_order
 from tests.conftest import tiny_backbone, tiny_samples
+from tests.forked import Forked
 
 CPU = torch.device("cpu")
 OPTIONS = {"rank": 4, "epochs": 3, "lr": 0.01, "batch_size": 8, "val_fraction": 0.3, "device": "cpu"}
@@ -316,10 +315,10 @@ def test_processes_share_a_cache_without_knowing_of_each_other(tiny_cache, tmp_p
         f"{name}={value!r}" for name, value in OPTIONS.items()
     )
     running = [
-        subprocess.Popen([sys.executable, "-c", code + ")", str(tiny_cache.path), str(tmp_path / str(at)), place])
+        Forked("-c", code + ")", tiny_cache.path, tmp_path / str(at), place)
         for at, place in enumerate(["disk", "memory", "disk"])
     ]
-    assert [process.wait() for process in running] == [0, 0, 0]
+    assert [process.wait().returncode for process in running] == [0, 0, 0]
     alone = load_file(tmp_path / "alone" / "adapter_model.safetensors")
     for at in range(3):
         theirs = load_file(tmp_path / str(at) / "adapter_model.safetensors")
