@@ -5,7 +5,9 @@ import torch
 if not torch.cuda.is_available():  # before anything imports triton: kernels run on the CPU, where a test calls them
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+import fcntl
 import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -16,7 +18,8 @@ from timm.data import resolve_model_data_config
 from timm.models.vision_transformer import VisionTransformer
 
 from losa_cache.backbone import Backbone
-from losa_cache.cache.store import ActivationCache
+from losa_cache.cache.home import remember
+from losa_cache.cache.store import ActivationCache, open_cache
 from losa_cache.data.samples import Samples, hash_lines
 from losa_cache.data.transforms import InputSpec
 from losa_cache.extract.extract import extract
@@ -24,6 +27,7 @@ from tests.forked import Forked
 from tests.servers import BUCKET, ENVIRONMENT, s3_server
 
 torch.set_num_threads(1)  # the work is too small to share
+os.fsync = lambda handle: None  # hundreds a test; no test cuts the power, and a killed process loses nothing by it
 
 
 for number in (signal.SIGINT, signal.SIGHUP):  # ignored where the tests run in the background or under nohup
@@ -62,22 +66,41 @@ def tiny_samples(count: int = 23, *, bad: tuple[int, ...] = (), split: str = "tr
     return Samples(name, split, ("a", "b", "c"), ids, labels, load, hash_lines(ids, pixels.tobytes()))
 
 
+@pytest.fixture(scope="session")
+def tiny_original(tmp_path_factory) -> ActivationCache:
+    """What ``tiny_cache`` copies."""
+    folder = tmp_path_factory.mktemp("tiny")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOSA_CACHE_HOME", str(folder / "home"))
+        return extract(
+            tiny_backbone(), tiny_samples(), precision="float32", out=folder / "tiny.zarr", shard_bytes=13_000
+        )
+
+
 @pytest.fixture
-def tiny_cache(tmp_path) -> ActivationCache:
-    """A complete float32 cache of 23 tiny samples in shards of five."""
-    return extract(tiny_backbone(), tiny_samples(), precision="float32", out=tmp_path / "tiny.zarr", shard_bytes=13_000)
+def tiny_cache(tiny_original, tmp_path) -> ActivationCache:
+    """A complete float32 cache of 23 tiny samples in shards of five, the test's own, as if just extracted."""
+    for folder in (tiny_original.path, tiny_original.receipts):
+        shutil.copytree(folder, tmp_path / folder.name)
+    cache = open_cache(tmp_path / "tiny.zarr")
+    remember(cache.path, cache.manifest, cache.manifest.options, seconds=0.1)
+    return cache
 
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory) -> dict[str, Path]:
-    """The embedded default's two caches, made by the command line itself."""
-    home = tmp_path_factory.mktemp("digits")
-    for split in ("train", "test"):
-        out = str(home / f"{split}.zarr")
-        done = losa_cache(
-            "extract", "--backbone", "vit_digits", "--dataset", "digits", "--split", split, "--out", out, home=home
-        )
-        assert done.returncode == 0, done.stderr
+    """The embedded default's two caches, made by the command line itself, once for all processes of the tests."""
+    base = tmp_path_factory.getbasetemp()
+    home = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "digits"
+    home.mkdir(exist_ok=True)
+    with open(home / "made", "a+") as made:
+        fcntl.flock(made, fcntl.LOCK_EX)
+        if not made.tell():
+            for split in ("train", "test"):
+                words = ["--backbone", "vit_digits", "--dataset", "digits", "--split", split]
+                done = losa_cache("extract", *words, "--out", str(home / f"{split}.zarr"), home=home)
+                assert done.returncode == 0, done.stderr
+            made.write("yes")
     return {"home": home, "train": home / "train.zarr", "test": home / "test.zarr"}
 
 

@@ -93,7 +93,6 @@ def test_killed_again_and_again_the_cache_ends_bit_identical(tmp_path, steps, se
     done = Forked("-c", code).wait()
     assert done.returncode == 0, done.stderr
     log = json.loads(done.stdout)
-    print([(e["killed"], len(e["before"]), len(e["after"]), e["in_flight"]) for e in log])
     assert sum(entry["killed"] for entry in log) == KILLS
     for entry in log:  # a finished shard stays finished
         assert set(entry["before"]) <= set(entry["after"]) or not entry["killed"]
