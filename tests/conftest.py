@@ -35,6 +35,13 @@ for number in (signal.SIGINT, signal.SIGHUP):  # ignored where the tests run in 
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
+def pytest_collection_modifyitems(items):
+    """Mark what needs the embedded default's caches or a server as long."""
+    for item in items:
+        if {"digits", "s3"} & set(item.fixturenames):
+            item.add_marker("long")
+
+
 @pytest.fixture(autouse=True)
 def _own_home(tmp_path, monkeypatch):
     monkeypatch.setenv("LOSA_CACHE_HOME", str(tmp_path / "home"))
