@@ -6,7 +6,6 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import VivitConfig, VivitForVideoClassification, VivitImageProcessor, VivitModel
 
 from losa_cache.backbone import load_backbone
 from losa_cache.errors import UserError
@@ -15,9 +14,11 @@ SHAPE = {"image_size": 24, "num_frames": 6, "tubelet_size": [2, 8, 8], "num_hidd
 WIDTH = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 80}
 
 
-def random_vivit(folder, kind=VivitModel, **options):
+def random_vivit(folder, kind="VivitModel", **options):
+    import transformers  # two seconds, which only the process that runs these tests needs to spend
+
     torch.manual_seed(0)
-    model = kind(VivitConfig(**(SHAPE | WIDTH | options))).eval()
+    model = getattr(transformers, kind)(transformers.VivitConfig(**(SHAPE | WIDTH | options))).eval()
     for parameter in model.parameters():  # theirs starts CLS and positions at zero, which would hide mistakes
         torch.nn.init.normal_(parameter, std=0.2)
     model.save_pretrained(folder)
@@ -28,10 +29,10 @@ def random_vivit(folder, kind=VivitModel, **options):
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
-        (VivitModel, {}),
-        (VivitForVideoClassification, {"num_labels": 7}),
-        (VivitModel, {"hidden_act": "gelu", "qkv_bias": False, "layer_norm_eps": 0.1}),
-        (VivitModel, {"tubelet_size": [3, 6, 12], "num_channels": 1}),
+        ("VivitModel", {}),
+        ("VivitForVideoClassification", {"num_labels": 7}),
+        ("VivitModel", {"hidden_act": "gelu", "qkv_bias": False, "layer_norm_eps": 0.1}),
+        ("VivitModel", {"tubelet_size": [3, 6, 12], "num_channels": 1}),
     ],
 )
 def test_block_outputs_and_features_are_those_of_transformers(kind, options, tmp_path):
@@ -58,6 +59,8 @@ def test_block_outputs_and_features_are_those_of_transformers(kind, options, tmp
     ],
 )
 def test_frames_are_prepared_as_transformers_prepares_them(options, tmp_path):
+    from transformers import VivitImageProcessor
+
     random_vivit(tmp_path)
     theirs = VivitImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 24, "width": 24}, **options)
     theirs.save_pretrained(tmp_path)

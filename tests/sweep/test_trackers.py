@@ -4,7 +4,6 @@ import json
 from dataclasses import replace
 
 import pytest
-from mlflow import MlflowClient
 
 from losa_cache.errors import UserError
 from losa_cache.sweep.engine.config import SweepConfig
@@ -16,6 +15,8 @@ from tests.sweep.test_sweep import BASE, run
 
 
 def test_mlflow_has_every_trial_and_its_end(tiny_cache, tmp_path, monkeypatch):
+    from mlflow import MlflowClient
+
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file:{tmp_path / 'mlruns'}")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     config = SweepConfig(
