@@ -21,6 +21,7 @@ from losa_cache.sidenet.adapter import Adapter
 from losa_cache.train import loop
 from losa_cache.train.memory_check import needed_bytes, require_memory, saved_bytes
 from tests.conftest import losa_cache, results, tiny_backbone, tiny_samples
+from tests.forked import Forked
 
 ONLINE = [
     *("train", "--online", "--backbone", "vit_digits", "--dataset", "digits", "--device", "cpu"),
@@ -193,20 +194,13 @@ def test_a_batch_without_room_is_refused_and_the_one_that_fits_is_named(adapter)
 def test_a_device_without_room_for_the_batch_is_one_sentence(tmp_path, digits):
     """Under an address-space limit (ulimit -v) not far above what the process itself takes."""
     code = (
-        "import resource, sys, losa_cache.cli as cli, losa_cache.train.train, losa_cache.display\n"
+        "import resource, tests.loaded, losa_cache.cli as cli\n"
         "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
-        "resource.setrlimit(resource.RLIMIT_AS, (used + 930_000_000,) * 2)\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + 500_000_000,) * 2)\n"
         "cli.main()\n"
     )
     command = f"train --cache {digits['train']} --device cpu --batch-size 448 --val-fraction 0 --rank 96".split()
-    done = subprocess.run(
-        [sys.executable, "-c", code, *command],
-        cwd=tmp_path,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = Forked("-c", code, *command, cwd=tmp_path).wait()
     assert done.returncode == 2, done.stderr
     assert [line[:6] for line in done.stderr.strip().splitlines() if "are kept" not in line] == ["error:"]
     named = re.search(r"of 448.*--batch-size (\d+)", done.stderr)
