@@ -36,9 +36,10 @@ for number in (signal.SIGINT, signal.SIGHUP):  # ignored where the tests run in 
 
 
 def pytest_collection_modifyitems(items):
-    """Mark what needs the embedded default's caches or a server as long."""
+    """Mark as long what a list says, and what needs the embedded default's caches or a server."""
+    listed = set(Path(__file__).with_name("long.txt").read_text().splitlines())
     for item in items:
-        if {"digits", "s3"} & set(item.fixturenames):
+        if item.nodeid.partition("[")[0] in listed or {"digits", "s3"} & set(item.fixturenames):
             item.add_marker("long")
 
 
