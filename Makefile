@@ -13,7 +13,7 @@ quickstart: $(VENV)/installed  ## the main job on the embedded default: no downl
 test: $(VENV)/installed  ## every test but the slow ones
 	$(PYTEST)
 
-test-fast: $(VENV)/installed  ## for while you work: the tests that take a moment each, in about a minute
+test-fast: $(VENV)/installed  ## for while you work: the tests that take a moment each, in under a minute
 	$(PYTEST) -m "not slow and not long"
 
 lint: $(VENV)/installed  ## style and types
