@@ -10,6 +10,8 @@ from losa_cache.errors import UserError
 from losa_cache.folders import given_path
 from losa_cache.text import say
 
+CONFIG = "config_file"
+"""The parameter of ``--config``."""
 IN_FILE = "DEFAULT_MAP"
 """What typer says of an option that the file of ``--config`` gives."""
 
@@ -43,7 +45,7 @@ def refuse(context: typer.Context, reason: str, *, but: tuple[str, ...] = (), on
     Raises:
         UserError: naming the option.
     """
-    for name in only or [name for name in context.params if name not in but]:
+    for name in only or [name for name in context.params if name not in (CONFIG, *but)]:
         if given(context, name):
             flag = next(long_flag(own) for own in context.command.params if own.name == name)
             source = context.get_parameter_source(name)

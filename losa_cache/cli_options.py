@@ -9,11 +9,10 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from losa_cache.cli_common import expanded, long_flag
+from losa_cache.cli_common import CONFIG, expanded, long_flag
 from losa_cache.errors import UserError, nearest
 from losa_cache.options import OptionField, options_of, simple
 
-CONFIG = "config_file"
 CONFIG_HELP = (
     "TOML, YAML or JSON file with options of this command, one a line; options on the command line win over it."
 )
