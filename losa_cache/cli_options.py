@@ -74,7 +74,8 @@ def takes_options(verb: Callable[..., None], stored: Stored | None = None) -> Ca
     def run(**values: Any) -> None:
         del values[CONFIG]
         configs = {
-            name: make(**{own.name: values.pop(own.key) for own in options}) for name, (make, options) in made.items()
+            name: make(**{own.name: _listed(values.pop(own.key)) for own in options})
+            for name, (make, options) in made.items()
         }
         verb(**configs, **values)
 
@@ -83,6 +84,11 @@ def takes_options(verb: Callable[..., None], stored: Stored | None = None) -> Ca
     run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
+
+
+def _listed(value: Any) -> Any:
+    """Give a list for what some versions of typer give as a tuple."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _parameter(own: OptionField, *, optional: bool = False, listed: str = "") -> Parameter:
@@ -127,7 +133,7 @@ def _values(path: Path, context: typer.Context, kinds: Mapping[str, Any], stored
         if key not in known:
             raise UserError(
                 f"config {str(path)!r} has {key[:40]!r}, which is no option of {context.info_name}"
-                f"{nearest(key, list(known), shown=1)}."
+                f"{nearest(key, list(known), shown=1) or ': leave it out'}."
             )
         if value is not None:
             found[known[key]] = _fitted(value, kinds[known[key]], f"{key.replace('_', '-')} in {str(path)!r}")
@@ -156,4 +162,4 @@ def _fitted(value: Any, kind: Any, name: str) -> Any:
     try:
         return fit(value, kind, strict=False)
     except UnreadableError as error:
-        raise UserError(f"{name} is {value!r}: it must be {WANTED[kind]}.") from error
+        raise UserError(f"{name} is {value!r:.60}: it must be {WANTED[kind]}.") from error

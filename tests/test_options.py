@@ -1,4 +1,4 @@
-"""Options: typed once in a dataclass, and the same on the command line, in files, in run directories and for callers."""
+"""Options: typed once in a dataclass, the same on the command line, in files, in run directories and for callers."""
 
 import inspect
 import json
@@ -115,7 +115,7 @@ REFUSED = {
     "extract --backbone vit_b --dataset digits --tap x": "unknown tap 'x'",
     "extract --backbone vit_b --dataset digits --views 3": "say with --augment how",
     "extract --backbone vit_b --dataset digits --on-error go": "on-error is 'go': choose stop or skip.",
-    "plan --backbone vit_b --dataset digits --on-error skip": "plan has no option '--on-error', which is one of extract",
+    "plan --backbone vit_b --dataset digits --on-error skip": "plan has no option '--on-error', which is one of extr",
     "plan --backbone vit_b --dataset digits --bits 1 --precision int8": "leave out --precision",
     "extract --config a.yaml": "has 'rnk', which is no option of extract",
     "train --rnk 4": "train has no option '--rnk'; nearest: --rank: losa-cache train --help lists all.",
