@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from losa_cache.data.load import load_samples
     from losa_cache.data.samples import Samples
     from losa_cache.errors import UserError
+    from losa_cache.extract.config import ExtractConfig, PlanConfig
     from losa_cache.extract.extract import extract
     from losa_cache.extract.plan_extraction import plan_extraction
     from losa_cache.extract.verify import verify_cache
+    from losa_cache.probe.config import ProbeConfig
     from losa_cache.probe.probe import ProbeResult, probe
     from losa_cache.sidenet.adapter import Adapter
     from losa_cache.sidenet.losa import LoSA
@@ -42,10 +44,13 @@ _HOMES = {
     "Backbone": "losa_cache.backbone",
     "Batch": "losa_cache.train.batch",
     "Batches": "losa_cache.train.batches",
+    "ExtractConfig": "losa_cache.extract.config",
     "FrozenTail": "losa_cache.sidenet.tail",
     "LoSA": "losa_cache.sidenet.losa",
     "LoSAStack": "losa_cache.sidenet.stack",
     "OnlineConfig": "losa_cache.train.config",
+    "PlanConfig": "losa_cache.extract.config",
+    "ProbeConfig": "losa_cache.probe.config",
     "ProbeResult": "losa_cache.probe.probe",
     "Samples": "losa_cache.data.samples",
     "StackedAdamW": "losa_cache.train.stacked_adamw",
@@ -79,10 +84,13 @@ __all__ = [
     "Backbone",
     "Batch",
     "Batches",
+    "ExtractConfig",
     "FrozenTail",
     "LoSA",
     "LoSAStack",
     "OnlineConfig",
+    "PlanConfig",
+    "ProbeConfig",
     "ProbeResult",
     "Samples",
     "StackedAdamW",

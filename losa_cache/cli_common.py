@@ -10,6 +10,11 @@ from losa_cache.errors import UserError
 from losa_cache.folders import given_path
 from losa_cache.text import say
 
+CONFIG = "config_file"
+"""The parameter of ``--config``."""
+IN_FILE = "DEFAULT_MAP"
+"""What typer says of an option that the file of ``--config`` gives."""
+
 
 def expanded(value: Any) -> Any:
     """Write a path out that begins with ``~``: shells leave it as it is in quotes, and behind ``=``."""
@@ -23,10 +28,15 @@ Residency = Annotated[
 ]
 
 
+def long_flag(parameter: Any) -> str:
+    """Give the name of an option or argument as users write it, without dashes in front."""
+    return str(next((name for name in parameter.opts if name.startswith("--")), parameter.name)).lstrip("-")
+
+
 def given(context: typer.Context, name: str) -> bool:
-    """Say whether an option was given on the command line."""
+    """Say whether an option was given, on the command line or in the file of ``--config``."""
     source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
+    return source is not None and source.name in ("COMMANDLINE", IN_FILE)
 
 
 def refuse(context: typer.Context, reason: str, *, but: tuple[str, ...] = (), only: tuple[str, ...] = ()) -> None:
@@ -35,9 +45,12 @@ def refuse(context: typer.Context, reason: str, *, but: tuple[str, ...] = (), on
     Raises:
         UserError: naming the option.
     """
-    for name in only or [name for name in context.params if name not in but]:
+    for name in only or [name for name in context.params if name not in (CONFIG, *but)]:
         if given(context, name):
-            raise UserError(f"{reason}: leave out --{name.replace('_', '-')}.")
+            flag = next(long_flag(own) for own in context.command.params if own.name == name)
+            source = context.get_parameter_source(name)
+            place = ", which stands in the file of --config" if source and source.name == IN_FILE else ""
+            raise UserError(f"{reason}: leave out --{flag}{place}.")
 
 
 def print_result(result: dict[str, Any], as_json: bool) -> None:

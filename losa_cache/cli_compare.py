@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from losa_cache.cli_common import Device, Json, expanded
+from losa_cache.cli_options import takes_options
 from losa_cache.text import say
 
 
@@ -14,6 +15,7 @@ def _expanded(values: list[str]) -> list[str]:
     return [expanded(value) for value in values]
 
 
+@takes_options
 def compare(
     what: Annotated[
         list[str],

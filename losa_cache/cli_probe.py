@@ -7,9 +7,13 @@ from typing import Annotated
 import typer
 
 from losa_cache.cli_common import Device, Json, Residency, expanded
+from losa_cache.cli_options import takes_options
+from losa_cache.probe.config import ProbeConfig
 
 
+@takes_options
 def probe(
+    *,
     cache: Annotated[
         str | None,
         typer.Argument(help="Path or URL; default: the most recent complete training cache.", callback=expanded),
@@ -18,12 +22,7 @@ def probe(
         str | None,
         typer.Option(help="Cache to test on; default: a known test cache of the same data set.", callback=expanded),
     ] = None,
-    val_fraction: Annotated[float, typer.Option(help="Share of the images held out, to choose C and k by.")] = 0.1,
-    val_ids: Annotated[
-        str | None, typer.Option(help="Hold out the ids of this file, one a line.", callback=expanded)
-    ] = None,
-    limit: Annotated[int | None, typer.Option(help="Fit so many images, beside the held-out ones.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the folds of a cross-validation.")] = 0,
+    config: ProbeConfig,
     out: Annotated[Path | None, typer.Option(help="Default: runs/<data set>-probe-<n>.", callback=expanded)] = None,
     device: Device = None,
     residency: Residency = "auto",
@@ -43,10 +42,7 @@ def probe(
         found = run(
             cache or opened,
             test=test,
-            val_fraction=val_fraction,
-            val_ids=val_ids,
-            limit=limit,
-            seed=seed,
+            config=config,
             out=out,
             device=device,
             residency=residency,

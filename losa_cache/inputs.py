@@ -3,7 +3,7 @@
 import os
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,11 +18,13 @@ from losa_cache.data.decode import Decoder
 from losa_cache.data.load import load_samples
 from losa_cache.data.nvjpeg import NVJPEG, PILLOW, require_decoder, require_files
 from losa_cache.data.samples import Samples
-from losa_cache.errors import UserError, require_counts, require_seed
+from losa_cache.errors import UserError
 from losa_cache.folders import find_home, given_path
+from losa_cache.inputs_config import InputsConfig
 from losa_cache.layers import choose_layers
 from losa_cache.machine.memory import available_memory
-from losa_cache.points import ALL, POOLED, require_tap, require_tokens
+from losa_cache.options import given, with_options
+from losa_cache.points import ALL, POOLED
 
 OF_POOLED = ("float32", "float16", "bfloat16", "int8")
 DEVICE_SHARE = 0.8  # of a device's free memory: larger weights are streamed, and take so much
@@ -66,111 +68,98 @@ class Inputs:
 
 
 def open_inputs(
-    backbone: str | Backbone,
-    dataset: str | Samples,
+    backbone: str | Backbone | None = None,
+    dataset: str | Samples | None = None,
     *,
     device: torch.device,
-    split: str = "train",
-    data_dir: str | Path | None = None,
-    weights: str | Path = "pretrained",
-    img_size: int | None = None,
-    resize: str = "crop",
-    layers: str | int | list[int] = "all",
-    tap: str = "block",
-    embedding: bool = False,
-    tokens: str = ALL,
-    precision: str = "bfloat16",
-    limit: int | None = None,
-    seed: int = 0,
-    views: int = 1,
-    augment: str | None = None,
-    clips: int = 1,
-    frames: int | None = None,
-    stride: int | None = None,
-    inflation: str = "central",
-    decoder: str = PILLOW,
-    ignore_orientation: bool = False,
+    config: InputsConfig | None = None,
     max_device_memory: int | None = None,
+    **options: Any,
 ) -> Inputs:
     """Load what is given by name, order the samples, choose the layers.
-
-    Options are those of ``losa_cache.extract``; ``frames``, ``stride`` and ``inflation`` those of ``load_backbone``.
 
     A backbone larger than the device's free memory is streamed through it even if ``max_device_memory`` (bytes) is not
     given; a loaded one that is streamed already stays so.
 
+    Args:
+        backbone, dataset: names or loaded objects, in place of those of ``config``.
+        device: where to compute.
+        config: the options.
+        max_device_memory: bytes that backbone and forward pass may take of the device.
+        options: fields of :class:`InputsConfig`, over those of ``config``.
+
     Raises:
         UserError: for any of them that cannot work.
     """
-    require_tap(tap)
-    require_tokens(tokens)
-    chosen = precision_for(precision, tokens)
-    require_counts(views=views, limit=limit, clips=clips)
-    require_seed(seed)
-    if views > 1 and augment is None:
-        raise UserError(f"views is {views}: say with --augment how the views after the plain one are drawn.")
-    if views > 1 and clips > 1:
-        raise UserError(
-            f"views is {views} and clips is {clips}: rows are augmented views of images or clips of videos."
-        )
-    if views == 1 and augment is not None:
-        raise UserError(f"augment is {augment!r}, but the first view is plain: ask for --views of at least 2.")
-    require_decoder(decoder, device, augment=augment, budget=max_device_memory)
-    if isinstance(dataset, str):
-        folder = given_path(data_dir) if data_dir is not None else None
-        home = find_home()
-        dataset = load_samples(dataset, split=split, data_dir=folder, home=home and home / "data")
-    require_files(decoder, dataset)
-    budget = max_device_memory
+    config = with_options(InputsConfig, config, given(backbone=backbone, dataset=dataset) | options)
+    chosen = precision_for(config.precision, config.tokens)
+    require_decoder(config.decoder, device, augment=config.augment, budget=max_device_memory)
+    samples = _load_samples(config)
+    require_files(config.decoder, samples)
+    trunk, budget = _load_backbone(config, device, max_device_memory)
+    require_decoder(config.decoder, device, augment=config.augment, budget=budget)
+    if config.augment is not None:
+        trunk.input.augmentation(config.augment)  # an unknown one is refused before anything is written
+    samples.require_clips(Clip(trunk.input.frames, trunk.input.stride, count=config.clips))
+    samples.require_augmentable(config.augment)
+    chosen.require(trunk.width)
+    trunk.to(device, budget=budget)
+    if config.tap != "block":
+        trunk.require_branches()
+    if config.tokens == POOLED:
+        trunk = PooledBackbone(trunk)
+    limit = config.limit if config.limit is not None and config.limit < len(samples) else None
+    samples = samples.select(permute(len(samples), seed=config.seed, limit=config.limit))
+    compute = trunk.compute_dtype(config.precision)
+    manifest = describe(
+        trunk,
+        samples,
+        layers=choose_layers(config.layers, range(1, trunk.depth + 1)),
+        tap=config.tap,
+        embedding=config.embedding,
+        tokens=config.tokens,
+        precision=config.precision,
+        compute=compute,
+        seed=config.seed,
+        limit=limit,
+        views=config.views,
+        augment=config.augment,
+        clips=config.clips,
+        decoder=config.decoder,
+        upright=not config.ignore_orientation,
+    )
+    return Inputs(trunk, samples, manifest, compute)
+
+
+def _load_samples(config: InputsConfig) -> Samples:
+    if not isinstance(config.dataset, str):
+        return config.dataset
+    folder, home = given_path(config.data_dir) if config.data_dir is not None else None, find_home()
+    return load_samples(config.dataset, split=config.split, data_dir=folder, home=home and home / "data")
+
+
+def _load_backbone(config: InputsConfig, device: torch.device, budget: int | None) -> tuple[Backbone, int | None]:
+    """Load a backbone, and say how many bytes of the device it may take if it is streamed."""
+    backbone = config.backbone
     if isinstance(backbone, str):
-        size = os.path.getsize(weights) if os.path.isfile(weights) else 0
+        size = os.path.getsize(config.weights) if os.path.isfile(config.weights) else 0
         budget = budget or _needed_budget(size, device)
         backbone = load_backbone(
             backbone,
-            weights=weights,
-            img_size=img_size,
-            resize=resize,
-            seed=seed,
-            frames=frames,
-            stride=stride,
-            inflation=inflation,
+            weights=config.weights,
+            img_size=config.img_size,
+            resize=config.resize,
+            seed=config.seed,
+            frames=config.frames,
+            stride=config.stride,
+            inflation=config.inflation,
             mapped=budget is not None,
         )
     if budget is None and backbone.streamed is not None:
         budget = backbone.streamed.budget
     if budget is None and device.type != "cpu":  # on the CPU it is in memory already
         budget = _needed_budget(backbone.weight_bytes, device)
-    require_decoder(decoder, device, augment=augment, budget=budget)
-    if augment is not None:
-        backbone.input.augmentation(augment)  # an unknown one is refused before anything is written
-    dataset.require_clips(Clip(backbone.input.frames, backbone.input.stride, count=clips))
-    dataset.require_augmentable(augment)
-    chosen.require(backbone.width)
-    backbone.to(device, budget=budget)
-    if tap != "block":
-        backbone.require_branches()
-    if tokens == POOLED:
-        backbone = PooledBackbone(backbone)
-    samples = dataset.select(permute(len(dataset), seed=seed, limit=limit))
-    compute = backbone.compute_dtype(precision)
-    manifest = describe(
-        backbone,
-        samples,
-        layers=choose_layers(layers, range(1, backbone.depth + 1)),
-        tap=tap,
-        embedding=embedding,
-        tokens=tokens,
-        precision=precision,
-        compute=compute,
-        seed=seed,
-        limit=limit if limit is not None and limit < len(dataset) else None,
-        views=views,
-        augment=augment,
-        clips=clips,
-        decoder=decoder,
-        upright=not ignore_orientation,
-    )
-    return Inputs(backbone, samples, manifest, compute)
+    return backbone, budget
 
 
 def precision_for(name: str, tokens: str) -> Precision:

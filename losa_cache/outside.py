@@ -101,14 +101,14 @@ def parse_json(raw: bytes | str, shape: type[Shape]) -> Shape:
     return fit(content, shape)
 
 
-def fit(content: object, shape: type[Shape]) -> Shape:
-    """Hold plain data to a shape, as :func:`parse_json` does.
+def fit(content: object, shape: type[Shape], *, strict: bool = True) -> Shape:
+    """Hold plain data to a shape, as :func:`parse_json` does; text that says a number is one, unless ``strict``.
 
     Raises:
         UnreadableError: if it is of another shape; says where.
     """
     try:
-        return msgspec.convert(content, shape)
+        return msgspec.convert(content, shape, strict=strict)
     except (msgspec.ValidationError, RecursionError) as error:
         raise UnreadableError(f"it is not as it should be ({error})") from error
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from typer.core import TyperGroup
 
+from losa_cache.errors import UserError, nearest
 from losa_cache.text import shown
 
 
@@ -29,9 +30,32 @@ class Commands(TyperGroup):
             return super().make_context(*arguments, **named)
 
     def invoke(self, context: Any) -> Any:
-        """Parse the verb's options and run it."""
+        """Parse the verb's options and run it.
+
+        Raises:
+            UserError: for an option that it does not have.
+        """
         with _escaped():
-            return super().invoke(context)
+            try:
+                return super().invoke(context)
+            except Exception as error:
+                if type(error).__name__ == "NoSuchOption":  # of click, as above
+                    raise UserError(self._no_such(error)) from error
+                raise
+
+    def _no_such(self, error: Any) -> str:
+        """Say which verb lacks an option, and which has it, or what it may mean."""
+        name, verb = error.option_name, error.ctx.info_name
+        options = {
+            other: [text for own in self.commands[other].params for text in (*own.opts, *own.secondary_opts)]
+            for other in self.commands
+        }
+        others = [other for other, known in options.items() if name in known]
+        if others:
+            return f"{verb} has no option {name!r}, which is one of {', '.join(others)}: leave it out."
+        return (
+            f"{verb} has no option {name!r}{nearest(name, options[verb], shown=1)}: losa-cache {verb} --help lists all."
+        )
 
 
 @contextmanager

@@ -23,11 +23,11 @@ from losa_cache.backbone.vivit import CENTRAL, FRAMES, STRIDE, TubeletEmbed, inf
 from losa_cache.backbone.weights import load_file, map_file, require_sound, weights_hash
 from losa_cache.data.transforms import InputSpec
 from losa_cache.errors import UserError, require_counts
+from losa_cache.inputs_config import PRETRAINED, RANDOM
 from losa_cache.machine.device import has_bfloat16
 from losa_cache.machine.memory import available_memory
 from losa_cache.points import EMBEDDING, tapped_points
 
-PRETRAINED, RANDOM = "pretrained", "random"
 ROUNDING = 1e-5  # relative, of a sum in float32
 ROUNDED_SHARE = 4  # of a GPU's free memory, rounded copies of the weights may take this part
 FEW_FRAMES = {"vit_digits": 4}

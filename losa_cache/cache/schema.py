@@ -12,6 +12,8 @@ from msgspec import Meta
 
 from losa_cache.cache.precision import Precision, get_precision
 from losa_cache.errors import UserError
+from losa_cache.inputs_config import InputsConfig
+from losa_cache.options import OptionField, options_of
 from losa_cache.outside import fit
 from losa_cache.points import ALL, POOLED, stored_points
 
@@ -172,32 +174,18 @@ class Attributes(TypedDict):
     non_finite: Rows
 
 
-class Options(TypedDict, total=False):
-    """``options``: what the extraction was called with."""
+def _stored(own: OptionField) -> Any:
+    """Give the type that an option of an extraction has in a cache."""
+    if own.name == "seed":
+        return Seed
+    if own.simple is int:
+        return Whole if own.default is not None else Whole | None
+    return own.kind if own.name not in ("backbone", "dataset") else str
 
-    backbone: str
-    dataset: str
-    split: str
-    data_dir: str | None
-    weights: str
-    img_size: Count | None
-    resize: str
-    layers: str | int | list[int]
-    tap: str
-    embedding: bool
-    tokens: str
-    precision: str
-    limit: Count | None
-    seed: Seed
-    views: Count
-    augment: str | None
-    clips: Count
-    frames: Count | None
-    stride: Whole | None
-    inflation: str
-    decoder: str
-    ignore_orientation: bool
-    batch_size: Count
+
+OPTIONS = {own.name: _stored(own) for own in options_of(InputsConfig)} | {"batch_size": Count}
+"""``options``: what the extraction was called with."""
+_Options = TypedDict("_Options", OPTIONS, total=False)  # type: ignore[misc]
 
 
 def check_attributes(content: Mapping[str, Any]) -> None:
@@ -250,16 +238,16 @@ def check_attributes(content: Mapping[str, Any]) -> None:
     require(len(set(rows)) == len(rows), "a row is skipped twice")
 
 
-def check_options(options: Mapping[str, Any]) -> Options:
+def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Take options of an extraction, from a cache.
 
     Raises:
         UnreadableError: if one is of another type.
         ValueError: if one is missing, or not known to this version.
     """
-    if unknown := sorted(options.keys() - Options.__annotations__.keys()):
+    if unknown := sorted(options.keys() - OPTIONS.keys()):
         raise ValueError(f"there is an option {unknown[0]!r}")
-    found = fit(options, Options)
+    found: dict[str, Any] = fit(options, _Options)  # type: ignore[arg-type]
     if lacking := {"backbone", "dataset"} - found.keys():
         raise ValueError(f"there is no {min(lacking)}")
     require("/" not in found.get("split", ""), "the split is a path")

@@ -14,8 +14,8 @@ from losa_cache.errors import UserError
 from losa_cache.sidenet.adapter_file import CONFIG as ADAPTER_CONFIG
 from losa_cache.sidenet.adapter_file import load_adapter_config
 from losa_cache.train.evaluate_run import known_test_cache, misfit, of_same_images
-from losa_cache.train.run import CONFIG as RUN_CONFIG
 from losa_cache.train.run import RUNS
+from losa_cache.train.stored import CONFIG as RUN_CONFIG
 
 LEAST = 2
 """Test images that a paired test takes: from one there is no standard error."""

@@ -20,7 +20,8 @@ from losa_cache.points import WITHOUT_START
 from losa_cache.sweep.engine.record import is_number
 from losa_cache.sweep.report.findings import say
 from losa_cache.train.config import TrainConfig
-from losa_cache.train.run import KEPT_FILES, Run
+from losa_cache.train.run import Run
+from losa_cache.train.stored import KEPT_FILES
 
 DEFAULTS = {field.name: field.default for field in fields(TrainConfig) if field.default is not MISSING}
 

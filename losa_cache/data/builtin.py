@@ -9,16 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torchvision import datasets
 
+from losa_cache.data.names import TORCHVISION
 from losa_cache.data.picture import load_image
 from losa_cache.data.samples import Samples, hash_lines
 from losa_cache.data.scan import hidden
 from losa_cache.errors import UserError
-
-_CLASSES = (
-    "Caltech101 Caltech256 CIFAR10 CIFAR100 Country211 DTD EuroSAT FashionMNIST FGVCAircraft Flowers102 Food101 GTSRB",
-    "ImageNet Imagenette KMNIST MNIST OxfordIIITPet RenderedSST2 StanfordCars STL10 SUN397 SVHN USPS",
-)
-NAMES = {name.lower(): name for line in _CLASSES for name in line.split()}
 
 
 def load_builtin(name: str, root: Path, split: str) -> Samples:
@@ -29,7 +24,7 @@ def load_builtin(name: str, root: Path, split: str) -> Samples:
     Raises:
         UserError: for a split that the set does not have, or a set that is not there and cannot be fetched.
     """
-    kind = getattr(datasets, NAMES[name])
+    kind = getattr(datasets, TORCHVISION[name])
     parameters = inspect.signature(kind.__init__).parameters
     options: dict[str, Any] = {}
     if "train" in parameters:

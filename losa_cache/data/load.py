@@ -2,18 +2,16 @@
 
 from pathlib import Path
 
-from losa_cache.data.builtin import NAMES, load_builtin
+from losa_cache.data.builtin import load_builtin
 from losa_cache.data.digits import load_digits_split
 from losa_cache.data.folder import load_folder
 from losa_cache.data.kinetics400 import load_kinetics400
-from losa_cache.data.names import ON_DISK, plain, require_data_dir
+from losa_cache.data.names import ON_DISK, TORCHVISION, plain, require_data_set
 from losa_cache.data.places365 import load_places365
 from losa_cache.data.samples import Samples
 from losa_cache.data.vtab import load_vtab
-from losa_cache.errors import UserError, nearest
 
 _ON_DISK = dict(zip(ON_DISK, (load_folder, load_kinetics400, load_places365, load_vtab), strict=True))
-OWN_NAMES = ("digits", *ON_DISK)
 
 
 def load_samples(name: str, *, split: str = "train", data_dir: Path | None = None, home: Path | None = None) -> Samples:
@@ -31,26 +29,11 @@ def load_samples(name: str, *, split: str = "train", data_dir: Path | None = Non
         UserError: for an unknown name (with the nearest ones) or files that are not as expected.
     """
     key = plain(name)
-    require_data_dir(name, data_dir)
+    require_data_set(name, data_dir)
     if key == "digits":
         return load_digits_split(split)
     if data_dir is not None and key in _ON_DISK:
         return _ON_DISK[key](data_dir, split)
-    if key in NAMES:
+    if key in TORCHVISION:
         return load_builtin(key, data_dir or home or Path("data"), split)
-    if Path(name).is_dir():
-        return load_folder(Path(name), split)
-    raise UserError(
-        f"unknown data set {name!r}: it is no folder either{nearest(key, [*OWN_NAMES, *NAMES])}. "
-        f"Known: {', '.join(OWN_NAMES)} and torchvision's {', '.join(NAMES)}."
-    )
-
-
-def is_name(name: str) -> bool:
-    """Tell whether a data set is known by this name; else it is a folder's path."""
-    return plain(name) in (*OWN_NAMES, *NAMES)
-
-
-def is_embedded(name: str) -> bool:
-    """Tell whether a data set comes with a package: nothing else is opened for it."""
-    return plain(name) == "digits"
+    return load_folder(Path(name), split)

@@ -1,10 +1,17 @@
-"""Names of data sets that lie in a folder. It imports no library, so that a command refuses at once."""
+"""Names of data sets. It imports no library, so that a command refuses at once."""
 
 from pathlib import Path
 
-from losa_cache.errors import UserError
+from losa_cache.errors import UserError, nearest
 
 ON_DISK = ("folder", "kinetics400", "places365", "vtab")
+OWN_NAMES = ("digits", *ON_DISK)
+_CLASSES = (
+    "Caltech101 Caltech256 CIFAR10 CIFAR100 Country211 DTD EuroSAT FashionMNIST FGVCAircraft Flowers102 Food101 GTSRB",
+    "ImageNet Imagenette KMNIST MNIST OxfordIIITPet RenderedSST2 StanfordCars STL10 SUN397 SVHN USPS",
+)
+TORCHVISION = {name.lower(): name for line in _CLASSES for name in line.split()}
+"""torchvision's classification sets: the class of each, by the name that it has here."""
 
 
 def plain(name: str) -> str:
@@ -12,11 +19,27 @@ def plain(name: str) -> str:
     return name.lower().replace("_", "").replace("-", "")
 
 
-def require_data_dir(name: str, data_dir: str | Path | None) -> None:
-    """Refuse a data set that lies in a folder, if the folder is not named.
+def is_name(name: str) -> bool:
+    """Tell whether a data set is known by this name; else it is a folder's path."""
+    return plain(name) in (*OWN_NAMES, *TORCHVISION)
+
+
+def is_embedded(name: str) -> bool:
+    """Tell whether a data set comes with a package: nothing else is opened for it."""
+    return plain(name) == "digits"
+
+
+def require_data_set(name: str, data_dir: str | Path | None) -> None:
+    """Refuse a data set that is neither known by name nor a folder, or lies in a folder that is not named.
 
     Raises:
-        UserError: asking for ``--data-dir``.
+        UserError: naming the nearest ones, or asking for ``--data-dir``.
     """
     if plain(name) in ON_DISK and data_dir is None:
         raise UserError(f"data set {plain(name)!r} needs --data-dir: the folder that holds it.")
+    if not is_name(name) and not Path(name).is_dir():
+        known = [*OWN_NAMES, *TORCHVISION]
+        raise UserError(
+            f"unknown data set {name!r}: it is no folder either{nearest(plain(name), known)}. "
+            f"Known: {', '.join(OWN_NAMES)} and torchvision's {', '.join(TORCHVISION)}."
+        )

@@ -11,15 +11,16 @@ import torch
 from losa_cache.backbone import Backbone
 from losa_cache.cache.core import LocalCore
 from losa_cache.cache.layout import Layout
-from losa_cache.cache.location import Location, locate
+from losa_cache.cache.location import locate
 from losa_cache.cache.precision import PRECISIONS, Encoding, get_precision
 from losa_cache.cache.remote import RemotePath
 from losa_cache.cache.store import receipts_of
 from losa_cache.cache.writer import require_root
 from losa_cache.calibrate import calibrate, compression_ratio, images_at_once
 from losa_cache.data.samples import Samples
-from losa_cache.errors import UserError, require_counts
+from losa_cache.errors import UserError
 from losa_cache.extract.begin import plan_store
+from losa_cache.extract.config import PlanConfig
 from losa_cache.extract.forecast import Candidate, Speeds, forecast, recommend, short
 from losa_cache.extract.measure import decode_speed, disk_speed, forward_speed, unpack_speed
 from losa_cache.extract.pipeline import pass_length
@@ -28,29 +29,26 @@ from losa_cache.folders import home
 from losa_cache.inputs import Inputs, open_inputs, precision_for
 from losa_cache.machine.device import choose_device, default_workers
 from losa_cache.machine.memory import available_memory, parse_bytes
-from losa_cache.points import ALL
+from losa_cache.options import given, lists_options, with_options
 
 PREFERRED = ("bfloat16", "int8", "int4", "predict:2", "predict:1")
 """What may be recommended in place of the precision asked for."""
 
 
+@lists_options(PlanConfig)
 def plan_extraction(
-    backbone: str | Backbone,
-    dataset: str | Samples,
+    backbone: str | Backbone | None = None,
+    dataset: str | Samples | None = None,
     *,
-    out: str | Location | None = None,
-    tokens: str = ALL,
-    precision: str = "bfloat16",
-    views: int = 1,
-    batch_size: int | None = None,
-    device: str | None = None,
-    workers: int | None = None,
-    max_device_memory: str | int | None = None,
+    config: PlanConfig | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Measure disk, device and a few images; predict ``losa_cache.extract`` with the same arguments.
 
-    ``options`` are those that say what is extracted, from ``split`` to ``decoder``.
+    Args:
+        backbone, dataset: names or loaded objects, in place of those of ``config``.
+        config: the options; those of an extraction will do.
+        options: fields of :class:`PlanConfig`, over those of ``config``.
 
     Nothing is kept: a probe file of at most 256 MiB is written where the cache would lie and removed again.
 
@@ -65,26 +63,18 @@ def plan_extraction(
     Raises:
         UserError: for any input that cannot work, in one sentence.
     """
-    require_counts(batch_size=batch_size, workers=workers)
-    workers = workers or default_workers()
-    where = choose_device(device)
+    config = with_options(PlanConfig, config, given(backbone=backbone, dataset=dataset) | options)
+    out, precision, tokens = config.out, config.precision, config.tokens
+    workers = config.workers or default_workers()
+    where = choose_device(config.device)
     device_free = available_memory(where)
-    budget = None if max_device_memory is None else parse_bytes(max_device_memory)
+    budget = None if config.max_device_memory is None else parse_bytes(config.max_device_memory)
     place = locate(home() / "caches" if out is None else out)
     if isinstance(place, RemotePath):
         raise UserError(f"plan measures a disk, not a server: leave --out {str(out)!r} out.")
     if out is not None and place.exists() and not LocalCore(place, receipts_of(place)).copied:
         require_root(place)
-    inputs = open_inputs(
-        backbone,
-        dataset,
-        tokens=tokens,
-        precision=precision,
-        views=views,
-        device=where,
-        max_device_memory=budget,
-        **options,
-    )
+    inputs = open_inputs(config=config, device=where, max_device_memory=budget)
     path = place / cache_name(inputs.manifest) if out is None else place
     sample = calibrate(inputs, workers=workers, images=get_precision(precision).images)
 
@@ -104,7 +94,7 @@ def plan_extraction(
         parent = parent.parent
     free = shutil.disk_usage(parent).free
     disk = disk_speed(parent, piece=round(layout.sample_bytes * ratio), free=free)
-    batch_size = batch_size or inputs.backbone.fitting_batch(default_batch(inputs), inputs.compute)
+    batch_size = config.batch_size or inputs.backbone.fitting_batch(default_batch(inputs), inputs.compute)
     device_memory = _device_memory(inputs, layout, batch_size, free=device_free)
     batch = min(batch_size, images_at_once(inputs))
     speeds = Speeds(

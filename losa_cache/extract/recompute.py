@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from losa_cache.backbone import Backbone
-from losa_cache.backbone.model import PRETRAINED, RANDOM
 from losa_cache.backbone.names import CHECKPOINT, VIDEO, full_name
 from losa_cache.cache.health import Damage
 from losa_cache.cache.hold import hold
@@ -22,7 +21,7 @@ from losa_cache.cache.receipt import Receipt
 from losa_cache.cache.schema import check_options
 from losa_cache.cache.store import ActivationCache
 from losa_cache.calibrate import images_at_once, run_views
-from losa_cache.data.load import is_embedded, is_name
+from losa_cache.data.names import is_embedded, is_name
 from losa_cache.data.nvjpeg import PILLOW
 from losa_cache.data.samples import Samples
 from losa_cache.errors import UserError
@@ -31,6 +30,7 @@ from losa_cache.extract.begin import begin, sources_of
 from losa_cache.extract.meter import Meter
 from losa_cache.extract.plan import default_batch, views_of
 from losa_cache.inputs import Inputs, open_inputs
+from losa_cache.inputs_config import PRETRAINED, RANDOM
 from losa_cache.machine.device import choose_device, default_workers
 from losa_cache.outside import UnreadableError
 
@@ -109,7 +109,7 @@ def _trusted_options(cache: ActivationCache, given: Mapping[str, Any]) -> dict[s
     """
     name = str(cache.path)
     try:
-        options: dict[str, Any] = dict(check_options(cache.manifest.options or {}))
+        options = check_options(cache.manifest.options or {})
     except (ValueError, UnreadableError) as error:
         raise UserError(f"the options in {name!r} cannot be used ({error}): extract again.") from error
     if knows(cache.path, cache.manifest):

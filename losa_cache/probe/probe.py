@@ -9,9 +9,10 @@ import os
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ from losa_cache.cache.store import ActivationCache, latest_training_cache, open_
 from losa_cache.errors import UserError
 from losa_cache.files import publish
 from losa_cache.machine.device import machine
+from losa_cache.options import lists_options, with_options
+from losa_cache.probe.config import ProbeConfig
 from losa_cache.probe.features import read_features
 from losa_cache.probe.images import choose_images
 from losa_cache.probe.lines import Data, probe_features
@@ -56,18 +59,17 @@ class ProbeResult:
     test_labels: Tensor
 
 
+@lists_options(ProbeConfig)
 def probe(
     cache: str | Location | ActivationCache | None = None,
     *,
     test: str | Location | ActivationCache | None = None,
-    val_fraction: float = 0.1,
-    val_ids: str | None = None,
-    limit: int | None = None,
-    seed: int = 0,
+    config: ProbeConfig | None = None,
     out: str | Path | None = None,
     device: str | None = None,
     residency: str = "auto",
     progress: Progress = lambda share: None,
+    **options: Any,
 ) -> ProbeResult:
     """Fit probes to frozen features, each tuned on held-out images and then fitted to all training images.
 
@@ -81,24 +83,24 @@ def probe(
     Args:
         cache: opened, its path or its URL; by default the most recent complete one that is not of a held-out split.
         test: a cache to test on; by default a known one of a held-out split of the same data set. It decides nothing.
-        val_fraction, val_ids, limit: what is held out, and how many others are fitted, as of ``losa_cache.train``.
-        seed: of the folds.
+        config: which images are fitted and held out.
         out: folder for ``probe.json``, ``layers.png`` and ``report.html``; by default ``runs/<data set>-probe-<n>``.
         device: by default the GPU where there is one.
         residency: as of ``losa_cache.train``.
         progress: is given the share done.
+        options: fields of :class:`losa_cache.probe.config.ProbeConfig`, over those of ``config``.
 
     Raises:
         UserError: for a cache, or a choice of images, on which nothing can be tuned.
     """
+    chosen = with_options(ProbeConfig, config, options)
     require_place(out, remedy="choose another --out")
     started, placement = perf_counter(), Placement.choose(device, residency)
     if cache is None:
         cache = latest_training_cache(all_tokens=False)
     opened = cache if isinstance(cache, ActivationCache) else open_cache(cache)
     tested = _test_cache(opened, test)
-    config = TrainConfig(val_fraction=val_fraction, val_ids=val_ids, limit=limit, seed=seed)
-    images = choose_images(opened, tested, config, placement.device)
+    images = choose_images(opened, tested, TrainConfig(**asdict(chosen)), placement.device)
     reading = perf_counter()
     train = read_features(opened, images.fitted, placement, progress=lambda share: progress(0.2 * share))
     test_features = None

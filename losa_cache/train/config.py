@@ -2,9 +2,11 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from losa_cache.errors import LARGEST_SEED, UserError, require_counts
+from losa_cache.inputs_config import AUGMENT, BACKBONE, DATASET, WORKERS, ImageConfig, of_images
+from losa_cache.options import Option
 from losa_cache.points import ALL_LAYERS, EMBEDDING, HEADS, LAST, OF_ROWS, STARTS, WITHOUT_START, require_tap
 
 SHUFFLE, BALANCED = "shuffle", "balanced"
@@ -69,24 +71,55 @@ class TrainConfig:
         seed: of the start and the order.
     """
 
-    side: str = "losa"
-    rank: int = 16
-    layers: str | int | list[int] = "all"
-    start: str = "output"
-    epochs: int = 30
-    lr: float | None = None
-    weight_decay: float = 1e-2
-    batch_size: int = 64
-    warmup: float = 0.1
-    label_smoothing: float = 0.1
-    clip_grad: float = 1.0
-    head: str = ALL_LAYERS
-    dropout: float = 0.1
-    sampling: str = SHUFFLE
-    limit: int | None = None
-    val_fraction: float = 0.1
-    val_ids: str | None = None
-    seed: int = 0
+    side: Annotated[
+        str,
+        Option(
+            "losa, mlp or ladder; or, to compare with: linear, fusion or attentive.",
+            searched="losa, mlp, fusion or attentive.",
+        ),
+    ] = "losa"
+    rank: Annotated[int, Option("Inner width r of every side layer; of a ladder the width.", searched=True)] = 16
+    layers: Annotated[
+        str | int | list[int],
+        Option(
+            "Which of the cached layers to read: all, K evenly spaced ones, or a list.",
+            searched="Numbers of evenly spaced layers, or all.",
+        ),
+    ] = "all"
+    start: Annotated[str, Option("What losa refines: output (y_0 = b_L) or embedding (y_0 = b_0).", searched=True)] = (
+        "output"
+    )
+    epochs: Annotated[int, Option("Passes over the training samples.", searched=True)] = 30
+    lr: Annotated[
+        float | None, Option("Peak learning rate; default: 1e-3, for a linear probe 1e-2.", searched=True)
+    ] = None
+    weight_decay: Annotated[float, Option("Weight decay, of matrices only.", searched=True)] = 1e-2
+    batch_size: Annotated[int, Option("Samples in a step.", searched=True)] = 64
+    warmup: Annotated[float, Option("Share of the steps over which the learning rate rises from 0.")] = 0.1
+    label_smoothing: Annotated[float, Option("Label smoothing of the training loss.", searched=True)] = 0.1
+    clip_grad: Annotated[float, Option("Largest norm of a step's gradient.", searched=True)] = 1.0
+    head: Annotated[
+        str,
+        Option(
+            "What the classifier reads: all (class token and mean of every layer, beside the side network's output), "
+            "or last (the side network's output alone, as in the paper).",
+            searched=True,
+        ),
+    ] = ALL_LAYERS
+    dropout: Annotated[
+        float,
+        Option("Share of what the side network adds that a training step drops (--head all).", searched=True),
+    ] = 0.1
+    sampling: Annotated[
+        str, Option("shuffle, balanced (classes), or a CSV file of weights with the heading id,weight.", path=True)
+    ] = SHUFFLE
+    limit: Annotated[
+        int | None,
+        Option("Train on this many samples, chosen by a hash of their ids. The held-out samples stay the same."),
+    ] = None
+    val_fraction: Annotated[float, Option("Share of the samples held out, by a hash of their ids.")] = 0.1
+    val_ids: Annotated[str | None, Option("File of ids, one a line: hold out exactly these samples.", path=True)] = None
+    seed: Annotated[int, Option("Seed of the start, the order and the augmentation.", searched=True)] = 0
 
     @property
     def peak_lr(self) -> float:
@@ -136,15 +169,13 @@ def of_recipe(name: str) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class OnlineConfig:
+class OnlineConfig(ImageConfig):
     """Where the fresh images of an online or mixed run come from, and what happens to them.
 
     Attributes:
-        backbone, weights, img_size, resize, frames, stride, inflation: the frozen backbone, as in
-            ``losa_cache.extract``.
-        dataset, split, data_dir, limit, clips: the samples, likewise; of several clips of a video training takes one an
-            epoch, in turn.
-        ignore_orientation: likewise.
+        backbone, dataset: names. Objects are given to ``losa_cache.train`` beside this.
+        clips: of several clips of a video training takes one an epoch, in turn.
+        limit: take so many images of the data set, drawn at random, before any are held out.
         tap: what of each block is read, as in ``losa_cache.extract``; by default as in the cache, or whole blocks.
         precision: that block outputs are computed in and rounded to; by default that of the cache, or bfloat16.
         workers: that decode; by default one a core, at most 16.
@@ -154,27 +185,27 @@ class OnlineConfig:
         reprob: probability of random erasing.
     """
 
-    backbone: str
-    dataset: str
-    split: str = "train"
-    data_dir: str | None = None
-    weights: str = "pretrained"
-    img_size: int | None = None
-    resize: str = "crop"
-    limit: int | None = None
-    tap: str | None = None
-    precision: str | None = None
-    workers: int | None = None
+    backbone: Annotated[str, of_images(BACKBONE)]
+    dataset: Annotated[str, of_images(DATASET, path=True)]
+    limit: Annotated[
+        int | None,
+        of_images(
+            "Take this many images of the data set, drawn at random, before any are held out.", flag="online-limit"
+        ),
+    ] = None
+    tap: Annotated[
+        str | None,
+        of_images("What is read of each layer: block, attention, mlp or both; default: the cache's, or block."),
+    ] = None
+    precision: Annotated[
+        str | None, of_images("Precision that block outputs are rounded to; default: the cache's, or bfloat16.")
+    ] = None
+    workers: Annotated[int | None, of_images(WORKERS)] = None
     share: float = 1.0
-    augment: str | None = None
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    reprob: float = 0.0
-    frames: int | None = None
-    stride: int | None = None
-    inflation: str = "central"
-    clips: int = 1
-    ignore_orientation: bool = False
+    augment: Annotated[str | None, of_images(AUGMENT)] = None
+    mixup: Annotated[float, of_images("Alpha of mixup; 0: none.")] = 0.0
+    cutmix: Annotated[float, of_images("Alpha of cutmix; 0: none.")] = 0.0
+    reprob: Annotated[float, of_images("Probability of random erasing.")] = 0.0
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
@@ -191,12 +222,4 @@ class OnlineConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Give the fields, with paths that hold from any working directory."""
-        from losa_cache.backbone.model import PRETRAINED, RANDOM
-        from losa_cache.data.load import is_name
-
-        paths = {"data_dir": self.data_dir}
-        if self.weights not in (PRETRAINED, RANDOM):
-            paths["weights"] = self.weights
-        if not is_name(self.dataset):
-            paths["dataset"] = self.dataset
-        return asdict(self) | {name: path and str(Path(path).resolve()) for name, path in paths.items()}
+        return asdict(self) | self.paths(self.dataset, Path.resolve)

@@ -1,14 +1,13 @@
 """A run directory: config, metrics, TensorBoard events, checkpoint, adapter. It notices every change made since."""
 
 import errno
-import hashlib
 import json
 import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +15,18 @@ import torch
 from msgspec import Struct
 
 from losa_cache.errors import UserError
-from losa_cache.files import append, publish, with_seal, without_seal, write_json, write_whole
+from losa_cache.files import append, publish, with_seal, write_json, write_whole
 from losa_cache.folders import require_writable
 from losa_cache.lock import lock, unlock
-from losa_cache.outside import UnreadableError, fit, parse_json, read_file
-from losa_cache.train.config import EARLIER, OnlineConfig, TrainConfig
-from losa_cache.train.sample_files import MOST_BYTES
+from losa_cache.outside import UnreadableError, fit, read_file
+from losa_cache.train.config import TrainConfig
 from losa_cache.train.state_file import load_state, save_state
+from losa_cache.train.stored import CONFIG, KEPT_FILES, digest_of, read_run
 from losa_cache.train.tensorboard_log import TensorBoardLog
 
 log = logging.getLogger(__name__)
 
-# Files that options name. The run keeps a copy, since it is resumed and evaluated when theirs may have changed or gone.
-KEPT_FILES = {"sampling": "sampling.csv", "val_ids": "val_ids.txt"}
-CONFIG, METRICS, CHECKPOINT = "config.json", "metrics.jsonl", "checkpoint.pt"
-ORIGIN = ("cache", "online", "fields")
+METRICS, CHECKPOINT = "metrics.jsonl", "checkpoint.pt"
 RUNS = Path("runs")
 """Where new runs go by default."""
 
@@ -39,14 +35,6 @@ class _Line(Struct):
     """What is read of an epoch's metrics here."""
 
     epoch: int
-
-
-class _Origin(Struct):
-    """What a run learns from, as its config has it."""
-
-    cache: str | None
-    online: OnlineConfig | None
-    fields: dict[str, Any]
 
 
 class TakenError(UserError):
@@ -92,7 +80,7 @@ class Run:
         """
         require_free(path)
         options = asdict(config) | {option: KEPT_FILES[option] for option in files}
-        digests = {option: _digest(content) for option, content in files.items()}
+        digests = {option: digest_of(content) for option, content in files.items()}
         partial = path.with_name(f"{path.name}.partial.{os.getpid()}")
         try:
             partial.mkdir(parents=True)
@@ -135,41 +123,12 @@ class Run:
         Raises:
             UserError: if this is no run directory, or one that was altered.
         """
-        path = self.path / CONFIG
-        try:
-            raw = read_file(path)
-        except UnreadableError as error:
-            raise UserError(f"{str(self.path)!r} is no run directory ({CONFIG}: {error}).") from error
-        try:
-            content = parse_json(raw, dict[str, Any])
-            config, origin = _fitted(content)
-            self.sealed = "seal" in content
-            if self.sealed:
-                without_seal(content)
-        except (UnreadableError, ValueError) as error:
-            raise UserError(
-                f"{str(path)!r} is not as the run was begun: {error}. A run stays what it was: put back the original, "
-                "or train anew."
-            ) from error
-        for option, digest in content.get("files", {}).items():
-            self._require_kept(self.path / KEPT_FILES[option], digest)
-        kept: dict[str, Any] = {
-            name: str(self.path / file) for name, file in KEPT_FILES.items() if getattr(config, name) == file
-        }
-        return replace(config, **kept), origin
-
-    def _require_kept(self, path: Path, digest: str) -> None:
-        try:
-            if _digest(read_file(path, at_most=MOST_BYTES)) == digest:
-                return
-            reason = "it was altered since the run began"
-        except UnreadableError as error:
-            reason = str(error)
-        raise UserError(f"{str(path)!r} says which samples the run takes, and {reason}: put back the original.")
+        config, origin, self.sealed = read_run(self.path)
+        return config, origin
 
     def digest(self) -> str:
         """Give the digest of the run's config, which its checkpoint and its adapter name as theirs."""
-        return _digest(read_file(self.path / CONFIG))
+        return digest_of(read_file(self.path / CONFIG))
 
     def log(self, metrics: dict[str, Any]) -> None:
         """Append an epoch's metrics, to the file and to TensorBoard.
@@ -277,34 +236,6 @@ class Run:
             ) from error
 
 
-def _fitted(content: dict[str, Any]) -> tuple[TrainConfig, dict[str, Any]]:
-    """Hold a config's content to what it must be, and give the options and the origin.
-
-    Raises:
-        UnreadableError: if it is something else.
-    """
-    if missing := {"train", *ORIGIN} - content.keys():
-        raise UnreadableError(f"it lacks {', '.join(sorted(missing))}")
-    known = {"": {"train", *ORIGIN, "files", "seal"}, "train.": _names(TrainConfig), "online.": _names(OnlineConfig)}
-    parts = {"": content, "train.": content["train"], "online.": content["online"]}
-    for where, part in parts.items():
-        if isinstance(part, dict) and (surprises := part.keys() - known[where]):
-            raise UnreadableError(f"{where}{min(surprises)} is unknown")
-    try:
-        options = fit(content["train"], dict[str, Any])
-        config, origin = fit(EARLIER | options, TrainConfig), {name: content[name] for name in ORIGIN}
-        fit(origin, _Origin)
-    except UserError as error:
-        raise UnreadableError(str(error).removesuffix(".")) from error
-    if wrong := fit(content.get("files", {}), dict[str, str]).keys() - KEPT_FILES.keys():
-        raise UnreadableError(f"files.{min(wrong)} is unknown")
-    return config, origin
-
-
-def _names(shape: type[TrainConfig] | type[OnlineConfig]) -> set[str]:
-    return {field.name for field in fields(shape)}
-
-
 def require_free(path: Path, remedy: str = "continue it with --resume, or choose another --out") -> None:
     """Refuse a path that is taken.
 
@@ -331,10 +262,6 @@ def require_place(out: str | Path | None, **remedy: str) -> None:
     if out is not None:
         require_free(Path(out), **remedy)
     require_writable(RUNS if out is None else Path(out).parent)
-
-
-def _digest(content: bytes) -> str:
-    return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
 def next_run_path(base: Path, name: str) -> Path:

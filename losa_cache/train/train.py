@@ -15,6 +15,7 @@ from losa_cache.cache.stage import stage_cache
 from losa_cache.cache.store import ActivationCache, latest_training_cache, open_cache
 from losa_cache.errors import UserError
 from losa_cache.machine.allocator import keep_freed_memory
+from losa_cache.options import lists_options
 from losa_cache.points import ALL_LAYERS, EMBEDDING, LAST_ONLY, tapped_points
 from losa_cache.sidenet.adapter import Adapter
 from losa_cache.sidenet.adapter_file import save_adapter
@@ -48,6 +49,7 @@ class TrainResult:
     adapter: Adapter
 
 
+@lists_options(TrainConfig)
 def train(
     cache: str | Location | ActivationCache | None = None,
     *,

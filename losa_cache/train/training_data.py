@@ -11,9 +11,11 @@ from losa_cache.cache.identity import differences
 from losa_cache.cache.manifest import Manifest
 from losa_cache.cache.store import ActivationCache
 from losa_cache.errors import UserError
+from losa_cache.inputs_config import ImageConfig
 from losa_cache.layers import choose_layers
 from losa_cache.machine.device import default_workers
 from losa_cache.machine.memory import available_memory, readable_bytes
+from losa_cache.options import given, options_of
 from losa_cache.points import ALL, EMBEDDING, LAST_ONLY, input_points, stored_points, tapped_points
 from losa_cache.sidenet.adapter import FOLD
 from losa_cache.sidenet.pooled import pooling_of
@@ -189,25 +191,17 @@ def from_backbone(
         require_all_tokens(cache, "a run with the backbone in the loop")
     stored = {} if cache is None else cache.manifest.fields
     sampling = stored.get("sampling", {"seed": config.seed, "limit": None})
+    images = {own.name: getattr(online, own.name) for own in options_of(ImageConfig)}
+    images |= given(backbone=backbone, dataset=dataset)
+    images["ignore_orientation"] = online.ignore_orientation or (cache is not None and not cache.manifest.upright)
     inputs = open_inputs(
-        backbone or online.backbone,
-        dataset or online.dataset,
-        split=online.split,
-        data_dir=online.data_dir,
-        weights=online.weights,
-        img_size=online.img_size,
-        resize=online.resize,
-        frames=online.frames,
-        stride=online.stride,
-        inflation=online.inflation,
-        clips=online.clips,
+        **images,
         layers=config.layers if cache is None else choose_layers(config.layers, cache.manifest.layers),
         tap=online.tap or stored.get("tap", "block"),
         embedding=config.reads_embedding,
         precision=stored.get("precision", "bfloat16") if online.precision is None else online.precision,
         limit=sampling["limit"] if online.limit is None else online.limit,
         seed=sampling["seed"],
-        ignore_orientation=online.ignore_orientation or (cache is not None and not cache.manifest.upright),
         device=placement.device,
     )
     manifest = inputs.manifest

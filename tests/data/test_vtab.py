@@ -5,7 +5,8 @@ import shutil
 import pytest
 
 import losa_cache as lc
-from losa_cache.data.load import is_name, load_samples
+from losa_cache.data.load import load_samples
+from losa_cache.data.names import is_name
 from losa_cache.data.vtab import GROUPS, TASKS
 from losa_cache.errors import UserError
 from tests.data.vtab_roots import LABELS, write_task

@@ -298,10 +298,11 @@ ONLINE = ["--backbone", "vit_digits", "--dataset", "digits"]
 
 
 @pytest.mark.parametrize(
-    ("road", "trained", "loaded"), [([], 30, None), (["--mixed", "0.5"], 30, None), (["--online"], None, 30)]
+    ("road", "loaded"),
+    [([], None), (["--mixed", "0.5"], None), (["--online"], None), (["--online", "--online-limit", "60"], 60)],
 )
-def test_the_command_lines_limit_is_of_the_caches_training_samples_where_there_is_a_cache(
-    digits, tmp_path, monkeypatch, road, trained, loaded
+def test_the_command_lines_limit_is_of_the_training_samples_with_and_without_a_cache(
+    digits, tmp_path, monkeypatch, road, loaded
 ):
     monkeypatch.chdir(tmp_path)
     where = [] if "--online" in road else ["--cache", str(digits["train"])]
@@ -311,7 +312,7 @@ def test_the_command_lines_limit_is_of_the_caches_training_samples_where_there_i
         main()
     assert not done.value.code
     described = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert (described["train"]["limit"], described["train"]["sampling"]) == (trained, "balanced")
+    assert (described["train"]["limit"], described["train"]["sampling"]) == (30, "balanced")
     assert (described["online"] or {"limit": None})["limit"] == loaded
 
 

@@ -3,17 +3,18 @@
 import json
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import google_crc32c
 
 from losa_cache.errors import UserError
 from losa_cache.files import write_whole
+from losa_cache.options import Option, options_of
 from losa_cache.outside import UnreadableError, fit, parse_json, read_file
 from losa_cache.sweep.engine.space import KINDS, Choices, Range, Space, grid
 from losa_cache.sweep.engine.storage import without_password
 from losa_cache.train.config import EARLIER, TrainConfig
-from losa_cache.train.run import KEPT_FILES
+from losa_cache.train.stored import KEPT_FILES
 
 FILE = "sweep.json"
 SAMPLERS = ("grid", "random", "tpe")
@@ -43,15 +44,26 @@ class SweepConfig:
     cache: str
     space: Space
     base: TrainConfig = field(default_factory=TrainConfig)
-    sampler: str = "grid"
-    pruner: str = "none"
-    trials: int | None = None
-    concurrent: int | None = None
-    storage: str | None = field(default=None, repr=False)
-    val_cache: str | None = None
-    test_cache: str | None = None
-    trackers: list[str] = field(default_factory=list)
-    retrain: bool = False
+    sampler: Annotated[str, Option("How values are searched: grid, random or tpe.")] = "grid"
+    pruner: Annotated[str, Option("What stops trials early: none, halving, hyperband or median.")] = "none"
+    trials: Annotated[int | None, Option("How many random or tpe draws to make.")] = None
+    concurrent: Annotated[
+        int | None, Option("Trials that train at the same time; default: as many as memory allows.")
+    ] = None
+    storage: Annotated[
+        str | None, Option("URL of the study's database; default: SQLite. Its password is not stored.")
+    ] = field(default=None, repr=False)
+    val_cache: Annotated[
+        str | None, Option("Choose by all samples of this cache, instead of held-out ones.", path=True)
+    ] = None
+    test_cache: Annotated[
+        str | None,
+        Option("Test the chosen trial on this cache; default: a known test cache of the same data set.", path=True),
+    ] = None
+    trackers: Annotated[
+        list[str], Option("wandb or mlflow, beside TensorBoard; may be given twice.", flag="tracker")
+    ] = field(default_factory=list)
+    retrain: Annotated[bool, Option("Train the chosen options again, on training and validation samples.")] = False
 
     def __post_init__(self) -> None:
         for name, value, known in (("sampler", self.sampler, SAMPLERS), ("pruner", self.pruner, PRUNERS)):
@@ -134,6 +146,41 @@ class SweepConfig:
         return cls(**options | {"space": space, "base": replace(written.base, **kept)})
 
 
+def options_of_sweep(path: Path) -> dict[str, Any] | None:
+    """Give the options of the command ``sweep`` that repeat a sweep, by their names in files.
+
+    Args:
+        path: a sweep's folder or its options; ``None`` for any other file.
+
+    Raises:
+        UserError: if this is no sweep's folder, or has options that only callers of the library can set.
+    """
+    folder = path.parent if path.name == FILE else path
+    if not folder.is_dir():
+        return None
+    config = SweepConfig.load(folder)
+    searched = {
+        name: list(own.values) if isinstance(own, Choices) else f"{own.low}..{own.high}"
+        for name, own in config.space.items()
+    }
+    found = asdict(config.base) | searched
+    seed, warmup, layers = found.pop("seed"), found.pop("warmup"), found["layers"]
+    seeds = len(seed) if isinstance(seed, list) else 1
+    lists = isinstance(config.base.layers, list) or (isinstance(layers, list) and any("," in str(k) for k in layers))
+    beyond = {
+        "epochs": "epochs" in searched,
+        "layers": lists,
+        "seed": seed not in (0, list(range(seeds))),
+        "warmup": warmup != TrainConfig.warmup,
+    }
+    if lost := [name for name, is_beyond in beyond.items() if is_beyond]:
+        raise UserError(
+            f"the sweep {str(folder)!r} sets {lost[0]} as only losa_cache.sweep can: repeat it from Python."
+        )
+    own = {option.key: getattr(config, option.name) for option in options_of(SweepConfig)}
+    return found | own | {"cache": config.cache, "seeds": seeds}
+
+
 def checksum(folder: Path) -> int:
     """Give the checksum of a folder's options, as :meth:`SweepConfig.save` did.
 
@@ -151,18 +198,10 @@ def _read(path: Path, what: str) -> bytes:
 
 
 @dataclass(frozen=True)
-class _Written:
+class _Written(SweepConfig):
     """What the file holds."""
 
-    cache: str
-    space: dict[str, list[str | int | float | None] | Range]
-    base: TrainConfig
-    sampler: str = "grid"
-    pruner: str = "none"
-    trials: int | None = None
-    concurrent: int | None = None
-    storage: str | None = None
-    val_cache: str | None = None
-    test_cache: str | None = None
-    trackers: list[str] = field(default_factory=list)
-    retrain: bool = False
+    space: dict[str, list[str | int | float | None] | Range]  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        """Check nothing yet: the space is not read."""

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from losa_cache.errors import UserError
-from losa_cache.sweep.engine.space_file import read_options
+from losa_cache.options import options_of
+from losa_cache.options_file import read_options
 from losa_cache.text import shown
 from losa_cache.train.config import DEFAULT_LR, TrainConfig
 
@@ -46,10 +47,8 @@ class Range:
 Space = dict[str, Choices | Range]
 """What is searched, by the name of a field of ``TrainConfig``."""
 
-KINDS: dict[str, type] = {
-    "rank": int, "layers": str, "lr": float, "weight_decay": float, "label_smoothing": float, "clip_grad": float,
-    "batch_size": int, "epochs": int, "side": str, "start": str, "head": str, "dropout": float, "seed": int,
-}  # fmt: skip
+_SEARCHED = [own for own in options_of(TrainConfig) if own.option.searched]
+KINDS: dict[str, type] = {own.name: own.simple for own in sorted(_SEARCHED, key=lambda own: own.simple is str)}
 """What can be searched, and the type of its values."""
 
 
@@ -60,7 +59,7 @@ def parse(name: str, text: str) -> Choices | Range:
         UserError: for values that are not of the option's type, a value twice, and a range that is none.
     """
     if ".." not in text:
-        return choices(name, [part.strip() for part in text.split(",")])
+        return choices(name, [part.strip() for part in text.rstrip().removesuffix(",").split(",")])
     low, high = (_value(name, part.strip()) for part in text.split("..", 1))
     return _range(name, low, high)
 
@@ -86,13 +85,7 @@ def read_space(path: Path) -> Space:
     Raises:
         UserError: if it cannot be read, or holds something else.
     """
-    found: Space = {}
-    for given, value in read_options(path).items():
-        name = given.replace("-", "_")
-        if name in found:
-            raise UserError(f"space {str(path)!r} has {_option(name)} twice: leave one out.")
-        found[name] = _read(name, value)
-    return found
+    return {name: _read(name, value) for name, value in read_options(path, "space").items()}
 
 
 def _read(name: str, value: Any) -> Choices | Range:

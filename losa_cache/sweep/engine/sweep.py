@@ -39,9 +39,9 @@ from losa_cache.text import shown
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.loop import finish
 from losa_cache.train.placement import Placement
-from losa_cache.train.run import CONFIG, KEPT_FILES
 from losa_cache.train.selection import Selection
 from losa_cache.train.state_file import save_state
+from losa_cache.train.stored import CONFIG, KEPT_FILES
 from losa_cache.train.train import new_adapter, origin_of, save_run
 
 MOST_TRIALS = 64  # at the same time, if nobody says otherwise

@@ -1,0 +1,165 @@
+"""Typer options made of dataclasses (``losa_cache.options``), and the file that ``--config`` names."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, is_dataclass
+from functools import update_wrapper
+from inspect import Parameter, Signature, signature
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from losa_cache.cli_common import CONFIG, expanded, long_flag
+from losa_cache.errors import UserError, nearest
+from losa_cache.options import OptionField, options_of, simple
+
+CONFIG_HELP = (
+    "TOML, YAML or JSON file with options of this command, one a line; options on the command line win over it."
+)
+WANTED = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list[str]: "a list of texts"}
+
+Stored = Callable[[Path], dict[str, Any] | None]
+
+
+@dataclass(frozen=True)
+class Values:
+    """Mark a parameter of a verb that takes values by field: ``Annotated[dict[str, Any], Values(OnlineConfig)]``.
+
+    None of them must be given: the verb decides whether, and with what else, it makes a config of them.
+
+    Attributes:
+        of: the dataclass.
+        only: fields to take; by default all.
+        listed: heading for options that take a list or a range of values, as text.
+    """
+
+    of: type
+    only: tuple[str, ...] = ()
+    listed: str = ""
+
+    @property
+    def options(self) -> list[OptionField]:
+        """The options that are taken."""
+        return [own for own in options_of(self.of) if not self.only or own.name in self.only]
+
+
+def takes_options(verb: Callable[..., None], stored: Stored | None = None) -> Callable[..., None]:
+    """Make a typer command of a function that takes configs.
+
+    A parameter whose type is a dataclass of options becomes these options, and the function is given the dataclass. One
+    that is marked with :class:`Values` becomes options that need not be given. Others stay as they are. ``--config`` is
+    added.
+
+    Args:
+        verb: the function.
+        stored: gives the options that a run directory stores, by their names in files; ``None`` for any other path.
+    """
+    hints = get_type_hints(verb, include_extras=True)
+    made: dict[str, tuple[Callable[..., Any], list[OptionField]]] = {}
+    parameters: list[Parameter] = []
+    for name, parameter in signature(verb).parameters.items():
+        hint = hints[name]
+        marked = next((mark for mark in getattr(hint, "__metadata__", ()) if isinstance(mark, Values)), None)
+        if marked is not None:
+            made[name] = (dict, marked.options)
+            parameters += [_parameter(own, optional=True, listed=marked.listed) for own in marked.options]
+        elif isinstance(hint, type) and is_dataclass(hint):
+            made[name] = (hint, options_of(hint))
+            parameters += [_parameter(own) for own in made[name][1]]
+        else:
+            parameters.append(parameter.replace(annotation=hint, kind=Parameter.KEYWORD_ONLY))
+    kinds = {parameter.name: simple(parameter.annotation) for parameter in parameters}
+    parameters.append(_config_parameter(kinds, stored))
+
+    def run(**values: Any) -> None:
+        del values[CONFIG]
+        configs = {
+            name: make(**{own.name: _listed(values.pop(own.key)) for own in options})
+            for name, (make, options) in made.items()
+        }
+        verb(**configs, **values)
+
+    update_wrapper(run, verb)
+    delattr(run, "__wrapped__")  # typer reads the signature that is made here
+    run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+def _listed(value: Any) -> Any:
+    """Give a list for what some versions of typer give as a tuple."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _parameter(own: OptionField, *, optional: bool = False, listed: str = "") -> Parameter:
+    """Make a parameter of an option, as typer reads it."""
+    kind, flag = (str if listed else own.simple), f"--{own.key.replace('_', '-')}"
+    default = None if listed or (optional and own.default is Parameter.empty) else own.default
+    if default is None:
+        kind = kind | None
+    info = typer.Option(
+        f"{flag}/--no-{flag[2:]}" if kind is bool else flag,
+        help=own.option.searched if listed and isinstance(own.option.searched, str) else own.option.help,
+        rich_help_panel=listed or own.option.panel or None,
+        metavar="<path>" if own.option.path and kind in (str, str | None) else None,
+        callback=expanded if own.option.path else None,
+    )
+    return Parameter(own.key, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info])
+
+
+def _config_parameter(kinds: Mapping[str, Any], stored: Stored | None) -> Parameter:
+    def read(context: typer.Context, value: str | None) -> str | None:
+        if value is not None and not context.resilient_parsing:
+            context.default_map = _values(Path(expanded(value)), context, kinds, stored)
+        return value
+
+    text = CONFIG_HELP if stored is None else f"{CONFIG_HELP} Or the folder of an earlier run: repeat it."
+    info = typer.Option("--config", help=text, metavar="<path>", is_eager=True, callback=read)
+    return Parameter(CONFIG, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, info])
+
+
+def _values(path: Path, context: typer.Context, kinds: Mapping[str, Any], stored: Stored | None) -> dict[str, Any]:
+    """Read a file's options, by the names of the command's parameters.
+
+    Raises:
+        UserError: for a name that the command does not have, or a value of another type.
+    """
+    from losa_cache.options_file import read_options
+
+    known = {_key(own): own.name for own in context.command.params if own.name in kinds}
+    found = {}
+    content = None if stored is None else stored(path)
+    for key, value in (read_options(path, "config") if content is None else content).items():
+        if key not in known:
+            raise UserError(
+                f"config {str(path)!r} has {key[:40]!r}, which is no option of {context.info_name}"
+                f"{nearest(key, list(known), shown=1) or ': leave it out'}."
+            )
+        if value is not None:
+            found[known[key]] = _fitted(value, kinds[known[key]], f"{key.replace('_', '-')} in {str(path)!r}")
+    return found
+
+
+def _key(parameter: Any) -> str:
+    return long_flag(parameter).replace("-", "_")
+
+
+def _fitted(value: Any, kind: Any, name: str) -> Any:
+    """Hold a value of a file to the type of its option.
+
+    A list for an option that takes text becomes ``3,6,12``, and ``12,`` where it has one value.
+
+    Raises:
+        UserError: if it is of another type.
+    """
+    from losa_cache.outside import UnreadableError, fit
+
+    text = kind is str
+    if text and isinstance(value, list) and value and all(isinstance(one, str | int | float) for one in value):
+        return ",".join(map(str, value)) + ("," if len(value) == 1 else "")
+    if text and isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    try:
+        return fit(value, kind, strict=False)
+    except UnreadableError as error:
+        raise UserError(f"{name} is {value!r:.60}: it must be {WANTED[kind]}.") from error

@@ -1,0 +1,93 @@
+"""The options of ``plan`` and ``extract``."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from losa_cache.errors import UserError, require_counts
+from losa_cache.inputs_config import WORKERS, InputsConfig, of_images
+from losa_cache.options import Option, options_of
+
+if TYPE_CHECKING:
+    from losa_cache.cache.location import Location
+
+ON_ERROR = ("stop", "skip")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanConfig(InputsConfig):
+    """What is extracted, where to, and by what.
+
+    Attributes:
+        out: the ``.zarr`` folder, or its URL (``s3://bucket/x.zarr``); by default below ``$LOSA_CACHE_HOME/caches``,
+            named by content and identity.
+        batch_size: images a forward pass; by default at most 64 and 512 MiB of activations, and what fits
+            ``max_device_memory``. Results are those of this batch size, whatever the memory.
+        device: ``cpu``, ``cuda``, ``cuda:1``; by default the GPU where there is one.
+        workers: decoding threads; by default one a core, at most 16.
+        max_device_memory: ``"4GB"``, ``"1.5GiB"`` or bytes that backbone and forward pass may take of the device. What
+            does not fit stays on the host (of a safetensors file given as ``weights``: on the disk) and streams through
+            the device in groups of blocks, once for many batches, which are collected on the host: up to 1024 images
+            that take a quarter of its free memory. By default 80 % of the device's free memory, where the backbone is
+            larger than that; else nothing is streamed. No part of the cache's identity.
+    """
+
+    out: Annotated[
+        "str | Location | None",
+        Option("The .zarr folder to write, or its URL; default: below $LOSA_CACHE_HOME/caches.", path=True),
+    ] = None
+    batch_size: Annotated[int | None, Option("Images in a forward pass; default: at most 64.")] = None
+    device: Annotated[str | None, Option("cpu, cuda or cuda:1; default: the GPU if there is one.")] = None
+    workers: Annotated[int | None, of_images(WORKERS)] = None
+    max_device_memory: Annotated[
+        str | int | None,
+        Option(
+            "4GB, 1.5GiB: the most device memory to use; a larger backbone streams through the device. "
+            "Default: stream only where the backbone does not fit."
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_counts(batch_size=self.batch_size, workers=self.workers)
+
+    @property
+    def named(self) -> bool:
+        """Whether backbone and data set are given by name: then a cache says how its samples are computed again."""
+        return isinstance(self.backbone, str) and isinstance(self.dataset, str)
+
+    def to_json(self) -> dict[str, Any]:
+        """Give what a cache stores of its extraction: what decides the numbers, and the batch size.
+
+        Backbone and data set must be named.
+        """
+        stored = {own.name: getattr(self, own.name) for own in options_of(InputsConfig)}
+        return stored | self.paths(str(self.dataset), Path.absolute) | {"batch_size": self.batch_size}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractConfig(PlanConfig):
+    """The options of an extraction.
+
+    Attributes:
+        on_error: ``stop`` at an image that does not decode, or ``skip``, count and list it.
+    """
+
+    on_error: Annotated[str, Option("stop at an image that does not decode, or skip it and list it.")] = "stop"
+
+    def __post_init__(self) -> None:
+        if self.on_error not in ON_ERROR:
+            raise UserError(f"on-error is {self.on_error!r}: choose stop or skip.")
+        super().__post_init__()
+
+
+@dataclass(frozen=True)
+class Rate:
+    """On the command line, short forms of the precisions ``predict:BITS`` and ``predict:ERROR%``."""
+
+    bits: Annotated[
+        float | None, of_images("Predict each layer from the one before, and spend this many bits a value: 2, 1, 0.5.")
+    ] = None
+    error: Annotated[
+        float | None, of_images("Predict each layer from the one before, and allow this relative error: 0.2.")
+    ] = None

@@ -1,0 +1,154 @@
+"""The options that say what the frozen backbone runs on: for stage one and for online runs."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from losa_cache.data.names import is_name, require_data_set
+from losa_cache.errors import UserError, require_counts, require_seed
+from losa_cache.options import Option
+from losa_cache.points import ALL, require_tap, require_tokens
+
+if TYPE_CHECKING:
+    from losa_cache.backbone import Backbone
+    from losa_cache.data.samples import Samples
+
+PRETRAINED, RANDOM = "pretrained", "random"
+"""Weights that are not the path of a file."""
+PANEL = "Backbone and images"
+BACKBONE = "vit_s vit_b vit_l vit_h vit_g vit_G vit_e vit_digits, or a timm ViT; vivit_s ... for video."
+DATASET = "digits, folder, places365, kinetics400, vtab, a torchvision data set, or the path of a folder."
+AUGMENT = "timm's name of the augmentation: rand-m9-mstd0.5-inc1, augmix-m3-w3, 3a; or crop."
+WORKERS = "Threads that decode (processes, to augment); default: one a core."
+
+
+def of_images(text: str, **more: Any) -> Option:
+    """Describe an option of the backbone or its images."""
+    return Option(text, panel=PANEL, **more)
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+    """A frozen backbone and the images that it runs on.
+
+    Attributes:
+        backbone: a name (``load_backbone``) or a loaded backbone, for which ``weights``, ``img_size``, ``resize`` and
+            the options of video backbones are not used.
+        dataset: a name (``load_samples``) or loaded samples, for which ``split`` and ``data_dir`` are not used.
+        split, data_dir: which part of the data set, and where it lies.
+        weights, img_size, resize: of the backbone; of a video backbone also
+        frames, stride, inflation: as of ``load_backbone``.
+        clips: rows a video, 1 or more, evenly spaced over it.
+        ignore_orientation: leave pictures as they are stored, as timm and torchvision do, instead of turning them as
+            their EXIF orientation or their video's display matrix says.
+    """
+
+    backbone: Annotated["str | Backbone", of_images(BACKBONE)]
+    dataset: Annotated["str | Samples", of_images(DATASET, path=True)]
+    split: Annotated[
+        str, of_images("train, val or test, as far as the data set has them; vtab: train800val200, test.")
+    ] = "train"
+    data_dir: Annotated[str | None, of_images("The folder that holds the data set.", path=True)] = None
+    weights: Annotated[
+        str, of_images("pretrained, random, a safetensors/pth/npz file, or the folder of a ViViT.", path=True)
+    ] = PRETRAINED
+    img_size: Annotated[
+        int | None, of_images("Width and height of the input in pixels; default: the backbone's own.")
+    ] = None
+    resize: Annotated[str, of_images("crop (timm's data config) or exact (no crop).")] = "crop"
+    clips: Annotated[
+        int,
+        of_images(
+            "Evenly spaced clips of each video. Training takes one of them an epoch, evaluation averages over them."
+        ),
+    ] = 1
+    frames: Annotated[int | None, of_images("Frames in a clip of a video; default: 32.")] = None
+    stride: Annotated[
+        int | None,
+        of_images("Frame stride within a clip; 0 spreads the frames evenly over the video; default: 2."),
+    ] = None
+    inflation: Annotated[
+        str, of_images("How an image ViT's patch kernel becomes one of tubelets: central or averaged.")
+    ] = "central"
+    ignore_orientation: Annotated[
+        bool, of_images("Do not turn pictures as their EXIF orientation or their video says; timm does not either.")
+    ] = False
+
+    def paths(self, dataset: str, whole: Callable[[Path], Path]) -> dict[str, str | None]:
+        """Give the options that name files or folders, written such that they hold from any working directory.
+
+        Args:
+            dataset: name of the data set, or the path of its folder.
+            whole: makes a path absolute.
+        """
+        found = {"data_dir": self.data_dir}
+        if str(self.weights) not in (PRETRAINED, RANDOM):
+            found["weights"] = self.weights
+        if not is_name(dataset):
+            found["dataset"] = dataset
+        return {name: None if path is None else str(whole(Path(path))) for name, path in found.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputsConfig(ImageConfig):
+    """What decides the numbers of a cache.
+
+    Attributes:
+        layers: ``"all"``, K evenly spaced, or block numbers.
+        tap: what of each of these: its output (``block``), or what its ``attention``, its ``mlp`` or ``both`` add to
+            it; the last block's output comes along in any case.
+        embedding: also store the input of the first block, b_0.
+        tokens: ``all``, or ``pooled``: of each point only the class token and the mean of the patches, each token
+            layer-normed first, and the features of the frozen tail (*not from the paper*). Linear probes need no more.
+        precision: ``float32``, ``float16``, ``bfloat16``, ``int8``, ``int4``, ``predict:BITS`` or ``predict:ERROR%``;
+            of pooled rows one of the first four.
+        limit: keep so many samples, drawn at random.
+        views: rows a sample, 1 or more: the first is the plain image, the others are augmented.
+        augment: with several views, timm's name of their augmentation (``rand-m9-mstd0.5-inc1``, ``crop``, ...).
+        decoder: of image files: ``pillow``, or ``nvjpeg``: JPEG files are decoded and resized on the GPU, where CPU
+            cores are few. Pixels differ a little, so this is a part of the identity.
+        seed: of the order of the samples, of their augmentation, and of random weights.
+
+    Raises:
+        UserError: for options that cannot work, as far as that can be told without opening anything.
+    """
+
+    layers: Annotated[
+        str | int | list[int], Option("all, K evenly spaced layers with the last among them, or a list: 3,6,12.")
+    ] = "all"
+    tap: Annotated[str, of_images("What is stored of each layer: block, attention, mlp or both.")] = "block"
+    embedding: Annotated[bool, of_images("Also store the input of the first block.")] = False
+    tokens: Annotated[
+        str, of_images("all, or pooled: store only the class token and the mean of the patches, for probes.")
+    ] = ALL
+    precision: Annotated[
+        str,
+        of_images(
+            "float32, float16, bfloat16, int8, int4, predict:BITS (predict:1.5) or predict:ERROR% (predict:20%)."
+        ),
+    ] = "bfloat16"
+    limit: Annotated[int | None, of_images("Keep this many samples, drawn at random.")] = None
+    views: Annotated[int, of_images("Rows for each sample: the plain image, and V - 1 augmented ones.")] = 1
+    augment: Annotated[str | None, of_images(AUGMENT)] = None
+    decoder: Annotated[
+        str, of_images("pillow, or nvjpeg: decode JPEG files on the GPU, for few CPU cores; pixels differ a little.")
+    ] = "pillow"
+    seed: Annotated[int, Option("Seed of the samples' order, of their augmentation, and of random weights.")] = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.dataset, str):
+            require_data_set(self.dataset, self.data_dir)
+        require_tap(self.tap)
+        require_tokens(self.tokens)
+        require_counts(views=self.views, limit=self.limit, clips=self.clips)
+        require_seed(self.seed)
+        if self.views > 1 and self.augment is None:
+            raise UserError(f"views is {self.views}: say with --augment how the views after the plain one are drawn.")
+        if self.views > 1 and self.clips > 1:
+            raise UserError(
+                f"views is {self.views} and clips is {self.clips}: rows are augmented views of images or clips of "
+                "videos."
+            )
+        if self.views == 1 and self.augment is not None:
+            raise UserError(f"augment is {self.augment!r}, but the first view is plain: ask for --views of at least 2.")

@@ -1,0 +1,239 @@
+"""Options: typed once in a dataclass, the same on the command line, in files, in run directories and for callers."""
+
+import inspect
+import json
+import subprocess
+import sys
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from typer.main import get_command
+from typer.testing import CliRunner
+
+import losa_cache as lc
+from losa_cache.cli import app
+from losa_cache.errors import UserError
+from losa_cache.extract.config import ExtractConfig, PlanConfig
+from losa_cache.sweep.engine.config import SweepConfig
+from losa_cache.train.config import OnlineConfig, TrainConfig
+from tests.conftest import results, tiny_backbone, tiny_samples
+
+VERBS = get_command(app).commands
+EXTRACT = ["--backbone", "vit_digits", "--dataset", "digits"]
+
+
+def parsed(verb, *arguments):
+    """The parameters of a command, parsed but not run."""
+    return VERBS[verb].make_context(verb, list(arguments)).params
+
+
+@pytest.mark.parametrize(
+    ("verb", "shape", "others"),
+    [
+        ("extract", ExtractConfig, {"bits", "error"}),
+        ("plan", PlanConfig, {"bits", "error"}),
+        ("train", OnlineConfig, None),
+        ("train", TrainConfig, None),
+        ("probe", lc.ProbeConfig, None),
+        ("sweep", SweepConfig, None),
+    ],
+)
+def test_a_field_is_an_option_with_its_help_and_default(verb, shape, others):
+    options = {parameter.opts[0]: parameter for parameter in VERBS[verb].params}
+    seen = set()
+    for field in fields(shape):
+        option = next((mark for mark in getattr(field.type, "__metadata__", ()) if hasattr(mark, "help")), None)
+        if option is None:
+            assert field.name in ("share", "cache", "space", "base")
+            continue
+        flag = f"--{(option.flag or field.name).replace('_', '-')}"
+        seen.add(flag)
+        assert options[flag].help == option.help
+        assert options[flag].help[-1] == "."
+        if field.default is not inspect.Parameter.empty and isinstance(field.default, int | float | str | bool):
+            assert options[flag].default == field.default
+    if others is not None:
+        assert {name for name in options if name not in seen} == {f"--{name}" for name in others} | {
+            *("--config", "--json"),
+        }
+
+
+FILES = {
+    "a.toml": 'backbone = "vit_digits"\ndataset = "digits"\nlayers = [4, 8]\n"batch-size" = 4\nembedding = true\n',
+    "a.yaml": "backbone: vit_digits\ndataset: digits\nlayers: [4, 8]\nbatch_size: 4\nembedding: yes\nlimit: null\n",
+    "a.json": '{"backbone": "vit_digits", "dataset": "digits", "layers": [4, 8], "batch_size": 4, "embedding": true}',
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("verb", ["extract", "plan"])
+def test_a_file_gives_options_and_the_command_line_wins(name, verb, tmp_path):
+    (tmp_path / name).write_text(FILES[name])
+    found = parsed(verb, "--config", str(tmp_path / name), "--batch-size", "8", "--no-embedding")
+    assert (found["backbone"], found["dataset"], found["layers"]) == ("vit_digits", "digits", "4,8")
+    assert (found["batch_size"], found["embedding"]) == (8, False)
+    alone = parsed(verb, "--config", str(tmp_path / name))
+    assert (alone["batch_size"], alone["embedding"], alone["limit"]) == (4, True, None)
+
+
+@pytest.mark.parametrize(
+    ("verb", "content", "message"),
+    [
+        ("train", "rnk: 8", r"a\.yaml' has 'rnk', which is no option of train; nearest: rank\.$"),
+        ("plan", "on_error: skip", r"has 'on_error', which is no option of plan"),
+        ("train", "rank: 8.5", r"rank in '.*a\.yaml' is 8\.5: it must be a whole number\."),
+        ("train", "rank: true", "rank in .* is True: it must be a whole number"),
+        ("train", "lr: fast", "lr in .* is 'fast': it must be a number"),
+        ("extract", "embedding: 7", "embedding in .* is 7: it must be true or false"),
+        ("train", "head: {a: 1}", "head in .* is {'a': 1}: it must be text"),
+        ("sweep", "tracker: wandb", "tracker in .* is 'wandb': it must be a list of texts"),
+        ("train", "[1, 2]", "config .* holds no options"),
+        ("train", "batch-size: 4\nbatch_size: 8", "has batch-size twice"),
+        ("train", "a: [", "it is no YAML"),
+    ],
+)
+def test_a_file_that_cannot_work_is_one_sentence(verb, content, message, tmp_path):
+    (tmp_path / "a.yaml").write_text(content)
+    with pytest.raises(UserError, match=message):
+        parsed(verb, "--config", str(tmp_path / "a.yaml"))
+
+
+def test_numbers_of_files_are_those_of_the_command_line(tmp_path):
+    (tmp_path / "a.yaml").write_text("lr: 1e-3\nepochs: 2\nlayers: 3\nval_fraction: 0\ncutmix: 1\n")
+    found = parsed("train", "--config", str(tmp_path / "a.yaml"))
+    names = ("lr", "epochs", "layers", "val_fraction", "cutmix")
+    assert [found[name] for name in names] == [0.001, 2, "3", 0.0, 1.0]
+    (tmp_path / "b.yaml").write_text("rank: [4, 8]\nlr: [1e-3]\nretrain: true\ntracker: [mlflow]\n")
+    found = parsed("sweep", "--config", str(tmp_path / "b.yaml"), "--rank", "2,4")
+    assert [found[name] for name in ("rank", "lr", "retrain", "tracker")] == ["2,4", "1e-3,", True, ["mlflow"]]
+
+
+REFUSED = {
+    "extract --backbone vit_b --dataset places365": "data set 'places365' needs --data-dir: the folder that holds it.",
+    "plan --backbone vit_b --dataset digts": "unknown data set 'digts': it is no folder either; nearest: digits",
+    "extract --backbone vit_b --dataset digits --tap x": "unknown tap 'x'",
+    "extract --backbone vit_b --dataset digits --views 3": "say with --augment how",
+    "extract --backbone vit_b --dataset digits --on-error go": "on-error is 'go': choose stop or skip.",
+    "plan --backbone vit_b --dataset digits --on-error skip": "plan has no option '--on-error', which is one of extr",
+    "plan --backbone vit_b --dataset digits --bits 1 --precision int8": "leave out --precision",
+    "extract --config a.yaml": "has 'rnk', which is no option of extract",
+    "train --rnk 4": "train has no option '--rnk'; nearest: --rank: losa-cache train --help lists all.",
+    "train --start middle": "choose one of output, embedding",
+    "train --augment crop": "leave out --augment",
+    "train --resume r --rank 4": "leave out --rank",
+    "train --resume r --config b.yaml": "leave out --rank, which stands in the file of --config",
+    "train --resume r": "'r' is no run directory",
+    "train --config r": "'r' is no run directory",
+    "train --config there": "config 'there' cannot be read: No such file or directory.",
+    "sweep --rank 0.5": "write numbers",
+    "sweep --sampler grid": "",
+}
+
+
+def test_refusals_import_no_torch(tmp_path):
+    (tmp_path / "a.yaml").write_text("rnk: 4")
+    (tmp_path / "b.yaml").write_text("rank: 4")
+    (tmp_path / "r").mkdir()
+    code = """if True:
+        import json, sys
+        sys.modules["torch"] = None
+        from losa_cache.cli import main
+        for command in json.loads(sys.argv[1]):
+            sys.argv = ["losa-cache", *command.split()]
+            try:
+                main()
+            except SystemExit as end:
+                print(end.code, flush=True)
+    """
+    commands = [command for command, message in REFUSED.items() if message]
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(commands)], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == ["2"] * len(commands), done.stderr
+    for line, command in zip(done.stderr.splitlines(), commands, strict=True):
+        assert line.startswith("error: ")
+        assert REFUSED[command] in line, command
+
+
+def test_config_of_a_run_repeats_it(tiny_cache, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ids.txt").write_text("image-003\nimage-011\n")
+    options = {"rank": 2, "layers": [2, 4], "epochs": 2, "warmup": 0.3, "head": "last", "lr": 0.01, "batch_size": 5}
+    first = lc.train(tiny_cache, out="first", device="cpu", val_ids="ids.txt", **options)
+    (tmp_path / "ids.txt").unlink()  # the run keeps its own
+    for name in ("first", "first/config.json"):
+        out = name.replace("/", "-")
+        done = CliRunner().invoke(
+            app, ["train", "--config", name, "--out", f"again-{out}", "--device", "cpu"], catch_exceptions=False
+        )
+        assert done.exit_code == 0, done.output
+        again = lc.load_adapter(tmp_path / f"again-{out}").adapter.state_dict()
+        for key, value in lc.load_adapter(first.run).adapter.state_dict().items():
+            assert torch.equal(value, again[key]), key
+        assert results(tmp_path / f"again-{out}") == results(first.run)
+    more = CliRunner().invoke(app, ["train", "--config", "first", "--epochs", "1", "--out", "short", "--device", "cpu"])
+    assert more.exit_code == 0, more.output
+    assert len(results(tmp_path / "short")) == 1
+
+
+def test_config_of_runs_of_earlier_versions_and_with_the_backbone(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    online = {"backbone": "vit_digits", "dataset": "digits", "limit": 64, "share": 0.5, "augment": "crop"}
+    content = {"train": {"rank": 4}, "cache": "/c.zarr", "online": online, "fields": {}}
+    (run / "config.json").write_text(json.dumps(content))
+    found = parsed("train", "--config", str(run))
+    assert (found["head"], found["dropout"], found["rank"], found["cache"]) == ("last", 0.0, 4, "/c.zarr")
+    names = ("mixed", "online", "online_limit", "limit", "augment", "ignore_orientation")
+    assert [found[name] for name in names] == [0.5, False, 64, None, "crop", True]
+
+
+def test_config_of_a_sweep_repeats_it(tmp_path):
+    from losa_cache.sweep.engine.space import Choices, Range
+
+    base = TrainConfig(epochs=3, head="last", limit=20)
+    space = {"rank": Choices((2, 4)), "lr": Range(0.001, 0.1), "seed": Choices((0, 1))}
+    config = SweepConfig("/c.zarr", {"rank": space["rank"], "seed": space["seed"]}, base, trackers=["mlflow"])
+    config.save(tmp_path)
+    found = parsed("sweep", "--config", str(tmp_path))
+    names = ("cache", "rank", "seeds", "epochs", "head", "limit", "tracker", "lr")
+    assert [found[name] for name in names] == ["/c.zarr", "2,4", 2, 3, "last", 20, ["mlflow"], None]
+    drawn = SweepConfig("/c.zarr", {"lr": space["lr"]}, base, sampler="tpe", trials=3)
+    drawn.save(tmp_path)
+    found = parsed("sweep", "--config", str(tmp_path / "sweep.json"))
+    assert [found[name] for name in ("lr", "sampler", "trials", "seeds")] == ["0.001..0.1", "tpe", 3, 1]
+    replace(config, base=replace(base, warmup=0.5)).save(tmp_path)
+    with pytest.raises(UserError, match="sets warmup as only losa_cache.sweep can"):
+        parsed("sweep", "--config", str(tmp_path))
+
+
+def test_callers_pass_the_same_config(tmp_path):
+    keywords = {"precision": "float32", "limit": 7, "layers": [2, 4]}
+    made = lc.extract(tiny_backbone(), tiny_samples(), out=tmp_path / "a.zarr", **keywords)
+    config = ExtractConfig(tiny_backbone(), tiny_samples(), **keywords, out=str(tmp_path / "b.zarr"), batch_size=3)
+    again = lc.extract(config=config)
+    assert again.manifest.identity == made.manifest.identity
+    assert lc.extract(config=config, limit=5, out=str(tmp_path / "c.zarr")).layout.samples == 5
+    with pytest.raises(TypeError, match="limt"):
+        lc.extract("vit_digits", "digits", limt=7)
+    shown = inspect.signature(lc.extract).parameters
+    assert (shown["data_dir"].default, shown["precision"].default, "options" in shown) == (None, "bfloat16", False)
+    assert {"rank", "epochs", "online"} <= set(inspect.signature(lc.train).parameters)
+
+
+def test_limit_of_training_means_the_same_with_the_backbone(tmp_path, monkeypatch):
+    """It takes training samples, and leaves the held-out ones; --online-limit draws before any are held out."""
+    monkeypatch.chdir(tmp_path)
+    few = ["--epochs", "1", "--rank", "2", "--head", "last", "--val-fraction", "0.5", "--online-limit", "20"]
+    for limit in ("4", "8"):
+        run = f"r{limit}"
+        done = CliRunner().invoke(
+            app, ["train", "--online", *EXTRACT, *few, "--limit", limit, "--out", run], catch_exceptions=False
+        )
+        assert done.exit_code == 0, done.output
+    stored = json.loads((tmp_path / "r4" / "config.json").read_text())
+    assert (stored["train"]["limit"], stored["online"]["limit"]) == (4, 20)
+    held_out = [lc.evaluate_run(tmp_path / run, device="cpu")["samples"] for run in ("r4", "r8")]
+    assert held_out[0] == held_out[1]
+    assert 4 < held_out[0] < 16  # about half of the 20
