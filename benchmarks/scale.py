@@ -37,10 +37,10 @@ from losa_cache.backbone import Backbone
 from losa_cache.cache.inspect import inspect_cache
 from losa_cache.cache.precision import get_precision
 from losa_cache.cache.shard import pack
-from losa_cache.cache.writer import CacheWriter
+from losa_cache.cache.writer import CacheWriter, lock_cache
 from losa_cache.data.samples import Samples, hash_lines
 from losa_cache.data.transforms import InputSpec
-from losa_cache.extract.begin import plan_store
+from losa_cache.extract.create_cache import plan_store
 from losa_cache.inputs import open_inputs
 from losa_cache.machine.device import machine
 
@@ -71,14 +71,18 @@ def make(path: Path, rows: int, shards: int) -> None:
     layout = plan_store(inputs, encoding, shard_bytes=68 * -(-rows // shards))
     values = torch.randn(DIFFERENT, *manifest.shape).bfloat16()
     packed = [pack(value.view(torch.uint8).numpy(), layout) for value in values]
-    with CacheWriter(
-        path,
-        manifest,
-        lambda: (manifest, layout, encoding),
-        labels=inputs.samples.labels,
-        ids=list(inputs.samples.ids),
-        tail=dict(inputs.backbone.tail.state_dict()),
-    ) as writer:
+    with (
+        lock_cache(path) as lock,
+        CacheWriter.create(
+            lock,
+            manifest,
+            layout,
+            encoding,
+            labels=inputs.samples.labels,
+            ids=list(inputs.samples.ids),
+            tail=dict(inputs.backbone.tail.state_dict()),
+        ) as writer,
+    ):
         for row in range(rows):
             writer.append(row, packed[row % DIFFERENT])
         writer.finish()

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from losa_cache.cache.descriptors import ReadFile, descriptors
-from losa_cache.cache.remote import RemotePath, reaching
 
 Buffer = NDArray[np.uint8]
 Range = tuple[int, int, list[Buffer]]
@@ -116,44 +115,6 @@ class DirectBlob(FileBlob):
 
     def expect(self, ranges: Iterable[tuple[int, int]]) -> None:
         """Do nothing: the page cache is not asked."""
-
-
-class RemoteBlob:
-    """An object on a server, read by requests for parts of it: many at the same time, from many threads.
-
-    Raises:
-        FileNotFoundError: if there is none.
-        UserError: if the server fails.
-    """
-
-    def __init__(self, path: RemotePath) -> None:
-        self.name = path.name
-        self.size = path.size()
-        self._path = path
-
-    def read(self, ranges: Sequence[Range]) -> None:
-        """Fill the buffers (as the contract says): neighbours, and what is no further than 1 MiB apart, by one request.
-
-        Raises:
-            UserError: if the server fails, or does not serve parts.
-        """
-        joined = list(merged(ranges))
-        starts, lengths = [offset for offset, _, _ in joined], [length for _, length, _ in joined]
-        if any(start + length > self.size for start, length in zip(starts, lengths, strict=True)):
-            raise CutShortError  # a server would refuse the request, or give less
-        with reaching(self._path, "read"):
-            parts = self._path.store.get_ranges(self._path.key, starts=starts, lengths=lengths)
-        for part, (_, length, buffers) in zip(parts, joined, strict=True):
-            given = np.frombuffer(memoryview(part), dtype=np.uint8)
-            if given.nbytes != length:
-                raise CutShortError
-            at = 0
-            for buffer in buffers:
-                buffer[:] = given[at : at + buffer.nbytes]
-                at += buffer.nbytes
-
-    def expect(self, ranges: Iterable[tuple[int, int]]) -> None:
-        """Do nothing: the threads that read are many."""
 
 
 _thread = threading.local()

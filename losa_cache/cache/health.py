@@ -5,11 +5,11 @@ from dataclasses import dataclass, field, replace
 
 from losa_cache.cache.core import LIST, Core
 from losa_cache.cache.layout import Layout
-from losa_cache.cache.location import Location, file_size, open_blob
 from losa_cache.cache.receipt import CHECKSUMS, FOREIGN, Receipt, list_name
 from losa_cache.cache.shard import DamagedShardError, ShardReader
 from losa_cache.cache.shardwise import over_shards
-from losa_cache.cache.store import ActivationCache, open_cache, open_with, receipts_of
+from losa_cache.cache.storage import StorePath, receipts_of
+from losa_cache.cache.store import ActivationCache, open_cache, open_with
 from losa_cache.errors import UserError
 
 
@@ -26,7 +26,7 @@ class ShardCheck:
     """
 
     shard: int
-    path: Location
+    path: StorePath
     receipt: Receipt | None
     layout: Layout
     skipped: frozenset[int]
@@ -91,7 +91,7 @@ class Damage:
 
 
 def examine(
-    store: Location,
+    store: StorePath,
     *,
     shards: Sequence[int] | None = None,
     scheduler: str | None = None,
@@ -125,8 +125,8 @@ def examine(
     checks = [
         ShardCheck(
             shard,
-            cache.shard_path(shard).absolute(),
-            Receipt(core.receipts.absolute(), shard, cache.manifest.identity),
+            cache.shard_path(shard),
+            Receipt(core.receipts, shard, cache.manifest.identity),
             cache.layout,
             skipped & frozenset(cache.layout.rows(shard)),
         )
@@ -167,7 +167,7 @@ def check_shard(check: ShardCheck) -> ShardHealth:
     if damaged:
         return ShardHealth(ShardDamage(check.shard, reason, tuple(damaged)), said)
     if content is not None and (
-        file_size(check.path) != content["bytes"] or not reader.hashes_to(content["digest"], checksums)
+        check.path.size() != content["bytes"] or not reader.hashes_to(content["digest"], checksums)
     ):
         return ShardHealth(ShardDamage(check.shard, FOREIGN), said)
     return ShardHealth(None, said, checksums)
@@ -175,7 +175,7 @@ def check_shard(check: ShardCheck) -> ShardHealth:
 
 def _open(check: ShardCheck) -> ShardReader:
     try:
-        return ShardReader(open_blob(check.path), check.layout)
+        return ShardReader(check.path.open_bytes(), check.layout)
     except FileNotFoundError as error:
         raise DamagedShardError("it is missing") from error
     except OSError as error:

@@ -17,7 +17,9 @@ from losa_cache.cache.core import LIST, LocalCore
 from losa_cache.cache.health import ShardCheck, check_shard
 from losa_cache.cache.receipt import Receipt
 from losa_cache.cache.shard import DamagedShardError
-from losa_cache.cache.store import ActivationCache, open_cache, receipts_of, shard_path
+from losa_cache.cache.storage import receipts_of, shard_path
+from losa_cache.cache.store import ActivationCache, open_cache
+from losa_cache.cache.stores.local import LocalPath
 from losa_cache.errors import UserError
 from losa_cache.files import publish, reason, remedy, sync_tree, write_whole
 from losa_cache.lock import lock, unlock
@@ -47,7 +49,7 @@ def stage_cache(
         UserError: if the folder cannot be written or has no room, a shard is damaged or missing, or the server fails.
     """
     identity = cache.manifest.identity.partition(":")[2][:12]
-    target = Path(folder) / f"{cache.path.name.removesuffix('.zarr')}-{identity}.zarr"
+    target = LocalPath(folder) / f"{cache.path.name.removesuffix('.zarr')}-{identity}.zarr"
     try:
         receipts_of(target).mkdir(parents=True, exist_ok=True)
         with _alone(target):
@@ -63,7 +65,7 @@ def stage_cache(
     return open_cache(target)
 
 
-def _require_copy(cache: ActivationCache, target: Path) -> None:
+def _require_copy(cache: ActivationCache, target: LocalPath) -> None:
     """Refuse what is no copy of a cache as it is: one extracted anew from replaced files may be called alike.
 
     Raises:
@@ -91,7 +93,7 @@ def _require_copy(cache: ActivationCache, target: Path) -> None:
 
 
 @contextmanager
-def _alone(target: Path) -> Iterator[None]:
+def _alone(target: LocalPath) -> Iterator[None]:
     file = receipts_of(target) / "lock"
     handle = lock(file)
     if handle is None:
@@ -107,7 +109,7 @@ def _alone(target: Path) -> Iterator[None]:
 class _Copy:
     """One cache on its way to one folder."""
 
-    def __init__(self, cache: ActivationCache, target: Path, progress: Callable[[float], None]) -> None:
+    def __init__(self, cache: ActivationCache, target: LocalPath, progress: Callable[[float], None]) -> None:
         self.cache, self.target, self.progress = cache, target, progress
         self.partial = target.with_name(target.name + ".partial")
         self._identity = cache.manifest.identity
@@ -134,10 +136,10 @@ class _Copy:
         """Copy the core's files, and the copy of them where there is one."""
         names, core = self.cache.core.names(), self.cache.core
         for name in names:
-            _write(self.partial / name, (core.store / name).read_bytes())
+            _write(self.partial / name, (core.store / name).read())
         if core.copied:
             for name in (*names, LIST):
-                _write(receipts_of(self.target) / "core" / name, (core.copy / name).read_bytes())
+                _write(receipts_of(self.target) / "core" / name, (core.copy / name).read())
             LocalCore(self.partial, receipts_of(self.target)).repair()
 
     def _copy_receipt(self, shard: int) -> None:
@@ -193,7 +195,7 @@ class _Copy:
             self._left -= count
             self.progress(1 - self._left / sum(self.sizes.values()))
 
-    def _path(self, shard: int) -> Path:
+    def _path(self, shard: int) -> LocalPath:
         return shard_path(self.partial, self.cache.manifest.fields["tap"], shard)
 
     def _done(self, shard: int) -> bool:

@@ -114,7 +114,7 @@ def _predictions(result: ProbeResult, source: str, cache: str, test: ActivationC
 def _contenders(
     found: ProbePredictions, folder: Path, source: ActivationCache, test: ActivationCache
 ) -> list[Contender]:
-    extracted = extraction_seconds(source.path, source.manifest) if isinstance(source.path, Path) else None
+    extracted = extraction_seconds(source.path, source.manifest)
     labels = np.array(found.labels)
     return [
         Contender(

@@ -152,7 +152,7 @@ def _extracted(cache: str | None) -> float | None:
         opened = None if cache is None else open_cache(cache)
     except UserError:  # it is gone: nothing is known of it
         return None
-    return extraction_seconds(opened.path, opened.manifest) if opened and isinstance(opened.path, Path) else None
+    return extraction_seconds(opened.path, opened.manifest) if opened else None
 
 
 def _numbers(lines: Sequence[dict[str, Any]], name: str) -> list[float]:

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -139,7 +138,7 @@ class CachedSource:
         """Measure, once, what its reads could reach."""
         if self._bandwidth is None:
             shard = self.cache.shard_path(0)
-            disk = disk_speed(shard) if self._on_disk and isinstance(shard, Path) else None
+            disk = disk_speed(shard.on_disk) if self._on_disk and shard.on_disk else None
             self._bandwidth = Bandwidth(memory_speed(), disk)
         return self._bandwidth
 
