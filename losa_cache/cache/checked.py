@@ -1,4 +1,4 @@
-"""The files of a cache's core as Zarr reads them: each is compared with what the receipts say, before it is used."""
+"""A cache's metadata files as Zarr reads them: each is compared with what the receipts say, before it is used."""
 
 import asyncio
 import hashlib
@@ -43,7 +43,7 @@ class CheckedStore(WrapperStore[Store]):
 
     Args:
         place: the ``.zarr`` folder.
-        digests: sha256 of every file of the core, by name: what is not listed is not there, and what differs is an
+        digests: sha256 of every metadata file, by name: what is not listed is not there, and what differs is an
             error. ``None``: nothing says.
     """
 

@@ -1,10 +1,10 @@
-"""Whether a cache is what was written: its core against the copy, its shards against receipts and checksums."""
+"""Whether a cache is what was written: metadata files against their copy, shards against receipts and checksums."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from losa_cache.cache.core import LIST, Core
 from losa_cache.cache.layout import Layout
+from losa_cache.cache.metadata_files import LIST, MetadataFiles
 from losa_cache.cache.receipt import CHECKSUMS, FOREIGN, Receipt, list_name
 from losa_cache.cache.shard import DamagedShardError, ShardReader
 from losa_cache.cache.shardwise import over_shards
@@ -67,7 +67,7 @@ class Damage:
     """What is wrong with a cache.
 
     Attributes:
-        files: of the core, of its copy, and lists of checksums (both below the receipts).
+        files: metadata files, those of their copy, and lists of checksums (both below the receipts).
         shards: the damaged ones.
         lists: what must be in the lists of checksums that are damaged or missing, by shard. A cache without any is
             not damaged, but older than they are.
@@ -97,7 +97,7 @@ def examine(
     scheduler: str | None = None,
     progress: Callable[[float], None] = lambda _: None,
 ) -> tuple[ActivationCache, Damage]:
-    """Check every byte of a complete cache, or of its core and some shards.
+    """Check every byte of a complete cache, or of its metadata files and some shards.
 
     Args:
         store: the ``.zarr`` folder.
@@ -105,28 +105,30 @@ def examine(
         scheduler, progress: as of :func:`over_shards`.
 
     Returns:
-        the cache, opened from the copy where its own core is damaged, and what is damaged.
+        the cache, opened from the copy where its own metadata files are damaged, and what is damaged.
 
     Raises:
         UserError: if it is no complete cache, or has no receipts to be checked against.
     """
-    core = Core(store, receipts_of(store))
-    if not core.has_receipts:
+    metadata = MetadataFiles(store, receipts_of(store))
+    if not metadata.has_receipts:
         open_cache(store)  # says what is wrong if it is no cache
-        raise UserError(f"{str(store)!r} has no receipts to be checked against: copy {str(core.receipts)!r} with it.")
+        raise UserError(
+            f"{str(store)!r} has no receipts to be checked against: copy {str(metadata.receipts)!r} with it."
+        )
     files: dict[str, str] | None = None
     try:
-        in_store, in_copy = core.damaged()
-        files = core.files()
+        in_store, in_copy = metadata.damaged()
+        files = metadata.files()
     except (OSError, ValueError):
         in_store, in_copy = [], [LIST]
-    cache = replace(open_with(core.copy if in_store else store, lambda: files), path=store)
+    cache = replace(open_with(metadata.copy if in_store else store, lambda: files), path=store)
     skipped = cache.manifest.skipped_rows
     checks = [
         ShardCheck(
             shard,
             cache.shard_path(shard),
-            Receipt(core.receipts, shard, cache.manifest.identity),
+            Receipt(metadata.receipts, shard, cache.manifest.identity),
             cache.layout,
             skipped & frozenset(cache.layout.rows(shard)),
         )
@@ -139,10 +141,10 @@ def examine(
         for check, health in zip(checks, found, strict=True)
         if health.checksums is not None and not health.listed
     }
-    damaged = [f"{core.copy.name}/{name}" for name in in_copy]
+    damaged = [f"{metadata.copy.name}/{name}" for name in in_copy]
     damaged += [f"{CHECKSUMS}/{list_name(shard)}" for shard in lists if have_lists]
     return cache, Damage(
-        in_store + [f"{core.receipts.name}/{name}" for name in damaged],
+        in_store + [f"{metadata.receipts.name}/{name}" for name in damaged],
         [health.damage for health in found if health.damage],
         lists,
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from losa_cache.cache.core import LocalCore
+from losa_cache.cache.metadata_files import LocalMetadata
 from losa_cache.cache.receipt import Receipt
 from losa_cache.cache.shard import ShardWriter
 from losa_cache.cache.shard_commit import ShardCommit
@@ -26,23 +26,23 @@ class LocalLock(WriterLock):
         OSError: if the cache cannot be written.
     """
 
-    core: LocalCore
+    metadata: LocalMetadata
     disk: LocalPath
 
     def __init__(self, path: LocalPath) -> None:
         self.path = path
-        self.core = LocalCore(path, receipts_of(path))
+        self.metadata = LocalMetadata(path, receipts_of(path))
         self.disk = receipts_of(path)
         self.disk.mkdir(parents=True, exist_ok=True)
         self._lock = lock_or_refuse(self.disk / "lock", path)
 
     def begun(self) -> bool:
         """Whether there is something of that name."""
-        return self.core.store.exists()
+        return self.metadata.store.exists()
 
     def sweep(self) -> None:
         """Remove files and folders that were not given their names."""
-        for folder in (self.core.store, self.core.receipts):
+        for folder in (self.metadata.store, self.metadata.receipts):
             for leftover in list(folder.rglob("*.partial")):
                 clear(leftover)
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from losa_cache.cache.core import LIST, ROOT, LocalCore
 from losa_cache.cache.local_lock import lock_or_refuse
-from losa_cache.cache.object_core import ObjectCore
+from losa_cache.cache.metadata_files import LIST, ROOT, LocalMetadata
+from losa_cache.cache.object_metadata import ObjectMetadata
 from losa_cache.cache.object_store import ObjectPath
 from losa_cache.cache.receipt import Receipt, ReceiptContent
 from losa_cache.cache.shard import ShardWriter
@@ -69,7 +69,7 @@ class ObjectLock(WriterLock):
             unlock(self._lock)
             raise
         scratch = LocalPath(self.disk / "core.zarr")
-        self.core = ObjectCore(path, receipts_of(path), LocalCore(scratch, receipts_of(scratch)))
+        self.metadata = ObjectMetadata(path, receipts_of(path), LocalMetadata(scratch, receipts_of(scratch)))
         self._uploads = Uploads()
 
     def begun(self) -> bool:

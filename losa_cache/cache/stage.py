@@ -13,8 +13,8 @@ import numpy as np
 
 from losa_cache.cache.blob import Blob, CutShortError
 from losa_cache.cache.checked import REPAIR
-from losa_cache.cache.core import LIST, LocalCore
 from losa_cache.cache.health import ShardCheck, check_shard
+from losa_cache.cache.metadata_files import LIST, LocalMetadata
 from losa_cache.cache.receipt import Receipt
 from losa_cache.cache.shard import DamagedShardError
 from losa_cache.cache.storage import receipts_of, shard_path
@@ -126,21 +126,21 @@ class _Copy:
         with ThreadPoolExecutor(REMOTE_PIECES if self.cache.remote else PIECES, "piece") as pieces:
             if self.cache.digests is not None:  # otherwise it came without its receipts
                 list(pieces.map(self._copy_receipt, range(self.cache.layout.shards)))
-            self._copy_core()
+            self._copy_metadata()
             with ThreadPoolExecutor(SHARDS, "shard") as shards:
                 list(shards.map(lambda shard: self._copy_shard(shard, pieces), self.lacking))
         sync_tree(self.partial)
         publish(self.partial, self.target)
 
-    def _copy_core(self) -> None:
-        """Copy the core's files, and the copy of them where there is one."""
-        names, core = self.cache.core.names(), self.cache.core
+    def _copy_metadata(self) -> None:
+        """Copy the metadata files, and the copy of them where there is one."""
+        names, metadata = self.cache.metadata.names(), self.cache.metadata
         for name in names:
-            _write(self.partial / name, (core.store / name).read())
-        if core.copied:
+            _write(self.partial / name, (metadata.store / name).read())
+        if metadata.copied:
             for name in (*names, LIST):
-                _write(receipts_of(self.target) / "core" / name, (core.copy / name).read())
-            LocalCore(self.partial, receipts_of(self.target)).repair()
+                _write(receipts_of(self.target) / "core" / name, (metadata.copy / name).read())
+            LocalMetadata(self.partial, receipts_of(self.target)).repair()
 
     def _copy_receipt(self, shard: int) -> None:
         source = Receipt(self.cache.receipts, shard, self._identity)

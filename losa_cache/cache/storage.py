@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, Self, TypeVar
 
 if TYPE_CHECKING:
     from losa_cache.cache.blob import Blob
-    from losa_cache.cache.core import WritableCore
+    from losa_cache.cache.metadata_files import WritableMetadata
     from losa_cache.cache.receipt import Receipt
     from losa_cache.cache.shard_commit import ShardCommit
 
@@ -165,16 +165,16 @@ class WriterLock(ABC):
       takes it over, or the message that refuses it says what to remove.
     * A shard that is given to ``ShardCommit.complete`` becomes visible as a whole; then the list of its checksums; then
       its receipt. A kill at any instruction leaves the shard without a receipt, and it is written again.
-    * The metadata files change in the order that ``WritableCore`` describes.
+    * The metadata files change in the order that ``WritableMetadata`` describes.
 
     Attributes:
         path: of the cache.
-        core: its metadata files, to be written.
+        metadata: its metadata files, to be written.
         disk: a folder on the disk that shards are written to first.
     """
 
     path: StorePath
-    core: "WritableCore"
+    metadata: "WritableMetadata"
     disk: Path
 
     @abstractmethod

@@ -16,11 +16,11 @@ from zarr.codecs import BloscCodec
 from losa_cache.cache.arrays import CONSTANTS, check_activations, check_rows, read_array, told
 from losa_cache.cache.blob import Blob
 from losa_cache.cache.checked import REPAIR, CheckedStore, require_own
-from losa_cache.cache.core import ROOT, Core, unpack_ids
 from losa_cache.cache.home import known_stores
 from losa_cache.cache.layout import Layout
 from losa_cache.cache.location import Location, locate, sizes
 from losa_cache.cache.manifest import Manifest
+from losa_cache.cache.metadata_files import ROOT, MetadataFiles, unpack_ids
 from losa_cache.cache.precision import Encoding, Precision, get_precision
 from losa_cache.cache.receipt import Receipt
 from losa_cache.cache.shard import ShardReader
@@ -45,7 +45,7 @@ class ActivationCache:
         layout: chunks and shards of the activations.
         labels: int64 ``(rows,)``; -1 where the sample was skipped.
         ids: sample ids ``(rows,)``.
-        digests: sha256 of every file of the core, which all that is read is held to, and shards to their receipts;
+        digests: sha256 of every metadata file, which all that is read is held to, and shards to their receipts;
             ``None`` for a cache that is not complete, or that came without its receipts.
 
     Sample s has the rows ``s * V ... s * V + V - 1``, its V views.
@@ -83,7 +83,7 @@ class ActivationCache:
         """Bytes of the whole store."""
         if self.path.lists:
             return sum(size for _, size in self.path.scan())
-        return sum(sizes([self.path / name for name in self.core.names()])) + sum(self.shard_sizes().values())
+        return sum(sizes([self.path / name for name in self.metadata.names()])) + sum(self.shard_sizes().values())
 
     def shard_sizes(self) -> dict[int, int]:
         """Bytes of each shard that is there, by its number."""
@@ -96,9 +96,9 @@ class ActivationCache:
         return receipts_of(self.path)
 
     @property
-    def core(self) -> Core:
+    def metadata(self) -> MetadataFiles:
         """Every file but the shards, and its copy."""
-        return Core(self.path, self.receipts)
+        return MetadataFiles(self.path, self.receipts)
 
     def encoding(self) -> Encoding:
         """Rebuild what decodes the activations.
@@ -138,7 +138,7 @@ class ActivationCache:
 
     def _arrays(self, group: str) -> list[str]:
         """Name the arrays of a group: a server need not be able to list them."""
-        parts = [name.split("/") for name in (self.core.names() if self.digests is None else self.digests)]
+        parts = [name.split("/") for name in (self.metadata.names() if self.digests is None else self.digests)]
         return [part[1] for part in parts if len(part) == 3 and part[0] == group and part[2] == ROOT]
 
     def shard_path(self, shard: int) -> StorePath:
@@ -192,11 +192,11 @@ def open_cache(path: str | Location, *, incomplete: bool = False) -> ActivationC
         incomplete: open it even if its extraction has not finished.
 
     Raises:
-        UserError: if there is none, it is not a cache, it is not complete, a file of its core is not the one that its
+        UserError: if there is none, it is not a cache, it is not complete, a metadata file is not the one that its
             receipts say, or its server fails.
     """
     place = locate(path)
-    return open_with(place, Core(place, receipts_of(place)).digests, incomplete=incomplete)
+    return open_with(place, MetadataFiles(place, receipts_of(place)).digests, incomplete=incomplete)
 
 
 def open_with(
@@ -206,7 +206,7 @@ def open_with(
 
     Args:
         path: the ``.zarr`` folder.
-        digests: gives the sha256 of every file of the core, by name, ``None`` where nothing says. Asked for once the
+        digests: gives the sha256 of every metadata file, by name, ``None`` where nothing says. Asked for once the
             root's ``zarr.json`` says that the cache is complete: until then an extraction may be changing both.
         incomplete: as of :func:`open_cache`.
 

@@ -19,11 +19,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from losa_cache.cache.core import ROOT
 from losa_cache.cache.identity import differences
 from losa_cache.cache.layout import Layout
 from losa_cache.cache.location import REQUESTS, Location, locate
 from losa_cache.cache.manifest import Manifest
+from losa_cache.cache.metadata_files import ROOT
 from losa_cache.cache.precision import Encoding
 from losa_cache.cache.receipt import Receipt, ReceiptContent
 from losa_cache.cache.shard import PackedSample, ShardReader, ShardWriter
@@ -133,7 +133,7 @@ class CacheWriter:
         with saying_unwritable(lock.path):
             writer._require_space()
             scales = encoding.constants()
-            lock.core.create(manifest, layout, labels=labels, ids=ids, tail=tail, scales=scales)
+            lock.metadata.create(manifest, layout, labels=labels, ids=ids, tail=tail, scales=scales)
         return writer
 
     @classmethod
@@ -237,7 +237,7 @@ class CacheWriter:
             "non_finite": sum(receipt["non_finite"] for receipt in done),
         }
         try:
-            self._lock.core.finish(self.manifest.completed(skipped=skipped, **counts), labels)
+            self._lock.metadata.finish(self.manifest.completed(skipped=skipped, **counts), labels)
         except OSError as error:
             raise UserError(
                 f"cache {str(self.path)!r} cannot be marked complete ({error.strerror}): its shards are kept; make "
@@ -302,13 +302,13 @@ def saying_unwritable(path: StorePath) -> Iterator[None]:
 def _existing(
     lock: WriterLock, manifest: Manifest, *, labels: NDArray[np.int64], ids: list[str], tail: Mapping[str, Tensor]
 ) -> ActivationCache:
-    """Open the cache to go on with, its core repaired.
+    """Open the cache to go on with, its metadata files repaired.
 
     Raises:
         UserError: if it holds something else.
     """
-    if lock.core.copied:
-        lock.core.repair(manifest.identity)
+    if lock.metadata.copied:
+        lock.metadata.repair(manifest.identity)
         existing = open_cache(lock.path, incomplete=True)
         _require_same(existing, manifest)
     else:  # it came without its receipts, or lost the copy: what is there must be what would be written
@@ -317,7 +317,7 @@ def _existing(
         _require_same(existing, manifest)
         _require_inputs(existing, labels, ids, tail)
         existing.encoding()  # before its files are vouched for
-        lock.core.repair(manifest.identity)
+        lock.metadata.repair(manifest.identity)
     if len(existing.ids) != len(ids):
         raise UserError(
             f"{str(lock.path)!r} holds {len(existing.ids)} rows, and these samples are {len(ids)}: choose another "

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from losa_cache.backbone import Backbone
-from losa_cache.cache.core import Core
 from losa_cache.cache.layout import Layout
 from losa_cache.cache.location import Location, locate
+from losa_cache.cache.metadata_files import MetadataFiles
 from losa_cache.cache.precision import PRECISIONS, Encoding, get_precision
 from losa_cache.cache.storage import receipts_of
 from losa_cache.cache.writer import require_root
@@ -73,7 +73,7 @@ def plan_extraction(
     on_disk = place.on_disk
     if on_disk is None:
         raise UserError(f"plan measures a disk, not a server: leave --out {str(out)!r} out.")
-    if out is not None and on_disk.exists() and not Core(place, receipts_of(place)).copied:
+    if out is not None and on_disk.exists() and not MetadataFiles(place, receipts_of(place)).copied:
         require_root(place)
     inputs = open_inputs(
         backbone,

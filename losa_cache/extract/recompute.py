@@ -189,7 +189,7 @@ def compare(cache: ActivationCache, inputs: Inputs, count: int, *, seed: int) ->
 
 
 def mend(cache: ActivationCache, damage: Damage, open_again: Callable[[], Inputs]) -> None:
-    """Put the core's files back, write lists of checksums that lack, and damaged samples anew.
+    """Put damaged metadata files back, write lists of checksums that lack, and damaged samples anew.
 
     Args:
         cache: as :func:`examine` opened it.
@@ -201,7 +201,7 @@ def mend(cache: ActivationCache, damage: Damage, open_again: Callable[[], Inputs
     """
     if not damage.shards:
         with cache.path.lock() as lock:
-            lock.core.repair()
+            lock.metadata.repair()
         for shard, checksums in damage.lists.items():
             Receipt(cache.receipts, shard, cache.manifest.identity).write_list(checksums)
         return

@@ -1,6 +1,6 @@
-"""The core of a store, every file but the shards, and the copy of it that lies beside the store.
+"""The metadata files of a cache, which are all but the shards, and the copy of them that lies beside the store.
 
-The copy is the core's receipt: it says what each file must be, and puts a damaged one back. It is always written first,
+The copy is their receipt: it says what each file must be, and puts a damaged one back. It is always written first,
 whole; then its files are installed in the store, the root's ``zarr.json`` last. So whoever finds a root that says that
 the cache is complete finds a list of files that fits it.
 """
@@ -33,7 +33,7 @@ from losa_cache.outside import UnreadableError, fit, parse_json
 ROOT, LIST = "zarr.json", "files.json"
 
 
-def build_core(
+def build_metadata(
     folder: Path,
     manifest: Manifest,
     layout: Layout,
@@ -70,8 +70,8 @@ def build_core(
 
 
 @dataclass(frozen=True)
-class Core:
-    """The core of a store and its copy, to be read.
+class MetadataFiles:
+    """The metadata files of a cache and their copy, to be read.
 
     Attributes:
         store: the ``.zarr`` folder.
@@ -132,7 +132,7 @@ class Core:
         return self.copied or (self.receipts / "000000.json").is_file()
 
     def names(self) -> list[str]:
-        """Name the files of the core, as the copy's list does, or as they are found, the root's ``zarr.json`` last.
+        """Name the metadata files, as the copy's list does, or as they are found, the root's ``zarr.json`` last.
 
         Raises:
             UserError: if there is no list, and the store cannot list.
@@ -146,7 +146,7 @@ class Core:
                     "server cannot: put the .receipts folder beside it."
                 ) from error
             found = (name for name, _ in self.store.scan())
-            return sorted(filter(in_core, found), key=lambda name: (name == ROOT, name))
+            return sorted(filter(is_metadata, found), key=lambda name: (name == ROOT, name))
 
     def damaged(self, identity: str | None = None) -> tuple[list[str], list[str]]:
         """Check every file: names of those that are damaged in the store, and in the copy.
@@ -184,8 +184,8 @@ class Core:
             )
 
 
-class WritableCore(Core):
-    """The core of a store and its copy, to be written by the process that has the lock.
+class WritableMetadata(MetadataFiles):
+    """The metadata files of a cache and their copy, to be written by the process that has the lock.
 
     An implementation guarantees that the copy is written first, its list last of it, then the files in the store, the
     root's ``zarr.json`` last. A kill at any instruction leaves nothing that counts, or what :meth:`repair` mends.
@@ -202,7 +202,7 @@ class WritableCore(Core):
         tail: Mapping[str, Tensor],
         scales: Mapping[str, Tensor],
     ) -> None:
-        """Write copy and store (arguments as of :func:`build_core`)."""
+        """Write copy and store (arguments as of :func:`build_metadata`)."""
 
     @abstractmethod
     def finish(self, manifest: Manifest, labels: NDArray[np.int64]) -> None:
@@ -221,8 +221,8 @@ class WritableCore(Core):
 
 
 @dataclass(frozen=True)
-class LocalCore(WritableCore):
-    """The core of a store on a file system and its copy, to be written."""
+class LocalMetadata(WritableMetadata):
+    """The metadata files of a cache on a file system and their copy, to be written."""
 
     store: LocalPath
     receipts: LocalPath
@@ -234,7 +234,7 @@ class LocalCore(WritableCore):
 
     @property
     def copied(self) -> bool:
-        """As :class:`Core` says; what a kill left of a copy that was replaced is one, too."""
+        """As :class:`MetadataFiles` says; what a kill left of a copy that was replaced is one, too."""
         return self.copy.is_dir() or self._old.is_dir()
 
     @property
@@ -246,9 +246,9 @@ class LocalCore(WritableCore):
         return self.receipts / "core.old"
 
     def create(self, *arguments: Any, **arrays: Any) -> None:
-        """As :class:`WritableCore` says; each is built under a temporary name and renamed."""
+        """As :class:`WritableMetadata` says; each is built under a temporary name and renamed."""
         clear(self._next)
-        build_core(self._next, *arguments, **arrays)
+        build_metadata(self._next, *arguments, **arrays)
         self._replace_copy()
         partial = self.store.with_name(self.store.name + ".partial")
         clear(partial)
@@ -257,7 +257,7 @@ class LocalCore(WritableCore):
         publish(partial, self.store)
 
     def finish(self, manifest: Manifest, labels: NDArray[np.int64]) -> None:
-        """As :class:`WritableCore` says; a copy that says so already stays: others may be reading it."""
+        """As :class:`WritableMetadata` says; a copy that says so already stays: others may be reading it."""
         self._begin_copy()
         group = zarr.open_group(LocalStore(self._next), mode="r+")
         with zarr.config.set({"array.write_empty_chunks": True}):
@@ -270,7 +270,7 @@ class LocalCore(WritableCore):
         _copy_files(self.damaged()[0], self.copy, self.store)
 
     def repair(self, identity: str | None = None) -> None:
-        """As :class:`WritableCore` says."""
+        """As :class:`WritableMetadata` says."""
         if self.copy.is_dir():
             clear(self._old)  # a kill after it was replaced: it may be there in part
         elif self._old.is_dir():  # a kill while it was replaced
@@ -297,7 +297,7 @@ class LocalCore(WritableCore):
         clear(self._next)
         for path in self.store.rglob("*"):
             name = path.relative_to(self.store).as_posix()
-            if path.is_dir() or not in_core(name):
+            if path.is_dir() or not is_metadata(name):
                 continue
             try:
                 content = path.read()
@@ -344,7 +344,7 @@ def _copy_files(names: Iterable[str], source: LocalPath, target: LocalPath) -> N
         write_whole(target / name, (source / name).read_bytes())
 
 
-def in_core(name: str) -> bool:
+def is_metadata(name: str) -> bool:
     """Whether this is neither a shard nor what a kill left."""
     return not (name.rpartition("/")[2].startswith("c.") or name.endswith(".partial"))
 

@@ -1,4 +1,4 @@
-"""The core of a cache in an object store, written by way of the same on a file system."""
+"""The metadata files of a cache in an object store, written by way of the same on a file system."""
 
 import shutil
 from collections.abc import Iterable
@@ -7,25 +7,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from losa_cache.cache.core import LIST, ROOT, LocalCore, WritableCore, in_core
+from losa_cache.cache.metadata_files import LIST, ROOT, LocalMetadata, WritableMetadata, is_metadata
 from losa_cache.cache.object_store import ObjectPath
 
 
 @dataclass(frozen=True)
-class ObjectCore(WritableCore):
-    """A core and its copy in an object store: changed in a scratch folder, then uploaded as far as they differ.
+class ObjectMetadata(WritableMetadata):
+    """Metadata files and their copy in an object store: changed in a scratch folder; what differs is uploaded.
 
     The copy goes first, its list last of it; then the store, its root's ``zarr.json`` last. So a kill leaves nothing
-    that counts, or what :meth:`LocalCore.repair` mends.
+    that counts, or what :meth:`LocalMetadata.repair` mends.
 
     Attributes:
-        store, receipts: as of ``Core``.
-        local: the core in the scratch folder.
+        store, receipts: as of ``MetadataFiles``.
+        local: the same in the scratch folder.
     """
 
     store: ObjectPath
     receipts: ObjectPath
-    local: LocalCore
+    local: LocalMetadata
 
     @property
     def copy(self) -> ObjectPath:
@@ -33,24 +33,24 @@ class ObjectCore(WritableCore):
         return self.receipts / "core"
 
     def create(self, *arguments: Any, **arrays: Any) -> None:
-        """As ``WritableCore`` says."""
+        """As ``WritableMetadata`` says."""
         self.local.create(*arguments, **arrays)
         self._push({})
 
     def finish(self, *arguments: Any) -> None:
-        """As ``WritableCore`` says, after either of the others."""
+        """As ``WritableMetadata`` says, after either of the others."""
         before = self._contents()
         self.local.finish(*arguments)
         self._push(before)
 
     def repair(self, identity: str | None = None) -> None:
-        """As ``WritableCore`` says."""
+        """As ``WritableMetadata`` says."""
         with suppress(OSError, ValueError):  # no list: it is made anew
             self.damaged(identity)  # refuses what is lost in both, by its URL
         for folder, there in self._folders:
             shutil.rmtree(folder, ignore_errors=True)
             names = [name for name, _ in there.scan()] if there.lists else [*self.names(), LIST]
-            for name in filter(in_core, names):
+            for name in filter(is_metadata, names):
                 try:
                     content = (there / name).read()
                 except FileNotFoundError:
