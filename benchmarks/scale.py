@@ -133,7 +133,7 @@ def inspected(path: Path) -> Figures:
 
 def epochs(path: Path, *, count: int = 2, batch: int = 256) -> Figures:
     """Read epochs of random batches, and count the system's opens and the bytes read beside the rows'."""
-    from losa_cache.cache.blob import FileBlob
+    from losa_cache.cache.byte_source import FileBytes
     from losa_cache.cache.reader import BlockReader
     from losa_cache.machine.memory import allocate
 
@@ -144,14 +144,14 @@ def epochs(path: Path, *, count: int = 2, batch: int = 256) -> Figures:
         if event == "open" and "/c." in str(arguments[0]):
             counts["opens"] += 1
 
-    original = FileBlob.read
+    original = FileBytes.read
 
-    def read(self: FileBlob, ranges: Any) -> None:
+    def read(self: FileBytes, ranges: Any) -> None:
         counts["bytes"] += sum(length for _, length, _ in ranges)
         original(self, ranges)
 
     sys.addaudithook(audit)
-    FileBlob.read = read  # type: ignore[method-assign]
+    FileBytes.read = read  # type: ignore[method-assign]
     layout = cache.layout
     reader = BlockReader(cache, cache.manifest.points)
     shape = (layout.layers, batch, layout.tokens, layout.columns)

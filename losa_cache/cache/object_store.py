@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from losa_cache.cache.blob import CutShortError, Range, merged
+from losa_cache.cache.byte_source import CutShortError, Range, merged
 from losa_cache.cache.storage import StorePath
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from threading import Lock
 
 import numpy as np
 
-from losa_cache.cache.blob import Blob, CutShortError
+from losa_cache.cache.byte_source import ByteSource, CutShortError
 from losa_cache.cache.checked import REPAIR
 from losa_cache.cache.health import ShardCheck, check_shard
 from losa_cache.cache.metadata_files import LIST, LocalMetadata
@@ -169,18 +169,18 @@ class _Copy:
             receipt.write_list(found.checksums)
         publish(file, final)
 
-    def _fetch(self, blob: Blob, file: Path, pieces: ThreadPoolExecutor) -> None:
+    def _fetch(self, source: ByteSource, file: Path, pieces: ThreadPoolExecutor) -> None:
         with open(file, "wb") as out:
 
             def fetch(offset: int) -> int:
-                piece = np.empty(min(PIECE_BYTES, blob.size - offset), dtype=np.uint8)
-                blob.read([(offset, piece.nbytes, [piece])])
+                piece = np.empty(min(PIECE_BYTES, source.size - offset), dtype=np.uint8)
+                source.read([(offset, piece.nbytes, [piece])])
                 written = 0
                 while written < piece.nbytes:
                     written += os.pwrite(out.fileno(), piece[written:].data, offset + written)
                 return piece.nbytes
 
-            under_way = [pieces.submit(fetch, offset) for offset in range(0, blob.size, PIECE_BYTES)]
+            under_way = [pieces.submit(fetch, offset) for offset in range(0, source.size, PIECE_BYTES)]
             try:
                 for piece in under_way:
                     self._advance(piece.result())

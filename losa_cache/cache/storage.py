@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, ClassVar, Protocol, Self, TypeVar
 
 if TYPE_CHECKING:
-    from losa_cache.cache.blob import Blob
+    from losa_cache.cache.byte_source import ByteSource
     from losa_cache.cache.metadata_files import WritableMetadata
     from losa_cache.cache.receipt import Receipt
     from losa_cache.cache.shard_commit import ShardCommit
@@ -123,7 +123,7 @@ class StorePath(ABC):
         """
 
     @abstractmethod
-    def open_bytes(self, *, direct: bool = False) -> "Blob":
+    def open_bytes(self, *, direct: bool = False) -> "ByteSource":
         """Open a shard, to be read at any offset.
 
         Args:

@@ -14,7 +14,7 @@ from torch import Tensor
 from zarr.codecs import BloscCodec
 
 from losa_cache.cache.arrays import CONSTANTS, check_activations, check_rows, read_array, told
-from losa_cache.cache.blob import Blob
+from losa_cache.cache.byte_source import ByteSource
 from losa_cache.cache.checked import REPAIR, CheckedStore, require_own
 from losa_cache.cache.home import known_stores
 from losa_cache.cache.layout import Layout
@@ -145,7 +145,7 @@ class ActivationCache:
         """File of a shard."""
         return shard_path(self.path, self.manifest.fields["tap"], shard)
 
-    def open_shard(self, shard: int, *, direct: bool = False) -> Blob:
+    def open_shard(self, shard: int, *, direct: bool = False) -> ByteSource:
         """Open a shard's bytes.
 
         Args:

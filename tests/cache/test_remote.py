@@ -112,10 +112,10 @@ def test_points_that_lie_together_are_one_request(url, local):
             return self.store.get_ranges(key, starts=starts, lengths=lengths)
 
     cache = open_cache(url)
-    blob = cache.open_shard(0)
-    blob._path = RemotePath(blob._path.root, blob._path.key, Counting(blob._path.store))
+    source = cache.open_shard(0)
+    source._path = RemotePath(source._path.root, source._path.key, Counting(source._path.store))
     buffers = [np.empty(10, np.uint8) for _ in range(4)]
-    blob.read([(0, 10, buffers[:1]), (10, 20, buffers[1:3]), (100, 10, buffers[3:])])
+    source.read([(0, 10, buffers[:1]), (10, 20, buffers[1:3]), (100, 10, buffers[3:])])
     assert asked == [2]
     raw = local.shard_path(0).read_bytes()
     assert b"".join(b.tobytes() for b in buffers) == raw[:30] + raw[100:110]

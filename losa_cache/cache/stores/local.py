@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path, PosixPath
 from typing import TYPE_CHECKING, Self
 
-from losa_cache.cache.blob import DirectBlob, FileBlob
+from losa_cache.cache.byte_source import DirectBytes, FileBytes
 from losa_cache.cache.shard import DamagedShardError
 from losa_cache.cache.storage import StorePath
 from losa_cache.errors import UserError
@@ -63,7 +63,7 @@ class LocalPath(PosixPath, StorePath):
         except OSError as error:
             raise UnreadableError(error.strerror or str(error)) from error
 
-    def open_bytes(self, *, direct: bool = False) -> FileBlob:
+    def open_bytes(self, *, direct: bool = False) -> FileBytes:
         """Open the file.
 
         Raises:
@@ -78,12 +78,12 @@ class LocalPath(PosixPath, StorePath):
             raise DamagedShardError(str(error)) from error
         if direct:
             try:
-                return DirectBlob(self)
+                return DirectBytes(self)
             except OSError as error:
                 if error.errno != errno.EINVAL:
                     raise
         try:
-            return FileBlob(self)
+            return FileBytes(self)
         except FileNotFoundError:
             raise
         except OSError as error:

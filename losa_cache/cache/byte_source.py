@@ -26,7 +26,7 @@ class CutShortError(Exception):
     """A file that ends before the bytes that were asked for."""
 
 
-class Blob(Protocol):
+class ByteSource(Protocol):
     """One file's bytes. Safe to share between threads.
 
     Attributes:
@@ -50,7 +50,7 @@ class Blob(Protocol):
         ...
 
 
-class FileBlob:
+class FileBytes:
     """A file, read through the page cache: other processes find there what this one has read.
 
     Raises:
@@ -90,7 +90,7 @@ class FileBlob:
         return descriptors().lent(self._file)
 
 
-class DirectBlob(FileBlob):
+class DirectBytes(FileBytes):
     """A file, read past the page cache: for what is larger than memory, and would only push other files out of it.
 
     Raises:
