@@ -7,7 +7,7 @@ from losa_cache.cache.layout import Layout
 from losa_cache.cache.metadata_files import LIST, MetadataFiles
 from losa_cache.cache.receipt import CHECKSUMS, FOREIGN, Receipt, list_name
 from losa_cache.cache.shard import DamagedShardError, ShardReader
-from losa_cache.cache.shardwise import over_shards
+from losa_cache.cache.shard_map import map_shards
 from losa_cache.cache.storage import StorePath, receipts_of
 from losa_cache.cache.store import ActivationCache, open_cache, open_with
 from losa_cache.errors import UserError
@@ -102,7 +102,7 @@ def examine(
     Args:
         store: the ``.zarr`` folder.
         shards: to check; by default all.
-        scheduler, progress: as of :func:`over_shards`.
+        scheduler, progress: as of :func:`map_shards`.
 
     Returns:
         the cache, opened from the copy where its own metadata files are damaged, and what is damaged.
@@ -134,7 +134,7 @@ def examine(
         )
         for shard in (range(cache.layout.shards) if shards is None else shards)
     ]
-    found = over_shards(check_shard, checks, scheduler=scheduler, progress=progress)
+    found = map_shards(check_shard, checks, scheduler=scheduler, progress=progress)
     have_lists = any(health.listed is not None for health in found)
     lists = {
         check.shard: health.checksums

@@ -14,7 +14,7 @@ from losa_cache.cache.layout import Layout
 from losa_cache.cache.precision import Encoding
 from losa_cache.cache.receipt import Receipt
 from losa_cache.cache.shard import DamagedShardError, ShardReader
-from losa_cache.cache.shardwise import over_shards
+from losa_cache.cache.shard_map import map_shards
 from losa_cache.cache.storage import StorePath
 from losa_cache.cache.store import ActivationCache
 from losa_cache.errors import UserError
@@ -92,7 +92,7 @@ def point_statistics(
     Args:
         cache: opened.
         shards: to look at.
-        scheduler, progress: as of ``over_shards``.
+        scheduler, progress: as of ``map_shards``.
 
     Returns:
         ``rows`` looked at, and ``points``: by name ``mean``, ``std``, ``largest`` (magnitude), ``non_finite`` (count).
@@ -114,7 +114,7 @@ def point_statistics(
         for shard in shards
     ]
     try:
-        found = [m for m in over_shards(sum_shard, tasks, scheduler=scheduler, progress=progress) if m is not None]
+        found = [m for m in map_shards(sum_shard, tasks, scheduler=scheduler, progress=progress) if m is not None]
     except (DamagedShardError, OSError) as error:
         raise UserError(f"cache {str(cache.path)!r} is damaged ({error}): {REPAIR}.") from error
     if not found:
