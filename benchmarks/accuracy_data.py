@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 import losa_cache as lc
-from losa_cache.cache.home import extraction_seconds
 from losa_cache.cache.layout import plan_layout
 from losa_cache.cache.reader import BlockReader
+from losa_cache.cache.registry import extraction_seconds
 from losa_cache.cache.shard import pack
 from losa_cache.cache.writer import CacheWriter, lock_cache
 

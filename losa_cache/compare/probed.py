@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from losa_cache.cache.home import extraction_seconds
+from losa_cache.cache.registry import extraction_seconds
 from losa_cache.cache.store import ActivationCache
 from losa_cache.compare.predictions import NAME, Count, Digest, images_digest, keep, read_kept
 from losa_cache.compare.record import Contender

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from losa_cache.cache.home import extraction_seconds
+from losa_cache.cache.registry import extraction_seconds
 from losa_cache.cache.store import open_cache
 from losa_cache.compare.predictions import Predictions
 from losa_cache.compare.record import Contender

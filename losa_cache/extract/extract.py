@@ -6,10 +6,10 @@ from pathlib import Path
 
 from losa_cache.backbone import Backbone
 from losa_cache.backbone.model import PRETRAINED, RANDOM
-from losa_cache.cache.home import remember
 from losa_cache.cache.layout import SHARD_BYTES
 from losa_cache.cache.location import Location, locate
 from losa_cache.cache.manifest import Manifest
+from losa_cache.cache.registry import remember
 from losa_cache.cache.storage import StorePath
 from losa_cache.cache.store import ActivationCache, open_cache
 from losa_cache.data.load import is_name

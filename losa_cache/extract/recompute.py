@@ -12,11 +12,11 @@ from losa_cache.backbone import Backbone
 from losa_cache.backbone.model import PRETRAINED, RANDOM
 from losa_cache.backbone.names import CHECKPOINT, VIDEO, full_name
 from losa_cache.cache.health import Damage
-from losa_cache.cache.home import knows, remember
 from losa_cache.cache.identity import differences
 from losa_cache.cache.precision import EncodedBatch
 from losa_cache.cache.reader import BlockReader
 from losa_cache.cache.receipt import Receipt
+from losa_cache.cache.registry import knows, remember
 from losa_cache.cache.schema import check_options
 from losa_cache.cache.store import ActivationCache
 from losa_cache.calibrate import images_at_once, run_views
