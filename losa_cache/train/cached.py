@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from losa_cache.cache.bandwidth import disk_speed, memory_bandwidth
 from losa_cache.cache.precision import Codes, Columns
 from losa_cache.cache.reader import BlockReader
-from losa_cache.cache.roof import disk_speed, memory_speed
 from losa_cache.cache.store import ActivationCache
 from losa_cache.machine.device import default_workers
 from losa_cache.machine.memory import available_memory
@@ -139,7 +139,7 @@ class CachedSource:
         if self._bandwidth is None:
             shard = self.cache.shard_path(0)
             disk = disk_speed(shard.on_disk) if self._on_disk and shard.on_disk else None
-            self._bandwidth = Bandwidth(memory_speed(), disk)
+            self._bandwidth = Bandwidth(memory_bandwidth(), disk)
         return self._bandwidth
 
     def close(self) -> None:

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from losa_cache.cache.bandwidth import REQUEST, disk_speed, memory_bandwidth
 from losa_cache.cache.byte_source import MOST_BUFFERS, CutShortError, DirectBytes, FileBytes, merged
-from losa_cache.cache.roof import REQUEST, disk_speed, memory_speed
 
 SIZE = 40_000
 
@@ -56,8 +56,8 @@ def test_no_more_buffers_are_joined_than_the_system_takes(file):
     assert b"".join(buffers[0].tobytes() for _, _, buffers in ranges) == file.read_bytes()[: 3 * MOST_BUFFERS]
 
 
-def test_roofs_are_measured_where_there_is_something_to_measure(file, tmp_path):
-    assert memory_speed() > 0
+def test_bandwidths_are_measured_where_there_is_something_to_measure(file, tmp_path):
+    assert memory_bandwidth() > 0
     assert disk_speed(file) is None  # smaller than a request
     (tmp_path / "large").write_bytes(bytes(2 * REQUEST))
     speed = disk_speed(tmp_path / "large")

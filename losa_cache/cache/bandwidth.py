@@ -13,7 +13,7 @@ REQUEST = 2**22  # bytes, as dd bs=4M
 MOST_BYTES, MOST_SECONDS = 2**28, 0.5
 
 
-def memory_speed() -> float:
+def memory_bandwidth() -> float:
     """Copy within memory, by all of torch's threads: GB/s of what is copied."""
     source = torch.zeros(COPIED, dtype=torch.uint8)
     target = torch.zeros_like(source)
