@@ -25,7 +25,7 @@ def memory_bandwidth() -> float:
     return COPIED / 1e9 / median(seconds)
 
 
-def disk_speed(path: Path) -> float | None:
+def disk_bandwidth(path: Path) -> float | None:
     """Read the beginning of a file past the page cache, for half a second at most: GB/s.
 
     ``None`` where the system (macOS) or the file system knows no direct reads, or the file is smaller than a request.

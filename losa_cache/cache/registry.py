@@ -1,4 +1,6 @@
-"""The registry of the caches that this user completed: a small note each, below ``$LOSA_CACHE_HOME``, so that writers never collide.
+"""The registry of the caches that this user completed: a small note of each below ``$LOSA_CACHE_HOME``.
+
+Every cache has a file of its own, so that writers never collide.
 
 A note also says what its cache was extracted from. Only then do the options in a cache, which anybody may have written,
 decide what is opened to compute its samples again.

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from losa_cache.cache.bandwidth import disk_speed, memory_bandwidth
+from losa_cache.cache.bandwidth import disk_bandwidth, memory_bandwidth
 from losa_cache.cache.precision import Codes, Columns
 from losa_cache.cache.reader import BlockReader
 from losa_cache.cache.store import ActivationCache
@@ -138,7 +138,7 @@ class CachedSource:
         """Measure, once, what its reads could reach."""
         if self._bandwidth is None:
             shard = self.cache.shard_path(0)
-            disk = disk_speed(shard.on_disk) if self._on_disk and shard.on_disk else None
+            disk = disk_bandwidth(shard.on_disk) if self._on_disk and shard.on_disk else None
             self._bandwidth = Bandwidth(memory_bandwidth(), disk)
         return self._bandwidth
 

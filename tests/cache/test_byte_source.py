@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from losa_cache.cache.bandwidth import REQUEST, disk_speed, memory_bandwidth
+from losa_cache.cache.bandwidth import REQUEST, disk_bandwidth, memory_bandwidth
 from losa_cache.cache.byte_source import MOST_BUFFERS, CutShortError, DirectBytes, FileBytes, merged
 
 SIZE = 40_000
@@ -58,9 +58,9 @@ def test_no_more_buffers_are_joined_than_the_system_takes(file):
 
 def test_bandwidths_are_measured_where_there_is_something_to_measure(file, tmp_path):
     assert memory_bandwidth() > 0
-    assert disk_speed(file) is None  # smaller than a request
+    assert disk_bandwidth(file) is None  # smaller than a request
     (tmp_path / "large").write_bytes(bytes(2 * REQUEST))
-    speed = disk_speed(tmp_path / "large")
+    speed = disk_bandwidth(tmp_path / "large")
     assert speed is None or speed > 0  # None: a file system without direct reads
 
 
@@ -81,4 +81,4 @@ for kind in FileBytes, DirectBytes:
     done = subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True, check=True, cwd=root)
     assert done.stdout == 2 * file.read_bytes()[123:9_123]
     monkeypatch.delattr(os, "O_DIRECT")
-    assert disk_speed(file) is None
+    assert disk_bandwidth(file) is None
