@@ -11,20 +11,20 @@ import torch
 from numpy.typing import NDArray
 
 import losa_cache as lc
-from losa_cache.cache.home import extraction_seconds
 from losa_cache.cache.layout import plan_layout
 from losa_cache.cache.reader import BlockReader
+from losa_cache.cache.registry import extraction_seconds
 from losa_cache.cache.shard import pack
-from losa_cache.cache.writer import CacheWriter
+from losa_cache.cache.writer import CacheWriter, lock_cache
 
 AT_ONCE = 50
 
 
 def seconds_of(cache: lc.ActivationCache) -> float | None:
     """Say how long a cache's extraction took: as noted, or as ``extract --json`` said beside the cache."""
-    assert isinstance(cache.path, Path)
+    assert cache.path.on_disk is not None
     noted = extraction_seconds(cache.path, cache.manifest)
-    said = cache.path.with_suffix(".json")
+    said = cache.path.on_disk.with_suffix(".json")
     if noted is None and said.exists():
         found = json.loads(said.read_text() or "{}")
         noted = found.get("seconds") if found.get("extracted_now") == cache.layout.samples else None
@@ -67,14 +67,18 @@ def part(cache: lc.ActivationCache, samples: NDArray[np.int64], out: Path) -> lc
         skipped=[],
     )
     encoding, reader = cache.encoding(), BlockReader(cache, manifest.points)
-    with CacheWriter(
-        out,
-        manifest,
-        lambda: (manifest, layout, encoding),
-        labels=cache.labels[samples],
-        ids=ids,
-        tail=cache.tail_tensors(),
-    ) as writer:
+    with (
+        lock_cache(out) as lock,
+        CacheWriter.create(
+            lock,
+            manifest,
+            layout,
+            encoding,
+            labels=cache.labels[samples],
+            ids=ids,
+            tail=cache.tail_tensors(),
+        ) as writer,
+    ):
         for first in range(0, len(samples), AT_ONCE):
             rows = samples[first : first + AT_ONCE]
             targets = [

@@ -27,7 +27,7 @@ from losa_cache.cache.layout import plan_layout
 from losa_cache.cache.precision import EncodedBatch, Encoding, get_precision
 from losa_cache.cache.reader import BlockReader
 from losa_cache.cache.shard import pack
-from losa_cache.cache.writer import CacheWriter
+from losa_cache.cache.writer import CacheWriter, lock_cache
 from losa_cache.calibrate import AT_ONCE, SHARE, Calibration, thinned
 
 BATCH, TIMED = 50, 50
@@ -118,14 +118,18 @@ def store(cache: lc.ActivationCache, encoding: Encoding, out: Path, *, pool: str
         encoding=encoding.describe() | {"compressed": None},
         complete=False,
     )
-    with CacheWriter(
-        out,
-        manifest,
-        lambda: (manifest, layout, encoding),
-        labels=cache.labels,
-        ids=cache.ids,
-        tail=cache.tail_tensors(),
-    ) as writer:
+    with (
+        lock_cache(out) as lock,
+        CacheWriter.create(
+            lock,
+            manifest,
+            layout,
+            encoding,
+            labels=cache.labels,
+            ids=cache.ids,
+            tail=cache.tail_tensors(),
+        ) as writer,
+    ):
         for first, blocks in batches(cache, BATCH):
             values = EncodedBatch.of(encoding, blocks).stored.view(torch.uint8).numpy()
             for row, sample in enumerate(values, start=first):

@@ -20,7 +20,8 @@ from losa_cache.cache.layout import plan_layout
 from losa_cache.cache.manifest import Manifest
 from losa_cache.cache.precision import EncodedBatch, Encoding, get_precision
 from losa_cache.cache.shard import pack
-from losa_cache.cache.writer import CacheWriter
+from losa_cache.cache.storage import WriterLock
+from losa_cache.cache.writer import CacheWriter, lock_cache
 
 LAYERS, TOKENS, WIDTH, BATCH = 12, 197, 768, 64  # ViT-B/16
 SHAPE = (LAYERS, TOKENS, WIDTH)
@@ -54,7 +55,8 @@ def make(folder: Path, samples: int) -> None:
             bits = torch.stack(blocks, dim=1)
             for name, (precision, compressed) in STORES.items() if not writers else ():
                 encoding = get_precision(precision).fit([block[:32] for block in blocks], tokens=TOKENS, prefix=1)
-                writer = begin(folder / f"{name}.zarr", encoding, samples, compressed=compressed)
+                lock = stack.enter_context(lock_cache(folder / f"{name}.zarr"))
+                writer = begin(lock, encoding, samples, compressed=compressed)
                 writers.append((stack.enter_context(writer), encoding))
             for writer, encoding in writers:
                 stored = EncodedBatch.of(encoding, blocks).stored.view(torch.uint8).numpy()
@@ -80,7 +82,7 @@ def values(samples: int) -> Iterator[tuple[int, list[Tensor]]]:
         yield first, [(torch.randn(shape, generator=generator) * channel).bfloat16() for channel in channels]
 
 
-def begin(path: Path, encoding: Encoding, samples: int, *, compressed: bool) -> CacheWriter:
+def begin(lock: WriterLock, encoding: Encoding, samples: int, *, compressed: bool) -> CacheWriter:
     """Begin a cache as an extraction of all blocks does."""
     precision = encoding.precision
     planes, tokens, columns = encoding.stored_shape(LAYERS, TOKENS, WIDTH)
@@ -103,7 +105,7 @@ def begin(path: Path, encoding: Encoding, samples: int, *, compressed: bool) -> 
         encoding={"compressed": 1.0 if compressed else None},
     )
     labels, ids = np.zeros(samples, dtype=np.int64), [f"{row:06d}" for row in range(samples)]
-    return CacheWriter(path, manifest, lambda: (manifest, layout, encoding), labels=labels, ids=ids, tail={})
+    return CacheWriter.create(lock, manifest, layout, encoding, labels=labels, ids=ids, tail={})
 
 
 def pt_path(folder: Path, row: int) -> Path:

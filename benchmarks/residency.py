@@ -24,8 +24,8 @@ from stages import Figures, cached_source, drop_pages, epochs
 from losa_cache import open_cache
 from losa_cache.cache.precision import get_precision
 from losa_cache.cache.shard import pack
-from losa_cache.cache.writer import CacheWriter
-from losa_cache.extract.begin import plan_store
+from losa_cache.cache.writer import CacheWriter, lock_cache
+from losa_cache.extract.create_cache import plan_store
 from losa_cache.inputs import open_inputs
 from losa_cache.machine.device import choose_device, machine
 from losa_cache.machine.memory import available_memory
@@ -46,14 +46,18 @@ def make(name: str, folder: Path, images: int, device: torch.device) -> Figures:
     values = torch.randn(DIFFERENT, *manifest.shape, device=device).bfloat16().cpu()
     packed = [pack(sample.view(torch.uint8).numpy(), layout) for sample in values]
     started = perf_counter()
-    with CacheWriter(
-        folder / f"{name}.zarr",
-        manifest,
-        lambda: (manifest, layout, encoding),
-        labels=inputs.samples.labels,
-        ids=list(inputs.samples.ids),
-        tail=dict(backbone.tail.state_dict()),
-    ) as writer:
+    with (
+        lock_cache(folder / f"{name}.zarr") as lock,
+        CacheWriter.create(
+            lock,
+            manifest,
+            layout,
+            encoding,
+            labels=inputs.samples.labels,
+            ids=list(inputs.samples.ids),
+            tail=dict(backbone.tail.state_dict()),
+        ) as writer,
+    ):
         for row in range(images):
             writer.append(row, packed[row % DIFFERENT])
         writer.finish()

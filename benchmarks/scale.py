@@ -37,10 +37,10 @@ from losa_cache.backbone import Backbone
 from losa_cache.cache.inspect import inspect_cache
 from losa_cache.cache.precision import get_precision
 from losa_cache.cache.shard import pack
-from losa_cache.cache.writer import CacheWriter
+from losa_cache.cache.writer import CacheWriter, lock_cache
 from losa_cache.data.samples import Samples, hash_lines
 from losa_cache.data.transforms import InputSpec
-from losa_cache.extract.begin import plan_store
+from losa_cache.extract.create_cache import plan_store
 from losa_cache.inputs import open_inputs
 from losa_cache.machine.device import machine
 
@@ -71,14 +71,18 @@ def make(path: Path, rows: int, shards: int) -> None:
     layout = plan_store(inputs, encoding, shard_bytes=68 * -(-rows // shards))
     values = torch.randn(DIFFERENT, *manifest.shape).bfloat16()
     packed = [pack(value.view(torch.uint8).numpy(), layout) for value in values]
-    with CacheWriter(
-        path,
-        manifest,
-        lambda: (manifest, layout, encoding),
-        labels=inputs.samples.labels,
-        ids=list(inputs.samples.ids),
-        tail=dict(inputs.backbone.tail.state_dict()),
-    ) as writer:
+    with (
+        lock_cache(path) as lock,
+        CacheWriter.create(
+            lock,
+            manifest,
+            layout,
+            encoding,
+            labels=inputs.samples.labels,
+            ids=list(inputs.samples.ids),
+            tail=dict(inputs.backbone.tail.state_dict()),
+        ) as writer,
+    ):
         for row in range(rows):
             writer.append(row, packed[row % DIFFERENT])
         writer.finish()
@@ -129,7 +133,7 @@ def inspected(path: Path) -> Figures:
 
 def epochs(path: Path, *, count: int = 2, batch: int = 256) -> Figures:
     """Read epochs of random batches, and count the system's opens and the bytes read beside the rows'."""
-    from losa_cache.cache.blob import FileBlob
+    from losa_cache.cache.byte_source import FileBytes
     from losa_cache.cache.reader import BlockReader
     from losa_cache.machine.memory import allocate
 
@@ -140,14 +144,14 @@ def epochs(path: Path, *, count: int = 2, batch: int = 256) -> Figures:
         if event == "open" and "/c." in str(arguments[0]):
             counts["opens"] += 1
 
-    original = FileBlob.read
+    original = FileBytes.read
 
-    def read(self: FileBlob, ranges: Any) -> None:
+    def read(self: FileBytes, ranges: Any) -> None:
         counts["bytes"] += sum(length for _, length, _ in ranges)
         original(self, ranges)
 
     sys.addaudithook(audit)
-    FileBlob.read = read  # type: ignore[method-assign]
+    FileBytes.read = read  # type: ignore[method-assign]
     layout = cache.layout
     reader = BlockReader(cache, cache.manifest.points)
     shape = (layout.layers, batch, layout.tokens, layout.columns)

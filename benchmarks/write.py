@@ -27,8 +27,8 @@ from losa_cache.cache.layout import Layout, plan_layout
 from losa_cache.cache.manifest import Manifest
 from losa_cache.cache.precision import EncodedBatch, Encoding, get_precision
 from losa_cache.cache.shard import pack
-from losa_cache.cache.store import shard_path
-from losa_cache.cache.writer import CacheWriter
+from losa_cache.cache.storage import shard_path
+from losa_cache.cache.writer import CacheWriter, lock_cache
 from losa_cache.machine.device import default_workers
 
 LAYERS, TOKENS, WIDTH, BATCH = 12, 257, 384, 64
@@ -108,7 +108,8 @@ def write(path: Path, layout: Layout, encoding: Encoding, stored: np.ndarray) ->
     rows = layout.samples
     labels, ids = np.zeros(rows, dtype=np.int64), [f"{row:06d}" for row in range(rows)]
     with (
-        CacheWriter(path, described, lambda: (described, layout, encoding), labels=labels, ids=ids, tail={}) as writer,
+        lock_cache(path) as lock,
+        CacheWriter.create(lock, described, layout, encoding, labels=labels, ids=ids, tail={}) as writer,
         ThreadPoolExecutor(default_workers()) as packers,
     ):
         started = perf_counter()

@@ -14,15 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
-from losa_cache.cache.checked import read_small
 from losa_cache.cache.layout import Layout
-from losa_cache.cache.location import Location
 from losa_cache.cache.manifest import Manifest
-from losa_cache.cache.remote import RemotePath
-from losa_cache.cache.store import receipts_of
+from losa_cache.cache.storage import StorePath, receipts_of
 from losa_cache.data.samples import Samples
 from losa_cache.errors import UserError
-from losa_cache.files import sealed, unsealed, write_sealed
+from losa_cache.files import sealed, unsealed
 from losa_cache.outside import UnreadableError
 
 log = logging.getLogger(__name__)
@@ -81,7 +78,7 @@ class Sources:
         samples: in its order, of single files.
     """
 
-    def __init__(self, path: Location, layout: Layout, manifest: Manifest, samples: Samples) -> None:
+    def __init__(self, path: StorePath, layout: Layout, manifest: Manifest, samples: Samples) -> None:
         self.path, self.layout = path, layout
         self._manifest, self._samples = manifest, samples
         self._rows: dict[int, Source] = {}  # of the shard that is being written
@@ -147,23 +144,18 @@ class Sources:
             self._write(shard, [now.get(self.file(row), source) for row, source in zip(rows, known, strict=True)])
         return True
 
-    def _list(self, shard: int) -> Location:
+    def _list(self, shard: int) -> StorePath:
         return receipts_of(self.path) / FOLDER / f"{shard:06d}.json"
 
     def _write(self, shard: int, sources: list[Source]) -> None:
         columns = [list(column) for column in zip(*map(astuple, sources), strict=True)]
         names = Source.__dataclass_fields__
         content = {"identity": self._manifest.identity, "shard": shard, **dict(zip(names, columns, strict=True))}
-        path = self._list(shard)
-        if isinstance(path, RemotePath):
-            path.write_bytes(sealed(content))
-        else:
-            path.parent.mkdir(exist_ok=True)
-            write_sealed(path, content)
+        self._list(shard).write(sealed(content))
 
     def _read(self, shard: int) -> list[Source] | None:
         try:
-            content = unsealed(read_small(self._list(shard)), str(shard))
+            content = unsealed(self._list(shard).read(), str(shard))
             if (content["identity"], content["shard"]) != (self._manifest.identity, shard):
                 return None
             return [Source(*row) for row in zip(*(content[name] for name in Source.__dataclass_fields__), strict=True)]

@@ -18,7 +18,7 @@ from timm.data import resolve_model_data_config
 from timm.models.vision_transformer import VisionTransformer
 
 from losa_cache.backbone import Backbone
-from losa_cache.cache.home import remember
+from losa_cache.cache.registry import remember
 from losa_cache.cache.store import ActivationCache, open_cache
 from losa_cache.data.samples import Samples, hash_lines
 from losa_cache.data.transforms import InputSpec

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import obstore
 
-from losa_cache.cache.remote import RemotePath
+from losa_cache.cache.stores.remote import RemotePath
 
 BUCKET = "caches"
 ENVIRONMENT = {

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from losa_cache.cache.store import open_cache, receipts_of
+from losa_cache.cache.storage import receipts_of
+from losa_cache.cache.store import open_cache
 from losa_cache.extract.plan import cache_name
 
 EXAMPLES = Path(__file__).parent.parent / "examples"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from losa_cache.cache.home import known_stores
 from losa_cache.cache.inspect import list_caches
+from losa_cache.cache.registry import known_stores
 from losa_cache.cache.store import latest_training_cache, open_cache
 from losa_cache.cli import main
 from losa_cache.cli_common import expanded

@@ -11,9 +11,10 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
 
-from losa_cache.cache.location import Location, sizes
+from losa_cache.cache.location import sizes
 from losa_cache.cache.manifest import MOST_TOLD, Manifest
 from losa_cache.cache.schema import precision_of, require
+from losa_cache.cache.storage import StorePath
 from losa_cache.errors import UserError
 from losa_cache.machine.memory import available_memory
 from losa_cache.outside import UnreadableError
@@ -33,7 +34,7 @@ MOST_CHUNKS = 2**16  # of a small array
 
 
 def read_array(
-    array: zarr.Array[Any], place: Location, name: str, *, dtype: str | tuple[str, ...], shape: Shape | None = None
+    array: zarr.Array[Any], place: StorePath, name: str, *, dtype: str | tuple[str, ...], shape: Shape | None = None
 ) -> NDArray[Any]:
     """Read a small array whole, once what it declares has been checked.
 

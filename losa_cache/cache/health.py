@@ -1,15 +1,15 @@
-"""Whether a cache is what was written: its core against the copy, its shards against receipts and checksums."""
+"""Whether a cache is what was written: metadata files against their copy, shards against receipts and checksums."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from losa_cache.cache.core import LIST, Core
 from losa_cache.cache.layout import Layout
-from losa_cache.cache.location import Location, file_size, open_blob
+from losa_cache.cache.metadata_files import LIST, MetadataFiles
 from losa_cache.cache.receipt import CHECKSUMS, FOREIGN, Receipt, list_name
 from losa_cache.cache.shard import DamagedShardError, ShardReader
-from losa_cache.cache.shardwise import over_shards
-from losa_cache.cache.store import ActivationCache, open_cache, open_with, receipts_of
+from losa_cache.cache.shard_map import map_shards
+from losa_cache.cache.storage import StorePath, receipts_of
+from losa_cache.cache.store import ActivationCache, open_cache, open_with
 from losa_cache.errors import UserError
 
 
@@ -26,7 +26,7 @@ class ShardCheck:
     """
 
     shard: int
-    path: Location
+    path: StorePath
     receipt: Receipt | None
     layout: Layout
     skipped: frozenset[int]
@@ -67,7 +67,7 @@ class Damage:
     """What is wrong with a cache.
 
     Attributes:
-        files: of the core, of its copy, and lists of checksums (both below the receipts).
+        files: metadata files, those of their copy, and lists of checksums (both below the receipts).
         shards: the damaged ones.
         lists: what must be in the lists of checksums that are damaged or missing, by shard. A cache without any is
             not damaged, but older than they are.
@@ -91,58 +91,60 @@ class Damage:
 
 
 def examine(
-    store: Location,
+    store: StorePath,
     *,
     shards: Sequence[int] | None = None,
     scheduler: str | None = None,
     progress: Callable[[float], None] = lambda _: None,
 ) -> tuple[ActivationCache, Damage]:
-    """Check every byte of a complete cache, or of its core and some shards.
+    """Check every byte of a complete cache, or of its metadata files and some shards.
 
     Args:
         store: the ``.zarr`` folder.
         shards: to check; by default all.
-        scheduler, progress: as of :func:`over_shards`.
+        scheduler, progress: as of :func:`map_shards`.
 
     Returns:
-        the cache, opened from the copy where its own core is damaged, and what is damaged.
+        the cache, opened from the copy where its own metadata files are damaged, and what is damaged.
 
     Raises:
         UserError: if it is no complete cache, or has no receipts to be checked against.
     """
-    core = Core(store, receipts_of(store))
-    if not core.has_receipts:
+    metadata = MetadataFiles(store, receipts_of(store))
+    if not metadata.has_receipts:
         open_cache(store)  # says what is wrong if it is no cache
-        raise UserError(f"{str(store)!r} has no receipts to be checked against: copy {str(core.receipts)!r} with it.")
+        raise UserError(
+            f"{str(store)!r} has no receipts to be checked against: copy {str(metadata.receipts)!r} with it."
+        )
     files: dict[str, str] | None = None
     try:
-        in_store, in_copy = core.damaged()
-        files = core.files()
+        in_store, in_copy = metadata.damaged()
+        files = metadata.files()
     except (OSError, ValueError):
         in_store, in_copy = [], [LIST]
-    cache = replace(open_with(core.copy if in_store else store, lambda: files), path=store)
+    cache = replace(open_with(metadata.copy if in_store else store, lambda: files), path=store)
     skipped = cache.manifest.skipped_rows
     checks = [
         ShardCheck(
             shard,
-            cache.shard_path(shard).absolute(),
-            Receipt(core.receipts.absolute(), shard, cache.manifest.identity),
+            cache.shard_path(shard),
+            Receipt(metadata.receipts, shard, cache.manifest.identity),
             cache.layout,
             skipped & frozenset(cache.layout.rows(shard)),
         )
         for shard in (range(cache.layout.shards) if shards is None else shards)
     ]
-    found = over_shards(check_shard, checks, scheduler=scheduler, progress=progress)
+    found = map_shards(check_shard, checks, scheduler=scheduler, progress=progress)
     have_lists = any(health.listed is not None for health in found)
     lists = {
         check.shard: health.checksums
         for check, health in zip(checks, found, strict=True)
         if health.checksums is not None and not health.listed
     }
-    damaged = [f"{core.copy.name}/{name}" for name in in_copy]
+    damaged = [f"{metadata.copy.name}/{name}" for name in in_copy]
     damaged += [f"{CHECKSUMS}/{list_name(shard)}" for shard in lists if have_lists]
     return cache, Damage(
-        in_store + [f"{core.receipts.name}/{name}" for name in damaged],
+        in_store + [f"{metadata.receipts.name}/{name}" for name in damaged],
         [health.damage for health in found if health.damage],
         lists,
     )
@@ -167,7 +169,7 @@ def check_shard(check: ShardCheck) -> ShardHealth:
     if damaged:
         return ShardHealth(ShardDamage(check.shard, reason, tuple(damaged)), said)
     if content is not None and (
-        file_size(check.path) != content["bytes"] or not reader.hashes_to(content["digest"], checksums)
+        check.path.size() != content["bytes"] or not reader.hashes_to(content["digest"], checksums)
     ):
         return ShardHealth(ShardDamage(check.shard, FOREIGN), said)
     return ShardHealth(None, said, checksums)
@@ -175,7 +177,7 @@ def check_shard(check: ShardCheck) -> ShardHealth:
 
 def _open(check: ShardCheck) -> ShardReader:
     try:
-        return ShardReader(open_blob(check.path), check.layout)
+        return ShardReader(check.path.open_bytes(), check.layout)
     except FileNotFoundError as error:
         raise DamagedShardError("it is missing") from error
     except OSError as error:

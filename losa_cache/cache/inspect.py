@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from losa_cache.cache.home import known_stores
 from losa_cache.cache.identity import AS_STORED
 from losa_cache.cache.location import Location
+from losa_cache.cache.registry import known_stores
 from losa_cache.cache.statistics import point_statistics
 from losa_cache.cache.store import ActivationCache, open_cache
 from losa_cache.errors import UserError

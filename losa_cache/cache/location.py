@@ -1,83 +1,58 @@
-"""Where a cache lies: a folder, or a place on a server."""
+"""From what a user gives to the store that has it."""
 
+import pkgutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 
-from losa_cache.cache.blob import Blob, FileBlob, RemoteBlob
-from losa_cache.cache.remote import RemotePath, is_url
-from losa_cache.cache.shard import DamagedShardError
+from losa_cache.cache import stores
+from losa_cache.cache.storage import StorePath
+from losa_cache.cache.stores.local import LocalPath
 from losa_cache.errors import UserError
-from losa_cache.folders import settled_path
-from losa_cache.outside import UnreadableError, require_regular
 
-Location = Path | RemotePath
+Location = Path | StorePath
+"""Where a cache lies, as callers may give it."""
 REQUESTS = 16  # at the same time, for sizes of files
 
 
-def locate(place: str | Location) -> Location:
-    """Take a path or a URL: a path with ``~``, ``.`` and every link followed, so that a cache has one name alone.
+def is_url(text: str) -> bool:
+    """Whether this is a URL and not the path of a file."""
+    return "://" in text
 
-    Its lock and its receipts lie beside that name: by another name a second process would pass them by.
+
+def locate(place: str | Location) -> StorePath:
+    """Take a path or a URL, and give the place by its one name.
 
     Raises:
-        UserError: for a URL or a path that cannot be one of a cache, a link that leads nowhere, or without obstore.
+        UserError: for a URL or a path that cannot be one of a cache.
     """
     if isinstance(place, str) and is_url(place):
-        return RemotePath.parse(place)
-    if isinstance(place, RemotePath):
-        return place
-    path = settled_path(place)
-    if not path.name:
-        raise UserError(f"{str(place)!r} cannot be a cache: name a folder below it.")
-    return path
+        return store_of(place).parse(place)
+    return LocalPath.parse(place) if isinstance(place, str | Path) else place
 
 
-def open_blob(file: Location) -> Blob:
-    """Open a shard's bytes.
+def store_of(url: str) -> type[StorePath]:
+    """Find the kind of store that a URL is of: every module beside ``stores/local.py`` is one.
 
     Raises:
-        FileNotFoundError: if there is none.
-        DamagedShardError: if it is no regular file, or cannot be opened.
+        UserError: if there is none; says which there are.
     """
-    if isinstance(file, RemotePath):
-        return RemoteBlob(file)
-    require_shard(file)
-    try:
-        return FileBlob(file)
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise DamagedShardError(f"it cannot be opened: {error.strerror}") from error
+    for module in pkgutil.iter_modules(stores.__path__):
+        import_module(f"{stores.__name__}.{module.name}")
+    scheme, known = url.partition("://")[0].lower(), StorePath.by_scheme
+    if scheme not in known:
+        names = ", ".join(f"{name}://" for name in known)
+        raise UserError(f"URLs of {scheme}:// cannot be opened: give a path or one of {names}.")
+    return known[scheme]
 
 
-def require_shard(file: Path) -> None:
-    """Refuse a pipe, a device or a folder in place of a shard, before anybody waits for it.
-
-    Raises:
-        DamagedShardError: for such.
-    """
-    try:
-        require_regular(file)
-    except UnreadableError as error:
-        raise DamagedShardError(str(error)) from error
-
-
-def file_size(file: Location) -> int:
-    """Bytes of a file.
-
-    Raises:
-        FileNotFoundError: if there is none.
-    """
-    return file.size() if isinstance(file, RemotePath) else file.stat().st_size
-
-
-def sizes(files: Sequence[Location]) -> list[int]:
+def sizes(files: Sequence[StorePath]) -> list[int]:
     """Bytes of each file, 0 where there is none; many are asked for at once."""
 
-    def size(file: Location) -> int:
+    def size(file: StorePath) -> int:
         try:
-            return file_size(file)
+            return file.size()
         except OSError:  # not there, or behind a folder that cannot be read
             return 0
 

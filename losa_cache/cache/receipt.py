@@ -8,21 +8,18 @@ so that a reader can compare every chunk with what its place must hold, and need
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypedDict
 
-from losa_cache.cache.checked import read_small
-from losa_cache.cache.location import Location, file_size
-from losa_cache.cache.remote import RemotePath
 from losa_cache.cache.shard import DamagedShardError, ShardReader
-from losa_cache.files import sealed, unsealed, write_whole
+from losa_cache.cache.storage import StorePath
+from losa_cache.files import sealed, unsealed
 from losa_cache.outside import UnreadableError, fit
 
 log = logging.getLogger(__name__)
 
 CHECKSUMS = "checksums"
 FOREIGN = "it is not the shard that its receipt is of"
-_told: set[Location] = set()  # servers that were said to lack lists
+_told: set[StorePath] = set()  # servers that were said to lack lists
 
 
 class ReceiptContent(TypedDict):
@@ -47,17 +44,17 @@ class Receipt:
         identity: of the cache.
     """
 
-    receipts: Location
+    receipts: StorePath
     shard: int
     identity: str
 
     @property
-    def file(self) -> Location:
+    def file(self) -> StorePath:
         """The receipt."""
         return self.receipts / f"{self.shard:06d}.json"
 
     @property
-    def list(self) -> Location:
+    def list(self) -> StorePath:
         """The list of checksums."""
         return self.receipts / CHECKSUMS / list_name(self.shard)
 
@@ -68,7 +65,7 @@ class Receipt:
             DamagedShardError: if it is missing, damaged, or of another shard or cache.
         """
         try:
-            content = fit(unsealed(read_small(self.file), self.file.name), ReceiptContent)
+            content = fit(unsealed(self.file.read(), self.file.name), ReceiptContent)
         except (OSError, ValueError, UnreadableError) as error:
             raise DamagedShardError("its receipt is missing or damaged") from error
         if content["identity"] != self.identity or content["shard"] != self.shard:
@@ -78,13 +75,13 @@ class Receipt:
     def listed(self) -> bytes | None:
         """Read the list, whatever it holds; ``None`` if there is none, as in caches of older versions."""
         try:
-            return read_small(self.list)
+            return self.list.read()
         except (OSError, UnreadableError):
             return None
 
     def write(self, content: ReceiptContent) -> None:
         """Write the receipt, whole: from then on the shard is done."""
-        _write(self.file, sealed(dict(content)))
+        self.file.write(sealed(dict(content)))
 
     def forget(self) -> None:
         """Remove the receipt, so that the shard is written again."""
@@ -92,11 +89,9 @@ class Receipt:
 
     def write_list(self, checksums: bytes | bytearray) -> None:
         """Write the list, whole."""
-        if isinstance(self.list, Path):
-            self.list.parent.mkdir(exist_ok=True)
-        _write(self.list, bytes(checksums))
+        self.list.write(bytes(checksums))
 
-    def bind(self, file: Location, open_shard: Callable[[], ShardReader]) -> ShardReader:
+    def bind(self, file: StorePath, open_shard: Callable[[], ShardReader]) -> ShardReader:
         """Open the shard so that every chunk is held to its place, by the list, or where that is missing by what lies
         behind the chunks themselves: both are what the receipt's digest is of.
 
@@ -111,11 +106,11 @@ class Receipt:
             FileNotFoundError: if the shard is missing.
         """
         content = self.read()
-        if file_size(file) != content["bytes"]:
+        if file.size() != content["bytes"]:
             raise DamagedShardError(FOREIGN)
         reader, listed = open_shard(), self.listed()
         if listed is None or not reader.hashes_to(content["digest"], listed):
-            if isinstance(file, RemotePath) and self.receipts not in _told:
+            if file.remote and self.receipts not in _told:
                 _told.add(self.receipts)
                 log.warning(
                     "%s lacks lists of checksums, as older caches do: every shard is read whole when it is first "
@@ -133,10 +128,3 @@ class Receipt:
 def list_name(shard: int) -> str:
     """Name the list of a shard's checksums."""
     return f"{shard:06d}.crc32c"
-
-
-def _write(place: Location, content: bytes) -> None:
-    if isinstance(place, RemotePath):
-        place.write_bytes(content)
-    else:
-        write_whole(place, content)

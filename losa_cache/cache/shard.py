@@ -14,7 +14,7 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from losa_cache.cache.blob import Blob, CutShortError, Range
+from losa_cache.cache.byte_source import ByteSource, CutShortError, Range
 from losa_cache.cache.compression import compress, decompress
 from losa_cache.cache.descriptors import too_many
 from losa_cache.cache.layout import CHECKSUM_BYTES, Layout
@@ -131,19 +131,21 @@ class ShardReader:
     every chunk is also held to the checksum that its place must have.
 
     Args:
-        blob: its bytes.
+        source: its bytes.
         layout: of the store.
 
     Raises:
         DamagedShardError: if its index is.
     """
 
-    def __init__(self, blob: Blob, layout: Layout) -> None:
-        self.blob, self.layout, self._longest = blob, layout, layout.stored_chunk_bytes
+    def __init__(self, source: ByteSource, layout: Layout) -> None:
+        self.source, self.layout, self._longest = source, layout, layout.stored_chunk_bytes
         raw = np.empty(layout.index_bytes, dtype=np.uint8)
-        self._fetch([(max(0, blob.size - raw.nbytes), raw.nbytes, [raw])], f"the index of shard {blob.name} is damaged")
+        self._fetch(
+            [(max(0, source.size - raw.nbytes), raw.nbytes, [raw])], f"the index of shard {source.name} is damaged"
+        )
         if checksum(raw[:-CHECKSUM_BYTES]) != raw[-CHECKSUM_BYTES:].tobytes():
-            raise DamagedShardError(f"the index of shard {blob.name} is damaged")
+            raise DamagedShardError(f"the index of shard {source.name} is damaged")
         self._places = Places(raw[:-CHECKSUM_BYTES].view("<u8").reshape(-1, layout.sample_chunks, 2), layout)
         self._verified = np.zeros((layout.shard_samples, layout.sample_chunks), dtype=bool)
         self._expected: NDArray[np.uint32] | None = None
@@ -186,8 +188,8 @@ class ShardReader:
         entries = self._places.index[rows][self._there()[rows]]
         offsets, lengths = entries[:, 0], entries[:, 1]
         whole = (lengths > CHECKSUM_BYTES) & (lengths <= self._longest)
-        if not (whole.all() and (offsets <= self.blob.size - np.minimum(lengths, self.blob.size)).all()):
-            raise DamagedShardError(f"the index of shard {self.blob.name} names bytes that are not there")
+        if not (whole.all() and (offsets <= self.source.size - np.minimum(lengths, self.source.size)).all()):
+            raise DamagedShardError(f"the index of shard {self.source.name} names bytes that are not there")
         starts = (offsets + lengths - CHECKSUM_BYTES).astype(np.int64)
         found = np.empty((len(starts), CHECKSUM_BYTES), dtype=np.uint8)
         pieces = np.flatnonzero(np.diff(starts // PIECE_BYTES)) + 1
@@ -197,14 +199,14 @@ class ShardReader:
         return found.tobytes()
 
     def _read_ends(self, starts: NDArray[np.int64], found: NDArray[np.uint8]) -> None:
-        otherwise, first = f"shard {self.blob.name} is cut short", int(starts.min())
+        otherwise, first = f"shard {self.source.name} is cut short", int(starts.min())
         span = int(starts.max()) + CHECKSUM_BYTES - first
         if span <= DENSE_BYTES * len(starts):
             whole = np.empty(span, dtype=np.uint8)
             self._fetch([(first, span, [whole])], otherwise)
             found[:] = whole[starts[:, None] - first + np.arange(CHECKSUM_BYTES)]
             return
-        self.blob.expect([(start, CHECKSUM_BYTES) for start in starts.tolist()])
+        self.source.expect([(start, CHECKSUM_BYTES) for start in starts.tolist()])
         places = zip(starts.tolist(), found, strict=True)
         self._fetch([(start, CHECKSUM_BYTES, [own]) for start, own in places], otherwise)
 
@@ -272,17 +274,17 @@ class ShardReader:
             return
         if self.layout.short:
             offsets, _ = self._places.of_samples(rows)
-            known = offsets < self.blob.size  # what is not there is an error when it is read
+            known = offsets < self.source.size  # what is not there is an error when it is read
             if known.any():
                 runs = join(np.sort(offsets[known].astype(np.int64)), self._longest)
-                self.blob.expect(list(zip(runs.begins.tolist(), (runs.ends - runs.begins).tolist(), strict=True)))
+                self.source.expect(list(zip(runs.begins.tolist(), (runs.ends - runs.begins).tolist(), strict=True)))
             return
         ranges = []
         for row in rows.tolist():
             (start, _), (end, length) = self._places.of(row, first), self._places.of(row, last)
-            if MISSING not in (start, end) and start < end + length <= self.blob.size:
+            if MISSING not in (start, end) and start < end + length <= self.source.size:
                 ranges.append((start, end + length - start))
-        self.blob.expect(ranges)
+        self.source.expect(ranges)
 
     def stored(self, row: int) -> PackedSample:
         """Read a sample's chunks as they are stored, having checked them.
@@ -305,9 +307,9 @@ class ShardReader:
     def _starts(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Give the offsets of short samples."""
         offsets, lengths = self._places.of_samples(rows)
-        room = np.uint64(max(0, self.blob.size - self._longest))
+        room = np.uint64(max(0, self.source.size - self._longest))
         if not ((lengths == self._longest) & (offsets <= room)).all():
-            raise DamagedShardError(f"chunk 0 is missing from shard {self.blob.name}")
+            raise DamagedShardError(f"chunk 0 is missing from shard {self.source.name}")
         return offsets.astype(np.int64)
 
     def _read_short(self, rows: NDArray[np.int64], starts: NDArray[np.int64]) -> NDArray[np.uint8]:
@@ -317,7 +319,7 @@ class ShardReader:
         sizes = runs.ends - runs.begins
         parts = np.split(memory, np.cumsum(sizes)[:-1])
         ranges = [(*place, [part]) for *place, part in zip(runs.begins.tolist(), sizes.tolist(), parts, strict=True)]
-        self._fetch(ranges, f"chunk 0 of shard {self.blob.name} is cut short")
+        self._fetch(ranges, f"chunk 0 of shard {self.source.name} is cut short")
         stored = cut_out(memory, runs.at, self._longest)
         new = ~self._verified[rows, 0]
         if new.any():
@@ -330,9 +332,9 @@ class ShardReader:
         found = np.fromiter(map(google_crc32c.value, chunks), np.uint32, len(rows))
         sums = np.ascontiguousarray(stored[:, -CHECKSUM_BYTES:]).view("<u4")[:, 0]
         if not np.array_equal(found, sums):
-            raise DamagedShardError(f"chunk 0 of shard {self.blob.name} fails its checksum")
+            raise DamagedShardError(f"chunk 0 of shard {self.source.name} fails its checksum")
         if self._expected is not None and not np.array_equal(found, self._expected[rows, 0]):
-            raise DamagedShardError(f"chunk 0 of shard {self.blob.name} is of another place")
+            raise DamagedShardError(f"chunk 0 of shard {self.source.name} is of another place")
         self._verified[rows, 0] = True
 
     def _read_into(self, row: int, chunks: list[int], parts: list[list[NDArray[np.uint8]]]) -> None:
@@ -340,7 +342,7 @@ class ShardReader:
         sums = [_UNUSED] * len(chunks) if known else list(np.empty((len(chunks), CHECKSUM_BYTES), dtype=np.uint8))
         places = [self._place(row, chunk) for chunk in chunks]
         ranges = [(*place, [*pieces, end]) for place, pieces, end in zip(places, parts, sums, strict=True)]
-        self._fetch(ranges, f"chunk {chunks[-1]} of shard {self.blob.name} is cut short")
+        self._fetch(ranges, f"chunk {chunks[-1]} of shard {self.source.name} is cut short")
         if known:
             return
         for chunk, pieces, end in zip(chunks, parts, sums, strict=True):
@@ -354,7 +356,9 @@ class ShardReader:
         try:
             decompress(stored[:-CHECKSUM_BYTES], whole)
         except ValueError as error:
-            raise DamagedShardError(f"chunk {chunk} of shard {self.blob.name} does not decompress ({error})") from error
+            raise DamagedShardError(
+                f"chunk {chunk} of shard {self.source.name} does not decompress ({error})"
+            ) from error
         if len(parts) > 1:
             for part, piece in zip(parts, whole.reshape(len(parts), -1), strict=True):
                 part[:] = piece
@@ -363,7 +367,7 @@ class ShardReader:
         places = [self._place(row, chunk) for chunk in chunks]
         stored = [np.empty(length, dtype=np.uint8) for _, length in places]
         ranges = [(*place, [whole]) for place, whole in zip(places, stored, strict=True)]
-        self._fetch(ranges, f"chunk {chunks[-1]} of shard {self.blob.name} is cut short")
+        self._fetch(ranges, f"chunk {chunks[-1]} of shard {self.source.name} is cut short")
         for chunk, whole in zip(chunks, stored, strict=True):
             if not self._verified[row, chunk]:
                 self._require(checksum(whole[:-CHECKSUM_BYTES]), whole[-CHECKSUM_BYTES:], row, chunk)
@@ -371,25 +375,25 @@ class ShardReader:
 
     def _fetch(self, ranges: Sequence[Range], otherwise: str) -> None:
         try:
-            self.blob.read(ranges)
+            self.source.read(ranges)
         except CutShortError as error:
             raise DamagedShardError(otherwise) from error
         except OSError as error:  # of a disk that fails
-            unreadable = DamagedShardError(f"shard {self.blob.name} cannot be read: {error.strerror}")
+            unreadable = DamagedShardError(f"shard {self.source.name} cannot be read: {error.strerror}")
             raise too_many(error) or unreadable from error
 
     def _place(self, row: int, chunk: int) -> tuple[int, int]:
         offset, length = self._places.of(row, chunk)
         there = length == self._longest or (self.layout.compressed and CHECKSUM_BYTES < length < self._longest)
-        if not there or offset + length > self.blob.size:
-            raise DamagedShardError(f"chunk {chunk} is missing from shard {self.blob.name}")
+        if not there or offset + length > self.source.size:
+            raise DamagedShardError(f"chunk {chunk} is missing from shard {self.source.name}")
         return offset, length
 
     def _require(self, found: bytes, stored: NDArray[np.uint8], row: int, chunk: int) -> None:
         if found != stored.tobytes():
-            raise DamagedShardError(f"chunk {chunk} of shard {self.blob.name} fails its checksum")
+            raise DamagedShardError(f"chunk {chunk} of shard {self.source.name} fails its checksum")
         if self._expected is not None and int.from_bytes(found, "little") != self._expected[row, chunk]:
-            raise DamagedShardError(f"chunk {chunk} of shard {self.blob.name} is of another place")
+            raise DamagedShardError(f"chunk {chunk} of shard {self.source.name} is of another place")
         self._verified[row, chunk] = True
 
 

@@ -11,13 +11,15 @@ from threading import Lock
 
 import numpy as np
 
-from losa_cache.cache.blob import Blob, CutShortError
+from losa_cache.cache.byte_source import ByteSource, CutShortError
 from losa_cache.cache.checked import REPAIR
-from losa_cache.cache.core import LIST, LocalCore
 from losa_cache.cache.health import ShardCheck, check_shard
+from losa_cache.cache.metadata_files import LIST, LocalMetadata
 from losa_cache.cache.receipt import Receipt
 from losa_cache.cache.shard import DamagedShardError
-from losa_cache.cache.store import ActivationCache, open_cache, receipts_of, shard_path
+from losa_cache.cache.storage import receipts_of, shard_path
+from losa_cache.cache.store import ActivationCache, open_cache
+from losa_cache.cache.stores.local import LocalPath
 from losa_cache.errors import UserError
 from losa_cache.files import publish, reason, remedy, sync_tree, write_whole
 from losa_cache.lock import lock, unlock
@@ -47,7 +49,7 @@ def stage_cache(
         UserError: if the folder cannot be written or has no room, a shard is damaged or missing, or the server fails.
     """
     identity = cache.manifest.identity.partition(":")[2][:12]
-    target = Path(folder) / f"{cache.path.name.removesuffix('.zarr')}-{identity}.zarr"
+    target = LocalPath(folder) / f"{cache.path.name.removesuffix('.zarr')}-{identity}.zarr"
     try:
         receipts_of(target).mkdir(parents=True, exist_ok=True)
         with _alone(target):
@@ -63,7 +65,7 @@ def stage_cache(
     return open_cache(target)
 
 
-def _require_copy(cache: ActivationCache, target: Path) -> None:
+def _require_copy(cache: ActivationCache, target: LocalPath) -> None:
     """Refuse what is no copy of a cache as it is: one extracted anew from replaced files may be called alike.
 
     Raises:
@@ -91,7 +93,7 @@ def _require_copy(cache: ActivationCache, target: Path) -> None:
 
 
 @contextmanager
-def _alone(target: Path) -> Iterator[None]:
+def _alone(target: LocalPath) -> Iterator[None]:
     file = receipts_of(target) / "lock"
     handle = lock(file)
     if handle is None:
@@ -107,7 +109,7 @@ def _alone(target: Path) -> Iterator[None]:
 class _Copy:
     """One cache on its way to one folder."""
 
-    def __init__(self, cache: ActivationCache, target: Path, progress: Callable[[float], None]) -> None:
+    def __init__(self, cache: ActivationCache, target: LocalPath, progress: Callable[[float], None]) -> None:
         self.cache, self.target, self.progress = cache, target, progress
         self.partial = target.with_name(target.name + ".partial")
         self._identity = cache.manifest.identity
@@ -124,21 +126,21 @@ class _Copy:
         with ThreadPoolExecutor(REMOTE_PIECES if self.cache.remote else PIECES, "piece") as pieces:
             if self.cache.digests is not None:  # otherwise it came without its receipts
                 list(pieces.map(self._copy_receipt, range(self.cache.layout.shards)))
-            self._copy_core()
+            self._copy_metadata()
             with ThreadPoolExecutor(SHARDS, "shard") as shards:
                 list(shards.map(lambda shard: self._copy_shard(shard, pieces), self.lacking))
         sync_tree(self.partial)
         publish(self.partial, self.target)
 
-    def _copy_core(self) -> None:
-        """Copy the core's files, and the copy of them where there is one."""
-        names, core = self.cache.core.names(), self.cache.core
+    def _copy_metadata(self) -> None:
+        """Copy the metadata files, and the copy of them where there is one."""
+        names, metadata = self.cache.metadata.names(), self.cache.metadata
         for name in names:
-            _write(self.partial / name, (core.store / name).read_bytes())
-        if core.copied:
+            _write(self.partial / name, (metadata.store / name).read())
+        if metadata.copied:
             for name in (*names, LIST):
-                _write(receipts_of(self.target) / "core" / name, (core.copy / name).read_bytes())
-            LocalCore(self.partial, receipts_of(self.target)).repair()
+                _write(receipts_of(self.target) / "core" / name, (metadata.copy / name).read())
+            LocalMetadata(self.partial, receipts_of(self.target)).repair()
 
     def _copy_receipt(self, shard: int) -> None:
         source = Receipt(self.cache.receipts, shard, self._identity)
@@ -167,18 +169,18 @@ class _Copy:
             receipt.write_list(found.checksums)
         publish(file, final)
 
-    def _fetch(self, blob: Blob, file: Path, pieces: ThreadPoolExecutor) -> None:
+    def _fetch(self, source: ByteSource, file: Path, pieces: ThreadPoolExecutor) -> None:
         with open(file, "wb") as out:
 
             def fetch(offset: int) -> int:
-                piece = np.empty(min(PIECE_BYTES, blob.size - offset), dtype=np.uint8)
-                blob.read([(offset, piece.nbytes, [piece])])
+                piece = np.empty(min(PIECE_BYTES, source.size - offset), dtype=np.uint8)
+                source.read([(offset, piece.nbytes, [piece])])
                 written = 0
                 while written < piece.nbytes:
                     written += os.pwrite(out.fileno(), piece[written:].data, offset + written)
                 return piece.nbytes
 
-            under_way = [pieces.submit(fetch, offset) for offset in range(0, blob.size, PIECE_BYTES)]
+            under_way = [pieces.submit(fetch, offset) for offset in range(0, source.size, PIECE_BYTES)]
             try:
                 for piece in under_way:
                     self._advance(piece.result())
@@ -193,7 +195,7 @@ class _Copy:
             self._left -= count
             self.progress(1 - self._left / sum(self.sizes.values()))
 
-    def _path(self, shard: int) -> Path:
+    def _path(self, shard: int) -> LocalPath:
         return shard_path(self.partial, self.cache.manifest.fields["tap"], shard)
 
     def _done(self, shard: int) -> bool:

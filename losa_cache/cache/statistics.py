@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from losa_cache.cache.checked import REPAIR
 from losa_cache.cache.layout import Layout
-from losa_cache.cache.location import Location, open_blob
 from losa_cache.cache.precision import Encoding
 from losa_cache.cache.receipt import Receipt
 from losa_cache.cache.shard import DamagedShardError, ShardReader
-from losa_cache.cache.shardwise import over_shards
+from losa_cache.cache.shard_map import map_shards
+from losa_cache.cache.storage import StorePath
 from losa_cache.cache.store import ActivationCache
 from losa_cache.errors import UserError
 
@@ -72,7 +72,7 @@ class Moments:
 class ShardToSum:
     """All that is needed to read one shard, anywhere."""
 
-    path: Location
+    path: StorePath
     receipt: Receipt | None
     rows: range
     layout: Layout
@@ -92,7 +92,7 @@ def point_statistics(
     Args:
         cache: opened.
         shards: to look at.
-        scheduler, progress: as of ``over_shards``.
+        scheduler, progress: as of ``map_shards``.
 
     Returns:
         ``rows`` looked at, and ``points``: by name ``mean``, ``std``, ``largest`` (magnitude), ``non_finite`` (count).
@@ -104,8 +104,8 @@ def point_statistics(
     layout, encoding = cache.layout, cache.encoding()
     tasks = [
         ShardToSum(
-            cache.shard_path(shard).absolute(),
-            None if cache.digests is None else Receipt(cache.receipts.absolute(), shard, cache.manifest.identity),
+            cache.shard_path(shard),
+            None if cache.digests is None else Receipt(cache.receipts, shard, cache.manifest.identity),
             layout.rows(shard),
             layout,
             encoding,
@@ -114,7 +114,7 @@ def point_statistics(
         for shard in shards
     ]
     try:
-        found = [m for m in over_shards(sum_shard, tasks, scheduler=scheduler, progress=progress) if m is not None]
+        found = [m for m in map_shards(sum_shard, tasks, scheduler=scheduler, progress=progress) if m is not None]
     except (DamagedShardError, OSError) as error:
         raise UserError(f"cache {str(cache.path)!r} is damaged ({error}): {REPAIR}.") from error
     if not found:
@@ -140,7 +140,7 @@ def sum_shard(task: ShardToSum) -> Moments | None:
     """Sum the samples of a shard; ``None`` if it has none."""
     torch.set_num_threads(1)  # of this worker thread: the workers are the parallelism
     layout, encoding = task.layout, task.encoding
-    reader = ShardReader(open_blob(task.path), layout)
+    reader = ShardReader(task.path.open_bytes(), layout)
     if task.receipt is not None:
         task.receipt.bind(task.path, lambda: reader)
     there = np.array([place for place, row in enumerate(task.rows) if row not in task.skipped], dtype=np.int64)

@@ -1,13 +1,10 @@
 """A cache, opened: a Zarr v3 group."""
 
-import errno
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,17 +14,17 @@ from torch import Tensor
 from zarr.codecs import BloscCodec
 
 from losa_cache.cache.arrays import CONSTANTS, check_activations, check_rows, read_array, told
-from losa_cache.cache.blob import Blob, DirectBlob
-from losa_cache.cache.checked import REPAIR, read_small, require_own, zarr_store
-from losa_cache.cache.core import ROOT, Core, unpack_ids
-from losa_cache.cache.home import known_stores
+from losa_cache.cache.byte_source import ByteSource
+from losa_cache.cache.checked import REPAIR, CheckedStore, require_own
 from losa_cache.cache.layout import Layout
-from losa_cache.cache.location import Location, locate, open_blob, require_shard, sizes
+from losa_cache.cache.location import Location, locate, sizes
 from losa_cache.cache.manifest import Manifest
+from losa_cache.cache.metadata_files import ROOT, MetadataFiles, unpack_ids
 from losa_cache.cache.precision import Encoding, Precision, get_precision
 from losa_cache.cache.receipt import Receipt
-from losa_cache.cache.remote import RemotePath, reaching
+from losa_cache.cache.registry import known_stores
 from losa_cache.cache.shard import ShardReader
+from losa_cache.cache.storage import StorePath, receipts_of, shard_path
 from losa_cache.errors import UserError
 from losa_cache.outside import UnreadableError, parse_json
 from losa_cache.points import ALL
@@ -35,7 +32,7 @@ from losa_cache.points import ALL
 HELD_OUT_SPLITS = ("test", "val", "valid", "validation", "val200")
 
 log = logging.getLogger(__name__)
-_told: set[Location] = set()  # stores that were said to have no receipts
+_told: set[StorePath] = set()  # stores that were said to have no receipts
 
 
 @dataclass(frozen=True)
@@ -43,18 +40,18 @@ class ActivationCache:
     """An opened cache: everything but the activations, which :class:`BlockReader` reads.
 
     Attributes:
-        path: the ``.zarr`` folder, here or on a server.
+        path: the ``.zarr`` folder: a ``pathlib.Path``, or a place in another store.
         manifest: its attributes.
         layout: chunks and shards of the activations.
         labels: int64 ``(rows,)``; -1 where the sample was skipped.
         ids: sample ids ``(rows,)``.
-        digests: sha256 of every file of the core, which all that is read is held to, and shards to their receipts;
+        digests: sha256 of every metadata file, which all that is read is held to, and shards to their receipts;
             ``None`` for a cache that is not complete, or that came without its receipts.
 
     Sample s has the rows ``s * V ... s * V + V - 1``, its V views.
     """
 
-    path: Location
+    path: StorePath
     manifest: Manifest
     layout: Layout
     labels: NDArray[np.int64]
@@ -79,15 +76,14 @@ class ActivationCache:
     @property
     def remote(self) -> bool:
         """Whether it lies on a server."""
-        return isinstance(self.path, RemotePath)
+        return self.path.remote
 
     @property
     def stored_bytes(self) -> int:
         """Bytes of the whole store."""
-        if isinstance(self.path, RemotePath):
-            core = sizes([self.path / name for name in self.core.names()])
-            return sum(core) + sum(self.shard_sizes().values())
-        return sum(f.stat().st_size for f in self.path.rglob("*") if f.is_file())
+        if self.path.lists:
+            return sum(size for _, size in self.path.scan())
+        return sum(sizes([self.path / name for name in self.metadata.names()])) + sum(self.shard_sizes().values())
 
     def shard_sizes(self) -> dict[int, int]:
         """Bytes of each shard that is there, by its number."""
@@ -95,14 +91,14 @@ class ActivationCache:
         return {shard: size for shard, size in found if size}
 
     @property
-    def receipts(self) -> Location:
+    def receipts(self) -> StorePath:
         """Folder beside the store."""
         return receipts_of(self.path)
 
     @property
-    def core(self) -> Core:
+    def metadata(self) -> MetadataFiles:
         """Every file but the shards, and its copy."""
-        return Core(self.path, self.receipts)
+        return MetadataFiles(self.path, self.receipts)
 
     def encoding(self) -> Encoding:
         """Rebuild what decodes the activations.
@@ -111,7 +107,7 @@ class ActivationCache:
             UserError: if its constants are not as the protocol says, or not those of this cache.
         """
         tokens = self.manifest.tokens
-        with _decoding(self.path, f"the scales in {str(self.path)!r} cannot be read"):
+        with _decoding(f"the scales in {str(self.path)!r} cannot be read"):
             scales, (points, _, width) = self._tensors("scales"), self.manifest.shape
             if "channel" in scales and scales["channel"].shape != (points, width):
                 raise ValueError(f"they are of {tuple(scales['channel'].shape)} layers and channels")
@@ -126,7 +122,7 @@ class ActivationCache:
         Raises:
             UserError: if they cannot be read, or are not those of this cache.
         """
-        with _decoding(self.path, f"the frozen tail in {str(self.path)!r} cannot be read"):
+        with _decoding(f"the frozen tail in {str(self.path)!r} cannot be read"):
             return self._tensors("tail")
 
     def _tensors(self, name: str) -> dict[str, Tensor]:
@@ -142,14 +138,14 @@ class ActivationCache:
 
     def _arrays(self, group: str) -> list[str]:
         """Name the arrays of a group: a server need not be able to list them."""
-        parts = [name.split("/") for name in (self.core.names() if self.digests is None else self.digests)]
+        parts = [name.split("/") for name in (self.metadata.names() if self.digests is None else self.digests)]
         return [part[1] for part in parts if len(part) == 3 and part[0] == group and part[2] == ROOT]
 
-    def shard_path(self, shard: int) -> Location:
+    def shard_path(self, shard: int) -> StorePath:
         """File of a shard."""
         return shard_path(self.path, self.manifest.fields["tap"], shard)
 
-    def open_shard(self, shard: int, *, direct: bool = False) -> Blob:
+    def open_shard(self, shard: int, *, direct: bool = False) -> ByteSource:
         """Open a shard's bytes.
 
         Args:
@@ -159,15 +155,7 @@ class ActivationCache:
         Raises:
             FileNotFoundError: if it is not there.
         """
-        path = self.shard_path(shard)
-        if direct and isinstance(path, Path):
-            require_shard(path)
-            try:
-                return DirectBlob(path)
-            except OSError as error:
-                if error.errno != errno.EINVAL:
-                    raise
-        return open_blob(path)
+        return self.shard_path(shard).open_bytes(direct=direct)
 
     def shard_reader(self, shard: int, *, direct: bool = False) -> ShardReader:
         """Open a shard to be read, held to its receipt.
@@ -196,19 +184,6 @@ class ActivationCache:
         return opened()
 
 
-Place = TypeVar("Place", Path, RemotePath, Location)
-
-
-def receipts_of(store: Place) -> Place:
-    """Folder of the receipts beside a store."""
-    return store.with_name(store.name + ".receipts")
-
-
-def shard_path(store: Place, tap: str, shard: int) -> Place:
-    """File of a shard below a store: Zarr's default chunk keys with ``.`` between the numbers."""
-    return store / "activations" / tap / f"c.{shard}.0.0.0"
-
-
 def open_cache(path: str | Location, *, incomplete: bool = False) -> ActivationCache:
     """Open a cache.
 
@@ -217,23 +192,21 @@ def open_cache(path: str | Location, *, incomplete: bool = False) -> ActivationC
         incomplete: open it even if its extraction has not finished.
 
     Raises:
-        UserError: if there is none, it is not a cache, it is not complete, a file of its core is not the one that its
+        UserError: if there is none, it is not a cache, it is not complete, a metadata file is not the one that its
             receipts say, or its server fails.
     """
     place = locate(path)
-    if isinstance(place, Path) and not os.path.lexists(place / ROOT):
-        raise UserError(f"there is no cache at {str(path)!r}: make one with losa-cache extract.")
-    return open_with(place, Core(place, receipts_of(place)).digests, incomplete=incomplete)
+    return open_with(place, MetadataFiles(place, receipts_of(place)).digests, incomplete=incomplete)
 
 
 def open_with(
-    path: Location, digests: Callable[[], Mapping[str, str] | None], *, incomplete: bool = False
+    path: StorePath, digests: Callable[[], Mapping[str, str] | None], *, incomplete: bool = False
 ) -> ActivationCache:
     """Open a cache as :func:`open_cache` does.
 
     Args:
         path: the ``.zarr`` folder.
-        digests: gives the sha256 of every file of the core, by name, ``None`` where nothing says. Asked for once the
+        digests: gives the sha256 of every metadata file, by name, ``None`` where nothing says. Asked for once the
             root's ``zarr.json`` says that the cache is complete: until then an extraction may be changing both.
         incomplete: as of :func:`open_cache`.
 
@@ -241,13 +214,13 @@ def open_with(
         UserError: as :func:`open_cache`.
     """
     try:
-        root = read_small(path / ROOT)
+        root = (path / ROOT).read()
     except FileNotFoundError as error:
         raise UserError(f"there is no cache at {str(path)!r}: make one with losa-cache extract.") from error
     except UnreadableError as error:
         raise UserError(f"{str(path / ROOT)!r} cannot be read: {error}.") from error
     try:
-        with _decoding(path, f"{str(path)!r} cannot be read as a cache"):
+        with _decoding(f"{str(path)!r} cannot be read as a cache"):
             attributes = parse_json(root, dict[str, Any]).get("attributes")
             manifest = Manifest.from_attributes(attributes if isinstance(attributes, dict) else {}, str(path))
     except UserError as error:
@@ -263,7 +236,7 @@ def open_with(
     held_to = digests() if manifest.complete else None
     if held_to is not None:
         require_own(ROOT, root, held_to, path)
-    with _decoding(path, f"{str(path)!r} cannot be read as a cache"):
+    with _decoding(f"{str(path)!r} cannot be read as a cache"):
         activations, labels, ids = (
             _array(path, held_to, name) for name in (f"activations/{manifest.fields['tap']}", "labels", "sample_ids")
         )
@@ -275,14 +248,12 @@ def open_with(
     return ActivationCache(path, manifest, layout, numbers.astype(np.int64, copy=False), names, held_to)
 
 
-def _group(path: Location, digests: Mapping[str, str] | None, name: str) -> None:
-    store, prefix = zarr_store(path, digests)
-    zarr.open_group(store, path=f"{prefix}/{name}".lstrip("/"), mode="r", zarr_format=3)
+def _group(path: StorePath, digests: Mapping[str, str] | None, name: str) -> None:
+    zarr.open_group(CheckedStore(path, digests), path=name, mode="r", zarr_format=3)
 
 
-def _array(path: Location, digests: Mapping[str, str] | None, name: str) -> zarr.Array[Any]:
-    store, prefix = zarr_store(path, digests)
-    return zarr.open_array(store, path=f"{prefix}/{name}".lstrip("/"), mode="r", zarr_format=3)
+def _array(path: StorePath, digests: Mapping[str, str] | None, name: str) -> zarr.Array[Any]:
+    return zarr.open_array(CheckedStore(path, digests), path=name, mode="r", zarr_format=3)
 
 
 def _layout(array: zarr.Array[Any]) -> Layout:
@@ -301,11 +272,10 @@ def _layout(array: zarr.Array[Any]) -> Layout:
 
 
 @contextmanager
-def _decoding(path: Location, failed: str) -> Iterator[None]:
+def _decoding(failed: str) -> Iterator[None]:
     """Say in a sentence what is wrong with what Zarr reads: broken metadata leads it to errors of any kind."""
     try:
-        with reaching(path, "read") if isinstance(path, RemotePath) else nullcontext():
-            yield
+        yield
     except UserError:
         raise
     except Exception as error:

@@ -8,11 +8,10 @@ A run that finds shards done compares the checksums behind their chunks with the
 the place of another is written again, too.
 """
 
-import shutil
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,20 +19,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from losa_cache.cache.core import ROOT
-from losa_cache.cache.hold import hold
 from losa_cache.cache.identity import differences
 from losa_cache.cache.layout import Layout
-from losa_cache.cache.location import REQUESTS, Location, open_blob
+from losa_cache.cache.location import REQUESTS, Location, locate
 from losa_cache.cache.manifest import Manifest
+from losa_cache.cache.metadata_files import ROOT
 from losa_cache.cache.precision import Encoding
 from losa_cache.cache.receipt import Receipt, ReceiptContent
 from losa_cache.cache.shard import PackedSample, ShardReader, ShardWriter
-from losa_cache.cache.store import ActivationCache, open_cache, open_with, receipts_of, shard_path
-from losa_cache.cache.unit import RemoteUnit, ShardUnit
+from losa_cache.cache.shard_commit import ShardCommit
+from losa_cache.cache.storage import StorePath, WriterLock, receipts_of, shard_path
+from losa_cache.cache.store import ActivationCache, open_cache, open_with
 from losa_cache.errors import UserError
-from losa_cache.files import clear
-from losa_cache.machine.memory import readable_bytes
 
 
 @dataclass
@@ -41,7 +38,7 @@ class _OpenShard:
     """A shard that is being written.
 
     Attributes:
-        unit: its files.
+        commit: its files.
         writer: of its bytes.
         notes: for its receipt.
         old: its damaged file, whose other rows are taken over, and which has counted in ``notes`` what there is.
@@ -49,7 +46,7 @@ class _OpenShard:
         last: the last row that must be given; what follows is in the old file.
     """
 
-    unit: ShardUnit | RemoteUnit
+    commit: ShardCommit
     writer: ShardWriter
     notes: dict[str, Any]
     old: ShardReader | None
@@ -85,109 +82,98 @@ class _OpenShard:
 
 
 class CacheWriter:
-    """Create or resume a cache. One process at a time owns it, by a lock that dies with the process.
+    """Write the shards of a cache that this process has the lock of; :meth:`create` or :meth:`resume` gives one.
 
-    Args:
-        path: the ``.zarr`` folder to be.
-        manifest: what it holds.
-        fit: gives manifest, layout and encoding of a new store; a resumed one keeps what it has.
-        labels, ids: of its rows.
-        tail: tensors of the frozen tail.
-
-    Raises:
-        UserError: if another process writes it, it holds another identity, its folder cannot be written, or the disk
-            has no room for what is missing.
+    Attributes:
+        path: the ``.zarr`` folder.
+        manifest, layout, encoding: of the cache.
     """
 
     def __init__(
         self,
-        path: Location,
+        lock: WriterLock,
         manifest: Manifest,
-        fit: Callable[[], tuple[Manifest, Layout, Encoding]],
+        layout: Layout,
+        encoding: Encoding,
+        *,
+        labels: NDArray[np.int64],
+        ids: list[str],
+    ) -> None:
+        self.path, self.manifest, self.layout, self.encoding = lock.path, manifest, layout, encoding
+        self._lock, self._labels, self._ids = lock, labels, ids
+        self._damaged: dict[int, set[int]] = {}
+        self._open: _OpenShard | None = None
+
+    @classmethod
+    def create(
+        cls,
+        lock: WriterLock,
+        manifest: Manifest,
+        layout: Layout,
+        encoding: Encoding,
         *,
         labels: NDArray[np.int64],
         ids: list[str],
         tail: dict[str, Tensor],
-    ) -> None:
-        self.path, self.manifest = path, manifest
-        self._labels, self._ids = labels, ids
-        self._damaged: dict[int, set[int]] = {}
-        self._open: _OpenShard | None = None
-        try:
-            self.hold = hold(path)
-            try:
-                self._prepare(fit, tail)
-            except BaseException:
-                self.close()
-                raise
-        except OSError as error:
-            raise UserError(
-                f"cache {str(path)!r} cannot be written ({error.strerror}): choose another --out."
-            ) from error
+    ) -> "CacheWriter":
+        """Create a cache without shards.
 
-    def _prepare(self, fit: Callable[[], tuple[Manifest, Layout, Encoding]], tail: dict[str, Tensor]) -> None:
-        core = self.hold.core
-        if not self._begun():
-            self.manifest, self.layout, self.encoding = fit()
-            self._require_room()
-            scales = self.encoding.constants()
-            core.create(self.manifest, self.layout, labels=self._labels, ids=self._ids, tail=tail, scales=scales)
-            return
-        if core.copied:
-            core.repair(self.manifest.identity)
-            existing = open_cache(self.path, incomplete=True)
-            _require_same(existing, self.manifest)
-        else:  # it came without its receipts, or lost the copy: what is there must be what would be written
-            require_root(self.path)
-            existing = open_with(self.path, lambda: None, incomplete=True)
-            _require_same(existing, self.manifest)
-            self._require_inputs(existing, tail)
-            existing.encoding()  # before its files are vouched for
-            core.repair(self.manifest.identity)
-        if len(existing.ids) != len(self._ids):
-            raise UserError(
-                f"{str(self.path)!r} holds {len(existing.ids)} rows, and these samples are {len(self._ids)}: choose "
-                "another --out."
-            )
-        self.manifest, self.layout, self.encoding = existing.manifest, existing.layout, existing.encoding()
-        self._sweep()
-        with ThreadPoolExecutor(REQUESTS, "settle") as threads:
-            list(threads.map(lambda shard: self.unit(shard).settle(self.layout), range(self.layout.shards)))
-        self._require_room()
+        Args:
+            lock: of a place where nothing is yet.
+            manifest: what the cache holds.
+            layout: its chunks and shards.
+            encoding: how its values become bytes.
+            labels, ids: of its rows.
+            tail: tensors of the frozen tail.
 
-    def _require_inputs(self, existing: ActivationCache, tail: Mapping[str, Tensor]) -> None:
-        there, theirs = existing.labels >= 0, existing.tail_tensors()
-        wrong = {
-            "labels": not np.array_equal(existing.labels[there], self._labels[there]),
-            "sample_ids": existing.ids != self._ids,
-            "tail": theirs.keys() != tail.keys() or any(not torch.equal(theirs[k], tail[k].cpu()) for k in tail),
-        }
-        if changed := [name for name, differs in wrong.items() if differs]:
-            raise UserError(
-                f"{', '.join(changed)} of {str(self.path)!r} are not those of this data set and backbone, and the copy "
-                "to put them back from is missing: choose another --out."
-            )
+        Raises:
+            UserError: if the folder cannot be written, or the disk has no room for the cache.
+        """
+        writer = cls(lock, manifest, layout, encoding, labels=labels, ids=ids)
+        with saying_unwritable(lock.path):
+            writer._require_space()
+            scales = encoding.constants()
+            lock.metadata.create(manifest, layout, labels=labels, ids=ids, tail=tail, scales=scales)
+        return writer
 
-    def _begun(self) -> bool:
-        assert isinstance(self.path, Path)
-        return self.path.exists()
+    @classmethod
+    def resume(
+        cls,
+        lock: WriterLock,
+        manifest: Manifest,
+        *,
+        labels: NDArray[np.int64],
+        ids: list[str],
+        tail: dict[str, Tensor],
+    ) -> "CacheWriter":
+        """Open a cache, finished or not, to go on with it. It keeps the layout and encoding that it has.
 
-    def _sweep(self) -> None:
-        """Remove what a kill left, in the store and in its receipts."""
-        assert isinstance(self.path, Path)
-        for folder in (self.path, receipts_of(self.path)):
-            for leftover in list(folder.rglob("*.partial")):
-                clear(leftover)
+        Args:
+            lock: of the cache.
+            manifest: what it must hold.
+            labels, ids, tail: as of :meth:`create`.
 
-    def unit(self, shard: int) -> ShardUnit | RemoteUnit:
+        Raises:
+            UserError: if it holds something else, cannot be written, or the disk has no room for what is missing.
+        """
+        with saying_unwritable(lock.path):
+            existing = _existing(lock, manifest, labels=labels, ids=ids, tail=tail)
+            encoding = existing.encoding()
+            writer = cls(lock, existing.manifest, existing.layout, encoding, labels=labels, ids=ids)
+            lock.sweep()
+            with ThreadPoolExecutor(REQUESTS, "settle") as threads:
+                list(threads.map(lambda shard: writer.commit(shard).settle(writer.layout), range(writer.layout.shards)))
+            writer._require_space()
+        return writer
+
+    def commit(self, shard: int) -> ShardCommit:
         """Name the files of a shard."""
-        assert isinstance(self.path, Path)
         path = shard_path(self.path, self.manifest.fields["tap"], shard)
-        return ShardUnit(path, Receipt(receipts_of(self.path), shard, self.manifest.identity))
+        return self._lock.commit(path, Receipt(receipts_of(self.path), shard, self.manifest.identity))
 
     def missing(self) -> list[int]:
         """List the shards that are not done."""
-        return [shard for shard in range(self.layout.shards) if not self.unit(shard).done()]
+        return [shard for shard, receipt in enumerate(self._receipts()) if receipt is None]
 
     def wanted(self) -> list[int]:
         """List the rows to write: those of missing shards, and damaged ones."""
@@ -206,8 +192,8 @@ class CacheWriter:
                 taken over from its file.
         """
         for shard, rows in damage.items():
-            if rows is None or self.unit(shard).done() is None:
-                self.unit(shard).forget()
+            if rows is None or self.commit(shard).done() is None:
+                self.commit(shard).forget()
             else:
                 self._damaged[shard] = set(rows)
 
@@ -227,19 +213,20 @@ class CacheWriter:
         if self._open is None:
             self._open = self._begin(shard)
         current = self._open
-        if current.unit.shard != shard:
+        if current.commit.shard != shard:
             raise ValueError(f"row {row} is out of order.")
         current.take_over(row)
         current.put(row, sample, {"row": row, "id": self._ids[row], "reason": reason}, counts)
         if row == current.last:
             current.take_over(self.layout.rows(shard).stop)
-            current.unit.complete(current.writer, current.notes)
+            current.commit.complete(current.writer, current.notes)
             self._damaged.pop(shard, None)
             self._open = None
 
     def finish(self) -> ActivationCache:
-        """Mark the cache complete and open it."""
-        receipts = [self.unit(shard).done() for shard in range(self.layout.shards)]
+        """Mark the cache complete, once all of its shards are there, and open it."""
+        self._lock.wait()
+        receipts = self._receipts()
         assert all(receipts), "finish() before the last shard"
         done: Iterable[ReceiptContent] = [receipt for receipt in receipts if receipt]
         skipped = [entry for receipt in done for entry in receipt["skipped"]]
@@ -250,7 +237,7 @@ class CacheWriter:
             "non_finite": sum(receipt["non_finite"] for receipt in done),
         }
         try:
-            self.hold.core.finish(self.manifest.completed(skipped=skipped, **counts), labels)
+            self._lock.metadata.finish(self.manifest.completed(skipped=skipped, **counts), labels)
         except OSError as error:
             raise UserError(
                 f"cache {str(self.path)!r} cannot be marked complete ({error.strerror}): its shards are kept; make "
@@ -265,33 +252,97 @@ class CacheWriter:
         self.close()
 
     def close(self) -> None:
-        """Leave the cache as it is, finished or not, for the next run."""
+        """Leave the cache as it is, finished or not, for the next run. The lock stays."""
         if self._open is not None:
             self._open.writer.close()
-        self.hold.close()
 
     def _begin(self, shard: int) -> "_OpenShard":
-        unit = self.unit(shard)
+        commit = self.commit(shard)
         rows, old = self.layout.rows(shard), None
         notes: dict[str, Any] = {"overflowed": 0, "non_finite": 0, "skipped": []}
-        if shard in self._damaged and (receipt := unit.done()):
+        if shard in self._damaged and (receipt := commit.done()):
             notes |= {name: value for name, value in receipt.items() if name in notes}
-            old = ShardReader(open_blob(unit.path), self.layout)
+            old = ShardReader(commit.path.open_bytes(), self.layout)
         last = max(self._damaged.get(shard, rows[-1:]))
-        return _OpenShard(unit, unit.begin(self.layout), notes, old, rows.start, last)
+        return _OpenShard(commit, commit.begin(self.layout), notes, old, rows.start, last)
 
-    def _require_room(self) -> None:
-        plain = sum(self.layout.shard_bytes(shard) for shard in self.missing())
-        needed = plain * (self.manifest.encoding["compressed"] or 1)
-        free = shutil.disk_usage(self.hold.disk).free
-        if needed > free:
-            raise UserError(
-                f"the cache needs {readable_bytes(needed)} more, but its disk has {readable_bytes(free)} free: choose "
-                f"fewer --layers, a smaller --limit or another --out than {str(self.path)!r}."
-            )
+    def _receipts(self) -> list[ReceiptContent | None]:
+        with ThreadPoolExecutor(REQUESTS, "receipt") as threads:
+            return list(threads.map(lambda shard: self.commit(shard).done(), range(self.layout.shards)))
+
+    def _require_space(self) -> None:
+        shards = [self.layout.shard_bytes(shard) for shard in self.missing()]
+        self._lock.require_space(shards, self.manifest.encoding["compressed"] or 1)
 
 
-def require_root(path: Location) -> None:
+def lock_cache(path: str | Location) -> WriterLock:
+    """Take the right to write the cache at a place.
+
+    Raises:
+        UserError: if another process has it, the place cannot be written, or its store fails.
+    """
+    place = locate(path)
+    with saying_unwritable(place):
+        return place.lock()
+
+
+@contextmanager
+def saying_unwritable(path: StorePath) -> Iterator[None]:
+    """Say in a sentence that a cache cannot be written.
+
+    Raises:
+        UserError: for what the file system refuses.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cache {str(path)!r} cannot be written ({error.strerror}): choose another --out.") from error
+
+
+def _existing(
+    lock: WriterLock, manifest: Manifest, *, labels: NDArray[np.int64], ids: list[str], tail: Mapping[str, Tensor]
+) -> ActivationCache:
+    """Open the cache to go on with, its metadata files repaired.
+
+    Raises:
+        UserError: if it holds something else.
+    """
+    if lock.metadata.copied:
+        lock.metadata.repair(manifest.identity)
+        existing = open_cache(lock.path, incomplete=True)
+        _require_same(existing, manifest)
+    else:  # it came without its receipts, or lost the copy: what is there must be what would be written
+        require_root(lock.path)
+        existing = open_with(lock.path, lambda: None, incomplete=True)
+        _require_same(existing, manifest)
+        _require_inputs(existing, labels, ids, tail)
+        existing.encoding()  # before its files are vouched for
+        lock.metadata.repair(manifest.identity)
+    if len(existing.ids) != len(ids):
+        raise UserError(
+            f"{str(lock.path)!r} holds {len(existing.ids)} rows, and these samples are {len(ids)}: choose another "
+            "--out."
+        )
+    return existing
+
+
+def _require_inputs(
+    existing: ActivationCache, labels: NDArray[np.int64], ids: list[str], tail: Mapping[str, Tensor]
+) -> None:
+    there, theirs = existing.labels >= 0, existing.tail_tensors()
+    wrong = {
+        "labels": not np.array_equal(existing.labels[there], labels[there]),
+        "sample_ids": existing.ids != ids,
+        "tail": theirs.keys() != tail.keys() or any(not torch.equal(theirs[k], tail[k].cpu()) for k in tail),
+    }
+    if changed := [name for name, differs in wrong.items() if differs]:
+        raise UserError(
+            f"{', '.join(changed)} of {str(existing.path)!r} are not those of this data set and backbone, and the copy "
+            "to put them back from is missing: choose another --out."
+        )
+
+
+def require_root(path: StorePath) -> None:
     """Refuse what is there and is no cache.
 
     Raises:

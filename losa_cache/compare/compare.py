@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from losa_cache.cache.location import is_url
 from losa_cache.cache.store import HELD_OUT_SPLITS, ActivationCache, open_cache
 from losa_cache.compare.predictions import Predictions, predictions
 from losa_cache.compare.probed import probe_contenders
@@ -89,7 +90,7 @@ def _sorted(what: Sequence[str | Path | ActivationCache]) -> tuple[list[Path], l
     for one in what:
         if isinstance(one, ActivationCache):
             caches.append(one)
-        elif "://" not in str(one) and ((Path(one) / RUN_CONFIG).exists() or (Path(one) / ADAPTER_CONFIG).exists()):
+        elif not is_url(str(one)) and ((Path(one) / RUN_CONFIG).exists() or (Path(one) / ADAPTER_CONFIG).exists()):
             runs.append(Path(one))
         else:
             try:

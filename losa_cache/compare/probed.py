@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from losa_cache.cache.home import extraction_seconds
+from losa_cache.cache.registry import extraction_seconds
 from losa_cache.cache.store import ActivationCache
 from losa_cache.compare.predictions import NAME, Count, Digest, images_digest, keep, read_kept
 from losa_cache.compare.record import Contender
@@ -114,7 +114,7 @@ def _predictions(result: ProbeResult, source: str, cache: str, test: ActivationC
 def _contenders(
     found: ProbePredictions, folder: Path, source: ActivationCache, test: ActivationCache
 ) -> list[Contender]:
-    extracted = extraction_seconds(source.path, source.manifest) if isinstance(source.path, Path) else None
+    extracted = extraction_seconds(source.path, source.manifest)
     labels = np.array(found.labels)
     return [
         Contender(

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from losa_cache.cache.home import extraction_seconds
+from losa_cache.cache.registry import extraction_seconds
 from losa_cache.cache.store import open_cache
 from losa_cache.compare.predictions import Predictions
 from losa_cache.compare.record import Contender
@@ -153,7 +153,7 @@ def _extracted(cache: str | None) -> float | None:
         opened = None if cache is None else open_cache(cache)
     except UserError:  # it is gone: nothing is known of it
         return None
-    return extraction_seconds(opened.path, opened.manifest) if opened and isinstance(opened.path, Path) else None
+    return extraction_seconds(opened.path, opened.manifest) if opened else None
 
 
 def _numbers(lines: Sequence[dict[str, Any]], name: str) -> list[float]:

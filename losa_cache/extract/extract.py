@@ -2,19 +2,19 @@
 
 import logging
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from losa_cache.backbone import Backbone
-from losa_cache.cache.home import remember
 from losa_cache.cache.layout import SHARD_BYTES
-from losa_cache.cache.location import Location, locate
+from losa_cache.cache.location import locate
 from losa_cache.cache.manifest import Manifest
+from losa_cache.cache.registry import remember
+from losa_cache.cache.storage import StorePath
 from losa_cache.cache.store import ActivationCache, open_cache
 from losa_cache.data.samples import Samples
 from losa_cache.extract import pipeline
-from losa_cache.extract.begin import begin, sources_of
 from losa_cache.extract.config import ExtractConfig
+from losa_cache.extract.create_cache import create_cache, sources_of
 from losa_cache.extract.meter import Meter
 from losa_cache.extract.plan import cache_name, default_batch
 from losa_cache.folders import home
@@ -69,7 +69,7 @@ def extract(
     workers = config.workers or default_workers()
     kept = replace(config, batch_size=batch_size).to_json() if config.named else None
     meter = meter or Meter()
-    with begin(inputs, path, workers=workers, options=kept, shard_bytes=shard_bytes) as writer:
+    with create_cache(inputs, path, workers=workers, options=kept, shard_bytes=shard_bytes) as writer:
         sources = sources_of(writer, inputs)
         if sources is not None:
             missing = set(writer.missing())
@@ -92,13 +92,13 @@ def extract(
     return cache
 
 
-def _note_older(path: Location, manifest: Manifest) -> None:
+def _note_older(path: StorePath, manifest: Manifest) -> None:
     """Say where there is a cache of the same pictures as they are stored, before its like is made of them upright."""
     fields = {name: value for name, value in manifest.fields.items() if name != "orientation"}
-    if not manifest.upright or not isinstance(path, Path):
+    if not manifest.upright or path.on_disk is None:
         return
-    older = path.with_name(cache_name(replace(manifest, fields=fields)))
-    if older.exists() and not path.exists():
+    older = path.on_disk.with_name(cache_name(replace(manifest, fields=fields)))
+    if older.exists() and not path.on_disk.exists():
         log.warning(
             "%r holds these pictures as they are stored; this cache takes them upright. To go on with that one, pass "
             "--ignore-orientation.",

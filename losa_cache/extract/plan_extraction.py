@@ -9,18 +9,17 @@ from typing import Any
 import torch
 
 from losa_cache.backbone import Backbone
-from losa_cache.cache.core import LocalCore
 from losa_cache.cache.layout import Layout
 from losa_cache.cache.location import locate
+from losa_cache.cache.metadata_files import MetadataFiles
 from losa_cache.cache.precision import PRECISIONS, Encoding, get_precision
-from losa_cache.cache.remote import RemotePath
-from losa_cache.cache.store import receipts_of
+from losa_cache.cache.storage import receipts_of
 from losa_cache.cache.writer import require_root
 from losa_cache.calibrate import calibrate, compression_ratio, images_at_once
 from losa_cache.data.samples import Samples
 from losa_cache.errors import UserError
-from losa_cache.extract.begin import plan_store
 from losa_cache.extract.config import PlanConfig
+from losa_cache.extract.create_cache import plan_store
 from losa_cache.extract.forecast import Candidate, Speeds, forecast, recommend, short
 from losa_cache.extract.measure import decode_speed, disk_speed, forward_speed, unpack_speed
 from losa_cache.extract.pipeline import pass_length
@@ -70,12 +69,13 @@ def plan_extraction(
     device_free = available_memory(where)
     budget = None if config.max_device_memory is None else parse_bytes(config.max_device_memory)
     place = locate(home() / "caches" if out is None else out)
-    if isinstance(place, RemotePath):
+    on_disk = place.on_disk
+    if on_disk is None:
         raise UserError(f"plan measures a disk, not a server: leave --out {str(out)!r} out.")
-    if out is not None and place.exists() and not LocalCore(place, receipts_of(place)).copied:
+    if out is not None and on_disk.exists() and not MetadataFiles(place, receipts_of(place)).copied:
         require_root(place)
     inputs = open_inputs(config=config, device=where, max_device_memory=budget)
-    path = place / cache_name(inputs.manifest) if out is None else place
+    path = on_disk / cache_name(inputs.manifest) if out is None else on_disk
     sample = calibrate(inputs, workers=workers, images=get_precision(precision).images)
 
     def fit(name: str) -> tuple[Encoding, Layout, float]:

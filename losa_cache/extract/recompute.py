@@ -1,7 +1,6 @@
 """Samples of a finished cache through the backbone again: to compare them, or to write damaged ones anew."""
 
 from collections.abc import Callable, Mapping
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,11 @@ from torch import Tensor
 from losa_cache.backbone import Backbone
 from losa_cache.backbone.names import CHECKPOINT, VIDEO, full_name
 from losa_cache.cache.health import Damage
-from losa_cache.cache.hold import hold
-from losa_cache.cache.home import knows, remember
 from losa_cache.cache.identity import differences
 from losa_cache.cache.precision import EncodedBatch
 from losa_cache.cache.reader import BlockReader
 from losa_cache.cache.receipt import Receipt
+from losa_cache.cache.registry import knows, remember
 from losa_cache.cache.schema import check_options
 from losa_cache.cache.store import ActivationCache
 from losa_cache.calibrate import images_at_once, run_views
@@ -26,7 +24,7 @@ from losa_cache.data.nvjpeg import PILLOW
 from losa_cache.data.samples import Samples
 from losa_cache.errors import UserError
 from losa_cache.extract import pipeline
-from losa_cache.extract.begin import begin, sources_of
+from losa_cache.extract.create_cache import create_cache, sources_of
 from losa_cache.extract.meter import Meter
 from losa_cache.extract.plan import default_batch, views_of
 from losa_cache.inputs import Inputs, open_inputs
@@ -191,7 +189,7 @@ def compare(cache: ActivationCache, inputs: Inputs, count: int, *, seed: int) ->
 
 
 def mend(cache: ActivationCache, damage: Damage, open_again: Callable[[], Inputs]) -> None:
-    """Put the core's files back, write lists of checksums that lack, and damaged samples anew.
+    """Put damaged metadata files back, write lists of checksums that lack, and damaged samples anew.
 
     Args:
         cache: as :func:`examine` opened it.
@@ -202,14 +200,14 @@ def mend(cache: ActivationCache, damage: Damage, open_again: Callable[[], Inputs
         UserError: for what cannot be repaired.
     """
     if not damage.shards:
-        with closing(hold(cache.path)) as held:
-            held.core.repair()
+        with cache.path.lock() as lock:
+            lock.metadata.repair()
         for shard, checksums in damage.lists.items():
             Receipt(cache.receipts, shard, cache.manifest.identity).write_list(checksums)
         return
     inputs = open_again()
     options = cache.manifest.options or {}
-    with begin(inputs, cache.path, workers=default_workers(), options=None) as writer:
+    with create_cache(inputs, cache.path, workers=default_workers(), options=None) as writer:
         if (sources := sources_of(writer, inputs)) is not None:
             sources.require_unchanged([part.shard for part in damage.shards], renew=False)
         writer.forget({part.shard: part.rows for part in damage.shards})

@@ -34,7 +34,7 @@ def verify_cache(
     Args:
         path: the ``.zarr`` folder, or its URL.
         recompute: run so many random rows through the backbone again and compare.
-        repair: put damaged core files back and compute damaged samples again, then check what was mended. Adds the
+        repair: put damaged metadata files back and compute damaged samples again, then check what was mended. Adds the
             lists of checksums that caches of older versions lack.
         backbone, dataset: loaded ones, where the cache was extracted from such.
         data_dir, weights: where images and weights lie now; by default where they lay at extraction.

@@ -3,16 +3,15 @@
 import logging
 from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from losa_cache.cache.bandwidth import disk_bandwidth, memory_bandwidth
 from losa_cache.cache.precision import Codes, Columns
 from losa_cache.cache.reader import BlockReader
-from losa_cache.cache.roof import disk_speed, memory_speed
 from losa_cache.cache.store import ActivationCache
 from losa_cache.machine.device import default_workers
 from losa_cache.machine.memory import available_memory
@@ -139,8 +138,8 @@ class CachedSource:
         """Measure, once, what its reads could reach."""
         if self._bandwidth is None:
             shard = self.cache.shard_path(0)
-            disk = disk_speed(shard) if self._on_disk and isinstance(shard, Path) else None
-            self._bandwidth = Bandwidth(memory_speed(), disk)
+            disk = disk_bandwidth(shard.on_disk) if self._on_disk and shard.on_disk else None
+            self._bandwidth = Bandwidth(memory_bandwidth(), disk)
         return self._bandwidth
 
     def close(self) -> None:

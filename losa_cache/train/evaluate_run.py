@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from losa_cache.cache.home import known_stores
 from losa_cache.cache.identity import differences
 from losa_cache.cache.location import Location
 from losa_cache.cache.manifest import Manifest
+from losa_cache.cache.registry import known_stores
 from losa_cache.cache.store import HELD_OUT_SPLITS, ActivationCache, open_cache
 from losa_cache.errors import UserError
 from losa_cache.files import write_json

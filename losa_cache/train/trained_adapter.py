@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from losa_cache.cache.home import known_stores
 from losa_cache.cache.location import Location
+from losa_cache.cache.registry import known_stores
 from losa_cache.cache.store import ActivationCache, open_cache
 from losa_cache.errors import UserError
 from losa_cache.machine.device import choose_device

@@ -17,12 +17,13 @@ import torch
 import zarr
 
 import losa_cache as lc
-from losa_cache.cache import compression, receipt, store
+from losa_cache.cache import compression, receipt
 from losa_cache.cache.identity import identity_hash
 from losa_cache.cache.reader import BlockReader
-from losa_cache.cache.remote import RemotePath
 from losa_cache.cache.stage import stage_cache
+from losa_cache.cache.storage import receipts_of
 from losa_cache.cache.store import open_cache
+from losa_cache.cache.stores.remote import RemotePath
 from losa_cache.errors import UserError
 from losa_cache.extract.extract import extract
 from losa_cache.extract.meter import Meter
@@ -475,8 +476,8 @@ def test_on_s3_what_is_in_the_wrong_place_is_named_and_extract_mends_it(pair, at
     assert pair.again(url) == len(computed)
     require_same(use(url), use(pair.own))
     place = RemotePath.parse(url)
-    for there, here in ((place, pair.own), (store.receipts_of(place), receipts(pair.own))):
-        found = {name: (there / name).read_bytes() for name in there.names()}
+    for there, here in ((place, pair.own), (receipts_of(place), receipts(pair.own))):
+        found = {name: (there / name).read() for name in there.names()}
         assert found == {
             p.relative_to(here).as_posix(): p.read_bytes() for p in here.rglob("*") if p.is_file() and p.name != "lock"
         }

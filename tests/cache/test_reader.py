@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from losa_cache.cache import blob, reader
-from losa_cache.cache.blob import FileBlob
+from losa_cache.cache import byte_source, reader
+from losa_cache.cache.byte_source import FileBytes
 from losa_cache.cache.descriptors import Descriptors, ReadFile
 from losa_cache.cache.layout import Layout
 from losa_cache.cache.places import MISSING, Places
@@ -61,7 +61,7 @@ def epochs(cache, count, *, batch=8, **options):
 def counted(monkeypatch):
     """Few descriptors; how often files are opened, how many are open at most, and what is read of each."""
     pool, counts = Descriptors(FEW), Counter()
-    opening, reading = ReadFile.open, FileBlob.read
+    opening, reading = ReadFile.open, FileBytes.read
 
     def open_(self):
         opening(self)
@@ -74,9 +74,9 @@ def counted(monkeypatch):
             counts["indices"] += offset + length == self.size
         reading(self, ranges)
 
-    monkeypatch.setattr(blob, "descriptors", lambda: pool)
+    monkeypatch.setattr(byte_source, "descriptors", lambda: pool)
     monkeypatch.setattr(ReadFile, "open", open_)
-    monkeypatch.setattr(FileBlob, "read", read)
+    monkeypatch.setattr(FileBytes, "read", read)
     return counts
 
 

@@ -13,8 +13,8 @@ import torch
 from losa_cache.cache import reader as reader_module
 from losa_cache.cache.inspect import inspect_cache
 from losa_cache.cache.reader import BlockReader
-from losa_cache.cache.remote import RemotePath
 from losa_cache.cache.store import open_cache
+from losa_cache.cache.stores.remote import RemotePath
 from losa_cache.cli import main
 from losa_cache.errors import UserError
 from losa_cache.extract.extract import extract
@@ -112,10 +112,10 @@ def test_points_that_lie_together_are_one_request(url, local):
             return self.store.get_ranges(key, starts=starts, lengths=lengths)
 
     cache = open_cache(url)
-    blob = cache.open_shard(0)
-    blob._path = RemotePath(blob._path.root, blob._path.key, Counting(blob._path.store))
+    source = cache.open_shard(0)
+    source._path = RemotePath(source._path.root, source._path.key, Counting(source._path.store))
     buffers = [np.empty(10, np.uint8) for _ in range(4)]
-    blob.read([(0, 10, buffers[:1]), (10, 20, buffers[1:3]), (100, 10, buffers[3:])])
+    source.read([(0, 10, buffers[:1]), (10, 20, buffers[1:3]), (100, 10, buffers[3:])])
     assert asked == [2]
     raw = local.shard_path(0).read_bytes()
     assert b"".join(b.tobytes() for b in buffers) == raw[:30] + raw[100:110]
@@ -124,9 +124,9 @@ def test_points_that_lie_together_are_one_request(url, local):
 def test_verify_checks_a_cache_on_s3(url, local):
     assert verify_cache(url)["intact"]
     path = open_cache(url).shard_path(2)
-    good = path.read_bytes()
-    path.write_bytes(good[:50] + bytes([good[50] ^ 1]) + good[51:])
-    (open_cache(url).path / "labels" / "c" / "0").write_bytes(b"other")
+    good = path.read()
+    path.write(good[:50] + bytes([good[50] ^ 1]) + good[51:])
+    (open_cache(url).path / "labels" / "c" / "0").write(b"other")
     found = verify_cache(url)
     assert [part["shard"] for part in found["damaged"]["shards"]] == [2]
     assert found["damaged"]["samples"] == [local.ids[10]]
@@ -136,13 +136,11 @@ def test_verify_checks_a_cache_on_s3(url, local):
 @pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])
 def test_a_damaged_object_is_an_error_that_names_sample_and_shard(url, local, damage):
     path = open_cache(url).shard_path(1)
-    good = path.read_bytes()
+    good = path.read()
     if damage == "gone":
         path.unlink()
     else:
-        path.write_bytes(
-            good[:60] + bytes([good[60] ^ 4]) + good[61:] if damage == "flipped" else good[: len(good) // 2]
-        )
+        path.write(good[:60] + bytes([good[60] ^ 4]) + good[61:] if damage == "flipped" else good[: len(good) // 2])
     with pytest.raises(
         UserError, match=rf"sample '{local.ids[5]}' cannot be read from shard 1 of 's3://{BUCKET}/.*zarr'"
     ):
@@ -204,14 +202,14 @@ def test_a_place_is_pickled_without_credentials(url):
     assert ENVIRONMENT["AWS_ACCESS_KEY_ID"].encode() not in pickled
     again = copy.copy(path / "zarr.json")  # by what a pickle holds
     assert str(again) == f"{url}/zarr.json"
-    assert again.read_bytes() == (path / "zarr.json").read_bytes()
+    assert again.read() == (path / "zarr.json").read()
 
 
 def test_names_with_spaces_come_back_from_their_url(url):
     path = RemotePath.parse(f"s3://{BUCKET}/a folder/x y.zarr")
-    (path / "z").write_bytes(b"here")
+    (path / "z").write(b"here")
     assert str(path) == f"s3://{BUCKET}/a folder/x%20y.zarr"
-    assert (RemotePath.parse(str(path)) / "z").read_bytes() == b"here"
+    assert (RemotePath.parse(str(path)) / "z").read() == b"here"
     assert path.names() == {"z": 4}
 
 

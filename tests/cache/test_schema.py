@@ -15,9 +15,9 @@ import pytest
 import torch
 import zarr
 
-from losa_cache.cache.core import LIST
 from losa_cache.cache.identity import identity_hash
 from losa_cache.cache.inspect import inspect_cache, list_caches
+from losa_cache.cache.metadata_files import LIST
 from losa_cache.cache.reader import BlockReader
 from losa_cache.cache.stage import stage_cache
 from losa_cache.cache.store import open_cache

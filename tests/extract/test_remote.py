@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from losa_cache.cache.remote import RemotePath
-from losa_cache.cache.store import receipts_of
+from losa_cache.cache.storage import receipts_of
+from losa_cache.cache.stores.remote import RemotePath
 from losa_cache.errors import UserError
 from losa_cache.extract.extract import extract
 from losa_cache.extract.meter import Meter
@@ -52,7 +52,7 @@ def whole(tmp_path_factory):
 
 def on_server(path):
     """Hash of every object below a place, by name."""
-    return {name: hashlib.sha256((path / name).read_bytes()).hexdigest() for name in path.names()}
+    return {name: hashlib.sha256((path / name).read()).hexdigest() for name in path.names()}
 
 
 def require_same(url, whole):
@@ -110,7 +110,7 @@ def test_what_is_lost_is_written_again_and_comes_out_the_same(url, whole, lost):
     cache = extract(tiny_backbone(), tiny_samples(IMAGES), out=url, **OPTIONS)
     shard = cache.shard_path(3)
     if lost == "cut shard":
-        shard.write_bytes(shard.read_bytes()[:-1])
+        shard.write(shard.read()[:-1])
     else:
         place = {"receipt": cache.receipts / "000003.json", "shard": shard}
         (place | {"core": cache.path / "labels/c/0", "copy": cache.receipts / "core/zarr.json"})[lost].unlink()
@@ -133,7 +133,7 @@ def test_another_identity_is_refused_and_so_is_what_is_no_cache(url):
     with pytest.raises(UserError, match=r"holds another cache: it differs in .*dataset\.fingerprint"):
         again(url, images=20)
     other = RemotePath.parse(url).with_name("photos")
-    (other / "one.jpg").write_bytes(b"mine")
+    (other / "one.jpg").write(b"mine")
     with pytest.raises(UserError, match="exists and is no cache"):
         again(str(other))
     assert other.names() == {"one.jpg": 4}
@@ -146,7 +146,7 @@ def test_a_second_writer_is_refused_and_the_lock_of_a_dead_one_is_taken_over(url
     with pytest.raises(UserError, match="another extraction is writing"):  # by the lock of this machine
         again(url)
     monkeypatch.setenv("LOSA_CACHE_HOME", str(tmp_path / "elsewhere"))
-    owner = json.loads((receipts_of(RemotePath.parse(url)) / "lock").read_bytes())
+    owner = json.loads((receipts_of(RemotePath.parse(url)) / "lock").read())
     assert owner["process"] == process.pid
     refused = rf"on {owner['host']}, process {process.pid}, since .* UTC\).*delete 's3://.*c\.zarr\.receipts/lock'"
     with pytest.raises(UserError, match=refused):  # by the object on the server
@@ -162,10 +162,10 @@ def test_a_second_writer_is_refused_and_the_lock_of_a_dead_one_is_taken_over(url
 def test_repair_on_s3_computes_only_what_is_damaged(url, whole):
     cache = extract(tiny_backbone(), tiny_samples(IMAGES), out=url, **OPTIONS)
     shard = cache.shard_path(3)
-    good = shard.read_bytes()
-    shard.write_bytes(good[:40] + bytes([good[40] ^ 1]) + good[41:])
+    good = shard.read()
+    shard.write(good[:40] + bytes([good[40] ^ 1]) + good[41:])
     (cache.receipts / "000007.json").unlink()
-    (cache.path / "labels/c/0").write_bytes(b"other")
+    (cache.path / "labels/c/0").write(b"other")
     found = verify_cache(url, repair=True, backbone=tiny_backbone(), dataset=tiny_samples(IMAGES))
     assert (found["repaired"], found["intact"]) == (True, True)
     assert [part["samples"] for part in found["damaged"]["shards"]] == [1, 3]

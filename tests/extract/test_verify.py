@@ -124,7 +124,7 @@ def test_every_file_of_the_core_is_put_back_without_a_backbone(cache):
 
 
 def test_a_file_that_is_damaged_in_both_places_is_said_to_be_lost(cache):
-    for folder in (cache.path, cache.core.copy):
+    for folder in (cache.path, cache.metadata.copy):
         flip(folder / "labels" / "c" / "0", 3, 1)
     with pytest.raises(UserError, match=r"labels/c/0 of .* is damaged, and its copy .* too"):
         verify_cache(cache.path, repair=True)
@@ -150,7 +150,7 @@ def test_what_cannot_be_verified_is_one_sentence(cache, tmp_path):
         with pytest.raises(UserError, match=f"seed is {seed}: it must lie between 0 and"):
             verify_cache(cache.path, recompute=1, seed=seed)
     shutil.copytree(cache.path, tmp_path / "moved.zarr")
-    shutil.rmtree(cache.core.copy / "labels")  # and what is left of a copy is made whole again
+    shutil.rmtree(cache.metadata.copy / "labels")  # and what is left of a copy is made whole again
     assert verify_cache(cache.path, repair=True)["repaired"]
     with pytest.raises(UserError, match="no receipts to be checked against"):
         verify_cache(tmp_path / "moved.zarr")

@@ -14,7 +14,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def over_shards(
+def map_shards(
     work: Callable[[Item], Result],
     items: Sequence[Item],
     *,

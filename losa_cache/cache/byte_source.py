@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from losa_cache.cache.descriptors import ReadFile, descriptors
-from losa_cache.cache.remote import RemotePath, reaching
 
 Buffer = NDArray[np.uint8]
 Range = tuple[int, int, list[Buffer]]
@@ -27,7 +26,7 @@ class CutShortError(Exception):
     """A file that ends before the bytes that were asked for."""
 
 
-class Blob(Protocol):
+class ByteSource(Protocol):
     """One file's bytes. Safe to share between threads.
 
     Attributes:
@@ -51,7 +50,7 @@ class Blob(Protocol):
         ...
 
 
-class FileBlob:
+class FileBytes:
     """A file, read through the page cache: other processes find there what this one has read.
 
     Raises:
@@ -91,7 +90,7 @@ class FileBlob:
         return descriptors().lent(self._file)
 
 
-class DirectBlob(FileBlob):
+class DirectBytes(FileBytes):
     """A file, read past the page cache: for what is larger than memory, and would only push other files out of it.
 
     Raises:
@@ -116,44 +115,6 @@ class DirectBlob(FileBlob):
 
     def expect(self, ranges: Iterable[tuple[int, int]]) -> None:
         """Do nothing: the page cache is not asked."""
-
-
-class RemoteBlob:
-    """An object on a server, read by requests for parts of it: many at the same time, from many threads.
-
-    Raises:
-        FileNotFoundError: if there is none.
-        UserError: if the server fails.
-    """
-
-    def __init__(self, path: RemotePath) -> None:
-        self.name = path.name
-        self.size = path.size()
-        self._path = path
-
-    def read(self, ranges: Sequence[Range]) -> None:
-        """Fill the buffers (as the contract says): neighbours, and what is no further than 1 MiB apart, by one request.
-
-        Raises:
-            UserError: if the server fails, or does not serve parts.
-        """
-        joined = list(merged(ranges))
-        starts, lengths = [offset for offset, _, _ in joined], [length for _, length, _ in joined]
-        if any(start + length > self.size for start, length in zip(starts, lengths, strict=True)):
-            raise CutShortError  # a server would refuse the request, or give less
-        with reaching(self._path, "read"):
-            parts = self._path.store.get_ranges(self._path.key, starts=starts, lengths=lengths)
-        for part, (_, length, buffers) in zip(parts, joined, strict=True):
-            given = np.frombuffer(memoryview(part), dtype=np.uint8)
-            if given.nbytes != length:
-                raise CutShortError
-            at = 0
-            for buffer in buffers:
-                buffer[:] = given[at : at + buffer.nbytes]
-                at += buffer.nbytes
-
-    def expect(self, ranges: Iterable[tuple[int, int]]) -> None:
-        """Do nothing: the threads that read are many."""
 
 
 _thread = threading.local()

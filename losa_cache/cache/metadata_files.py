@@ -1,11 +1,12 @@
-"""The core of a store, every file but the shards, and the copy of it that lies beside the store.
+"""The metadata files of a cache, which are all but the shards, and the copy of them that lies beside the store.
 
-The copy is the core's receipt: it says what each file must be, and puts a damaged one back. It is always written first,
+The copy is their receipt: it says what each file must be, and puts a damaged one back. It is always written first,
 whole; then its files are installed in the store, the root's ``zarr.json`` last. So whoever finds a root that says that
 the cache is complete finds a list of files that fits it.
 """
 
 import shutil
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +19,13 @@ from torch import Tensor
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from zarr.storage import LocalStore
 
-from losa_cache.cache.checked import REPAIR, read_small, sha256
+from losa_cache.cache.checked import REPAIR, sha256
 from losa_cache.cache.compression import LEVEL
 from losa_cache.cache.layout import Layout
-from losa_cache.cache.location import Location
 from losa_cache.cache.manifest import Manifest
 from losa_cache.cache.precision import get_precision
-from losa_cache.cache.remote import RemotePath
+from losa_cache.cache.storage import StorePath
+from losa_cache.cache.stores.local import LocalPath
 from losa_cache.errors import UserError
 from losa_cache.files import clear, publish, sync_tree, unsealed, write_sealed, write_whole
 from losa_cache.outside import UnreadableError, fit, parse_json
@@ -32,7 +33,7 @@ from losa_cache.outside import UnreadableError, fit, parse_json
 ROOT, LIST = "zarr.json", "files.json"
 
 
-def build_core(
+def build_metadata(
     folder: Path,
     manifest: Manifest,
     layout: Layout,
@@ -69,28 +70,26 @@ def build_core(
 
 
 @dataclass(frozen=True)
-class Core:
-    """The core of a store and its copy, to be read.
+class MetadataFiles:
+    """The metadata files of a cache and their copy, to be read.
 
     Attributes:
         store: the ``.zarr`` folder.
         receipts: the folder beside it.
     """
 
-    store: Location
-    receipts: Location
+    store: StorePath
+    receipts: StorePath
 
     @property
-    def copy(self) -> Location:
+    def copy(self) -> StorePath:
         """The copy: a Zarr group without shards, and the list of its files."""
         return self.receipts / "core"
 
     @property
     def copied(self) -> bool:
         """Whether there is a copy, or part of one."""
-        if isinstance(self.copy, RemotePath):
-            return any((self.copy / name).is_file() for name in (LIST, ROOT))
-        return self.copy.is_dir()
+        return self.copy.is_folder(LIST, ROOT)
 
     def files(self) -> dict[str, str]:
         """Read the copy's list: the sha256 of each file, by name, the root's ``zarr.json`` last.
@@ -99,7 +98,7 @@ class Core:
             OSError, ValueError: if the list is not there or was altered, or names a file outside the store.
         """
         try:
-            listed = fit(unsealed(read_small(self.copy / LIST), LIST).get("files"), dict[str, str])
+            listed = fit(unsealed((self.copy / LIST).read(), LIST).get("files"), dict[str, str])
         except UnreadableError as error:
             raise ValueError(f"{LIST}: {error}") from error
         if astray := [name for name in listed if name.startswith("/") or ".." in name.split("/")]:
@@ -128,28 +127,26 @@ class Core:
     @property
     def has_receipts(self) -> bool:
         """Whether there are receipts, or a part of them (the lock alone is none)."""
-        if isinstance(self.receipts, RemotePath):
-            if self.receipts.lists:
-                return any(name != "lock" for name in self.receipts.names())
-            return self.copied or (self.receipts / "000000.json").is_file()
-        return self.receipts.is_dir() and any(path.name != "lock" for path in self.receipts.iterdir())
+        if self.receipts.lists:
+            return any(name != "lock" for name, _ in self.receipts.scan())
+        return self.copied or (self.receipts / "000000.json").is_file()
 
     def names(self) -> list[str]:
-        """Name the files of the core, as the copy's list does, or as they are found, the root's ``zarr.json`` last.
+        """Name the metadata files, as the copy's list does, or as they are found, the root's ``zarr.json`` last.
 
         Raises:
-            UserError: if there is no list, and the server cannot list.
+            UserError: if there is no list, and the store cannot list.
         """
         try:
             return list(self.files())
         except (OSError, ValueError) as error:
-            if isinstance(self.store, RemotePath) and not self.store.lists:
+            if not self.store.lists:
                 raise UserError(
                     f"{str(self.copy / LIST)!r} cannot be read, which says what {str(self.store)!r} holds where a "
                     "server cannot: put the .receipts folder beside it."
                 ) from error
-            found = self.store.names() if isinstance(self.store, RemotePath) else _names(self.store)
-            return sorted((name for name in found if in_core(name)), key=lambda name: (name == ROOT, name))
+            found = (name for name, _ in self.store.scan())
+            return sorted(filter(is_metadata, found), key=lambda name: (name == ROOT, name))
 
     def damaged(self, identity: str | None = None) -> tuple[list[str], list[str]]:
         """Check every file: names of those that are damaged in the store, and in the copy.
@@ -187,35 +184,71 @@ class Core:
             )
 
 
-@dataclass(frozen=True)
-class LocalCore(Core):
-    """The core of a store on a file system and its copy, to be written."""
+class WritableMetadata(MetadataFiles):
+    """The metadata files of a cache and their copy, to be written by the process that has the lock.
 
-    store: Path
-    receipts: Path
+    An implementation guarantees that the copy is written first, its list last of it, then the files in the store, the
+    root's ``zarr.json`` last. A kill at any instruction leaves nothing that counts, or what :meth:`repair` mends.
+    """
+
+    @abstractmethod
+    def create(
+        self,
+        manifest: Manifest,
+        layout: Layout,
+        *,
+        labels: NDArray[np.int64],
+        ids: list[str],
+        tail: Mapping[str, Tensor],
+        scales: Mapping[str, Tensor],
+    ) -> None:
+        """Write copy and store (arguments as of :func:`build_metadata`)."""
+
+    @abstractmethod
+    def finish(self, manifest: Manifest, labels: NDArray[np.int64]) -> None:
+        """Write the final labels and attributes, first in the copy; the store's root says so last of all."""
+
+    @abstractmethod
+    def repair(self, identity: str | None = None) -> None:
+        """Put damaged files back, in the store from the copy and the other way round.
+
+        Args:
+            identity: that the cache must have; ``None``: nobody knows.
+
+        Raises:
+            UserError: for a file that is damaged in both, or if store and copy are of different caches.
+        """
+
+
+@dataclass(frozen=True)
+class LocalMetadata(WritableMetadata):
+    """The metadata files of a cache on a file system and their copy, to be written."""
+
+    store: LocalPath
+    receipts: LocalPath
 
     @property
-    def copy(self) -> Path:
+    def copy(self) -> LocalPath:
         """The copy."""
         return self.receipts / "core"
 
     @property
     def copied(self) -> bool:
-        """As :class:`Core` says; what a kill left of a copy that was replaced is one, too."""
+        """As :class:`MetadataFiles` says; what a kill left of a copy that was replaced is one, too."""
         return self.copy.is_dir() or self._old.is_dir()
 
     @property
-    def _next(self) -> Path:
+    def _next(self) -> LocalPath:
         return self.receipts / "core.partial"
 
     @property
-    def _old(self) -> Path:
+    def _old(self) -> LocalPath:
         return self.receipts / "core.old"
 
     def create(self, *arguments: Any, **arrays: Any) -> None:
-        """Write copy and store (arguments as of :func:`build_core`): each built under a temporary name and renamed."""
+        """As :class:`WritableMetadata` says; each is built under a temporary name and renamed."""
         clear(self._next)
-        build_core(self._next, *arguments, **arrays)
+        build_metadata(self._next, *arguments, **arrays)
         self._replace_copy()
         partial = self.store.with_name(self.store.name + ".partial")
         clear(partial)
@@ -224,10 +257,7 @@ class LocalCore(Core):
         publish(partial, self.store)
 
     def finish(self, manifest: Manifest, labels: NDArray[np.int64]) -> None:
-        """Write the final labels and attributes, first in the copy; the store's root says so last of all.
-
-        A copy that says so already stays: others may be reading it.
-        """
+        """As :class:`WritableMetadata` says; a copy that says so already stays: others may be reading it."""
         self._begin_copy()
         group = zarr.open_group(LocalStore(self._next), mode="r+")
         with zarr.config.set({"array.write_empty_chunks": True}):
@@ -240,14 +270,7 @@ class LocalCore(Core):
         _copy_files(self.damaged()[0], self.copy, self.store)
 
     def repair(self, identity: str | None = None) -> None:
-        """Put damaged files back, in the store from the copy and the other way round.
-
-        Args:
-            identity: that the cache must have; ``None``: nobody knows.
-
-        Raises:
-            UserError: for a file that is damaged in both, or if store and copy are of different caches.
-        """
+        """As :class:`WritableMetadata` says."""
         if self.copy.is_dir():
             clear(self._old)  # a kill after it was replaced: it may be there in part
         elif self._old.is_dir():  # a kill while it was replaced
@@ -274,10 +297,10 @@ class LocalCore(Core):
         clear(self._next)
         for path in self.store.rglob("*"):
             name = path.relative_to(self.store).as_posix()
-            if path.is_dir() or not in_core(name):
+            if path.is_dir() or not is_metadata(name):
                 continue
             try:
-                content = read_small(path)
+                content = path.read()
             except (OSError, UnreadableError) as error:
                 raise UserError(
                     f"{name} of {str(self.store)!r} cannot be read ({error}): extract again to another --out."
@@ -315,17 +338,13 @@ def unpack_ids(packed: NDArray[np.uint8]) -> list[str]:
     return [text.decode("utf-8", "surrogateescape") for text in texts.tolist()]
 
 
-def _copy_files(names: Iterable[str], source: Path, target: Path) -> None:
+def _copy_files(names: Iterable[str], source: LocalPath, target: LocalPath) -> None:
     for name in names:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         write_whole(target / name, (source / name).read_bytes())
 
 
-def _names(folder: Path) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-
-
-def in_core(name: str) -> bool:
+def is_metadata(name: str) -> bool:
     """Whether this is neither a shard nor what a kill left."""
     return not (name.rpartition("/")[2].startswith("c.") or name.endswith(".partial"))
 
@@ -336,21 +355,21 @@ def _put(group: zarr.Group, name: str, values: NDArray[Any]) -> None:
         group.create_array(name, data=np.ascontiguousarray(values), compressors=codecs)
 
 
-def _listed(folder: Path) -> dict[str, str]:
-    return {name: _sha256(folder / name) for name in _names(folder) if name != LIST}
+def _listed(folder: LocalPath) -> dict[str, str]:
+    return {name: _sha256(folder / name) for name in sorted(name for name, _ in folder.scan()) if name != LIST}
 
 
-def _sha256(path: Location) -> str:
+def _sha256(path: StorePath) -> str:
     """Hash a small file; empty if it cannot be read."""
     try:
-        return sha256(read_small(path))
+        return sha256(path.read())
     except (OSError, UnreadableError):
         return ""
 
 
-def _identity(root: Location) -> str | None:
+def _identity(root: StorePath) -> str | None:
     """Give the identity that a group's ``zarr.json`` names and agrees with; ``None`` if there is none."""
     try:
-        return Manifest.from_attributes(parse_json(read_small(root), _Root)["attributes"], str(root)).identity
+        return Manifest.from_attributes(parse_json(root.read(), _Root)["attributes"], str(root)).identity
     except (OSError, UnreadableError, UserError):
         return None

@@ -1,4 +1,6 @@
-"""Which caches this user completed: a small note each, below ``$LOSA_CACHE_HOME``, so that writers never collide.
+"""The registry of the caches that this user completed: a small note of each below ``$LOSA_CACHE_HOME``.
+
+Every cache has a file of its own, so that writers never collide.
 
 A note also says what its cache was extracted from. Only then do the options in a cache, which anybody may have written,
 decide what is opened to compute its samples again.
@@ -13,8 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypedDict
 
-from losa_cache.cache.location import Location
 from losa_cache.cache.manifest import Manifest
+from losa_cache.cache.storage import StorePath
 from losa_cache.files import write_json
 from losa_cache.folders import find_home
 from losa_cache.outside import UnreadableError, read_json
@@ -39,7 +41,7 @@ class Note(TypedDict, total=False):
 
 
 def remember(
-    store: Location, manifest: Manifest, options: Mapping[str, Any] | None = None, seconds: float | None = None
+    store: StorePath, manifest: Manifest, options: Mapping[str, Any] | None = None, seconds: float | None = None
 ) -> None:
     """Note that a cache was completed now; a home that cannot be written costs the note, and a warning, no more.
 
@@ -52,9 +54,9 @@ def remember(
             them what was noted before stays.
         seconds: that the whole extraction took. Without them what was noted before stays.
     """
-    if not isinstance(store, Path):
+    if store.on_disk is None:
         return
-    place = str(store.resolve())
+    place = str(store.on_disk.resolve())
     content: Note = {"path": place, "identity": manifest.identity}
     ours = options is not None and _digest(options) == _digest(manifest.options)
     if ours or knows(store, manifest):
@@ -77,12 +79,12 @@ def remember(
         )
 
 
-def knows(store: Location, manifest: Manifest) -> bool:
+def knows(store: StorePath, manifest: Manifest) -> bool:
     """Tell whether this user extracted a cache from the very places that its manifest's options name."""
     home = find_home()
-    if home is None or manifest.options is None or not isinstance(store, Path):
+    if home is None or manifest.options is None or store.on_disk is None:
         return False
-    place = str(store.resolve())
+    place = str(store.on_disk.resolve())
     try:
         note = read_json(_note(home, place), Note)
     except UnreadableError:
@@ -91,10 +93,12 @@ def knows(store: Location, manifest: Manifest) -> bool:
     return (note.get("path"), note.get("identity"), note.get("options")) == expected
 
 
-def extraction_seconds(store: Path, manifest: Manifest) -> float | None:
+def extraction_seconds(store: StorePath, manifest: Manifest) -> float | None:
     """Say how long a cache's extraction took, if it ran here and in one go."""
     home = find_home()
-    place = str(store.resolve())
+    if store.on_disk is None:
+        return None
+    place = str(store.on_disk.resolve())
     try:
         note = Note() if home is None else read_json(_note(home, place), Note)
     except UnreadableError:

@@ -13,7 +13,7 @@ REQUEST = 2**22  # bytes, as dd bs=4M
 MOST_BYTES, MOST_SECONDS = 2**28, 0.5
 
 
-def memory_speed() -> float:
+def memory_bandwidth() -> float:
     """Copy within memory, by all of torch's threads: GB/s of what is copied."""
     source = torch.zeros(COPIED, dtype=torch.uint8)
     target = torch.zeros_like(source)
@@ -25,7 +25,7 @@ def memory_speed() -> float:
     return COPIED / 1e9 / median(seconds)
 
 
-def disk_speed(path: Path) -> float | None:
+def disk_bandwidth(path: Path) -> float | None:
     """Read the beginning of a file past the page cache, for half a second at most: GB/s.
 
     ``None`` where the system (macOS) or the file system knows no direct reads, or the file is smaller than a request.

@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from losa_cache.cache.blob import MOST_BUFFERS, CutShortError, DirectBlob, FileBlob, merged
-from losa_cache.cache.roof import REQUEST, disk_speed, memory_speed
+from losa_cache.cache.bandwidth import REQUEST, disk_bandwidth, memory_bandwidth
+from losa_cache.cache.byte_source import MOST_BUFFERS, CutShortError, DirectBytes, FileBytes, merged
 
 SIZE = 40_000
 
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
-    path = tmp_path_factory.mktemp("blob") / "bytes"
+    path = tmp_path_factory.mktemp("source") / "bytes"
     path.write_bytes(np.random.default_rng(0).integers(0, 256, SIZE, dtype=np.uint8).tobytes())
     return path
 
@@ -28,17 +28,17 @@ def pieces(lengths):
 
 
 @given(st.lists(st.tuples(st.integers(0, SIZE), st.lists(st.integers(1, 9_000), min_size=1, max_size=4)), max_size=5))
-@pytest.mark.parametrize("kind", [FileBlob, DirectBlob])
+@pytest.mark.parametrize("kind", [FileBytes, DirectBytes])
 def test_ranges_are_the_files_own_bytes(kind, file, wanted):
     whole = file.read_bytes()
     ranges = [(offset, sum(lengths), pieces(lengths)) for offset, lengths in wanted]
-    blob = kind(file)
-    assert blob.size == SIZE
+    source = kind(file)
+    assert source.size == SIZE
     if any(offset + length > SIZE for offset, length, _ in ranges):
         with pytest.raises(CutShortError):
-            blob.read(ranges)
+            source.read(ranges)
         return
-    blob.read(ranges)
+    source.read(ranges)
     for offset, length, buffers in ranges:
         assert b"".join(buffer.tobytes() for buffer in buffers) == whole[offset : offset + length]
 
@@ -52,15 +52,15 @@ def test_neighbours_are_one_read_and_strangers_are_not():
 
 def test_no_more_buffers_are_joined_than_the_system_takes(file):
     ranges = [(at, 1, pieces([1])) for at in range(3 * MOST_BUFFERS)]
-    FileBlob(file).read(ranges)
+    FileBytes(file).read(ranges)
     assert b"".join(buffers[0].tobytes() for _, _, buffers in ranges) == file.read_bytes()[: 3 * MOST_BUFFERS]
 
 
-def test_roofs_are_measured_where_there_is_something_to_measure(file, tmp_path):
-    assert memory_speed() > 0
-    assert disk_speed(file) is None  # smaller than a request
+def test_bandwidths_are_measured_where_there_is_something_to_measure(file, tmp_path):
+    assert memory_bandwidth() > 0
+    assert disk_bandwidth(file) is None  # smaller than a request
     (tmp_path / "large").write_bytes(bytes(2 * REQUEST))
-    speed = disk_speed(tmp_path / "large")
+    speed = disk_bandwidth(tmp_path / "large")
     assert speed is None or speed > 0  # None: a file system without direct reads
 
 
@@ -70,15 +70,15 @@ import os, sys
 del os.posix_fadvise, os.O_DIRECT
 import numpy as np
 from pathlib import Path
-from losa_cache.cache.blob import DirectBlob, FileBlob
-for kind in FileBlob, DirectBlob:
-    blob, buffer = kind(Path(sys.argv[1])), np.empty(9_000, dtype=np.uint8)
-    blob.expect([(123, 9_000)])
-    blob.read([(123, 9_000, [buffer])])
+from losa_cache.cache.byte_source import DirectBytes, FileBytes
+for kind in FileBytes, DirectBytes:
+    source, buffer = kind(Path(sys.argv[1])), np.empty(9_000, dtype=np.uint8)
+    source.expect([(123, 9_000)])
+    source.read([(123, 9_000, [buffer])])
     sys.stdout.buffer.write(buffer.tobytes())
 """
     root = str(Path(__file__).parent.parent.parent)
     done = subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True, check=True, cwd=root)
     assert done.stdout == 2 * file.read_bytes()[123:9_123]
     monkeypatch.delattr(os, "O_DIRECT")
-    assert disk_speed(file) is None
+    assert disk_bandwidth(file) is None

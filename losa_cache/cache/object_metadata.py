@@ -1,4 +1,4 @@
-"""The core of a store on a server, written by way of the same on a file system."""
+"""The metadata files of a cache in an object store, written by way of the same on a file system."""
 
 import shutil
 from collections.abc import Iterable
@@ -7,52 +7,52 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from losa_cache.cache.core import LIST, ROOT, Core, LocalCore, in_core
-from losa_cache.cache.remote import RemotePath
+from losa_cache.cache.metadata_files import LIST, ROOT, LocalMetadata, WritableMetadata, is_metadata
+from losa_cache.cache.object_store import ObjectPath
 
 
 @dataclass(frozen=True)
-class RemoteCore(Core):
-    """A core and its copy on a server: changed in a scratch folder, then uploaded as far as they differ.
+class ObjectMetadata(WritableMetadata):
+    """Metadata files and their copy in an object store: changed in a scratch folder; what differs is uploaded.
 
     The copy goes first, its list last of it; then the store, its root's ``zarr.json`` last. So a kill leaves nothing
-    that counts, or what :meth:`LocalCore.repair` mends.
+    that counts, or what :meth:`LocalMetadata.repair` mends.
 
     Attributes:
-        store, receipts: as of :class:`Core`.
-        local: the core in the scratch folder.
+        store, receipts: as of ``MetadataFiles``.
+        local: the same in the scratch folder.
     """
 
-    store: RemotePath
-    receipts: RemotePath
-    local: LocalCore
+    store: ObjectPath
+    receipts: ObjectPath
+    local: LocalMetadata
 
     @property
-    def copy(self) -> RemotePath:
+    def copy(self) -> ObjectPath:
         """The copy."""
         return self.receipts / "core"
 
     def create(self, *arguments: Any, **arrays: Any) -> None:
-        """Write copy and store (arguments as of ``LocalCore.create``)."""
+        """As ``WritableMetadata`` says."""
         self.local.create(*arguments, **arrays)
         self._push({})
 
     def finish(self, *arguments: Any) -> None:
-        """Write the final labels and attributes (arguments as of ``LocalCore.finish``), after either of the others."""
+        """As ``WritableMetadata`` says, after either of the others."""
         before = self._contents()
         self.local.finish(*arguments)
         self._push(before)
 
     def repair(self, identity: str | None = None) -> None:
-        """Put damaged files back (as ``LocalCore.repair``)."""
+        """As ``WritableMetadata`` says."""
         with suppress(OSError, ValueError):  # no list: it is made anew
             self.damaged(identity)  # refuses what is lost in both, by its URL
         for folder, there in self._folders:
             shutil.rmtree(folder, ignore_errors=True)
-            names = there.names() if there.lists else [*self.names(), LIST]
-            for name in filter(in_core, names):
+            names = [name for name, _ in there.scan()] if there.lists else [*self.names(), LIST]
+            for name in filter(is_metadata, names):
                 try:
-                    content = (there / name).read_bytes()
+                    content = (there / name).read()
                 except FileNotFoundError:
                     continue
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -62,10 +62,10 @@ class RemoteCore(Core):
         self._push(before)
 
     @property
-    def _folders(self) -> tuple[tuple[Path, RemotePath], tuple[Path, RemotePath]]:
+    def _folders(self) -> tuple[tuple[Path, ObjectPath], tuple[Path, ObjectPath]]:
         return (self.local.copy, self.copy), (self.local.store, self.store)
 
-    def _contents(self) -> dict[RemotePath, bytes]:
+    def _contents(self) -> dict[ObjectPath, bytes]:
         """Read every file in the scratch folder, by where it belongs, in the order to upload them."""
         return {
             there / name: (folder / name).read_bytes()
@@ -73,10 +73,10 @@ class RemoteCore(Core):
             for name in _last(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
         }
 
-    def _push(self, before: dict[RemotePath, bytes]) -> None:
+    def _push(self, before: dict[ObjectPath, bytes]) -> None:
         for place, content in self._contents().items():
             if before.get(place) != content:
-                place.write_bytes(content)
+                place.write(content)
 
 
 def _last(names: Iterable[str]) -> list[str]:

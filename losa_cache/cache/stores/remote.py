@@ -2,22 +2,23 @@
 
 import errno
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
+from losa_cache.cache.object_store import ObjectPath
 from losa_cache.errors import UserError
 from losa_cache.extras import extra
 
 if TYPE_CHECKING:
+    from obstore import Bytes
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
 
-SCHEMES = ("s3", "s3a", "gs", "az", "adl", "azure", "abfs", "abfss", "http", "https")
 CONTAINER_BEFORE_HOST = ("abfs", "abfss")  # abfss://container@account.dfs.core.windows.net
 RETRY_SECONDS = (
     40  # with obstore's 30 seconds a request: one that stalls is sent again, a dead server is an error in 60
@@ -40,40 +41,28 @@ REASONS = (
 )
 
 
-def is_url(text: str) -> bool:
-    """Whether this is a URL and not the path of a file."""
-    return "://" in text
-
-
 @dataclass(frozen=True)
-class RemotePath:
-    """One place on a server, with as much of a ``pathlib.Path`` as a cache needs.
+class RemotePath(ObjectPath):
+    """A place on a server.
 
     Every method raises ``UserError`` where the server cannot be reached, refuses or fails, in words that hold neither
     credentials nor endpoint. Pickled, it is its URL: another process takes the credentials of its own environment.
 
     Attributes:
-        root: URL of the folder that holds the cache.
-        key: below it, with ``/`` between names.
         store: obstore's, of ``root``.
     """
 
-    root: str
-    key: str
+    schemes = ("s3", "gs", "az", "https", "http", "s3a", "adl", "azure", "abfs", "abfss")
     store: "ObjectStore" = field(repr=False, compare=False)
 
     @classmethod
-    def parse(cls, url: str) -> "RemotePath":
+    def parse(cls, text: str) -> "RemotePath":
         """Take a URL.
 
         Raises:
-            UserError: for one that is of no known kind, names no folder or carries credentials, or without obstore.
+            UserError: for one that names no folder or carries credentials, or without obstore.
         """
-        parts = urlsplit(url.rstrip("/"))
-        if parts.scheme not in SCHEMES:
-            raise UserError(
-                f"URLs of {parts.scheme}:// cannot be opened: give a path, s3://, gs://, az://, https:// or http://."
-            )
+        parts = urlsplit(text.rstrip("/"))
         if parts.password is not None or ("@" in parts.netloc and parts.scheme not in CONTAINER_BEFORE_HOST):
             raise UserError(
                 f"the URL of {parts.hostname!r} carries a user name or a password: leave it out and set the "
@@ -86,33 +75,12 @@ class RemotePath:
             )
         folder, _, name = parts.path.rpartition("/")
         if not name or "/" in unquote(name) or not parts.netloc:
-            raise UserError(f"{url!r} names no cache: give {parts.scheme}://{parts.netloc or 'bucket'}/NAME.zarr.")
+            raise UserError(f"{text!r} names no cache: give {parts.scheme}://{parts.netloc or 'bucket'}/NAME.zarr.")
         root = f"{parts.scheme}://{parts.netloc}{folder}"
         return cls(root, unquote(name), _connect(root))
 
-    def __str__(self) -> str:
-        return f"{self.root}/{quote(self.key, safe='/-_.~+=@:,')}"
-
     def __reduce__(self) -> tuple[object, ...]:
         return _reopen, (str(self), self.root)
-
-    def __truediv__(self, name: str) -> "RemotePath":
-        return RemotePath(self.root, f"{self.key}/{name}", self.store)
-
-    @property
-    def name(self) -> str:
-        """Last part of the key."""
-        return self.key.rpartition("/")[2]
-
-    def with_name(self, name: str) -> "RemotePath":
-        """Name a neighbour."""
-        return RemotePath(self.root, self.key[: len(self.key) - len(self.name)] + name, self.store)
-
-    def resolve(self) -> "RemotePath":
-        """Return self: a URL is absolute."""
-        return self
-
-    absolute = resolve
 
     @property
     def lists(self) -> bool:
@@ -121,53 +89,37 @@ class RemotePath:
 
         return not isinstance(self.store, HTTPStore)
 
-    def names(self) -> dict[str, int]:
-        """List everything below, by name relative to this, with its size in bytes; only where the server ``lists``."""
+    def scan(self) -> Iterator[tuple[str, int]]:
+        """Give every object below, as the server lists it."""
         prefix = f"{self.key}/"
         with reaching(self, "listed"):
-            return {
-                entry["path"].removeprefix(prefix): entry["size"]
-                for part in self.store.list(prefix)
-                for entry in part
-                if entry["path"].startswith(prefix)
-            }
+            for part in self.store.list(prefix):
+                for entry in part:
+                    if entry["path"].startswith(prefix):
+                        yield entry["path"].removeprefix(prefix), entry["size"]
 
     def size(self) -> int:
-        """Bytes of the object.
-
-        Raises:
-            FileNotFoundError: if there is none.
-        """
+        """Bytes of the object."""
         with reaching(self, "read"):
             return self.store.head(self.key)["size"]
 
-    def is_file(self) -> bool:
-        """Whether there is an object of this name."""
-        try:
-            self.size()
-        except FileNotFoundError:
-            return False
-        return True
-
-    def read_bytes(self) -> bytes:
-        """Read the whole object.
-
-        Raises:
-            FileNotFoundError: if there is none.
-        """
+    def read(self) -> bytes:
+        """Read the whole object."""
         with reaching(self, "read"):
             return bytes(self.store.get(self.key).bytes())
 
-    def write_bytes(self, content: bytes) -> None:
+    def read_ranges(self, starts: Sequence[int], lengths: Sequence[int]) -> "Sequence[Bytes]":
+        """Read parts of the object; what is no further than 1 MiB apart by one request."""
+        with reaching(self, "read"):
+            return self.store.get_ranges(self.key, starts=starts, lengths=lengths)
+
+    def write(self, content: bytes) -> None:
         """Write an object: it appears whole or not at all."""
         with reaching(self, "written"):
             self.store.put(self.key, content, use_multipart=False)
 
     def create(self, content: bytes) -> bool:
-        """Write an object if there is none of this name, and say whether; where servers have no such step, in any case.
-
-        HTTP has none.
-        """
+        """Write an object if there is none of this name, and say whether. HTTP has no such step."""
         from obstore.exceptions import AlreadyExistsError
 
         try:
@@ -185,12 +137,8 @@ class RemotePath:
             else:
                 _patient(self.root).put(self.key, file, use_multipart=False)
 
-    def unlink(self, *, missing_ok: bool = False) -> None:
-        """Remove the object.
-
-        Raises:
-            FileNotFoundError: if there is none and the server says so, unless ``missing_ok``.
-        """
+    def unlink(self, missing_ok: bool = False) -> None:
+        """Remove the object."""
         try:
             with reaching(self, "removed"):
                 self.store.delete(self.key)

@@ -1,0 +1,93 @@
+"""Writing a cache on a file system: a lock that dies with its process, temporary names, renames."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from losa_cache.cache.metadata_files import LocalMetadata
+from losa_cache.cache.receipt import Receipt
+from losa_cache.cache.shard import ShardWriter
+from losa_cache.cache.shard_commit import ShardCommit
+from losa_cache.cache.storage import StorePath, WriterLock, receipts_of
+from losa_cache.cache.stores.local import LocalPath
+from losa_cache.errors import UserError
+from losa_cache.files import clear
+from losa_cache.lock import lock, unlock
+from losa_cache.machine.memory import readable_bytes
+
+
+class LocalLock(WriterLock):
+    """A cache on a file system, locked by ``flock``.
+
+    Raises:
+        UserError: if another process has the lock.
+        OSError: if the cache cannot be written.
+    """
+
+    metadata: LocalMetadata
+    disk: LocalPath
+
+    def __init__(self, path: LocalPath) -> None:
+        self.path = path
+        self.metadata = LocalMetadata(path, receipts_of(path))
+        self.disk = receipts_of(path)
+        self.disk.mkdir(parents=True, exist_ok=True)
+        self._lock = lock_or_refuse(self.disk / "lock", path)
+
+    def begun(self) -> bool:
+        """Whether there is something of that name."""
+        return self.metadata.store.exists()
+
+    def sweep(self) -> None:
+        """Remove files and folders that were not given their names."""
+        for folder in (self.metadata.store, self.metadata.receipts):
+            for leftover in list(folder.rglob("*.partial")):
+                clear(leftover)
+
+    def require_space(self, shards: Sequence[int], ratio: float) -> None:
+        """Refuse a disk that cannot hold all that is missing."""
+        needed = sum(shards) * ratio
+        free = shutil.disk_usage(self.disk).free
+        if needed > free:
+            raise UserError(
+                f"the cache needs {readable_bytes(needed)} more, but its disk has {readable_bytes(free)} free: choose "
+                f"fewer --layers, a smaller --limit or another --out than {str(self.path)!r}."
+            )
+
+    def commit(self, path: StorePath, receipt: Receipt) -> "LocalShard":
+        """Give the files of one shard, which is written in its folder."""
+        return LocalShard(path, receipt)
+
+    def close(self) -> None:
+        """Let others write the cache."""
+        unlock(self._lock)
+
+
+@dataclass(frozen=True)
+class LocalShard(ShardCommit):
+    """A shard that is written beside its final name and renamed."""
+
+    @property
+    def file(self) -> Path:
+        """Its own."""
+        assert self.path.on_disk is not None
+        return self.path.on_disk
+
+    def complete(self, writer: ShardWriter, notes: dict[str, Any]) -> None:
+        """Rename the bytes, then write the list and the receipt."""
+        writer.commit()
+        self.seal(self.content(writer, notes), writer.checksums)
+
+
+def lock_or_refuse(file: Path, store: StorePath) -> int:
+    """Lock a file.
+
+    Raises:
+        UserError: if another process has it: the one that writes ``store``.
+    """
+    handle = lock(file)
+    if handle is None:
+        raise UserError(f"another extraction is writing {str(store)!r}: wait for it, or choose another --out.")
+    return handle

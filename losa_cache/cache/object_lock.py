@@ -1,0 +1,224 @@
+"""Writing a cache to an object store: each shard is written whole in a folder here, uploaded, then its receipt."""
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from losa_cache.cache.local_lock import lock_or_refuse
+from losa_cache.cache.metadata_files import LIST, ROOT, LocalMetadata
+from losa_cache.cache.object_metadata import ObjectMetadata
+from losa_cache.cache.object_store import ObjectPath
+from losa_cache.cache.receipt import Receipt, ReceiptContent
+from losa_cache.cache.shard import ShardWriter
+from losa_cache.cache.shard_commit import ShardCommit
+from losa_cache.cache.storage import StorePath, WriterLock, receipts_of
+from losa_cache.cache.stores.local import LocalPath
+from losa_cache.errors import UserError
+from losa_cache.files import clear, write_whole
+from losa_cache.folders import home
+from losa_cache.lock import unlock
+from losa_cache.machine.memory import readable_bytes
+from losa_cache.outside import UnreadableError, parse_json, read_file
+
+SCRATCH_SHARDS = 2  # one that is written, one that is uploaded
+TOKEN_BYTES = 32
+
+
+class ObjectLock(WriterLock):
+    """A cache in an object store, locked by an object there that says who writes it, and by ``flock`` on a folder here.
+
+    The object is made only where there is none, in one step if the store has such. It outlives a process that is
+    killed: the next one with the same ``$LOSA_CACHE_HOME`` takes it over, for it finds its own token there, and holds
+    the lock that dies with its owner. What counts lies in the store: any machine can go on.
+
+    Attributes:
+        disk: the scratch folder, below ``$LOSA_CACHE_HOME``.
+
+    Raises:
+        UserError: if another process has the lock, or the store fails.
+    """
+
+    path: ObjectPath
+
+    def __init__(self, path: ObjectPath) -> None:
+        self.path = path
+        self.disk = home() / "uploads" / hashlib.sha256(str(path).encode()).hexdigest()[:16]
+        try:
+            self.disk.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"shards pass through {str(self.disk)!r} on their way to {str(path)!r}, and that folder cannot be made "
+                f"({error.strerror}): set LOSA_CACHE_HOME to a folder that can be written."
+            ) from error
+        self._sign = receipts_of(path) / "lock"
+        self._lock = lock_or_refuse(self.disk / "lock", path)
+        try:
+            self._claim()
+            self._clear()
+        except BaseException:
+            unlock(self._lock)
+            raise
+        scratch = LocalPath(self.disk / "core.zarr")
+        self.metadata = ObjectMetadata(path, receipts_of(path), LocalMetadata(scratch, receipts_of(scratch)))
+        self._uploads = Uploads()
+
+    def begun(self) -> bool:
+        """Whether there is any object below that name; where the store cannot list, one of those written first."""
+        if any(place.is_file() for place in (self.path / ROOT, receipts_of(self.path) / "core" / LIST)):
+            return True
+        return self.path.lists and any(self.path.scan())
+
+    def sweep(self) -> None:
+        """Leave all as it is: what was not uploaded whole is not there."""
+
+    def require_space(self, shards: Sequence[int], ratio: float) -> None:
+        """Refuse a scratch folder that cannot hold the shards under way."""
+        needed = sum(sorted(shards)[-SCRATCH_SHARDS:])
+        free = shutil.disk_usage(self.disk).free
+        if needed > free:
+            raise UserError(
+                f"an upload needs {readable_bytes(needed)} here for the shards under way, but {str(self.disk)!r} "
+                f"has {readable_bytes(free)} free: set LOSA_CACHE_HOME to another disk."
+            )
+
+    def commit(self, path: StorePath, receipt: Receipt) -> "UploadedShard":
+        """Give the objects of one shard, which is written in the scratch folder."""
+        assert isinstance(path, ObjectPath), "a shard of this cache"
+        return UploadedShard(path, receipt, self.disk, self._uploads)
+
+    def wait(self) -> None:
+        """Wait for the upload that is under way."""
+        self._uploads.wait()
+
+    def close(self) -> None:
+        """Let the upload that is under way end, clear the scratch folder and let others write the cache."""
+        try:
+            self._uploads.close()
+            self._clear()
+            with suppress(UserError, FileNotFoundError):  # the next to come takes it over
+                self._sign.unlink()
+        finally:
+            unlock(self._lock)
+
+    def _clear(self) -> None:
+        for name in ("core.zarr", "core.zarr.receipts"):
+            shutil.rmtree(self.disk / name, ignore_errors=True)
+        for shard in self.disk.glob("c.*"):
+            shard.unlink()
+
+    def _claim(self) -> None:
+        token = self._token()
+        since = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+        mine = json.dumps({"token": token, "host": socket.gethostname(), "process": os.getpid(), "since": since})
+        if self._sign.create(mine.encode()):
+            return
+        theirs = self._owner()
+        if theirs.get("token") == token:
+            self._sign.write(mine.encode())
+            return
+        raise UserError(
+            f"another extraction is writing {str(self.path)!r} (on {theirs.get('host')}, process "
+            f"{theirs.get('process')}, since {theirs.get('since')}): wait for it, or, if it was killed, delete "
+            f"{str(self._sign)!r}."
+        )
+
+    def _token(self) -> str:
+        file = self.disk / "token"
+        try:
+            return read_file(file, at_most=TOKEN_BYTES).decode("ascii")
+        except (UnreadableError, ValueError):  # none yet, or none that this process wrote
+            token = uuid4().hex
+            clear(file)
+            write_whole(file, token.encode())
+            return token
+
+    def _owner(self) -> dict[str, Any]:
+        try:
+            return parse_json(self._sign.read(), dict[str, Any])
+        except (FileNotFoundError, UnreadableError):
+            return {}
+
+
+class Uploads:
+    """Uploads on a thread of their own, one while the next shard is written."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "upload")
+        self._last: Future[None] | None = None
+        self.done: dict[int, ReceiptContent] = {}
+
+    def start(self, upload: Callable[[], None]) -> None:
+        """Begin one, once the one before has ended.
+
+        Raises:
+            UserError: if that failed.
+        """
+        self.wait()
+        self._last = self._thread.submit(upload)
+
+    def wait(self) -> None:
+        """Wait for the one that is under way.
+
+        Raises:
+            UserError: if it failed.
+        """
+        if self._last is not None:
+            last, self._last = self._last, None
+            last.result()
+
+    def close(self) -> None:
+        """Let the one that is under way end."""
+        self._thread.shutdown()
+
+
+@dataclass(frozen=True)
+class UploadedShard(ShardCommit):
+    """A shard that is written in a scratch folder and uploaded whole.
+
+    Attributes:
+        scratch: the folder.
+        uploads: of the lock; ``done`` there holds receipts that were found or written: no other process changes them.
+    """
+
+    path: ObjectPath
+    scratch: Path
+    uploads: Uploads
+
+    @property
+    def file(self) -> Path:
+        """One in the scratch folder."""
+        return self.scratch / self.path.name
+
+    def done(self) -> ReceiptContent | None:
+        """Return the receipt, read once."""
+        if self.shard not in self.uploads.done and (found := super().done()) is not None:
+            self.uploads.done[self.shard] = found
+        return self.uploads.done.get(self.shard)
+
+    def forget(self) -> None:
+        """Have it written again."""
+        self.uploads.done.pop(self.shard, None)
+        super().forget()
+
+    def complete(self, writer: ShardWriter, notes: dict[str, Any]) -> None:
+        """Upload the bytes, then write the list and the receipt, while the next shard is written."""
+        writer.commit()
+        content = self.content(writer, notes)
+
+        def upload() -> None:
+            self.path.upload(writer.path)
+            self.seal(content, writer.checksums)
+            writer.path.unlink()
+            self.uploads.done[self.shard] = content
+
+        self.uploads.start(upload)

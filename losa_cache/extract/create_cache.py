@@ -1,0 +1,89 @@
+"""A cache about to be written: planned, fitted to its first images, created or opened to be resumed."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from losa_cache.cache.layout import SHARD_BYTES, Layout, plan_layout
+from losa_cache.cache.location import Location
+from losa_cache.cache.manifest import Manifest
+from losa_cache.cache.precision import Encoding, get_precision
+from losa_cache.cache.writer import CacheWriter, lock_cache
+from losa_cache.calibrate import calibrate, compression_ratio
+from losa_cache.inputs import Inputs
+from losa_cache.sources import Sources
+
+
+def plan_store(inputs: Inputs, encoding: Encoding, *, shard_bytes: int = SHARD_BYTES) -> Layout:
+    """Plan chunks and shards of an encoding, not yet compressed."""
+    manifest = inputs.manifest
+    planes, tokens, columns = encoding.stored_shape(len(manifest.points), inputs.backbone.tokens, manifest.width)
+    return plan_layout(
+        samples=len(inputs.samples) * manifest.views,
+        layers=planes,
+        tokens=tokens,
+        columns=columns,
+        itemsize=encoding.precision.itemsize,
+        shard_bytes=shard_bytes,
+    )
+
+
+def sources_of(writer: CacheWriter, inputs: Inputs) -> Sources | None:
+    """Give the lists of a cache's files; ``None`` where samples are not of single files."""
+    if inputs.samples.file is None:
+        return None
+    return Sources(writer.path, writer.layout, writer.manifest, inputs.samples)
+
+
+@contextmanager
+def create_cache(
+    inputs: Inputs,
+    path: Location,
+    *,
+    workers: int,
+    options: dict[str, Any] | None,
+    shard_bytes: int = SHARD_BYTES,
+) -> Iterator[CacheWriter]:
+    """Create a cache, its encoding fitted and its compression chosen on the first images; or open it to resume.
+
+    The lock is taken first: of two processes one fits and writes, and the other is refused at once.
+
+    Args:
+        inputs: what it holds.
+        path: of the ``.zarr`` folder.
+        workers: that decode the first images.
+        options: to be noted in the cache, so that its samples can be computed again.
+        shard_bytes: aimed-at size of a shard.
+
+    Raises:
+        UserError: if another process writes it, it holds another identity, it cannot be written, or the disk has no
+            room for what is missing.
+    """
+    samples, views = inputs.samples, inputs.manifest.views
+    labels = np.repeat(samples.labels, views)
+    ids = [name for name in samples.ids for _ in range(views)]
+    tail = dict(inputs.backbone.tail.state_dict())
+    with lock_cache(path) as lock:
+        if lock.begun():
+            writer = CacheWriter.resume(lock, inputs.manifest, labels=labels, ids=ids, tail=tail)
+        else:
+            manifest, layout, encoding = _fit(inputs, workers=workers, options=options, shard_bytes=shard_bytes)
+            writer = CacheWriter.create(lock, manifest, layout, encoding, labels=labels, ids=ids, tail=tail)
+        with writer:
+            yield writer
+
+
+def _fit(
+    inputs: Inputs, *, workers: int, options: dict[str, Any] | None, shard_bytes: int
+) -> tuple[Manifest, Layout, Encoding]:
+    precision = get_precision(inputs.manifest.precision)
+    sample = calibrate(inputs, workers=workers, images=precision.images)
+    encoding = sample.fit(precision)
+    layout = plan_store(inputs, encoding, shard_bytes=shard_bytes)
+    ratio = compression_ratio(encoding, sample.whole, layout)
+    described = encoding.describe() | {"compressed": ratio and round(ratio, 3)}
+    manifest = replace(inputs.manifest, encoding=described, options=options)
+    return manifest, replace(layout, compressed=ratio is not None), encoding

@@ -1,0 +1,198 @@
+"""A store of another kind, in one class: what the contract asks of it is enough to extract, train and verify."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+import losa_cache as lc
+from losa_cache.cache.location import locate
+from losa_cache.cache.object_store import ObjectPath
+from losa_cache.cache.storage import StorePath, receipts_of
+from losa_cache.cache.stores.local import LocalPath
+from losa_cache.errors import UserError
+from losa_cache.extract.extract import extract
+from losa_cache.extract.meter import Meter
+from losa_cache.extract.verify import verify_cache
+from tests.conftest import tiny_backbone, tiny_samples
+from tests.extract.test_extract import contents
+
+OPTIONS = {"precision": "int8", "shard_bytes": 4_000, "batch_size": 4, "workers": 1}
+OBJECTS: dict[str, bytes] = {}
+STEPS: list[str] = []
+"""Names of what was changed, one after the other."""
+
+
+class KilledError(BaseException):
+    """In place of a kill: nothing that is done after it changes the store."""
+
+
+LAST = [10**9]
+"""Number of the step at which the writer is killed."""
+
+
+def step(name: str) -> None:
+    STEPS.append(name)
+    if len(STEPS) >= LAST[0]:
+        raise KilledError
+
+
+@dataclass(frozen=True)
+class MemoryPath(ObjectPath):
+    """A place in this process's memory."""
+
+    schemes = ("memory",)
+
+    @classmethod
+    def parse(cls, text: str) -> "MemoryPath":
+        root, _, key = text.rpartition("/")
+        return cls(root, key)
+
+    def scan(self) -> Iterator[tuple[str, int]]:
+        start = f"{self}/"
+        yield from [(name.removeprefix(start), len(OBJECTS[name])) for name in OBJECTS if name.startswith(start)]
+
+    def size(self) -> int:
+        return len(self.read())
+
+    def read(self) -> bytes:
+        try:
+            return OBJECTS[str(self)]
+        except KeyError:
+            raise FileNotFoundError(str(self)) from None
+
+    def read_ranges(self, starts, lengths):
+        return [self.read()[start : start + length] for start, length in zip(starts, lengths, strict=True)]
+
+    def write(self, content: bytes) -> None:
+        step(str(self))
+        OBJECTS[str(self)] = content
+
+    def create(self, content: bytes) -> bool:
+        if str(self) in OBJECTS:
+            return False
+        self.write(content)
+        return True
+
+    def upload(self, file) -> None:
+        self.write(file.read_bytes())
+
+    def unlink(self, missing_ok: bool = False) -> None:
+        if str(self) in OBJECTS or not missing_ok:
+            self.read()
+            step(f"- {self}")
+            del OBJECTS[str(self)]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole") / "c.zarr"
+    return extract(tiny_backbone(), tiny_samples(), out=out, **OPTIONS)
+
+
+@pytest.fixture(autouse=True)
+def empty():
+    OBJECTS.clear()
+    STEPS.clear()
+    LAST[0] = 10**9
+
+
+def write(**options):
+    STEPS.clear()
+    return extract(tiny_backbone(), tiny_samples(), out="memory://here/c.zarr", **OPTIONS, **options)
+
+
+def require_same(cache, whole):
+    """The objects are the files of a local extraction, and no other (a file system keeps an empty lock file, too)."""
+    for here, there in ((cache.path, whole.path), (cache.receipts, whole.receipts)):
+        found = {name: hashlib.sha256((here / name).read()).hexdigest() for name, _ in here.scan()}
+        assert found == {name: digest for name, digest in contents(there).items() if name != "lock"}
+
+
+def test_one_class_is_a_store(whole, tmp_path):
+    cache = write()
+    assert isinstance(cache.path, MemoryPath)
+    assert cache.remote
+    require_same(cache, whole)
+    assert verify_cache("memory://here/c.zarr")["intact"]
+    runs = [
+        lc.train(place, out=tmp_path / name, rank=2, epochs=1, batch_size=8, device="cpu")
+        for name, place in (("memory", "memory://here/c.zarr"), ("disk", whole.path))
+    ]
+    assert runs[0].metrics["val_loss"] == runs[1].metrics["val_loss"]
+    assert runs[0].metrics["train_loss"] == runs[1].metrics["train_loss"]
+
+
+def test_what_is_damaged_there_is_mended(whole):
+    cache = write()
+    shard, label = cache.shard_path(2), cache.path / "labels/c/0"
+    OBJECTS[str(shard)] = OBJECTS[str(shard)][:40] + b"?" + OBJECTS[str(shard)][41:]
+    OBJECTS[str(label)] = b"other"
+    found = verify_cache(cache.path, repair=True, backbone=tiny_backbone(), dataset=tiny_samples())
+    assert (found["repaired"], found["intact"]) == (True, True)
+    require_same(cache, whole)
+
+
+def test_bytes_come_before_the_list_and_the_receipt_last(whole):
+    write()
+    shards = [name for name in STEPS if "/c.zarr/activations/block/c." in name]
+    assert len(shards) == whole.layout.shards
+    for number in range(whole.layout.shards):
+        bytes_, sums, receipt = (
+            STEPS.index(f"memory://here/{name}")
+            for name in (
+                f"c.zarr/activations/block/c.{number}.0.0.0",
+                f"c.zarr.receipts/checksums/{number:06d}.crc32c",
+                f"c.zarr.receipts/{number:06d}.json",
+            )
+        )
+        assert bytes_ < sums < receipt
+    store = [at for at, name in enumerate(STEPS) if name.startswith("memory://here/c.zarr/")]
+    first = {name: at for at, name in reversed(list(enumerate(STEPS)))}
+    assert max(at for name, at in first.items() if "receipts/core/" in name) < store[0]  # the copy before the store
+    assert STEPS[store[-1]] == "memory://here/c.zarr/zarr.json"  # what says that the cache is complete comes last
+    assert store[-1] > max(at for at, name in enumerate(STEPS) if "c.zarr.receipts/0" in name)
+
+
+def test_a_writer_killed_at_any_step_goes_on_to_the_same_bytes(whole):
+    write()
+    count = len(STEPS)
+    for last in range(1, count + 1, 17):
+        OBJECTS.clear()
+        LAST[0] = last
+        with pytest.raises(KilledError):
+            write()
+        LAST[0] = 10**9
+        done = sum("receipts/0" in name for name in OBJECTS)
+        meter = Meter()
+        cache = write(meter=meter)
+        assert meter.images <= len(whole.ids) - 5 * max(0, done - 1)  # no shard that was done is computed again
+        require_same(cache, whole)
+
+
+def test_a_url_of_no_store_names_those_that_there_are():
+    with pytest.raises(UserError, match=r"URLs of ftp:// cannot be opened: give a path or one of .*s3://.*memory://"):
+        locate("ftp://host/c.zarr")
+
+
+def test_a_path_is_a_place_and_stays_a_path(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "there", target_is_directory=True)
+    (tmp_path / "there").mkdir()
+    place = locate(tmp_path / "link" / "c.zarr")
+    assert isinstance(place, LocalPath)
+    assert isinstance(place, StorePath)
+    assert place == tmp_path / "there" / "c.zarr" == place.on_disk
+    assert receipts_of(place) == tmp_path / "there" / "c.zarr.receipts"
+    file = place / "labels"
+    with pytest.raises(FileNotFoundError):
+        file.read()
+    place.mkdir()
+    file.write(b"one")
+    inode = file.stat().st_ino
+    file.write(b"two")
+    assert file.read() == b"two"
+    assert file.stat().st_ino != inode  # replaced, not overwritten
+    assert dict(place.scan()) == {"labels": 3}
+    with pytest.raises(FileNotFoundError):  # no more than its own folder is made
+        (place / "gone" / "a" / "b").write(b"")
