@@ -259,7 +259,8 @@ def train(
     if resume is not None:
         taken = ("resume", "device", "residency", "stage", "as_json")
         refuse(context, "--resume goes on with a run's own options", but=taken)
-        with TrainingBar(Run(resume).config()[0].epochs) as bar:
+        resumed, _ = Run(resume).config()
+        with TrainingBar(resumed.epochs, resumed.task) as bar:
             shown: dict[str, Any] = {"report": bar, "progress": bar.advance, "staging": bar.staging}
             result = resume_run(resume, device=device, residency=residency, stage=stage, **shown)
         print_result(training_report(result), as_json)
@@ -327,7 +328,7 @@ def train(
     if opened is None and not online:
         opened = latest_training_cache(all_tokens=config.reads_all_tokens or fresh is not None)
         note(f"cache: {opened.path} (the most recent complete one)")
-    with TrainingBar(config.epochs) as bar:
+    with TrainingBar(config.epochs, config.task) as bar:
         shown = {"report": bar, "progress": bar.advance, "staging": bar.staging}
         places: dict[str, Any] = {"out": out, "device": device, "residency": residency, "stage": stage}
         result = run(opened, online=fresh, config=config, **places, **shown)
