@@ -1,6 +1,6 @@
 """Kinds of tasks, found by name: every module here but ``base`` is one, whose ``TASK`` says all about it.
 
-Names are known without importing torch, or a task.
+Names are known without importing torch, numpy or a task.
 """
 
 from functools import cache

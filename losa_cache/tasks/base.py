@@ -1,4 +1,4 @@
-"""What a kind of task is: its targets, its loss, its metrics, and what it offers. Nothing here imports torch.
+"""What a kind of task is: its targets, its loss, its metrics, and what it offers. Nothing here imports torch or numpy.
 
 A task is a subclass of :class:`Task` in a module of its own in this package, and an instance of it called ``TASK``. The
 training loop, many trials at a time, sweeps, evaluation and reports know nothing else of what is learned.
@@ -10,12 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from losa_cache.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
 Terms = Callable[["Tensor", "Tensor"], "Tensor"]
@@ -146,7 +145,7 @@ class Task(ABC):
             UserError: for a data set from which the task cannot be learned.
         """
 
-    def targets(self, labels: NDArray[np.int64], classes: Sequence[str]) -> NDArray[Any]:
+    def targets(self, labels: "NDArray[np.int64]", classes: Sequence[str]) -> "NDArray[Any]":
         """Read the targets off a data set's labels, or a cache's.
 
         Args:
@@ -218,7 +217,7 @@ class Task(ABC):
         """Turn plain targets into what mixup mixes, ``(batch, outputs)``. Asked only where the task mixes."""
         raise NotImplementedError
 
-    def require_choosable(self, targets: NDArray[Any], classes: Sequence[str], remedy: str) -> None:
+    def require_choosable(self, targets: "NDArray[Any]", classes: Sequence[str], remedy: str) -> None:
         """Refuse held-out images on which no choice between settings can be made.
 
         Args:
