@@ -119,7 +119,8 @@ class Task(ABC):
         loss_options: fields of ``TrainConfig`` that the loss takes by name, each a number. Trials that train together
             may differ in them.
         balances: whether targets are classes that ``--sampling balanced`` can draw equally often.
-        mixes: whether targets can be mixed, as mixup and cutmix do: then :meth:`soft` gives what is mixed.
+        mixes: whether targets are class numbers, which mixup and cutmix can mix: then :meth:`soft` gives what is mixed,
+            and :meth:`loss` takes it, too.
         probes: whether a logistic regression on pooled rows learns the same, as classifiers over all layers and the
             line to beat have it (``losa_cache.probe``).
         compares: whether a prediction is right or wrong, so that ``losa_cache.compare`` can count images.
@@ -230,9 +231,9 @@ class Task(ABC):
         """
         if len(targets) < LEAST:
             images = f"{len(targets)} image{'' if len(targets) == 1 else 's'}"
+            enough = f", and about {ENOUGH} to be sure of 1 point" if self.selection.share else ""
             raise UserError(
-                f"{images} held out cannot tell settings apart: a choice takes at least {LEAST}, and about {ENOUGH} to "
-                f"be sure of 1 point; {remedy}."
+                f"{images} held out cannot tell settings apart: a choice takes at least {LEAST}{enough}; {remedy}."
             )
 
     @property
