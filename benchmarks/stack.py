@@ -22,6 +22,7 @@ from losa_cache.machine.allocator import keep_freed_memory
 from losa_cache.machine.device import choose_device
 from losa_cache.sidenet.operand import Block
 from losa_cache.sidenet.stack import AdapterStack
+from losa_cache.tasks.classification import TASK
 from losa_cache.train.batch import Batch
 from losa_cache.train.graph import Recorder
 from losa_cache.train.loop import make_optimizer
@@ -78,7 +79,13 @@ def alone(adapter: Adapter, blocks: Sequence[Block], labels: Tensor, recorder: R
     """Build the step of one trial, as ``losa-cache train`` takes it, recorded or eager."""
     optimizer = make_optimizer(adapter, TrainConfig())
     step = AdapterStep(
-        adapter, optimizer, clip_grad=1.0, label_smoothing=0.0, autocast=torch.bfloat16, recorder=recorder
+        adapter,
+        optimizer,
+        task=TASK,
+        clip_grad=1.0,
+        options={"label_smoothing": 0.0},
+        autocast=torch.bfloat16,
+        recorder=recorder,
     )
     return OneBatch(step, blocks, labels, recorded=recorder is not None)
 
@@ -90,7 +97,14 @@ def together(
     count = len(members)
     stack = AdapterStack(members).to(labels.device)
     optimizer = StackedAdamW(stack.decayed(), weight_decay=[1e-4] * count, clip_grad=[1.0] * count)
-    step = StackStep(stack, optimizer, label_smoothing=[0.0] * count, autocast=torch.bfloat16, recorder=recorder)
+    step = StackStep(
+        stack,
+        optimizer,
+        task=TASK,
+        options={"label_smoothing": [0.0] * count},
+        autocast=torch.bfloat16,
+        recorder=recorder,
+    )
     return OneBatch(step, blocks, labels, recorded=recorder is not None)
 
 

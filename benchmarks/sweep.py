@@ -51,7 +51,8 @@ def epoch(path: str, trials: int, rank: int, layers: str) -> dict[str, float]:
         def run(number: int) -> None:
             chosen = data.chosen
             train_epoch(adapters[0], optimizer, data.source, chosen.train, base, epoch=number, autocast=autocast)
-            evaluate(adapters[0], data.plain, chosen.held_out, batch_size=base.batch_size, autocast=autocast)
+            task, held_out, size = data.task, chosen.held_out, base.batch_size
+            evaluate(adapters[0], data.plain, held_out, task=task, batch_size=size, autocast=autocast)
     else:
         cohort = Cohort(range(trials), configs, adapters, data)
 

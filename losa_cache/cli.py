@@ -149,7 +149,7 @@ def train(
     if opened is None and not online:
         opened = latest_training_cache(all_tokens=config.reads_all_tokens or fresh is not None)
         note(f"cache: {opened.path} (the most recent complete one)")
-    with TrainingBar(config.epochs) as bar:
+    with TrainingBar(config.epochs, config.task) as bar:
         shown: dict[str, Any] = {"report": bar, "progress": bar.advance, "staging": bar.staging}
         places: dict[str, Any] = {"out": out, "device": device, "residency": residency, "stage": stage}
         result = run(opened, online=fresh, config=config, **places, **shown)
@@ -158,11 +158,11 @@ def train(
 
 def _resume(run: Path, as_json: bool, **places: Any) -> None:
     """Continue a run; ``places`` as of ``losa_cache.resume``."""
-    epochs = read_run(run)[0].epochs
+    config, _, _ = read_run(run)
     from losa_cache.display import TrainingBar, training_report
     from losa_cache.train.train import resume
 
-    with TrainingBar(epochs) as bar:
+    with TrainingBar(config.epochs, config.task) as bar:
         shown: dict[str, Any] = {"report": bar, "progress": bar.advance, "staging": bar.staging}
         result = resume(run, **places, **shown)
     print_result(training_report(result), as_json)

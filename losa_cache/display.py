@@ -10,6 +10,7 @@ from losa_cache.cache.store import ActivationCache
 from losa_cache.extract.limiter import limiter
 from losa_cache.extract.meter import Meter
 from losa_cache.machine.memory import readable_bytes
+from losa_cache.tasks import CLASSIFICATION, get_task
 from losa_cache.text import shown
 from losa_cache.train.train import TrainResult
 
@@ -162,15 +163,16 @@ class PassBar:
 
 
 class TrainingBar(PassBar):
-    """Show epochs, and the loss and accuracy of the last; a line every tenth where there is no terminal.
+    """Show epochs, and the loss and the selection metric of the last; a line every tenth where there is no terminal.
 
     Says what limits an epoch whenever that changes, unless epochs are over in no time.
     """
 
     _limiter = ""
 
-    def __init__(self, epochs: int) -> None:
+    def __init__(self, epochs: int, task: str = CLASSIFICATION) -> None:
         super().__init__("epoch", epochs)
+        self._metric = get_task(task).selection
 
     def staging(self, share: float) -> None:
         """Take the share of the cache that is copied."""
@@ -182,8 +184,8 @@ class TrainingBar(PassBar):
         """Take an epoch's metrics."""
         epoch = metrics["epoch"]
         figures = f"loss {metrics['train_loss']:.3f}"
-        if "val_top1" in metrics:
-            figures += f", val top-1 {metrics['val_top1']:.1f} %"
+        if (value := metrics.get(self._metric.held_out)) is not None:
+            figures += f", val {self._metric.title} {self._metric.show(value)}"
         self._bar.update(self._task, completed=epoch, figures=f", {figures}")
         if epoch % max(1, self.total // 10) == 0 or epoch == self.total:
             self.line(f"epoch {epoch}/{self.total}: {figures}, {metrics['train_seconds']:.2f} s")

@@ -19,6 +19,7 @@ from losa_cache.files import reason
 from losa_cache.points import WITHOUT_START
 from losa_cache.sweep.engine.record import is_number
 from losa_cache.sweep.report.findings import say
+from losa_cache.tasks import get_task
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.run import Run
 from losa_cache.train.stored import KEPT_FILES
@@ -64,6 +65,11 @@ def read_run(path: Path) -> Trained:
     """
     run = Run(path)
     config, origin = run.config()
+    if not get_task(config.task).compares:
+        raise UserError(
+            f"run {str(path)!r} learns the task {config.task!r}, whose predictions are not right or wrong: compare "
+            "such runs by what losa-cache eval gives."
+        )
     options = asdict(config)
     for name in KEPT_FILES:
         if options[name] is not None and options[name] != DEFAULTS[name] and Path(options[name]).is_file():

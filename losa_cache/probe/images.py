@@ -11,8 +11,9 @@ from losa_cache.cache.store import ActivationCache
 from losa_cache.errors import UserError
 from losa_cache.machine.memory import available_memory, readable_bytes
 from losa_cache.probe.features import probed_points, rows_of_point
-from losa_cache.probe.held_out import ENOUGH, LEAST, require_choosable
 from losa_cache.probe.tuning import FOLDS, Folds, cross_validation, held_out_fold
+from losa_cache.tasks import CLASSIFICATION, get_task
+from losa_cache.tasks.base import ENOUGH, LEAST
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.sampler import first_by_hash
 from losa_cache.train.training_data import selected
@@ -82,7 +83,8 @@ def choose_images(
         notes.append(
             f"{len(absent)} of {len(classes)} classes have no training image and are never predicted ({names})."
         )
-    require_choosable(fitted if cross else labels[held_out], classes, "hold out more with --val-fraction or --val-ids")
+    remedy = "hold out more with --val-fraction or --val-ids"
+    get_task(CLASSIFICATION).require_choosable(fitted if cross else labels[held_out], classes, remedy)
     folds = cross_validation(fitted, seed=config.seed) if cross else held_out_fold(len(train), len(held_out))
     return Images(train, held_out, test, folds, notes)
 

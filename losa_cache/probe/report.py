@@ -14,14 +14,15 @@ from losa_cache.sweep.report.drawing import (
     INK,
     ORANGE,
     legend,
+    metric_axis,
     panels,
     plain,
     png,
     require_matplotlib,
-    top1_axis,
 )
 from losa_cache.sweep.report.html_page import facts, page, picture
 from losa_cache.sweep.report.html_page import table as html_table
+from losa_cache.tasks.classification import TOP1
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -116,8 +117,8 @@ def draw(record: ProbeRecord) -> "Figure":
     if tested:
         _curves(grid[1], record, "test_top1")
         grid[1].set_title("test", fontsize=9, color=INK)
-    top1_axis(grid[0], label=False)
-    grid[0].set_ylabel("top-1 (%)")
+    metric_axis(grid[0], TOP1, label=False)
+    grid[0].set_ylabel(TOP1.label)
     legend(figure)
     return figure
 

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from losa_cache.errors import UserError
 from losa_cache.points import ALL_LAYERS
 from losa_cache.sidenet.blend import Blend
 from losa_cache.sidenet.ladder import Ladder
@@ -38,7 +37,7 @@ class Adapter(nn.Module):
         tokens: tokens n of a block output.
         width: channels d of a block output.
         rank: r, of a ladder the width; not used by the linear probe, ``fusion`` and ``attentive``.
-        classes: number of classes, at least 2.
+        classes: outputs of the classifier: the number of classes, or what another task than classification has.
         tail: the backbone's frozen tail.
         seed: of the random start, and of the noise in training.
         grid: frames, rows and columns of a video's tokens, behind any prefix tokens: a LoSA mixes space and time apart.
@@ -73,8 +72,6 @@ class Adapter(nn.Module):
         self.pooling = pooling_of(tail.config) if head == ALL_LAYERS else None
         if side not in (*SIDES, *QUERIES):
             raise ValueError(f"unknown side network {side!r}; known: {', '.join((*SIDES, *QUERIES))}.")
-        if classes < 2:
-            raise UserError(f"the data set has {classes} class(es): a classifier needs at least 2.")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             if self.pooling is not None:

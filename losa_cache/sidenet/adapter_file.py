@@ -35,7 +35,7 @@ class _Arguments(Struct, forbid_unknown_fields=True):
     tokens: Size
     width: Size
     rank: Annotated[int, Meta(ge=0, le=2**20)]
-    classes: Annotated[int, Meta(ge=2, le=2**24)]
+    classes: Annotated[int, Meta(ge=1, le=2**24)]
     seed: Annotated[int, Meta(ge=0)] = 0
     grid: Annotated[list[Size], Meta(min_length=3, max_length=3)] | None = None
     head: str = LAST
@@ -77,6 +77,7 @@ class _Config(Struct):
     classes: list[str]
     cache: _Cache
     probe: _Probe | None = None
+    task: str | None = None  # of classification there is none
 
 
 def save_adapter(folder: Path, adapter: Adapter, config: dict[str, Any]) -> None:
@@ -131,7 +132,9 @@ def _require_whole(config: _Config) -> None:
         raise UnreadableError(f"depth is {own.depth} of {len(config.layers)} layers")
     if own.head not in HEADS:
         raise UnreadableError(f"head is {own.head!r}")
-    if own.classes != len(config.classes):
+    if config.task is None and own.classes < 2:
+        raise UnreadableError(f"it has {own.classes} class")
+    if config.task is None and own.classes != len(config.classes):
         raise UnreadableError(f"it counts {own.classes} classes and names {len(config.classes)}")
 
 

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from losa_cache.errors import UserError
 from losa_cache.machine.memory import available_memory
 from losa_cache.probe.blend import fit_shares
-from losa_cache.probe.held_out import ENOUGH
 from losa_cache.probe.logistic import PATH, Fit
 from losa_cache.probe.tuning import cross_validation, fit_at, held_out_fold, judged
 from losa_cache.sidenet.adapter import Adapter
 from losa_cache.sidenet.operand import dense
 from losa_cache.sidenet.stack import AdapterStack
+from losa_cache.tasks import Task
+from losa_cache.tasks.base import ENOUGH
 from losa_cache.train.batch import Source
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.sampler import requests_in_order
@@ -36,7 +37,7 @@ MOST_FOLDED = 5000  # samples up to which a probe is fitted several times: beyon
 
 Progress = Callable[[float], None]
 Rows = tuple[Tensor, Tensor]
-"""Pooled rows, float32 ``(N, points, m, d)``, and labels, int64 ``(N,)``, on the host."""
+"""Pooled rows, float32 ``(N, points, m, d)``, and targets (labels: int64 ``(N,)``), on the host."""
 
 
 def start(
@@ -52,7 +53,7 @@ def start(
     C is chosen on the held-out samples where they are enough, else by cross-validation over the training samples: by
     the loss, since logits that are too large would drown those that are added to them. Where the fit would take long
     the probe is left out, with a share of 0: from so many samples the side network's classifier, which reads the same
-    rows, learns as much.
+    rows, learns as much. So it is where the task is not one that a logistic regression learns.
 
     Args:
         model: whose reader, probe and ``blend`` are set.
@@ -73,7 +74,8 @@ def start(
     rows, labels = pooled(model, data.source, data, train, config, progress)
     model.reader.standardise(rows.flatten(1, 2))
     classes, device = len(data.manifest.classes), model.blend.share.device
-    if alone or len(chosen.train) < LEAST or len(chosen.train) * features * classes > MOST_WORK:
+    too_much = len(chosen.train) * features * classes > MOST_WORK
+    if alone or too_much or len(chosen.train) < LEAST or not data.task.probes:
         model.blend.share.copy_(torch.tensor([0.0, 1.0]))
         return None
     enough = len(chosen.held_out) >= ENOUGH or len(train) > MOST_FOLDED
@@ -164,12 +166,14 @@ def pooled(
     assert model.pooling is not None
     clips = data.manifest.clips
     rows = torch.zeros(len(samples), len(data.points), model.pooling.rows, data.manifest.width)
-    labels = torch.zeros(len(samples), dtype=torch.int64)
+    labels = torch.empty(0, dtype=torch.int64)
     requests = requests_in_order(samples, config.batch_size, clips=clips)
     done = 0
     for request, batch in zip(requests, source.batches(requests), strict=True):
         part = slice(done, done + len(batch.ids))
         rows[part] += torch.stack([model.pooling(block) for block in dense(batch.blocks)], 1).cpu() / clips
+        if not len(labels):
+            labels = batch.labels.new_empty(len(samples), *batch.labels.shape[1:], device="cpu")
         labels[part] = batch.labels.cpu()
         if not bool(rows[part].isfinite().all()):
             wrong = batch.ids[int((~rows[part].flatten(1).isfinite().all(1)).nonzero()[0])]
@@ -200,7 +204,8 @@ def weigh(
         batch_size, progress: as of ``losa_cache.train.evaluate.evaluate_each``.
 
     Returns:
-        for each adapter ``probe_top1`` and ``side_top1``: of either alone, in percent; nothing without a probe.
+        for each adapter the selection metric of either alone, ``probe_top1`` and ``side_top1``; nothing without a
+        probe.
     """
     assert model.blend is not None and model.probe is not None
     if not model.probe.weight.any():
@@ -219,9 +224,11 @@ def weigh(
     each, shared, truth = torch.cat(sides, 1), torch.cat(probes), torch.cat(labels)
     shares = torch.stack([fit_shares(shared, own, truth) for own in each])
     model.blend.share.copy_(shares.view(model.blend.share.shape))
-    right = _percent(shared, truth)
-    return [{"probe_top1": right, "side_top1": _percent(own, truth)} for own in each]
+    task = data.task
+    probe_only, *side_only = (_judged(task, logits, truth) for logits in (shared, *each))
+    metric = task.selected_by
+    return [{f"probe_{metric}": probe_only, f"side_{metric}": own} for own in side_only]
 
 
-def _percent(logits: Tensor, labels: Tensor) -> float:
-    return 100 * float((logits.argmax(1) == labels).double().mean())
+def _judged(task: Task, logits: Tensor, labels: Tensor) -> float:
+    return task.selection.value([float((task.decided(logits) == labels).double().mean())])

@@ -46,7 +46,8 @@ class Batch:
         blocks: the k inputs of the side network, first to last, and y_0 behind them where it is not the last of them
             (``losa_cache.points.input_points``), each ``(batch, tokens, width)`` on the training device. They are
             valid until the next batch is asked for: sources reuse their memory.
-        labels: on the training device, int64 ``(batch,)``, or float32 ``(batch, classes)`` shares where they are mixed.
+        labels: on the training device, int64 ``(batch,)``, or float32 ``(batch, classes)`` shares where they are mixed;
+            of another task than classification its targets, ``(batch, ...)``.
         ids: sample ids.
         fixed: the blocks' tensors belong to the source for its whole life: memory at these addresses stays valid.
     """

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,6 +42,7 @@ def open_cached(
     seed: int = 0,
     rank: int = 0,
     batch_size: int = 0,
+    targets: NDArray[Any] | None = None,
 ) -> "CachedSource":
     """Choose a residency, say why, and open the source.
 
@@ -49,7 +51,7 @@ def open_cached(
         samples: numbers of all that will be asked for.
         passes: times that each will be.
         batch_size: samples of the largest batch that will be asked for, as far as it is known.
-        cache, points, seed, rank: as of :class:`CachedSource`.
+        cache, points, seed, rank, targets: as of :class:`CachedSource`.
 
     Raises:
         UserError: for a residency that cannot be.
@@ -71,7 +73,7 @@ def open_cached(
     )
     chosen = choose_residency(placement.residency, sizes)
     log.info(chosen.reason)
-    return CachedSource(cache, points, device, seed=seed, rank=rank, residency=chosen, samples=samples)
+    return CachedSource(cache, points, device, seed=seed, rank=rank, residency=chosen, samples=samples, targets=targets)
 
 
 class CachedSource:
@@ -86,6 +88,7 @@ class CachedSource:
             what lies on the device; 0: as values of their own.
         residency: where block outputs are kept from batch to batch.
         samples: numbers of those that will be asked for, where they are kept in memory; by default all.
+        targets: of all rows, ``(rows, ...)``; by default the cache's labels.
     """
 
     def __init__(
@@ -98,6 +101,7 @@ class CachedSource:
         rank: int = 0,
         residency: Residency = DISK,
         samples: NDArray[np.int64] | None = None,
+        targets: NDArray[Any] | None = None,
     ) -> None:
         self.cache, self.device = cache, device
         self._rank, self._on_disk = rank, residency.where == "disk"
@@ -105,7 +109,7 @@ class CachedSource:
         self._bandwidth: Bandwidth | None = None
         views = cache.manifest.views
         self._starts = view_starts(len(cache.ids) // views, views=views, seed=seed)
-        self._labels = torch.from_numpy(cache.labels).to(device)
+        self._labels = torch.from_numpy(cache.labels if targets is None else targets).to(device)
         self._watch = Stopwatch(device)
         stored = cache.manifest.points
         self._encoding = cache.encoding().select([stored.index(point) for point in points]).to(device)

@@ -8,6 +8,7 @@ from losa_cache.errors import LARGEST_SEED, UserError, require_counts
 from losa_cache.inputs_config import AUGMENT, BACKBONE, DATASET, WORKERS, ImageConfig, of_images
 from losa_cache.options import Option
 from losa_cache.points import ALL_LAYERS, EMBEDDING, HEADS, LAST, OF_ROWS, STARTS, WITHOUT_START, require_tap
+from losa_cache.tasks import CLASSIFICATION, require_task, task_names
 
 SHUFFLE, BALANCED = "shuffle", "balanced"
 DEFAULT_LR = {"losa": 1e-3, "mlp": 1e-3, "ladder": 1e-3, "linear": 1e-2, "fusion": 1e-3, "attentive": 1e-3}
@@ -43,6 +44,7 @@ class TrainConfig:
     """Hyper-parameters. The defaults are *not from the paper*; ``RECIPES`` has others.
 
     Attributes:
+        task: what is learned, by its name in :mod:`losa_cache.tasks`: ``classification``.
         side: ``losa``; ``mlp`` or ``ladder``, of Table 3; ``linear``: the probe that all is measured against;
             ``fusion``, one attention query over the class token and the mean of all layers; or ``attentive``, one query
             over all tokens of the last layer.
@@ -71,6 +73,7 @@ class TrainConfig:
         seed: of the start and the order.
     """
 
+    task: Annotated[str, Option(f"What is learned: {', '.join(task_names())}.")] = CLASSIFICATION
     side: Annotated[
         str,
         Option(
@@ -142,6 +145,7 @@ class TrainConfig:
         return self.side not in OF_ROWS
 
     def __post_init__(self) -> None:
+        require_task(self.task)
         if self.side not in DEFAULT_LR:
             raise UserError(f"unknown side network {self.side!r}: choose one of {', '.join(DEFAULT_LR)}.")
         if self.start not in STARTS:

@@ -1,24 +1,24 @@
-"""Top-1, top-5 and loss of adapters on a source."""
+"""The metrics of adapters on a source."""
 
 from collections.abc import Callable, Sequence
-from math import log
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from losa_cache.sidenet.adapter import Adapter
 from losa_cache.sidenet.operand import Block
+from losa_cache.tasks import Task
 from losa_cache.train.batch import Batch, Source
 from losa_cache.train.sampler import requests_in_order
 
 Keep = Callable[[Tensor, Batch], None]
 
 
-def keep_nothing(log_probabilities: Tensor, batch: Batch) -> None:
+def keep_nothing(predictions: Tensor, batch: Batch) -> None:
     """Take what nobody asked for."""
 
 
@@ -27,18 +27,20 @@ def evaluate(
     source: Source,
     samples: NDArray[np.int64],
     *,
+    task: Task,
     batch_size: int,
     autocast: torch.dtype | None,
     clips: int = 1,
     progress: Callable[[float], None] = lambda share: None,
     keep: Keep = keep_nothing,
 ) -> dict[str, float]:
-    """Run the adapter over plain images of these samples, or over all clips of videos and average their probabilities.
+    """Run the adapter over plain images of these samples, or over all clips of videos and average their predictions.
 
     Args:
         adapter: on the source's device.
         source: of plain batches.
         samples: their numbers.
+        task: whose metrics are computed.
         batch_size: samples a batch.
         autocast: dtype of the matrix products, or ``None``.
         clips: of each sample.
@@ -46,11 +48,11 @@ def evaluate(
         keep: as of :func:`evaluate_each`, with one adapter.
 
     Returns:
-        ``loss`` (cross entropy, nats), ``top1`` and ``top5`` (percent; top-5 of fewer than 6 classes is 100).
+        the task's metrics by name, ``loss`` among them.
     """
     adapter.eval()
     options: dict[str, Any] = {"batch_size": batch_size, "autocast": autocast, "clips": clips, "progress": progress}
-    return evaluate_each(lambda blocks: adapter(blocks)[None], source, samples, keep=keep, **options)[0]
+    return evaluate_each(lambda blocks: adapter(blocks)[None], source, samples, task=task, keep=keep, **options)[0]
 
 
 @torch.inference_mode()
@@ -59,38 +61,36 @@ def evaluate_each(
     source: Source,
     samples: NDArray[np.int64],
     *,
+    task: Task,
     batch_size: int,
     autocast: torch.dtype | None,
     clips: int = 1,
     progress: Callable[[float], None] = lambda share: None,
     keep: Keep = keep_nothing,
 ) -> list[dict[str, float]]:
-    """Evaluate K adapters in one pass: as :func:`evaluate`, with ``forward`` giving logits ``(K, batch, classes)``.
+    """Evaluate K adapters in one pass: as :func:`evaluate`, with ``forward`` giving outputs ``(K, batch, outputs)``.
 
-    ``keep`` is given the log-probabilities of each sample, ``(K, batch, classes)``, and their batch, in the order of
-    the samples; of videos once, with the last clip. The batch's blocks are no longer to be read.
+    ``keep`` is given the predictions of each sample, ``(K, batch, ...)``, and their batch, in the order of the samples;
+    of videos once, with the last clip. The batch's blocks are no longer to be read.
     """
-    sums = torch.empty(0)
-    summed = torch.empty(0)
+    total = torch.empty(0)
+    sums: list[Tensor] = []
     done = 0
     requests = requests_in_order(samples, batch_size, clips=clips)
     for request, batch in zip(requests, source.batches(requests), strict=True):
         with torch.autocast(batch.labels.device.type, autocast, enabled=autocast is not None):
-            found = F.log_softmax(forward(batch.blocks).float(), -1)
-        summed = found if request.view == 0 else torch.logaddexp(summed, found)
+            predictions = task.predictions(forward(batch.blocks).float())
+        total = predictions if request.view == 0 else task.sum_clips(total, predictions)
         done += len(batch.ids)
         if request.view == clips - 1:
-            found = summed - log(clips)
-            keep(found, batch)
-            scored = _score(found, batch.labels)
-            sums = scored if sums.ndim == 1 else sums + scored
+            predictions = task.average_clips(total, clips)
+            keep(predictions, batch)
+            scored = [metric.terms(predictions, batch.labels).sum(1).double() for metric in task.metrics]
+            sums = [before + own for before, own in zip(sums, scored, strict=True)] if sums else scored
         progress(done / (len(samples) * clips))
-    means = (sums / len(samples)).tolist()
-    return [{"loss": loss, "top1": 100 * top1, "top5": 100 * top5} for loss, top1, top5 in means]
-
-
-def _score(log_probabilities: Tensor, labels: Tensor) -> Tensor:
-    """Sum over a batch, float64 ``(K, 3)``: negative log-likelihood, hits of the first, hits among the first five."""
-    loss = -log_probabilities.gather(2, labels.expand(len(log_probabilities), -1)[..., None]).sum((1, 2))
-    first = log_probabilities.topk(min(5, log_probabilities.shape[2])).indices == labels[:, None]
-    return torch.stack([loss.double(), first[..., 0].sum(1).double(), first.sum((1, 2)).double()], dim=1)
+    cuts = list(pairwise(accumulate((own.shape[1] for own in sums), initial=0)))
+    means = (torch.cat(sums, 1) / len(samples)).tolist()  # brought to the host at once
+    return [
+        {metric.name: metric.value(own[start:stop]) for metric, (start, stop) in zip(task.metrics, cuts, strict=True)}
+        for own in means
+    ]

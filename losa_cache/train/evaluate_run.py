@@ -19,6 +19,7 @@ from losa_cache.errors import UserError
 from losa_cache.files import write_json
 from losa_cache.points import EMBEDDING, OF_ROWS
 from losa_cache.sidenet.adapter_file import load_adapter, load_adapter_config
+from losa_cache.tasks import CLASSIFICATION, Task
 from losa_cache.train.all_layers import unfit
 from losa_cache.train.batch import Batch
 from losa_cache.train.config import SHUFFLE, OnlineConfig, TrainConfig
@@ -40,19 +41,21 @@ class Evaluated:
     """A run's adapter, evaluated.
 
     Attributes:
-        figures: ``on`` (the cache, or the data set), ``split``, ``samples``, ``loss``, ``top1``, ``top5``.
+        figures: ``on`` (the cache, or the data set), ``split``, ``samples``, and the metrics of the run's task.
         manifest: of what it was evaluated on.
         ids: of the samples.
-        predicted, labels: of each sample, the number of its class.
+        predicted, labels: of each sample, the number of its class; of another task its answer and its target.
         parameters: trained ones, ``{"side", "classifier"}``.
+        task: of the run.
     """
 
     figures: dict[str, Any]
     manifest: Manifest
     ids: list[str]
-    predicted: list[int]
-    labels: list[int]
+    predicted: list[Any]
+    labels: list[Any]
     parameters: dict[str, int]
+    task: Task
 
 
 # an adapter works on whatever agrees in these; data set, order and precision may differ
@@ -81,8 +84,8 @@ def evaluate_run(
         progress: is given the share done, after every batch.
 
     Returns:
-        ``on`` (the cache, or the data set), ``split``, ``samples``, ``loss``, ``top1``, ``top5``; also written to
-        ``eval.json`` in the run.
+        ``on`` (the cache, or the data set), ``split``, ``samples``, and the metrics of the run's task: ``loss``,
+        ``top1``, ``top5``; also written to ``eval.json`` in the run.
 
     Raises:
         UserError: if adapter and data do not belong together, or there is nothing to evaluate on.
@@ -90,7 +93,7 @@ def evaluate_run(
     evaluation = evaluated(
         run, cache=cache, split=split, backbone=backbone, dataset=dataset, device=device, progress=progress
     )
-    _store(Path(run) / "eval.json", evaluation.figures)
+    _store(Path(run) / "eval.json", evaluation.figures, evaluation.task)
     return evaluation.figures
 
 
@@ -140,23 +143,24 @@ def evaluated(
         if on_own_samples and (probe := adapter_config.get("probe")) is not None:
             unfit(adapter, data, config, **probe)
         ids: list[str] = []
-        kept: list[Tensor] = []
+        kept: list[tuple[Tensor, Tensor]] = []
 
-        def keep(log_probabilities: Tensor, batch: Batch) -> None:
+        def keep(predictions: Tensor, batch: Batch) -> None:
             ids.extend(batch.ids)
-            kept.append(torch.stack([log_probabilities[0].argmax(1), batch.labels]).cpu())
+            kept.append((data.task.decided(predictions[0]).cpu(), batch.labels.cpu()))
 
         metrics = evaluate(
             adapter,
             data.source,
             samples,
+            task=data.task,
             batch_size=config.batch_size,
             autocast=data.autocast,
             clips=manifest.clips,
             progress=progress,
             keep=keep,
         )
-    predicted, labels = torch.cat(kept, dim=1).tolist()
+    predicted, labels = (torch.cat(parts).tolist() for parts in zip(*kept, strict=True))
     tested = "held out of training" if on_own_samples else manifest.fields["dataset"]["split"]
     return Evaluated(
         figures={"on": name, "split": tested, "samples": len(samples), **metrics},
@@ -165,6 +169,7 @@ def evaluated(
         predicted=predicted,
         labels=labels,
         parameters=adapter.parameter_counts(),
+        task=data.task,
     )
 
 
@@ -179,10 +184,12 @@ def read_trained(run: Path) -> tuple[dict[str, Any], TrainConfig, dict[str, Any]
     config, origin = directory.config()
     if adapter_config.get("run", directory.digest()) != directory.digest():
         raise UserError(f"the adapter in {str(run)!r} is of another run: put back the files that belong together.")
+    if adapter_config.get("task", CLASSIFICATION) != config.task:
+        raise UserError(f"the adapter in {str(run)!r} is of another task than the run: put back the original.")
     return adapter_config, config, origin
 
 
-def _store(path: Path, result: dict[str, Any]) -> None:
+def _store(path: Path, result: dict[str, Any], task: Task) -> None:
     """Write the result to the run. Where nobody may write, a warning does: the caller has the result."""
     try:
         write_json(path, result)
@@ -191,9 +198,8 @@ def _store(path: Path, result: dict[str, Any]) -> None:
             log.warning("the result could not be stored in %r (%s).", str(path), error.strerror)
             return
         raise UserError(
-            f"{str(path)!r} cannot be written ({error.strerror}): make room and run it again. It would say: top-1 "
-            f"{result['top1']:.2f} %, top-5 {result['top5']:.2f} %, loss {result['loss']:.4f} on {result['samples']} "
-            "samples."
+            f"{str(path)!r} cannot be written ({error.strerror}): make room and run it again. It would say: "
+            f"{task.say(result, 1)} on {result['samples']} samples."
         ) from error
 
 

@@ -15,6 +15,7 @@ from losa_cache.errors import UserError
 from losa_cache.machine.memory import peak_memory
 from losa_cache.outside import UnreadableError
 from losa_cache.sidenet.adapter import Adapter
+from losa_cache.tasks import get_task
 from losa_cache.train import all_layers
 from losa_cache.train.batch import Source
 from losa_cache.train.bottleneck import limiter, time_metrics
@@ -62,11 +63,13 @@ def make_step(
     adapter: Adapter, optimizer: torch.optim.AdamW, config: TrainConfig, *, autocast: torch.dtype | None
 ) -> AdapterStep:
     """Make the training step, which is replayed as a CUDA graph where there is CUDA."""
+    task = get_task(config.task)
     return AdapterStep(
         adapter,
         optimizer,
+        task=task,
         clip_grad=config.clip_grad,
-        label_smoothing=config.label_smoothing,
+        options=task.options_of(config),
         autocast=autocast,
         recorder=recorder_for(next(adapter.parameters()).device),
     )

@@ -1,9 +1,9 @@
 """Batches of which a share is fresh from the backbone, and the rest from a cache."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from torch.nn import functional as F
+from torch import Tensor
 
 from losa_cache.sidenet.operand import Block, dense
 from losa_cache.train.batch import Batch, Request, Source
@@ -17,11 +17,11 @@ class MixedSource:
         fresh: the online source.
         cached: of the same samples, points and device.
         share: of every batch that is fresh, 0 ... 1, rounded to whole samples.
-        classes: number of classes.
+        soft: turns plain targets into what fresh ones are where they are mixed (:meth:`losa_cache.tasks.Task.soft`).
     """
 
-    def __init__(self, fresh: Source, cached: Source, share: float, classes: int) -> None:
-        self._fresh, self._cached, self._share, self._classes = fresh, cached, share, classes
+    def __init__(self, fresh: Source, cached: Source, share: float, soft: Callable[[Tensor], Tensor]) -> None:
+        self._fresh, self._cached, self._share, self._soft = fresh, cached, share, soft
 
     def batches(self, requests: Sequence[Request]) -> Iterator[Batch]:
         """Yield a batch for each request: its fresh samples first. Plain ones come from the cache alone."""
@@ -51,6 +51,6 @@ class MixedSource:
     def _joined(self, fresh: Batch, cached: Batch) -> Batch:
         blocks: list[Block] = [torch.cat(p) for p in zip(dense(fresh.blocks), dense(cached.blocks), strict=True)]
         labels = cached.labels
-        if fresh.labels.ndim == 2:  # shares
-            labels = F.one_hot(labels, self._classes).float()
+        if fresh.labels.ndim > labels.ndim:  # shares
+            labels = self._soft(labels)
         return Batch(blocks, torch.cat([fresh.labels, labels]), fresh.ids + cached.ids)

@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from losa_cache.backbone import Backbone
@@ -29,6 +31,7 @@ class OnlineSource:
         points: what of the backbone, in the order of ``Batch.blocks``.
         encoding: of all the points that a cache of these holds, to round to.
         encoded: their names.
+        targets: of all samples, ``(N, ...)``; by default their labels.
         workers: that decode.
         augment: timm's name of the augmentation, or ``None``.
         batch_augmentation: of normalised images.
@@ -42,13 +45,14 @@ class OnlineSource:
         encoding: Encoding,
         encoded: Sequence[str],
         *,
+        targets: NDArray[Any] | None = None,
         workers: int,
         augment: str | None = None,
         batch_augmentation: BatchAugmentation | None = None,
         seed: int = 0,
     ) -> None:
         self._backbone, self._samples, self._compute = inputs.backbone, inputs.samples, inputs.compute
-        self._seed = seed
+        self._seed, self._targets = seed, inputs.samples.labels if targets is None else targets
         self._rounding = Rounding.of(encoding.to(inputs.backbone.device), encoded, points)
         self._decoder = Decoder(
             inputs.samples,
@@ -76,7 +80,7 @@ class OnlineSource:
         decoded = self._decoder.batches(map(self._views, requests))
         for request, batch in zip(requests, self._watch.waiting("decode", decoded), strict=True):
             batch.require(self._samples, "mend it, or extract a cache with --on-error skip")
-            labels = torch.from_numpy(self._samples.labels[request.samples]).to(device)
+            labels = torch.from_numpy(self._targets[request.samples]).to(device)
             with self._watch.computing("backbone"):
                 images = self._backbone.input.normalise(batch.pixels.to(device, non_blocking=True))
                 if request.epoch is not None and self._batch_augmentation is not None:

@@ -70,7 +70,7 @@ class PooledSource:
             pooled = [self._pooling(block) for block in dense(batch.blocks)]
             if not blocks:
                 blocks = [rows.new_empty(total, *rows.shape[1:]) for rows in pooled]
-                labels = batch.labels.new_empty(total)
+                labels = batch.labels.new_empty(total, *batch.labels.shape[1:])
             places = self._places(request)
             index = torch.from_numpy(places).to(labels.device)
             labels[index] = batch.labels

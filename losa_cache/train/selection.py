@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from losa_cache.errors import UserError
+from losa_cache.tasks import get_task
 from losa_cache.train.config import BALANCED, SHUFFLE, TrainConfig
 from losa_cache.train.sample_files import parse_ids, parse_weights, read_sample_file
 from losa_cache.train.sampler import (
@@ -50,6 +51,11 @@ def select(
     Raises:
         UserError: for files that cannot be read or do not fit the samples, and where a side is left empty.
     """
+    if config.sampling == BALANCED and not get_task(config.task).balances:
+        raise UserError(
+            f"sampling is {BALANCED!r}, but the task {config.task!r} has no classes to balance: choose {SHUFFLE}, or a "
+            "CSV file of weights."
+        )
     if not len(samples):
         raise UserError("there are no samples to train or evaluate on.")
     files: dict[str, bytes] = {}

@@ -5,17 +5,17 @@ that stay where they are, and nothing on the way waits for the device. Autocast 
 weights that it keeps begin and end there, and no replay finds those of another step.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from losa_cache.sidenet.adapter import Adapter
 from losa_cache.sidenet.operand import Block
 from losa_cache.sidenet.products import wide
 from losa_cache.sidenet.stack import AdapterStack
+from losa_cache.tasks import Task
 from losa_cache.train.batch import Batch
 from losa_cache.train.graph import Recorder, Replayed
 from losa_cache.train.stacked_adamw import StackedAdamW
@@ -43,8 +43,9 @@ class AdapterStep(_Step):
 
     Args:
         adapter, optimizer: trained in place.
+        task: whose loss it is.
         clip_grad: largest norm of the gradient.
-        label_smoothing: of the cross entropy.
+        options: of the loss, by name (:attr:`losa_cache.tasks.Task.loss_options`).
         autocast: dtype of the matrix products, or ``None``.
         recorder: records the step (:func:`losa_cache.train.graph.recorder_for`); ``None``: each is taken eagerly.
 
@@ -58,13 +59,15 @@ class AdapterStep(_Step):
         adapter: Adapter,
         optimizer: torch.optim.AdamW,
         *,
+        task: Task,
         clip_grad: float,
-        label_smoothing: float,
+        options: Mapping[str, float],
         autocast: torch.dtype | None,
         recorder: Recorder | None,
     ) -> None:
         self._adapter, self._optimizer = adapter, optimizer
-        self._clip_grad, self._label_smoothing, self._autocast = clip_grad, label_smoothing, autocast
+        self._task, self._options = task, options
+        self._clip_grad, self._autocast = clip_grad, autocast
         self._trained = [p for group in optimizer.param_groups for p in group["params"]]
         device = self._trained[0].device
         # AdamW's kernel for CUDA reads float32; the one for CPUs takes the number as it is.
@@ -72,16 +75,16 @@ class AdapterStep(_Step):
         self.loss = torch.zeros((), dtype=torch.float64, device=device)
         self._replayed = Replayed(self._take, WHAT, recorder)
 
-    def _take(self, blocks: Sequence[Block], labels: Tensor) -> None:
+    def _take(self, blocks: Sequence[Block], targets: Tensor) -> None:
         try:
-            with torch.autocast(labels.device.type, self._autocast, enabled=self._autocast is not None):
-                logits = self._adapter(blocks)
-            loss = F.cross_entropy(logits.float(), labels, label_smoothing=self._label_smoothing)
+            with torch.autocast(targets.device.type, self._autocast, enabled=self._autocast is not None):
+                outputs = self._adapter(blocks)
+            loss = self._task.loss(outputs.float(), targets, **self._options)
             loss.backward()
             nn.utils.clip_grad_norm_(self._trained, self._clip_grad)
             with self._rates_in_place():
                 self._optimizer.step()
-            self.loss += loss.detach().double() * len(labels)
+            self.loss += loss.detach().double() * len(targets)
         finally:
             self._optimizer.zero_grad(set_to_none=True)  # gradients may lie in the memory of a graph
 
@@ -101,11 +104,12 @@ class AdapterStep(_Step):
 
 
 class StackStep(_Step):
-    """A training step of K adapters, each with its own learning rate, smoothing, decay and clipping.
+    """A training step of K adapters, each with its own learning rate, options of the loss, decay and clipping.
 
     Args:
         stack, optimizer: trained in place.
-        label_smoothing: of each trial's cross entropy.
+        task: whose loss it is.
+        options: of the loss, by name, a number for each trial.
         autocast, recorder: as of :class:`AdapterStep`.
         folds: the part of the samples that each trial holds out: they are in its batches, but not in its loss;
             ``None``: trials hold nothing out of their batches.
@@ -122,17 +126,18 @@ class StackStep(_Step):
         stack: AdapterStack,
         optimizer: StackedAdamW,
         *,
-        label_smoothing: Sequence[float],
+        task: Task,
+        options: Mapping[str, Sequence[float]],
         autocast: torch.dtype | None,
         recorder: Recorder | None,
         folds: Sequence[int] | None = None,
         batch_size: int = 0,
     ) -> None:
-        self._stack, self._optimizer, self._autocast = stack, optimizer, autocast
+        self._stack, self._optimizer, self._task, self._autocast = stack, optimizer, task, autocast
         like = stack.weight
-        self.rates = like.new_zeros(len(label_smoothing))
-        self.loss = like.new_zeros(len(label_smoothing), dtype=torch.float64)
-        self._smoothing = like.new_tensor(label_smoothing)[:, None]
+        self.rates = like.new_zeros(len(like))
+        self.loss = like.new_zeros(len(like), dtype=torch.float64)
+        self._options = {name: like.new_tensor(values)[:, None] for name, values in options.items()}
         self.parts = like.new_zeros(batch_size, dtype=torch.int64)
         self._folds = None if folds is None else self.parts.new_tensor(folds)[:, None]
         self._replayed = Replayed(self._take, WHAT, recorder)
@@ -140,7 +145,7 @@ class StackStep(_Step):
     def keep(self, trials: Sequence[int]) -> None:
         """Forget all trials but these, after the stack and the optimiser have."""
         self.rates, self.loss = self.rates[list(trials)], self.loss[list(trials)]
-        self._smoothing = self._smoothing[list(trials)]
+        self._options = {name: values[list(trials)] for name, values in self._options.items()}
         self._folds = None if self._folds is None else self._folds[list(trials)]
         self._replayed.forget()
 
@@ -148,29 +153,25 @@ class StackStep(_Step):
         """Record anew, because parameters or moments have moved."""
         self._replayed.forget()
 
-    def _take(self, blocks: Sequence[Block], labels: Tensor) -> None:
+    def _take(self, blocks: Sequence[Block], targets: Tensor) -> None:
         try:
-            with torch.autocast(labels.device.type, self._autocast, enabled=self._autocast is not None):
-                logits = self._stack(blocks)
-            own = None if self._folds is None else self.parts[: len(labels)] != self._folds
-            losses = cross_entropies(logits.to(wide(logits)), labels, self._smoothing, own)
+            with torch.autocast(targets.device.type, self._autocast, enabled=self._autocast is not None):
+                outputs = self._stack(blocks)
+            own = None if self._folds is None else self.parts[: len(targets)] != self._folds
+            each = self._task.losses(outputs.to(wide(outputs)), targets, **self._options)
+            losses = mean_losses(each, own)
             losses.sum().backward()
             self._optimizer.step(self.rates)
-            self.loss += losses.detach().double() * (len(labels) if own is None else own.sum(1))
+            self.loss += losses.detach().double() * (len(targets) if own is None else own.sum(1))
         finally:
             self._stack.zero_grad(set_to_none=True)  # gradients may lie in the memory of a graph
 
 
-def cross_entropies(logits: Tensor, labels: Tensor, smoothing: Tensor, own: Tensor | None = None) -> Tensor:
-    """Give each trial's mean cross entropy, ``(K,)``, as torch's with that label smoothing.
+def mean_losses(each: Tensor, own: Tensor | None = None) -> Tensor:
+    """Give each trial's mean loss, ``(K,)``.
 
     Args:
-        logits: ``(K, batch, classes)``.
-        labels: int64 ``(batch,)``.
-        smoothing: ``(K, 1)``.
+        each: losses of the samples, ``(K, batch)``.
         own: which samples a trial's mean is over, bool ``(K, batch)``; ``None``: all. The mean of none is 0.
     """
-    found = F.log_softmax(logits, -1)
-    right = found.gather(2, labels.expand(len(found), -1)[..., None]).squeeze(2)
-    each = -((1 - smoothing) * right + smoothing * found.mean(2))
     return each.mean(1) if own is None else each.where(own, 0).sum(1) / own.sum(1).clamp(min=1)

@@ -20,6 +20,7 @@ from losa_cache.points import ALL_LAYERS, EMBEDDING, LAST_ONLY, tapped_points
 from losa_cache.sidenet.adapter import Adapter
 from losa_cache.sidenet.adapter_file import save_adapter
 from losa_cache.sidenet.tail import FrozenTail
+from losa_cache.tasks import CLASSIFICATION, get_task
 from losa_cache.train.config import OnlineConfig, TrainConfig, of_recipe
 from losa_cache.train.loop import DivergedError, Progress, Report, fit
 from losa_cache.train.memory_check import require_memory
@@ -321,7 +322,8 @@ def save_run(
             "cache": {"identity": manifest.identity, "fields": manifest.fields},
             "software": manifest.software,
         }
-        | ({} if probe is None else {"probe": probe}),
+        | ({} if probe is None else {"probe": probe})
+        | ({} if config.task == CLASSIFICATION else {"task": config.task}),
     )
 
 
@@ -333,7 +335,7 @@ def _adapter_arguments(manifest: Manifest, config: TrainConfig) -> dict[str, Any
         "tokens": manifest.tokens["total"],
         "width": manifest.width,
         "rank": config.rank,
-        "classes": len(manifest.classes),
+        "classes": get_task(config.task).outputs(manifest.classes),
         "seed": config.seed,
         "grid": grid if len(grid) == 3 else None,  # of a video
     } | (

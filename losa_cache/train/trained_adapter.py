@@ -39,6 +39,8 @@ class TrainedAdapter(nn.Module):
     def forward(self, blocks: Sequence[Block]) -> Tensor:
         """Compute logits ``(batch, classes)`` from block outputs, each ``(batch, tokens, width)``.
 
+        Of another task than classification they are its outputs (``losa_cache.tasks.Task.outputs``).
+
         Matrix products are in float32 unless you enter ``torch.autocast``; training and ``losa-cache eval`` enter it
         with bfloat16 where the device computes in bfloat16 and the cache is not in float32.
         """

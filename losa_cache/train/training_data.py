@@ -20,6 +20,7 @@ from losa_cache.points import ALL, EMBEDDING, LAST_ONLY, input_points, stored_po
 from losa_cache.sidenet.adapter import FOLD
 from losa_cache.sidenet.pooled import pooling_of
 from losa_cache.sidenet.tail import FrozenTail
+from losa_cache.tasks import Task, get_task
 from losa_cache.train.batch import Source
 from losa_cache.train.cached import open_cached
 from losa_cache.train.config import OnlineConfig, TrainConfig
@@ -53,6 +54,7 @@ class TrainingData:
         source: of training batches.
         plain: of evaluation batches.
         placement: where it is read to.
+        task: what is learned.
     """
 
     manifest: Manifest
@@ -63,6 +65,7 @@ class TrainingData:
     source: Source
     plain: Source
     placement: Placement
+    task: Task
 
     @property
     def device(self) -> torch.device:
@@ -125,6 +128,7 @@ def from_cache(
     _require_start(cache, points)
     chosen = selected(cache, config)
     samples, tail = np.concatenate([chosen.train, chosen.held_out]), frozen_tail(cache)
+    task = get_task(config.task)
     pooling, views = pooling_of(tail.config), manifest.views
     pooled = len(samples) * views * len(points) * pooling.rows * manifest.width * 4  # bytes
     whole = config.side == "fusion" and manifest.holds == ALL
@@ -135,6 +139,7 @@ def from_cache(
         points,
         placement,
         samples=samples,
+        targets=task.targets(cache.labels, manifest.classes),
         passes=1 if once else passes,
         seed=config.seed,
         batch_size=config.batch_size,
@@ -143,7 +148,7 @@ def from_cache(
     if once:
         count = len(cache.ids) // views
         source = PooledSource(source, pooling, samples, count=count, views=views, seed=config.seed)
-    return TrainingData(manifest, tail, layers, points, chosen, source, source, placement)
+    return TrainingData(manifest, tail, layers, points, chosen, source, source, placement, task)
 
 
 def selected(cache: ActivationCache, config: TrainConfig) -> Selection:
@@ -221,16 +226,19 @@ def from_backbone(
     points = used_points(manifest.fields["tap"], manifest.layers, config)
     if cache is not None:
         _require_start(cache, points)
+    task, classes = get_task(config.task), manifest.classes
+    _require_mixing(task, online)
     workers = online.workers or default_workers()
     encoding = fit_encoding(inputs, workers=workers) if cache is None else cache.encoding()
     encoded = (manifest if cache is None else cache.manifest).points
     inputs.samples.require_augmentable(online.augment)
-    batch_augmentation = BatchAugmentation(online.mixup, online.cutmix, online.reprob, len(manifest.classes))
+    batch_augmentation = BatchAugmentation(online.mixup, online.cutmix, online.reprob, len(classes))
     fresh = OnlineSource(
         inputs,
         points,
         encoding,
         encoded,
+        targets=task.targets(inputs.samples.labels, classes),
         workers=workers,
         augment=online.augment,
         batch_augmentation=batch_augmentation,
@@ -245,12 +253,13 @@ def from_backbone(
             points,
             placement,
             samples=asked,
+            targets=task.targets(cache.labels, classes),
             passes=passes,
             seed=config.seed,
             batch_size=config.batch_size,
         )
-        source = MixedSource(fresh, cached, online.share, len(manifest.classes))
-        return TrainingData(manifest, tail, layers, points, chosen, source, cached, placement)
+        source = MixedSource(fresh, cached, online.share, lambda targets: task.soft(targets, task.outputs(classes)))
+        return TrainingData(manifest, tail, layers, points, chosen, source, cached, placement, task)
     held_out = len(chosen.held_out)
     size = held_out * len(points) * manifest.tokens["total"] * manifest.width * encoding.precision.dtype.itemsize
     keep = size <= KEEP_SHARE * available_memory(torch.device("cpu"))
@@ -262,7 +271,20 @@ def from_backbone(
             held_out,
             readable_bytes(size),
         )
-    return TrainingData(manifest, tail, layers, points, chosen, fresh, plain, placement)
+    return TrainingData(manifest, tail, layers, points, chosen, fresh, plain, placement, task)
+
+
+def _require_mixing(task: Task, online: OnlineConfig) -> None:
+    """Refuse mixup and cutmix of targets that cannot be mixed.
+
+    Raises:
+        UserError: naming the task.
+    """
+    if (online.mixup or online.cutmix) and not task.mixes:
+        raise UserError(
+            f"mixup is {online.mixup} and cutmix is {online.cutmix}, but targets of the task {task.name!r} cannot be "
+            "mixed: leave both out."
+        )
 
 
 def used_layers(available: list[int], config: TrainConfig) -> list[int]:

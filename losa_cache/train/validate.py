@@ -32,6 +32,7 @@ def validate(
     if not len(held_out):
         return {}
     options: dict[str, Any] = {
+        "task": data.task,
         "batch_size": config.batch_size,
         "autocast": data.autocast,
         "clips": data.manifest.clips,

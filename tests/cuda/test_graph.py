@@ -14,6 +14,7 @@ from losa_cache.sweep.engine import cohort
 from losa_cache.sweep.engine.config import SweepConfig
 from losa_cache.sweep.engine.space import Choices
 from losa_cache.sweep.engine.sweep import Sweep, create_sweep
+from losa_cache.tasks.classification import TASK
 from losa_cache.train import loop
 from losa_cache.train.batch import Batch
 from losa_cache.train.graph import Replayed, map_tensors, recorder_for
@@ -113,7 +114,8 @@ def test_replayed_steps_are_eager_steps_bit_for_bit(form, where, autocast, gpu):
         model = adapter().to(gpu)
         optimizer = make_optimizer(model, CONFIG)
         step = AdapterStep(
-            model, optimizer, clip_grad=0.5, label_smoothing=0.1, autocast=autocast, recorder=recorder
+            model, optimizer, task=TASK, clip_grad=0.5, options={"label_smoothing": 0.1}, autocast=autocast,
+            recorder=recorder,
         )  # fmt: skip
         for batch, rate in given(form, gpu):
             step.rates.fill_(rate)
@@ -132,7 +134,8 @@ def stack_step(seeds, recorder, gpu):
     stack = AdapterStack([adapter(seed, rank=2 + seed) for seed in seeds]).to(gpu)
     optimizer = StackedAdamW(stack.decayed(), weight_decay=[0.1] * len(seeds), clip_grad=[0.5] * len(seeds))
     smoothing = [0.1 * seed for seed in seeds]
-    return stack, optimizer, StackStep(stack, optimizer, label_smoothing=smoothing, autocast=None, recorder=recorder)
+    options = {"label_smoothing": smoothing}
+    return stack, optimizer, StackStep(stack, optimizer, task=TASK, options=options, autocast=None, recorder=recorder)
 
 
 def test_stacks_take_turns_in_the_memory_of_graphs_and_lose_trials_bit_for_bit(gpu):

@@ -1,5 +1,7 @@
 """The backbone in the loop on a GPU: the same batches and losses as from a cache, step by step."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from losa_cache.extract.extract import extract
 from losa_cache.inputs import open_inputs
 from losa_cache.points import tapped_points
 from losa_cache.sidenet.operand import dense
+from losa_cache.tasks.classification import TASK
 from losa_cache.train.cached import CachedSource, open_cached
 from losa_cache.train.loop import EpochProgress, make_optimizer, train_epoch
 from losa_cache.train.memoised import MemoisedSource
@@ -61,7 +64,7 @@ def test_online_mixed_and_cached_training_give_the_same_losses_step_by_step(prec
     assert len(wanted) == 9
     assert sum(wanted[6:]) < sum(wanted[:3])
     np.testing.assert_allclose(losses(online(gpu, precision), cache, gpu), wanted, rtol=BOUNDS[precision])
-    mixed = MixedSource(online(gpu, precision), CachedSource(cache, points, gpu), 0.25, 3)
+    mixed = MixedSource(online(gpu, precision), CachedSource(cache, points, gpu), 0.25, partial(TASK.soft, outputs=3))
     np.testing.assert_allclose(losses(mixed, cache, gpu), wanted, rtol=BOUNDS[precision])
 
 

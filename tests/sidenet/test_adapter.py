@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from losa_cache.errors import UserError
 from losa_cache.sidenet.adapter import Adapter
 from losa_cache.sidenet.tail import FrozenTail
 from tests.conftest import tiny_backbone
@@ -57,11 +56,6 @@ def test_adapter_files_hold_no_frozen_tensors(tail):
     names = new("losa", tail).trained_state()
     assert names
     assert not any(name.startswith("tail") for name in names)
-
-
-def test_one_class_is_refused(tail):
-    with pytest.raises(UserError, match="1 class"):
-        Adapter(side="losa", depth=4, tokens=5, width=32, rank=4, classes=1, tail=tail)
 
 
 @pytest.mark.parametrize("pool", ["avg", "max", "avgmax", "token"])

@@ -60,7 +60,7 @@ def test_each_split_is_trained_without_what_it_holds_out_and_every_sample_is_jud
             losses.append(at_each[at_each.mean(1).argmin()])
     np.testing.assert_allclose(found[1].losses, torch.cat(losses).numpy(), rtol=1e-3, atol=1e-4)
     assert found[1].loss == pytest.approx(found[1].losses.mean())
-    assert found[1].top1 == pytest.approx(100 * found[1].hits.mean())
+    assert found[1].value == pytest.approx(100 * found[1].each.mean())
 
 
 @pytest.mark.parametrize("side", ["losa", "linear"])  # side by side, and one by one
@@ -75,7 +75,7 @@ def test_on_given_ids_a_setting_comes_to_what_its_own_run_does(side, tiny_cache,
     ]
     alone = lc.train(tiny_cache, config=config, **found.tried[2].options, out=tmp_path / "alone", device="cpu").metrics
     assert 0 < found.tried[2].loss <= alone["val_loss"] * (1 + 1e-4)  # at the best temperature
-    assert found.tried[2].top1 == pytest.approx(alone["val_top1"])
+    assert found.tried[2].value == pytest.approx(alone["val_top1"])
 
 
 def test_the_chosen_options_are_trained_on_all_samples(tiny_cache, tmp_path):
@@ -100,7 +100,7 @@ def test_the_chosen_options_are_trained_on_all_samples(tiny_cache, tmp_path):
 
 def test_a_setting_whose_loss_is_no_number_is_not_chosen(tiny_cache):
     found = search(tiny_cache, CONFIG, {"lr": (1e30, 0.01)}, placement=Placement(CPU))
-    assert (found.tried[0].top1, found.options) == (None, {"lr": 0.01})
+    assert (found.tried[0].value, found.options) == (None, {"lr": 0.01})
     with pytest.raises(UserError, match="the loss of every setting"):
         search(tiny_cache, CONFIG, {"lr": (1e30, 2e30)}, placement=Placement(CPU))
 
@@ -145,5 +145,5 @@ def test_the_command_line_chooses_and_refuses_what_does_not_go_with_it(tiny_cach
 def test_a_setting_that_diverges_alone_is_no_choice_and_ends_no_search(tiny_cache):
     config = replace(CONFIG, side="linear", epochs=3)
     found = search(tiny_cache, config, {"lr": (1e-2, 1e36)}, placement=Placement(CPU))
-    assert [own.top1 is None for own in found.tried] == [False, True]
+    assert [own.value is None for own in found.tried] == [False, True]
     assert found.options == {"lr": 1e-2}

@@ -11,6 +11,7 @@ from losa_cache.sidenet.adapter import Adapter
 from losa_cache.sidenet.stack import AdapterStack
 from losa_cache.sidenet.tail import FrozenTail
 from losa_cache.sweep.engine.folds import HeldOut, count_folds, parts_of
+from losa_cache.tasks.classification import TASK
 from losa_cache.train.batch import Batch, Request
 from losa_cache.train.sampler import hold_out
 from losa_cache.train.stacked_adamw import StackedAdamW
@@ -71,7 +72,14 @@ def test_trials_of_several_splits_train_as_each_does_on_its_own_samples_of_the_s
     stack = AdapterStack(adapters)
     optimizer = StackedAdamW(stack.decayed(), weight_decay=decays, clip_grad=clips)
     step = StackStep(
-        stack, optimizer, label_smoothing=smoothings, autocast=None, recorder=None, folds=folds, batch_size=4
+        stack,
+        optimizer,
+        task=TASK,
+        options={"label_smoothing": smoothings},
+        autocast=None,
+        recorder=None,
+        folds=folds,
+        batch_size=4,
     )
     requests = [Request(np.array(own)) for own in ([4, 0, 1, 2], [7, 3, 5, 6], [8, 9])]
     held = HeldOut(parts, folds)

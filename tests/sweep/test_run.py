@@ -13,6 +13,7 @@ from losa_cache.sweep.engine.record import SweepRecord, TrialRecord
 from losa_cache.sweep.engine.results import choose
 from losa_cache.sweep.engine.run import resume_sweep, summary, sweep
 from losa_cache.sweep.engine.trial import trial_path
+from losa_cache.tasks.classification import TOP1
 from losa_cache.train.config import TrainConfig
 from tests.conftest import losa_cache, tiny_backbone, tiny_samples
 
@@ -37,9 +38,9 @@ def test_the_best_mean_over_seeds_wins_and_its_lowest_seed_not_the_luckiest():
         trial(2, 82.0, lr=2, seed=1),
         trial(3, 80.0, lr=2, seed=0),
     ]
-    assert choose(trials).chosen == 3
-    assert choose([trial(0, 80.0, lr=1, parameters=20), trial(1, 80.0, lr=2, parameters=10)]).chosen == 1
-    assert choose([replace(own, state="pruned") for own in trials]) is None
+    assert choose(trials, TOP1).chosen == 3
+    assert choose([trial(0, 80.0, lr=1, parameters=20), trial(1, 80.0, lr=2, parameters=10)], TOP1).chosen == 1
+    assert choose([replace(own, state="pruned") for own in trials], TOP1) is None
 
 
 def test_the_chosen_trial_alone_is_tested_once(tiny_cache, test_cache, tmp_path):

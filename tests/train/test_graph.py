@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from losa_cache.sidenet.adapter import Adapter
 from losa_cache.sidenet.operand import Gathered, Product, Scaled
 from losa_cache.sidenet.stack import AdapterStack
+from losa_cache.tasks.classification import TASK
 from losa_cache.train.batch import Batch
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.graph import MOST, Replayed, map_tensors, recorder_for
@@ -118,7 +119,9 @@ def taped(model, optimizer, sums):
 def step_of(model, optimizer, *, recorded=True):
     sums = []
     recorder = taped(model, optimizer, sums) if recorded else None
-    step = AdapterStep(model, optimizer, clip_grad=0.5, label_smoothing=0.1, autocast=None, recorder=recorder)
+    step = AdapterStep(
+        model, optimizer, task=TASK, clip_grad=0.5, options={"label_smoothing": 0.1}, autocast=None, recorder=recorder
+    )
     sums.append(step)
     return step, recorder
 
@@ -209,7 +212,9 @@ def stack_of(seeds, **options):
     sums = []
     recorder = taped(stack, optimizer, sums) if options.get("recorded", True) else None
     smoothing = [0.1 * seed for seed in seeds]
-    sums.append(StackStep(stack, optimizer, label_smoothing=smoothing, autocast=None, recorder=recorder))
+    sums.append(
+        StackStep(stack, optimizer, task=TASK, options={"label_smoothing": smoothing}, autocast=None, recorder=recorder)
+    )
     return stack, optimizer, sums[0], recorder
 
 

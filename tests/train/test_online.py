@@ -1,6 +1,7 @@
 """The backbone in the loop: the same numbers as from a cache, no gradient in it, and augmentation that repeats."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from losa_cache.data.augment import BatchAugmentation
 from losa_cache.extract.extract import extract
 from losa_cache.inputs import open_inputs
 from losa_cache.points import tapped_points
+from losa_cache.tasks.classification import TASK
 from losa_cache.train.batch import Request
 from losa_cache.train.cached import CachedSource
 from losa_cache.train.loop import EpochProgress, make_optimizer, train_epoch
@@ -147,7 +149,7 @@ def test_mixed_batches_are_fresh_for_their_share(tiny_cache):
     fresh = online_source(backbone, samples, augment=POLICY, batch_augmentation=augmentation)
     plain = online_source(backbone, samples)
     requests = epoch_requests(np.arange(23), batch_size=8, seed=0, epoch=0)
-    source, soft = MixedSource(fresh, cached, 0.25, 3), []
+    source, soft = MixedSource(fresh, cached, 0.25, partial(TASK.soft, outputs=3)), []
     for request, batch in zip(requests, source.batches(requests), strict=True):
         (reference,) = plain.batches([Request(request.samples)])
         assert batch.ids == reference.ids

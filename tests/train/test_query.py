@@ -11,6 +11,7 @@ import losa_cache as lc
 from losa_cache.extract.extract import extract
 from losa_cache.sidenet.adapter import Adapter
 from losa_cache.sweep.engine.trial import trial_path
+from losa_cache.tasks.classification import TASK
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.loop import make_optimizer
 from losa_cache.train.step import AdapterStep
@@ -101,7 +102,9 @@ def trained_by_steps(side, *, recorded):
         return [*own.trained_state().values(), *moments, step.loss]
 
     recorder = TapeRecorder(changed) if recorded else None
-    step = AdapterStep(own, optimizer, clip_grad=1.0, label_smoothing=0.0, autocast=None, recorder=recorder)
+    step = AdapterStep(
+        own, optimizer, task=TASK, clip_grad=1.0, options={"label_smoothing": 0.0}, autocast=None, recorder=recorder
+    )
     for batch, rate in zip(batches("values"), RATES, strict=True):
         step.rates.fill_(rate)
         step(batch)

@@ -4,6 +4,7 @@ import csv
 import json
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from losa_cache.cli import main
 from losa_cache.data.samples import Samples
 from losa_cache.extract.extract import extract
 from losa_cache.inputs import open_inputs
+from losa_cache.tasks.classification import TASK
 from losa_cache.train import loop
 from losa_cache.train.batch import Request
 from losa_cache.train.cached import CachedSource
@@ -231,7 +233,7 @@ def test_each_draw_of_a_fresh_image_is_augmented_anew_and_the_same_in_any_compan
 
 def test_a_mixed_batch_may_hold_a_sample_fresh_and_cached(tiny_cache):
     fresh, cached = online_source(augment="crop"), CachedSource(tiny_cache, POINTS, CPU)
-    source, alone = MixedSource(fresh, cached, 0.5, 3), online_source(augment="crop")
+    source, alone = MixedSource(fresh, cached, 0.5, partial(TASK.soft, outputs=3)), online_source(augment="crop")
     sample = int(tiny_cache.samples[7])
     drawn = Request(np.array([sample, sample, sample, 2]), 1, repeats=np.array([0, 1, 2, 0]))
     (batch,) = source.batches([drawn])

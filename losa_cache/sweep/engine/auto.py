@@ -8,7 +8,7 @@ interrupted, it begins again. The training after it is a run like any other, and
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
 from time import perf_counter
@@ -21,11 +21,11 @@ from losa_cache.cache.stage import stage_cache
 from losa_cache.cache.store import ActivationCache, latest_training_cache, open_cache
 from losa_cache.errors import UserError
 from losa_cache.machine.allocator import keep_freed_memory
-from losa_cache.probe.held_out import require_choosable
 from losa_cache.sweep.engine.choice import Choice, choose, sure
 from losa_cache.sweep.engine.cross_validation import MOST_TRIALS, cross_validate
 from losa_cache.sweep.engine.folds import count_folds
 from losa_cache.sweep.report.findings import say_options
+from losa_cache.tasks import Metric, get_task
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.loop import Progress, Report
 from losa_cache.train.placement import Placement
@@ -56,12 +56,13 @@ class Tried:
 
     Attributes:
         options: the fields that were searched.
-        top1: in percent; ``None``: its loss stopped being a number, so it is not among the choices.
-        loss: cross entropy in nats.
+        value: of the selection metric, on all held-out samples; ``None``: its loss stopped being a number, so it is not
+            among the choices.
+        loss: of the task.
     """
 
     options: dict[str, Any]
-    top1: float | None
+    value: float | None
     loss: float | None
 
 
@@ -75,6 +76,7 @@ class Found:
         folds: splits in which each was trained.
         trained_on: samples, of each split in the mean.
         seconds: that the search took.
+        metric: that values are of.
     """
 
     tried: list[Tried]
@@ -82,11 +84,17 @@ class Found:
     folds: int
     trained_on: int
     seconds: float
+    metric: Metric
 
     @property
     def options(self) -> dict[str, Any]:
         """The chosen ones."""
         return self.tried[self.choice.chosen].options
+
+    @property
+    def sure(self) -> str:
+        """Say what decided, and how sure the choice is."""
+        return sure(self.choice, self.metric)
 
     @property
     def protocol(self) -> str:
@@ -101,10 +109,10 @@ class Found:
         """Give everything as JSON."""
         return {
             "chosen": self.options,
-            "sure": sure(self.choice),
+            "sure": self.sure,
             "protocol": self.protocol,
-            "settings": [asdict(own) for own in self.tried],
-            "choice": self.choice.to_json(),
+            "settings": [{"options": own.options, self.metric.name: own.value, "loss": own.loss} for own in self.tried],
+            "choice": self.choice.to_json(self.metric),
             "folds": self.folds,
             "seconds": self.seconds,
         }
@@ -163,7 +171,7 @@ def train_auto(
     cache = cache if isinstance(cache, ActivationCache) else open_cache(cache)
     near = cache if stage is None else stage_cache(cache, stage, progress=staging)
     found = search(near, config, grid, placement=placement, progress=searching, told=told)
-    told(f"chosen: {say_options(found.options)}. {sure(found.choice)}")
+    told(f"chosen: {say_options(found.options)}. {found.sure}")
     trained = train(
         cache,
         config=replace(config, **found.options, val_fraction=0.0, val_ids=None),
@@ -203,9 +211,10 @@ def search(
         raise UserError("--auto has nothing to choose between: leave out an option that it searches (--lr or another).")
     splits = split(cache, config)
     judges = np.concatenate([own.held_out for own in splits])
-    labels = cache.labels[:: cache.manifest.views]
+    task, classes = get_task(config.task), cache.manifest.classes
+    targets = task.targets(cache.labels, classes)[:: cache.manifest.views]
     remedy = "hold out more with --val-fraction or --val-ids, or train without --auto"
-    require_choosable(labels[judges], cache.manifest.classes, remedy)
+    task.require_choosable(targets[judges], classes, remedy)
     keep_freed_memory()
     whole = config if config.val_ids is not None else replace(config, val_fraction=0.0)
     trials = len(settings) * len(splits)
@@ -215,15 +224,15 @@ def search(
         stack.enter_context(data)
         told(f"searching {len(settings)} settings{times}: nothing is kept until the search is over.")
         results = cross_validate(data, settings, splits, progress)
-    choice = choose([own for own in results if isfinite(own.top1)], len(judges))
+    choice = choose([own for own in results if isfinite(own.value)], len(judges), task.selection)
     if choice is None:
         raise UserError("the loss of every setting that --auto tried stopped being a number: raise --precision.")
     tried = [
-        Tried(own, result.top1 if isfinite(result.top1) else None, result.loss)
+        Tried(own, result.value if isfinite(result.value) else None, result.loss)
         for own, result in zip(options, results, strict=True)
     ]
     mean = round(sum(len(own.train) for own in splits) / len(splits))
-    return Found(tried, choice, len(splits), mean, perf_counter() - started)
+    return Found(tried, choice, len(splits), mean, perf_counter() - started, task.selection)
 
 
 def split(cache: ActivationCache, config: TrainConfig) -> list[Selection]:

@@ -1,10 +1,11 @@
 """The rule by which one setting is chosen from held-out results, and how sure the choice is. Pure.
 
-*Not from the paper.* The best held-out accuracy wins. Settings whose accuracy is within one standard error of the best
-are level: the held-out images cannot tell them apart. Of those the lowest held-out loss wins, each at its own best
-temperature (:class:`losa_cache.sweep.engine.held_out_results.HeldOutResults`): it still differs where all accuracies
-are the same. Then the higher accuracy decides, then the fewer parameters. The standard error is that of the difference
-between two settings on the same images.
+*Not from the paper.* The best held-out value of the task's selection metric (:class:`losa_cache.tasks.Metric`) wins: of
+classification the highest top-1. Settings whose value is within one standard error of the best are level: the held-out
+images cannot tell them apart. Of those the lowest held-out loss wins, each at its own best calibration
+(:class:`losa_cache.sweep.engine.held_out_results.HeldOutResults`): it still differs where all values are the same. Then
+the better value decides, then the fewer parameters. The standard error is that of the difference between two settings
+on the same images; it is not known of metrics that are no mean over images, of which only equal values are level.
 """
 
 import math
@@ -15,10 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from losa_cache.probe.held_out import standard_error
+from losa_cache.tasks import Metric
 
 RESOLVED = 1.0
-"""Points: the standard error that a report asks for, where it is larger."""
+"""Points: the standard error of a share that a report asks for, where it is larger."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,19 +28,19 @@ class Setting:
 
     Attributes:
         name: its number.
-        top1: in percent, the mean over its seeds.
-        loss: cross entropy in nats, likewise; ``None``: not known.
+        value: of the selection metric, the mean over its seeds.
+        loss: of the task, likewise; ``None``: not known.
         parameters: trained ones.
-        hits: of every held-out image, in one order for all settings, whether it was right: 0 or 1, or the share of the
-            seeds with which it was, float ``(n,)``; ``None``: not known.
+        each: of every held-out image, in one order for all settings, the term that the metric is the mean of, averaged
+            over the seeds, float ``(n,)``: of top-1 whether it was right, 0 to 1; ``None``: not known.
         losses: of every image, likewise.
     """
 
     name: int
-    top1: float
+    value: float
     loss: float | None
     parameters: int
-    hits: NDArray[np.floating[Any]] | None = None
+    each: NDArray[np.floating[Any]] | None = None
     losses: NDArray[np.floating[Any]] | None = None
 
 
@@ -50,16 +51,17 @@ class Choice:
     Attributes:
         chosen: name of the setting.
         settings: how many there were.
-        level: names of those that the held-out accuracy cannot tell from the best, the chosen one first.
+        level: names of those that the held-out value cannot tell from the best, the chosen one first.
         rival: the setting that would have been chosen without the chosen one; ``None``: there was no other.
-        ahead: points of held-out top-1 by which the chosen one is ahead of it; below 0 where the loss decided.
-        error: one standard error of that difference, in points; ``None``: not known.
+        ahead: by which its held-out value is better than that one's (of top-1 in points); below 0 where the loss
+            decided.
+        error: one standard error of that difference; ``None``: not known.
         paired: whether the error is that of a difference image by image; otherwise as of two independent shares, which
             is rather too large.
-        loss_ahead: nats of held-out loss by which the chosen one is better than the rival.
+        loss_ahead: of the held-out loss, by which the chosen one is better than the rival.
         loss_error: one standard error of that.
         images: held out.
-        needed: held-out images, about, with which ``error`` would be :data:`RESOLVED`.
+        needed: held-out images, about, with which ``error`` of a share would be :data:`RESOLVED`; ``None``: not known.
     """
 
     chosen: int
@@ -74,116 +76,127 @@ class Choice:
     images: int | None = None
     needed: int | None = None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self, metric: Metric) -> dict[str, Any]:
         """Give all fields, and the sentences."""
-        return asdict(self) | {"sure": sure(self)}
+        return asdict(self) | {"sure": sure(self, metric)}
 
 
-def choose(settings: Sequence[Setting], images: int | None) -> Choice | None:
+def choose(settings: Sequence[Setting], images: int | None, metric: Metric) -> Choice | None:
     """Choose a setting.
 
     Args:
         settings: with results on the same held-out images.
-        images: how many those are; ``None``: not known. Then only equal accuracies are level.
+        images: how many those are; ``None``: not known. Then only equal values are level.
+        metric: that the values are of.
 
     Returns:
         the choice; ``None`` without a setting.
     """
-    order = _order(settings, images)
+    order = _order(settings, images, metric)
     if not order:
         return None
     ours = order[0]
-    level = _level(settings, images)
+    level = _level(settings, images, metric)
     names = [setting.name for setting in order if setting in level]
     if len(order) == 1:
         return Choice(ours.name, 1, names, images=images)
-    rival = _order(order[1:], images)[0]
-    error, paired = difference_error(ours, rival, images)
+    rival = _order(order[1:], images, metric)[0]
+    error, paired = difference_error(ours, rival, images, metric)
     loss = None if ours.loss is None or rival.loss is None else rival.loss - ours.loss
     return Choice(
         chosen=ours.name,
         settings=len(settings),
         level=names,
         rival=rival.name,
-        ahead=ours.top1 - rival.top1,
+        ahead=metric.merit(ours.value) - metric.merit(rival.value),
         error=error,
         paired=paired,
         loss_ahead=loss,
         loss_error=_loss_error(ours, rival),
         images=images,
-        needed=None if error is None or images is None else math.ceil(images * (error / RESOLVED) ** 2),
+        needed=math.ceil(images * (error / RESOLVED) ** 2) if metric.share and images and error is not None else None,
     )
 
 
-def difference_error(a: Setting, b: Setting, images: int | None) -> tuple[float | None, bool]:
-    """Give one standard error of a difference of top-1, in points, and whether it is paired over the images.
+def difference_error(a: Setting, b: Setting, images: int | None, metric: Metric) -> tuple[float | None, bool]:
+    """Give one standard error of a difference of two values, and whether it is paired over the images.
 
-    Paired it is that of Agresti and Min (2005, "Simple improved confidence intervals for comparing matched
-    proportions"): half an image more is counted on which only the one is right, and half on which only the other is,
-    and two images in all; so it is not 0 where the two are right on the same images.
+    Paired it is, of shares in points, that of Agresti and Min (2005, "Simple improved confidence intervals for
+    comparing matched proportions"): half an image more is counted on which only the one is right, and half on which
+    only the other is, and two images in all; so it is not 0 where the two are right on the same images.
     """
-    if a.hits is not None and b.hits is not None:
-        apart = np.asarray(a.hits, np.float64) - b.hits
+    if a.each is not None and b.each is not None:
+        apart = np.asarray(a.each, np.float64) - b.each
+        if not metric.share:
+            return _mean_error(apart), True
         count = len(apart) + 2
         variance = (float(apart @ apart) + 1) / count - (float(apart.sum()) / count) ** 2
         return 100 * math.sqrt(variance / count), True
-    if images is None:
-        return None, False
-    return math.hypot(standard_error(a.top1, images), standard_error(b.top1, images)), False
+    errors = [] if images is None else [metric.error(own.value, images) for own in (a, b)]
+    known = [error for error in errors if error is not None]
+    return (math.hypot(*known) if len(known) == 2 else None), False
 
 
-def sure(choice: Choice) -> str:
-    """Say in plain words what decided, and how sure the choice is."""
+def sure(choice: Choice, metric: Metric) -> str:
+    """Say in plain words what decided, and how sure the choice is.
+
+    Args:
+        choice: that was made.
+        metric: by which.
+    """
     if choice.rival is None or choice.ahead is None:
         return "There was one setting, so nothing was chosen."
     on = "the held-out images" if choice.images is None else f"{_count(choice.images, 'held-out image')}"
     told = f"{len(choice.level)} of {choice.settings} settings are within one standard error of the best on {on}"
     if len(choice.level) == 1:
         told = f"On {on} no other of the {choice.settings} settings is within one standard error of the chosen one"
-    place = "level with" if abs(choice.ahead) < 0.05 else f"{choice.ahead:+.1f} points from"
-    told += f". The chosen one is {place} the next one in top-1"
+    place = "level with"
+    if abs(choice.ahead) >= metric.resolution:
+        place = f"{'-' if choice.ahead < 0 else '+'}{metric.show_difference(abs(choice.ahead))} from"
+    told += f". The chosen one is {place} the next one in {metric.title}"
     if choice.error is not None:
         how = "paired over the images" if choice.paired else "as if each had been measured on other images"
-        told += f" (one standard error of that difference, {how}: {choice.error:.1f} points)"
+        told += f" (one standard error of that difference, {how}: {metric.show_difference(choice.error)})"
     told += "."
     if len(choice.level) > 1:
-        told += _decided(choice)
+        told += _decided(choice, metric)
     if choice.needed is not None and choice.error is not None and choice.error > RESOLVED:
         told += f" At least {_round_up(choice.needed):,} held-out images would be needed to resolve 1 point."
     return told
 
 
-def _decided(choice: Choice) -> str:
+def _decided(choice: Choice, metric: Metric) -> str:
     if choice.loss_ahead is None or choice.loss_ahead <= 0:
         return " The held-out loss does not tell them apart either: the fewer parameters decided."
     error = "" if choice.loss_error is None else f" (one standard error of that difference: {choice.loss_error:.2g})"
     return (
-        f" The accuracy cannot tell them apart, so the lowest held-out loss decided, by {choice.loss_ahead:.2g}{error}."
+        f" The {metric.title} cannot tell them apart, so the lowest held-out loss decided, by "
+        f"{choice.loss_ahead:.2g}{error}."
     )
 
 
-def _order(settings: Sequence[Setting], images: int | None) -> list[Setting]:
-    """Put what is level with the best first, the lowest loss ahead; then the others, the highest accuracy ahead."""
-    level = _level(settings, images)
+def _order(settings: Sequence[Setting], images: int | None, metric: Metric) -> list[Setting]:
+    """Put what is level with the best first, the lowest loss ahead; then the others, the best value ahead."""
+    level = _level(settings, images, metric)
     others = [setting for setting in settings if setting not in level]
-    return sorted(level, key=_by_loss) + sorted(others, key=_by_accuracy)
+    by_loss = sorted(level, key=lambda own: (_loss(own), -metric.merit(own.value), own.parameters))
+    return by_loss + sorted(others, key=lambda own: _by_value(own, metric))
 
 
-def _level(settings: Sequence[Setting], images: int | None) -> list[Setting]:
+def _level(settings: Sequence[Setting], images: int | None, metric: Metric) -> list[Setting]:
     if not settings:
         return []
-    best = min(settings, key=_by_accuracy)
+    best = min(settings, key=lambda own: _by_value(own, metric))
     return [
-        own for own in settings if own is best or best.top1 - own.top1 <= (difference_error(best, own, images)[0] or 0)
+        own
+        for own in settings
+        if own is best
+        or metric.merit(best.value) - metric.merit(own.value) <= (difference_error(best, own, images, metric)[0] or 0)
     ]
 
 
-def _by_accuracy(setting: Setting) -> tuple[float, float, int]:
-    return -setting.top1, _loss(setting), setting.parameters
-
-
-def _by_loss(setting: Setting) -> tuple[float, float, int]:
-    return _loss(setting), -setting.top1, setting.parameters
+def _by_value(setting: Setting, metric: Metric) -> tuple[float, float, int]:
+    return -metric.merit(setting.value), _loss(setting), setting.parameters
 
 
 def _loss(setting: Setting) -> float:
@@ -191,10 +204,14 @@ def _loss(setting: Setting) -> float:
 
 
 def _loss_error(a: Setting, b: Setting) -> float | None:
-    if a.losses is None or b.losses is None or len(a.losses) < 2:
+    if a.losses is None or b.losses is None:
         return None
-    apart = np.asarray(a.losses, np.float64) - b.losses
-    return float(apart.std(ddof=1)) / math.sqrt(len(apart))
+    return _mean_error(np.asarray(a.losses, np.float64) - b.losses)
+
+
+def _mean_error(values: NDArray[np.float64]) -> float | None:
+    """Give the standard error of the mean of values, of at least two."""
+    return float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else None
 
 
 def _count(number: int, what: str) -> str:

@@ -60,7 +60,8 @@ class Cohort:
         self._step = StackStep(
             self._stack,
             self._optimizer,
-            label_smoothing=[config.label_smoothing for config in configs],
+            task=data.task,
+            options={name: [getattr(config, name) for config in configs] for name in data.task.loss_options},
             autocast=data.autocast,
             recorder=recorder_for(data.device),
             folds=None if held is None else held.folds,
@@ -102,11 +103,12 @@ class Cohort:
         weighed: list[dict[str, float]] = [{} for _ in metrics]
         if self._stack.blend is not None and self._held is None:
             weighed = all_layers.weigh(self._stack, self.data, batch_size=batch_size)
-        collector = ResultCollector()
+        collector = ResultCollector(self.data.task)
         found = evaluate_each(
             self._stack,
             self.data.plain,
             self.data.chosen.held_out,
+            task=self.data.task,
             batch_size=batch_size,
             autocast=self.data.autocast,
             keep=collector if self.done else keep_nothing,

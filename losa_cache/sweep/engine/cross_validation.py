@@ -37,7 +37,7 @@ def cross_validate(
         progress: is given the share that is done.
 
     Returns:
-        the settings, named by their places; a top-1 that is no number says that one has failed.
+        the settings, named by their places; a value that is no number says that one has failed.
     """
     return _Trials(data, settings, splits, progress).run()
 
@@ -117,14 +117,15 @@ class _Trials:
             except DivergedError:
                 self._advance(config.epochs - epoch)
                 shape = chosen.held_out.shape
-                return HeldOutResults(np.zeros(shape, np.float32), np.full(shape, np.nan, np.float32))
+                return HeldOutResults(np.zeros((0, *shape), np.float32), np.full(shape, np.nan, np.float32))
             self._advance(1)
         adapter.eval()
-        collector = ResultCollector()
+        collector = ResultCollector(data.task)
         evaluate_each(
             lambda blocks: adapter(blocks)[None],
             data.plain,
             chosen.held_out,
+            task=data.task,
             batch_size=config.batch_size,
             autocast=autocast,
             clips=data.manifest.clips,
@@ -137,11 +138,14 @@ class _Trials:
         self._progress(self._epochs_done / self._epochs)
 
     def _setting(self, place: int, judged: Sequence[HeldOutResults]) -> Setting:
-        """Put a setting's splits together; a top-1 that is no number says that it failed."""
+        """Put a setting's splits together; a value that is no number says that it failed."""
         adapter = new_adapter(self._data.manifest, self._data.tail, self._settings[place])
         parameters = adapter.parameter_counts()["side"]
-        hits, losses = (np.concatenate([getattr(own, name) for own in judged]) for name in ("hits", "losses"))
+        metric = self._data.task.selection
+        losses = np.concatenate([own.losses for own in judged])
         loss = float(losses.mean(dtype=np.float64))
         if not isfinite(loss):
             return Setting(place, float("nan"), None, parameters)
-        return Setting(place, 100 * float(hits.mean(dtype=np.float64)), loss, parameters, hits, losses)
+        terms = np.concatenate([own.terms for own in judged], axis=1)
+        value = metric.value(terms.mean(axis=1, dtype=np.float64).tolist())
+        return Setting(place, value, loss, parameters, terms[0] if metric.is_mean else None, losses)

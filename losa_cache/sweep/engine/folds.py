@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from losa_cache.probe.held_out import ENOUGH
+from losa_cache.tasks.base import ENOUGH
 from losa_cache.train.batch import Request
 
 APART = ("losa", "mlp")

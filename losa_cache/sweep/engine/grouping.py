@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from losa_cache.tasks import get_task
 from losa_cache.train.config import TrainConfig
 
 STACKED = ("losa", "mlp", "fusion", "attentive")
 """Side networks of which many trials train together."""
-ITS_OWN = ("rank", "lr", "weight_decay", "clip_grad", "label_smoothing", "warmup", "dropout")
-"""Options in which trials of one cohort may differ: everything else decides what is read, and when."""
+ITS_OWN = ("rank", "lr", "weight_decay", "clip_grad", "warmup", "dropout")
+"""Options in which trials of one cohort may differ, as in those of their task's loss: everything else decides what is
+read, and when."""
 BASE_RANKS = 15
 """What a pass over the cache costs that all trials share, in units of one rank of one trial: of ViT-B's 69 ms a step at
 rank 4, 15 such units are shared (``benchmarks/stack.py``: 69, 97 and 283 ms for 1, 4 and 16 trials)."""
@@ -29,7 +31,8 @@ def together(configs: Sequence[TrainConfig], limit: int) -> list[list[int]]:
     """
     groups: dict[str, list[int]] = {}
     for at, config in enumerate(configs):
-        shared = {name: value for name, value in asdict(config).items() if name not in ITS_OWN}
+        its_own = (*ITS_OWN, *get_task(config.task).loss_options)
+        shared = {name: value for name, value in asdict(config).items() if name not in its_own}
         groups.setdefault(repr(shared), []).append(at)
     found = []
     for group in groups.values():

@@ -9,15 +9,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from losa_cache.errors import UserError
 from losa_cache.files import write_whole
 from losa_cache.outside import UnreadableError, read_file
+from losa_cache.tasks import Task
 from losa_cache.train.batch import Batch
 
 FILE = "held_out.npy"
-TEMPERATURES = [2 ** (step / 4) for step in range(-12, 13)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,52 +24,52 @@ class HeldOutResults:
     """A trial on the held-out images, in their order.
 
     Attributes:
-        hits: 1 where the first guess is right, else 0, float32 ``(n,)``.
-        losses: cross entropy in nats, float32 ``(n,)``, at the temperature that is best for all of them (Guo et al.,
-            "On Calibration of Modern Neural Networks", ICML 2017). Otherwise label smoothing, dropout and small rates,
-            which make a classifier less sure, would win or lose by that alone.
+        terms: of the selection metric (:attr:`losa_cache.tasks.Metric.terms`), float32 ``(S, n)``: of top-1 one row, 1
+            where the first guess is right, else 0.
+        losses: of the task, float32 ``(n,)``, at the calibration that is best for all images
+            (:meth:`losa_cache.tasks.Task.calibrated`): of classification cross entropy in nats at one temperature.
     """
 
-    hits: NDArray[np.float32]
+    terms: NDArray[np.float32]
     losses: NDArray[np.float32]
 
 
 class ResultCollector:
-    """Takes what K trials say about batches, as ``evaluate_each`` gives it to ``keep``."""
+    """Takes what K trials say about batches, as ``evaluate_each`` gives it to ``keep``.
 
-    def __init__(self) -> None:
+    Args:
+        task: that they learn.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
         self._parts: list[Tensor] = []
+        self._losses: list[Tensor] = []
 
-    def __call__(self, log_probabilities: Tensor, batch: Batch) -> None:
-        """Take the log-probabilities of a batch, ``(K, batch, classes)``."""
-        right = batch.labels.expand(len(log_probabilities), -1)[..., None]
-        found = [(log_probabilities.argmax(2) == batch.labels).float()]
-        for temperature in TEMPERATURES:
-            scaled = F.log_softmax(log_probabilities / temperature, -1)
-            found.append(-scaled.gather(2, right).squeeze(2))
-        self._parts.append(torch.stack(found, 1).cpu())
+    def __call__(self, predictions: Tensor, batch: Batch) -> None:
+        """Take the predictions for a batch, ``(K, batch, ...)``."""
+        self._parts.append(self._task.selection_terms(predictions, batch.labels).float().mT.cpu())
+        self._losses.append(self._task.calibrated(predictions, batch.labels).float().cpu())
 
     def results(self, whose: Sequence[NDArray[np.bool_]] | None = None) -> list[HeldOutResults]:
         """Give what each trial came to, on all images or on those that are its own."""
-        found = torch.cat(self._parts, 2)
-        each = (
-            found
-            if whose is None
-            else [own[:, torch.from_numpy(which)] for own, which in zip(found, whose, strict=True)]
-        )
-        return [_at_best(own) for own in each]
+        each = zip(torch.cat(self._parts, 2), torch.cat(self._losses, 2), strict=True)
+        if whose is None:
+            return [_at_best(terms, losses) for terms, losses in each]
+        masks = map(torch.from_numpy, whose)
+        return [_at_best(own[:, mask], losses[:, mask]) for (own, losses), mask in zip(each, masks, strict=True)]
 
 
-def _at_best(own: Tensor) -> HeldOutResults:
-    """Choose a temperature for a trial; hits, and losses at each temperature: ``(1 + temperatures, n)``."""
-    best = int(own[1:].double().mean(1).argmin())
-    return HeldOutResults(own[0].numpy(), own[1 + best].numpy())
+def _at_best(terms: Tensor, losses: Tensor) -> HeldOutResults:
+    """Choose a calibration for a trial: terms ``(S, n)``, and losses at each calibration, ``(C, n)``."""
+    best = int(losses.double().mean(1).argmin())
+    return HeldOutResults(terms.numpy(), losses[best].numpy())
 
 
 def save_held_out_results(folder: Path, results: HeldOutResults) -> None:
     """Write it to a trial's directory."""
     buffer = io.BytesIO()
-    np.save(buffer, np.stack([results.hits, results.losses]), allow_pickle=False)
+    np.save(buffer, np.stack([*results.terms, results.losses]), allow_pickle=False)
     write_whole(folder / FILE, buffer.getvalue())
 
 
@@ -91,12 +90,12 @@ def load_held_out_results(folders: Mapping[int, Path], images: int) -> dict[int,
             continue
         try:
             content = np.load(io.BytesIO(read_file(path)), allow_pickle=False)
-            if content.dtype != np.float32 or content.shape != (2, images):
+            if content.dtype != np.float32 or content.ndim != 2 or content.shape[1] != images or len(content) < 2:
                 raise ValueError("it is of other images")
         except (UnreadableError, ValueError, EOFError) as error:
             raise UserError(
                 f"{str(path)!r} was changed: {str(error)!r}. Bring it back from a copy, or delete it; the sweep then "
                 "chooses without comparing images."
             ) from error
-        found[number] = HeldOutResults(*content)
+        found[number] = HeldOutResults(content[:-1], content[-1])
     return found

@@ -19,11 +19,11 @@ from losa_cache.errors import UserError
 from losa_cache.files import unsealed, write_sealed
 from losa_cache.outside import UnreadableError, fit, read_file
 from losa_cache.probe.features import Features, read_features
-from losa_cache.probe.held_out import ENOUGH
 from losa_cache.probe.images import require_classes, share_that_fits
 from losa_cache.probe.logistic import PATH, Fit
 from losa_cache.probe.tuning import best_of, cross_validation, fit_at, held_out_fold, judged
 from losa_cache.sweep.engine.record import ProbeLine, ToBeat
+from losa_cache.tasks.base import ENOUGH
 from losa_cache.train.all_layers import FOLDS, MOST_FOLDED
 from losa_cache.train.placement import Placement
 

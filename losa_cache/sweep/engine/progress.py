@@ -24,7 +24,8 @@ class Trial:
     Attributes:
         options: those that are searched.
         state: one of :data:`STATES`.
-        values: validation top-1 after each epoch, in percent; the epoch in which a trial failed has none.
+        values: held-out selection metric after each epoch (top-1 in percent); the epoch in which a trial failed has
+            none.
         files: CRC-32C of each file in its directory that the sweep relies on, by name; of the metrics' file that of the
             lines of its epochs. Empty: an earlier version began it.
     """

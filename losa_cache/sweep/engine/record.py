@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from losa_cache.outside import fit
+from losa_cache.tasks import CLASSIFICATION, Metric, get_task
 
 COMPLETE, PRUNED, FAILED, RUNNING = STATES = ("complete", "pruned", "failed", "running")
 SEED = "seed"
@@ -24,8 +25,9 @@ class TrialRecord:
         options: the swept hyper-parameters and the seed.
         parameters: trained ones of the side network.
         curve: metrics by epoch, as in a run's ``metrics.jsonl``: ``epoch`` (from 1), ``train_loss``, ``val_loss``
-            (nats), ``val_top1`` (percent), ``train_seconds``.
+            (nats), ``val_top1`` (percent), ``train_seconds``; of another task than classification its metrics.
         command: of the shell, that trains this trial alone.
+        task: what it learns.
     """
 
     number: int
@@ -34,6 +36,7 @@ class TrialRecord:
     parameters: int
     curve: list[dict[str, Any]]
     command: str
+    task: str = CLASSIFICATION
 
     def __post_init__(self) -> None:
         if self.state not in STATES:
@@ -41,12 +44,17 @@ class TrialRecord:
 
     @property
     def value(self) -> float | None:
-        """Validation top-1 after its last epoch, in percent; ``None`` without one."""
-        return self.curve[-1].get("val_top1") if self.curve else None
+        """The selection metric of the held-out samples after its last epoch; ``None`` without one."""
+        return self.curve[-1].get(self.metric.held_out) if self.curve else None
+
+    @property
+    def metric(self) -> Metric:
+        """By which trials are chosen."""
+        return get_task(self.task).selection
 
     @property
     def loss(self) -> float | None:
-        """Validation loss after its last epoch, in nats; ``None`` without one."""
+        """Validation loss after its last epoch; ``None`` without one."""
         return self.curve[-1].get("val_loss") if self.curve else None
 
     @property
@@ -113,12 +121,14 @@ class SweepRecord:
         started, finished: in seconds since 1970.
         trials: in any order.
         chosen: number of the selected trial; ``None``: none.
-        test: of the chosen trial, once: ``on`` (path), ``split``, ``samples``, ``top1``, ``top5`` (percent), ``loss``
-            (nats), and ``retrained``, whether it was trained again for it; ``None``: no test set was read.
+        test: of the chosen trial, once: ``on`` (path), ``split``, ``samples``, the task's metrics (``top1``, ``top5``
+            in percent, ``loss`` in nats), and ``retrained``, whether it was trained again for it; ``None``: no test set
+            was read.
         choice: how it was chosen, and how sure that is: the fields of
             :class:`losa_cache.sweep.engine.choice.Choice`, whose settings are named by a trial each, and ``sure``, in
             sentences; ``None``: of an earlier version.
         to_beat: the probe of the same cache; ``None``: of an earlier version.
+        task: what the trials learn.
     """
 
     title: str
@@ -137,10 +147,16 @@ class SweepRecord:
     test: dict[str, Any] | None = None
     choice: dict[str, Any] | None = None
     to_beat: ToBeat | None = None
+    task: str = CLASSIFICATION
 
     def __post_init__(self) -> None:
         if self.chosen is not None and self.chosen_trial is None:
             raise ValueError(f"trial {self.chosen} was chosen, but is not among the trials")
+
+    @property
+    def metric(self) -> Metric:
+        """By which trials are chosen."""
+        return get_task(self.task).selection
 
     @property
     def chosen_trial(self) -> TrialRecord | None:
@@ -148,8 +164,12 @@ class SweepRecord:
         return next((trial for trial in self.trials if trial.number == self.chosen), None)
 
     def to_json(self) -> dict[str, Any]:
-        """Give all fields as JSON."""
-        return asdict(self)
+        """Give all fields as JSON; a task only where it is not classification."""
+        content = asdict(self)
+        for part in (content, *content["trials"]):
+            if part["task"] == CLASSIFICATION:
+                del part["task"]
+        return content
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "SweepRecord":
@@ -192,7 +212,7 @@ class Group:
 
     @property
     def values(self) -> list[float]:
-        """Validation top-1, in percent, one for each seed."""
+        """The selection metric of the held-out samples, one for each seed."""
         return [trial.value for trial in self.by_seed if trial.value is not None]
 
     @property
@@ -201,8 +221,13 @@ class Group:
         return math.fsum(self.values) / len(self.values)
 
     @property
+    def merit(self) -> float:
+        """Of the mean: higher is better."""
+        return self.trials[0].metric.merit(self.mean)
+
+    @property
     def deviation(self) -> float | None:
-        """Standard deviation of the values (over n - 1), in points; ``None`` of fewer than two."""
+        """Standard deviation of the values (over n - 1); ``None`` of fewer than two."""
         values = self.values
         if len(values) < 2:
             return None
@@ -214,7 +239,7 @@ class Spread:
     """How far apart trials lie that differ in their seed alone: the noise that all differences are read against.
 
     Attributes:
-        deviation: standard deviation of one trial, in points, pooled over groups.
+        deviation: standard deviation of one trial (of top-1 in points), pooled over groups.
         groups: with two seeds or more.
         trials: in them.
     """
@@ -230,7 +255,7 @@ class Level:
 
     Attributes:
         value: of the hyper-parameter.
-        values: validation top-1 of the complete trials that had it, in percent.
+        values: the selection metric of the complete trials that had it.
         ended: how many more ended early, or have not ended.
     """
 
@@ -245,12 +270,12 @@ class Level:
 
     @property
     def low(self) -> float | None:
-        """The worst complete trial."""
+        """Of the complete trial with the lowest value."""
         return min(self.values, default=None)
 
     @property
     def high(self) -> float | None:
-        """The best complete trial."""
+        """Of the complete trial with the highest value."""
         return max(self.values, default=None)
 
 
@@ -301,7 +326,7 @@ def seed_groups(trials: Sequence[TrialRecord]) -> list[Group]:
         for members in alike.values()
         if (done := completed(members))
     ]
-    return sorted(groups, key=lambda group: (-group.mean, group.parameters))
+    return sorted(groups, key=lambda group: (-group.merit, group.parameters))
 
 
 def seed_spread(groups: Sequence[Group]) -> Spread | None:

@@ -23,6 +23,7 @@ from losa_cache.sweep.engine.held_out_results import HeldOutResults
 from losa_cache.sweep.engine.progress import LOST, Progress, Trial, load_progress
 from losa_cache.sweep.engine.record import Group, SweepRecord, ToBeat, TrialRecord, seed_groups
 from losa_cache.sweep.engine.trial import describe, require_epochs, trial_path
+from losa_cache.tasks import Metric, get_task
 from losa_cache.text import shown
 from losa_cache.train.evaluate_run import evaluate_run, known_test_cache
 from losa_cache.train.placement import Placement
@@ -34,12 +35,16 @@ RECORD, RETRAINED = "record.json", "retrained"
 
 
 def choose(
-    trials: Sequence[TrialRecord], images: int | None = None, judged: Mapping[int, HeldOutResults] | None = None
+    trials: Sequence[TrialRecord],
+    metric: Metric,
+    images: int | None = None,
+    judged: Mapping[int, HeldOutResults] | None = None,
 ) -> Choice | None:
     """Choose options by :mod:`losa_cache.sweep.engine.choice`, and of their trials the lowest seed, not the luckiest.
 
     Args:
         trials: of the sweep.
+        metric: that their values are of.
         images: held out; ``None``: not known.
         judged: what each of these came to, by trial.
 
@@ -47,10 +52,10 @@ def choose(
         the choice, in which options are named by the trial of their lowest seed; ``None`` without a complete trial.
     """
     found = {} if judged is None else judged
-    return decide([_setting(group, found) for group in seed_groups(trials)], images)
+    return decide([_setting(group, found, metric) for group in seed_groups(trials)], images, metric)
 
 
-def _setting(group: Group, judged: Mapping[int, HeldOutResults]) -> Setting:
+def _setting(group: Group, judged: Mapping[int, HeldOutResults], metric: Metric) -> Setting:
     """Put the trials of all seeds together."""
     trials = group.by_seed
     each = [judged[trial.number] for trial in trials if trial.number in judged]
@@ -63,7 +68,7 @@ def _setting(group: Group, judged: Mapping[int, HeldOutResults]) -> Setting:
         group.mean,
         math.fsum(losses) / len(losses) if len(losses) == len(trials) else None,
         group.parameters,
-        np.mean([own.hits for own in each], axis=0) if whole else None,
+        np.mean([own.terms[0] for own in each], axis=0) if whole and metric.is_mean else None,
         np.mean([own.losses for own in each], axis=0) if whole else None,
     )
 
@@ -84,7 +89,8 @@ def list_trials(
         adapter = new_adapter(cache.manifest, tail, own)
         curve = require_epochs(folder, number, trial.epochs, trial.files)
         parameters = adapter.parameter_counts()["side"]
-        found.append(TrialRecord(number, trial.state, trial.options, parameters, curve, describe(own, config.cache)))
+        command = describe(own, config.cache)
+        found.append(TrialRecord(number, trial.state, trial.options, parameters, curve, command, own.task))
     return found
 
 
@@ -129,6 +135,7 @@ def record_of(
 ) -> SweepRecord:
     """Put together what the report says."""
     manifest, base = cache.manifest, config.base
+    metric = get_task(base.task).selection
     held = len(samples.held_out)
     if config.val_cache is not None:
         validated = f"all {held} samples of {config.val_cache}"
@@ -138,7 +145,7 @@ def record_of(
         by = f"a hash of their ids (--val-fraction {base.val_fraction})"
         validated = f"{held} samples of the training cache, held out by {by}"
     protocol = (
-        f"Trials were trained on {len(samples.train)} samples and judged by their top-1 after the last epoch "
+        f"Trials were trained on {len(samples.train)} samples and judged by their {metric.title} after the last epoch "
         f"on {validated}. The options with the best mean over seeds were chosen, and of them the lowest seed; of "
         "options within one standard error of the best, those with the lowest held-out loss."
     )
@@ -163,8 +170,9 @@ def record_of(
         trials=trials,
         chosen=choice.chosen,
         test=test,
-        choice=choice.to_json(),
+        choice=choice.to_json(metric),
         to_beat=to_beat,
+        task=base.task,
     )
 
 

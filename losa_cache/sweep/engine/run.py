@@ -17,6 +17,7 @@ from losa_cache.sweep.engine.sweep import Report, Sweep, create_sweep, telling_w
 from losa_cache.sweep.engine.trial import trial_path
 from losa_cache.sweep.report.drawing import require_matplotlib
 from losa_cache.sweep.report.report import write_report
+from losa_cache.tasks import get_task
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.placement import Placement
 from losa_cache.train.run import next_run_path
@@ -132,9 +133,8 @@ def _concluded(own: Sweep) -> SweepRecord:
     samples = own.chosen()
     images = len(samples.held_out)
     complete = [trial.number for trial in trials if trial.state == COMPLETE]
-    choice = choose(
-        trials, images, load_held_out_results({number: trial_path(folder, number) for number in complete}, images)
-    )
+    judged = load_held_out_results({number: trial_path(folder, number) for number in complete}, images)
+    choice = choose(trials, get_task(own.config.base.task).selection, images, judged)
     if choice is None:
         raise UserError(f"no trial of {str(folder)!r} came to its end: lower the rates, or leave out --pruner.")
     best = next(trial for trial in trials if trial.number == choice.chosen)
@@ -167,14 +167,16 @@ def summary(result: SweepResult) -> dict[str, Any]:
     record = result.record
     best = record.chosen_trial
     assert best is not None, "a finished sweep has chosen"
-    tested = {} if record.test is None else {f"test_{name}": record.test[name] for name in ("top1", "top5", "loss")}
+    task, test = get_task(record.task), record.test
+    names = sorted((metric.name for metric in task.metrics), key=lambda name: name == "loss")
+    tested = {} if test is None else {f"test_{name}": test[name] for name in names}
     return {
         "sweep": str(result.folder),
         "report": str(result.folder / "report.html"),
         "trials": len(record.trials),
         "chosen": best.number,
         **best.options,
-        "val_top1": best.value,
+        task.selection.held_out: best.value,
         "val_loss": best.loss,
         **tested,
         **_probed(record),

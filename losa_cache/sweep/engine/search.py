@@ -34,6 +34,7 @@ class Search:
         epochs: of a trial at most.
         seed: of the sampler.
         known: trials begun so far, by number.
+        higher: whether higher values are better.
     """
 
     def __init__(
@@ -46,11 +47,14 @@ class Search:
         epochs: int,
         seed: int,
         known: Sequence[Trial],
+        higher: bool,
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._distributions = distributions(space)
         self._sampler, self._seed = sampler, seed
-        self._study = optuna.create_study(study_name=NAME, direction="maximize", pruner=_pruner(pruner, epochs))
+        self._study = optuna.create_study(
+            study_name=NAME, direction="maximize" if higher else "minimize", pruner=_pruner(pruner, epochs)
+        )
         self._open: dict[int, optuna.trial.Trial] = {}
         counted = [trial for trial in known if trial.state != LOST]
         self._left = trials - len(counted)

@@ -31,13 +31,14 @@ class StudyCopy:
         url: of the database, with its password; ``None``: SQLite in the folder.
         space: what is searched.
         progress: of the sweep.
+        higher: whether higher values are better.
 
     Raises:
         UserError: if the storage cannot be used, or shows what has not happened.
     """
 
-    def __init__(self, folder: Path, url: str | None, space: Space, progress: Progress) -> None:
-        self._url, self._distributions = url, distributions(space)
+    def __init__(self, folder: Path, url: str | None, space: Space, progress: Progress, *, higher: bool) -> None:
+        self._url, self._distributions, self._higher = url, distributions(space), higher
         self._storage = open_storage(folder, url)
         with telling(url):
             self._study = self._found(folder, progress)
@@ -86,7 +87,9 @@ class StudyCopy:
         if (own := taken.get(name)) is not None:  # of a kill before it had its owner
             study: int = own._study_id
         else:
-            study = self._storage.create_new_study([optuna.study.StudyDirection.MAXIMIZE], name)
+            directions = optuna.study.StudyDirection
+            direction = directions.MAXIMIZE if self._higher else directions.MINIMIZE
+            study = self._storage.create_new_study([direction], name)
         self._storage.set_study_user_attr(study, OWNER, progress.sweep)
         return study
 

@@ -35,6 +35,7 @@ from losa_cache.sweep.engine.study import StudyCopy
 from losa_cache.sweep.engine.sweep_data import SweepData
 from losa_cache.sweep.engine.trial import Trials, load_group, require_epochs, trial_path
 from losa_cache.sweep.report.trackers import open_trackers
+from losa_cache.tasks import Metric, get_task
 from losa_cache.text import shown
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.loop import finish
@@ -45,7 +46,6 @@ from losa_cache.train.stored import CONFIG, KEPT_FILES
 from losa_cache.train.train import new_adapter, origin_of, save_run
 
 MOST_TRIALS = 64  # at the same time, if nobody says otherwise
-VALUE = "val_top1"
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ class Standing:
         seconds: since this process began.
         epochs_left: of all trials, if none is stopped early.
         epochs_done: by this process.
+        metric: that values are of.
     """
 
     trials: int
@@ -70,6 +71,7 @@ class Standing:
     seconds: float
     epochs_left: int
     epochs_done: int
+    metric: Metric
 
 
 Report = Callable[[Standing], None]
@@ -119,6 +121,7 @@ class Sweep:
             raise UserError("this sweep's study is in its own folder: leave out --storage.")
         self._storage = storage
         self._require_kept()
+        self._metric = get_task(self.config.base.task).selection
         self.cache = open_cache(self.config.cache)
         require_trainable(self.config.space, self.config.base)
         self._require_stackable()
@@ -186,9 +189,10 @@ class Sweep:
             epochs=base.epochs,
             seed=base.seed,
             known=self.progress.trials,
+            higher=self._metric.higher,
         )
         self.progress.save(self.folder)
-        self._study = StudyCopy(self.folder, self._storage, config.space, self.progress)
+        self._study = StudyCopy(self.folder, self._storage, config.space, self.progress, higher=self._metric.higher)
         stack.callback(self._study.close)
         self._clear_checkpoints()
         known = {trial_path(self.folder, number) for number in range(len(self.progress.trials))}
@@ -285,7 +289,8 @@ class Sweep:
         ended: dict[int, str] = {}
         for number, own in zip(cohort.numbers, metrics, strict=True):
             self.progress.trials[number].files |= self._trials.log(number, own)
-            self._rows[number] = {"epoch": own["epoch"], "value": own[VALUE], "config": cohort.config_of(number)}
+            value, config = own[self._metric.held_out], cohort.config_of(number)
+            self._rows[number] = {"epoch": own["epoch"], "value": value, "config": config}
             if state := self._judged(number, own, last=cohort.done):
                 ended[number] = self._rows[number]["state"] = state
         if COMPLETE in ended.values():
@@ -324,8 +329,8 @@ class Sweep:
         if not isfinite(metrics["train_loss"]):
             trial.state = FAILED
         else:
-            trial.values.append(metrics[VALUE])
-            stop = self._search.report(number, metrics["epoch"], metrics[VALUE])
+            trial.values.append(metrics[self._metric.held_out])
+            stop = self._search.report(number, metrics["epoch"], metrics[self._metric.held_out])
             if not (last or stop):
                 return None
             trial.state = COMPLETE if last else PRUNED
@@ -355,8 +360,11 @@ class Sweep:
         finished = self.progress.count(COMPLETE, PRUNED, FAILED)
         left = sum(len(c.numbers) * (c.configs[0].epochs - c.epoch) for c in self._cohorts)
         left += (self.config.total - finished - live) * self.config.base.epochs
-        rows = sorted(({"number": number, **row} for number, row in self._rows.items()), key=lambda row: -row["value"])
-        return Standing(self.config.total, finished, self.config.base.epochs, rows, seconds, left, done)
+        rows = sorted(
+            ({"number": number, **row} for number, row in self._rows.items()),
+            key=lambda row: -self._metric.merit(row["value"]),
+        )
+        return Standing(self.config.total, finished, self.config.base.epochs, rows, seconds, left, done, self._metric)
 
     @contextmanager
     def _owned(self) -> Iterator[None]:

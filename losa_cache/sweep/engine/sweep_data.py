@@ -7,10 +7,10 @@ from typing import Any
 from losa_cache.cache.identity import differences
 from losa_cache.cache.store import ActivationCache, open_cache
 from losa_cache.errors import UserError
-from losa_cache.probe.held_out import require_choosable
 from losa_cache.sweep.engine.config import SweepConfig
 from losa_cache.sweep.engine.probes import lines_to_beat
 from losa_cache.sweep.engine.record import ToBeat
+from losa_cache.tasks import get_task
 from losa_cache.train.config import SHUFFLE, TrainConfig
 from losa_cache.train.evaluate_run import apart
 from losa_cache.train.placement import Placement
@@ -70,7 +70,9 @@ class SweepData:
 
     def to_beat(self, path: Path) -> ToBeat:
         """Give the probe that trials have to beat, on the same samples; it is kept in a file (``path``)."""
-        chosen = self.chosen()
+        task, chosen = get_task(self._base.task), self.chosen()
+        if not task.probes:
+            return ToBeat([], f"There is no probe to beat: none learns the task {task.name!r}.")
         judges = self._cache if self._val is None else self._val
         return lines_to_beat(path, (self._cache, chosen.train), (judges, chosen.held_out), self._placement.device)
 
@@ -81,8 +83,9 @@ class SweepData:
             UserError: for too few samples, or samples of one class.
         """
         cache = self._cache if self._val is None else self._val
-        labels = cache.labels[:: cache.manifest.views][self.chosen().held_out]
-        require_choosable(labels, cache.manifest.classes, "hold out more with --val-fraction, --val-ids or --val-cache")
+        task, classes = get_task(self._base.task), cache.manifest.classes
+        targets = task.targets(cache.labels, classes)[:: cache.manifest.views][self.chosen().held_out]
+        task.require_choosable(targets, classes, "hold out more with --val-fraction, --val-ids or --val-cache")
 
     def close(self) -> None:
         """Close all sources."""

@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from losa_cache.extras import extra
+from losa_cache.tasks import Metric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,12 +32,13 @@ def require_matplotlib() -> None:
         import_module("matplotlib.figure")
 
 
-def top1_axis(axes: "Axes", *, label: bool = True) -> None:
-    """Scale y by what is drawn so far, though not beyond 100 %."""
+def metric_axis(axes: "Axes", metric: Metric, *, label: bool = True) -> None:
+    """Scale y by what is drawn so far, though a share not beyond 100 %."""
     low, high = axes.get_ylim()
-    axes.set_ylim(low, min(high, 100.5))  # half a point, so that a mark at 100 is whole
+    if metric.share:
+        axes.set_ylim(low, min(high, 100.5))  # half a point, so that a mark at 100 is whole
     if label:
-        axes.set_ylabel("validation top-1 (%)")
+        axes.set_ylabel(f"validation {metric.label}")
 
 
 def number_axis(axes: "Axes", values: Sequence[float]) -> None:

@@ -1,4 +1,4 @@
-"""A sweep in figures: accuracy against parameters, learning curves, the effect of each hyper-parameter. PNGs."""
+"""A sweep in figures: held-out values against parameters, learning curves, the effect of each option. PNGs."""
 
 import math
 from collections.abc import Sequence
@@ -25,14 +25,15 @@ from losa_cache.sweep.report.drawing import (
     RED,
     STYLES,
     legend,
+    metric_axis,
     number_axis,
     panels,
     plain,
     png,
     require_matplotlib,
-    top1_axis,
 )
 from losa_cache.sweep.report.findings import say
+from losa_cache.tasks import Metric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,7 +62,7 @@ def draw(record: SweepRecord) -> dict[str, bytes]:
 
 
 def accuracy(record: SweepRecord) -> "Figure | None":
-    """Validation top-1 against trained parameters: a point for trials that differ in their seed alone."""
+    """Held-out value against trained parameters: a point for trials that differ in their seed alone."""
     groups = seed_groups(record.trials)
     if not groups:
         return None
@@ -81,7 +82,7 @@ def accuracy(record: SweepRecord) -> "Figure | None":
         )
     name = "mean over seeds" if repeated else "trial"
     axes.scatter(*_xy(points), s=22, color=DOT, edgecolors="white", linewidths=0.5, label=name, zorder=3)
-    front = [points[i] for i in pareto_front(points)]
+    front = [points[i] for i in pareto_front([(group.parameters, group.merit) for group in groups])]
     axes.step(*_xy(front), where="post", color=BLUE, linewidth=1.2, zorder=2)
     axes.plot(
         *_xy(front),
@@ -110,13 +111,13 @@ def accuracy(record: SweepRecord) -> "Figure | None":
     _levels(axes, record)
     number_axis(axes, [x for x, _ in points])
     axes.set_xlabel("trained side-network parameters")
-    top1_axis(axes)
+    metric_axis(axes, record.metric)
     legend(figure)
     return figure
 
 
 def curves(record: SweepRecord) -> "Figure | None":
-    """Validation top-1 over epochs: the chosen trial and the best others in colour, all others in grey.
+    """Held-out value over epochs: the chosen trial and the best others in colour, all others in grey.
 
     Where there are epochs enough, a second panel shows the last half of them close up.
     """
@@ -125,7 +126,7 @@ def curves(record: SweepRecord) -> "Figure | None":
     drawn = [trial for trial in record.trials if _validated(trial)]
     if not drawn:
         return None
-    ranked = sorted(completed(record.trials), key=lambda trial: -(trial.value or 0.0))
+    ranked = sorted(completed(record.trials), key=lambda trial: -record.metric.merit(trial.value or 0.0))
     best = sorted(ranked, key=lambda trial: trial.number != record.chosen)[: len(STYLES)]
     last, last_of_best = _last_epoch(drawn), _last_epoch(best)
     figure, grid = panels(1, 2 if last_of_best > 3 else 1, 4.4)
@@ -139,7 +140,7 @@ def curves(record: SweepRecord) -> "Figure | None":
         axes.set_xlim(*((0.5, 1.5) if last == 1 else (1 - last / 40, last + last / 40)))
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
-    top1_axis(grid[0])
+    metric_axis(grid[0], record.metric)
     if len(grid) > 1:
         _close_up(grid[1], best, last_of_best)
     legend(figure, reverse=True)
@@ -150,7 +151,7 @@ def _levels(axes: "Axes", record: SweepRecord) -> None:
     """Draw the lines to beat."""
     lines = [] if record.to_beat is None else record.to_beat.lines
     for line, style in zip(lines, ("--", ":"), strict=False):
-        name = f"{line.name}: {line.held_out_top1:.1f} %"
+        name = f"{line.name}: {record.metric.show(line.held_out_top1)}"
         axes.axhline(line.held_out_top1, color=INK, linewidth=1.1, linestyle=style, label=name, zorder=2.5)
 
 
@@ -158,7 +159,7 @@ def _close_up(axes: "Axes", best: list[TrialRecord], last: int) -> None:
     """Cut a panel down to the last half of these curves."""
     half = math.ceil(last / 2)
     late = [value for trial in best for epoch, value in _validated(trial) if epoch >= half]
-    room = max(0.5, (max(late) - min(late)) / 10)
+    room = max(10 * best[0].metric.resolution, (max(late) - min(late)) / 10)
     axes.set_xlim(half, last + last / 80)
     axes.set_ylim(min(late) - room, max(late) + room)
     axes.set_title("the best, close up", fontsize=9, color=INK)
@@ -188,12 +189,12 @@ def _coloured_curve(axes: "Axes", trial: TrialRecord, colour: str, style: Any, *
         linewidth=2.2 if chosen else 1.5,
         marker="o" if dots else None,
         markersize=3.5,
-        label=f"trial {trial.number}: {trial.value:.1f} %" + (" (chosen)" if chosen else ""),
+        label=f"trial {trial.number}: {trial.metric.show(trial.value or 0.0)}" + (" (chosen)" if chosen else ""),
     )
 
 
 def effect_panels(record: SweepRecord) -> "Figure | None":
-    """Validation top-1 by each value of each hyper-parameter, a panel each."""
+    """Held-out value by each value of each hyper-parameter, a panel each."""
     shown = [effect for effect in effects(record.trials) if any(level.values for level in effect.levels)]
     if not shown:
         return None
@@ -207,9 +208,9 @@ def effect_panels(record: SweepRecord) -> "Figure | None":
         if effect.continuous:
             _continuous(axes, effect)
         else:
-            _discrete(axes, effect, columns)
+            _discrete(axes, effect, columns, record.metric)
         axes.set_xlabel(plain(effect.name))
-        top1_axis(axes, label=number % columns == 0)
+        metric_axis(axes, record.metric, label=number % columns == 0)
     for axes in grid[len(shown) :]:
         axes.remove()
     if any(level.ended for effect in shown for level in effect.levels):
@@ -239,10 +240,10 @@ def _continuous(axes: "Axes", effect: Effect) -> None:
     number_axis(axes, [level.value for level in levels])
 
 
-def _discrete(axes: "Axes", effect: Effect, columns: int) -> None:
+def _discrete(axes: "Axes", effect: Effect, columns: int, metric: Metric) -> None:
     levels = effect.levels
     if len(levels) > LEVELS:
-        best = sorted(levels, key=lambda level: -(level.mean if level.mean is not None else -math.inf))[:LEVELS]
+        best = sorted(levels, key=lambda level: math.inf if level.mean is None else -metric.merit(level.mean))[:LEVELS]
         axes.set_title(f"the best {LEVELS} of {len(levels)} values", fontsize=9, color=INK)
         levels = [level for level in levels if level in best]
     points = [
@@ -277,7 +278,8 @@ def _discrete(axes: "Axes", effect: Effect, columns: int) -> None:
 
 
 def _validated(trial: TrialRecord) -> list[tuple[int, float]]:
-    return [(epoch["epoch"], epoch["val_top1"]) for epoch in trial.curve if epoch.get("val_top1") is not None]
+    name = trial.metric.held_out
+    return [(epoch["epoch"], epoch[name]) for epoch in trial.curve if epoch.get(name) is not None]
 
 
 def _last_epoch(trials: list[TrialRecord]) -> int:

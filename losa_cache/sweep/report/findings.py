@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from losa_cache.probe.held_out import standard_error
 from losa_cache.sweep.engine.record import (
     COMPLETE,
     STATES,
@@ -19,6 +18,7 @@ from losa_cache.sweep.engine.record import (
     seed_spread,
     without_seed,
 )
+from losa_cache.tasks import Metric, get_task
 
 
 def findings(record: SweepRecord) -> dict[str, str]:
@@ -64,11 +64,14 @@ def _chosen(record: SweepRecord, groups: list[Group]) -> str:
         return (
             "No trial was chosen." if groups else "No trial was chosen: none ran to its end with a validation result."
         )
-    value = "no validation result" if trial.value is None else f"validation top-1 {trial.value:.1f} %"
+    metric, value = trial.metric, "no validation result"
+    if trial.value is not None:
+        value = f"validation {metric.title} {metric.show(trial.value)}"
     ours, _ = _rivals(record, groups)
     over = ""
     if ours is not None and len(ours.values) > 1:
-        over = f" ({ours.mean:.1f} ± {ours.deviation:.1f} % over {len(ours.values)} seeds"
+        spread = metric.show_around(ours.mean, ours.deviation or 0.0)
+        over = f" ({spread} over {len(ours.values)} seeds"
         over += f", {ours.ended} more not complete)" if ours.ended else ")"
     epochs = f"{len(trial.curve)} epoch{'' if len(trial.curve) == 1 else 's'}"
     return (
@@ -92,31 +95,39 @@ def _tested(record: SweepRecord) -> str:
     trained = "trained again by itself for it" if test["retrained"] else "as the sweep trained it"
     return (
         f"Split {test['split']} of {test['on']}, {test['samples']:,} samples, once, with the chosen trial alone, "
-        f"{trained}: top-1 {test['top1']:.1f} % (standard error {standard_error(test['top1'], test['samples']):.1f} "
-        f"points), top-5 {test['top5']:.1f} %, loss {test['loss']:.3f}."
+        f"{trained}: {get_task(record.task).say(test, errors=test['samples'])}."
     )
 
 
 def _to_beat(record: SweepRecord, probe: ToBeat) -> str:
-    trial, best = record.chosen_trial, probe.best
+    trial, best, metric = record.chosen_trial, probe.best, record.metric
     if best is None:
         return probe.told
-    values = "; ".join(f"{line.name}: {_figures(line)}" for line in probe.lines)
+    values = "; ".join(f"{line.name}: {_figures(line, metric)}" for line in probe.lines)
     told = f"{values[0].upper()}{values[1:]}."
     if trial is not None and trial.value is not None:
         ahead = trial.value - best.held_out_top1
-        place = "level with" if abs(ahead) < 0.05 else f"{abs(ahead):.1f} points {'above' if ahead > 0 else 'below'}"
-        error = standard_error(best.held_out_top1, record.validation_samples)
-        told += (
-            f" The chosen trial is {place} the better of these; one standard error of a top-1 on these "
-            f"{record.validation_samples:,} samples is {error:.1f} points."
-        )
+        told += f" The chosen trial is {_place(ahead, metric)} the better of these"
+        error = metric.error(best.held_out_top1, record.validation_samples)
+        if error is not None:
+            told += (
+                f"; one standard error of a {metric.title} on these {record.validation_samples:,} samples is "
+                f"{metric.show_difference(error)}"
+            )
+        told += "."
     return f"{told} {probe.told}"
 
 
-def _figures(line: ProbeLine) -> str:
-    test = "" if line.test_top1 is None else f", test {line.test_top1:.1f} %"
-    return f"{line.held_out_top1:.1f} % held out{test} (rows: {line.rows}, C {line.c:.1e})"
+def _place(ahead: float, metric: Metric) -> str:
+    """Say how far above another value one is."""
+    if abs(ahead) < metric.resolution:
+        return "level with"
+    return f"{metric.show_difference(abs(ahead))} {'above' if ahead > 0 else 'below'}"
+
+
+def _figures(line: ProbeLine, metric: Metric) -> str:
+    test = "" if line.test_top1 is None else f", test {metric.show(line.test_top1)}"
+    return f"{metric.show(line.held_out_top1)} held out{test} (rows: {line.rows}, C {line.c:.1e})"
 
 
 def _rivals(record: SweepRecord, groups: list[Group]) -> tuple[Group | None, Group | None]:
@@ -129,13 +140,12 @@ def _rivals(record: SweepRecord, groups: list[Group]) -> tuple[Group | None, Gro
 
 
 def _difference(record: SweepRecord, ours: Group, rival: Group, groups: list[Group]) -> str:
-    ahead = ours.mean - rival.mean
+    ahead, metric = ours.mean - rival.mean, record.metric
     names = ", ".join(str(trial.number) for trial in rival.trials[:5]) + (", ..." if len(rival.trials) > 5 else "")
     changed = {name: value for name, value in rival.options.items() if ours.options.get(name) != value}
-    place = f"{abs(ahead):.1f} points {'below' if ahead > 0 else 'above'}" if abs(ahead) >= 0.05 else "level with"
     told = (
-        f"Trial{'s' if len(rival.trials) > 1 else ''} {names}, with {say_options(changed)}, at {rival.mean:.1f} %: "
-        f"{place} the chosen options."
+        f"Trial{'s' if len(rival.trials) > 1 else ''} {names}, with {say_options(changed)}, at "
+        f"{metric.show(rival.mean)}: {_place(-ahead, metric)} the chosen options."
     )
     if (spread := seed_spread(groups)) is None:
         if record.choice is not None:
@@ -144,23 +154,28 @@ def _difference(record: SweepRecord, ours: Group, rival: Group, groups: list[Gro
     error = spread.deviation * math.sqrt(1 / len(ours.values) + 1 / len(rival.values))
     if abs(ahead) <= 2 * error:
         return f"{told} Seeds alone give differences of that size: the sweep does not tell the two apart."
-    return f"{told} Seeds alone seldom give that much: one standard error of such a difference is {error:.2f} points."
+    return (
+        f"{told} Seeds alone seldom give that much: one standard error of such a difference is "
+        f"{metric.show_difference(error, 1)}."
+    )
 
 
 def _noise(record: SweepRecord, groups: list[Group]) -> str:
-    spread = seed_spread(groups)
+    spread, metric = seed_spread(groups), record.metric
     if spread is None:
         told = "No options were trained with two seeds, so how far a seed alone moves a trial is not known."
     else:
         settings = "one setting" if spread.groups == 1 else f"{spread.groups} settings"
         told = (
-            f"Trials that differ in their seed alone have a standard deviation of {spread.deviation:.2f} points "
+            f"Trials that differ in their seed alone have a standard deviation of "
+            f"{metric.show_difference(spread.deviation, 1)} "
             f"({spread.trials} trials of {settings})."
         )
-    if record.validation_samples:
-        error = standard_error(groups[0].mean, record.validation_samples)
+    samples = record.validation_samples
+    error = metric.error(groups[0].mean, samples) if samples else None
+    if error is not None:
         told += (
-            f" One standard error of a top-1 on {record.validation_samples:,} samples is {error:.1f} points; between "
-            "trials, which were validated on the same samples, it is somewhat less."
+            f" One standard error of a {metric.title} on {samples:,} samples is {metric.show_difference(error)}; "
+            "between trials, which were validated on the same samples, it is somewhat less."
         )
     return told

@@ -42,14 +42,13 @@ class SweepTable:
 
     def _table(self, standing: Standing) -> Table:
         table = Table(title=headline(standing), title_justify="left", box=None, pad_edge=False)
-        for name in ("trial", *self._names, "epoch", "val top-1", ""):
+        for name in ("trial", *self._names, "epoch", f"val {standing.metric.title}", ""):
             table.add_column(name.replace("_", "-"), justify="right")
         for row in standing.rows[:BEST]:
             options = [f"{getattr(row['config'], name):g}" if isinstance(getattr(row["config"], name), float)
                        else str(getattr(row["config"], name)) for name in self._names]  # fmt: skip
-            table.add_row(
-                str(row["number"]), *options, str(row["epoch"]), f"{row['value']:.1f} %", row.get("state", "running")
-            )
+            value = standing.metric.show(row["value"])
+            table.add_row(str(row["number"]), *options, str(row["epoch"]), value, row.get("state", "running"))
         return table
 
 
@@ -63,5 +62,5 @@ def headline(standing: Standing) -> str:
             text += f", {standing.epochs_left / rate / 60:.0f} min left at most"
     if standing.rows:
         best = standing.rows[0]
-        text += f"; best: trial {best['number']}, {best['value']:.1f} % after epoch {best['epoch']}"
+        text += f"; best: trial {best['number']}, {standing.metric.show(best['value'])} after epoch {best['epoch']}"
     return text

@@ -1,5 +1,6 @@
 """A sweep as one HTML file that needs nothing else: no script, no font, no network."""
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
@@ -20,16 +21,17 @@ from losa_cache.sweep.engine.record import (
 from losa_cache.sweep.report.figures import draw
 from losa_cache.sweep.report.findings import count_states, findings, say
 from losa_cache.sweep.report.html_page import facts, page, picture, table, text
+from losa_cache.tasks import Metric
 
 NAME = "report.html"
 CAPTIONS = {
-    "accuracy": "Validation top-1 against trained parameters. The Pareto front joins the options that no others beat "
-    "with as few parameters; of options trained with several seeds it takes the mean. The level lines, if any, are the "
-    "tuned probe of the same cache: the line to beat.",
-    "curves": "Validation top-1 over epochs, of the chosen trial, the best others and, in grey, the rest.",
-    "effects": "Validation top-1 by each value of each hyper-parameter. The others vary along, so a difference between "
-    "two values may be theirs; one smaller than the spread over seeds may be nobody's. Strokes and numbers at the foot "
-    "are trials that did not run to their end: they are in no mean.",
+    "accuracy": "Validation {metric} against trained parameters. The Pareto front joins the options that no others "
+    "beat with as few parameters; of options trained with several seeds it takes the mean. The level lines, if any, "
+    "are the tuned probe of the same cache: the line to beat.",
+    "curves": "Validation {metric} over epochs, of the chosen trial, the best others and, in grey, the rest.",
+    "effects": "Validation {metric} by each value of each hyper-parameter. The others vary along, so a difference "
+    "between two values may be theirs; one smaller than the spread over seeds may be nobody's. Strokes and numbers at "
+    "the foot are trials that did not run to their end: they are in no mean.",
 }
 
 
@@ -66,7 +68,7 @@ def html(record: SweepRecord, figures: Mapping[str, bytes]) -> str:
         facts(findings(record)),
         *_commands(record),
         "<h2>Figures</h2>",
-        *(picture(name, png, CAPTIONS[name]) for name, png in figures.items()),
+        *(picture(name, png, CAPTIONS[name].format(metric=record.metric.title)) for name, png in figures.items()),
         *([] if figures else ["<p>No trial has a validation result: there is nothing to draw.</p>"]),
         "<h2>Trials</h2>",
         _trials(record),
@@ -85,7 +87,7 @@ def _commands(record: SweepRecord) -> Iterable[str]:
     if others:
         yield "<details><summary>Commands of the other trials on the Pareto front</summary>"
         for trial in others:
-            yield f"<p>Trial {trial.number}, {trial.parameters:,} parameters, top-1 {trial.value:.1f} %:</p>"
+            yield f"<p>Trial {trial.number}, {trial.parameters:,} parameters, {_shown(trial)}:</p>"
             yield _command(trial)
         yield "</details>"
 
@@ -99,29 +101,31 @@ def _command(trial: TrialRecord) -> str:
 def _trials(record: SweepRecord) -> str:
     names = list(dict.fromkeys(name for trial in record.trials for name in trial.options))
     front = _front(record)
-    head = ["trial", "state", "top-1 (%)", "parameters", *names, "epochs", "seconds"]
+    head = ["trial", "state", record.metric.label, "parameters", *names, "epochs", "seconds"]
     rows = []
     for trial in sorted(record.trials, key=_standing):
         marks = ["chosen"] * (trial.number == record.chosen) + ["Pareto front"] * (trial in front)
         options = [say(trial.options[name]) if name in trial.options else "" for name in names]
-        value = "" if trial.value is None else f"{trial.value:.2f}"
+        value = _value(trial.value, record.metric)
         state = ", ".join([trial.state, *marks])
         cells = [str(trial.number), state, value, f"{trial.parameters:,}", *options]
         style = "chosen" if trial.number == record.chosen else "" if trial.state == COMPLETE else "ended"
         rows.append((style, [*cells, str(len(trial.curve)), f"{trial.seconds:.1f}"]))
-    caption = "Complete trials first, the best on top; the others by their top-1 after their last epoch."
+    by = f"their {record.metric.title} after their last epoch"
+    caption = f"Complete trials first, the best on top; the others by {by}."
     return table(caption, head, rows)
 
 
 def _effects(record: SweepRecord) -> Iterable[str]:
-    rows = []
+    rows, metric = [], record.metric
     for effect in effects(record.trials):
         for level in [] if effect.continuous else effect.levels:
-            figures = [_points(level.mean), _points(level.low), _points(level.high)]
+            ends = (level.low, level.high) if metric.higher else (level.high, level.low)
+            figures = [_value(value, metric) for value in (level.mean, *ends)]
             rows.append(("", [effect.name, say(level.value), *figures, str(len(level.values)), str(level.ended)]))
     if rows:
         yield "<h2>Effect of each hyper-parameter</h2>"
-        head = ["hyper-parameter", "value", "mean top-1 (%)", "worst", "best", "complete", "not complete"]
+        head = ["hyper-parameter", "value", f"mean {metric.label}", "worst", "best", "complete", "not complete"]
         yield table("Means are over complete trials, whatever their other options.", head, rows)
 
 
@@ -144,17 +148,22 @@ def _circumstances(record: SweepRecord) -> dict[str, str]:
 def _front(record: SweepRecord) -> list[TrialRecord]:
     """Trials of the groups on the Pareto front, by parameters."""
     groups = seed_groups(record.trials)
-    front = pareto_front([(group.parameters, group.mean) for group in groups])
+    front = pareto_front([(group.parameters, group.merit) for group in groups])
     return [trial for index in front for trial in groups[index].trials]
 
 
 def _standing(trial: TrialRecord) -> tuple[bool, float, int]:
     value = trial.value
-    return trial.state != COMPLETE or value is None, 1.0 if value is None else -value, trial.number
+    order = math.inf if value is None else -trial.metric.merit(value)
+    return trial.state != COMPLETE or value is None, order, trial.number
 
 
-def _points(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
+def _shown(trial: TrialRecord) -> str:
+    return "" if trial.value is None else f"{trial.metric.title} {trial.metric.show(trial.value)}"
+
+
+def _value(value: float | None, metric: Metric) -> str:
+    return "" if value is None else f"{value:.{metric.digits + 1}f}"
 
 
 def _duration(seconds: float) -> str:

@@ -23,6 +23,7 @@ from losa_cache.sweep.engine.sweep import Standing, create_sweep
 from losa_cache.sweep.vtab.record import Result, VtabRecord, unlike_paper
 from losa_cache.sweep.vtab.table import markdown
 from losa_cache.sweep.vtab.tasks import ALIKE, TaskCaches, find_tasks, require_alike
+from losa_cache.tasks import CLASSIFICATION
 from losa_cache.train.config import PAPER, TrainConfig, of_recipe
 from losa_cache.train.placement import Placement
 from losa_cache.train.training_data import selected
@@ -74,6 +75,8 @@ def vtab(
     wanted = sorted(set(ranks))
     if not wanted or "rank" in space:
         raise UserError(f"ranks are {wanted} and the space is of {', '.join(space)}: give ranks, and only there.")
+    if base.task != CLASSIFICATION:
+        raise UserError(f"task is {base.task!r}, but those of VTAB-1k are {CLASSIFICATION}: leave it out.")
     if base.limit is not None:
         raise UserError(f"limit is {base.limit}, but the protocol trains on all images: leave it out.")
     trials = len(grid(space))

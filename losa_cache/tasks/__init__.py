@@ -1,0 +1,45 @@
+"""Kinds of tasks, found by name: every module here but ``base`` is one, whose ``TASK`` says all about it.
+
+Names are known without importing torch, numpy or a task.
+"""
+
+from functools import cache
+from importlib import import_module
+from pkgutil import iter_modules
+
+from losa_cache.errors import UserError, nearest
+from losa_cache.tasks.base import Metric, Task
+
+__all__ = ["CLASSIFICATION", "Metric", "Task", "get_task", "require_task", "task_names"]
+
+CLASSIFICATION = "classification"
+"""The task of runs, adapters and records that do not name one."""
+
+
+@cache
+def task_names() -> tuple[str, ...]:
+    """Name the tasks that are known, in alphabetical order."""
+    return tuple(sorted(module.name for module in iter_modules(__path__) if module.name != "base"))
+
+
+def require_task(name: str) -> None:
+    """Refuse an unknown task.
+
+    Raises:
+        UserError: naming the known ones.
+    """
+    if name not in task_names():
+        known = task_names()
+        raise UserError(f"unknown task {name!r}: choose one of {', '.join(known)}{nearest(name, list(known))}.")
+
+
+@cache
+def get_task(name: str) -> Task:
+    """Find a task by its name.
+
+    Raises:
+        UserError: for an unknown one.
+    """
+    require_task(name)
+    task: Task = import_module(f"{__name__}.{name}").TASK
+    return task

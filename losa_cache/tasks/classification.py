@@ -1,0 +1,122 @@
+"""Single-label classification: one class an image, cross entropy, top-1. The paper's task."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from losa_cache.errors import UserError
+from losa_cache.tasks.base import Metric, Task
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+AMONG = 5
+TEMPERATURES = [2 ** (step / 4) for step in range(-12, 13)]
+
+
+def _likelihood(log_probabilities: "Tensor", labels: "Tensor") -> "Tensor":
+    """Negative log-likelihood of each sample's class, ``(K, samples, 1)``."""
+    return -log_probabilities.gather(2, labels.expand(len(log_probabilities), -1)[..., None])
+
+
+def _right(log_probabilities: "Tensor", labels: "Tensor") -> "Tensor":
+    """Say for each of the likeliest classes whether it is the sample's, ``(K, samples, 5)`` or fewer."""
+    return log_probabilities.topk(min(AMONG, log_probabilities.shape[2])).indices == labels[:, None]
+
+
+def _first_right(log_probabilities: "Tensor", labels: "Tensor") -> "Tensor":
+    return _right(log_probabilities, labels)[..., :1]
+
+
+def _any_right(log_probabilities: "Tensor", labels: "Tensor") -> "Tensor":
+    return _right(log_probabilities, labels).any(2, keepdim=True)
+
+
+def _percent(means: Sequence[float]) -> float:
+    return 100 * means[0]
+
+
+LOSS = Metric("loss", "loss", "", higher=False, digits=3, terms=_likelihood)
+"""Cross entropy, in nats, without smoothing."""
+TOP1 = Metric("top1", "top-1", "%", higher=True, digits=1, terms=_first_right, value=_percent, share=True)
+TOP5 = Metric("top5", "top-5", "%", higher=True, digits=1, terms=_any_right, value=_percent, share=True)
+"""The share of samples whose class is among the five likeliest; with fewer than 6 classes it is 100."""
+
+
+class Classification(Task):
+    """One class an image. Targets are class numbers, int64 ``(batch,)``; mixed ones are shares of the classes, float32
+    ``(batch, classes)``. Predictions are log-probabilities.
+    """
+
+    name = "classification"
+    metrics = (LOSS, TOP1, TOP5)
+    selected_by = "top1"
+    loss_options = ("label_smoothing",)
+    balances = mixes = probes = compares = True
+
+    def outputs(self, classes: Sequence[str]) -> int:
+        """Say how many classes there are; a data set of one is refused."""
+        if len(classes) < 2:
+            raise UserError(f"the data set has {len(classes)} class(es): a classifier needs at least 2.")
+        return len(classes)
+
+    def losses(self, outputs: "Tensor", targets: "Tensor", **options: "Tensor") -> "Tensor":
+        """Give the cross entropy of every sample with label smoothing, as torch's, in nats."""
+        smoothing = options["label_smoothing"]
+        found = outputs.log_softmax(-1)
+        right = found.gather(2, targets.expand(len(found), -1)[..., None]).squeeze(2)
+        return -((1 - smoothing) * right + smoothing * found.mean(2))
+
+    def loss(self, outputs: "Tensor", targets: "Tensor", **options: float) -> "Tensor":
+        """Give torch's own cross entropy, which takes mixed targets, too."""
+        from torch.nn import functional as F
+
+        return F.cross_entropy(outputs, targets, label_smoothing=options["label_smoothing"])
+
+    def predictions(self, outputs: "Tensor") -> "Tensor":
+        """Give log-probabilities."""
+        return outputs.log_softmax(-1)
+
+    def sum_clips(self, total: "Tensor", predictions: "Tensor") -> "Tensor":
+        """Add probabilities."""
+        return total.logaddexp(predictions)
+
+    def average_clips(self, total: "Tensor", clips: int) -> "Tensor":
+        """Average probabilities."""
+        return total - math.log(clips)
+
+    def decided(self, predictions: "Tensor") -> "Tensor":
+        """Give the likeliest class."""
+        return predictions.argmax(-1)
+
+    def calibrated(self, predictions: "Tensor", targets: "Tensor") -> "Tensor":
+        """Give the cross entropy at each of 25 temperatures, from 1/8 to 8.
+
+        (Guo et al., "On Calibration of Modern Neural Networks", ICML 2017.) Without it label smoothing, dropout and
+        small rates, which make a classifier less sure, would win or lose by that alone.
+        """
+        from torch import stack
+
+        scaled = [(predictions / temperature).log_softmax(-1) for temperature in TEMPERATURES]
+        return stack([_likelihood(own, targets).squeeze(2) for own in scaled], 1)
+
+    def soft(self, targets: "Tensor", outputs: int) -> "Tensor":
+        """Give all of a sample's share to its class."""
+        from torch.nn import functional as F
+
+        return F.one_hot(targets, outputs).float()
+
+    def require_choosable(self, targets: NDArray[Any], classes: Sequence[str], remedy: str) -> None:
+        """Refuse too few images, and images of one class, too."""
+        super().require_choosable(targets, classes, remedy)
+        if len(found := np.unique(targets)) == 1:
+            raise UserError(
+                f"all {len(targets)} held-out images are of class {classes[int(found[0])]!r}, on which every setting "
+                f"may be right: a choice takes images of at least two classes; {remedy}."
+            )
+
+
+TASK = Classification()
