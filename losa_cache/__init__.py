@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from losa_cache.probe.probe import ProbeResult, probe
     from losa_cache.sidenet.adapter import Adapter
     from losa_cache.sidenet.losa import LoSA
-    from losa_cache.sidenet.stack import AdapterStack, LoSAStack
+    from losa_cache.sidenet.losa_stack import LoSAStack
+    from losa_cache.sidenet.stack import AdapterStack
     from losa_cache.sidenet.tail import FrozenTail
     from losa_cache.sweep.engine.auto import train_auto
     from losa_cache.sweep.engine.run import resume_sweep, sweep
@@ -44,7 +45,7 @@ _HOMES = {
     "Batches": "losa_cache.train.batches",
     "FrozenTail": "losa_cache.sidenet.tail",
     "LoSA": "losa_cache.sidenet.losa",
-    "LoSAStack": "losa_cache.sidenet.stack",
+    "LoSAStack": "losa_cache.sidenet.losa_stack",
     "OnlineConfig": "losa_cache.train.config",
     "ProbeResult": "losa_cache.probe.probe",
     "Samples": "losa_cache.data.samples",

@@ -14,6 +14,7 @@ from losa_cache.cli_probe import probe
 from losa_cache.cli_sweep import sweep, train_chosen, vtab
 from losa_cache.data.names import require_data_dir
 from losa_cache.errors import UserError
+from losa_cache.sidenet.spec import SIDES, listed
 from losa_cache.terminal import Commands
 
 __all__ = ["app", "main"]
@@ -167,10 +168,8 @@ def extract(
 def train(
     context: typer.Context,
     cache: Annotated[str | None, _path("A path or URL; default: the most recent complete training cache.")] = None,
-    side: Annotated[
-        str, typer.Option(help="losa, mlp or ladder; or, to compare with: linear, fusion or attentive.")
-    ] = "losa",
-    rank: Annotated[int, typer.Option(help="Inner width r of every side layer; of a ladder the width.")] = 16,
+    side: Annotated[str, typer.Option(help=f"Side network: {listed(list(SIDES), 'or')}.")] = "losa",
+    rank: Annotated[int, typer.Option(help="Inner width r of the side network, if it has one.")] = 16,
     layers: Annotated[str, typer.Option(help="Of the cached blocks: all, K evenly spaced, or a list.")] = "all",
     start: Annotated[str, typer.Option(help="What losa refines: output (y_0 = b_L) or embedding (b_0).")] = "output",
     recipe: Annotated[
@@ -188,7 +187,7 @@ def train(
         ),
     ] = "all",
     epochs: Annotated[int, typer.Option(help="Passes over the training samples.")] = 30,
-    lr: Annotated[float | None, typer.Option(help="Peak rate; default: 1e-3, of a linear probe 1e-2.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate; default: the side network's own.")] = None,
     weight_decay: Annotated[float, typer.Option(help="Weight decay, of matrices only.")] = 1e-2,
     batch_size: Annotated[int, typer.Option(help="Samples a step.")] = 64,
     label_smoothing: Annotated[float, typer.Option(help="Label smoothing of the training loss.")] = 0.1,

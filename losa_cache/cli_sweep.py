@@ -9,6 +9,7 @@ import typer
 from losa_cache.cli_common import Device, Json, Residency, expanded, given, print_result, refuse
 from losa_cache.errors import UserError
 from losa_cache.folders import settled_path
+from losa_cache.sidenet.spec import listed, stackable
 
 if TYPE_CHECKING:
     from losa_cache.train.config import TrainConfig
@@ -34,7 +35,7 @@ def sweep(
     label_smoothing: Annotated[str | None, _searched("Label smoothing of the training loss.")] = None,
     clip_grad: Annotated[str | None, _searched("Largest norm of a step's gradient.")] = None,
     batch_size: Annotated[str | None, _searched("Samples a step.")] = None,
-    side: Annotated[str | None, _searched("losa, mlp, fusion or attentive.")] = None,
+    side: Annotated[str | None, _searched(f"Side network: {listed(stackable(), 'or')}.")] = None,
     seeds: Annotated[int, typer.Option(help="Seeds of every combination of a grid: 0, 1, ...")] = 1,
     space: Annotated[Path | None, _path("TOML or YAML: more options, each a list or a range.")] = None,
     sampler: Annotated[str, typer.Option(help="grid, random or tpe.")] = "grid",
@@ -179,7 +180,7 @@ def train_chosen(
 
     from losa_cache.cache.store import latest_training_cache, open_cache
     from losa_cache.display import PassBar, TrainingBar, note, training_report
-    from losa_cache.sweep.engine.auto import GRID, GRIDS, SHARE, train_auto
+    from losa_cache.sweep.engine.auto import SHARE, grid_of, train_auto
     from losa_cache.sweep.engine.choice import sure
 
     opened = latest_training_cache(all_tokens=config.reads_all_tokens) if cache is None else open_cache(cache)
@@ -187,7 +188,7 @@ def train_chosen(
         note(f"cache: {opened.path} (the most recent complete one)")
     if not given(context, "val_fraction"):
         config = replace(config, val_fraction=SHARE)
-    grid = {name: values for name, values in GRIDS.get(config.side, GRID).items() if not given(context, name)}
+    grid = {name: values for name, values in grid_of(config).items() if not given(context, name)}
     with PassBar("search", 1) as searching, TrainingBar(config.epochs) as bar:
         shown: dict[str, Any] = {"report": bar, "progress": bar.advance, "staging": bar.staging, "told": note}
         found = train_auto(opened, config=config, grid=grid, searching=searching.advance, **places, **shown)

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from losa_cache.errors import LARGEST_SEED, UserError, require_counts
-from losa_cache.points import ALL_LAYERS, EMBEDDING, HEADS, LAST, OF_ROWS, STARTS, WITHOUT_START, require_tap
+from losa_cache.points import ALL_LAYERS, EMBEDDING, HEADS, LAST, STARTS, require_tap
+from losa_cache.sidenet.spec import SideSpec, side_spec
 
 SHUFFLE, BALANCED = "shuffle", "balanced"
-DEFAULT_LR = {"losa": 1e-3, "mlp": 1e-3, "ladder": 1e-3, "linear": 1e-2, "fusion": 1e-3, "attentive": 1e-3}
 PAPER = "paper"
 RECIPES: dict[str, dict[str, Any]] = {
     "default": {},
@@ -41,15 +41,14 @@ class TrainConfig:
     """Hyper-parameters. The defaults are *not from the paper*; ``RECIPES`` has others.
 
     Attributes:
-        side: ``losa``; ``mlp`` or ``ladder``, of Table 3; ``linear``: the probe that all is measured against;
-            ``fusion``, one attention query over the class token and the mean of all layers; or ``attentive``, one query
-            over all tokens of the last layer.
-        rank: r; of a ladder the width. ``linear``, ``fusion`` and ``attentive`` have none.
+        side: name of the side network (``losa_cache.sidenet.spec.SIDES``): ``losa``; ``mlp`` or ``ladder``, of Table 3;
+            ``linear``: the probe that all is measured against; ``fusion``, one attention query over the class token and
+            the mean of all layers; or ``attentive``, one query over all tokens of the last layer.
+        rank: inner width r of the side network, if it has one (``SideSpec.rank``).
         layers: which of the cached blocks: ``"all"``, K evenly spaced, or a list.
         start: what the side network refines: ``output``, y_0 = b_L; or ``embedding``, y_0 = b_0 (Table 6).
         epochs: passes over the training rows.
-        lr: peak learning rate of AdamW; by default 1e-3, for ``linear`` 1e-2 (a probe of 1e-3 lags). ``fusion`` and
-            ``attentive`` were published with 1e-1, 1e-2 or 1e-3, by validation, at batches of up to 2048.
+        lr: peak learning rate of AdamW; by default the side network's own (``SideSpec.lr``).
         weight_decay: of matrices; biases and scales are not decayed.
         batch_size: samples a step.
         warmup: share of the steps over which the rate rises from 0; it falls to 0 along a cosine after that.
@@ -57,7 +56,7 @@ class TrainConfig:
         clip_grad: largest norm of a step's gradient.
         head: what the classifier reads: ``last``, what the frozen tail makes of y_k, as in the paper; or ``all`` (*not
             from the paper*): the class token and the mean of the patches of y_k, with the logits of a tuned probe on
-            those of all layers added (``losa_cache.train.all_layers``). For ``losa``, ``mlp`` and ``ladder``.
+            those of all layers added (``losa_cache.train.all_layers``). For side networks that refine y_0.
         dropout: of what the side network adds to y_0, with ``head="all"``.
         sampling: what an epoch holds, always as many draws as there are training samples: ``shuffle``, each once;
             ``balanced``, every class equally often; or a CSV file that begins with the line ``id,weight`` and gives
@@ -89,28 +88,32 @@ class TrainConfig:
     seed: int = 0
 
     @property
+    def spec(self) -> SideSpec:
+        """What is known of the side network."""
+        return side_spec(self.side)
+
+    @property
     def peak_lr(self) -> float:
         """The learning rate given, or the side's default."""
-        return DEFAULT_LR[self.side] if self.lr is None else self.lr
+        return self.spec.lr if self.lr is None else self.lr
 
     @property
     def reads_embedding(self) -> bool:
         """Whether b_0 is needed: some side networks refine no y_0, whatever the start."""
-        return self.start == EMBEDDING and self.side not in WITHOUT_START
+        return self.start == EMBEDDING and self.spec.start
 
     @property
     def reads_all(self) -> bool:
         """Whether the classifier reads all layers: some side networks have their own way, whatever the head."""
-        return self.head == ALL_LAYERS and self.side not in WITHOUT_START
+        return self.head == ALL_LAYERS and self.spec.start
 
     @property
     def reads_all_tokens(self) -> bool:
         """Whether the side network reads more of a point than pooled caches hold."""
-        return self.side not in OF_ROWS
+        return not self.spec.pooled_rows
 
     def __post_init__(self) -> None:
-        if self.side not in DEFAULT_LR:
-            raise UserError(f"unknown side network {self.side!r}: choose one of {', '.join(DEFAULT_LR)}.")
+        side_spec(self.side)  # refuses an unknown one
         if self.start not in STARTS:
             raise UserError(f"unknown start {self.start!r}: choose one of {', '.join(STARTS)}.")
         if self.head not in HEADS:

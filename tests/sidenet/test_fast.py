@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import losa_cache as lc
-from losa_cache.sidenet.losa import LowRankMLP
+from losa_cache.sidenet.networks.mlp import LowRankMLP
 from losa_cache.sidenet.operand import Product, Scaled, dense
 from losa_cache.sidenet.readout import First, Mean, Whole
 from losa_cache.sidenet.tail import FrozenTail

@@ -9,7 +9,7 @@ from losa_cache.sidenet.backend import norms_by_triton, use_backend
 from losa_cache.sidenet.chain import Chain
 from losa_cache.sidenet.kernels.backend import TritonBackend
 from losa_cache.sidenet.kernels.values import by_kernels
-from losa_cache.sidenet.losa import LowRankMLP
+from losa_cache.sidenet.networks.mlp import LowRankMLP
 from losa_cache.sidenet.operand import Gathered, Product, Scaled, dense
 from losa_cache.sidenet.pooled import Pooling
 from losa_cache.sidenet.readout import First, Mean, Whole

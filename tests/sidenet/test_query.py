@@ -7,9 +7,11 @@ import torch
 from torch.nn import functional as F
 
 from losa_cache.sidenet.adapter import Adapter
+from losa_cache.sidenet.networks.attentive import Attentive
+from losa_cache.sidenet.networks.fusion import Fusion
 from losa_cache.sidenet.noise import GOLDEN, Noise, _mix
 from losa_cache.sidenet.operand import dense
-from losa_cache.sidenet.query import DROPPED, GATE, JITTERED, Attentive, Fusion
+from losa_cache.sidenet.query import DROPPED, GATE, JITTERED
 from losa_cache.sidenet.stack import AdapterStack
 from losa_cache.train.stacked_adamw import StackedAdamW
 from tests.sidenet.test_fast import codes, tail_of

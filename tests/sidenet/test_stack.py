@@ -7,8 +7,9 @@ from torch.nn import functional as F
 import losa_cache as lc
 from losa_cache.sidenet.adapter import Adapter
 from losa_cache.sidenet.losa import LoSA
+from losa_cache.sidenet.losa_stack import LoSAStack
 from losa_cache.sidenet.operand import dense
-from losa_cache.sidenet.stack import AdapterStack, LoSAStack
+from losa_cache.sidenet.stack import AdapterStack
 from losa_cache.train.stacked_adamw import StackedAdamW
 from tests.sidenet.test_fast import codes, tail_of
 

@@ -5,8 +5,6 @@ from dataclasses import asdict
 
 from losa_cache.train.config import TrainConfig
 
-STACKED = ("losa", "mlp", "fusion", "attentive")
-"""Side networks of which many trials train together."""
 ITS_OWN = ("rank", "lr", "weight_decay", "clip_grad", "label_smoothing", "warmup", "dropout")
 """Options in which trials of one cohort may differ: everything else decides what is read, and when."""
 BASE_RANKS = 15
