@@ -20,8 +20,8 @@ def stack_sides(adapters: Sequence[Adapter]) -> SideStack:
         ValueError: for a kind of which many cannot train together, several kinds, or sizes that differ.
     """
     first = adapters[0]
-    if not first.spec.stacks:
-        raise ValueError(f"only side networks of one kind can be stacked: {listed(stackable(), 'or')}")
+    if not all(adapter.spec.stacks for adapter in adapters):
+        raise ValueError(f"only {listed(stackable(), 'or')} can be stacked, each with its own kind")
     return load_network(first.name).stack([adapter.side for adapter in adapters])
 
 

@@ -146,7 +146,7 @@ def test_a_stack_is_of_one_kind_one_shape_and_one_seed():
     for mixed in kinds:
         with pytest.raises(ValueError, match="one kind, shape and seed"):
             AdapterStack(mixed)
-    with pytest.raises(ValueError, match="only a LoSA"):
+    with pytest.raises(ValueError, match="only losa, mlp, fusion or attentive can be stacked"):
         linear = Adapter(side="linear", depth=1, tokens=TOKENS, width=WIDTH, rank=0, classes=2, tail=kinds[0][0].tail)
         AdapterStack([adapter("fusion"), linear])
 

@@ -95,5 +95,5 @@ def test_a_stack_reads_codes_as_what_they_decode_to():
 def test_refuses_networks_that_differ_in_more_than_rank():
     with pytest.raises(ValueError, match="one depth"):
         LoSAStack([LoSA(depth=2, tokens=5, width=8, rank=2), lc.LoSA(depth=3, tokens=5, width=8, rank=2)])
-    with pytest.raises(ValueError, match="only a LoSA"):
+    with pytest.raises(ValueError, match="only losa, mlp, fusion or attentive can be stacked"):
         AdapterStack(adapters(tail_of("token", WIDTH, prefix=1), "ladder", 2))
