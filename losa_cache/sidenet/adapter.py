@@ -9,7 +9,7 @@ from losa_cache.errors import UserError
 from losa_cache.points import ALL_LAYERS
 from losa_cache.sidenet.blend import Blend
 from losa_cache.sidenet.network import Sizes
-from losa_cache.sidenet.operand import Block, dense
+from losa_cache.sidenet.operand import Block
 from losa_cache.sidenet.pooled import Pooling, pooling_of
 from losa_cache.sidenet.reader import Reader
 from losa_cache.sidenet.spec import load_network, side_spec

@@ -8,7 +8,7 @@ from torch import Tensor
 from losa_cache.errors import UserError
 from losa_cache.machine.memory import available_memory, readable_bytes
 from losa_cache.sidenet.adapter import Adapter
-from losa_cache.sidenet.spec import listed
+from losa_cache.sidenet.spec import SideSpec, listed
 
 SPARE = 0.8  # what is counted here is not all that a step needs
 
@@ -37,20 +37,19 @@ def require_memory(
     raise UserError(
         f"a batch of {batch_size} keeps {readable_bytes(batch_size * needed)} of activations, and {device} has "
         f"{readable_bytes(free)} left: "
-        + (f"--batch-size {fits} would fit." if fits else f"not one sample would fit; {_remedy(adapter, device)}.")
+        + (f"--batch-size {fits} would fit." if fits else f"not one sample would fit; {remedy(adapter.spec, device)}.")
     )
 
 
-def _remedy(adapter: Adapter, device: torch.device) -> str:
-    """Say what makes room for a sample of this side network, on this device."""
-    spec = adapter.spec
+def remedy(spec: SideSpec, device: torch.device) -> str:
+    """Say what makes room for a sample of a side network, as far as it has such options, on this device."""
     remedies = {
         "fewer --layers": not spec.last_layer,
         "a smaller --rank": spec.rank,
         "a cache of pooled rows (extract --tokens pooled)": spec.pooled_rows,
         "--device cpu": device.type != "cpu",
     }
-    useful = [remedy for remedy, helps in remedies.items() if helps]
+    useful = [name for name, helps in remedies.items() if helps]
     return f"choose {listed(useful, 'or')}" if useful else "it needs a machine with more memory"
 
 
