@@ -219,7 +219,7 @@ def test_factors_multiply_to_what_decoding_gives(prefix, monkeypatch):
         assert len(columns) == 3
         for own, block in zip(columns, again.decode(planes), strict=True):
             values = torch.einsum("mbn,md->bnd", own.left.double(), own.right.double()) + own.mean
-            rounded = torch.cat([own.ends.double(), values], 1).bfloat16() if not products else values
+            rounded = torch.cat([own.prefix.double(), values], 1).bfloat16() if not products else values
             assert relative_error(rounded, block if not products else block[:, prefix:]) < max(apart, 2**-9)
 
 

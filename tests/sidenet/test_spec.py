@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from losa_cache.errors import UserError
+from losa_cache.factors import Codes
 from losa_cache.sidenet.adapter import Adapter
-from losa_cache.sidenet.operand import Scaled
 from losa_cache.sidenet.spec import FOLDER, SIDES, load_network, read_spec
 from tests.sidenet.test_fast import codes, tail_of
 
@@ -101,7 +101,7 @@ def test_pooled_rows_are_enough_where_the_spec_says_so(side):
 
 @pytest.mark.parametrize("side", [side for side in SIDES if not SIDES[side].last_layer])
 def test_codes_are_decoded_unless_the_spec_says_that_they_fold(side, monkeypatch):
-    decoded, plain = [], Scaled.dense
-    monkeypatch.setattr(Scaled, "dense", lambda self: decoded.append(1) or plain(self))
+    decoded, plain = [], Codes.dense
+    monkeypatch.setattr(Codes, "dense", lambda self: decoded.append(1) or plain(self))
     away_from_the_start(side)([*(codes(6, TOKENS, WIDTH) for _ in range(DEPTH - 1)), some_blocks()[-1]])
     assert (not decoded) == SIDES[side].folds_codes

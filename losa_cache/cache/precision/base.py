@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from losa_cache.factors import Codes, Product
+
 CPU_PART = 2**18  # elements
 
 
@@ -145,7 +147,7 @@ class Encoding(ABC):
             planes: stored elements ``(batch, tokens, columns)`` on the device, as ``precision.planes`` names them.
         """
 
-    def factors(self, planes: Sequence[Tensor], *, rank: int) -> "list[Codes] | list[Columns] | None":
+    def factors(self, planes: Sequence[Tensor], *, rank: int) -> list[Codes] | list[Product] | None:
         """Give the factors of every layer's values where they are of use, for products that need no values.
 
         Args:
@@ -182,38 +184,6 @@ class Encoding(ABC):
     @abstractmethod
     def round(self, layer: int, block: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Copy a block output as a cache would give it back; arguments and second result as of :meth:`encode`."""
-
-
-@dataclass(frozen=True)
-class Codes:
-    """A layer's values as one product: integer codes x scales of tokens x scales of channels.
-
-    Attributes:
-        codes: ``(batch, tokens, width)``.
-        tokens: ``(batch, tokens)``.
-        channels: ``(width,)``.
-    """
-
-    codes: Tensor
-    tokens: Tensor
-    channels: Tensor
-
-
-@dataclass(frozen=True)
-class Columns:
-    """A layer's values as one product: columns of a token x a matrix + the mean, behind prefix tokens.
-
-    Attributes:
-        left: ``(m, batch, tokens)``.
-        right: ``(m, width)``.
-        mean: ``(width,)``.
-        ends: ``(batch, prefix, width)``.
-    """
-
-    left: Tensor
-    right: Tensor
-    mean: Tensor
-    ends: Tensor
 
 
 class Separate(Encoding):

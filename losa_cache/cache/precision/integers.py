@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from losa_cache.cache.precision.base import Codes, Precision, Separate, in_parts, relative_error
+from losa_cache.cache.precision.base import Precision, Separate, in_parts, relative_error
 from losa_cache.errors import UserError
+from losa_cache.factors import Codes
 from losa_cache.machine.fastest import why_not_triton
 
 SCALE_BYTES = 2  # bfloat16
@@ -183,6 +184,7 @@ class IntegerEncoding(Separate):
                 stored[..., :at].view(torch.int8),
                 stored[..., at:].contiguous().view(torch.bfloat16).squeeze(-1),
                 self.channel[layer],
+                self.precision.dtype,
             )
             for layer, stored in enumerate(planes)
         ]

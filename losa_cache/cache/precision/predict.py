@@ -19,12 +19,13 @@ import torch
 from torch import Tensor
 
 from losa_cache.cache.precision.backend import steps_on
-from losa_cache.cache.precision.base import Columns, Encoding, Precision
+from losa_cache.cache.precision.base import Encoding, Precision
 from losa_cache.cache.precision.bitplanes import BYTE, unpack
 from losa_cache.cache.precision.integers import Integer, IntegerEncoding
 from losa_cache.cache.precision.link import Link
 from losa_cache.cache.precision.steps import NOT_FINITE, tokens_last, walk
 from losa_cache.errors import UserError
+from losa_cache.factors import Product
 
 PREFIX = Integer(8, None)
 MOST_BITS = 8.0
@@ -202,7 +203,7 @@ class PredictEncoding(Encoding):
                 self.ends.decode_into(layer, parts.ends, out[:, : self.prefix])
         return [found[layer] for layer in self.chosen]
 
-    def factors(self, planes: Sequence[Tensor], *, rank: int) -> list[Columns] | None:
+    def factors(self, planes: Sequence[Tensor], *, rank: int) -> list[Product] | None:
         """Give every layer as the steps of all layers before it, and its own, times one matrix: what follows from them.
 
         ``None`` where that costs more than decoding (the last layer is wanted as values in any case), as it always does
@@ -231,8 +232,8 @@ class PredictEncoding(Encoding):
                     self.ends.decode_into(layer, own.ends, ends)
                 found[layer] = self._columns[layer], ends
         return [
-            Columns(left[: found[layer][0]], self._combined[layer], self.links[layer].mean, found[layer][1])
-            for layer in self.chosen
+            Product(left[:columns], self._combined[layer], self.links[layer].mean, prefix, self.precision.dtype)
+            for layer, (columns, prefix) in ((layer, found[layer]) for layer in self.chosen)
         ]
 
     @cached_property
