@@ -58,7 +58,7 @@ def open_cached(
     device = placement.device
     precision, (_, tokens, width) = cache.precision, cache.manifest.shape
     count = len(samples) * cache.manifest.views
-    planes = precision.planes([cache.manifest.points.index(point) for point in points])
+    planes = precision.stored_layers([cache.manifest.points.index(point) for point in points])
     plain = precision.dtype == precision.stored_dtype or (rank > 0 and precision.folds)
     sample = len(planes) * cache.layout.block_bytes
     sizes = Sizes(
