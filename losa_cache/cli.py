@@ -171,7 +171,9 @@ def train(
     side: Annotated[str, typer.Option(help=f"Side network: {listed(list(SIDES), 'or')}.")] = "losa",
     rank: Annotated[int, typer.Option(help="Inner width r of the side network, if it has one.")] = 16,
     layers: Annotated[str, typer.Option(help="Of the cached blocks: all, K evenly spaced, or a list.")] = "all",
-    start: Annotated[str, typer.Option(help="What losa refines: output (y_0 = b_L) or embedding (b_0).")] = "output",
+    start: Annotated[
+        str, typer.Option(help="What the side network refines: output (y_0 = b_L) or embedding (b_0).")
+    ] = "output",
     recipe: Annotated[
         str,
         typer.Option(
