@@ -23,14 +23,15 @@ from timing import Work, in_turn, medians
 from torch import Tensor
 
 import losa_cache as lc
-from losa_cache.cache.precision import Columns, EncodedBatch, get_precision
+from losa_cache.cache.precision import EncodedBatch, get_precision
 from losa_cache.cache.precision.predict_fit import RIDGE
 from losa_cache.calibrate import calibrate
+from losa_cache.factors import Product
 from losa_cache.inputs import open_inputs
 from losa_cache.machine.allocator import keep_freed_memory
 from losa_cache.machine.device import choose_device, default_workers, has_bfloat16, machine
 from losa_cache.points import tapped_points
-from losa_cache.sidenet.operand import Block, Product
+from losa_cache.sidenet.operand import Block
 
 CLASSES, BATCH = 10, 64
 
@@ -143,7 +144,7 @@ def speed(arguments: argparse.Namespace) -> None:
     def folded() -> list[Block]:
         found = encoding.factors(planes, rank=1)
         assert found is not None
-        products = [_product(own) for own in found if isinstance(own, Columns)]
+        products = [own for own in found if isinstance(own, Product)]
         return [*products[:-1], products[-1].dense()]
 
     roads: dict[str, Callable[[], list[Block]]] = {
@@ -158,10 +159,6 @@ def speed(arguments: argparse.Namespace) -> None:
     _report(
         f"LoSA step, rank {arguments.rank}", {road: partial(step, given) for road, given in roads.items()}, arguments
     )
-
-
-def _product(own: Columns) -> Product:
-    return Product(own.left, own.right, own.mean, own.ends, dtype=torch.bfloat16)
 
 
 def _report(title: str, works: dict[str, Work], arguments: argparse.Namespace) -> None:

@@ -25,9 +25,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from losa_cache import LoSA
+from losa_cache.factors import Codes
 from losa_cache.machine.allocator import keep_freed_memory
 from losa_cache.machine.device import choose_device, machine
-from losa_cache.sidenet.operand import Block, Scaled, dense
+from losa_cache.sidenet.operand import Block, dense
 from losa_cache.sidenet.readout import First
 from losa_cache.train.memory_check import saved_bytes
 
@@ -67,10 +68,10 @@ def forms(network: LoSA, *, compiled: bool) -> dict[str, Forward]:
     return found
 
 
-def codes(block: Tensor) -> Scaled:
+def codes(block: Tensor) -> Codes:
     """Store a block output as an int8 cache does, without equalising channels."""
     tokens = block.float().abs().amax(-1) / 127
-    return Scaled(
+    return Codes(
         (block / tokens[..., None]).round().to(torch.int8),
         tokens.bfloat16(),
         torch.ones(block.shape[2], device=block.device),

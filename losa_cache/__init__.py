@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from losa_cache.probe.probe import ProbeResult, probe
     from losa_cache.sidenet.adapter import Adapter
     from losa_cache.sidenet.losa import LoSA
-    from losa_cache.sidenet.stack import AdapterStack, LoSAStack
+    from losa_cache.sidenet.losa_stack import LoSAStack
+    from losa_cache.sidenet.stack import AdapterStack
     from losa_cache.sidenet.tail import FrozenTail
     from losa_cache.sweep.engine.auto import train_auto
     from losa_cache.sweep.engine.run import resume_sweep, sweep
@@ -47,7 +48,7 @@ _HOMES = {
     "ExtractConfig": "losa_cache.extract.config",
     "FrozenTail": "losa_cache.sidenet.tail",
     "LoSA": "losa_cache.sidenet.losa",
-    "LoSAStack": "losa_cache.sidenet.stack",
+    "LoSAStack": "losa_cache.sidenet.losa_stack",
     "OnlineConfig": "losa_cache.train.config",
     "PlanConfig": "losa_cache.extract.config",
     "ProbeConfig": "losa_cache.probe.config",

@@ -148,6 +148,6 @@ def compression_ratio(encoding: Encoding, blocks: Sequence[Tensor], layout: Layo
     count = max(1, min(len(blocks[0]), COMPRESSED_BYTES // layout.sample_bytes))
     batch = EncodedBatch.of(encoding, [block[:count] for block in blocks])
     stored = batch.stored.cpu()
-    encoding.settle(stored, batch.extremes.cpu())
+    encoding.saturate(stored, batch.extremes.cpu())
     elements = stored.view(torch.uint8).numpy().view(f"V{layout.itemsize}")
     return compression.worth(list(np.ascontiguousarray(elements).reshape(count * layout.sample_chunks, -1)))

@@ -128,14 +128,14 @@ def train_chosen(context: typer.Context, cache: str | None, config: TrainConfig,
     """
     from losa_cache.cache.store import latest_training_cache, open_cache
     from losa_cache.display import PassBar, TrainingBar, note, training_report
-    from losa_cache.sweep.engine.auto import GRID, GRIDS, SHARE, train_auto
+    from losa_cache.sweep.engine.auto import SHARE, grid_of, train_auto
 
     opened = latest_training_cache(all_tokens=config.reads_all_tokens) if cache is None else open_cache(cache)
     if cache is None:
         note(f"cache: {opened.path} (the most recent complete one)")
     if not given(context, "val_fraction"):
         config = replace(config, val_fraction=SHARE)
-    grid = {name: values for name, values in GRIDS.get(config.side, GRID).items() if not given(context, name)}
+    grid = {name: values for name, values in grid_of(config).items() if not given(context, name)}
     with PassBar("search", 1) as searching, TrainingBar(config.epochs, config.task) as bar:
         shown: dict[str, Any] = {"report": bar, "progress": bar.advance, "staging": bar.staging, "told": note}
         found = train_auto(opened, config=config, grid=grid, searching=searching.advance, **places, **shown)

@@ -25,12 +25,6 @@ STARTS = ("output", EMBEDDING)
 ALL_LAYERS, LAST = "all", "last"
 HEADS = (ALL_LAYERS, LAST)
 """What a classifier reads: pooled rows of all layers, or what the frozen tail makes of y_k."""
-LAST_ONLY = ("linear", "attentive")
-"""Side networks that read the output of the last block alone, whatever the tap."""
-WITHOUT_START = (*LAST_ONLY, "fusion")
-"""Side networks that refine no y_0, whatever the start."""
-OF_ROWS = ("linear", "fusion")
-"""Side networks that read no more of a point than pooled rows hold."""
 ALL, POOLED = "all", "pooled"
 TOKENS = (ALL, POOLED)
 """What a cache holds of a point: all of its tokens, or the class token and the mean of the patches."""

@@ -50,7 +50,7 @@ class BlockReader:
         self.cache = cache
         self.device = torch.device("cpu")
         self.waits = direct or cache.remote  # otherwise the system reads ahead
-        self.positions = cache.precision.planes([stored.index(point) for point in points])
+        self.positions = cache.precision.stored_layers([stored.index(point) for point in points])
         self._direct = direct
         self._split = threads or _threads(cache, len(self.positions))
         self._threads = ThreadPoolExecutor(self._split, thread_name_prefix="read")

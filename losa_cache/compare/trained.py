@@ -16,7 +16,7 @@ from losa_cache.compare.predictions import Predictions
 from losa_cache.compare.record import Contender
 from losa_cache.errors import UserError
 from losa_cache.files import reason
-from losa_cache.points import WITHOUT_START
+from losa_cache.sidenet.spec import SIDES
 from losa_cache.sweep.engine.record import is_number
 from losa_cache.sweep.report.findings import say
 from losa_cache.tasks import get_task
@@ -127,8 +127,7 @@ def names(groups: Sequence[Sequence[Trained]]) -> list[str]:
         own = [
             f"{name.replace('_', ' ')} {_say(run.options[name])}"
             for name in varied
-            if run.options.get(name) != DEFAULTS.get(name)
-            and (name != "rank" or run.options["side"] not in WITHOUT_START)
+            if run.options.get(name) != DEFAULTS.get(name) and (name != "rank" or SIDES[run.options["side"]].rank)
         ]
         told.append(", ".join([run.options["side"], *own, *(["online"] if run.online else [])]))
     return [f"{name} ({run.path})" if told.count(name) > 1 else name for name, run in zip(told, first, strict=True)]

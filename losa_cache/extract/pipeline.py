@@ -130,7 +130,7 @@ def _write(
 ) -> None:
     stored, extremes = fetch()
     fetched = perf_counter()
-    overflowed, non_finite = writer.encoding.settle(stored, extremes)
+    overflowed, non_finite = writer.encoding.saturate(stored, extremes)
     samples = stored.view(torch.uint8).numpy()
     wanted = sorted(keep)
     if sources is not None:

@@ -162,7 +162,7 @@ def compare(cache: ActivationCache, inputs: Inputs, count: int, *, seed: int) ->
         batch.require(inputs.samples, "it did when the cache was made")
         encoded = EncodedBatch.of(encoding.to(blocks[0].device), blocks)
         again = encoded.stored.cpu()
-        encoding.settle(again, encoded.extremes.cpu())
+        encoding.saturate(again, encoded.extremes.cpu())
         stored = torch.empty(again.shape[1], len(part), *again.shape[2:], dtype=again.dtype)
         reader.read(part, list(stored))
         kept = stored.transpose(0, 1).contiguous()

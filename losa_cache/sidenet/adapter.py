@@ -7,36 +7,27 @@ from torch import Tensor, nn
 
 from losa_cache.points import ALL_LAYERS
 from losa_cache.sidenet.blend import Blend
-from losa_cache.sidenet.ladder import Ladder
-from losa_cache.sidenet.losa import LoSA, LowRankMLP
-from losa_cache.sidenet.operand import Block, dense
+from losa_cache.sidenet.network import Sizes
+from losa_cache.sidenet.operand import Block
 from losa_cache.sidenet.pooled import Pooling, pooling_of
-from losa_cache.sidenet.query import Attentive, Fusion, OneQuery
 from losa_cache.sidenet.reader import Reader
+from losa_cache.sidenet.spec import load_network, side_spec
 from losa_cache.sidenet.tail import FrozenTail
-from losa_cache.sidenet.video import VideoLoSA
-
-SIDES = {"losa": LoSA, "mlp": LowRankMLP, "ladder": Ladder, "linear": None}
-"""Side networks: the paper's, those of its Table 3, and none."""
-QUERIES = ("fusion", "attentive")
-"""Attention by one query, in their place (*not from the paper*)."""
-FOLD = ("losa", "mlp")
-"""Those that take int8 codes as they are."""
 
 
 class Adapter(nn.Module):
     """Block outputs to logits: side network, frozen tail, classifier.
 
-    With ``side="linear"`` there is no side network: y_k = y_0, the linear probe. ``losa``, ``mlp`` and ``ladder`` start
-    as exactly that probe, since their updates start at zero and the classifier is drawn first. ``fusion`` and
-    ``attentive`` refine nothing: what they make of the blocks is the feature vector, in place of the frozen tail's.
+    A side network that refines y_0 starts as exactly the linear probe (``side="linear"``), since its updates start at
+    zero and the classifier is drawn first. One without a tail refines nothing: what it makes of the blocks is the
+    feature vector, in place of the frozen tail's.
 
     Args:
-        side: which of ``SIDES`` or ``QUERIES``.
-        depth: number k of the side network's inputs; those of ``losa_cache.points.LAST_ONLY`` look at the last only.
+        side: name of the side network (``losa_cache.sidenet.spec.SIDES``).
+        depth: number k of the side network's inputs; 1 for those that look at the last layer only.
         tokens: tokens n of a block output.
         width: channels d of a block output.
-        rank: r, of a ladder the width; not used by the linear probe, ``fusion`` and ``attentive``.
+        rank: inner width r; not used by side networks without one.
         classes: outputs of the classifier: the number of classes, or what another task than classification has.
         tail: the backbone's frozen tail.
         seed: of the random start, and of the noise in training.
@@ -65,13 +56,11 @@ class Adapter(nn.Module):
         points: int = 1,
     ) -> None:
         super().__init__()
-        self.side: nn.Module | None
+        self.name, self.spec = side, side_spec(side)
         self.probe: nn.Linear | None = None
         self.reader: Reader | None = None
         self.blend: Blend | None = None
         self.pooling = pooling_of(tail.config) if head == ALL_LAYERS else None
-        if side not in (*SIDES, *QUERIES):
-            raise ValueError(f"unknown side network {side!r}; known: {', '.join((*SIDES, *QUERIES))}.")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             if self.pooling is not None:
@@ -79,10 +68,7 @@ class Adapter(nn.Module):
             self.classifier = nn.Linear(width if self.reader is None else self.reader.features, classes)
             nn.init.trunc_normal_(self.classifier.weight, std=0.01)
             nn.init.zeros_(self.classifier.bias)
-            if side in QUERIES:
-                self.side = self._query(side, tail, depth=depth, tokens=tokens, width=width, seed=seed)
-            else:
-                self.side = self._side(side, grid, depth=depth, tokens=tokens, width=width, rank=rank)
+            self.side = load_network(side).build(Sizes(depth, tokens, width, rank, grid, tail.config, seed))
         if self.pooling is not None:
             features = points * self.pooling.rows * width
             self.probe = nn.utils.skip_init(nn.Linear, features, classes).requires_grad_(False)
@@ -92,7 +78,7 @@ class Adapter(nn.Module):
 
     def forward(self, blocks: Sequence[Block]) -> Tensor:
         """Logits ``(batch, classes)`` from the side network's inputs ``(batch, tokens, width)``, y_0 the last."""
-        if isinstance(self.side, OneQuery):
+        if not self.spec.tail:
             return self.classifier(self.side(blocks))
         if self.pooling is not None:
             own, probe = self.both(blocks)
@@ -100,8 +86,7 @@ class Adapter(nn.Module):
                 return own
             return own + probe if self.blend is None else self.blend.blended(own, probe)
         readout = self.tail.readout(self.tokens)
-        rows = readout.rows(dense(blocks[-1:])[0]) if self.side is None else self.side(blocks, readout)
-        return self.classifier(self.tail.from_rows(rows))
+        return self.classifier(self.tail.from_rows(self.side(blocks, readout)))
 
     def begin(self, dropout: float) -> None:
         """Make ready for training a classifier over all layers: what :meth:`fold` ends."""
@@ -110,8 +95,7 @@ class Adapter(nn.Module):
 
     def both(self, blocks: Sequence[Block]) -> tuple[Tensor, Tensor | None]:
         """Logits ``(batch, classes)`` of the side network's classifier and, but for training steps, of the probe."""
-        assert self.pooling is not None and self.side is not None
-        assert self.reader is not None and self.probe is not None
+        assert self.pooling is not None and self.reader is not None and self.probe is not None
         update, rows = refine(self.side, blocks, self.pooling, self.tokens)
         if self.training and self.blend is not None:
             update = self.blend.dropped(update)
@@ -129,21 +113,6 @@ class Adapter(nn.Module):
         self.probe.bias.mul_(a)
         self.blend = None
 
-    @staticmethod
-    def _side(side: str, grid: Sequence[int] | None, *, tokens: int, **sizes: int) -> nn.Module | None:
-        if side == "losa" and grid is not None:
-            frames, rows, columns = grid
-            prefix = tokens - frames * rows * columns
-            return VideoLoSA(frames=frames, places=rows * columns, prefix=prefix, **sizes)
-        build = SIDES[side]
-        return None if build is None else build(tokens=tokens, **sizes)
-
-    @staticmethod
-    def _query(side: str, tail: FrozenTail, *, depth: int, tokens: int, width: int, seed: int) -> OneQuery:
-        if side == "attentive":
-            return Attentive(width=width, seed=seed)
-        return Fusion(depth=depth, tokens=tokens, width=width, pooling=pooling_of(tail.config), seed=seed)
-
     def trained_state(self) -> dict[str, Tensor]:
         """The tensors that training changes, by name: an adapter file holds these and no frozen ones."""
         return {name: value for name, value in self.state_dict().items() if not name.startswith("tail.")}
@@ -154,7 +123,7 @@ class Adapter(nn.Module):
         A probe on all layers, and what the classifier reads with, are counted with the classifier.
         """
         heads = [head for head in (self.classifier, self.reader, self.probe) if head is not None]
-        side = 0 if self.side is None else sum(p.numel() for p in self.side.parameters())
+        side = sum(p.numel() for p in self.side.parameters())
         return {"side": side, "classifier": sum(p.numel() for head in heads for p in head.parameters())}
 
 

@@ -17,8 +17,9 @@ from torch import Tensor
 from losa_cache.errors import UserError
 from losa_cache.files import with_seal, without_seal, write_json, write_whole
 from losa_cache.outside import UnreadableError, fit, read_file, read_json
-from losa_cache.points import HEADS, LAST, LAST_ONLY, TAPS, tapped_points
+from losa_cache.points import HEADS, LAST, TAPS, tapped_points
 from losa_cache.sidenet.adapter import Adapter
+from losa_cache.sidenet.spec import SIDES
 from losa_cache.sidenet.tail import FrozenTail
 
 TENSORS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -128,7 +129,9 @@ def _require_whole(config: _Config) -> None:
     own = config.adapter
     if config.tap not in TAPS:
         raise UnreadableError(f"tap is {config.tap!r}")
-    if own.depth != (1 if own.side in LAST_ONLY else len(tapped_points(config.tap, config.layers))):
+    if own.side not in SIDES:
+        raise UnreadableError(f"side is {own.side!r}")
+    if own.depth != (1 if SIDES[own.side].last_layer else len(tapped_points(config.tap, config.layers))):
         raise UnreadableError(f"depth is {own.depth} of {len(config.layers)} layers")
     if own.head not in HEADS:
         raise UnreadableError(f"head is {own.head!r}")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from losa_cache.errors import UserError
+from losa_cache.sidenet.network import require_shape
 from losa_cache.sidenet.operand import Block, dense, split_start
 from losa_cache.sidenet.packed import Packed
 from losa_cache.sidenet.products import CHANNEL, TOKEN, wide
@@ -127,25 +127,3 @@ class LoSA(nn.Module):
             torch.stack([layer.up.bias for layer in layers])[None],
             torch.stack([layer.scale for layer in layers])[None],
         )
-
-
-class LowRankMLP(LoSA):
-    """The low-rank MLP of Table 3: every g mixes channels."""
-
-    @staticmethod
-    def mixes_tokens(layer: int) -> bool:
-        """No layer does."""
-        return False
-
-
-def require_shape(depth: int, tokens: int, width: int, rank: int) -> None:
-    """Refuse sizes of a side network.
-
-    Raises:
-        UserError: for one below 1, or a rank above the width.
-    """
-    for name, value in (("depth", depth), ("tokens", tokens), ("width", width)):
-        if value < 1:
-            raise UserError(f"{name} is {value}: it must be at least 1.")
-    if not 1 <= rank <= width:
-        raise UserError(f"rank is {rank}: choose one from 1 to the backbone's width, {width}.")

@@ -7,53 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from losa_cache.factors import Codes, Product
 from losa_cache.sidenet.products import TOKEN, correlate, project, wide
-
-
-@dataclass(frozen=True)
-class Scaled:
-    """A block output as codes: value = code x scale of its token x scale of its channel, rounded to ``dtype``.
-
-    Attributes:
-        codes: integers ``(batch, n, d)``, of at most 8 bits, so that every float dtype holds them exactly.
-        tokens: ``(batch, n)``.
-        channels: ``(d,)``.
-        dtype: of the values.
-    """
-
-    codes: Tensor
-    tokens: Tensor
-    channels: Tensor
-    dtype: torch.dtype
-
-    def dense(self) -> Tensor:
-        """Decode."""
-        return (self.codes.float() * self.tokens.float()[..., None] * self.channels.float()).to(self.dtype)
-
-
-@dataclass(frozen=True)
-class Product:
-    """A block output as a product: M columns a token, times a matrix that all tokens share, behind prefix tokens.
-
-    Attributes:
-        left: ``(M, batch, n)``.
-        right: ``(M, d)``.
-        mean: what is added to every token of the product, ``(d,)``.
-        ends: the prefix tokens' values ``(batch, prefix, d)``.
-        dtype: of the values.
-    """
-
-    left: Tensor
-    right: Tensor
-    mean: Tensor
-    ends: Tensor
-    dtype: torch.dtype
-
-    def dense(self) -> Tensor:
-        """Multiply."""
-        count, batch, tokens = self.left.shape
-        found = self.left.reshape(count, batch * tokens).mT @ self.right
-        return torch.cat([self.ends, (found + self.mean).view(batch, tokens, -1).to(self.dtype)], 1)
 
 
 @dataclass(frozen=True)
@@ -73,7 +28,7 @@ class Gathered:
         return self.kept.index_select(0, self.rows)
 
 
-Block = Tensor | Scaled | Product | Gathered
+Block = Tensor | Codes | Product | Gathered
 
 
 def dense(blocks: Sequence[Block]) -> list[Tensor]:
@@ -110,7 +65,7 @@ def operand(block: Block, dtype: torch.dtype, start: Tensor | None) -> Operand:
         return Dense(block, dtype, start)
     if start is not None:
         return Dense(block.dense(), dtype, start)
-    return Folded(block, dtype) if isinstance(block, Scaled) else Factored(block, dtype)
+    return Folded(block, dtype) if isinstance(block, Codes) else Factored(block, dtype)
 
 
 class Dense:
@@ -138,7 +93,7 @@ class Folded:
     On two CPU cores an int8 block costs 2 conversions of 1.3 ms in place of a decoding of 5 ms (ViT-B, 64 images).
     """
 
-    def __init__(self, block: Scaled, dtype: torch.dtype) -> None:
+    def __init__(self, block: Codes, dtype: torch.dtype) -> None:
         self._codes, self._dtype = block.codes, dtype
         self._tokens, self._channels = block.tokens.to(dtype), block.channels.to(dtype)
 
@@ -176,27 +131,27 @@ class Factored:
         self._by_column = left.reshape(count, self._batch * self._tokens)
         self._by_sample = left.reshape(count * self._batch, self._tokens)
         self._count, self._right, self._mean = count, block.right.to(dtype), block.mean.to(dtype)
-        self._ends = block.ends.to(dtype)[None]
-        self._prefix = self._ends.shape[2]
+        self._prefix = block.prefix.to(dtype)[None]
+        self._first = self._prefix.shape[2]  # of the other tokens
 
     def add_product(self, kind: int, out: Tensor, weight: Tensor) -> None:
         """Multiply by the matrix that is shared first where channels are mixed, last where tokens are."""
         trials, rank = weight.shape[:2]
         rows = trials * rank
         if kind == TOKEN:
-            own = weight[..., self._prefix :].reshape(rows, self._tokens)
+            own = weight[..., self._first :].reshape(rows, self._tokens)
             found = (self._by_sample @ own.mT).view(self._count, self._batch, rows)
             by_row = found.permute(2, 1, 0).reshape(rows * self._batch, self._count)
             out += (by_row @ self._right).view_as(out)
             out += own.sum(1).view(trials, rank, 1, 1) * self._mean
-            if self._prefix:
-                out += project(kind, self._ends, weight[..., : self._prefix].contiguous())
+            if self._first:
+                out += project(kind, self._prefix, weight[..., : self._first].contiguous())
             return
         small = weight.reshape(rows, weight.shape[2]) @ self._right.mT
         found = (small @ self._by_column).view(trials, rank, self._batch, self._tokens)
-        out[..., self._prefix :] += found + (weight @ self._mean)[..., None, None]
-        if self._prefix:
-            out[..., : self._prefix] += project(kind, self._ends, weight)
+        out[..., self._first :] += found + (weight @ self._mean)[..., None, None]
+        if self._first:
+            out[..., : self._first] += project(kind, self._prefix, weight)
 
     def correlate(self, kind: int, states: Tensor) -> Tensor:
         """Go the same way back."""
@@ -206,10 +161,10 @@ class Factored:
             by_row = (states.reshape(rows * batch, length) @ self._right.mT).view(rows, batch, self._count)
             found = by_row.transpose(1, 2).reshape(rows, self._count * batch) @ self._by_sample
             found = (found + (states @ self._mean).sum(2).view(rows, 1)).view(trials, rank, self._tokens)
-            return torch.cat([correlate(kind, self._ends, states), found], -1) if self._prefix else found
-        own = states[..., self._prefix :].reshape(rows, batch * self._tokens)
+            return torch.cat([correlate(kind, self._prefix, states), found], -1) if self._first else found
+        own = states[..., self._first :].reshape(rows, batch * self._tokens)
         found = (own @ self._by_column.mT) @ self._right + own.sum(1, keepdim=True) * self._mean
         found = found.view(trials, rank, len(self._mean))
-        if self._prefix:
-            found = found + correlate(kind, self._ends, states[..., : self._prefix].contiguous())
+        if self._first:
+            found = found + correlate(kind, self._prefix, states[..., : self._first].contiguous())
         return found

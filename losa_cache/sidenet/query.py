@@ -1,4 +1,4 @@
-"""Attention by one learned query: over pooled rows of all layers (fusion), or over all tokens of the last block.
+"""Attention by one learned query: what ``fusion`` and ``attentive`` (``networks/``) have in common.
 
 *Not from the paper*. Both are the attentive probe of CAE (Chen et al., arXiv 2202.03026) in the form of attentive layer
 fusion (Ciernik et al., arXiv 2601.09322, and the code released with it): layer norms of query, keys and values, no
@@ -21,17 +21,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from losa_cache.sidenet.noise import Noise
-from losa_cache.sidenet.operand import Block, dense
-from losa_cache.sidenet.pooled import Pooling
+from losa_cache.sidenet.operand import Block
 from losa_cache.sidenet.products import compute_dtype, wide
 
 EPS = 1e-5  # of the layer norms
 MOMENTUM = 0.1  # of the running statistics
 QUERY_STD = 0.02
 DROPOUT = 0.1  # of attention: the middle of the values 0, 0.1 and 0.3 that are published
-JITTER = 0.05  # of rows of unit length
 SHARE = 0.5  # of the samples that are jittered
-TOKEN_HEADS = 8
 GATE, JITTERED, DROPPED = range(3)  # streams of noise
 
 
@@ -139,53 +136,6 @@ class OneQuery(nn.Module, ABC):
     def options(self) -> dict[str, Any]:
         """Give the options of :func:`attend`."""
         return {"heads": self.heads, "dropout": self.dropout, "jitter": self.jitter, "seed": self.seed}
-
-
-class Fusion(OneQuery):
-    """Attentive layer fusion: one query over the class token and the mean of the patches of all chosen layers.
-
-    As published: a head for each row, and noise of standard deviation 0.05 on half of the samples. The authors pool the
-    output of each block's second norm; here it is :class:`Pooling`'s rows.
-
-    Args:
-        depth: number of block outputs, or of what is tapped in their place.
-        tokens: of a block output, or the rows m that it was pooled to.
-        width: channels d.
-        pooling: of the trunk.
-        seed: of the noise.
-    """
-
-    def __init__(self, *, depth: int, tokens: int, width: int, pooling: Pooling, seed: int = 0) -> None:
-        super().__init__(width=width, heads=depth * min(tokens, pooling.rows), seed=seed, jitter=JITTER)
-        self.pooling = pooling
-
-    def rows(self, blocks: Sequence[Block]) -> Tensor:
-        """Pool each block, ``(batch, depth m, d)``, unless it is of m rows already.
-
-        Where all tokens are no more than m, each is its own row: a class token and the only patch.
-        """
-        pool = self.pooling  # rows are widened: autocast to bfloat16 joins no float16 on CPUs
-        found = [block.to(wide(block)) if block.shape[1] == pool.rows else pool(block) for block in dense(blocks)]
-        return torch.cat(found, 1)
-
-
-class Attentive(OneQuery):
-    """The attentive probe: one query over all tokens of the last block.
-
-    As published beside attentive layer fusion: 8 heads. Its noise is left out: on all tokens it would take longer than
-    all else of a step.
-
-    Args:
-        width: channels d.
-        seed: of the noise.
-    """
-
-    def __init__(self, *, width: int, seed: int = 0) -> None:
-        super().__init__(width=width, heads=TOKEN_HEADS, seed=seed)
-
-    def rows(self, blocks: Sequence[Block]) -> Tensor:
-        """Take the last block."""
-        return dense(blocks[-1:])[0]
 
 
 def _matrix(rows: int, columns: int) -> nn.Parameter:

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from losa_cache.sidenet.network import SideStack
 from losa_cache.sidenet.operand import Block
 from losa_cache.sidenet.query import OneQuery, attend
 
 
-class QueryStack(nn.Module):
+class QueryStack(SideStack):
     """K networks of one kind, shape and noise, as tensors with the trial first.
 
     Args:
@@ -52,6 +53,18 @@ class QueryStack(nn.Module):
     def decayed(self) -> list[tuple[nn.Parameter, bool]]:
         """List the trained tensors, trial first, and whether weight decay is for them: matrices."""
         return [(parameter, parameter.ndim > 2) for parameter in self.parameters()]
+
+
+def stack_queries(networks: Sequence[nn.Module]) -> QueryStack:
+    """Stack networks of one kind, shape and noise.
+
+    Raises:
+        ValueError: for other ones.
+    """
+    queries = [net for net in networks if isinstance(net, OneQuery)]
+    if len(queries) < len(networks):
+        raise ValueError("only networks of one query can be stacked with each other")
+    return QueryStack(queries)
 
 
 def _kind(net: OneQuery) -> tuple[object, ...]:

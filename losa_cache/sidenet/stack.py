@@ -1,120 +1,28 @@
 """K adapters trained side by side: every activation is read once for all of them."""
 
 from collections.abc import Sequence
-from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from losa_cache.sidenet.adapter import Adapter, probed, refine
 from losa_cache.sidenet.blend import Blend
-from losa_cache.sidenet.losa import LoSA
+from losa_cache.sidenet.network import SideStack
 from losa_cache.sidenet.operand import Block
-from losa_cache.sidenet.packed import Packed
-from losa_cache.sidenet.products import CHANNEL, TOKEN
-from losa_cache.sidenet.query import OneQuery
-from losa_cache.sidenet.query_stack import QueryStack
 from losa_cache.sidenet.reader import Reader
-from losa_cache.sidenet.readout import Readout, Whole
-from losa_cache.sidenet.segments import run_segments
+from losa_cache.sidenet.spec import listed, load_network, stackable
 
 
-class _Layers(nn.Module):
-    """The layers of a kind, of K networks: what :class:`Packed` holds, as parameters."""
-
-    def __init__(self, networks: Sequence[LoSA], kind: int, rank: int) -> None:
-        super().__init__()
-        padded = [_padded(net.packed(kind), rank) for net in networks]
-        self.down = nn.Parameter(torch.cat([p.down for p in padded]).detach())
-        self.down_bias = nn.Parameter(torch.cat([p.down_bias for p in padded]).detach())
-        self.up = nn.Parameter(torch.cat([p.up for p in padded]).detach().contiguous())
-        self.up_bias = nn.Parameter(torch.cat([p.up_bias for p in padded]).detach())
-        self.scale = nn.Parameter(torch.cat([p.scale for p in padded]).detach())
-
-    def packed(self) -> Packed:
-        """Give them as the fast form takes them."""
-        return Packed(self.down, self.down_bias, self.up, self.up_bias, self.scale)
-
-    def named(self) -> list[tuple[str, nn.Parameter]]:
-        """List what is trained; nothing where there is no layer of this kind."""
-        return [(name, p) for name, p in self.named_parameters() if p.numel()]
-
-
-class LoSAStack(nn.Module):
-    """LoSAs of one depth and shape, each with its own rank and weights, as tensors with the trial first.
-
-    Smaller ranks are filled up with zeros to the largest. A zero row of W_d with a zero bias has a zero state, since
-    GELU(0) = 0, so neither it nor its column of W_u ever gets a gradient: it stays what it is, and costs only time.
-
-    Args:
-        networks: to stack; their weights are copied.
+def stack_sides(adapters: Sequence[Adapter]) -> SideStack:
+    """Stack the side networks of adapters.
 
     Raises:
-        ValueError: if they do not mix the same axes of the same length.
+        ValueError: for a kind of which many cannot train together, several kinds, or sizes that differ.
     """
-
-    def __init__(self, networks: Sequence[LoSA]) -> None:
-        super().__init__()
-        first = networks[0]
-        if any((net.kinds, net.tokens, net.width) != (first.kinds, first.tokens, first.width) for net in networks):
-            raise ValueError("only side networks of one depth, kind and shape can be stacked")
-        self.ranks = [net.rank for net in networks]
-        self.kinds, self.tokens = first.kinds, first.tokens
-        self.segment_length = min(net.segment_length for net in networks)
-        rank = max(self.ranks)
-        self.channel = _Layers(networks, CHANNEL, rank)
-        self.token = _Layers(networks, TOKEN, rank)
-
-    def forward(self, blocks: Sequence[Block], readout: Readout | None = None) -> Tensor:
-        """Refine the backbone's output K times.
-
-        Args:
-            blocks, readout: as of :meth:`LoSA.forward`.
-
-        Returns:
-            y_k of every trial, ``(K, batch, m, width)``.
-        """
-        packed = (self.channel.packed(), self.token.packed())
-        return run_segments(self.kinds, packed, blocks, readout or Whole(), length=self.segment_length)
-
-    def layers(self) -> "tuple[_Layers, _Layers]":
-        """Give the layers by kind."""
-        return self.channel, self.token
-
-    @torch.no_grad()
-    def unstack(self, networks: Sequence[LoSA]) -> None:
-        """Write each trial's weights back into a network of its rank."""
-        for trial, net in enumerate(networks):
-            for kind, own in enumerate(self.layers()):
-                for at, layer in enumerate(net.of_kind(kind)):
-                    layer.down.weight.copy_(own.down[trial, at, : net.rank])
-                    layer.down.bias.copy_(own.down_bias[trial, at, : net.rank])
-                    layer.up.weight.copy_(own.up[trial, at, : net.rank].mT)
-                    layer.up.bias.copy_(own.up_bias[trial, at])
-                    layer.scale.copy_(own.scale[trial, at])
-
-    def keep(self, trials: Sequence[int]) -> None:
-        """Forget the ranks of all trials but these; who owns the parameters cuts those."""
-        self.ranks = [self.ranks[trial] for trial in trials]
-
-    def decayed(self) -> list[tuple[nn.Parameter, bool]]:
-        """List the trained tensors, trial first, and whether weight decay is for them: matrices, as in one network."""
-        return [(p, name in ("down", "up")) for own in self.layers() for name, p in own.named()]
-
-
-def stack_sides(sides: Sequence[nn.Module | None]) -> LoSAStack | QueryStack:
-    """Stack side networks of one kind.
-
-    Raises:
-        ValueError: for other ones, or sizes that differ.
-    """
-    if queries := [side for side in sides if isinstance(side, OneQuery)]:
-        if len(queries) == len(sides):
-            return QueryStack(queries)
-    elif len(networks := [side for side in sides if isinstance(side, LoSA)]) == len(sides):
-        return LoSAStack(networks)
-    raise ValueError("only a LoSA for images, a low-rank MLP or attention by one query can be stacked")
+    first = adapters[0]
+    if not all(adapter.spec.stacks for adapter in adapters):
+        raise ValueError(f"only {listed(stackable(), 'or')} can be stacked, each with its own kind")
+    return load_network(first.name).stack([adapter.side for adapter in adapters])
 
 
 def stack_blends(blends: Sequence[Blend]) -> Blend | None:
@@ -132,19 +40,19 @@ class AdapterStack(nn.Module):
     """Adapters around one frozen tail: side networks stacked, and a classifier each.
 
     Args:
-        adapters: of one depth and shape, with a LoSA, a low-rank MLP or attention by one query each; their weights are
-            copied.
+        adapters: of one side network, depth and shape; their weights are copied.
 
     Raises:
-        ValueError: for other side networks, or sizes that differ.
+        ValueError: for side networks that cannot be stacked, or sizes that differ.
     """
 
     def __init__(self, adapters: Sequence[Adapter]) -> None:
         super().__init__()
-        self.side = stack_sides([adapter.side for adapter in adapters])
+        first = adapters[0]
+        self.side = stack_sides(adapters)
         self.weight = nn.Parameter(torch.stack([a.classifier.weight for a in adapters]).detach().clone())
         self.bias = nn.Parameter(torch.stack([a.classifier.bias for a in adapters]).detach().clone())
-        first = adapters[0]
+        self.spec, self.tokens = first.spec, first.tokens
         self.tail, self.pooling, self.probe = first.tail, first.pooling, first.probe
         readers = [adapter.reader for adapter in adapters if adapter.reader is not None]
         self.reader = Reader.stacked(readers) if readers else None
@@ -155,9 +63,9 @@ class AdapterStack(nn.Module):
 
         The probe is the same for all: ``(batch, classes)``.
         """
-        assert isinstance(self.side, LoSAStack) and self.pooling is not None
-        assert self.probe is not None and self.reader is not None and self.blend is not None
-        update, rows = refine(self.side, blocks, self.pooling, self.side.tokens)
+        assert self.pooling is not None and self.blend is not None
+        assert self.probe is not None and self.reader is not None
+        update, rows = refine(self.side, blocks, self.pooling, self.tokens)
         if self.training:
             update = self.blend.dropped(update)
         own = torch.baddbmm(self.bias[:, None], self.reader(rows, update), self.weight.mT)
@@ -168,17 +76,17 @@ class AdapterStack(nn.Module):
         if self.blend is not None:
             own, probe = self.both(blocks)
             return own if probe is None else self.blend.blended(own, probe)
-        if isinstance(self.side, QueryStack):
+        if not self.spec.tail:
             features = self.side(blocks)
         else:
-            rows = self.side(blocks, self.tail.readout(self.side.tokens))
+            rows = self.side(blocks, self.tail.readout(self.tokens))
             features = self.tail.from_rows(rows.flatten(0, 1)).unflatten(0, rows.shape[:2])
         return torch.baddbmm(self.bias[:, None], features, self.weight.mT)
 
     @torch.no_grad()
     def unstack(self, adapters: Sequence[Adapter]) -> None:
         """Write each trial's weights back into an adapter of its rank."""
-        self.side.unstack([cast(Any, adapter.side) for adapter in adapters])
+        self.side.unstack([adapter.side for adapter in adapters])
         for trial, adapter in enumerate(adapters):
             adapter.classifier.weight.copy_(self.weight[trial])
             adapter.classifier.bias.copy_(self.bias[trial])
@@ -220,14 +128,3 @@ class AdapterStack(nn.Module):
         """List the trained tensors, trial first, and whether weight decay is for them: matrices, as in one adapter."""
         reader = [] if self.reader is None else [(self.reader.queries, True), (self.reader.values, True)]
         return [*self.side.decayed(), *reader, (self.weight, True), (self.bias, False)]
-
-
-def _padded(own: Packed, rank: int) -> Packed:
-    missing = rank - own.down.shape[2]
-    return Packed(
-        F.pad(own.down, (0, 0, 0, missing)),
-        F.pad(own.down_bias, (0, missing)),
-        F.pad(own.up, (0, 0, 0, missing)),
-        own.up_bias,
-        own.scale,
-    )

@@ -9,7 +9,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from losa_cache.errors import UserError
-from losa_cache.sidenet.losa import LowRankMap, require_shape
+from losa_cache.sidenet.losa import LowRankMap
+from losa_cache.sidenet.network import require_shape
 from losa_cache.sidenet.operand import Block, dense, split_start
 from losa_cache.sidenet.products import compute_dtype, wide
 from losa_cache.sidenet.readout import Readout, Whole

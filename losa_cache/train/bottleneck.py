@@ -5,7 +5,7 @@ shorten it. Pure.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from losa_cache.points import LAST_ONLY, WITHOUT_START
+from losa_cache.sidenet.spec import SIDES
 
 PARTS = ("read", "decode", "copy", "backbone", "compute")
 """What a step waits for: reads, decoding (online: of images), copies to the GPU, the backbone, the side network."""
@@ -108,5 +108,5 @@ def limiter(metrics: Mapping[str, float], bandwidth: Bandwidth | None = None, *,
 
 
 def _remedies(what: str, side: str) -> list[str]:
-    useless = {RANK: side in WITHOUT_START, LAYERS: side in LAST_ONLY}
+    useless = {RANK: not SIDES[side].rank, LAYERS: SIDES[side].last_layer}
     return [remedy for remedy in REMEDIES[what] if not useless.get(remedy)]

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from losa_cache.cache.bandwidth import disk_bandwidth, memory_bandwidth
-from losa_cache.cache.precision import Codes, Columns
 from losa_cache.cache.reader import BlockReader
 from losa_cache.cache.store import ActivationCache
+from losa_cache.factors import Codes
 from losa_cache.machine.device import default_workers
 from losa_cache.machine.memory import available_memory
-from losa_cache.sidenet.operand import Block, Gathered, Product, Scaled, dense
+from losa_cache.sidenet.operand import Block, Gathered, dense
 from losa_cache.train.batch import Batch, Request
 from losa_cache.train.bottleneck import Bandwidth
 from losa_cache.train.fixed_codes import FixedCodes
@@ -59,7 +59,7 @@ def open_cached(
     device = placement.device
     precision, (_, tokens, width) = cache.precision, cache.manifest.shape
     count = len(samples) * cache.manifest.views
-    planes = precision.planes([cache.manifest.points.index(point) for point in points])
+    planes = precision.stored_layers([cache.manifest.points.index(point) for point in points])
     plain = precision.dtype == precision.stored_dtype or (rank > 0 and precision.folds)
     sample = len(planes) * cache.layout.block_bytes
     sizes = Sizes(
@@ -189,14 +189,7 @@ class CachedSource:
         factors = self._encoding.factors(stored, rank=self._rank) if self._rank else None
         if factors is None:
             return list(self._encoding.decode(stored)), False
-        *others, start = map(self._block, factors)
-        if self._fixed_codes is not None and isinstance(start, Scaled):
-            scaled = [block for block in (*others, start) if isinstance(block, Scaled)]
-            return self._fixed_codes.write(scaled, rows), True
+        *others, start = factors
+        if self._fixed_codes is not None and isinstance(start, Codes):
+            return self._fixed_codes.write([block for block in factors if isinstance(block, Codes)], rows), True
         return [*others, start.dense()], False
-
-    def _block(self, factors: Codes | Columns) -> Scaled | Product:
-        dtype = self._encoding.precision.dtype
-        if isinstance(factors, Codes):
-            return Scaled(factors.codes, factors.tokens, factors.channels, dtype=dtype)
-        return Product(factors.left, factors.right, factors.mean, factors.ends, dtype=dtype)

@@ -7,11 +7,11 @@ from typing import Annotated, Any
 from losa_cache.errors import LARGEST_SEED, UserError, require_counts
 from losa_cache.inputs_config import AUGMENT, BACKBONE, DATASET, WORKERS, ImageConfig, of_images
 from losa_cache.options import Option
-from losa_cache.points import ALL_LAYERS, EMBEDDING, HEADS, LAST, OF_ROWS, STARTS, WITHOUT_START, require_tap
+from losa_cache.points import ALL_LAYERS, EMBEDDING, HEADS, LAST, STARTS, require_tap
+from losa_cache.sidenet.spec import SIDES, SideSpec, listed, side_spec, stackable
 from losa_cache.tasks import CLASSIFICATION, require_task, task_names
 
 SHUFFLE, BALANCED = "shuffle", "balanced"
-DEFAULT_LR = {"losa": 1e-3, "mlp": 1e-3, "ladder": 1e-3, "linear": 1e-2, "fusion": 1e-3, "attentive": 1e-3}
 PAPER = "paper"
 RECIPES: dict[str, dict[str, Any]] = {
     "default": {},
@@ -45,15 +45,14 @@ class TrainConfig:
 
     Attributes:
         task: what is learned, by its name in :mod:`losa_cache.tasks`: ``classification``.
-        side: ``losa``; ``mlp`` or ``ladder``, of Table 3; ``linear``: the probe that all is measured against;
-            ``fusion``, one attention query over the class token and the mean of all layers; or ``attentive``, one query
-            over all tokens of the last layer.
-        rank: r; of a ladder the width. ``linear``, ``fusion`` and ``attentive`` have none.
+        side: name of the side network (``losa_cache.sidenet.spec.SIDES``): ``losa``; ``mlp`` or ``ladder``, of Table 3;
+            ``linear``: the probe that all is measured against; ``fusion``, one attention query over the class token and
+            the mean of all layers; or ``attentive``, one query over all tokens of the last layer.
+        rank: inner width r of the side network, if it has one (``SideSpec.rank``).
         layers: which of the cached blocks: ``"all"``, K evenly spaced, or a list.
         start: what the side network refines: ``output``, y_0 = b_L; or ``embedding``, y_0 = b_0 (Table 6).
         epochs: passes over the training rows.
-        lr: peak learning rate of AdamW; by default 1e-3, for ``linear`` 1e-2 (a probe of 1e-3 lags). ``fusion`` and
-            ``attentive`` were published with 1e-1, 1e-2 or 1e-3, by validation, at batches of up to 2048.
+        lr: peak learning rate of AdamW; by default the side network's own (``SideSpec.lr``).
         weight_decay: of matrices; biases and scales are not decayed.
         batch_size: samples a step.
         warmup: share of the steps over which the rate rises from 0; it falls to 0 along a cosine after that.
@@ -61,7 +60,7 @@ class TrainConfig:
         clip_grad: largest norm of a step's gradient.
         head: what the classifier reads: ``last``, what the frozen tail makes of y_k, as in the paper; or ``all`` (*not
             from the paper*): the class token and the mean of the patches of y_k, with the logits of a tuned probe on
-            those of all layers added (``losa_cache.train.all_layers``). For ``losa``, ``mlp`` and ``ladder``.
+            those of all layers added (``losa_cache.train.all_layers``). For side networks that refine y_0.
         dropout: of what the side network adds to y_0, with ``head="all"``.
         sampling: what an epoch holds, always as many draws as there are training samples: ``shuffle``, each once;
             ``balanced``, every class equally often; or a CSV file that begins with the line ``id,weight`` and gives
@@ -77,11 +76,11 @@ class TrainConfig:
     side: Annotated[
         str,
         Option(
-            "losa, mlp or ladder; or, to compare with: linear, fusion or attentive.",
-            searched="losa, mlp, fusion or attentive.",
+            f"Side network: {listed(list(SIDES), 'or')}.",
+            searched=f"Side network: {listed(stackable(), 'or')}.",
         ),
     ] = "losa"
-    rank: Annotated[int, Option("Inner width r of every side layer; of a ladder the width.", searched=True)] = 16
+    rank: Annotated[int, Option("Inner width r of the side network, if it has one.", searched=True)] = 16
     layers: Annotated[
         str | int | list[int],
         Option(
@@ -89,13 +88,11 @@ class TrainConfig:
             searched="Numbers of evenly spaced layers, or all.",
         ),
     ] = "all"
-    start: Annotated[str, Option("What losa refines: output (y_0 = b_L) or embedding (y_0 = b_0).", searched=True)] = (
-        "output"
-    )
+    start: Annotated[
+        str, Option("What the side network refines: output (y_0 = b_L) or embedding (y_0 = b_0).", searched=True)
+    ] = "output"
     epochs: Annotated[int, Option("Passes over the training samples.", searched=True)] = 30
-    lr: Annotated[
-        float | None, Option("Peak learning rate; default: 1e-3, for a linear probe 1e-2.", searched=True)
-    ] = None
+    lr: Annotated[float | None, Option("Peak learning rate; default: the side network's own.", searched=True)] = None
     weight_decay: Annotated[float, Option("Weight decay, of matrices only.", searched=True)] = 1e-2
     batch_size: Annotated[int, Option("Samples in a step.", searched=True)] = 64
     warmup: Annotated[float, Option("Share of the steps over which the learning rate rises from 0.")] = 0.1
@@ -125,29 +122,33 @@ class TrainConfig:
     seed: Annotated[int, Option("Seed of the start, the order and the augmentation.", searched=True)] = 0
 
     @property
+    def spec(self) -> SideSpec:
+        """What is known of the side network."""
+        return side_spec(self.side)
+
+    @property
     def peak_lr(self) -> float:
         """The learning rate given, or the side's default."""
-        return DEFAULT_LR[self.side] if self.lr is None else self.lr
+        return self.spec.lr if self.lr is None else self.lr
 
     @property
     def reads_embedding(self) -> bool:
         """Whether b_0 is needed: some side networks refine no y_0, whatever the start."""
-        return self.start == EMBEDDING and self.side not in WITHOUT_START
+        return self.start == EMBEDDING and self.spec.start
 
     @property
     def reads_all(self) -> bool:
         """Whether the classifier reads all layers: some side networks have their own way, whatever the head."""
-        return self.head == ALL_LAYERS and self.side not in WITHOUT_START
+        return self.head == ALL_LAYERS and self.spec.start
 
     @property
     def reads_all_tokens(self) -> bool:
         """Whether the side network reads more of a point than pooled caches hold."""
-        return self.side not in OF_ROWS
+        return not self.spec.pooled_rows
 
     def __post_init__(self) -> None:
         require_task(self.task)
-        if self.side not in DEFAULT_LR:
-            raise UserError(f"unknown side network {self.side!r}: choose one of {', '.join(DEFAULT_LR)}.")
+        side_spec(self.side)  # refuses an unknown one
         if self.start not in STARTS:
             raise UserError(f"unknown start {self.start!r}: choose one of {', '.join(STARTS)}.")
         if self.head not in HEADS:

@@ -17,8 +17,9 @@ from losa_cache.cache.registry import known_stores
 from losa_cache.cache.store import HELD_OUT_SPLITS, ActivationCache, open_cache
 from losa_cache.errors import UserError
 from losa_cache.files import write_json
-from losa_cache.points import EMBEDDING, OF_ROWS
+from losa_cache.points import EMBEDDING
 from losa_cache.sidenet.adapter_file import load_adapter, load_adapter_config
+from losa_cache.sidenet.spec import SIDES
 from losa_cache.tasks import CLASSIFICATION, Task
 from losa_cache.train.all_layers import unfit
 from losa_cache.train.batch import Batch
@@ -212,7 +213,7 @@ def misfit(adapter_config: dict[str, Any], manifest: Manifest) -> str:
         wrong.append("start (the embedding is not cached)")
     wrong += differences({"classes": adapter_config["classes"]}, {"classes": manifest.classes})
     sizes = {"width": manifest.width}
-    if adapter_config["adapter"]["side"] not in OF_ROWS:  # those go with all tokens as with pooled rows
+    if not SIDES[adapter_config["adapter"]["side"]].pooled_rows:  # those go with all tokens as with pooled rows
         sizes["tokens"] = manifest.tokens["total"]
     wrong += differences({name: adapter_config["adapter"][name] for name in sizes}, sizes)
     return "; ".join(wrong)

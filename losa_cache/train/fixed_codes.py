@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import torch
 
-from losa_cache.sidenet.operand import Block, Scaled
+from losa_cache.factors import Codes
+from losa_cache.sidenet.operand import Block
 from losa_cache.train.loaders import Buffers
 
 
@@ -23,7 +24,7 @@ class FixedCodes:
         self._scales = Buffers(1, (points - 1, tokens), torch.bfloat16, device)
         self._start = Buffers(1, (1, tokens, width), dtype, device)
 
-    def write(self, blocks: Sequence[Scaled], rows: int) -> list[Block]:
+    def write(self, blocks: Sequence[Codes], rows: int) -> list[Block]:
         """Copy a batch to the fixed addresses and give it from there, the last block output decoded.
 
         Args:

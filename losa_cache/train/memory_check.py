@@ -8,6 +8,7 @@ from torch import Tensor
 from losa_cache.errors import UserError
 from losa_cache.machine.memory import available_memory, readable_bytes
 from losa_cache.sidenet.adapter import Adapter
+from losa_cache.sidenet.spec import SideSpec, listed
 
 SPARE = 0.8  # what is counted here is not all that a step needs
 
@@ -36,8 +37,20 @@ def require_memory(
     raise UserError(
         f"a batch of {batch_size} keeps {readable_bytes(batch_size * needed)} of activations, and {device} has "
         f"{readable_bytes(free)} left: "
-        + (f"--batch-size {fits} would fit." if fits else "not one sample would fit; choose fewer --layers.")
+        + (f"--batch-size {fits} would fit." if fits else f"not one sample would fit; {remedy(adapter.spec, device)}.")
     )
+
+
+def remedy(spec: SideSpec, device: torch.device) -> str:
+    """Say what makes room for a sample of a side network, as far as it has such options, on this device."""
+    remedies = {
+        "fewer --layers": not spec.last_layer,
+        "a smaller --rank": spec.rank,
+        "a cache of pooled rows (extract --tokens pooled)": spec.pooled_rows,
+        "--device cpu": device.type != "cpu",
+    }
+    useful = [name for name, helps in remedies.items() if helps]
+    return f"choose {listed(useful, 'or')}" if useful else "it needs a machine with more memory"
 
 
 def needed_bytes(

@@ -16,7 +16,7 @@ from losa_cache.cache.store import ActivationCache, latest_training_cache, open_
 from losa_cache.errors import UserError
 from losa_cache.machine.allocator import keep_freed_memory
 from losa_cache.options import lists_options
-from losa_cache.points import ALL_LAYERS, EMBEDDING, LAST_ONLY, tapped_points
+from losa_cache.points import ALL_LAYERS, EMBEDDING, tapped_points
 from losa_cache.sidenet.adapter import Adapter
 from losa_cache.sidenet.adapter_file import save_adapter
 from losa_cache.sidenet.tail import FrozenTail
@@ -331,7 +331,7 @@ def _adapter_arguments(manifest: Manifest, config: TrainConfig) -> dict[str, Any
     layers, grid = used_layers(manifest.layers, config), manifest.tokens["grid"]
     return {
         "side": config.side,
-        "depth": 1 if config.side in LAST_ONLY else len(tapped_points(manifest.fields["tap"], layers)),
+        "depth": 1 if config.spec.last_layer else len(tapped_points(manifest.fields["tap"], layers)),
         "tokens": manifest.tokens["total"],
         "width": manifest.width,
         "rank": config.rank,

@@ -16,8 +16,7 @@ from losa_cache.layers import choose_layers
 from losa_cache.machine.device import default_workers
 from losa_cache.machine.memory import available_memory, readable_bytes
 from losa_cache.options import given, options_of
-from losa_cache.points import ALL, EMBEDDING, LAST_ONLY, input_points, stored_points, tapped_points
-from losa_cache.sidenet.adapter import FOLD
+from losa_cache.points import ALL, EMBEDDING, input_points, stored_points, tapped_points
 from losa_cache.sidenet.pooled import pooling_of
 from losa_cache.sidenet.tail import FrozenTail
 from losa_cache.tasks import Task, get_task
@@ -131,9 +130,10 @@ def from_cache(
     task = get_task(config.task)
     pooling, views = pooling_of(tail.config), manifest.views
     pooled = len(samples) * views * len(points) * pooling.rows * manifest.width * 4  # bytes
-    whole = config.side == "fusion" and manifest.holds == ALL
+    whole = config.spec.pooled_rows and not config.spec.last_layer and manifest.holds == ALL
     once = whole and passes > 1 and pooled <= KEEP_SHARE * available_memory(placement.device)
     image = len(manifest.tokens["grid"]) == 2  # the layers of a video's side network want whole values
+    folds = config.spec.folds_codes and not config.reads_all
     source: Source = open_cached(
         cache,
         points,
@@ -143,7 +143,7 @@ def from_cache(
         passes=1 if once else passes,
         seed=config.seed,
         batch_size=config.batch_size,
-        rank=0 if config.side not in FOLD or config.reads_all else trials * (config.rank if image else manifest.width),
+        rank=trials * (config.rank if image else manifest.width) if folds else 0,
     )
     if once:
         count = len(cache.ids) // views
@@ -288,20 +288,21 @@ def _require_mixing(task: Task, online: OnlineConfig) -> None:
 
 
 def used_layers(available: list[int], config: TrainConfig) -> list[int]:
-    """Block numbers that a run reads: the linear and the attentive probe look at the last only."""
+    """Block numbers that a run reads: some side networks look at the last only."""
     chosen = choose_layers(config.layers, available)
-    return chosen[-1:] if config.side in LAST_ONLY else chosen
+    return chosen[-1:] if config.spec.last_layer else chosen
 
 
 def used_points(tap: str, available: list[int], config: TrainConfig, *, holds: str = ALL) -> list[str]:
     """Points that a run reads, in the order of ``Batch.blocks``: of a cache that holds all tokens, or pooled rows.
 
-    A probe's is the last one that there is, whatever tap and start: b_L, or what the tail makes of it.
+    A network that looks at the last layer reads the last point there is, whatever tap and start: b_L, or what the tail
+    makes of it. One that refines no y_0 reads what is tapped, and nothing behind it.
     """
     layers = used_layers(available, config)
-    if config.side in LAST_ONLY:
+    if config.spec.last_layer:
         return stored_points(tap, layers, embedding=False, tokens=holds)[-1:]
-    if config.side == "fusion":
+    if not config.spec.start:
         return tapped_points(tap, layers)
     return input_points(tap, layers, start=config.start)
 

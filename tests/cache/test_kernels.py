@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from losa_cache.cache.precision import EncodedBatch, get_precision, integers, link, predict
+from losa_cache.cache.precision import EncodedBatch, get_precision, integers, layer_codec, predict_encoding
 from losa_cache.machine.fastest import why_not_triton
 from tests.cache.test_precision import WIDTH, features
 from tests.cache.test_predict import PREFIX, fitted, stream
@@ -18,7 +18,7 @@ def by_kernels(monkeypatch):
     from losa_cache.cache.precision.kernels import chain
 
     def switch():
-        monkeypatch.setattr(predict, "steps_on", lambda _: chain)
+        monkeypatch.setattr(predict_encoding, "token_codec_on", lambda _: chain)
         monkeypatch.setattr(integers, "why_not_triton", lambda _: None)
 
     return switch
@@ -31,7 +31,7 @@ def by_kernels(monkeypatch):
 )
 def test_predicted_layers_have_the_same_bytes_and_values(name, samples, prefix, products, by_kernels, monkeypatch):
     """95, 21, 38 or 42 tokens, in tiles of 64; 0 to 48 axes, in tiles of 32; values that are not finite."""
-    monkeypatch.setattr(link, "has_bfloat16", lambda _: products == torch.bfloat16)
+    monkeypatch.setattr(layer_codec, "has_bfloat16", lambda _: products == torch.bfloat16)
     encoding, blocks = fitted(name, prefix=prefix), bad(stream(seed=1, samples=samples))
     theirs = EncodedBatch.of(encoding, blocks)
     planes = list(theirs.stored.unbind(1))
@@ -45,17 +45,17 @@ def test_predicted_layers_have_the_same_bytes_and_values(name, samples, prefix, 
         known = block[:, prefix:].isfinite().all(-1)
         if prefix:
             expected = encoding._parts(encoding.place(theirs.stored, layer), layer)
-            assert_same_integers(predict.PREFIX, blocks[0].shape[-1], parts.ends, expected.ends)
+            assert_same_integers(predict_encoding.PREFIX, blocks[0].shape[-1], parts.prefix, expected.prefix)
         assert encoding._parts(equal, layer).scales.all()
         assert encoding._parts(equal, layer).codes.transpose(1, 2)[known].all()
-        assert torch.equal(parts.scales == predict.NOT_FINITE, ~known)
+        assert torch.equal(parts.scales == predict_encoding.NOT_FINITE, ~known)
     assert torch.equal(ours.extremes.isfinite(), theirs.extremes.isfinite())
-    counts = [encoding.settle(own.stored, own.extremes) for own in (ours, theirs)]
+    counts = [encoding.saturate(own.stored, own.extremes) for own in (ours, theirs)]
     assert all(map(torch.equal, *counts))
     for own, expected in zip(encoding.decode(planes), values, strict=True):
         assert_rounded_alike(own, expected)
     assert_rounded_alike(encoding.round(0, blocks[0], None)[0], rounded[0])
-    assert len({len(own.bits) for own in encoding.links}) > 1 or name == "predict:0.01"
+    assert len({len(own.bits) for own in encoding.codecs}) > 1 or name == "predict:0.01"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -90,4 +90,4 @@ def test_an_empty_batch_is_encoded_and_decoded(name, by_kernels):
 
 def test_a_cpu_does_without():
     assert why_not_triton(torch.device("cpu")) is not None
-    assert predict.steps_on(torch.device("cpu")).__name__ == "losa_cache.cache.precision.steps"
+    assert predict_encoding.token_codec_on(torch.device("cpu")).__name__ == "losa_cache.cache.precision.token_codec"

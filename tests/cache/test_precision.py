@@ -19,7 +19,7 @@ def encode(name, *blocks):
     batch = EncodedBatch.empty(encoding, 1, (len(blocks), 1, len(blocks[0])), torch.device("cpu"))
     for layer, block in enumerate(blocks):
         batch.put(layer, torch.tensor(block, dtype=torch.float32).view(1, 1, -1))
-    overflowed, non_finite = encoding.settle(batch.stored, batch.extremes)
+    overflowed, non_finite = encoding.saturate(batch.stored, batch.extremes)
     return batch.stored, (overflowed.item(), non_finite.item())
 
 
@@ -118,7 +118,7 @@ def test_values_that_are_not_finite_take_their_group_along_and_are_counted(name)
     bad[1, 2, 5], bad[3, 4, 63] = torch.nan, -torch.inf
     batch = EncodedBatch.empty(encoding, 32, (1, TOKENS, WIDTH), torch.device("cpu"))
     batch.put(0, bad)
-    overflowed, non_finite = encoding.settle(batch.stored, batch.extremes)
+    overflowed, non_finite = encoding.saturate(batch.stored, batch.extremes)
     assert not overflowed.any()
     assert {at: count for at, count in enumerate(non_finite.tolist()) if count} == {1: group, 3: group}
     decoded = encoding.decode_layer(0, batch.stored[:, 0])

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from losa_cache.cache.precision import EncodedBatch, bitplanes, get_precision, link
+from losa_cache.cache.precision import EncodedBatch, bitplanes, get_precision, layer_codec
 from losa_cache.cache.precision.allocation import DISTORTION, STEP, allocate
 from losa_cache.cache.precision.base import relative_error
 from losa_cache.errors import UserError
@@ -49,7 +49,7 @@ def test_codes_of_any_bits_come_back_from_bytes(bits, tokens, seed):
     bits = [*bits, *[1] * (-sum(bits) % 8)]
     codes = np.stack([np.random.default_rng(seed + k).integers(0, 2**own, tokens) for k, own in enumerate(bits)])
     codes = torch.from_numpy(codes.astype(np.uint8))
-    planes = bitplanes.Planes.of(bits)
+    planes = bitplanes.BitPlanes.of(bits)
     packed = bitplanes.pack(codes, planes)
     assert packed.shape == (sum(bits) // 8, tokens)
     assert torch.equal(bitplanes.unpack(packed, planes), codes)
@@ -202,7 +202,7 @@ def test_some_layers_of_a_chain(positions):
     for ours, at in zip(encoding.select(positions).decode(planes), positions, strict=True):
         assert torch.equal(ours, whole[at])
     precision = encoding.precision
-    assert precision.planes(positions) == [0]
+    assert precision.stored_layers(positions) == [0]
     assert precision.needed(positions) == list(range(max(positions) + 1))
 
 
@@ -213,13 +213,13 @@ def test_factors_multiply_to_what_decoding_gives(prefix, monkeypatch):
     encoding = fitted("predict:2", blocks, prefix=prefix)
     planes = list(EncodedBatch.of(encoding, blocks).stored.unbind(1))
     for products, apart in ((True, 0.02), (False, 1e-5)):
-        monkeypatch.setattr(link, "has_bfloat16", lambda _, products=products: products)
+        monkeypatch.setattr(layer_codec, "has_bfloat16", lambda _, products=products: products)
         again = get_precision("predict:2").load(encoding.constants(), tokens=TOKENS, prefix=prefix).select([1, 2, 3])
         columns = again.factors(planes, rank=1)
         assert len(columns) == 3
         for own, block in zip(columns, again.decode(planes), strict=True):
             values = torch.einsum("mbn,md->bnd", own.left.double(), own.right.double()) + own.mean
-            rounded = torch.cat([own.ends.double(), values], 1).bfloat16() if not products else values
+            rounded = torch.cat([own.prefix.double(), values], 1).bfloat16() if not products else values
             assert relative_error(rounded, block if not products else block[:, prefix:]) < max(apart, 2**-9)
 
 
@@ -240,7 +240,7 @@ def test_layers_that_cost_nothing_are_what_is_predicted():
     turn = torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(0)))[0]
     blocks = [first, first @ turn, torch.ones_like(first), first]
     encoding = fitted("predict:5%", blocks)
-    assert [len(link.bits) > 0 for link in encoding.links] == [True, False, False, True]
+    assert [len(codec.bits) > 0 for codec in encoding.codecs] == [True, False, False, True]
     for own, block in zip(decoded(encoding, blocks), blocks, strict=True):
         assert relative_error(own, block) < 0.08
     bad = [block.clone() for block in blocks]
@@ -289,7 +289,7 @@ def test_a_token_that_is_not_finite_decodes_as_nan_and_spares_the_rest(value):
     bad[1][3, 5, 7] = value
     bad[2][4, 0, 1] = value  # a prefix token
     batch = EncodedBatch.of(encoding, bad)
-    overflowed, non_finite = encoding.settle(batch.stored, batch.extremes)
+    overflowed, non_finite = encoding.saturate(batch.stored, batch.extremes)
     assert not overflowed.any()
     assert {at: count for at, count in enumerate(non_finite.tolist()) if count} == {3: WIDTH, 4: WIDTH}
     good, values = decoded(encoding, blocks), encoding.decode(list(batch.stored.unbind(1)))

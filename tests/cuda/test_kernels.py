@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 import losa_cache as lc
+from losa_cache.factors import Codes
 from losa_cache.sidenet.backend import use_backend
-from losa_cache.sidenet.operand import Gathered, Scaled, dense
+from losa_cache.sidenet.operand import Gathered, dense
 from losa_cache.sidenet.pooled import Pooling
 from losa_cache.sidenet.readout import First, Mean, Whole
 
@@ -37,7 +38,7 @@ def blocks_of(form, depth, batch, tokens, width, device):
             scales = (block.float().abs().amax(-1) / 127).bfloat16()
             codes = torch.empty(batch, tokens, width + 2, dtype=torch.int8, device=device)[..., :width]
             codes.copy_((block / scales[..., None]).round())
-            blocks[at] = Scaled(codes, scales, torch.rand(width, device=device) + 0.5, torch.bfloat16)
+            blocks[at] = Codes(codes, scales, torch.rand(width, device=device) + 0.5, torch.bfloat16)
     return blocks
 
 

@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 
-from losa_cache.cache.precision import EncodedBatch, get_precision, link, steps
-from losa_cache.cache.precision.backend import steps_on
+from losa_cache.cache.precision import EncodedBatch, get_precision, layer_codec, token_codec
+from losa_cache.cache.precision.backend import token_codec_on
 from losa_cache.cache.precision.base import relative_error
 from losa_cache.cache.precision.predict import NOT_FINITE
 from losa_cache.machine.fastest import why_not_triton
@@ -47,7 +47,7 @@ def planes_of(batch):
 def places(values, layer, encoding):
     """A layer's codes and scales, to be filled, and a scalar."""
     batch, tokens, _ = values.shape
-    codes = torch.zeros(batch, encoding.links[layer].token_bytes - 1, tokens, dtype=torch.uint8, device=values.device)
+    codes = torch.zeros(batch, encoding.codecs[layer].token_bytes - 1, tokens, dtype=torch.uint8, device=values.device)
     return codes, torch.zeros(batch, tokens, dtype=torch.uint8, device=values.device), values.new_zeros(())
 
 
@@ -61,10 +61,10 @@ def test_a_link_by_kernels_is_one_by_torch(name, samples, tokens, width, prefix,
     encoding = get_precision(name).fit(blocks, tokens=tokens, prefix=prefix).to(gpu)
     before = None
     for layer, block in enumerate(bad([block.to(gpu) for block in wide(samples, tokens, width, seed=1)])):
-        values, tables = block[:, prefix:], encoding.links[layer].tables
+        values, tables = block[:, prefix:], encoding.codecs[layer].tables
         ours, theirs = places(values, layer, encoding), places(values, layer, encoding)
         after = chain.encode(values, before, tables, *ours)
-        expected = steps.encode(values, before, tables, *theirs)
+        expected = token_codec.encode(values, before, tables, *theirs)
         known = values.isfinite().all(-1)
         assert torch.equal(ours[1] == NOT_FINITE, ~known)
         assert ours[2].isnan() == theirs[2].isnan() == (~known).any()
@@ -75,14 +75,14 @@ def test_a_link_by_kernels_is_one_by_torch(name, samples, tokens, width, prefix,
         assert relative_error(after[alike], expected[alike]) < 2**-9
         into = [torch.empty(values.shape, dtype=torch.bfloat16, device=gpu) for _ in range(2)]
         decoded = chain.decode(theirs[0], theirs[1], before, tables, into[0])
-        assert relative_error(decoded, steps.decode(theirs[0], theirs[1], before, tables, into[1])) < 2**-9
+        assert relative_error(decoded, token_codec.decode(theirs[0], theirs[1], before, tables, into[1])) < 2**-9
         assert torch.equal(into[0].isnan(), into[1].isnan())
         assert torch.equal(into[0].isnan().any(-1), ~known)
         assert relative_error(into[0].nan_to_num(0), into[1].nan_to_num(0)) < 2**-9
         filled = torch.empty_like(into[0])
         chain.fill(filled, decoded, theirs[1], tables)
         assert torch.equal(filled.nan_to_num(0), into[0].nan_to_num(0))
-        steps.fill(into[1], decoded, theirs[1], tables)
+        token_codec.fill(into[1], decoded, theirs[1], tables)
         assert_rounded_alike(filled, into[1])
         before = expected
 
@@ -94,7 +94,7 @@ def test_predicted_layers_decode_as_on_the_cpu(name, prefix, gpu, monkeypatch):
     blocks = bad(wide(5, 21, 48, seed=1))
     on_gpu = EncodedBatch.of(encoding.to(gpu), [block.to(gpu) for block in blocks])
     stored = [plane.cpu() for plane in planes_of(on_gpu)]
-    monkeypatch.setattr(link, "has_bfloat16", lambda _: True)
+    monkeypatch.setattr(layer_codec, "has_bfloat16", lambda _: True)
     reloaded = get_precision(name).load(encoding.constants(), tokens=blocks[0].shape[1], prefix=prefix)
     for own, expected, block in zip(
         encoding.to(gpu).decode(planes_of(on_gpu)), reloaded.decode(stored), blocks, strict=True
@@ -108,7 +108,7 @@ def test_predicted_layers_decode_as_on_the_cpu(name, prefix, gpu, monkeypatch):
         for own, block in zip(reloaded.decode(planes_of(EncodedBatch.of(reloaded, blocks))), blocks, strict=True)
     ]
     assert reached == pytest.approx(wanted, rel=0.05)
-    overflowed, non_finite = encoding.settle(on_gpu.stored.cpu(), on_gpu.extremes.cpu())
+    overflowed, non_finite = encoding.saturate(on_gpu.stored.cpu(), on_gpu.extremes.cpu())
     assert not overflowed.any()
     assert non_finite.sum() == sum(int((~block.isfinite().all(-1)).sum()) for block in blocks) * blocks[0].shape[-1]
 
@@ -184,7 +184,7 @@ def test_links_of_all_sizes_share_kernels(gpu, chain):
     before = len(compiled)
     blocks = [block.to(gpu) for block in wide(20, 21, 96, layers=12)]
     encoding = get_precision("predict:2").fit(blocks, tokens=21, prefix=1).to(gpu)
-    assert len({link.bits for link in encoding.links}) > 8
-    assert steps_on(gpu) is chain
+    assert len({codec.bits for codec in encoding.codecs}) > 8
+    assert token_codec_on(gpu) is chain
     encoding.decode(planes_of(EncodedBatch.of(encoding, blocks)))
     assert len(compiled) - before <= 4

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import losa_cache as lc
-from losa_cache.sidenet.ladder import Ladder
-from losa_cache.sidenet.losa import LowRankMLP
+from losa_cache.sidenet.networks.ladder import Ladder
+from losa_cache.sidenet.networks.mlp import LowRankMLP
 from losa_cache.sidenet.products import CHANNEL, TOKEN
 from losa_cache.sidenet.segments import segment_length
 

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import losa_cache as lc
-from losa_cache.sidenet.losa import LowRankMLP
-from losa_cache.sidenet.operand import Product, Scaled, dense
+from losa_cache.factors import Codes, Product
+from losa_cache.sidenet.networks.mlp import LowRankMLP
+from losa_cache.sidenet.operand import dense
 from losa_cache.sidenet.readout import First, Mean, Whole
 from losa_cache.sidenet.tail import FrozenTail
 from losa_cache.train.memory_check import needed_bytes
@@ -139,7 +140,7 @@ def test_y_0_that_is_trained_gets_its_gradient():
 
 
 def codes(batch, tokens, width):
-    return Scaled(
+    return Codes(
         torch.randint(-127, 128, (batch, tokens, width), dtype=torch.int8),
         torch.rand(batch, tokens) / 100,
         torch.rand(width) + 0.5,
@@ -159,8 +160,8 @@ def test_folded_codes_give_what_decoded_ones_give(rank, kind):
 
 def product(batch, tokens, width, prefix, count=11):
     left, right = torch.randn(count, batch, tokens - prefix), torch.randn(count, width)
-    ends = torch.randn(batch, prefix, width)
-    return Product(*(x.double() for x in (left, right, torch.randn(width), ends)), dtype=torch.float64)
+    prefixed = torch.randn(batch, prefix, width)
+    return Product(*(x.double() for x in (left, right, torch.randn(width), prefixed)), dtype=torch.float64)
 
 
 @pytest.mark.parametrize("prefix", [0, 2])
@@ -170,7 +171,7 @@ def test_products_give_what_multiplied_ones_give(rank, kind, prefix):
     network = random_network(kind, depth=4, tokens=9, width=70, rank=rank).double()
     blocks = [product(3, 9, 70, prefix) for _ in range(3)] + [torch.randn(3, 9, 70, dtype=torch.float64)]
     tensors = [
-        *(torch.cat([b.ends, torch.einsum("mbn,md->bnd", b.left, b.right) + b.mean], 1) for b in blocks[:3]),
+        *(torch.cat([b.prefix, torch.einsum("mbn,md->bnd", b.left, b.right) + b.mean], 1) for b in blocks[:3]),
         blocks[3],
     ]
     assert relative(dense(blocks)[0], tensors[0]) < 1e-12

@@ -5,12 +5,13 @@ import torch
 from torch import nn
 
 import losa_cache as lc
+from losa_cache.factors import Codes, Product
 from losa_cache.sidenet.backend import norms_by_triton, use_backend
 from losa_cache.sidenet.chain import Chain
 from losa_cache.sidenet.kernels.backend import TritonBackend
 from losa_cache.sidenet.kernels.values import by_kernels
-from losa_cache.sidenet.losa import LowRankMLP
-from losa_cache.sidenet.operand import Gathered, Product, Scaled, dense
+from losa_cache.sidenet.networks.mlp import LowRankMLP
+from losa_cache.sidenet.operand import Gathered, dense
 from losa_cache.sidenet.pooled import Pooling
 from losa_cache.sidenet.readout import First, Mean, Whole
 
@@ -41,7 +42,7 @@ def blocks_of(form, depth, tokens, width, batch=3):
         for at in range(depth - 1):
             codes = torch.randint(-127, 128, (batch, tokens, width + 2), dtype=torch.int8)[..., :width]
             scales = (torch.rand(batch, tokens) / 64).bfloat16()
-            found[at] = Scaled(codes, scales, torch.rand(width), torch.float32)
+            found[at] = Codes(codes, scales, torch.rand(width), torch.float32)
     return found
 
 

@@ -7,9 +7,11 @@ import torch
 from torch.nn import functional as F
 
 from losa_cache.sidenet.adapter import Adapter
+from losa_cache.sidenet.networks.attentive import Attentive
+from losa_cache.sidenet.networks.fusion import Fusion
 from losa_cache.sidenet.noise import GOLDEN, Noise, _mix
 from losa_cache.sidenet.operand import dense
-from losa_cache.sidenet.query import DROPPED, GATE, JITTERED, Attentive, Fusion
+from losa_cache.sidenet.query import DROPPED, GATE, JITTERED
 from losa_cache.sidenet.stack import AdapterStack
 from losa_cache.train.stacked_adamw import StackedAdamW
 from tests.sidenet.test_fast import codes, tail_of
@@ -144,7 +146,7 @@ def test_a_stack_is_of_one_kind_one_shape_and_one_seed():
     for mixed in kinds:
         with pytest.raises(ValueError, match="one kind, shape and seed"):
             AdapterStack(mixed)
-    with pytest.raises(ValueError, match="only a LoSA"):
+    with pytest.raises(ValueError, match="only losa, mlp, fusion or attentive can be stacked"):
         linear = Adapter(side="linear", depth=1, tokens=TOKENS, width=WIDTH, rank=0, classes=2, tail=kinds[0][0].tail)
         AdapterStack([adapter("fusion"), linear])
 

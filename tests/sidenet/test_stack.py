@@ -7,8 +7,9 @@ from torch.nn import functional as F
 import losa_cache as lc
 from losa_cache.sidenet.adapter import Adapter
 from losa_cache.sidenet.losa import LoSA
+from losa_cache.sidenet.losa_stack import LoSAStack
 from losa_cache.sidenet.operand import dense
-from losa_cache.sidenet.stack import AdapterStack, LoSAStack
+from losa_cache.sidenet.stack import AdapterStack
 from losa_cache.train.stacked_adamw import StackedAdamW
 from tests.sidenet.test_fast import codes, tail_of
 
@@ -94,5 +95,5 @@ def test_a_stack_reads_codes_as_what_they_decode_to():
 def test_refuses_networks_that_differ_in_more_than_rank():
     with pytest.raises(ValueError, match="one depth"):
         LoSAStack([LoSA(depth=2, tokens=5, width=8, rank=2), lc.LoSA(depth=3, tokens=5, width=8, rank=2)])
-    with pytest.raises(ValueError, match="only a LoSA"):
+    with pytest.raises(ValueError, match="only losa, mlp, fusion or attentive can be stacked"):
         AdapterStack(adapters(tail_of("token", WIDTH, prefix=1), "ladder", 2))

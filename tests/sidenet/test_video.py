@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import losa_cache as lc
-from losa_cache.sidenet.operand import Scaled
+from losa_cache.factors import Codes
 from losa_cache.sidenet.readout import First, Mean
 from losa_cache.sidenet.video import VideoLoSA
 from losa_cache.train.memory_check import saved_bytes
@@ -74,7 +74,7 @@ def test_starts_as_the_identity_and_takes_y_0_apart_and_codes():
     net = network(depth=4)
     codes = [torch.randint(-9, 10, (2, 13, WIDTH), dtype=torch.int8) for _ in range(4)]
     start = torch.randn(2, 13, WIDTH, dtype=torch.float64)
-    coded = [Scaled(c, torch.ones(2, 13), torch.ones(WIDTH), torch.float64) for c in codes]
+    coded = [Codes(c, torch.ones(2, 13), torch.ones(WIDTH), torch.float64) for c in codes]
     assert torch.equal(net([*coded, start]), net([*(c.double() for c in codes), start]))
 
 

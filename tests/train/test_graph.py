@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from losa_cache.factors import Codes, Product
 from losa_cache.sidenet.adapter import Adapter
-from losa_cache.sidenet.operand import Gathered, Product, Scaled
+from losa_cache.sidenet.operand import Gathered
 from losa_cache.sidenet.stack import AdapterStack
 from losa_cache.tasks.classification import TASK
 from losa_cache.train.batch import Batch
@@ -48,7 +49,7 @@ def values_of(form, size, seeded):
     def block():
         if form == "codes":
             codes = torch.randint(-127, 128, (size, TOKENS, WIDTH), generator=seeded, dtype=torch.int8)
-            return Scaled(codes, normal(size, TOKENS).abs() / 100, normal(WIDTH).abs(), dtype=torch.float32)
+            return Codes(codes, normal(size, TOKENS).abs() / 100, normal(WIDTH).abs(), dtype=torch.float32)
         if form == "product":
             shapes = ((3, size, TOKENS - 1), (3, WIDTH), (WIDTH,), (size, 1, WIDTH))
             return Product(*(normal(*shape) for shape in shapes), dtype=torch.float32)

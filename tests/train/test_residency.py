@@ -15,8 +15,9 @@ import losa_cache as lc
 from losa_cache.cache import compression
 from losa_cache.errors import UserError
 from losa_cache.extract.extract import extract
+from losa_cache.factors import Codes
 from losa_cache.points import tapped_points
-from losa_cache.sidenet.operand import Gathered, Scaled, dense
+from losa_cache.sidenet.operand import Gathered, dense
 from losa_cache.train import preload
 from losa_cache.train.batch import Request
 from losa_cache.train.cached import CachedSource, open_cached
@@ -236,13 +237,13 @@ def test_settled_codes_are_the_same_block_outputs_where_they_were_before():
     def batch(rows):
         codes = torch.randint(-128, 128, (3, rows, 5, 8), dtype=torch.int8)
         scales = torch.rand(3, rows, 5).bfloat16()
-        return [Scaled(c, s, torch.rand(8) + 0.5, torch.bfloat16) for c, s in zip(codes, scales, strict=True)]
+        return [Codes(c, s, torch.rand(8) + 0.5, torch.bfloat16) for c, s in zip(codes, scales, strict=True)]
 
     codes, found = FixedCodes(3, 5, 8, torch.bfloat16, CPU), []
     for rows in (6, 4):
         blocks = batch(rows)
         *others, start = codes.write(blocks, 6)
-        assert all(isinstance(block, Scaled) for block in others)
+        assert all(isinstance(block, Codes) for block in others)
         assert all(torch.equal(a, b) for a, b in zip(dense([*others, start]), dense(blocks), strict=True))
         assert all(ours.codes is theirs.codes for ours, theirs in zip(others, blocks[:-1], strict=True))
         found.append([*(block.tokens.data_ptr() for block in others), start.data_ptr()])

@@ -18,8 +18,9 @@ from safetensors.torch import load_file
 import losa_cache as lc
 from losa_cache.data.samples import Samples
 from losa_cache.sidenet.adapter import Adapter
-from losa_cache.train import loop
-from losa_cache.train.memory_check import needed_bytes, require_memory, saved_bytes
+from losa_cache.sidenet.spec import SIDES
+from losa_cache.train import loop, memory_check
+from losa_cache.train.memory_check import needed_bytes, remedy, require_memory, saved_bytes
 from tests.conftest import losa_cache, results, tiny_backbone, tiny_samples
 from tests.forked import Forked
 
@@ -189,6 +190,23 @@ def test_a_batch_without_room_is_refused_and_the_one_that_fits_is_named(adapter)
         require_memory(adapter, SHAPE, torch.float32, batch_size=10**9, autocast=None)
     fits = int(str(error.value).split("--batch-size ")[1].split()[0])
     require_memory(adapter, SHAPE, torch.float32, batch_size=fits // 2, autocast=None)
+
+
+def test_no_option_is_advised_for_room_that_a_side_network_does_not_have(adapter, monkeypatch):
+    pooled = "a cache of pooled rows (extract --tokens pooled)"
+    for side, device, advice in (
+        ("losa", "cpu", "choose fewer --layers or a smaller --rank"),
+        ("fusion", "cpu", f"choose fewer --layers or {pooled}"),
+        ("linear", "cpu", f"choose {pooled}"),
+        ("linear", "cuda", f"choose {pooled} or --device cpu"),
+        ("attentive", "cpu", "it needs a machine with more memory"),
+        ("attentive", "cuda", "choose --device cpu"),
+    ):
+        assert remedy(SIDES[side], torch.device(device)) == advice
+    monkeypatch.setattr(memory_check, "available_memory", lambda device: 0)
+    linear = Adapter(side="linear", depth=1, tokens=65, width=96, rank=8, classes=5, tail=adapter.tail)
+    with pytest.raises(lc.UserError, match=re.escape(f"not one sample would fit; choose {pooled}.") + "$"):
+        require_memory(linear, (1, 65, 96), torch.float32, batch_size=1, autocast=None)
 
 
 def test_a_device_without_room_for_the_batch_is_one_sentence(tmp_path, digits):

@@ -8,7 +8,8 @@ import torch
 
 import losa_cache as lc
 from losa_cache.extract.extract import extract
-from losa_cache.sidenet.operand import Scaled, dense
+from losa_cache.factors import Codes
+from losa_cache.sidenet.operand import dense
 from losa_cache.train.cached import CachedSource
 from losa_cache.train.placement import Placement
 from losa_cache.train.sampler import requests_in_order
@@ -50,7 +51,7 @@ def test_a_run_reads_its_points_in_order_online_as_from_the_cache(tap, start, tm
     with open_training_data(None, online, config, Placement(CPU), **given) as data:
         fresh = next(iter(data.source.batches(requests_in_order(np.arange(23), 23)))).blocks
     assert len(cached) == len(fresh) == len(READ[tap, start])
-    assert [isinstance(block, Scaled) for block in cached] == [True] * (len(cached) - 1) + [False]
+    assert [isinstance(block, Codes) for block in cached] == [True] * (len(cached) - 1) + [False]
     for expected, ours, theirs in zip(by_name, dense(cached), fresh, strict=True):
         assert torch.equal(ours, expected)
         torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-3)

@@ -1,6 +1,6 @@
 """Precisions: how a block output is stored, encoded on the device and decoded there."""
 
-from losa_cache.cache.precision.base import Codes, Columns, EncodedBatch, Encoding, Precision
+from losa_cache.cache.precision.base import EncodedBatch, Encoding, Precision
 from losa_cache.cache.precision.floats import FLOATS
 from losa_cache.cache.precision.integers import INTEGERS
 from losa_cache.cache.precision.predict import Predict
@@ -22,4 +22,4 @@ def get_precision(name: str) -> Precision:
     return PRECISIONS[name]
 
 
-__all__ = ["PRECISIONS", "Codes", "Columns", "EncodedBatch", "Encoding", "Precision", "get_precision"]
+__all__ = ["PRECISIONS", "EncodedBatch", "Encoding", "Precision", "get_precision"]

@@ -8,32 +8,32 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from losa_cache.cache.precision import steps
-from losa_cache.cache.precision.steps import Tables
+from losa_cache.cache.precision import token_codec
+from losa_cache.cache.precision.token_codec import Tables
 from losa_cache.machine.fastest import why_not_triton
 
 
-class Steps(Protocol):
-    """How tokens of a chain are encoded and decoded: :mod:`losa_cache.cache.precision.steps`, or the same by Triton."""
+class TokenCodec(Protocol):
+    """How tokens are encoded and decoded: :mod:`losa_cache.cache.precision.token_codec`, or the same by Triton."""
 
     def encode(
         self, values: Tensor, before: Tensor | None, tables: Tables, codes: Tensor, scales: Tensor, extreme: Tensor
     ) -> Tensor:
-        """See :func:`losa_cache.cache.precision.steps.encode`."""
+        """See :func:`losa_cache.cache.precision.token_codec.encode`."""
 
     def decode(
         self, codes: Tensor, scales: Tensor, before: Tensor | None, tables: Tables, into: Tensor | None
     ) -> Tensor:
-        """See :func:`losa_cache.cache.precision.steps.decode`."""
+        """See :func:`losa_cache.cache.precision.token_codec.decode`."""
 
     def fill(self, into: Tensor, standard: Tensor, scales: Tensor, tables: Tables) -> None:
-        """See :func:`losa_cache.cache.precision.steps.fill`."""
+        """See :func:`losa_cache.cache.precision.token_codec.fill`."""
 
 
-def steps_on(device: torch.device) -> Steps:
+def token_codec_on(device: torch.device) -> TokenCodec:
     """Choose what chains compute by."""
     if why_not_triton(device) is not None:
-        return steps
+        return token_codec
     from losa_cache.cache.precision.kernels import chain
 
     return chain

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from losa_cache.factors import Codes, Product
+
 CPU_PART = 2**18  # elements
 
 
@@ -88,8 +90,8 @@ class Precision(ABC):
         """
         return None
 
-    def planes(self, layers: Sequence[int]) -> list[int]:
-        """Say which planes of the stored array hold these layers: one each, unless layers are stored together."""
+    def stored_layers(self, layers: Sequence[int]) -> list[int]:
+        """Say where along the array's axis of layers these layers are stored: one each, unless they share a place."""
         return list(layers)
 
     def needed(self, layers: Sequence[int]) -> list[int]:
@@ -108,7 +110,7 @@ class Encoding(ABC):
 
     @abstractmethod
     def stored_shape(self, layers: int, tokens: int, width: int) -> tuple[int, int, int]:
-        """Say what is stored of a sample of ``(layers, tokens, width)`` values: ``(planes, tokens, columns)``."""
+        """Say what is stored of a sample of ``(layers, tokens, width)``: ``(stored layers, tokens, columns)``."""
 
     @abstractmethod
     def to(self, device: torch.device) -> "Encoding":
@@ -120,7 +122,7 @@ class Encoding(ABC):
 
     @abstractmethod
     def place(self, stored: Tensor, layer: int) -> Tensor:
-        """Give the part of ``(batch, planes, tokens, columns)`` that holds a layer, as a view."""
+        """Give the part of ``(batch, stored layers, tokens, columns)`` that holds a layer, as a view."""
 
     @abstractmethod
     def encode(self, layer: int, block: Tensor, out: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -133,35 +135,35 @@ class Encoding(ABC):
             before: what this gave back for the layer before, of the same samples.
 
         Returns:
-            a scalar on the device, for :meth:`settle`: the largest magnitude where it matters, infinite or NaN if any
+            a scalar on the device, for :meth:`saturate`: the largest magnitude where it matters, infinite or NaN if any
             value is. And what the next layer is predicted from, if layers are chained.
         """
 
     @abstractmethod
-    def decode(self, planes: Sequence[Tensor]) -> list[Tensor]:
+    def decode(self, stored: Sequence[Tensor]) -> list[Tensor]:
         """Give back the values of every layer, ``(batch, tokens, width)`` in ``precision.dtype``.
 
         Args:
-            planes: stored elements ``(batch, tokens, columns)`` on the device, as ``precision.planes`` names them.
+            stored: elements ``(batch, tokens, columns)`` on the device, one for each of ``precision.stored_layers``.
         """
 
-    def factors(self, planes: Sequence[Tensor], *, rank: int) -> "list[Codes] | list[Columns] | None":
+    def factors(self, stored: Sequence[Tensor], *, rank: int) -> list[Codes] | list[Product] | None:
         """Give the factors of every layer's values where they are of use, for products that need no values.
 
         Args:
-            planes: as of :meth:`decode`.
+            stored: as of :meth:`decode`.
             rank: of the side layers that multiply every layer but the last.
         """
         return None
 
     @abstractmethod
-    def settle(self, stored: Tensor, extremes: Tensor) -> tuple[Tensor, Tensor]:
+    def saturate(self, stored: Tensor, extremes: Tensor) -> tuple[Tensor, Tensor]:
         """Saturate overflowed values in place, and count what is not as the backbone gave it.
 
         Costs nothing for layers whose ``extremes`` lie well within the range.
 
         Args:
-            stored: ``(batch, planes, tokens, columns)``.
+            stored: ``(batch, stored layers, tokens, columns)``.
             extremes: ``(layers,)``, of :meth:`encode`.
 
         Returns:
@@ -184,40 +186,8 @@ class Encoding(ABC):
         """Copy a block output as a cache would give it back; arguments and second result as of :meth:`encode`."""
 
 
-@dataclass(frozen=True)
-class Codes:
-    """A layer's values as one product: integer codes x scales of tokens x scales of channels.
-
-    Attributes:
-        codes: ``(batch, tokens, width)``.
-        tokens: ``(batch, tokens)``.
-        channels: ``(width,)``.
-    """
-
-    codes: Tensor
-    tokens: Tensor
-    channels: Tensor
-
-
-@dataclass(frozen=True)
-class Columns:
-    """A layer's values as one product: columns of a token x a matrix + the mean, behind prefix tokens.
-
-    Attributes:
-        left: ``(m, batch, tokens)``.
-        right: ``(m, width)``.
-        mean: ``(width,)``.
-        ends: ``(batch, prefix, width)``.
-    """
-
-    left: Tensor
-    right: Tensor
-    mean: Tensor
-    ends: Tensor
-
-
-class Separate(Encoding):
-    """An encoding that stores every layer by itself, in a plane of its own, token by token."""
+class PerLayerEncoding(Encoding):
+    """An encoding that stores every layer by itself, token by token."""
 
     @abstractmethod
     def columns(self, width: int) -> int:
@@ -232,20 +202,20 @@ class Separate(Encoding):
         """Give back values ``(batch, tokens, width)`` from ``(batch, tokens, columns)``."""
 
     def stored_shape(self, layers: int, tokens: int, width: int) -> tuple[int, int, int]:
-        """Give a plane a layer."""
+        """Store each layer by itself."""
         return layers, tokens, self.columns(width)
 
     def place(self, stored: Tensor, layer: int) -> Tensor:
-        """Give the layer's plane."""
+        """Give what is stored of the layer."""
         return stored[:, layer]
 
     def encode(self, layer: int, block: Tensor, out: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Encode a layer by itself."""
         return self.encode_layer(layer, block, out), None
 
-    def decode(self, planes: Sequence[Tensor]) -> list[Tensor]:
+    def decode(self, stored: Sequence[Tensor]) -> list[Tensor]:
         """Decode every layer by itself."""
-        return [self.decode_layer(layer, stored) for layer, stored in enumerate(planes)]
+        return [self.decode_layer(layer, own) for layer, own in enumerate(stored)]
 
     def round(self, layer: int, block: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Encode and decode a layer."""
@@ -279,8 +249,8 @@ class EncodedBatch:
 
     Attributes:
         encoding: of them.
-        stored: ``(batch, planes, tokens, columns)``.
-        extremes: ``(layers,)``, for :meth:`Encoding.settle`.
+        stored: ``(batch, stored layers, tokens, columns)``.
+        extremes: ``(layers,)``, for :meth:`Encoding.saturate`.
     """
 
     encoding: Encoding

@@ -14,7 +14,7 @@ from torch import Tensor
 BYTE = 8
 
 
-class Planes(NamedTuple):
+class BitPlanes(NamedTuple):
     """Where bits stand; R rows of bits, P planes, m axes.
 
     Attributes:
@@ -32,7 +32,7 @@ class Planes(NamedTuple):
     there: Tensor
 
     @classmethod
-    def of(cls, bits: Sequence[int]) -> "Planes":
+    def of(cls, bits: Sequence[int]) -> "BitPlanes":
         """Lay out axes of so many bits, which fall and add up to whole bytes."""
         there = torch.tensor(bits)[None] > torch.arange(max(bits, default=0))[:, None]
         plane, axis = there.nonzero().unbind(1)
@@ -47,13 +47,13 @@ class Planes(NamedTuple):
         )
 
 
-def pack(codes: Tensor, planes: Planes) -> Tensor:
+def pack(codes: Tensor, planes: BitPlanes) -> Tensor:
     """Give bytes ``(R / 8, tokens)`` of codes ``(m, tokens)``, both uint8; codes are below 2 to the axis's bits."""
     rows = codes.index_select(0, planes.axis.flatten()).view(*planes.axis.shape, codes.shape[1])
     return (((rows >> planes.plane[..., None]) & 1) << _shifts(codes, BYTE)).sum(0, dtype=torch.uint8)
 
 
-def unpack(packed: Tensor, planes: Planes) -> Tensor:
+def unpack(packed: Tensor, planes: BitPlanes) -> Tensor:
     """Give the codes of :func:`pack`."""
     if not len(planes.byte):
         return packed

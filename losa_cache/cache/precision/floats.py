@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from losa_cache.cache.precision.base import Precision, Separate, in_parts
+from losa_cache.cache.precision.base import PerLayerEncoding, Precision, in_parts
 from losa_cache.machine.fastest import why_not_triton
 
 
-class Float(Precision, Separate):
+class Float(Precision, PerLayerEncoding):
     """float32, float16 or bfloat16: its own encoding, for there are no constants.
 
     Args:
@@ -56,7 +56,7 @@ class Float(Precision, Separate):
         return self
 
     def encode_layer(self, layer: int, block: Tensor, out: Tensor) -> Tensor:
-        """Round to nearest; what overflows becomes infinite until :meth:`settle`."""
+        """Round to nearest; what overflows becomes infinite until :meth:`saturate`."""
         if len(block) and why_not_triton(block.device) is None:
             from losa_cache.cache.precision.kernels import floats
 
@@ -72,7 +72,7 @@ class Float(Precision, Separate):
         """Return the stored values."""
         return stored
 
-    def settle(self, stored: Tensor, extremes: Tensor) -> tuple[Tensor, Tensor]:
+    def saturate(self, stored: Tensor, extremes: Tensor) -> tuple[Tensor, Tensor]:
         """Saturate and count (as the contract says)."""
         largest = torch.finfo(self.dtype).max
         overflowed, non_finite = torch.zeros(2, len(stored), dtype=torch.int64)

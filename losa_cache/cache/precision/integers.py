@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from losa_cache.cache.precision.base import Codes, Precision, Separate, in_parts, relative_error
+from losa_cache.cache.precision.base import PerLayerEncoding, Precision, in_parts, relative_error
 from losa_cache.errors import UserError
+from losa_cache.factors import Codes
 from losa_cache.machine.fastest import why_not_triton
 
 SCALE_BYTES = 2  # bfloat16
@@ -87,7 +88,7 @@ class Integer(Precision):
 
 
 @dataclass(frozen=True)
-class IntegerEncoding(Separate):
+class IntegerEncoding(PerLayerEncoding):
     """Codes of equalised channels.
 
     Attributes:
@@ -173,21 +174,22 @@ class IntegerEncoding(Separate):
             values = codes.float().unflatten(-1, (scale.shape[-1], -1)).mul_(scale.unsqueeze(-1))
             target.copy_(values.flatten(-2).mul_(self.channel[layer]))
 
-    def factors(self, planes: Sequence[Tensor], *, rank: int) -> list[Codes] | None:
+    def factors(self, stored: Sequence[Tensor], *, rank: int) -> list[Codes] | None:
         """Give codes and scales, where all channels of a token share one."""
         if not self.precision.folds:
             return None
         at = self.channel.shape[1]
         return [
             Codes(
-                stored[..., :at].view(torch.int8),
-                stored[..., at:].contiguous().view(torch.bfloat16).squeeze(-1),
+                own[..., :at].view(torch.int8),
+                own[..., at:].contiguous().view(torch.bfloat16).squeeze(-1),
                 self.channel[layer],
+                self.precision.dtype,
             )
-            for layer, stored in enumerate(planes)
+            for layer, own in enumerate(stored)
         ]
 
-    def settle(self, stored: Tensor, extremes: Tensor) -> tuple[Tensor, Tensor]:
+    def saturate(self, stored: Tensor, extremes: Tensor) -> tuple[Tensor, Tensor]:
         """Count the values of groups whose scale is NaN."""
         width = self.channel.shape[1]
         overflowed, non_finite = torch.zeros(2, len(stored), dtype=torch.int64)

@@ -1,33 +1,15 @@
-"""One bit a value and less: every layer is predicted from the one before it, as decoded, and only what is left of it
-is stored (``docs/protocol.md``, section "Prediction").
-
-A block adds little to a residual stream that is almost linear in itself. A d x d matrix a layer, fitted on a
-calibration sample, predicts it from what a reader will have: errors do not pile up. What is left is turned onto its
-principal axes; each gets as many bits as pay there, many of them none (``allocation``), and every token a scale of its
-own. The last layer is y_0, which every logit sees, and is kept more exact than the others. Prefix tokens are few and
-unlike the others, and a CLS head reads nothing else of y_k: they are stored as ``int8``.
-"""
+"""``predict``: a precision with a dial, by which every layer is predicted from the one before it."""
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
-from itertools import accumulate
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from losa_cache.cache.precision.backend import steps_on
-from losa_cache.cache.precision.base import Columns, Encoding, Precision
-from losa_cache.cache.precision.bitplanes import BYTE, unpack
-from losa_cache.cache.precision.integers import Integer, IntegerEncoding
-from losa_cache.cache.precision.link import Link
-from losa_cache.cache.precision.steps import NOT_FINITE, tokens_last, walk
+from losa_cache.cache.precision.base import Precision
+from losa_cache.cache.precision.predict_encoding import MOST_BITS, PredictEncoding, load_chain
+from losa_cache.cache.precision.predict_fit import fit_chain
 from losa_cache.errors import UserError
-
-PREFIX = Integer(8, None)
-MOST_BITS = 8.0
 
 
 class Predict(Precision):
@@ -73,267 +55,18 @@ class Predict(Precision):
     def require(self, width: int) -> None:
         """Accept any."""
 
-    def fit(self, blocks: Sequence[Tensor], *, tokens: int, prefix: int) -> "PredictEncoding":
+    def fit(self, blocks: Sequence[Tensor], *, tokens: int, prefix: int) -> PredictEncoding:
         """Fit a chain (:mod:`losa_cache.cache.precision.predict_fit`)."""
-        from losa_cache.cache.precision.predict_fit import fit_chain
+        return fit_chain(self, blocks, tokens=tokens, prefix=prefix, bits=self.bits, error=self.error)
 
-        return fit_chain(self, blocks, tokens=tokens, prefix=prefix)
-
-    def load(self, constants: Mapping[str, Tensor], *, tokens: int, prefix: int) -> "PredictEncoding":
+    def load(self, constants: Mapping[str, Tensor], *, tokens: int, prefix: int) -> PredictEncoding:
         """Rebuild from the constants of :meth:`PredictEncoding.constants`."""
-        bits, mean = constants["bits"], constants["mean"]
-        if bits.dtype != torch.uint8 or bits.shape != mean.shape or not bool((bits <= MOST_BITS).all()):
-            raise ValueError("the bits of the axes are not a number a channel from 0 to 8")
-        if bool((bits.int().sum(1) % BYTE != 0).any()):
-            raise ValueError("the bits of a layer do not fill bytes")
-        counts = (bits > 0).sum(1).tolist()
-        depth, width = mean.shape
-        if constants["axes"].shape != (sum(counts), width) or bool((bits.int().diff(dim=1) > 0).any()):
-            raise ValueError("the axes are not one a number of bits, most bits first")
-        if constants["predictor"].shape != (depth - 1, width, width):
-            raise ValueError("the predictors are not a matrix a layer")
-        for name in ("spread", "steps", "deviations", "channel"):
-            if constants[name].shape != mean.shape or not bool(
-                (constants[name].isfinite() & (constants[name] > 0)).all()
-            ):
-                raise ValueError(f"the {name} are not finite and positive")
-        axes = constants["axes"].split(counts)
-        links = [
-            Link(
-                mean=constants["mean"][at].float(),
-                spread=constants["spread"][at].float(),
-                predictor=constants["predictor"][at - 1] if at else None,
-                axes=axes[at],
-                bits=tuple(bits[at, : counts[at]].tolist()),
-                steps=constants["steps"][at, : counts[at]].float(),
-                deviations=constants["deviations"][at, : counts[at]].float(),
-            )
-            for at in range(depth)
-        ]
-        ends = PREFIX.load({"channel": constants["channel"]}, tokens=tokens, prefix=prefix)
-        return PredictEncoding(self, links, ends, tokens, prefix, list(range(depth)))
+        return load_chain(self, constants, tokens=tokens, prefix=prefix)
 
-    def planes(self, layers: Sequence[int]) -> list[int]:
-        """All layers of a sample lie in one plane."""
+    def stored_layers(self, layers: Sequence[int]) -> list[int]:
+        """All layers of a sample are stored as one."""
         return [0]
 
     def needed(self, layers: Sequence[int]) -> list[int]:
         """A layer needs all before it."""
         return list(range(max(layers) + 1))
-
-
-@dataclass(frozen=True)
-class PredictEncoding(Encoding):
-    """A chain of layers, and which of them are wanted.
-
-    Attributes:
-        precision: its dial.
-        links: of the chain, all of it.
-        ends: how prefix tokens are stored.
-        tokens, prefix: of a layer; so many of them are prefix tokens.
-        chosen: layers that are decoded, in the order that they are wanted in.
-        errors: of samples that nothing was fitted to, a layer; empty where it was loaded.
-        fitted: of the samples that it was fitted to.
-    """
-
-    precision: Predict
-    links: Sequence[Link]
-    ends: IntegerEncoding
-    tokens: int
-    prefix: int
-    chosen: Sequence[int]
-    errors: list[float] = field(default_factory=list)
-    fitted: list[float] = field(default_factory=list)
-
-    @property
-    def width(self) -> int:
-        """Channels."""
-        return len(self.links[0].mean)
-
-    @cached_property
-    def places(self) -> list[tuple[int, int, int]]:
-        """Of each layer: where its prefix tokens begin, its other tokens, and where they end."""
-        found, at = [], 0
-        for link in self.links:
-            middle = at + self.prefix * PREFIX.columns(self.width)
-            end = middle + (self.tokens - self.prefix) * link.token_bytes
-            found.append((at, middle, end))
-            at = end
-        return found
-
-    def stored_shape(self, layers: int, tokens: int, width: int) -> tuple[int, int, int]:
-        """All layers of a sample are one row of bytes."""
-        return 1, 1, self.places[-1][2]
-
-    def to(self, device: torch.device) -> "PredictEncoding":
-        """Move the constants."""
-        return replace(self, links=[link.to(device) for link in self.links], ends=self.ends.to(device))
-
-    def select(self, positions: Sequence[int]) -> "PredictEncoding":
-        """Choose what is decoded; the chain stays whole."""
-        return replace(self, chosen=[self.chosen[at] for at in positions])
-
-    def place(self, stored: Tensor, layer: int) -> Tensor:
-        """Give the layer's bytes ``(batch, bytes)``."""
-        start, _, end = self.places[layer]
-        return stored[:, 0, 0, start:end]
-
-    def encode(self, layer: int, block: Tensor, out: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Store what prediction leaves; give back standard values as decoded, ``(batch * tokens, d)``."""
-        parts = self._parts(out, layer)
-        extreme = torch.zeros((), device=block.device)
-        if self.prefix:
-            extreme = self.ends.encode_layer(layer, block[:, : self.prefix], parts.ends)
-        tables, values = self.links[layer].tables, block[:, self.prefix :]
-        after = steps_on(block.device).encode(values, before, tables, parts.codes, parts.scales, extreme)
-        return extreme, after
-
-    def decode(self, planes: Sequence[Tensor]) -> list[Tensor]:
-        """Follow the chain as far as it is wanted."""
-        (stored,) = planes
-        shape = (len(stored), self.tokens, self.width)
-        found = {at: torch.empty(shape, dtype=self.precision.dtype, device=stored.device) for at in set(self.chosen)}
-        decode, state = steps_on(stored.device).decode, None
-        for layer in range(max(self.chosen) + 1):
-            parts, out = self._parts(self.place(stored[:, None], layer), layer), found.get(layer)
-            into = None if out is None else out[:, self.prefix :]
-            state = decode(parts.codes, parts.scales, state, self.links[layer].tables, into)
-            if out is not None and self.prefix:
-                self.ends.decode_into(layer, parts.ends, out[:, : self.prefix])
-        return [found[layer] for layer in self.chosen]
-
-    def factors(self, planes: Sequence[Tensor], *, rank: int) -> list[Columns] | None:
-        """Give every layer as the steps of all layers before it, and its own, times one matrix: what follows from them.
-
-        ``None`` where that costs more than decoding (the last layer is wanted as values in any case), as it always does
-        on CUDA: memory is what costs there (a step at ViT-H, rank 16: 0.83 ms an image, and 0.50 decoded). And where a
-        token is not finite.
-        """
-        (stored,) = planes
-        if stored.is_cuda or not self._folding_pays(rank):
-            return None
-        chain = range(max(self.chosen) + 1)
-        parts = [self._parts(self.place(stored[:, None], layer), layer) for layer in chain]
-        if bool(torch.stack([(own.scales == NOT_FINITE).any() for own in parts]).any()):
-            return None
-        shape = (len(stored), self.tokens - self.prefix)
-        left = torch.empty(
-            self._columns[chain[-1]], *shape, dtype=self.links[0].tables.turn.dtype, device=stored.device
-        )
-        found: dict[int, tuple[int, Tensor]] = {}
-        for layer, (link, own) in enumerate(zip(self.links, parts, strict=False)):
-            columns = slice(self._columns[layer] - len(link.bits), self._columns[layer])
-            codes = unpack(tokens_last(own.codes), link.tables.planes)
-            left[columns] = walk(codes, own.scales.flatten(), link.tables).unflatten(1, shape)
-            if layer in self.chosen:
-                ends = torch.empty(len(stored), self.prefix, self.width, dtype=self.precision.dtype)
-                if self.prefix:
-                    self.ends.decode_into(layer, own.ends, ends)
-                found[layer] = self._columns[layer], ends
-        return [
-            Columns(left[: found[layer][0]], self._combined[layer], self.links[layer].mean, found[layer][1])
-            for layer in self.chosen
-        ]
-
-    @cached_property
-    def _columns(self) -> list[int]:
-        """Axes of each layer and of all before it."""
-        return list(accumulate(len(link.bits) for link in self.links))
-
-    @cached_property
-    def _combined(self) -> dict[int, Tensor]:
-        """Of each layer that is wanted, what the steps of all layers up to it add to its values, ``(columns, d)``."""
-        found: dict[int, Tensor] = {}
-        through = torch.empty(0, self.width, device=self.links[0].mean.device)
-        for layer, link in enumerate(self.links[: max(self.chosen) + 1]):
-            if link.predictor is not None:
-                through = through @ link.predictor.float()
-            through = torch.cat([through, link.steps[:, None] * link.axes.float()])
-            if layer in self.chosen:
-                found[layer] = (through * link.spread).to(link.tables.turn.dtype)
-        return found
-
-    def _folding_pays(self, rank: int) -> bool:
-        """Compare multiply-adds a token: of products there and back, and of the last layer; and of the whole chain."""
-        *others, last = self.chosen
-        folded = 2 * rank * sum(self._columns[layer] for layer in others) + self._columns[last] * self.width
-        chain = sum(self.width * (self.width + len(link.bits)) for link in self.links[: max(self.chosen) + 1])
-        return folded < chain + 2 * rank * len(others) * self.width
-
-    def round(self, layer: int, block: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Encode, and decode what follows from it."""
-        start, _, end = self.places[layer]
-        stored = torch.empty(len(block), end - start, dtype=torch.uint8, device=block.device)
-        _, after = self.encode(layer, block, stored, before)
-        assert after is not None
-        out = torch.empty(block.shape, dtype=self.precision.dtype, device=block.device)
-        parts = self._parts(stored, layer)
-        steps_on(block.device).fill(out[:, self.prefix :], after, parts.scales, self.links[layer].tables)
-        if self.prefix:
-            self.ends.decode_into(layer, parts.ends, out[:, : self.prefix])
-        return out, after
-
-    def _parts(self, stored: Tensor, layer: int) -> "_Parts":
-        """Tell the parts of a layer's bytes ``(batch, bytes)`` apart."""
-        start, middle, _ = self.places[layer]
-        patches = self.tokens - self.prefix
-        ends = stored[:, : middle - start].unflatten(1, (self.prefix, -1)) if self.prefix else stored[:, :0]
-        scales, codes = stored[:, middle - start :].tensor_split([patches], dim=1)
-        return _Parts(ends, scales, codes.unflatten(1, (self.links[layer].token_bytes - 1, patches)))
-
-    def settle(self, stored: Tensor, extremes: Tensor) -> tuple[Tensor, Tensor]:
-        """Count the values of tokens that decode as NaN."""
-        overflowed, non_finite = torch.zeros(2, len(stored), dtype=torch.int64)
-        for layer in (~extremes.isfinite()).nonzero().flatten().tolist():
-            parts = self._parts(self.place(stored, layer), layer)
-            non_finite += (parts.scales == NOT_FINITE).sum(1) * self.width
-            if self.prefix:
-                scales = parts.ends[..., self.width :].contiguous().view(torch.bfloat16)
-                non_finite += scales.isnan().sum((1, 2)) * self.width
-        return overflowed, non_finite
-
-    def constants(self) -> dict[str, Tensor]:
-        """Give the links' tensors, filled up to d axes where they are one a layer."""
-
-        def rows(values: Sequence[Tensor], filling: float) -> Tensor:
-            padded = [torch.nn.functional.pad(own.float(), (0, self.width - len(own)), value=filling) for own in values]
-            return torch.stack(padded)
-
-        links, d = self.links, self.width
-        predictors = [link.predictor for link in links if link.predictor is not None]
-        return {
-            "mean": torch.stack([link.mean for link in links]),
-            "spread": torch.stack([link.spread for link in links]),
-            "predictor": torch.stack(predictors) if predictors else links[0].axes.new_empty(0, d, d),
-            "axes": torch.cat([link.axes for link in links]),
-            "bits": rows([torch.tensor(link.bits, device=link.mean.device) for link in links], 0).to(torch.uint8),
-            "steps": rows([link.steps for link in links], 1),
-            "deviations": rows([link.deviations for link in links], 1),
-            "channel": self.ends.channel,
-        }
-
-    def describe(self) -> dict[str, Any]:
-        """Say bits a value, of each layer and of all, and errors, of fresh samples and of those fitted to."""
-        values = self.tokens * self.width
-        sizes = [8 * (end - start) / values for start, _, end in self.places]
-        return {
-            "bits": round(sum(sizes) / len(sizes), 4),
-            "bits_by_layer": [round(size, 4) for size in sizes],
-            "error": [float(f"{error:.3g}") for error in self.errors],
-            "fitted_error": [float(f"{error:.3g}") for error in self.fitted],
-        }
-
-
-@dataclass(frozen=True)
-class _Parts:
-    """The bytes of a layer, as views.
-
-    Attributes:
-        ends: of prefix tokens ``(batch, prefix, columns)``.
-        scales: of the other tokens ``(batch, tokens)``.
-        codes: of them ``(batch, bytes of a token, tokens)``.
-    """
-
-    ends: Tensor
-    scales: Tensor
-    codes: Tensor

@@ -18,12 +18,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from losa_cache.cache.precision import steps
+from losa_cache.cache.precision import token_codec
 from losa_cache.cache.precision.allocation import BYTE, STEP, allocate
-from losa_cache.cache.precision.base import relative_error
-from losa_cache.cache.precision.link import Link
-from losa_cache.cache.precision.predict import PREFIX, Predict, PredictEncoding
-from losa_cache.cache.precision.steps import Tables
+from losa_cache.cache.precision.base import Precision, relative_error
+from losa_cache.cache.precision.layer_codec import LayerCodec
+from losa_cache.cache.precision.predict_encoding import PREFIX, PredictEncoding
+from losa_cache.cache.precision.token_codec import Tables
 
 START_SHARE = 1 / 16  # of the other layers' error, that y_0 may have: all logits see it, the others are averaged over
 FRESH_SHARE = 8  # one sample in so many is kept to measure the error on
@@ -50,23 +50,38 @@ class Target:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A link, the variances of what it stores along the principal axes, falling, and the mean square of a token."""
+    """A layer's codec, the falling variances of what it stores along principal axes, and the mean square of a token."""
 
-    link: Link
+    codec: LayerCodec
     variances: list[float]
     energy: float
 
 
-def fit_chain(precision: Predict, blocks: Sequence[Tensor], *, tokens: int, prefix: int) -> PredictEncoding:
-    """Fit a chain (arguments as of ``Precision.fit``); some samples only measure the error."""
+def fit_chain(
+    precision: Precision,
+    blocks: Sequence[Tensor],
+    *,
+    tokens: int,
+    prefix: int,
+    bits: float | None,
+    error: float | None,
+) -> PredictEncoding:
+    """Fit a chain; some samples only measure the error.
+
+    Args:
+        precision: what the encoding is of.
+        blocks, tokens, prefix: as of ``Precision.fit``.
+        bits: of a value, everything but the constants counted; or
+        error: relative, of every layer but the last.
+    """
     fresh = len(blocks[0]) // FRESH_SHARE
     patches = [block[fresh:, prefix:].flatten(0, 1) for block in blocks]
-    targets = [Target(error=own) for own in _errors(precision.error or 0.0, len(blocks))]
-    if precision.bits is not None:
-        targets = _spend(precision.bits, patches, tokens=tokens, prefix=prefix)
-    ends = PREFIX.fit([block[fresh:, : prefix or None] for block in blocks], tokens=prefix, prefix=prefix)
-    links = [fitted.link for fitted in _chain(patches, targets, factors=FACTORS)]
-    encoding = PredictEncoding(precision, links, ends, tokens, prefix, list(range(len(blocks))))
+    targets = [Target(error=own) for own in _errors(error or 0.0, len(blocks))]
+    if bits is not None:
+        targets = _spend(bits, patches, tokens=tokens, prefix=prefix)
+    prefixed = PREFIX.fit([block[fresh:, : prefix or None] for block in blocks], tokens=prefix, prefix=prefix)
+    codecs = [fitted.codec for fitted in _chain(patches, targets, factors=FACTORS)]
+    encoding = PredictEncoding(precision, codecs, prefixed, tokens, prefix, list(range(len(blocks))))
     seen = replace(encoding, tokens=blocks[0].shape[1])  # of tokens kept, as many as there are
     errors = _reached(seen, [block[: fresh or None] for block in blocks])
     return replace(encoding, errors=errors, fitted=_reached(seen, [block[fresh:] for block in blocks]))
@@ -99,7 +114,7 @@ def _spend(bits: float, patches: Sequence[Tensor], *, tokens: int, prefix: int) 
     error = FIRST_ERROR
     for _ in range(ROUNDS):
         fitted = _chain(sample, [Target(error=own) for own in _errors(error, layers)], factors=())
-        used = [sum(own.link.bits) // BYTE for own in fitted]
+        used = [sum(own.codec.bits) // BYTE for own in fitted]
         if abs(sum(used) - budget) <= CLOSE * budget:
             break
         error = _error_that_spends(budget, fitted)
@@ -132,25 +147,25 @@ def _chain(patches: Sequence[Tensor], targets: Sequence[Target], factors: Sequen
         energy = float((weight * wanted.square().sum(1)).mean())
         if before is not None:
             plain = replace(plain, predictor=_regression(before, wanted, weight))
-        predicted = steps.predict(before, plain.tables)
+        predicted = token_codec.predict(before, plain.tables)
         rest = wanted if predicted is None else wanted.sub_(predicted)
         found.append(_coded(plain, rest, weight, target, energy=energy, factors=factors))
-        before = _decoded(rest, predicted, found[-1].link.tables)
+        before = _decoded(rest, predicted, found[-1].codec.tables)
     return found
 
 
 def _decoded(rest: Tensor, predicted: Tensor | None, tables: Tables) -> Tensor:
     """Give what is decoded of what prediction left, on top of what was predicted."""
-    along, scale = steps.measure(rest, tables)
-    codes = steps.quantise(along, scale, tables.half)
-    return steps.restore(steps.walk(codes, scale, tables), predicted, tables)
+    along, scale = token_codec.measure(rest, tables)
+    codes = token_codec.quantise(along, scale, tables.half)
+    return token_codec.restore(token_codec.dequantise(codes, scale, tables), predicted, tables)
 
 
-def _standard(values: Tensor) -> tuple[Link, Tensor, Tensor]:
+def _standard(values: Tensor) -> tuple[LayerCodec, Tensor, Tensor]:
     """Standardise every channel, so that a few large ones do not decide alone, nor do a few large tokens.
 
     Returns:
-        a link with no axes yet, standard values ``(tokens, d)``, and weights of the tokens: 1, or less for a large one.
+        a codec without axes yet, standard values ``(tokens, d)``, and weights of the tokens: 1, or less for large ones.
     """
     some = values[:: max(1, len(values) // MEDIAN_TOKENS)]
     middle = some.median(0).values
@@ -161,8 +176,8 @@ def _standard(values: Tensor) -> tuple[Link, Tensor, Tensor]:
     total = weight.sum()
     mean = (weight @ values) / total
     spread = ((weight @ (values - mean).square()) / total).sqrt().clamp_min(LEAST)
-    plain = Link(mean, spread, None, mean.new_empty(0, len(mean)).half(), (), mean[:0], mean[:0])
-    return plain, steps.standardise(values, plain.tables), weight
+    plain = LayerCodec(mean, spread, None, mean.new_empty(0, len(mean)).half(), (), mean[:0], mean[:0])
+    return plain, token_codec.standardise(values, plain.tables), weight
 
 
 def _regression(before: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:
@@ -175,7 +190,7 @@ def _regression(before: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:
 
 
 def _coded(
-    plain: Link, rest: Tensor, weight: Tensor, target: Target, *, energy: float, factors: Sequence[float]
+    plain: LayerCodec, rest: Tensor, weight: Tensor, target: Target, *, energy: float, factors: Sequence[float]
 ) -> Fitted:
     """Choose axes, bits and steps for what prediction leaves."""
     found, vectors = torch.linalg.eigh(((rest * weight[:, None]).mT @ rest).double() / len(rest))
@@ -186,23 +201,23 @@ def _coded(
     allowed = wanted = target.error**2 * energy
     for _ in range(TIGHTER):
         bits = allocate(variances, distortion=allowed)
-        link = _quantised(plain, rest, weight, axes, variances, bits, factors)
-        missed = float((weight * (rest - _decoded(rest, None, link.tables)).square().sum(1)).mean())
+        codec = _quantised(plain, rest, weight, axes, variances, bits, factors)
+        missed = float((weight * (rest - _decoded(rest, None, codec.tables)).square().sum(1)).mean())
         if missed <= wanted * (1 + CLOSE):
             break
         allowed *= wanted / missed
-    return Fitted(link, variances, energy)
+    return Fitted(codec, variances, energy)
 
 
 def _quantised(
-    plain: Link,
+    plain: LayerCodec,
     rest: Tensor,
     weight: Tensor,
     axes: Tensor,
     variances: Sequence[float],
     bits: Sequence[int],
     factors: Sequence[float],
-) -> Link:
+) -> LayerCodec:
     """Choose the steps of these axes on a part of the sample; ``bits`` fall, as ``variances`` do."""
     kept = tuple(sorted((own for own in bits if own), reverse=True))
     turn = axes[: len(kept)].half()
@@ -211,14 +226,14 @@ def _quantised(
     magnitudes = (exact.abs().sqrt() @ weight**0.25 / len(weight)).square().clamp_min(LEAST)  # in tokens' own sizes
     spread = torch.tensor(variances[: len(kept)], device=rest.device).sqrt().float().clamp_min(LEAST)
     usual = spread * torch.tensor([STEP[own] for own in kept], device=rest.device)
-    link = replace(plain, axes=turn, bits=kept, steps=usual, deviations=magnitudes)
-    _, scale = steps.measure(sample, link.tables)
-    size = steps.scale_value(scale, torch.nan)
+    codec = replace(plain, axes=turn, bits=kept, step_sizes=usual, deviations=magnitudes)
+    _, scale = token_codec.measure(sample, codec.tables)
+    size = token_codec.scale_value(scale, torch.nan)
     best, least = usual, torch.full_like(usual, torch.inf)
     for factor in factors if kept else ():
         tried = usual * factor
-        codes = steps.quantise(exact / tried[:, None], scale, link.tables.half)
-        lost = (exact - (codes - link.tables.half) * size * tried[:, None]).square() @ weight
+        codes = token_codec.quantise(exact / tried[:, None], scale, codec.tables.half)
+        lost = (exact - (codes - codec.tables.half) * size * tried[:, None]).square() @ weight
         best = torch.where(lost < least, tried, best)
         least = torch.minimum(lost, least)
-    return replace(link, steps=best)
+    return replace(codec, step_sizes=best)

@@ -11,7 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from losa_cache.sidenet.operand import Block, Gathered, Scaled
+from losa_cache.factors import Codes
+from losa_cache.sidenet.operand import Block, Gathered
 
 ALIGNED = 16  # bytes that a thread reads at once
 TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.int8: tl.int8}
@@ -45,7 +46,7 @@ class Layers:
 
 def readable(block: Block) -> bool:
     """Tell whether the kernels can read a block output as it lies in memory."""
-    if isinstance(block, Scaled):
+    if isinstance(block, Codes):
         codes, tokens = block.codes, block.tokens
         regular = codes.stride() == (codes.shape[1] * codes.stride(1), codes.stride(1), 1)
         typed = codes.dtype == torch.int8 and tokens.dtype in TYPES and block.channels.dtype == torch.float32
@@ -67,12 +68,12 @@ def layers_of(blocks: Sequence[Block]) -> list[Layers]:
         first = blocks[positions[0]]
         table = _table(tuple((at, *_addresses(blocks[at])) for at in positions), _tensors(first)[0].device)
         rows = first.rows if isinstance(first, Gathered) else None
-        found.append(Layers(table, pitch, TYPES[element], TYPES[scale], kind is Scaled, rows))
+        found.append(Layers(table, pitch, TYPES[element], TYPES[scale], kind is Codes, rows))
     return found
 
 
 def _tensors(block: Block) -> list[Tensor]:
-    if isinstance(block, Scaled):
+    if isinstance(block, Codes):
         return [block.codes, block.tokens, block.channels]
     if isinstance(block, Gathered):
         return [block.kept]
@@ -83,7 +84,7 @@ def _tensors(block: Block) -> list[Tensor]:
 def _form(block: Block) -> tuple[type, torch.dtype, torch.dtype, int, int]:
     """Tell apart what one launch cannot read: the last two are the pitch and where the numbers of the rows lie."""
     values, *scales = _tensors(block)
-    pitch = values.stride(1) if isinstance(block, Scaled) else values.shape[2]  # strides of one token may be any
+    pitch = values.stride(1) if isinstance(block, Codes) else values.shape[2]  # strides of one token may be any
     rows = block.rows.data_ptr() if isinstance(block, Gathered) else 0
     return type(block), values.dtype, scales[0].dtype if scales else torch.float32, pitch, rows
 

@@ -37,10 +37,10 @@ from losa_cache.train.training_data import from_cache
 
 Grid = Mapping[str, Sequence[Any]]
 """Values by field of :class:`TrainConfig`."""
-GRID: Grid = {"lr": (3e-4, 1e-3, 3e-3), "weight_decay": (1e-4, 1e-2, 1e-1)}
-"""What is searched."""
-GRIDS: dict[str, Grid] = {"linear": {**GRID, "lr": (3e-3, 1e-2, 3e-2)}}
-"""The same, for side networks that want another one."""
+RATES = (0.3, 1, 3)
+"""Learning rates that are searched, as multiples of the side network's default."""
+DECAYS = (1e-4, 1e-2, 1e-1)
+"""Weight decays that are searched."""
 SHARE = 0.2
 """Of the samples, held out by each split: a fifth."""
 READ = {"side", "layers", "start", "sampling", "limit", "val_fraction", "val_ids"}
@@ -131,6 +131,11 @@ class AutoResult:
     trained: TrainResult
 
 
+def grid_of(config: TrainConfig) -> Grid:
+    """Say what is searched for a side network: learning rates around its default, and weight decays."""
+    return {"lr": [float(f"{config.spec.lr * factor:.6g}") for factor in RATES], "weight_decay": DECAYS}
+
+
 def train_auto(
     cache: str | Location | ActivationCache | None = None,
     *,
@@ -153,7 +158,7 @@ def train_auto(
         cache: opened, its path or its URL; by default the most recent complete one that is not of a held-out split.
         config: every other option. ``val_fraction`` is the share that each split holds out, by default a fifth: there
             are so many splits that 500 samples are judged, if there are so many. With ``val_ids`` there is one split.
-        grid: values by field of :class:`TrainConfig`; by default :data:`GRID`.
+        grid: values by field of :class:`TrainConfig`; by default that of :func:`grid_of`.
         out, device, residency, stage: as of ``losa_cache.train``.
         report, progress, staging: as of ``losa_cache.train``, for the training at the end.
         searching: is given the share of the search that is done.
@@ -202,7 +207,7 @@ def search(
         UserError: for options that cannot work, and where nothing can be chosen.
     """
     started = perf_counter()
-    searched: Grid = GRIDS.get(config.side, GRID) if grid is None else grid
+    searched = grid_of(config) if grid is None else grid
     if wrong := searched.keys() & READ:
         raise UserError(f"--auto cannot search {min(wrong)}: all of its settings read the same.")
     options = _combinations(searched)

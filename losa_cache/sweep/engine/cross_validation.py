@@ -9,8 +9,8 @@ import numpy as np
 from losa_cache.sweep.engine.choice import Setting
 from losa_cache.sweep.engine.cohort import Cohort
 from losa_cache.sweep.engine.concurrency import most_trials
-from losa_cache.sweep.engine.folds import APART, HeldOut, parts_of
-from losa_cache.sweep.engine.grouping import STACKED, together
+from losa_cache.sweep.engine.folds import HeldOut, parts_of
+from losa_cache.sweep.engine.grouping import together
 from losa_cache.sweep.engine.held_out_results import HeldOutResults, ResultCollector
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.evaluate import evaluate_each
@@ -60,9 +60,9 @@ class _Trials:
     def run(self) -> list[Setting]:
         """Train all of them, and give what each setting came to on all held-out samples."""
         first, image = self._settings[0], len(self._data.manifest.tokens["grid"]) == 2
-        if first.side not in STACKED or not image:
+        if not first.spec.stacks or not image:
             judged = [self._alone(*trial) for trial in self._trials]
-        elif first.side in APART and len(self._splits) > 1:
+        elif not first.spec.mixes_samples and len(self._splits) > 1:
             judged = self._stacked(self._trials, shared=True)
         else:
             count = len(self._settings)

@@ -3,7 +3,9 @@
 *Not from the paper.* Where one held-out part is too small to choose on, each setting is trained once for each of
 several parts, which have no sample in common, and judged by all of them together: every sample by the trial that held
 it out. Trials of all splits take the same batches; what a trial holds out has no weight in its loss, so it trains
-exactly as it would on its own samples of each batch. One pass over the cache feeds them all.
+exactly as it would on its own samples of each batch. One pass over the cache feeds them all. Side networks in which the
+samples of a batch see each other (``SideSpec.mixes_samples``) are trained split by split: statistics over a batch would
+tell a trial about what it holds out.
 """
 
 import math
@@ -17,10 +19,6 @@ from torch import Tensor
 
 from losa_cache.tasks.base import ENOUGH
 from losa_cache.train.batch import Request
-
-APART = ("losa", "mlp")
-"""Side networks in which the samples of a batch never meet. Others are trained split by split: statistics over a batch
-would tell a trial about what it holds out."""
 
 
 @dataclass(frozen=True)

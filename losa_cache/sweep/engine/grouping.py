@@ -6,8 +6,6 @@ from dataclasses import asdict
 from losa_cache.tasks import get_task
 from losa_cache.train.config import TrainConfig
 
-STACKED = ("losa", "mlp", "fusion", "attentive")
-"""Side networks of which many trials train together."""
 ITS_OWN = ("rank", "lr", "weight_decay", "clip_grad", "warmup", "dropout")
 """Options in which trials of one cohort may differ, as in those of their task's loss: everything else decides what is
 read, and when."""

@@ -10,8 +10,9 @@ from typing import Any
 from losa_cache.errors import UserError
 from losa_cache.options import options_of
 from losa_cache.options_file import read_options
+from losa_cache.sidenet.spec import SIDES
 from losa_cache.text import shown
-from losa_cache.train.config import DEFAULT_LR, TrainConfig
+from losa_cache.train.config import TrainConfig
 
 DECADE = 10  # ranges of a decade or more are searched by orders of magnitude
 MOST_CHOICES = 1000  # of an option
@@ -162,8 +163,8 @@ def _value(name: str, value: Any) -> Any:
     if name not in KINDS:
         raise UserError(f"{_option(name)} cannot be swept: choose among {', '.join(KINDS)}.")
     kind = KINDS[name]
-    if name == "side" and value not in DEFAULT_LR:
-        raise UserError(f"unknown side network {_brief(value)}: choose one of {', '.join(DEFAULT_LR)}.")
+    if name == "side" and value not in SIDES:
+        raise UserError(f"unknown side network {_brief(value)}: choose one of {', '.join(SIDES)}.")
     try:
         if isinstance(value, bool):
             raise ValueError

@@ -17,12 +17,13 @@ from losa_cache.machine.allocator import keep_freed_memory
 from losa_cache.outside import UnreadableError
 from losa_cache.sidenet.adapter_file import CONFIG as ADAPTER
 from losa_cache.sidenet.adapter_file import TENSORS
+from losa_cache.sidenet.spec import SIDES, listed, stackable
 from losa_cache.sweep.engine.checksums import checksums, require_unchanged
 from losa_cache.sweep.engine.cohort import Cohort
 from losa_cache.sweep.engine.concurrency import largest_of, most_trials
 from losa_cache.sweep.engine.config import SweepConfig, checksum
 from losa_cache.sweep.engine.earlier_version import earlier_progress
-from losa_cache.sweep.engine.grouping import STACKED, together
+from losa_cache.sweep.engine.grouping import together
 from losa_cache.sweep.engine.held_out_results import FILE as JUDGED
 from losa_cache.sweep.engine.held_out_results import save_held_out_results
 from losa_cache.sweep.engine.probes import FILE as PROBE
@@ -135,8 +136,8 @@ class Sweep:
     def _require_stackable(self) -> None:
         side = self.config.space.get("side")
         sides = side.values if isinstance(side, Choices) else (self.config.base.side,)
-        known = f"{', '.join(STACKED[:-1])} and {STACKED[-1]}"
-        if wrong := [own for own in sides if own not in STACKED]:
+        if wrong := [own for own in sides if not SIDES[own].stacks]:
+            known = listed(stackable(), "and")
             raise UserError(f"side is {wrong[0]!r}: trials of {known} alone train together.")
         if len(self.cache.manifest.tokens["grid"]) == 3:
             raise UserError(f"{str(self.cache.path)!r} holds videos: trials train together on images alone.")

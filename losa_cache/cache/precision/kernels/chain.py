@@ -1,6 +1,6 @@
-"""Links of a chain by Triton: what lies between their products, each in one pass over memory.
+"""The layers of a chain by Triton: what lies between their products, each in one pass over memory.
 
-The oracle is :mod:`losa_cache.cache.precision.steps`, whose three functions these are.
+The oracle is :mod:`losa_cache.cache.precision.token_codec`, whose three functions these are.
 """
 
 import torch
@@ -8,9 +8,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from losa_cache.cache.precision import steps
+from losa_cache.cache.precision import token_codec
 from losa_cache.cache.precision.kernels import EXACT
-from losa_cache.cache.precision.steps import Tables, scale_values
+from losa_cache.cache.precision.token_codec import Tables, scale_values
 
 ROWS, CHANNELS = 8, 256  # of a tile of values
 AXES, BYTES, TOKENS = 128, 32, 32  # of a tile of steps, and of their codes: few turns with much in flight
@@ -47,7 +47,7 @@ def _code(along, half, inverse, finite):
 @triton.jit(do_not_specialize=["m", "height", "per_image", "per_scale"],
             do_not_specialize_on_alignment=["codes", "scales"])  # fmt: skip
 def _store(
-    along, share, half, axis, plane, values_of, codes, scales, walked, extreme,
+    along, share, half, axis, plane, values_of, codes, scales, dequantised, extreme,
     n, m, height, tokens, per_image, per_scale,
     axes: tl.constexpr, bytes_: tl.constexpr, columns: tl.constexpr,
 ):  # fmt: skip
@@ -99,18 +99,18 @@ def _store(
         middle = tl.load(half + row, mask=row < m, other=0)[:, None]
         x = tl.load(along + at, mask=inside, other=0).to(tl.float32)
         step = _code(x, middle, inverse, finite).to(tl.float32) - middle
-        tl.store(walked + at, (step * rounded).to(dtype), mask=inside)
+        tl.store(dequantised + at, (step * rounded).to(dtype), mask=inside)
 
 
 @triton.jit(do_not_specialize=["m", "height", "planes", "per_image", "per_scale"],
             do_not_specialize_on_alignment=["codes", "scales"])  # fmt: skip
-def _walk(
-    codes, scales, half, byte, bit, has, values_of, walked,
+def _dequantise(
+    codes, scales, half, byte, bit, has, values_of, dequantised,
     n, m, planes, tokens, per_image, per_scale,
     axes: tl.constexpr, columns: tl.constexpr,
 ):  # fmt: skip
     """Give the steps (m, n) that packed codes (batch, bytes, tokens) stand for; the first axes have the most planes."""
-    dtype = walked.dtype.element_ty
+    dtype = dequantised.dtype.element_ty
     token = tl.program_id(0) * columns + tl.arange(0, columns)
     row = tl.program_id(1) * axes + tl.arange(0, axes)
     there, inside = token < n, row < m
@@ -126,7 +126,7 @@ def _walk(
     scale = tl.load(scales + image * per_scale + position, mask=there, other=0).to(tl.int32)
     size = tl.load(values_of + scale).to(dtype).to(tl.float32)
     step = code.to(tl.float32) - tl.load(half + row, mask=inside, other=0)[:, None]
-    to = walked + row.to(tl.int64)[:, None] * n + token[None, :]
+    to = dequantised + row.to(tl.int64)[:, None] * n + token[None, :]
     tl.store(to, (step * size[None, :]).to(dtype), mask=inside[:, None] & there[None, :])
 
 
@@ -153,43 +153,43 @@ def _fill(
 def encode(
     values: Tensor, before: Tensor | None, tables: Tables, codes: Tensor, scales: Tensor, extreme: Tensor
 ) -> Tensor:
-    """Encode as :func:`losa_cache.cache.precision.steps.encode` does."""
-    predicted = steps.predict(before, tables)
+    """Encode as :func:`losa_cache.cache.precision.token_codec.encode` does."""
+    predicted = token_codec.predict(before, tables)
     with torch.cuda.device_of(values):
         rest = _rest(values, predicted, tables)
         if not len(tables.turn):
-            return steps.store(rest, predicted, tables, codes, scales, extreme)
+            return token_codec.store(rest, predicted, tables, codes, scales, extreme)
         along = tables.turn @ rest.mT
-        walked = torch.empty_like(along)
-        (m, n), planes = along.shape, tables.planes
+        dequantised = torch.empty_like(along)
+        (m, n), planes = along.shape, tables.bit_planes
         _store[(triton.cdiv(n, TOKENS),)](
             along, tables.share, tables.half, planes.axis, planes.plane, scale_values(along.device), codes, scales,
-            walked, extreme, n, m, codes.shape[1], scales.shape[1], codes.stride(0), scales.stride(0),
+            dequantised, extreme, n, m, codes.shape[1], scales.shape[1], codes.stride(0), scales.stride(0),
             axes=AXES, bytes_=BYTES, columns=TOKENS, **EXACT,
         )  # fmt: skip
-    return steps.restore(walked, predicted, tables)
+    return token_codec.restore(dequantised, predicted, tables)
 
 
 def decode(codes: Tensor, scales: Tensor, before: Tensor | None, tables: Tables, into: Tensor | None) -> Tensor:
-    """Decode as :func:`losa_cache.cache.precision.steps.decode` does."""
-    predicted = steps.predict(before, tables)
-    m, n, planes = len(tables.turn), scales.numel(), tables.planes
-    walked = torch.empty(m, n, dtype=tables.turn.dtype, device=codes.device)
+    """Decode as :func:`losa_cache.cache.precision.token_codec.decode` does."""
+    predicted = token_codec.predict(before, tables)
+    m, n, planes = len(tables.turn), scales.numel(), tables.bit_planes
+    dequantised = torch.empty(m, n, dtype=tables.turn.dtype, device=codes.device)
     with torch.cuda.device_of(codes):
         if m:
-            _walk[(triton.cdiv(n, TOKENS), triton.cdiv(m, AXES))](
-                codes, scales, tables.half, planes.byte, planes.bit, planes.there, scale_values(codes.device), walked,
-                n, m, len(planes.byte), scales.shape[1], codes.stride(0), scales.stride(0),
+            _dequantise[(triton.cdiv(n, TOKENS), triton.cdiv(m, AXES))](
+                codes, scales, tables.half, planes.byte, planes.bit, planes.there, scale_values(codes.device),
+                dequantised, n, m, len(planes.byte), scales.shape[1], codes.stride(0), scales.stride(0),
                 axes=AXES, columns=TOKENS, **EXACT,
             )  # fmt: skip
-    standard = steps.restore(walked, predicted, tables)
+    standard = token_codec.restore(dequantised, predicted, tables)
     if into is not None:
         fill(into, standard, scales, tables)
     return standard
 
 
 def fill(into: Tensor, standard: Tensor, scales: Tensor, tables: Tables) -> None:
-    """Fill as :func:`losa_cache.cache.precision.steps.fill` does."""
+    """Fill as :func:`losa_cache.cache.precision.token_codec.fill` does."""
     n, d = standard.shape
     with torch.cuda.device_of(into):
         _fill[(triton.cdiv(n, ROWS), triton.cdiv(d, CHANNELS))](

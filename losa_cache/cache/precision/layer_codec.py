@@ -1,4 +1,4 @@
-"""One link of a chain: how a layer is predicted from the one before it, and what is left of it quantised."""
+"""The codec of one layer: how it is predicted from the layer before it, and what is left of it quantised."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -6,13 +6,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from losa_cache.cache.precision.bitplanes import BYTE, Planes
-from losa_cache.cache.precision.steps import Tables
+from losa_cache.cache.precision.bitplanes import BYTE, BitPlanes
+from losa_cache.cache.precision.token_codec import Tables
 from losa_cache.machine.device import has_bfloat16
 
 
 @dataclass(frozen=True)
-class Link:
+class LayerCodec:
     """How one layer is predicted, and what is left of it stored; m axes of d channels.
 
     Attributes:
@@ -22,7 +22,7 @@ class Link:
             for the first.
         axes: float16 ``(m, d)``, orthonormal rows.
         bits: of each axis, falling.
-        steps: float32 ``(m,)``, of the quantiser of each axis, for a token of scale 1.
+        step_sizes: float32 ``(m,)``, of the quantiser of each axis, for a token of scale 1.
         deviations: float32 ``(m,)``, usual magnitude along each axis: what tokens' scales are measured in.
     """
 
@@ -31,7 +31,7 @@ class Link:
     predictor: Tensor | None
     axes: Tensor
     bits: tuple[int, ...]
-    steps: Tensor
+    step_sizes: Tensor
     deviations: Tensor
 
     @property
@@ -41,32 +41,32 @@ class Link:
 
     @cached_property
     def tables(self) -> Tables:
-        """The link as products need it."""
+        """The same as products need it."""
         device = self.mean.device
         product = torch.bfloat16 if has_bfloat16(device) else torch.float32
-        axes, steps = self.axes.float(), self.steps[:, None]
-        share = (steps / self.deviations[:, None]).sqrt() / max(1, len(self.bits))
+        axes, sizes = self.axes.float(), self.step_sizes[:, None]
+        share = (sizes / self.deviations[:, None]).sqrt() / max(1, len(self.bits))
         return Tables(
             mean=self.mean,
             spread=self.spread,
             offset=-self.mean / self.spread,
             per_spread=1 / self.spread,
             forecast=None if self.predictor is None else self.predictor.to(product),
-            turn=(axes / steps).to(product),
-            rebuild=(steps * axes).to(product),
+            turn=(axes / sizes).to(product),
+            rebuild=(sizes * axes).to(product),
             share=share.to(product),
             half=(2.0 ** torch.tensor(self.bits, dtype=torch.float32, device=device)[:, None] - 1) / 2,
-            planes=Planes(*(table.to(device) for table in Planes.of(self.bits))),
+            bit_planes=BitPlanes(*(table.to(device) for table in BitPlanes.of(self.bits))),
         )
 
-    def to(self, device: torch.device) -> "Link":
+    def to(self, device: torch.device) -> "LayerCodec":
         """Move the constants."""
-        return Link(
+        return LayerCodec(
             mean=self.mean.to(device),
             spread=self.spread.to(device),
             predictor=None if self.predictor is None else self.predictor.to(device),
             axes=self.axes.to(device),
             bits=self.bits,
-            steps=self.steps.to(device),
+            step_sizes=self.step_sizes.to(device),
             deviations=self.deviations.to(device),
         )

@@ -1,8 +1,8 @@
-"""What a link does to tokens, on tensors alone (``docs/protocol.md``, section "Prediction").
+"""How tokens of a predicted layer are encoded and decoded, on tensors (``docs/protocol.md``, section "Prediction").
 
 Products are in ``Tables.turn``'s dtype, and so is what follows from a layer as decoded. Around the products every step
 is a pass over memory or two: on CUDA, Triton makes one kernel of what lies between two products
-(:mod:`losa_cache.cache.precision.kernels.chain`), which :func:`losa_cache.cache.precision.backend.steps_on` gives.
+(:mod:`losa_cache.cache.precision.kernels.chain`); :mod:`losa_cache.cache.precision.backend` chooses one of the two.
 """
 
 from functools import cache
@@ -11,14 +11,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from losa_cache.cache.precision.bitplanes import Planes, pack, unpack
+from losa_cache.cache.precision.bitplanes import BitPlanes, pack, unpack
 
 NOT_FINITE = 255  # a token's scale, which decodes as NaN
 UNIT, PER_OCTAVE = 128, 8  # scale 1, and scales from one to its double
 
 
 class Tables(NamedTuple):
-    """A link as products need it; m axes of d channels.
+    """A layer's codec as products need it; m axes of d channels.
 
     Attributes:
         mean, spread: float32 ``(d,)``, of values; and
@@ -28,7 +28,7 @@ class Tables(NamedTuple):
         rebuild: ``(m, d)``, from steps to standard values.
         share: ``(m, 1)``, what a step along each axis adds to the root of a token's scale.
         half: float32 ``(m, 1)``, half of the steps of an axis.
-        planes: where its codes' bits stand.
+        bit_planes: where its codes' bits stand.
     """
 
     mean: Tensor
@@ -40,7 +40,7 @@ class Tables(NamedTuple):
     rebuild: Tensor
     share: Tensor
     half: Tensor
-    planes: Planes
+    bit_planes: BitPlanes
 
 
 def encode(
@@ -51,7 +51,7 @@ def encode(
     Args:
         values: of a layer.
         before: what this gave last for the layer before it, ``(batch * tokens, d)``; ``None`` for the first layer.
-        tables: of the link.
+        tables: of the codec.
         codes: uint8 ``(batch, bytes, tokens)``, to be filled; a row of ``tokens`` bytes is contiguous, rows follow one
             another.
         scales: uint8 ``(batch, tokens)``, to be filled; a row is contiguous.
@@ -71,16 +71,16 @@ def store(
     """Store what prediction left, ``(batch * tokens, d)``; other arguments and result as of :func:`encode`."""
     along, scale = measure(rest, tables)
     found = quantise(along, scale, tables.half)
-    codes.copy_(pack(found, tables.planes).unflatten(1, scales.shape).transpose(0, 1))
+    codes.copy_(pack(found, tables.bit_planes).unflatten(1, scales.shape).transpose(0, 1))
     scales.copy_(scale.view(scales.shape))
     extreme.masked_fill_((scale == NOT_FINITE).any(), torch.nan)
-    return restore(walk(found, scale, tables), predicted, tables)
+    return restore(dequantise(found, scale, tables), predicted, tables)
 
 
 def decode(codes: Tensor, scales: Tensor, before: Tensor | None, tables: Tables, into: Tensor | None) -> Tensor:
     """Give the standard values of what :func:`encode` filled, and :func:`fill` a tensor with their values."""
-    found = unpack(tokens_last(codes), tables.planes)
-    standard = restore(walk(found, scales.flatten(), tables), predict(before, tables), tables)
+    found = unpack(tokens_last(codes), tables.bit_planes)
+    standard = restore(dequantise(found, scales.flatten(), tables), predict(before, tables), tables)
     if into is not None:
         fill(into, standard, scales, tables)
     return standard
@@ -129,16 +129,16 @@ def quantise(along: Tensor, scale: Tensor, half: Tensor) -> Tensor:
     return torch.minimum(steps.clamp_min_(0), 2 * half).to(torch.uint8)
 
 
-def walk(codes: Tensor, scale: Tensor, tables: Tables) -> Tensor:
+def dequantise(codes: Tensor, scale: Tensor, tables: Tables) -> Tensor:
     """Give the steps along the axes that codes stand for, both ``(m, batch * tokens)``: none of a token that is not
     finite. Codes stand for the middles of their steps; of at most 8 bits, these are exact in bfloat16.
     """
     return (codes - tables.half).to(tables.turn.dtype).mul_(scale_value(scale, 0).to(tables.turn.dtype))
 
 
-def restore(walked: Tensor, predicted: Tensor | None, tables: Tables) -> Tensor:
+def restore(dequantised: Tensor, predicted: Tensor | None, tables: Tables) -> Tensor:
     """Add what prediction left, as decoded, to what was predicted, which is overwritten."""
-    return walked.mT @ tables.rebuild if predicted is None else predicted.addmm_(walked.mT, tables.rebuild)
+    return dequantised.mT @ tables.rebuild if predicted is None else predicted.addmm_(dequantised.mT, tables.rebuild)
 
 
 def scale_code(scale: Tensor) -> Tensor:

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from losa_cache.sidenet.losa import require_shape
+from losa_cache.sidenet.network import Sizes, require_shape
 from losa_cache.sidenet.operand import Block, dense, split_start
 from losa_cache.sidenet.products import wide
 from losa_cache.sidenet.readout import Readout, Whole
+from losa_cache.sidenet.spec import SideSpec
 
+SPEC = SideSpec()
 HEAD_WIDTH = 16
 
 
@@ -63,3 +65,8 @@ class Ladder(nn.Module):
         for b, down, block in zip(dense(inputs), self.down[1:], self.blocks, strict=True):
             hidden = block(hidden + down(b.to(weight)))
         return readout.rows(y) + self.up(readout.rows(hidden)).to(wide(y))
+
+
+def build(sizes: Sizes) -> Ladder:
+    """Build one of width r; a video's tokens are so many rows as any."""
+    return Ladder(depth=sizes.depth, tokens=sizes.tokens, width=sizes.width, rank=sizes.rank)
