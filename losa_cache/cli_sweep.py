@@ -17,7 +17,7 @@ from losa_cache.train.config import PAPER, TrainConfig, of_recipe
 
 PANEL = "Searched options (4,8,16; random, tpe: 1e-4..1e-2)"
 SEARCHED = tuple(name for name in KINDS if name not in ("epochs", "seed"))
-FIXED = ("epochs", "sampling", "limit", "val_fraction", "val_ids")
+FIXED = ("task", "epochs", "sampling", "limit", "val_fraction", "val_ids")
 """Options of every trial."""
 CACHES = ("val_cache", "test_cache")
 
