@@ -196,11 +196,15 @@ def open_cache(path: str | Location, *, incomplete: bool = False) -> ActivationC
             receipts say, or its server fails.
     """
     place = locate(path)
-    return open_with(place, MetadataFiles(place, receipts_of(place)).digests, incomplete=incomplete)
+    return open_with(place, MetadataFiles(place, receipts_of(place)).digests, incomplete=incomplete, named=path)
 
 
 def open_with(
-    path: StorePath, digests: Callable[[], Mapping[str, str] | None], *, incomplete: bool = False
+    path: StorePath,
+    digests: Callable[[], Mapping[str, str] | None],
+    *,
+    incomplete: bool = False,
+    named: Location | None = None,
 ) -> ActivationCache:
     """Open a cache as :func:`open_cache` does.
 
@@ -209,6 +213,7 @@ def open_with(
         digests: gives the sha256 of every metadata file, by name, ``None`` where nothing says. Asked for once the
             root's ``zarr.json`` says that the cache is complete: until then an extraction may be changing both.
         incomplete: as of :func:`open_cache`.
+        named: as the user names it; by default its whole path.
 
     Raises:
         UserError: as :func:`open_cache`.
@@ -216,7 +221,8 @@ def open_with(
     try:
         root = (path / ROOT).read()
     except FileNotFoundError as error:
-        raise UserError(f"there is no cache at {str(path)!r}: make one with losa-cache extract.") from error
+        shown = str(path if named is None else named)
+        raise UserError(f"there is no cache at {shown!r}: make one with losa-cache extract.") from error
     except UnreadableError as error:
         raise UserError(f"{str(path / ROOT)!r} cannot be read: {error}.") from error
     try:

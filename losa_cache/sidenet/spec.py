@@ -79,6 +79,9 @@ class Network(Protocol):
         ...
 
 
+DEFAULT = "losa"
+
+
 def read_spec(path: Path) -> SideSpec:
     """Read the ``SPEC`` of a side network's file, without running the file.
 
@@ -93,9 +96,9 @@ def read_spec(path: Path) -> SideSpec:
 
 
 def _read_all() -> dict[str, SideSpec]:
-    """Read the specs of all files: first those that refine y_0, last those that read one layer."""
+    """Read the specs of all files: first the paper's, then others that refine y_0, last those that read one layer."""
     found = {path.stem: read_spec(path) for path in FOLDER.glob("*.py") if path.stem != "__init__"}
-    return dict(sorted(found.items(), key=lambda own: (not own[1].start, own[1].last_layer, own[0])))
+    return dict(sorted(found.items(), key=lambda own: (own[0] != DEFAULT, not own[1].start, own[1].last_layer, own[0])))
 
 
 SIDES = _read_all()

@@ -8,7 +8,7 @@ from losa_cache.errors import LARGEST_SEED, UserError, require_counts
 from losa_cache.inputs_config import AUGMENT, BACKBONE, DATASET, WORKERS, ImageConfig, of_images
 from losa_cache.options import Option
 from losa_cache.points import ALL_LAYERS, EMBEDDING, HEADS, LAST, STARTS, require_tap
-from losa_cache.sidenet.spec import SIDES, SideSpec, listed, side_spec, stackable
+from losa_cache.sidenet.spec import DEFAULT, SIDES, SideSpec, listed, side_spec, stackable
 from losa_cache.tasks import CLASSIFICATION, require_task, task_names
 
 SHUFFLE, BALANCED = "shuffle", "balanced"
@@ -79,7 +79,7 @@ class TrainConfig:
             f"Side network: {listed(list(SIDES), 'or')}.",
             searched=f"Side network: {listed(stackable(), 'or')}.",
         ),
-    ] = "losa"
+    ] = DEFAULT
     rank: Annotated[int, Option("Inner width r of the side network, if it has one.", searched=True)] = 16
     layers: Annotated[
         str | int | list[int],

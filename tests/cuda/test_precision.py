@@ -8,7 +8,7 @@ import torch
 from losa_cache.cache.precision import EncodedBatch, get_precision, layer_codec, token_codec
 from losa_cache.cache.precision.backend import token_codec_on
 from losa_cache.cache.precision.base import relative_error
-from losa_cache.cache.precision.predict import NOT_FINITE
+from losa_cache.cache.precision.token_codec import NOT_FINITE
 from losa_cache.machine.fastest import why_not_triton
 from tests.encodings import assert_rounded_alike, assert_same_integers, bad
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 import zarr
 
-from losa_cache.cache import writer as writer_module
+from losa_cache.cache import local_lock
 from losa_cache.cache.shard import ShardWriter
 from losa_cache.cache.store import open_cache
 from losa_cache.errors import UserError
@@ -199,7 +199,7 @@ def test_overflow_of_float16_is_counted_in_the_cache(tmp_path):
 
 def test_no_room_is_said_before_anything_is_written(tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(writer_module.shutil, "disk_usage", lambda _: usage(0, 0, 10))
+    monkeypatch.setattr(local_lock.shutil, "disk_usage", lambda _: usage(0, 0, 10))
     with pytest.raises(UserError, match=r"needs \d+\.\d kB more, .* has \d+ B free"):
         extract(tiny_backbone(), tiny_samples(), out=tmp_path / "c.zarr", **SMALL)
     assert not (tmp_path / "c.zarr").exists()
