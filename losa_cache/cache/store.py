@@ -204,7 +204,7 @@ def open_with(
     digests: Callable[[], Mapping[str, str] | None],
     *,
     incomplete: bool = False,
-    named: Location | None = None,
+    named: str | Location | None = None,
 ) -> ActivationCache:
     """Open a cache as :func:`open_cache` does.
 

@@ -9,7 +9,7 @@ from losa_cache.compare.table import HEAD, cells, say_p
 from losa_cache.errors import UserError
 from losa_cache.files import write_whole
 from losa_cache.sweep.report.drawing import BLUE, DOT, RED, legend, panels, plain, png, require_matplotlib
-from losa_cache.sweep.report.html_page import page, picture, table, text
+from losa_cache.sweep.report.html_page import render
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -64,16 +64,20 @@ def html(found: Comparison, drawn: bytes) -> str:
         for pair in found.pairs
     ]
     told = f"The best on top. Behind the best: points on the same {found.samples:,} test images, ± one standard error."
-    body = [picture(NAME, drawn, CAPTION), "<h2>Methods</h2>", table(told, HEAD, rows)]
-    if pairs:
-        head = ["better", "than", "by (points)", "standard error", "p", "test"]
-        body += ["<h2>Pairs</h2>", table("Each pair by itself, two-sided.", head, pairs)]
-    body += ["<h2>How to read this</h2>", *(f"<p>{text(note)}</p>" for note in found.notes)]
-    body += [
-        "<h2>Runs</h2>",
-        *(f"<p>{text(method.name)}: {text(', '.join(method.runs))}</p>" for method in found.methods if method.runs),
-    ]
-    return page(found.title, body)
+    return render(
+        "compare.html",
+        found.title,
+        figure=NAME,
+        png=drawn,
+        caption=CAPTION,
+        told=told,
+        head=HEAD,
+        methods=rows,
+        pair_head=["better", "than", "by (points)", "standard error", "p", "test"],
+        pairs=pairs,
+        notes=found.notes,
+        trained=[(method.name, method.runs) for method in found.methods if method.runs],
+    )
 
 
 def draw(found: Comparison) -> "Figure":

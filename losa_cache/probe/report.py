@@ -20,8 +20,7 @@ from losa_cache.sweep.report.drawing import (
     png,
     require_matplotlib,
 )
-from losa_cache.sweep.report.html_page import facts, page, picture
-from losa_cache.sweep.report.html_page import table as html_table
+from losa_cache.sweep.report.html_page import render
 from losa_cache.tasks.classification import TOP1
 
 if TYPE_CHECKING:
@@ -85,18 +84,18 @@ def html(record: ProbeRecord, drawn: bytes) -> str:
     }
     styled = [("chosen" if row[0] else "", row[1:]) for row in short]
     by_layer = [("", _cells(line)) for line in record.lines]
-    body = [
-        html_table(
-            "The line to beat is marked: the best held-out accuracy, chosen without the test.", head[1:], styled
-        ),
-        "<h2>Layer by layer</h2>",
-        picture(FIGURE, drawn, CAPTION),
-        "<h2>How it was made</h2>",
-        facts(told),
-        "<h2>All probes</h2>",
-        html_table("Accuracies in percent, losses in nats.", _HEAD, by_layer),
-    ]
-    return page(record.title, body)
+    return render(
+        "probe.html",
+        record.title,
+        head=head[1:],
+        short=styled,
+        figure=FIGURE,
+        png=drawn,
+        caption=CAPTION,
+        told=told,
+        full_head=_HEAD,
+        full=by_layer,
+    )
 
 
 _HEAD = ["method", "reads", "rows", "chosen", "held out", "loss", "test", "± one standard error", "loss of the test"]

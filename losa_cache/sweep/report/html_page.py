@@ -1,67 +1,55 @@
-"""A page of HTML that needs nothing else: no script, no font, no network; every name in it is escaped."""
+"""Reports as one file of HTML that needs nothing else: no script, no font, no network; every text in it is escaped.
+
+The templates lie in ``templates/``: ``page.html`` is the frame, ``parts.html`` has what pages are made of.
+"""
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
-from html import escape
-from importlib.resources import files
+from functools import cache
 from typing import Any
 from unicodedata import bidirectional, category
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 REORDERING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 
 
-def page(title: str, body: Sequence[str]) -> str:
-    """Lay out a whole document.
+def render(template: str, title: str, **values: Any) -> str:
+    """Fill a template in.
 
     Args:
+        template: name of its file.
         title: of the document, and its first heading.
-        body: its parts in HTML.
+        values: what the template names.
     """
-    style = files("losa_cache.sweep.report").joinpath("report.css").read_text("utf-8")
+    templates = _templates()
+    assert templates.loader is not None
+    style, _, _ = templates.loader.get_source(templates, "report.css")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    policy = f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{text(title)}</title>\n<style>{style}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join([f"<h1>{text(title)}</h1>", *body])
-        + "\n</main>\n</body>\n</html>\n"
+    return templates.get_template(template).render(title=title, style=style, digest=digest, **values)
+
+
+@cache
+def _templates() -> Environment:
+    found = Environment(
+        loader=PackageLoader("losa_cache.sweep.report"),
+        autoescape=True,
+        finalize=_visible,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
+    found.filters["base64"] = lambda content: base64.b64encode(content).decode()
+    return found
 
 
-def picture(name: str, png: bytes, caption: str) -> str:
-    """Give a PNG with its caption."""
-    source, caption = base64.b64encode(png).decode(), text(caption)
-    image = f'<img alt="{caption}" src="data:image/png;base64,{source}">'
-    box = f'<div class="scroll" role="region" tabindex="0" aria-label="Figure {text(name)}">{image}</div>'
-    return f"<figure>\n{box}\n<figcaption>{caption}</figcaption>\n</figure>"
-
-
-def facts(told: Mapping[str, str]) -> str:
-    """Give a list of names and what is said of each."""
-    return "<dl>\n" + "\n".join(f"<dt>{text(k)}</dt><dd>{text(v)}</dd>" for k, v in told.items()) + "\n</dl>"
-
-
-def table(caption: str, head: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> str:
-    """A table in a box that scrolls by itself; rows with the name of their style."""
-    lines = [
-        f'<div class="scroll" role="region" tabindex="0" aria-label="{text(caption)}">\n<table>',
-        f"<caption>{text(caption)}</caption>",
-        "<thead><tr>" + "".join(f'<th scope="col">{text(name)}</th>' for name in head) + "</tr></thead>\n<tbody>",
-    ]
-    for style, cells in rows:
-        opening = f'<tr class="{style}">' if style else "<tr>"
-        lines.append(opening + "".join(f"<td>{text(cell)}</td>" for cell in cells) + "</tr>")
-    return "\n".join([*lines, "</tbody>\n</table>\n</div>"])
-
-
-def text(value: Any) -> str:
-    """Escape text for an element or a quoted attribute; what HTML or UTF-8 cannot hold is made visible."""
-    escaped = escape(str(value)).encode("utf-8", "backslashreplace").decode()
-    return "".join("\N{REPLACEMENT CHARACTER}" if _hides(c) else c for c in escaped)
+def _visible(value: Any) -> Any:
+    """Show in a text what HTML or UTF-8 cannot hold; markup of the templates stays as it is."""
+    if hasattr(value, "__html__"):
+        return value
+    text = str(value).encode("utf-8", "backslashreplace").decode()
+    return "".join("\N{REPLACEMENT CHARACTER}" if _hides(c) else c for c in text)
 
 
 def _hides(letter: str) -> bool:

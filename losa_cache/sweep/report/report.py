@@ -2,7 +2,8 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from losa_cache.sweep.engine.record import (
 )
 from losa_cache.sweep.report.figures import draw
 from losa_cache.sweep.report.findings import count_states, findings, say
-from losa_cache.sweep.report.html_page import facts, page, picture, table, text
+from losa_cache.sweep.report.html_page import render
 from losa_cache.tasks import Metric
 
 NAME = "report.html"
@@ -63,42 +64,36 @@ def html(record: SweepRecord, figures: Mapping[str, bytes]) -> str:
         record: the sweep.
         figures: PNGs by name, as of :func:`losa_cache.sweep.report.figures.draw`.
     """
-    body = [
-        "<h2>What was chosen, and on what evidence</h2>",
-        facts(findings(record)),
-        *_commands(record),
-        "<h2>Figures</h2>",
-        *(picture(name, png, CAPTIONS[name].format(metric=record.metric.title)) for name, png in figures.items()),
-        *([] if figures else ["<p>No trial has a validation result: there is nothing to draw.</p>"]),
-        "<h2>Trials</h2>",
-        _trials(record),
-        *_effects(record),
-        "<h2>The sweep</h2>",
-        facts(_circumstances(record)),
-    ]
-    return page(record.title, body)
-
-
-def _commands(record: SweepRecord) -> Iterable[str]:
-    if (chosen := record.chosen_trial) is not None:
-        yield "<p>This command trains it alone:</p>"
-        yield _command(chosen)
+    metric, chosen = record.metric, record.chosen_trial
     others = [trial for trial in _front(record) if trial is not chosen]
-    if others:
-        yield "<details><summary>Commands of the other trials on the Pareto front</summary>"
-        for trial in others:
-            yield f"<p>Trial {trial.number}, {trial.parameters:,} parameters, {_shown(trial)}:</p>"
-            yield _command(trial)
-        yield "</details>"
+    return render(
+        "sweep.html",
+        record.title,
+        findings=findings(record),
+        chosen=None if chosen is None else _words(chosen),
+        others=[(f"Trial {one.number}, {one.parameters:,} parameters, {_shown(one)}:", _words(one)) for one in others],
+        figures=[(name, png, CAPTIONS[name].format(metric=metric.title)) for name, png in figures.items()],
+        trials=_trials(record),
+        effects=_effects(record),
+        circumstances=_circumstances(record),
+    )
 
 
-def _command(trial: TrialRecord) -> str:
-    """A command as it is, whose lines are broken between words alone: not inside ``--rank``."""
-    words = re.split(r"(\s+)", trial.command)
-    return "<pre><code>" + "".join(f"<span>{text(w)}</span>" if w.strip() else w for w in words) + "</code></pre>"
+@dataclass(frozen=True)
+class _Table:
+    """A table of the report: a row is the name of its style, and its cells."""
+
+    caption: str
+    head: list[str]
+    rows: list[tuple[str, list[str]]]
 
 
-def _trials(record: SweepRecord) -> str:
+def _words(trial: TrialRecord) -> list[str]:
+    """Split a command into words and the space between them."""
+    return re.split(r"(\s+)", trial.command)
+
+
+def _trials(record: SweepRecord) -> _Table:
     names = list(dict.fromkeys(name for trial in record.trials for name in trial.options))
     front = _front(record)
     head = ["trial", "state", record.metric.label, "parameters", *names, "epochs", "seconds"]
@@ -113,20 +108,19 @@ def _trials(record: SweepRecord) -> str:
         rows.append((style, [*cells, str(len(trial.curve)), f"{trial.seconds:.1f}"]))
     by = f"their {record.metric.title} after their last epoch"
     caption = f"Complete trials first, the best on top; the others by {by}."
-    return table(caption, head, rows)
+    return _Table(caption, head, rows)
 
 
-def _effects(record: SweepRecord) -> Iterable[str]:
-    rows, metric = [], record.metric
+def _effects(record: SweepRecord) -> _Table:
+    rows: list[tuple[str, list[str]]] = []
+    metric = record.metric
     for effect in effects(record.trials):
         for level in [] if effect.continuous else effect.levels:
             ends = (level.low, level.high) if metric.higher else (level.high, level.low)
             figures = [_value(value, metric) for value in (level.mean, *ends)]
             rows.append(("", [effect.name, say(level.value), *figures, str(len(level.values)), str(level.ended)]))
-    if rows:
-        yield "<h2>Effect of each hyper-parameter</h2>"
-        head = ["hyper-parameter", "value", f"mean {metric.label}", "worst", "best", "complete", "not complete"]
-        yield table("Means are over complete trials, whatever their other options.", head, rows)
+    head = ["hyper-parameter", "value", f"mean {metric.label}", "worst", "best", "complete", "not complete"]
+    return _Table("Means are over complete trials, whatever their other options.", head, rows)
 
 
 def _circumstances(record: SweepRecord) -> dict[str, str]:
