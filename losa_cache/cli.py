@@ -9,7 +9,7 @@ import typer
 
 import losa_cache
 from losa_cache.__main__ import main
-from losa_cache.cli_common import Device, Json, Residency, expanded, given, print_result, refuse
+from losa_cache.cli_common import Device, Json, Residency, existing, expanded, given, print_result, refuse
 from losa_cache.cli_compare import compare
 from losa_cache.cli_options import Values, takes_options
 from losa_cache.cli_probe import probe
@@ -34,7 +34,11 @@ def _path(text: str) -> Any:
     return typer.Option(help=text, callback=expanded)
 
 
-Store = Annotated[str, typer.Argument(help="The .zarr folder, or its URL.", callback=expanded)]
+def _cache(text: str) -> Any:
+    return typer.Option(help=text, callback=existing)
+
+
+Store = Annotated[str, typer.Argument(help="The .zarr folder, or its URL.", callback=existing)]
 Scheduler = Annotated[str | None, typer.Option(help="Of dask.distributed, tcp://HOST:PORT; default: threads.")]
 
 
@@ -85,7 +89,7 @@ def _precision(context: typer.Context, config: PlanConfig, rate: Rate) -> str:
 def train(
     *,
     context: typer.Context,
-    cache: Annotated[str | None, _path("A path or URL; default: the most recent complete training cache.")] = None,
+    cache: Annotated[str | None, _cache("A path or URL; default: the most recent complete training cache.")] = None,
     config: TrainConfig,
     recipe: Annotated[
         str,
@@ -178,7 +182,7 @@ app.command()(vtab)
 @takes_options
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A finished run's directory.", callback=expanded)],
-    cache: Annotated[str | None, _path("A path or URL; default: a held-out cache of the same data set.")] = None,
+    cache: Annotated[str | None, _cache("A path or URL; default: a held-out cache of the same data set.")] = None,
     split: Annotated[str | None, typer.Option(help="Of an online run's data set: run the backbone over it.")] = None,
     device: Device = None,
     as_json: Json = False,

@@ -1,6 +1,7 @@
 """What the verbs of the command line share: options, refusals, and how results are printed."""
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +20,14 @@ IN_FILE = "DEFAULT_MAP"
 def expanded(value: Any) -> Any:
     """Write a path out that begins with ``~``: shells leave it as it is in quotes, and behind ``=``."""
     return type(value)(given_path(value)) if isinstance(value, str | Path) and str(value).startswith("~") else value
+
+
+def existing(value: Any) -> Any:
+    """Expand the path of a cache, and refuse it where nothing is: at once, before any library is imported."""
+    place = expanded(value)
+    if isinstance(place, str) and "://" not in place and not os.path.lexists(place):
+        raise UserError(f"there is no cache at {place!r}: make one with losa-cache extract.")
+    return place
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from losa_cache.cli_common import Device, Json, Residency, expanded
+from losa_cache.cli_common import Device, Json, Residency, existing, expanded
 from losa_cache.cli_options import takes_options
 from losa_cache.probe.config import ProbeConfig
 
@@ -16,11 +16,11 @@ def probe(
     *,
     cache: Annotated[
         str | None,
-        typer.Argument(help="Path or URL; default: the most recent complete training cache.", callback=expanded),
+        typer.Argument(help="Path or URL; default: the most recent complete training cache.", callback=existing),
     ] = None,
     test: Annotated[
         str | None,
-        typer.Option(help="Cache to test on; default: a known test cache of the same data set.", callback=expanded),
+        typer.Option(help="Cache to test on; default: a known test cache of the same data set.", callback=existing),
     ] = None,
     config: ProbeConfig,
     out: Annotated[Path | None, typer.Option(help="Default: runs/<data set>-probe-<n>.", callback=expanded)] = None,

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from losa_cache.cli_common import Device, Json, Residency, expanded, given, print_result, refuse
+from losa_cache.cli_common import Device, Json, Residency, existing, expanded, given, print_result, refuse
 from losa_cache.cli_options import Values, takes_options
 from losa_cache.errors import UserError
 from losa_cache.folders import settled_path
@@ -29,7 +29,10 @@ def _path(text: str) -> Any:
 def sweep(
     *,
     context: typer.Context,
-    cache: Annotated[str | None, _path("Path or URL; default: the most recent complete training cache.")] = None,
+    cache: Annotated[
+        str | None,
+        typer.Option(help="Path or URL; default: the most recent complete training cache.", callback=existing),
+    ] = None,
     asked: Annotated[dict[str, Any], Values(TrainConfig, only=SEARCHED, listed=PANEL)],
     seeds: Annotated[int, typer.Option(help="Seeds of every combination of a grid: 0, 1, ...")] = 1,
     space: Annotated[Path | None, _path("TOML or YAML: more options, each a list or a range.")] = None,

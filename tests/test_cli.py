@@ -154,7 +154,7 @@ def test_a_machine_that_gives_no_more_threads_is_one_sentence():
 
 
 def test_memory_that_does_not_hold_the_libraries_is_one_sentence(tmp_path):
-    limited = f"ulimit -v 1500000; exec {shlex.quote(sys.executable)} -m losa_cache probe missing.zarr"
+    limited = f"ulimit -v 1500000; exec {shlex.quote(sys.executable)} -m losa_cache probe ."
     done = subprocess.run(["bash", "-c", limited], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
     assert done.stderr.splitlines() == [

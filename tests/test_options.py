@@ -180,11 +180,12 @@ def test_config_of_a_run_repeats_it(tiny_cache, tmp_path, monkeypatch):
 def test_config_of_runs_of_earlier_versions_and_with_the_backbone(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
+    cache = str(tmp_path)
     online = {"backbone": "vit_digits", "dataset": "digits", "limit": 64, "share": 0.5, "augment": "crop"}
-    content = {"train": {"rank": 4}, "cache": "/c.zarr", "online": online, "fields": {}}
+    content = {"train": {"rank": 4}, "cache": cache, "online": online, "fields": {}}
     (run / "config.json").write_text(json.dumps(content))
     found = parsed("train", "--config", str(run))
-    assert (found["head"], found["dropout"], found["rank"], found["cache"]) == ("last", 0.0, 4, "/c.zarr")
+    assert (found["head"], found["dropout"], found["rank"], found["cache"]) == ("last", 0.0, 4, cache)
     names = ("mixed", "online", "online_limit", "limit", "augment", "ignore_orientation")
     assert [found[name] for name in names] == [0.5, False, 64, None, "crop", True]
 
@@ -194,12 +195,12 @@ def test_config_of_a_sweep_repeats_it(tmp_path):
 
     base = TrainConfig(epochs=3, head="last", limit=20)
     space = {"rank": Choices((2, 4)), "lr": Range(0.001, 0.1), "seed": Choices((0, 1))}
-    config = SweepConfig("/c.zarr", {"rank": space["rank"], "seed": space["seed"]}, base, trackers=["mlflow"])
+    config = SweepConfig(str(tmp_path), {"rank": space["rank"], "seed": space["seed"]}, base, trackers=["mlflow"])
     config.save(tmp_path)
     found = parsed("sweep", "--config", str(tmp_path))
     names = ("cache", "rank", "seeds", "epochs", "head", "limit", "tracker", "lr")
-    assert [found[name] for name in names] == ["/c.zarr", "2,4", 2, 3, "last", 20, ["mlflow"], None]
-    drawn = SweepConfig("/c.zarr", {"lr": space["lr"]}, base, sampler="tpe", trials=3)
+    assert [found[name] for name in names] == [str(tmp_path), "2,4", 2, 3, "last", 20, ["mlflow"], None]
+    drawn = SweepConfig(str(tmp_path), {"lr": space["lr"]}, base, sampler="tpe", trials=3)
     drawn.save(tmp_path)
     found = parsed("sweep", "--config", str(tmp_path / "sweep.json"))
     assert [found[name] for name in ("lr", "sampler", "trials", "seeds")] == ["0.001..0.1", "tpe", 3, 1]
