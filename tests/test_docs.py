@@ -97,7 +97,9 @@ def commands():
 
 
 @pytest.mark.parametrize("command", sorted(set(commands()) - {""}))
-def test_every_command_shown_is_one_that_parses(command):
+def test_every_command_shown_is_one_that_parses(command, tmp_path, monkeypatch):
+    (tmp_path / "path" / "to" / "cache.zarr").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
     program, *arguments = shlex.split(command)
     if program == "losa-cache":
         verb, *arguments = arguments

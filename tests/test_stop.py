@@ -68,7 +68,7 @@ def test_a_second_signal_ends_at_once():
 
 @pytest.mark.parametrize("number", [signal.SIGINT, TERM, HUP])
 def test_a_signal_while_packages_are_imported_is_one_sentence(tmp_path, number):
-    command = [str(Path(sys.executable).with_name("losa-cache")), "sweep", "--cache", "nowhere", "--rank", "2,4"]
+    command = [str(Path(sys.executable).with_name("losa-cache")), "sweep", "--cache", ".", "--rank", "2,4"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     maps = Path(f"/proc/{process.pid}/maps")
     while process.poll() is None and "libtorch" not in maps.read_text():
