@@ -121,6 +121,9 @@ def _config_parameter(kinds: Mapping[str, Any], stored: Stored | None) -> Parame
 def _values(path: Path, context: typer.Context, kinds: Mapping[str, Any], stored: Stored | None) -> dict[str, Any]:
     """Read a file's options, by the names of the command's parameters.
 
+    A run or sweep stores all options, also those that nobody chose: one that is the command's default is not given, so
+    that a recipe or a search may still set it.
+
     Raises:
         UserError: for a name that the command does not have, or a value of another type.
     """
@@ -128,8 +131,8 @@ def _values(path: Path, context: typer.Context, kinds: Mapping[str, Any], stored
 
     known = {_key(own): own.name for own in context.command.params if own.name in kinds}
     found = {}
-    content = None if stored is None else stored(path)
-    for key, value in (read_options(path, "config") if content is None else content).items():
+    repeated = None if stored is None else stored(path)
+    for key, value in (read_options(path, "config") if repeated is None else repeated).items():
         if key not in known:
             raise UserError(
                 f"config {str(path)!r} has {key[:40]!r}, which is no option of {context.info_name}"
@@ -137,6 +140,9 @@ def _values(path: Path, context: typer.Context, kinds: Mapping[str, Any], stored
             )
         if value is not None:
             found[known[key]] = _fitted(value, kinds[known[key]], f"{key.replace('_', '-')} in {str(path)!r}")
+    if repeated is not None:
+        defaults = {own.name: own.default for own in context.command.params}
+        found = {name: value for name, value in found.items() if value != defaults[name]}
     return found
 
 

@@ -4,7 +4,7 @@ import inspect
 import json
 import subprocess
 import sys
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 import losa_cache as lc
 from losa_cache.cli import app
+from losa_cache.cli_common import given
 from losa_cache.errors import UserError
 from losa_cache.extract.config import ExtractConfig, PlanConfig
 from losa_cache.sweep.engine.config import SweepConfig
@@ -188,6 +189,14 @@ def test_config_of_runs_of_earlier_versions_and_with_the_backbone(tmp_path):
     assert (found["head"], found["dropout"], found["rank"], found["cache"]) == ("last", 0.0, 4, cache)
     names = ("mixed", "online", "online_limit", "limit", "augment", "ignore_orientation")
     assert [found[name] for name in names] == [0.5, False, 64, None, "crop", True]
+
+
+def test_what_a_run_stores_by_default_may_still_be_set_by_a_recipe_or_a_search(tmp_path):
+    content = {"train": asdict(TrainConfig(rank=4)), "cache": str(tmp_path), "online": None, "fields": {}}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    context = VERBS["train"].make_context("train", ["--config", str(tmp_path)])
+    assert [own.name for own in fields(TrainConfig) if given(context, own.name)] == ["rank"]
+    assert TrainConfig(**{own.name: context.params[own.name] for own in fields(TrainConfig)}) == TrainConfig(rank=4)
 
 
 def test_config_of_a_sweep_repeats_it(tmp_path):
