@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from losa_cache.errors import UserError
+from losa_cache.errors import UserError, no_cache
 from losa_cache.folders import given_path
 from losa_cache.text import say
 
@@ -26,7 +26,7 @@ def existing(value: Any) -> Any:
     """Expand the path of a cache, and refuse it where nothing is: at once, before any library is imported."""
     place = expanded(value)
     if isinstance(place, str) and "://" not in place and not os.path.lexists(place):
-        raise UserError(f"there is no cache at {place!r}: make one with losa-cache extract.")
+        raise no_cache(place)
     return place
 
 

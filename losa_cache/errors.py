@@ -37,3 +37,8 @@ def require_seed(seed: int) -> None:
     """
     if not 0 <= seed <= LARGEST_SEED:
         raise UserError(f"seed is {seed}: it must lie between 0 and {LARGEST_SEED}.")
+
+
+def no_cache(place: object) -> UserError:
+    """Say that there is no cache at a place, named as the user names it."""
+    return UserError(f"there is no cache at {str(place)!r}: make one with losa-cache extract.")

@@ -25,7 +25,7 @@ from losa_cache.cache.receipt import Receipt
 from losa_cache.cache.registry import known_stores
 from losa_cache.cache.shard import ShardReader
 from losa_cache.cache.storage import StorePath, receipts_of, shard_path
-from losa_cache.errors import UserError
+from losa_cache.errors import UserError, no_cache
 from losa_cache.outside import UnreadableError, parse_json
 from losa_cache.points import ALL
 
@@ -221,8 +221,7 @@ def open_with(
     try:
         root = (path / ROOT).read()
     except FileNotFoundError as error:
-        shown = str(path if named is None else named)
-        raise UserError(f"there is no cache at {shown!r}: make one with losa-cache extract.") from error
+        raise no_cache(path if named is None else named) from error
     except UnreadableError as error:
         raise UserError(f"{str(path / ROOT)!r} cannot be read: {error}.") from error
     try:

@@ -59,7 +59,7 @@ class PredictEncoding(Encoding):
 
     @cached_property
     def places(self) -> list[tuple[int, int, int]]:
-        """Of each layer: where its prefix tokens begin, its other tokens, and where they end."""
+        """Give for each layer where its prefix tokens begin, where its other tokens begin, and where they end."""
         found, at = [], 0
         for codec in self.codecs:
             middle = at + self.prefix * PREFIX.columns(self.width)
@@ -150,7 +150,7 @@ class PredictEncoding(Encoding):
 
     @cached_property
     def _combined(self) -> dict[int, Tensor]:
-        """Of each layer that is wanted, what the steps of all layers up to it add to its values, ``(columns, d)``."""
+        """Give for each wanted layer what all layers up to it add to its values, ``(columns, d)``."""
         found: dict[int, Tensor] = {}
         through = torch.empty(0, self.width, device=self.codecs[0].mean.device)
         for layer, codec in enumerate(self.codecs[: max(self.chosen) + 1]):

@@ -222,7 +222,7 @@ class Group:
 
     @property
     def merit(self) -> float:
-        """Of the mean: higher is better."""
+        """Merit of the mean: higher is better."""
         return self.trials[0].metric.merit(self.mean)
 
     @property
@@ -265,17 +265,17 @@ class Level:
 
     @property
     def mean(self) -> float | None:
-        """Of the complete trials; ``None`` without one."""
+        """Mean of the complete trials; ``None`` without one."""
         return math.fsum(self.values) / len(self.values) if self.values else None
 
     @property
     def low(self) -> float | None:
-        """Of the complete trial with the lowest value."""
+        """Lowest value of a complete trial."""
         return min(self.values, default=None)
 
     @property
     def high(self) -> float | None:
-        """Of the complete trial with the highest value."""
+        """Highest value of a complete trial."""
         return max(self.values, default=None)
 
 
