@@ -47,7 +47,7 @@ from attack_runner import (  # noqa: E402
 
 TINY = (
     *("kills/extract/moment 0", "kills/train/step", "kills/train/SIGTERM"),
-    *("flips/cache/train/shard/", "flips/run/adapter_model.safetensors/", "flips/half/checkpoint.pt/"),
+    *("flips/cache/train/shard/", "flips/run/adapter/adapter.safetensors/", "flips/half/checkpoint.pt/"),
     *("structure/shards exchanged", "structure/labels as float64 in the store", "inputs/options/train --rank"),
     *("inputs/files/checkpoint: a list", "inputs/folders/loop to the root", "inputs/machine/home: a file"),
     *("inputs/pictures/grey: I;16 in PNG", "inputs/weights/pth: an LFS pointer"),

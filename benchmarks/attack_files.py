@@ -95,8 +95,8 @@ def _configs(world: World) -> Iterator[Case]:
         ("config.json", resume, "half"),
         ("metrics.jsonl", resume, "half"),
         ("checkpoint.pt", resume, "half"),
-        ("adapter_config.json", world.evaluation(), "run"),
-        ("adapter_model.safetensors", world.evaluation(), "run"),
+        ("adapter/config.json", world.evaluation(), "run"),
+        ("adapter/adapter.safetensors", world.evaluation(), "run"),
         ("config.json", world.evaluation(), "run"),
         ("eval.json", world.evaluation(), "run"),
     ):
@@ -120,7 +120,7 @@ def _configs(world: World) -> Iterator[Case]:
 
             yield Case("inputs", f"run: {file}", f"inputs/files/{folder} {file}: {what}", replaced)
     adapters: dict[str, Callable[[Json], Any]] = {}
-    for turn, name in enumerate(json.loads((world.kept / "run" / "run" / "adapter_config.json").read_text())):
+    for turn, name in enumerate(json.loads((world.kept / "run" / "run" / "adapter/config.json").read_text())):
         adapters[f"no {name}"] = drop(name)
         for what, value in odd_values(turn).items():
             adapters[f"{name} is {what}"] = put(name, value=value)
@@ -133,11 +133,11 @@ def _configs(world: World) -> Iterator[Case]:
 
         def evaluated(what: str = what, change: Callable[[Json], Any] = change) -> list[Step]:
             world.fresh("run", "test")
-            edited(run / "adapter_config.json", change)
+            edited(run / "adapter/config.json", change)
             right = partial(_same_figures, figures)
             return [tried(world, *world.evaluation(), what=what, right=right)]
 
-        yield Case("inputs", "run: adapter_config.json", f"inputs/files/adapter_config.json: {what}", evaluated)
+        yield Case("inputs", "run: adapter/config.json", f"inputs/files/adapter/config.json: {what}", evaluated)
 
 
 def _same_figures(figures: Json, done: Done) -> str | None:
@@ -153,10 +153,10 @@ def _adapters(world: World) -> Iterator[Case]:
         def call() -> None:
             from safetensors.torch import load_file, save_file
 
-            state = load_file(str(run / "adapter_model.safetensors"))
+            state = load_file(str(run / "adapter/adapter.safetensors"))
             change(state)
             save_file(
-                {name: tensor.contiguous() for name, tensor in state.items()}, str(run / "adapter_model.safetensors")
+                {name: tensor.contiguous() for name, tensor in state.items()}, str(run / "adapter/adapter.safetensors")
             )
 
         return call
@@ -187,7 +187,7 @@ def _adapters(world: World) -> Iterator[Case]:
             world.must("(edit)", call=save(change))
             return [tried(world, *world.evaluation(), what=what, right=partial(_same_figures, figures))]
 
-        yield Case("inputs", "run: adapter_model.safetensors", f"inputs/files/adapter: {what}", tensors)
+        yield Case("inputs", "run: adapter/adapter.safetensors", f"inputs/files/adapter: {what}", tensors)
     heads = {
         "a header of 2^63 bytes": struct.pack("<Q", 2**63),
         "a header longer than the file": struct.pack("<Q", 10**6) + b"{}",
@@ -200,10 +200,10 @@ def _adapters(world: World) -> Iterator[Case]:
 
         def headed(what: str = what, raw: bytes = raw) -> list[Step]:
             world.fresh("run", "test")
-            (run / "adapter_model.safetensors").write_bytes(raw)
+            (run / "adapter/adapter.safetensors").write_bytes(raw)
             return [tried(world, *world.evaluation(), what=what)]
 
-        yield Case("inputs", "run: adapter_model.safetensors", f"inputs/files/adapter: {what}", headed)
+        yield Case("inputs", "run: adapter/adapter.safetensors", f"inputs/files/adapter: {what}", headed)
 
 
 def _header(content: Json) -> bytes:

@@ -277,7 +277,7 @@ def _where_a_sweep_is_half_done(world: World, folder: Path) -> int:
         at = steps.count * share // 100
         remove(folder)
         world.runner.run(*world.sweep_command(folder), before=Steps(world.folder).watching(at))
-        finished = list(folder.glob("trials/*/adapter_model.safetensors"))
+        finished = list(folder.glob("trials/*/adapter/adapter.safetensors"))
         if (
             len(finished) == 2
             and list(folder.glob("cohorts/*.pt"))

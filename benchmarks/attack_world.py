@@ -263,7 +263,7 @@ def result(run: Path) -> dict[str, Any]:
 
 def tensors(run: Path) -> dict[str, str]:
     """Hash an adapter's tensors, read without torch."""
-    raw = (run / "adapter_model.safetensors").read_bytes()
+    raw = (run / "adapter/adapter.safetensors").read_bytes()
     start = 8 + int.from_bytes(raw[:8], "little")
     header = json.loads(raw[8:start])
     header.pop("__metadata__", None)

@@ -46,7 +46,7 @@ from losa_cache.train.loop import make_optimizer, train_epoch
 from losa_cache.train.online import OnlineSource
 from losa_cache.train.placement import Placement
 from losa_cache.train.sampler import epoch_requests
-from losa_cache.train.train import new_adapter
+from losa_cache.train.saved import new_adapter
 from losa_cache.train.training_data import frozen_tail
 
 BATCH, RANK, PRECISION = 64, 16, "bfloat16"

@@ -28,7 +28,7 @@ from losa_cache.sweep.engine.cohort import Cohort
 from losa_cache.train.evaluate import evaluate
 from losa_cache.train.loop import make_optimizer, train_epoch
 from losa_cache.train.placement import Placement
-from losa_cache.train.train import new_adapter
+from losa_cache.train.saved import new_adapter
 from losa_cache.train.training_data import from_cache
 
 ALONE = 0

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from losa_cache.apply.adapted import AdaptedModel
     from losa_cache.backbone import Backbone, load_backbone
     from losa_cache.cache.store import ActivationCache, open_cache
     from losa_cache.compare.compare import compare
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 # Where the public names live. They are imported when first used: training must not load timm and its backbones.
 _HOMES = {
     "ActivationCache": "losa_cache.cache.store",
+    "AdaptedModel": "losa_cache.apply.adapted",
     "Adapter": "losa_cache.sidenet.adapter",
     "AdapterStack": "losa_cache.sidenet.stack",
     "Backbone": "losa_cache.backbone",
@@ -80,6 +82,7 @@ _HOMES = {
 
 __all__ = [
     "ActivationCache",
+    "AdaptedModel",
     "Adapter",
     "AdapterStack",
     "Backbone",

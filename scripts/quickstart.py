@@ -27,7 +27,7 @@ from losa_cache.train.cached import CachedSource
 from losa_cache.train.loop import make_optimizer, train_epoch
 from losa_cache.train.online import OnlineSource
 from losa_cache.train.placement import Placement
-from losa_cache.train.train import new_adapter
+from losa_cache.train.saved import new_adapter
 from losa_cache.train.training_data import frozen_tail, used_points
 
 CLI = str(Path(sys.executable).with_name("losa-cache"))

@@ -12,8 +12,8 @@ from losa_cache.compare.probed import probe_contenders
 from losa_cache.compare.record import Comparison, Contender, comparison
 from losa_cache.compare.trained import Trained, contender, group, names, read_run
 from losa_cache.errors import UserError
-from losa_cache.sidenet.adapter_file import CONFIG as ADAPTER_CONFIG
 from losa_cache.sidenet.adapter_file import load_adapter_config
+from losa_cache.sidenet.adapter_folder import has_adapter
 from losa_cache.train.evaluate_run import known_test_cache, misfit, of_same_images
 from losa_cache.train.run import RUNS
 from losa_cache.train.stored import CONFIG as RUN_CONFIG
@@ -90,7 +90,7 @@ def _sorted(what: Sequence[str | Path | ActivationCache]) -> tuple[list[Path], l
     for one in what:
         if isinstance(one, ActivationCache):
             caches.append(one)
-        elif not is_url(str(one)) and ((Path(one) / RUN_CONFIG).exists() or (Path(one) / ADAPTER_CONFIG).exists()):
+        elif not is_url(str(one)) and ((Path(one) / RUN_CONFIG).exists() or has_adapter(Path(one))):
             runs.append(Path(one))
         else:
             try:
@@ -107,13 +107,13 @@ def _held_out(cache: ActivationCache) -> bool:
 def _trained_from(cache: ActivationCache) -> list[Path]:
     """Find the finished runs below ``runs`` that were trained from a cache."""
     found = []
-    for config in sorted(RUNS.glob(f"*/{ADAPTER_CONFIG}")):
+    for run in filter(has_adapter, sorted(RUNS.glob("*"))):
         try:
-            identity = load_adapter_config(config.parent)["cache"]["identity"]
+            identity = load_adapter_config(run)["cache"]["identity"]
         except UserError:  # naming it says what is wrong with it
             continue
         if identity == cache.manifest.identity:
-            found.append(config.parent)
+            found.append(run)
     return found
 
 

@@ -20,7 +20,8 @@ from losa_cache.cache.store import ActivationCache
 from losa_cache.errors import UserError
 from losa_cache.files import unsealed, write_sealed
 from losa_cache.outside import UnreadableError, fit, read_file
-from losa_cache.sidenet.adapter_file import TENSORS, load_adapter_config
+from losa_cache.sidenet.adapter_file import load_adapter_config
+from losa_cache.sidenet.adapter_folder import find_files
 from losa_cache.train.evaluate_run import Evaluated, evaluated
 from losa_cache.train.loop import Progress
 from losa_cache.train.run import Run
@@ -106,10 +107,11 @@ def _adapter_digest(run: Path) -> str:
     known = load_adapter_config(run).get("sha256")
     if isinstance(known, str):
         return known
+    tensors = find_files(run).tensors
     try:
-        return hashlib.sha256(read_file(run / TENSORS, at_most=2**40)).hexdigest()
+        return hashlib.sha256(read_file(tensors, at_most=2**40)).hexdigest()
     except UnreadableError as error:
-        raise UserError(f"adapter {str(run / TENSORS)!r} cannot be loaded ({error}).") from error
+        raise UserError(f"adapter {str(tensors)!r} cannot be loaded ({error}).") from error
 
 
 def keep(path: Path, content: dict[str, Any]) -> None:

@@ -78,15 +78,48 @@ class Adapter(nn.Module):
 
     def forward(self, blocks: Sequence[Block]) -> Tensor:
         """Logits ``(batch, classes)`` from the side network's inputs ``(batch, tokens, width)``, y_0 the last."""
+        return self.outputs(*self.refined(blocks))
+
+    @property
+    def reads_tail(self) -> bool:
+        """Whether the frozen tail lies between the side network and the classifier."""
+        return self.spec.tail and self.pooling is None
+
+    def refined(self, blocks: Sequence[Block]) -> tuple[Tensor, Tensor | None]:
+        """Run the side network.
+
+        Args:
+            blocks: as of :meth:`forward`.
+
+        Returns:
+            what :meth:`outputs` takes: the rows of y_k that are read, ``(batch, m, width)``, and ``None``. With a
+            classifier over all layers, what is added to the rows of y_0, and the rows of all blocks. Of a network
+            without a tail its feature vector, ``(batch, width)``, and ``None``.
+        """
         if not self.spec.tail:
-            return self.classifier(self.side(blocks))
+            return self.side(blocks), None
         if self.pooling is not None:
-            own, probe = self.both(blocks)
+            return refine(self.side, blocks, self.pooling, self.tokens)
+        return self.side(blocks, self.tail.readout(self.tokens)), None
+
+    def outputs(self, refined: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Compute logits ``(batch, classes)`` from what :meth:`refined` gives."""
+        if rows is not None:
+            own, probe = self._heads(refined, rows)
             if probe is None:
                 return own
             return own + probe if self.blend is None else self.blend.blended(own, probe)
-        readout = self.tail.readout(self.tokens)
-        return self.classifier(self.tail.from_rows(self.side(blocks, readout)))
+        return self.classifier(self.features(refined))
+
+    def features(self, refined: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Pool y_k to a vector a sample, from what :meth:`refined` gives.
+
+        It is the feature vector that the classifier reads, ``(batch, width)``; with a classifier over all layers the
+        refined rows of the last block, one after the other, ``(batch, m width)``.
+        """
+        if rows is not None:
+            return (rows[:, -refined.shape[1] :] + refined).flatten(1)
+        return self.tail.from_rows(refined) if self.reads_tail else refined
 
     def begin(self, dropout: float) -> None:
         """Make ready for training a classifier over all layers: what :meth:`fold` ends."""
@@ -95,8 +128,12 @@ class Adapter(nn.Module):
 
     def both(self, blocks: Sequence[Block]) -> tuple[Tensor, Tensor | None]:
         """Logits ``(batch, classes)`` of the side network's classifier and, but for training steps, of the probe."""
-        assert self.pooling is not None and self.reader is not None and self.probe is not None
-        update, rows = refine(self.side, blocks, self.pooling, self.tokens)
+        update, rows = self.refined(blocks)
+        assert rows is not None
+        return self._heads(update, rows)
+
+    def _heads(self, update: Tensor, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        assert self.reader is not None and self.probe is not None
         if self.training and self.blend is not None:
             update = self.blend.dropped(update)
         return self.classifier(self.reader(rows, update)), None if self.training else probed(self.probe, rows)

@@ -1,7 +1,8 @@
-"""Adapter files: what training leaves behind, in PEFT's names: a safetensors file and a JSON config.
+"""Adapter files: what training leaves behind, a safetensors file and a JSON config.
 
-The config has a seal and the digest of the tensors' file, so that every change made to either is noticed. Adapters of
-earlier versions have neither.
+The config has a seal and the digest of the tensors' file, so that every change made to either is noticed. The tensors
+are those that training changes and, where the classifier reads through it, the backbone's frozen tail: so an adapter
+stands alone. Adapters of earlier versions may have no seal, no digest and no tail.
 """
 
 import hashlib
@@ -19,10 +20,12 @@ from losa_cache.files import with_seal, without_seal, write_json, write_whole
 from losa_cache.outside import UnreadableError, fit, read_file, read_json
 from losa_cache.points import HEADS, LAST, TAPS, tapped_points
 from losa_cache.sidenet.adapter import Adapter
+from losa_cache.sidenet.adapter_folder import FORMAT, VERSION, AdapterFiles, find_files, new_files
 from losa_cache.sidenet.spec import SIDES
 from losa_cache.sidenet.tail import FrozenTail
+from losa_cache.tasks import CLASSIFICATION
 
-TENSORS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+TAIL = "tail."  # before the names of the frozen tail's tensors
 HEADER = 2**24  # bytes that a safetensors file has beside its tensors, at most
 
 Size = Annotated[int, Meta(ge=1, le=2**24)]
@@ -69,7 +72,7 @@ class _Probe(Struct, forbid_unknown_fields=True):
 
 
 class _Config(Struct):
-    """An adapter's config, but for ``software``, ``run``, ``sha256`` and ``seal``."""
+    """An adapter's config, but for what this file does not read of it."""
 
     adapter: _Arguments
     layers: Annotated[list[Size], Meta(min_length=1, max_length=2**12)]
@@ -78,50 +81,84 @@ class _Config(Struct):
     classes: list[str]
     cache: _Cache
     probe: _Probe | None = None
-    task: str | None = None  # of classification there is none
+    task: str = CLASSIFICATION  # adapters of earlier versions do not name it
+    tail: dict[str, Any] | None = None  # nor this
 
 
-def save_adapter(folder: Path, adapter: Adapter, config: dict[str, Any]) -> None:
-    """Write the trained tensors and the config (arguments of :class:`Adapter`, and where it was trained), durably.
+_UNREAD = ("format", "version", "software", "run", "sha256", "seal")
+"""What else a config holds."""
+
+
+def save_adapter(run: Path, adapter: Adapter, config: dict[str, Any]) -> None:
+    """Write the tensors and the config (arguments of :class:`Adapter`, and where it was trained), durably.
+
+    Args:
+        run: directory of the run, in which the folder ``adapter`` is made.
+        adapter: whose training is over.
+        config: what :class:`_Config` holds.
 
     Raises:
         UserError: if they cannot be written: there is no adapter then.
     """
-    tensors = save({name: value.detach().cpu().contiguous() for name, value in adapter.trained_state().items()})
+    files = new_files(run)
+    state = adapter.trained_state() | ({} if not adapter.reads_tail else _named(adapter.tail))
+    tensors = save({name: value.detach().cpu().contiguous() for name, value in state.items()})
+    whole = {"format": FORMAT, "version": VERSION, **config, "tail": adapter.tail.config}
     try:
-        (folder / CONFIG).unlink(missing_ok=True)  # an earlier one's: it does not know these tensors
-        write_whole(folder / TENSORS, tensors)
-        write_json(folder / CONFIG, with_seal(config | {"sha256": hashlib.sha256(tensors).hexdigest()}))
+        files.folder.mkdir(exist_ok=True)
+        files.config.unlink(missing_ok=True)  # an earlier one's: it does not know these tensors
+        write_whole(files.tensors, tensors)
+        write_json(files.config, with_seal(whole | {"sha256": hashlib.sha256(tensors).hexdigest()}))
     except OSError as error:
         raise UserError(
-            f"{str(error.filename or folder)!r} cannot be written ({error.strerror}): the training is over and its "
-            "checkpoint kept; make room, or make it writable, and continue with --resume."
+            f"{str(error.filename or files.folder)!r} cannot be written ({error.strerror}): the training is over and "
+            "its checkpoint kept; make room, or make it writable, and continue with --resume."
         ) from error
 
 
-def load_adapter_config(folder: Path) -> dict[str, Any]:
+def _named(tail: FrozenTail) -> dict[str, Tensor]:
+    return {f"{TAIL}{name}": value for name, value in tail.state_dict().items()}
+
+
+def load_adapter_config(path: Path) -> dict[str, Any]:
     """Read an adapter's config.
 
+    Args:
+        path: of a finished run, or of an adapter.
+
     Raises:
-        UserError: if the folder holds no adapter, or its config was altered.
+        UserError: if it holds no adapter, or the config was altered.
     """
+    files = find_files(path)
     try:
-        config = read_json(folder / CONFIG, dict[str, Any])
+        config = read_json(files.config, dict[str, Any])
+        if files.stands_alone:
+            _require_known(config)
         if missing := {"adapter", "tap", "layers", "start", "classes", "cache"} - config.keys():
             raise UnreadableError(f"lacks {', '.join(sorted(missing))}")
-        if surprises := config.keys() - {*_Config.__struct_fields__, "software", "run", "sha256", "seal"}:
+        if surprises := config.keys() - {*_Config.__struct_fields__, *_UNREAD}:
             raise UnreadableError(f"{min(surprises)} is unknown")
         _require_whole(fit(config, _Config))
     except UnreadableError as error:
-        raise UserError(f"{str(folder)!r} holds no adapter ({CONFIG}: {error}).") from error
+        raise UserError(f"{str(path)!r} holds no adapter ({files.config.relative_to(path)}: {error}).") from error
     if "seal" in config or "sha256" in config:
         try:
             without_seal(config)
         except ValueError as error:
             raise UserError(
-                f"adapter {str(folder / CONFIG)!r} cannot be loaded: {error}. Put back the original."
+                f"adapter {str(files.config)!r} cannot be loaded: {error}. Put back the original."
             ) from error
     return config
+
+
+def _require_known(config: dict[str, Any]) -> None:
+    """Refuse what is no adapter of this format, and versions to come."""
+    if config.get("format") != FORMAT:
+        raise UnreadableError(f"its format is {config.get('format')!r} and not {FORMAT!r}")
+    if config.get("version") != VERSION:
+        raise UnreadableError(f"it is of version {config.get('version')!r}, and this losa-cache reads {VERSION}")
+    if "tail" not in config:
+        raise UnreadableError("lacks tail")
 
 
 def _require_whole(config: _Config) -> None:
@@ -135,32 +172,64 @@ def _require_whole(config: _Config) -> None:
         raise UnreadableError(f"depth is {own.depth} of {len(config.layers)} layers")
     if own.head not in HEADS:
         raise UnreadableError(f"head is {own.head!r}")
-    if config.task is None and own.classes < 2:
+    if config.task == CLASSIFICATION and own.classes < 2:
         raise UnreadableError(f"it has {own.classes} class")
-    if config.task is None and own.classes != len(config.classes):
+    if config.task == CLASSIFICATION and own.classes != len(config.classes):
         raise UnreadableError(f"it counts {own.classes} classes and names {len(config.classes)}")
 
 
-def load_adapter(folder: Path, config: dict[str, Any], tail: FrozenTail) -> Adapter:
+def load_adapter(path: Path, config: dict[str, Any], tail: FrozenTail | None = None) -> Adapter:
     """Rebuild a trained adapter around a frozen tail.
 
+    Args:
+        path: of a finished run, or of an adapter.
+        config: that :func:`load_adapter_config` has read.
+        tail: by default its own.
+
     Raises:
-        UserError: if the tensors are missing, were altered, are not those of the config, or are not finite.
+        UserError: if the tensors are missing, were altered, are not those of the config, or are not finite; or if the
+            adapter has no tail of its own, as those of earlier versions, and none is given.
     """
-    path = folder / TENSORS
+    files = find_files(path)
     try:
         with torch.device("meta"):  # takes no memory, whatever sizes the config names
-            wanted = Adapter(**config["adapter"], tail=tail).trained_state()
-        raw = read_file(path, at_most=HEADER + sum(value.nbytes for value in wanted.values()))
+            declared = _declared_tail(config, files) if tail is None or files.stands_alone else tail
+            empty = Adapter(**config["adapter"], tail=declared)
+            wanted = empty.trained_state() | (_named(declared) if files.stands_alone and empty.reads_tail else {})
+        raw = read_file(files.tensors, at_most=HEADER + sum(value.nbytes for value in wanted.values()))
         if "sha256" in config and hashlib.sha256(raw).hexdigest() != config["sha256"]:
             raise UnreadableError("it was altered since it was written")
         tensors = load(raw)
         _require_these(tensors, wanted)
+        kept = {name.removeprefix(TAIL): tensors.pop(name) for name in list(tensors) if name.startswith(TAIL)}
+        if tail is None:
+            tail = FrozenTail(config["tail"], kept if empty.reads_tail else None)
         adapter = Adapter(**config["adapter"], tail=tail)
         adapter.load_state_dict(tensors, strict=False)
-    except (UnreadableError, UserError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"adapter {str(path)!r} cannot be loaded ({str(error).removesuffix('.')}).") from error
+    except (UnreadableError, UserError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"adapter {str(files.tensors)!r} cannot be loaded ({str(error).removesuffix('.')}).") from error
     return adapter
+
+
+def _declared_tail(config: dict[str, Any], files: AdapterFiles) -> FrozenTail:
+    if not files.stands_alone:
+        raise UnreadableError("it has no frozen tail, as adapters of earlier versions: name a cache that it fits")
+    return FrozenTail(config["tail"])
+
+
+def rebuild(adapter: Adapter, config: dict[str, Any], tail: FrozenTail, *, tokens: int) -> Adapter:
+    """Put a loaded adapter around another tail, or on other rows of the same blocks; weights are shared, not copied.
+
+    Args:
+        adapter: that is loaded.
+        config: its own.
+        tail: of the backbone, or of a cache.
+        tokens: rows n of a block output.
+    """
+    with torch.device("meta"):
+        found = Adapter(**config["adapter"] | {"tokens": tokens}, tail=tail)
+    found.load_state_dict(adapter.trained_state(), strict=False, assign=True)
+    return found.eval()
 
 
 def _require_these(tensors: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:

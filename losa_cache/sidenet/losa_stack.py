@@ -20,12 +20,12 @@ class _Layers(nn.Module):
 
     def __init__(self, networks: Sequence[LoSA], kind: int, rank: int) -> None:
         super().__init__()
-        padded = [_padded(net.packed(kind), rank) for net in networks]
-        self.down = nn.Parameter(torch.cat([p.down for p in padded]).detach())
-        self.down_bias = nn.Parameter(torch.cat([p.down_bias for p in padded]).detach())
-        self.up = nn.Parameter(torch.cat([p.up for p in padded]).detach().contiguous())
-        self.up_bias = nn.Parameter(torch.cat([p.up_bias for p in padded]).detach())
-        self.scale = nn.Parameter(torch.cat([p.scale for p in padded]).detach())
+        filled = [padded(net.packed(kind), rank) for net in networks]
+        self.down = nn.Parameter(torch.cat([p.down for p in filled]).detach())
+        self.down_bias = nn.Parameter(torch.cat([p.down_bias for p in filled]).detach())
+        self.up = nn.Parameter(torch.cat([p.up for p in filled]).detach().contiguous())
+        self.up_bias = nn.Parameter(torch.cat([p.up_bias for p in filled]).detach())
+        self.scale = nn.Parameter(torch.cat([p.scale for p in filled]).detach())
 
     def packed(self) -> Packed:
         """Give them as the fast form takes them."""
@@ -110,7 +110,8 @@ def stack_losas(networks: Sequence[nn.Module]) -> LoSAStack:
     return LoSAStack(losas)
 
 
-def _padded(own: Packed, rank: int) -> Packed:
+def padded(own: Packed, rank: int) -> Packed:
+    """Fill layers up with zeros to a larger rank."""
     missing = rank - own.down.shape[2]
     return Packed(
         F.pad(own.down, (0, 0, 0, missing)),

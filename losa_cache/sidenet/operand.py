@@ -28,7 +28,32 @@ class Gathered:
         return self.kept.index_select(0, self.rows)
 
 
-Block = Tensor | Codes | Product | Gathered
+@dataclass(frozen=True)
+class Projected:
+    """A block output that is gone, but for its product with the matrices of the one layer that reads it.
+
+    It serves predictions alone: there is no way back through it.
+
+    Attributes:
+        product: with W_d of the layer, ``(S, r, batch, q)``.
+    """
+
+    product: Tensor
+
+    def dense(self) -> Tensor:
+        """Refuse: the values are gone."""
+        raise TypeError("a projected block output cannot be read")
+
+    def add_product(self, kind: int, out: Tensor, weight: Tensor) -> None:
+        """Add the product that is known."""
+        out += self.product
+
+    def correlate(self, kind: int, states: Tensor) -> Tensor:
+        """Refuse: the gradient of W_d needs the values."""
+        raise TypeError("a projected block output has no gradient")
+
+
+Block = Tensor | Codes | Product | Gathered | Projected
 
 
 def dense(blocks: Sequence[Block]) -> list[Tensor]:
@@ -63,6 +88,8 @@ def operand(block: Block, dtype: torch.dtype, start: Tensor | None) -> Operand:
     """Choose the operand for a block, and for y_0 ``(batch, n, d)`` where it is to be added first."""
     if isinstance(block, Tensor | Gathered):
         return Dense(block, dtype, start)
+    if isinstance(block, Projected):
+        return block
     if start is not None:
         return Dense(block.dense(), dtype, start)
     return Folded(block, dtype) if isinstance(block, Codes) else Factored(block, dtype)

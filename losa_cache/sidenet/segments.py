@@ -13,7 +13,7 @@ from torch import Tensor
 from losa_cache.sidenet.backend import choose_backend
 from losa_cache.sidenet.chain import Chain
 from losa_cache.sidenet.fast import refine
-from losa_cache.sidenet.operand import Block, split_start
+from losa_cache.sidenet.operand import Block, Projected, split_start
 from losa_cache.sidenet.packed import Packed
 from losa_cache.sidenet.products import CHANNEL, FEW_ROWS, TOKEN, compute_dtype
 from losa_cache.sidenet.readout import Readout, Whole
@@ -48,9 +48,10 @@ def run_segments(
             last = min(first + length, len(kinds))
             before, after = (Counter(kinds[:at]) for at in (first, last))
             channel, token = (packed[kind].part(before[kind], after[kind]) for kind in (CHANNEL, TOKEN))
-            added = len(y) == 1 and trials * rank > FEW_ROWS
-            chain = Chain(tuple(kinds[first:last]), rank, readout if last == len(kinds) else Whole(), dtype, added)
             here = inputs[first:last]
+            gone = any(isinstance(block, Projected) for block in here)  # y_0 was not there when they were
+            added = len(y) == 1 and trials * rank > FEW_ROWS and not gone
+            chain = Chain(tuple(kinds[first:last]), rank, readout if last == len(kinds) else Whole(), dtype, added)
             y = refine(choose_backend(chain, (channel, token), here, y), chain, (channel, token), here, y)
     return y
 

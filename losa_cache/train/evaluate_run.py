@@ -19,6 +19,7 @@ from losa_cache.errors import UserError
 from losa_cache.files import write_json
 from losa_cache.points import EMBEDDING
 from losa_cache.sidenet.adapter_file import load_adapter, load_adapter_config
+from losa_cache.sidenet.adapter_folder import add_metrics, find_files
 from losa_cache.sidenet.spec import SIDES
 from losa_cache.tasks import CLASSIFICATION, Task
 from losa_cache.train.all_layers import unfit
@@ -28,6 +29,7 @@ from losa_cache.train.evaluate import evaluate
 from losa_cache.train.loop import Progress
 from losa_cache.train.placement import Placement
 from losa_cache.train.run import Run
+from losa_cache.train.saved import OWN
 from losa_cache.train.training_data import open_training_data
 
 if TYPE_CHECKING:
@@ -94,7 +96,7 @@ def evaluate_run(
     evaluation = evaluated(
         run, cache=cache, split=split, backbone=backbone, dataset=dataset, device=device, progress=progress
     )
-    _store(Path(run) / "eval.json", evaluation.figures, evaluation.task)
+    _store(Path(run), evaluation.figures, evaluation.task)
     return evaluation.figures
 
 
@@ -162,7 +164,7 @@ def evaluated(
             keep=keep,
         )
     predicted, labels = (torch.cat(parts).tolist() for parts in zip(*kept, strict=True))
-    tested = "held out of training" if on_own_samples else manifest.fields["dataset"]["split"]
+    tested = OWN if on_own_samples else manifest.fields["dataset"]["split"]
     return Evaluated(
         figures={"on": name, "split": tested, "samples": len(samples), **metrics},
         manifest=manifest,
@@ -190,10 +192,13 @@ def read_trained(run: Path) -> tuple[dict[str, Any], TrainConfig, dict[str, Any]
     return adapter_config, config, origin
 
 
-def _store(path: Path, result: dict[str, Any], task: Task) -> None:
-    """Write the result to the run. Where nobody may write, a warning does: the caller has the result."""
+def _store(run: Path, result: dict[str, Any], task: Task) -> None:
+    """Write the result to the run and beside its adapter. Where nobody may write, a warning does: the caller has it."""
+    path = run / "eval.json"
     try:
         write_json(path, result)
+        if find_files(run).stands_alone:
+            add_metrics(run, result | {"on": Path(result["on"]).name})  # folders of this machine are nobody's business
     except OSError as error:
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             log.warning("the result could not be stored in %r (%s).", str(path), error.strerror)

@@ -47,7 +47,8 @@ class Run:
     ``config.json`` (options, origin and digests of kept files, under a seal), ``sampling.csv`` and ``val_ids.txt``
     (where options name files), ``metrics.jsonl`` (a line an epoch), ``events.out.tfevents.*``, ``checkpoint.pt`` (after
     every epoch, and inside long ones; tensors, numbers and the metrics so far, under a digest), and after the last
-    ``adapter_model.safetensors`` and ``adapter_config.json``. Runs of earlier versions have no seals and digests.
+    the folder ``adapter`` (:mod:`losa_cache.sidenet.adapter_folder`). Runs of earlier versions have no seals and no
+    digests.
     """
 
     def __init__(self, path: Path) -> None:

@@ -9,24 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 from losa_cache.cache.identity import differences
 from losa_cache.cache.location import Location
-from losa_cache.cache.manifest import Manifest
 from losa_cache.cache.precision import get_precision
 from losa_cache.cache.stage import stage_cache
 from losa_cache.cache.store import ActivationCache, latest_training_cache, open_cache
 from losa_cache.errors import UserError
 from losa_cache.machine.allocator import keep_freed_memory
 from losa_cache.options import lists_options
-from losa_cache.points import ALL_LAYERS, EMBEDDING, tapped_points
 from losa_cache.sidenet.adapter import Adapter
-from losa_cache.sidenet.adapter_file import save_adapter
-from losa_cache.sidenet.tail import FrozenTail
-from losa_cache.tasks import CLASSIFICATION, get_task
 from losa_cache.train.config import OnlineConfig, TrainConfig, of_recipe
 from losa_cache.train.loop import DivergedError, Progress, Report, fit
 from losa_cache.train.memory_check import require_memory
 from losa_cache.train.placement import Placement
 from losa_cache.train.run import RUNS, Run, TakenError, next_run_path, require_place
-from losa_cache.train.training_data import TrainingData, open_training_data, used_layers, used_points
+from losa_cache.train.saved import new_adapter, save_run
+from losa_cache.train.training_data import TrainingData, open_training_data
 
 if TYPE_CHECKING:
     from losa_cache.backbone import Backbone
@@ -239,13 +235,6 @@ def _staged(cache: ActivationCache | None, folder: str | Path | None, progress: 
     return stage_cache(cache, folder, progress=progress)
 
 
-def new_adapter(manifest: Manifest, tail: FrozenTail, config: TrainConfig) -> Adapter:
-    """Build an untrained adapter for block outputs as a manifest describes them."""
-    adapter = Adapter(**_adapter_arguments(manifest, config), tail=tail)
-    adapter.begin(config.dropout)
-    return adapter
-
-
 def _ready_adapter(data: TrainingData, config: TrainConfig) -> Adapter:
     """Build the adapter on its device, once the device has room for a batch."""
     keep_freed_memory()
@@ -302,44 +291,3 @@ def origin_of(cache: ActivationCache | None, online: OnlineConfig | None, data: 
         "online": None if online is None else online.to_json(),
         "fields": data.manifest.fields,
     }
-
-
-def save_run(
-    run: Run, adapter: Adapter, data: TrainingData, config: TrainConfig, probe: dict[str, float] | None
-) -> None:
-    """Write a finished run's adapter; ``probe`` is what ``losa_cache.train.loop.finish`` gave."""
-    manifest = data.manifest
-    save_adapter(
-        run.path,
-        adapter,
-        {
-            "run": run.digest(),
-            "adapter": _adapter_arguments(manifest, config),
-            "layers": data.layers,
-            "tap": manifest.fields["tap"],
-            "start": EMBEDDING if config.reads_embedding else "output",
-            "classes": manifest.classes,
-            "cache": {"identity": manifest.identity, "fields": manifest.fields},
-            "software": manifest.software,
-        }
-        | ({} if probe is None else {"probe": probe})
-        | ({} if config.task == CLASSIFICATION else {"task": config.task}),
-    )
-
-
-def _adapter_arguments(manifest: Manifest, config: TrainConfig) -> dict[str, Any]:
-    layers, grid = used_layers(manifest.layers, config), manifest.tokens["grid"]
-    return {
-        "side": config.side,
-        "depth": 1 if config.spec.last_layer else len(tapped_points(manifest.fields["tap"], layers)),
-        "tokens": manifest.tokens["total"],
-        "width": manifest.width,
-        "rank": config.rank,
-        "classes": get_task(config.task).outputs(manifest.classes),
-        "seed": config.seed,
-        "grid": grid if len(grid) == 3 else None,  # of a video
-    } | (
-        {"head": ALL_LAYERS, "points": len(used_points(manifest.fields["tap"], manifest.layers, config))}
-        if config.reads_all
-        else {}
-    )

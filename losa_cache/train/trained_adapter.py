@@ -1,4 +1,4 @@
-"""``load_adapter``: a finished run's adapter as a module, for predictions and loops of one's own."""
+"""``load_adapter``: what a run has trained, as a module, for predictions and loops of one's own."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,9 +11,13 @@ from losa_cache.cache.registry import known_stores
 from losa_cache.cache.store import ActivationCache, open_cache
 from losa_cache.errors import UserError
 from losa_cache.machine.device import choose_device
+from losa_cache.points import ALL
 from losa_cache.sidenet import adapter_file
 from losa_cache.sidenet.adapter import Adapter
+from losa_cache.sidenet.adapter_folder import HUB, find_files
 from losa_cache.sidenet.operand import Block
+from losa_cache.sidenet.tail import FrozenTail
+from losa_cache.tasks import CLASSIFICATION, Task, get_task
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.evaluate_run import misfit, of_tokens, read_trained, require_fit
 from losa_cache.train.training_data import frozen_tail, used_points
@@ -29,12 +33,22 @@ class TrainedAdapter(nn.Module):
         adapter: the module inside.
         points: names of the blocks that :meth:`forward` takes, in their order: what to pass to
             ``losa_cache.batches(cache, points=...)``.
-        classes: names of the classes, in the order of the logits.
+        config: what its ``config.json`` says.
     """
 
-    def __init__(self, adapter: Adapter, points: list[str], classes: list[str]) -> None:
+    def __init__(self, adapter: Adapter, points: list[str], config: dict[str, Any]) -> None:
         super().__init__()
-        self.adapter, self.points, self.classes = adapter, points, classes
+        self.adapter, self.points, self.config = adapter, points, config
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes, in the order of the logits."""
+        return list(self.config["classes"])
+
+    @property
+    def task(self) -> Task:
+        """What was learned: it turns outputs into predictions (:mod:`losa_cache.tasks`)."""
+        return get_task(self.config.get("task", CLASSIFICATION))
 
     def forward(self, blocks: Sequence[Block]) -> Tensor:
         """Compute logits ``(batch, classes)`` from block outputs, each ``(batch, tokens, width)``.
@@ -46,13 +60,32 @@ class TrainedAdapter(nn.Module):
         """
         return self.adapter(blocks)
 
+    def embed(self, blocks: Sequence[Block]) -> Tensor:
+        """Pool the refined tokens y_k to a vector a sample, ``(batch, features)``, in float32 or wider.
+
+        It is what the classifier reads of y_k: the backbone's own feature vector, ``width`` long, but refined. With a
+        classifier over all layers it is the class token and the mean of the patches, one after the other.
+        """
+        return self.adapter.features(*self.adapter.refined(blocks))
+
+    def around(self, tail: FrozenTail, *, tokens: int, holds: str = ALL) -> "TrainedAdapter":
+        """Give the same adapter for other blocks of the same backbone; weights are shared, not copied.
+
+        Args:
+            tail: the backbone's, or a cache's.
+            tokens: rows n of a block output.
+            holds: whether these are ``all`` tokens, or ``pooled`` rows (``losa_cache.points.TOKENS``).
+        """
+        adapter = adapter_file.rebuild(self.adapter, self.config, tail, tokens=tokens)
+        return TrainedAdapter(adapter, _points(self.config, self.config["layers"], holds), self.config)
+
 
 def load_adapter(
     path: str | Path, *, cache: str | Location | ActivationCache | None = None, device: str | None = None
 ) -> TrainedAdapter:
     """Load what a run has trained, as ``losa_cache.evaluate_run`` does.
 
-    >>> model = lc.load_adapter("runs/digits-losa-1", cache="test.zarr")  # doctest: +SKIP
+    >>> model = lc.load_adapter("runs/digits-losa-1")  # doctest: +SKIP
     >>> with lc.batches("test.zarr", points=model.points, shuffle=False) as batches:  # doctest: +SKIP
     ...     for batch in batches:
     ...         predicted = model(batch.blocks).argmax(1)
@@ -61,27 +94,49 @@ def load_adapter(
     held out of training. So held-out samples of the run's own cache do not test it; a test cache does.
 
     Args:
-        path: directory of a finished run.
-        cache: whose blocks it will be given, opened, its path or its URL. It is also where the frozen tail of the
-            backbone comes from. By default the cache that the run was trained from; where that is gone, or the run was
-            trained online, the most recent cache of yours that fits.
+        path: directory of a finished run, the folder ``adapter`` in it or a copy of that, or ``hub:owner/name``, which
+            is fetched from the Hugging Face hub.
+        cache: whose blocks it will be given, opened, its path or its URL: it is checked that they go together. Without
+            one the blocks are taken to be as those it was trained on. Adapters of earlier versions have no frozen tail:
+            theirs is the cache's, by default the one that the run was trained from or the most recent that fits.
         device: ``cpu``, ``cuda``, ``cuda:1``; by default the GPU where there is one.
 
     Raises:
-        UserError: if this is no finished run, its files were altered, or the cache does not fit or is not found.
+        UserError: if there is no adapter, its files were altered, or the cache does not fit or is not found.
     """
-    where, run = choose_device(device), Path(path)
-    config, _, origin = read_trained(run)
+    where, folder = choose_device(device), local_folder(path)
+    config = adapter_file.load_adapter_config(folder)
+    if cache is None and find_files(folder).stands_alone:
+        adapter = adapter_file.load_adapter(folder, config)
+        holds = config["cache"]["fields"].get("tokens", ALL)
+        return TrainedAdapter(adapter, _points(config, config["layers"], holds), config).to(where).eval()
     if cache is None:
-        opened = _fitting(run, config, origin["cache"])
+        config, _, origin = read_trained(folder)
+        opened = _fitting(folder, config, origin["cache"])
     else:
         opened = cache if isinstance(cache, ActivationCache) else open_cache(cache)
-        require_fit(run, f"cache {str(opened.path)!r}", config, opened.manifest)
+        require_fit(folder, f"cache {str(opened.path)!r}", config, opened.manifest)
     manifest = opened.manifest
-    adapter = adapter_file.load_adapter(run, of_tokens(config, manifest), frozen_tail(opened))
+    adapter = adapter_file.load_adapter(folder, of_tokens(config, manifest), frozen_tail(opened))
+    return TrainedAdapter(adapter, _points(config, manifest.layers, manifest.holds), config).to(where).eval()
+
+
+def local_folder(path: str | Path) -> Path:
+    """Give the folder of an adapter; one on the hub is fetched first.
+
+    Raises:
+        UserError: if it cannot be fetched.
+    """
+    if not str(path).startswith(HUB):
+        return Path(path)
+    from losa_cache.apply.hub import fetch_adapter
+
+    return fetch_adapter(str(path))
+
+
+def _points(config: dict[str, Any], layers: list[int], holds: str) -> list[str]:
     reads = TrainConfig(side=config["adapter"]["side"], layers=config["layers"], start=config["start"])
-    points = used_points(config["tap"], manifest.layers, reads, holds=manifest.holds)
-    return TrainedAdapter(adapter, points, config["classes"]).to(where).eval()
+    return used_points(config["tap"], layers, reads, holds=holds)
 
 
 def _fitting(run: Path, config: dict[str, Any], trained_from: str | None) -> ActivationCache:

@@ -71,7 +71,7 @@ def test_methods_are_settings_and_pairs_are_by_image(folder):
     (pair,) = (one for one in found.pairs if {one.first, one.second} == {"losa, rank 2", "losa, rank 4"})
     assert abs(pair.difference) == pytest.approx(abs(100 * gaps.mean()))
     assert pair.standard_error == pytest.approx(100 * gaps.std(ddof=1) / np.sqrt(len(ids)))
-    stored = load_file(folder / "b" / "adapter_model.safetensors")
+    stored = load_file(folder / "b" / "adapter/adapter.safetensors")
     assert sum(methods["losa, rank 4"].parameters.values()) == sum(tensor.numel() for tensor in stored.values())
     assert methods["linear"].train_seconds > 0
     assert json.loads(json.dumps(found.to_json()))["samples"] == 40

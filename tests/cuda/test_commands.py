@@ -70,7 +70,7 @@ def test_a_stopped_run_resumes_bit_identically(residency, caches, run, tmp_path)
     with pytest.raises(Stop):
         lc.train("train.zarr", out="stopped", report=stop_after(2), **options)
     run("train", "--resume", "stopped", "--residency", residency)
-    whole, stopped = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "stopped"))
+    whole, stopped = (load_file(tmp_path / name / "adapter/adapter.safetensors") for name in ("whole", "stopped"))
     assert all(torch.equal(whole[name], stopped[name]) for name in whole)
     assert results(tmp_path / "whole") == results(tmp_path / "stopped")
 

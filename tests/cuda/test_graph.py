@@ -163,7 +163,7 @@ def test_a_run_stopped_under_graphs_goes_on_there_and_on_a_cpu(device, tmp_path)
     with pytest.raises(Stop):
         lc.train(cache, out=tmp_path / "stopped", report=stop_after(2), **options)
     resumed = lc.resume(tmp_path / "stopped", device=device)
-    ours, theirs = (load_file(run.run / "adapter_model.safetensors") for run in (resumed, whole))
+    ours, theirs = (load_file(run.run / "adapter/adapter.safetensors") for run in (resumed, whole))
     close = {"rtol": 0, "atol": 0} if device == "cuda" else {"rtol": 1e-2, "atol": 1e-3}
     for name, value in ours.items():
         torch.testing.assert_close(value, theirs[name], **close)

@@ -20,7 +20,7 @@ from losa_cache.train.mixed import MixedSource
 from losa_cache.train.online import OnlineSource
 from losa_cache.train.placement import Placement
 from losa_cache.train.sampler import requests_in_order
-from losa_cache.train.train import new_adapter
+from losa_cache.train.saved import new_adapter
 from losa_cache.train.training_data import frozen_tail
 from tests.conftest import tiny_backbone, tiny_samples
 

@@ -115,7 +115,7 @@ def outcome(folder: Path) -> dict:
             continue
         options = json.loads((path / "config.json").read_text())["train"]
         lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-        adapter = path / "adapter_model.safetensors"
+        adapter = path / "adapter/adapter.safetensors"
         found.setdefault(json.dumps(options, sort_keys=True), []).append(
             {
                 "number": path.name,
@@ -129,7 +129,7 @@ def outcome(folder: Path) -> dict:
         for trial in content["trials"]:
             trial["curve"] = len(trial["curve"])
         found["record"] = [{k: v for k, v in content.items() if k not in ("started", "finished")}]
-        retrained = folder / "retrained" / "adapter_model.safetensors"
+        retrained = folder / "retrained" / "adapter/adapter.safetensors"
         found["retrained"] = [retrained.read_bytes().hex() if retrained.exists() else None]
         found["report"] = [(folder / "report.html").exists()]
     return found

@@ -17,7 +17,7 @@ from losa_cache.train.config import TrainConfig
 from losa_cache.train.loop import lr_factor, make_optimizer
 from losa_cache.train.placement import Placement
 from losa_cache.train.sampler import epoch_requests
-from losa_cache.train.train import new_adapter
+from losa_cache.train.saved import new_adapter
 from losa_cache.train.training_data import from_cache
 from tests.conftest import losa_cache
 
@@ -90,7 +90,7 @@ def test_the_chosen_options_are_trained_on_all_samples(tiny_cache, tmp_path):
     assert written["sure"] in said[1]
     whole = {"config": replace(CONFIG, val_fraction=0.0), "device": "cpu"}
     same = lc.train(tiny_cache, **whole, **written["chosen"], out=tmp_path / "same")
-    ours, theirs = (load_file(run / "adapter_model.safetensors") for run in (result.trained.run, same.run))
+    ours, theirs = (load_file(run / "adapter/adapter.safetensors") for run in (result.trained.run, same.run))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert lc.resume(tmp_path / "auto", device="cpu").metrics["epoch"] == 2
     with pytest.raises(UserError, match="exists: continue it with --resume"):

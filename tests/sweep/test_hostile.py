@@ -197,7 +197,7 @@ def test_a_flipped_bit_in_any_file_of_a_trial_is_found_and_named(tiny_cache, tmp
     with pytest.raises(KeyboardInterrupt):
         Sweep(folder, placement=Placement(CPU), report=stop).run()
     over = {"config.json", "metrics.jsonl", "val_ids.txt", "held_out.npy"}
-    over |= {"adapter_config.json", "adapter_model.safetensors"}
+    over |= {"adapter/config.json", "adapter/adapter.safetensors"}
     for file in ("val_ids.txt", *(f"trials/{number}/{name}" for number in ("0000", "0001") for name in sorted(over))):
         original = (folder / file).read_bytes()
         flip(folder / file)
@@ -299,7 +299,7 @@ def test_many_trials_need_few_open_files(tiny_cache, tmp_path):
         Sweep(tmp_path / "s", placement=Placement(CPU), report=lambda _: None).run()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
-    assert len(list((tmp_path / "s" / "trials").glob("*/adapter_model.safetensors"))) == 60
+    assert len(list((tmp_path / "s" / "trials").glob("*/adapter/adapter.safetensors"))) == 60
 
 
 def test_an_option_that_nobody_knows_is_named_before_any_trial_is_made(stopped):

@@ -47,7 +47,7 @@ def test_every_trial_ends_where_it_ends_alone(tiny_cache, tmp_path):
     for trial in trials[::5]:  # each value of every option at least twice
         alone = lc.train(tiny_cache, config=replace(config.base, **trial.params), out=tmp_path / f"{trial.number}")
         theirs = trial_path(tmp_path / "sweep", trial.number)
-        ours, other = (load_file(path / "adapter_model.safetensors") for path in (alone.run, theirs))
+        ours, other = (load_file(path / "adapter/adapter.safetensors") for path in (alone.run, theirs))
         # as a whole: of gradients that are all but zero AdamW makes steps of full size, to either side
         mine, their = (torch.cat([state[name].flatten() for name in sorted(state)]) for state in (ours, other))
         assert (mine - their).norm() < 5e-3 * mine.norm()
@@ -80,7 +80,7 @@ def test_stopped_trials_make_place_for_the_next(tiny_cache, tmp_path):
         path = trial_path(tmp_path / "sweep", trial.number)
         lines = results(path)
         assert len(lines) == (8 if trial.state.name == "COMPLETE" else trial.last_step)
-        assert (path / "adapter_model.safetensors").exists() == (trial.state.name == "COMPLETE")
+        assert (path / "adapter/adapter.safetensors").exists() == (trial.state.name == "COMPLETE")
         assert [line["val_top1"] for line in lines] == list(trial.intermediate_values.values())
 
 

@@ -125,8 +125,8 @@ def test_test_images_are_read_once_the_choice_is_made_and_trained(caches, tmp_pa
     with pytest.raises(UserError):
         run(caches, tmp_path / "out")
     folder = tmp_path / "out" / "stripes-r2"
-    assert len(list(folder.glob("trials/*/adapter_model.safetensors"))) == len(SPACE["lr"].values)
-    assert (folder / "retrained" / "adapter_model.safetensors").exists()
+    assert len(list(folder.glob("trials/*/adapter/adapter.safetensors"))) == len(SPACE["lr"].values)
+    assert (folder / "retrained" / "adapter/adapter.safetensors").exists()
     assert not list(folder.rglob("eval.json"))
     (tmp_path / "away").rename(shard)
     assert run(caches, tmp_path / "out", report=refuse).results[0].samples == len(LABELS["test"])

@@ -83,7 +83,7 @@ def test_a_task_in_one_file_trains_and_is_evaluated(number, tiny_cache, tmp_path
     assert figures["loss"] == pytest.approx(float((truth - answers).square().mean()), rel=1e-4)
     explained = 1 - float((truth - answers).square().mean() / truth.var(correction=0))
     assert figures["r2"] == pytest.approx(explained, rel=1e-3)
-    assert json.loads((run / "adapter_config.json").read_text())["task"] == "number"
+    assert json.loads((run / "adapter/config.json").read_text())["task"] == "number"
     with pytest.raises(lc.UserError, match="learns the task 'number'"):
         lc.compare(run, device="cpu")
 

@@ -22,7 +22,7 @@ from losa_cache.train.memoised import MemoisedSource
 from losa_cache.train.mixed import MixedSource
 from losa_cache.train.online import OnlineSource
 from losa_cache.train.sampler import epoch_requests, requests_in_order, view_starts
-from losa_cache.train.train import new_adapter
+from losa_cache.train.saved import new_adapter
 from losa_cache.train.training_data import frozen_tail
 from tests.conftest import tiny_backbone, tiny_samples
 

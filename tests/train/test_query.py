@@ -27,7 +27,7 @@ OPTIONS = {"epochs": 4, "lr": 0.01, "batch_size": 5, "val_fraction": 0.3, "devic
 
 
 def tensors(run):
-    return load_file(run / "adapter_model.safetensors")
+    return load_file(run / "adapter/adapter.safetensors")
 
 
 @pytest.mark.parametrize("side", SIDES)
@@ -41,7 +41,7 @@ def test_a_stopped_run_resumes_bit_identically_and_is_read_back(side, tiny_cache
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert results(tmp_path / "whole") == results(tmp_path / "stopped")
     assert ours["side.steps"] == 4 * 4  # what was tried out for its memory is none of them
-    config = json.loads((whole.run / "adapter_config.json").read_text())
+    config = json.loads((whole.run / "adapter/config.json").read_text())
     assert config["layers"] == ([1, 2, 3, 4] if side == "fusion" else [4])
     held_out = lc.evaluate_run(whole.run)
     assert held_out["loss"] == pytest.approx(whole.metrics["val_loss"], rel=1e-5)

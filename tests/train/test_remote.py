@@ -39,7 +39,7 @@ def test_a_run_from_a_server_gives_the_figures_of_the_local_cache(url, local, tm
     figures = {run: [[m[name] for name in FIGURES] for m in epochs] for run, epochs in seen.items()}
     assert len(figures["far"]) == 3
     assert figures["far"] == figures["near"]
-    adapters = [(run.run / "adapter_model.safetensors").read_bytes() for run in (near, far)]
+    adapters = [(run.run / "adapter/adapter.safetensors").read_bytes() for run in (near, far)]
     assert adapters[0] == adapters[1]
     assert json.loads((far.run / "config.json").read_text())["cache"] == url
     for file in far.run.rglob("*.json"):

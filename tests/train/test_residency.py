@@ -320,7 +320,7 @@ def test_processes_share_a_cache_without_knowing_of_each_other(tiny_cache, tmp_p
         for at, place in enumerate(["disk", "memory", "disk"])
     ]
     assert [process.wait().returncode for process in running] == [0, 0, 0]
-    alone = load_file(tmp_path / "alone" / "adapter_model.safetensors")
+    alone = load_file(tmp_path / "alone" / "adapter/adapter.safetensors")
     for at in range(3):
-        theirs = load_file(tmp_path / str(at) / "adapter_model.safetensors")
+        theirs = load_file(tmp_path / str(at) / "adapter/adapter.safetensors")
         assert all(torch.equal(alone[name], theirs[name]) for name in alone)

@@ -21,7 +21,7 @@ from losa_cache.sidenet.adapter_file import load_adapter, load_adapter_config
 from losa_cache.train.checkpoint import restore
 from losa_cache.train.loop import make_optimizer
 from losa_cache.train.run import Run
-from losa_cache.train.train import new_adapter
+from losa_cache.train.saved import new_adapter
 from tests.conftest import results, tiny_backbone, tiny_samples
 
 CPU = torch.device("cpu")
@@ -69,8 +69,8 @@ def everything(cache, path) -> dict:
 
 
 FILES = [
-    "config.json", "checkpoint.pt", "adapter_model.safetensors", "adapter_config.json", "metrics.jsonl", "sampling.csv",
-    "val_ids.txt",
+    "config.json", "checkpoint.pt", "adapter/adapter.safetensors", "adapter/config.json", "metrics.jsonl",
+    "sampling.csv", "val_ids.txt",
 ]  # fmt: skip
 
 
@@ -112,7 +112,7 @@ def test_a_file_of_another_run_is_refused(trained, run, tmp_path, name):
 
 def without_digests(path) -> None:
     """Make a run one of an earlier version."""
-    for name in ("config.json", "adapter_config.json"):
+    for name in ("config.json", "adapter/config.json"):
         content = json.loads((path / name).read_text())
         for new in ("seal", "files", "run", "sha256"):
             content.pop(new, None)
@@ -224,7 +224,7 @@ def test_a_config_that_lacks_a_part_is_refused(run, name):
 def test_text_that_is_no_config_is_refused(run, text):
     for name, read in (
         ("config.json", lambda: Run(run).config()),
-        ("adapter_config.json", lambda: load_adapter_config(run)),
+        ("adapter/config.json", lambda: load_adapter_config(run)),
     ):
         (run / name).write_bytes(text.encode("utf-8", "surrogatepass"))
         with pytest.raises(lc.UserError, match=name):
@@ -252,9 +252,9 @@ ADAPTERS = {
 def test_an_adapters_config_is_held_to_its_tensors(trained, run, case):
     change, message = ADAPTERS[case]
     without_digests(run)
-    content = json.loads((run / "adapter_config.json").read_text())
+    content = json.loads((run / "adapter/config.json").read_text())
     content["adapter"] |= change
-    (run / "adapter_config.json").write_text(json.dumps(content))
+    (run / "adapter/config.json").write_text(json.dumps(content))
     with pytest.raises(lc.UserError, match=message):
         lc.evaluate_run(run, cache=trained[0].path, device="cpu")
 
@@ -262,9 +262,9 @@ def test_an_adapters_config_is_held_to_its_tensors(trained, run, case):
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_an_adapter_that_is_not_finite_is_refused(trained, run, value):
     without_digests(run)
-    tensors = load_file(run / "adapter_model.safetensors")
+    tensors = load_file(run / "adapter/adapter.safetensors")
     tensors[ADAPTER][1, 2] = value
-    save_file(tensors, run / "adapter_model.safetensors")
+    save_file(tensors, run / "adapter/adapter.safetensors")
     with pytest.raises(lc.UserError, match=f"{ADAPTER} holds values that are not finite"):
         lc.evaluate_run(run, cache=trained[0].path, device="cpu")
 
@@ -274,7 +274,7 @@ def test_an_adapter_that_is_not_finite_is_refused(trained, run, value):
 )
 def test_tensors_that_are_none_are_refused(trained, run, content):
     without_digests(run)
-    (run / "adapter_model.safetensors").write_bytes(content)
+    (run / "adapter/adapter.safetensors").write_bytes(content)
     with pytest.raises(lc.UserError, match=r"adapter_model\.safetensors' cannot be loaded"):
         lc.evaluate_run(run, cache=trained[0].path, device="cpu")
 

@@ -76,7 +76,7 @@ def test_a_stop_in_an_online_run_costs_nothing(tmp_path):
         stopped_at.append((state["epoch"], state["passed"]["steps"]))
         arguments = ["train", "--resume", "stopped", "--device", "cpu"]
     assert stopped_at
-    ours, theirs = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "stopped"))
+    ours, theirs = (load_file(tmp_path / name / "adapter/adapter.safetensors") for name in ("whole", "stopped"))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert results(tmp_path / "whole") == results(tmp_path / "stopped")
 

@@ -69,7 +69,7 @@ def test_online_and_cached_training_agree_for_every_tap_and_start_which_decide_t
             assert losses(fresh) == pytest.approx(losses(run), rel=1e-5)
             assert all(abs(losses(run)[-1] - other) > 1e-4 for other in found)
             found.append(losses(run)[-1])
-            written = json.loads((run.run / "adapter_config.json").read_text())
+            written = json.loads((run.run / "adapter/config.json").read_text())
             assert (written["tap"], written["start"], written["adapter"]["depth"]) == (tap, start, depth)
             assert len(run.adapter.side.layers) == depth
 

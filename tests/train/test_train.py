@@ -69,9 +69,9 @@ def test_a_run_leaves_what_it_says(tiny_cache, tmp_path):
     assert {"train_loss", "val_loss", "val_top1", "val_top5", "train_seconds"} <= lines[0].keys()
     events = EventAccumulator(str(result.run)).Reload()
     assert [e.value for e in events.Scalars("train/loss")] == pytest.approx([line["train_loss"] for line in lines])
-    config = json.loads((result.run / "adapter_config.json").read_text())
+    config = json.loads((result.run / "adapter/config.json").read_text())
     assert config["cache"]["identity"] == tiny_cache.manifest.identity
-    tensors = load_file(result.run / "adapter_model.safetensors")
+    tensors = load_file(result.run / "adapter/adapter.safetensors")
     assert sum(t.numel() for t in tensors.values()) == sum(result.parameters.values())
 
 
@@ -92,11 +92,11 @@ def test_a_stopped_run_resumes_bit_identically(tiny_cache, tmp_path):
     lc.train(tiny_cache, out=tmp_path / "whole", **options)
     with pytest.raises(Stop):
         lc.train(tiny_cache, out=tmp_path / "stopped", report=stop_after(2), **options)
-    assert not (tmp_path / "stopped" / "adapter_model.safetensors").exists()
+    assert not (tmp_path / "stopped" / "adapter/adapter.safetensors").exists()
     with open(tmp_path / "stopped" / "metrics.jsonl", "a") as file:
         file.write('{"epoch": 3, "train_lo')  # as a kill in the middle of a line leaves it
     lc.resume(tmp_path / "stopped", device="cpu")
-    whole, stopped = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "stopped"))
+    whole, stopped = (load_file(tmp_path / name / "adapter/adapter.safetensors") for name in ("whole", "stopped"))
     assert all(torch.equal(whole[name], stopped[name]) for name in whole)
     assert results(tmp_path / "whole") == results(tmp_path / "stopped")
 
@@ -171,7 +171,7 @@ def test_an_adapter_is_refused_by_a_cache_it_does_not_belong_to(tiny_cache, tmp_
         lc.evaluate_run(run, cache=other.path)
     with pytest.raises(lc.UserError, match=r"layers \(\[1, 3\] are not cached\)"):
         lc.evaluate_run(run, cache=fewer.path)
-    config = json.loads((run / "adapter_config.json").read_text())
+    config = json.loads((run / "adapter/config.json").read_text())
     assert misfit(config, tiny_cache.manifest) == ""
 
 
@@ -185,9 +185,9 @@ def test_an_adapter_is_refused_by_a_cache_it_does_not_belong_to(tiny_cache, tmp_
 )
 def test_an_altered_adapter_is_refused(tiny_cache, tmp_path, change, message):
     run = lc.train(tiny_cache, rank=2, epochs=1, out=tmp_path / "run").run
-    config = json.loads((run / "adapter_config.json").read_text())
+    config = json.loads((run / "adapter/config.json").read_text())
     change(config)
-    (run / "adapter_config.json").write_text(json.dumps(config))
+    (run / "adapter/config.json").write_text(json.dumps(config))
     with pytest.raises(lc.UserError, match=message):
         lc.evaluate_run(run)
 
@@ -202,7 +202,7 @@ def test_a_run_may_hold_out_more_than_it_trains_on(tmp_path, precision):
 
 def test_a_subset_of_layers_trains_and_evaluates(tiny_cache, tmp_path):
     run = lc.train(tiny_cache, rank=2, layers="2", epochs=1, val_fraction=0.3, out=tmp_path / "run")
-    assert json.loads((run.run / "adapter_config.json").read_text())["layers"] == [2, 4]
+    assert json.loads((run.run / "adapter/config.json").read_text())["layers"] == [2, 4]
     assert lc.evaluate_run(run.run)["samples"] == 7
 
 

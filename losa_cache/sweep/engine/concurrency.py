@@ -13,7 +13,7 @@ from losa_cache.sidenet.stack import AdapterStack
 from losa_cache.sweep.engine.space import Choices
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.memory_check import saved_bytes
-from losa_cache.train.train import new_adapter
+from losa_cache.train.saved import new_adapter
 from losa_cache.train.training_data import TrainingData
 
 if TYPE_CHECKING:

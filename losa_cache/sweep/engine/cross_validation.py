@@ -15,8 +15,8 @@ from losa_cache.sweep.engine.held_out_results import HeldOutResults, ResultColle
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.evaluate import evaluate_each
 from losa_cache.train.loop import DivergedError, Progress, make_optimizer, make_step, train_epoch
+from losa_cache.train.saved import new_adapter
 from losa_cache.train.selection import Selection
-from losa_cache.train.train import new_adapter
 from losa_cache.train.training_data import TrainingData
 
 MOST_TRIALS = 64  # in one pass

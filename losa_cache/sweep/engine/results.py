@@ -16,6 +16,7 @@ from losa_cache.errors import UserError
 from losa_cache.files import write_whole
 from losa_cache.machine.device import machine
 from losa_cache.outside import UnreadableError, parse_json, read_file
+from losa_cache.sidenet.adapter_folder import has_adapter
 from losa_cache.sweep.engine.choice import Choice, Setting
 from losa_cache.sweep.engine.choice import choose as decide
 from losa_cache.sweep.engine.config import SweepConfig
@@ -27,8 +28,9 @@ from losa_cache.tasks import Metric, get_task
 from losa_cache.text import shown
 from losa_cache.train.evaluate_run import evaluate_run, known_test_cache
 from losa_cache.train.placement import Placement
+from losa_cache.train.saved import new_adapter
 from losa_cache.train.selection import Selection
-from losa_cache.train.train import new_adapter, resume, train
+from losa_cache.train.train import resume, train
 from losa_cache.train.training_data import frozen_tail
 
 RECORD, RETRAINED = "record.json", "retrained"
@@ -110,7 +112,7 @@ def evaluate_chosen(
 def _retrained(folder: Path, config: SweepConfig, trial: TrialRecord, placement: Placement) -> Path:
     path = folder / RETRAINED
     where: dict[str, Any] = {"device": str(placement.device), "residency": placement.residency}
-    if not (path / "adapter_config.json").exists():
+    if not has_adapter(path):
         options = replace(config.base, **trial.options)
         whole = replace(options, val_fraction=0.0, val_ids=None)
         if (path / "checkpoint.pt").exists():

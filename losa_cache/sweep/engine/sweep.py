@@ -15,8 +15,8 @@ from losa_cache.files import publish
 from losa_cache.lock import lock, unlock
 from losa_cache.machine.allocator import keep_freed_memory
 from losa_cache.outside import UnreadableError
-from losa_cache.sidenet.adapter_file import CONFIG as ADAPTER
-from losa_cache.sidenet.adapter_file import TENSORS
+from losa_cache.sidenet.adapter_folder import CONFIG as ADAPTER
+from losa_cache.sidenet.adapter_folder import FOLDER, TENSORS
 from losa_cache.sidenet.spec import SIDES, listed, stackable
 from losa_cache.sweep.engine.checksums import checksums, require_unchanged
 from losa_cache.sweep.engine.cohort import Cohort
@@ -41,10 +41,11 @@ from losa_cache.text import shown
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.loop import finish
 from losa_cache.train.placement import Placement
+from losa_cache.train.saved import new_adapter, save_run
 from losa_cache.train.selection import Selection
 from losa_cache.train.state_file import save_state
 from losa_cache.train.stored import CONFIG, KEPT_FILES
-from losa_cache.train.train import new_adapter, origin_of, save_run
+from losa_cache.train.train import origin_of
 
 MOST_TRIALS = 64  # at the same time, if nobody says otherwise
 
@@ -307,7 +308,7 @@ class Sweep:
                 config = cohort.config_of(number)
                 save_run(self._trials[number], trained[number], cohort.data, config, probe)
                 save_held_out_results(self._trials[number].path, cohort.judged[number])
-                self._note(number, TENSORS, ADAPTER, JUDGED)
+                self._note(number, f"{FOLDER}/{TENSORS}", f"{FOLDER}/{ADAPTER}", JUDGED)
         for number, state in ended.items():
             self._trials.end(number, state)
         stay = [number for number in cohort.numbers if number not in ended]
