@@ -275,7 +275,7 @@ def test_an_adapter_that_is_not_finite_is_refused(trained, run, value):
 def test_tensors_that_are_none_are_refused(trained, run, content):
     without_digests(run)
     (run / "adapter/adapter.safetensors").write_bytes(content)
-    with pytest.raises(lc.UserError, match=r"adapter_model\.safetensors' cannot be loaded"):
+    with pytest.raises(lc.UserError, match=r"adapter\.safetensors' cannot be loaded"):
         lc.evaluate_run(run, cache=trained[0].path, device="cpu")
 
 

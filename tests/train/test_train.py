@@ -61,8 +61,10 @@ def test_a_run_leaves_what_it_says(tiny_cache, tmp_path):
         tiny_cache, rank=4, epochs=3, val_fraction=0.3, out=tmp_path / "run", device="cpu", report=seen.append
     )
     assert sorted(p.name.split(".")[0] for p in result.run.iterdir()) == [
-        "adapter_config", "adapter_model", "checkpoint", "config", "events", "metrics",
+        "adapter", "checkpoint", "config", "events", "metrics",
     ]  # fmt: skip
+    written = {path.name for path in (result.run / "adapter").iterdir()}
+    assert written >= {"adapter.safetensors", "config.json", "metrics.json"}
     lines = [json.loads(line) for line in (result.run / "metrics.jsonl").read_text().splitlines()]
     assert lines == seen
     assert [line["epoch"] for line in lines] == [1, 2, 3]
@@ -73,6 +75,11 @@ def test_a_run_leaves_what_it_says(tiny_cache, tmp_path):
     assert config["cache"]["identity"] == tiny_cache.manifest.identity
     tensors = load_file(result.run / "adapter/adapter.safetensors")
     assert sum(t.numel() for t in tensors.values()) == sum(result.parameters.values())
+    (measured,) = json.loads((result.run / "adapter/metrics.json").read_text())
+    assert measured == {
+        "on": "tiny", "split": "held out of training", "samples": 7,
+        "loss": seen[-1]["val_loss"], "top1": seen[-1]["val_top1"], "top5": seen[-1]["val_top5"],
+    }  # fmt: skip
 
 
 class Stop(Exception):

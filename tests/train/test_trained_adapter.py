@@ -1,5 +1,6 @@
 """``lc.load_adapter``: its logits against the figures of ``evaluate_run``, and where the frozen tail comes from."""
 
+import json
 import shutil
 
 import pytest
@@ -8,7 +9,10 @@ from torch.nn import functional as F
 
 import losa_cache as lc
 from losa_cache.extract.extract import extract
+from losa_cache.files import with_seal
+from losa_cache.sidenet.adapter_folder import read_metrics
 from tests.conftest import tiny_backbone, tiny_samples
+from tests.earlier import as_earlier
 
 CUT = {"precision": "float32", "device": "cpu"}
 TRAINED = {"rank": 2, "epochs": 2, "lr": 0.01, "device": "cpu"}
@@ -56,10 +60,59 @@ def test_its_logits_give_the_figures_of_eval(options, points, caches, tmp_path):
     assert 100 * (found.argmax(1) == labels).double().mean().item() == pytest.approx(expected["top1"])
 
 
-def test_the_tail_comes_from_any_cache_that_fits(caches, tmp_path):
+@pytest.mark.parametrize("head", ["last", "all"])
+def test_an_adapter_stands_alone(head, caches, tmp_path):
+    train, test = caches
+    run = lc.train(train, head=head, out=tmp_path / "run", **TRAINED).run
+    expected, _ = logits(lc.load_adapter(run, cache=test, device="cpu"), test)
+    kept = tmp_path / "kept.zarr"
+    shutil.move(test.path, kept)
+    shutil.move(run / "adapter", tmp_path / "alone")
+    shutil.rmtree(run)
+    shutil.rmtree(train.path)
+    model = lc.load_adapter(tmp_path / "alone", device="cpu")
+    assert torch.equal(logits(model, lc.open_cache(kept))[0], expected)
+    assert model.config["format"] == "losa-cache adapter"
+    assert str(tmp_path) not in "".join(file.read_text("latin-1") for file in (tmp_path / "alone").iterdir())
+
+
+def test_what_eval_measures_is_written_beside_the_adapter(caches, tmp_path):
+    train, test = caches
+    run = lc.train(train, val_fraction=0.3, out=tmp_path / "run", **TRAINED).run
+    for _ in range(2):
+        figures = lc.evaluate_run(run, cache=test.path, device="cpu")
+    held_out, tested = read_metrics(run)
+    assert held_out["split"] == "held out of training"
+    assert tested == figures | {"on": "test.zarr", "split": "test", "samples": 17}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": "other"}, "its format is 'other' and not 'losa-cache adapter'"),
+        ({"version": 2}, "it is of version 2, and this losa-cache reads 1"),
+        ({"tail": None}, "cannot be loaded"),
+        ({"more": 1}, "more is unknown"),
+    ],
+)
+def test_an_adapter_of_another_format_is_refused(change, message, caches, tmp_path):
+    run = lc.train(caches[0], head="last", out=tmp_path / "run", **TRAINED).run
+    file = run / "adapter" / "config.json"
+    config = json.loads(file.read_text()) | change
+    del config["seal"]
+    file.write_text(json.dumps(with_seal(config)))
+    with pytest.raises(lc.UserError, match=message):
+        lc.load_adapter(run)
+
+
+def test_the_tail_of_an_earlier_adapter_comes_from_any_cache_that_fits(caches, tmp_path):
     train, test = caches
     run = lc.train(train, head="last", out=tmp_path / "run", **TRAINED).run
     expected, _ = logits(lc.load_adapter(run, device="cpu"), test)
+    before = lc.evaluate_run(run, cache=test.path, device="cpu")
+    as_earlier(run)
+    assert lc.evaluate_run(run, cache=test.path, device="cpu") == before
+    assert torch.equal(logits(lc.load_adapter(run, device="cpu"), test)[0], expected)
     other = extract(tiny_backbone(1), tiny_samples(), out=tmp_path / "other.zarr", **CUT)
     with pytest.raises(lc.UserError, match="does not fit cache .*other.zarr': .*backbone"):
         lc.load_adapter(run, cache=other)
