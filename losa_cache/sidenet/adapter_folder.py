@@ -63,6 +63,19 @@ def find_files(path: Path) -> AdapterFiles:
     return new_files(path)
 
 
+def local_folder(path: str | Path) -> Path:
+    """Give the folder of an adapter; one on the hub is fetched first.
+
+    Raises:
+        UserError: if it cannot be fetched.
+    """
+    if not str(path).startswith(HUB):
+        return Path(path)
+    from losa_cache.apply.hub import fetch_adapter
+
+    return fetch_adapter(str(path))
+
+
 def _is_named(path: Path) -> bool:
     """Tell whether the config in a folder is an adapter's: a run has one of this name, too."""
     try:

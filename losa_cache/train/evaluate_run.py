@@ -19,7 +19,7 @@ from losa_cache.errors import UserError
 from losa_cache.files import write_json
 from losa_cache.points import EMBEDDING
 from losa_cache.sidenet.adapter_file import load_adapter, load_adapter_config
-from losa_cache.sidenet.adapter_folder import add_metrics, find_files
+from losa_cache.sidenet.adapter_folder import HUB, add_metrics, find_files, local_folder
 from losa_cache.sidenet.spec import SIDES
 from losa_cache.tasks import CLASSIFICATION, Task
 from losa_cache.train.all_layers import unfit
@@ -75,10 +75,10 @@ def evaluate_run(
     device: str | None = None,
     progress: Progress = lambda share: None,
 ) -> dict[str, Any]:
-    """Evaluate a finished run on plain images.
+    """Evaluate what a finished run has trained on plain images.
 
     Args:
-        run: its directory.
+        run: its directory; or an adapter by itself, its folder or ``hub:owner/name``, with ``cache``.
         cache: by default the most recent complete cache of a held-out split of the same data set; failing that, the
             samples that the run held out of its own.
         split: of an online run's data set, through the backbone, in place of a cache.
@@ -88,15 +88,17 @@ def evaluate_run(
 
     Returns:
         ``on`` (the cache, or the data set), ``split``, ``samples``, and the metrics of the run's task: ``loss``,
-        ``top1``, ``top5``; also written to ``eval.json`` in the run.
+        ``top1``, ``top5``; also written to ``eval.json`` in the run, and beside the adapter.
 
     Raises:
         UserError: if adapter and data do not belong together, or there is nothing to evaluate on.
     """
+    folder = local_folder(run)
     evaluation = evaluated(
-        run, cache=cache, split=split, backbone=backbone, dataset=dataset, device=device, progress=progress
+        folder, cache=cache, split=split, backbone=backbone, dataset=dataset, device=device, progress=progress
     )
-    _store(Path(run), evaluation.figures, evaluation.task)
+    if not str(run).startswith(HUB):
+        _store(folder, evaluation.figures, evaluation.task)
     return evaluation.figures
 
 
@@ -179,10 +181,16 @@ def evaluated(
 def read_trained(run: Path) -> tuple[dict[str, Any], TrainConfig, dict[str, Any]]:
     """Read the config of a finished run's adapter, the run's options, and what it was trained on.
 
+    An adapter by itself knows the options that decide its outputs, and no more.
+
     Raises:
         UserError: if this is no finished run, or its files were altered or are not of one run.
     """
     adapter_config = load_adapter_config(run)
+    if _is_alone(run):
+        options = {name: adapter_config[name] for name in ("layers", "start", "task")}
+        config = TrainConfig(side=adapter_config["adapter"]["side"], val_fraction=0, **options)
+        return adapter_config, config, {"cache": None, "online": None}
     directory = Run(run)
     config, origin = directory.config()
     if adapter_config.get("run", directory.digest()) != directory.digest():
@@ -192,11 +200,18 @@ def read_trained(run: Path) -> tuple[dict[str, Any], TrainConfig, dict[str, Any]
     return adapter_config, config, origin
 
 
+def _is_alone(folder: Path) -> bool:
+    """Tell whether this is an adapter by itself, and no run."""
+    files = find_files(folder)
+    return files.stands_alone and files.folder == folder
+
+
 def _store(run: Path, result: dict[str, Any], task: Task) -> None:
     """Write the result to the run and beside its adapter. Where nobody may write, a warning does: the caller has it."""
     path = run / "eval.json"
     try:
-        write_json(path, result)
+        if not _is_alone(run):
+            write_json(path, result)
         if find_files(run).stands_alone:
             add_metrics(run, result | {"on": Path(result["on"]).name})  # folders of this machine are nobody's business
     except OSError as error:

@@ -14,7 +14,7 @@ from losa_cache.machine.device import choose_device
 from losa_cache.points import ALL
 from losa_cache.sidenet import adapter_file
 from losa_cache.sidenet.adapter import Adapter
-from losa_cache.sidenet.adapter_folder import HUB, find_files
+from losa_cache.sidenet.adapter_folder import find_files, local_folder
 from losa_cache.sidenet.operand import Block
 from losa_cache.sidenet.tail import FrozenTail
 from losa_cache.tasks import CLASSIFICATION, Task, get_task
@@ -119,19 +119,6 @@ def load_adapter(
     manifest = opened.manifest
     adapter = adapter_file.load_adapter(folder, of_tokens(config, manifest), frozen_tail(opened))
     return TrainedAdapter(adapter, _points(config, manifest.layers, manifest.holds), config).to(where).eval()
-
-
-def local_folder(path: str | Path) -> Path:
-    """Give the folder of an adapter; one on the hub is fetched first.
-
-    Raises:
-        UserError: if it cannot be fetched.
-    """
-    if not str(path).startswith(HUB):
-        return Path(path)
-    from losa_cache.apply.hub import fetch_adapter
-
-    return fetch_adapter(str(path))
 
 
 def _points(config: dict[str, Any], layers: list[int], holds: str) -> list[str]:

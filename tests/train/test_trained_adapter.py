@@ -84,6 +84,13 @@ def test_what_eval_measures_is_written_beside_the_adapter(caches, tmp_path):
     held_out, tested = read_metrics(run)
     assert held_out["split"] == "held out of training"
     assert tested == figures | {"on": "test.zarr", "split": "test", "samples": 17}
+    alone = shutil.copytree(run / "adapter", tmp_path / "alone")
+    (alone / "metrics.json").unlink()
+    assert lc.evaluate_run(alone, cache=test.path, device="cpu") == figures
+    assert read_metrics(alone) == [tested]
+    assert not (alone / "eval.json").exists()
+    with pytest.raises(lc.UserError, match="--split is for runs that were trained online"):
+        lc.evaluate_run(alone, split="test", device="cpu")
 
 
 @pytest.mark.parametrize(
