@@ -51,6 +51,16 @@ def test_the_library_guides_python_runs(tmp_path, monkeypatch, capsys):
     assert names["side"](blocks).shape == (2, 197, 768)
 
 
+def test_the_adapters_guides_python_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    for block in fenced("python", DOCS / "guides" / "adapters.md"):
+        exec(block, names)
+    assert names["logits"].keys() == {"first", "second"}
+    assert names["vectors"]["first"].shape == (4, 2 * 96)
+    assert names["model"].adapters.keys() == {"first", "birds"}
+
+
 def test_the_protocols_python_runs(digits, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "cache.zarr").symlink_to(digits["train"])

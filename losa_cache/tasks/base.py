@@ -8,7 +8,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from losa_cache.errors import UserError
 
@@ -200,6 +200,21 @@ class Task(ABC):
     def decided(self, predictions: "Tensor") -> "Tensor":
         """Give the answer for each sample, as it is kept beside its target: by default the prediction itself."""
         return predictions
+
+    answer_columns: ClassVar[tuple[str, ...]] = ("value",)
+    """What :meth:`answers` gives of each answer, in its order."""
+
+    def answers(self, predictions: "Tensor", classes: Sequence[str], top_k: int) -> list[list[dict[str, Any]]]:
+        """Give the answers for each sample, for people and for files, by ``answer_columns``.
+
+        Args:
+            predictions: ``(batch, ...)``.
+            classes: names of the classes.
+            top_k: how many of several possible answers are wanted, the likeliest first.
+        """
+        decided = self.decided(predictions)
+        single = decided.ndim == 2 and decided.shape[1] == 1
+        return [[{"value": value}] for value in (decided[:, 0] if single else decided).tolist()]
 
     def selection_terms(self, predictions: "Tensor", targets: "Tensor") -> "Tensor":
         """Give the terms of the selection metric, ``(K, batch, S)``, with which trials are compared image by image."""

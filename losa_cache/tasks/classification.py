@@ -92,6 +92,19 @@ class Classification(Task):
         """Give the likeliest class."""
         return predictions.argmax(-1)
 
+    answer_columns = ("rank", "class", "probability")
+
+    def answers(self, predictions: "Tensor", classes: Sequence[str], top_k: int) -> list[list[dict[str, Any]]]:
+        """Give the likeliest classes, with their probabilities."""
+        likeliest = predictions.float().exp().topk(min(top_k, predictions.shape[-1]))
+        return [
+            [
+                {"rank": rank, "class": classes[number], "probability": probability}
+                for rank, (number, probability) in enumerate(zip(numbers, probabilities, strict=True), 1)
+            ]
+            for numbers, probabilities in zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
+        ]
+
     def calibrated(self, predictions: "Tensor", targets: "Tensor") -> "Tensor":
         """Give the cross entropy at each of 25 temperatures, from 1/8 to 8.
 

@@ -224,14 +224,18 @@ def _store(run: Path, result: dict[str, Any], task: Task) -> None:
         ) from error
 
 
-def misfit(adapter_config: dict[str, Any], manifest: Manifest) -> str:
-    """Say in which fields an adapter and block outputs do not belong together; empty where they do."""
+def misfit(adapter_config: dict[str, Any], manifest: Manifest, *, labels: bool = True) -> str:
+    """Say in which fields an adapter and block outputs do not belong together; empty where they do.
+
+    ``labels`` says whether the labels count, too: an adapter predicts its own classes of whatever images.
+    """
     wrong = apart(adapter_config["cache"]["fields"], manifest.fields)
     if lacking := [layer for layer in adapter_config["layers"] if layer not in manifest.layers]:
         wrong.append(f"layers ({lacking} are not cached)")
     if adapter_config.get("start") == EMBEDDING and EMBEDDING not in manifest.points:
         wrong.append("start (the embedding is not cached)")
-    wrong += differences({"classes": adapter_config["classes"]}, {"classes": manifest.classes})
+    if labels:
+        wrong += differences({"classes": adapter_config["classes"]}, {"classes": manifest.classes})
     sizes = {"width": manifest.width}
     if not SIDES[adapter_config["adapter"]["side"]].pooled_rows:  # those go with all tokens as with pooled rows
         sizes["tokens"] = manifest.tokens["total"]
@@ -254,13 +258,15 @@ def of_tokens(adapter_config: dict[str, Any], manifest: Manifest) -> dict[str, A
     return adapter_config | {"adapter": adapter_config["adapter"] | {"tokens": manifest.tokens["total"]}}
 
 
-def require_fit(run: str | Path, name: str, adapter_config: dict[str, Any], manifest: Manifest) -> None:
-    """Refuse block outputs that an adapter does not go with.
+def require_fit(
+    run: str | Path, name: str, adapter_config: dict[str, Any], manifest: Manifest, *, labels: bool = True
+) -> None:
+    """Refuse block outputs that an adapter does not go with (arguments as of :func:`misfit`).
 
     Raises:
         UserError: naming the fields in which they differ.
     """
-    if problem := misfit(adapter_config, manifest):
+    if problem := misfit(adapter_config, manifest, labels=labels):
         raise UserError(f"run {str(run)!r} does not fit {name}: {problem}.")
 
 

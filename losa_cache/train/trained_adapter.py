@@ -1,9 +1,11 @@
 """``load_adapter``: what a run has trained, as a module, for predictions and loops of one's own."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from losa_cache.cache.location import Location
@@ -49,6 +51,22 @@ class TrainedAdapter(nn.Module):
     def task(self) -> Task:
         """What was learned: it turns outputs into predictions (:mod:`losa_cache.tasks`)."""
         return get_task(self.config.get("task", CLASSIFICATION))
+
+    @property
+    def digest(self) -> str:
+        """Digest of the trained tensors, by which two adapters are told apart."""
+        if isinstance(known := self.config.get("sha256"), str):
+            return known
+        tensors = {name: value.cpu().contiguous() for name, value in self.adapter.trained_state().items()}
+        return hashlib.sha256(save(tensors)).hexdigest()
+
+    @property
+    def features(self) -> int:
+        """Length of the vector of :meth:`embed`."""
+        pooling = self.adapter.pooling
+        return (
+            self.adapter.classifier.in_features if pooling is None else pooling.rows * self.config["adapter"]["width"]
+        )
 
     def forward(self, blocks: Sequence[Block]) -> Tensor:
         """Compute logits ``(batch, classes)`` from block outputs, each ``(batch, tokens, width)``.

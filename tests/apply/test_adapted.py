@@ -76,6 +76,7 @@ def test_one_pass_gives_what_each_adapter_makes_of_a_cache(trained):
         assert found[name].dtype == torch.float32
         assert torch.allclose(found[name], expected, atol=1e-5, rtol=1e-5), name
         vector = from_cache(alone, cache, lambda own, blocks: own.embed(blocks))
+        assert vector.shape == (COUNT, alone.features)
         assert torch.allclose(vectors[name], vector, atol=1e-5, rtol=1e-5), name
 
 

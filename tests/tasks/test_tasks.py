@@ -45,6 +45,26 @@ def test_names_are_known_and_tasks_found_without_torch():
     assert done.stdout == "top-1 61.3 %, top-5 100.0 %, loss 0.500\n"
 
 
+def test_answers_are_the_likeliest_classes_with_their_probabilities():
+    outputs = torch.tensor([[[0.0, 2.0, 1.0], [3.0, 0.0, -1.0]]])
+    expected = outputs[0].double().softmax(1).numpy()
+    found = TASK.answers(TASK.predictions(outputs)[0], ["a", "b", "c"], 2)
+    assert [[(own["rank"], own["class"]) for own in each] for each in found] == [
+        [(1, "b"), (2, "c")],
+        [(1, "a"), (2, "b")],
+    ]
+    for each, probabilities in zip(found, expected, strict=True):
+        given = [own["probability"] for own in each]
+        assert given == pytest.approx(sorted(probabilities, reverse=True)[:2], rel=1e-6)
+        assert tuple(each[0]) == TASK.answer_columns
+    assert [len(each) for each in TASK.answers(TASK.predictions(outputs)[0], ["a", "b", "c"], 9)] == [3, 3]
+
+
+def test_another_task_answers_with_what_it_predicts(number):
+    predictions = number.predictions(torch.tensor([[[1.5], [-2.0]]]))[0]
+    assert number.answers(predictions, [], 1) == [[{"value": 1.5}], [{"value": -2.0}]]
+
+
 def test_one_class_is_refused(tmp_path):
     with pytest.raises(lc.UserError, match="1 class"):
         TASK.outputs(["a"])
