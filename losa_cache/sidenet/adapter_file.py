@@ -85,7 +85,7 @@ class _Config(Struct):
     tail: dict[str, Any] | None = None  # nor this
 
 
-_UNREAD = ("format", "version", "software", "run", "sha256", "seal")
+_UNREAD = ("format", "version", "software", "run", "pretrained", "sha256", "seal")
 """What else a config holds."""
 
 

@@ -19,7 +19,7 @@ from losa_cache.errors import UserError
 from losa_cache.files import write_json
 from losa_cache.points import EMBEDDING
 from losa_cache.sidenet.adapter_file import load_adapter, load_adapter_config
-from losa_cache.sidenet.adapter_folder import HUB, add_metrics, find_files, local_folder
+from losa_cache.sidenet.adapter_folder import HUB, find_files, local_folder
 from losa_cache.sidenet.spec import SIDES
 from losa_cache.tasks import CLASSIFICATION, Task
 from losa_cache.train.all_layers import unfit
@@ -29,7 +29,7 @@ from losa_cache.train.evaluate import evaluate
 from losa_cache.train.loop import Progress
 from losa_cache.train.placement import Placement
 from losa_cache.train.run import Run
-from losa_cache.train.saved import OWN
+from losa_cache.train.saved import OWN, describe
 from losa_cache.train.training_data import open_training_data
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ def _store(run: Path, result: dict[str, Any], task: Task) -> None:
         if not _is_alone(run):
             write_json(path, result)
         if find_files(run).stands_alone:
-            add_metrics(run, result | {"on": Path(result["on"]).name})  # folders of this machine are nobody's business
+            describe(run, result | {"on": Path(result["on"]).name})  # folders of this machine are nobody's business
     except OSError as error:
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             log.warning("the result could not be stored in %r (%s).", str(path), error.strerror)

@@ -3,12 +3,15 @@
 from pathlib import Path
 from typing import Any
 
+from losa_cache.apply.card import card
 from losa_cache.cache.manifest import Manifest
 from losa_cache.errors import UserError
+from losa_cache.files import write_whole
+from losa_cache.inputs_config import PRETRAINED
 from losa_cache.points import ALL_LAYERS, EMBEDDING, tapped_points
 from losa_cache.sidenet.adapter import Adapter
-from losa_cache.sidenet.adapter_file import save_adapter
-from losa_cache.sidenet.adapter_folder import add_metrics
+from losa_cache.sidenet.adapter_file import load_adapter_config, save_adapter
+from losa_cache.sidenet.adapter_folder import CARD, add_metrics, find_files, read_metrics
 from losa_cache.sidenet.tail import FrozenTail
 from losa_cache.tasks import Task, get_task
 from losa_cache.train.config import TrainConfig
@@ -29,7 +32,7 @@ def new_adapter(manifest: Manifest, tail: FrozenTail, config: TrainConfig) -> Ad
 def save_run(
     run: Run, adapter: Adapter, data: TrainingData, config: TrainConfig, probe: dict[str, float] | None
 ) -> None:
-    """Write a finished run's adapter, and what its last epoch measured on held-out samples.
+    """Write a finished run's adapter, what its last epoch measured on held-out samples, and a model card.
 
     ``probe`` is what ``losa_cache.train.loop.finish`` gave.
 
@@ -50,26 +53,44 @@ def save_run(
             "classes": manifest.classes,
             "cache": {"identity": manifest.identity, "fields": manifest.fields},
             "software": manifest.software,
+            "pretrained": _weights_of(run, manifest) == PRETRAINED,
         }
         | ({} if probe is None else {"probe": probe}),
     )
-    if (figures := _last_figures(run, data.task)) is not None:
-        name, samples = manifest.fields["dataset"]["name"], len(data.chosen.held_out)
-        note_metrics(run.path, {"on": name, "split": OWN, "samples": samples, **figures})
-
-
-def note_metrics(run: Path, entry: dict[str, Any]) -> None:
-    """Write down beside a run's adapter what was measured of it (``losa_cache.sidenet.adapter_folder.add_metrics``).
-
-    Raises:
-        UserError: if it cannot be written.
-    """
+    figures = _last_figures(run, data.task)
+    name, samples = manifest.fields["dataset"]["name"], len(data.chosen.held_out)
     try:
-        add_metrics(run, entry)
+        describe(run.path, figures and {"on": name, "split": OWN, "samples": samples, **figures})
     except OSError as error:
         raise UserError(
-            f"{str(error.filename or run)!r} cannot be written ({error.strerror}): make room, or make it writable."
+            f"{str(error.filename or run.path)!r} cannot be written ({error.strerror}): the adapter is there, but for "
+            "what describes it; make room, or make it writable, and run losa-cache eval."
         ) from error
+
+
+def describe(path: Path, measured: dict[str, Any] | None) -> None:
+    """Write beside an adapter what was measured of it, and a model card; a card that somebody has edited stays.
+
+    Args:
+        path: of a run, or of an adapter's folder; of this version, not of an earlier one.
+        measured: what ``losa_cache.sidenet.adapter_folder.add_metrics`` takes.
+
+    Raises:
+        OSError: if it cannot be written.
+        UserError: if what is there was altered.
+    """
+    config, file = load_adapter_config(path), find_files(path).folder / CARD
+    edited = file.exists() and file.read_text("utf-8", "replace") != card(config, read_metrics(path))
+    if measured is not None:
+        add_metrics(path, measured)
+    if not edited:
+        write_whole(file, card(config, read_metrics(path)).encode())
+
+
+def _weights_of(run: Run, manifest: Manifest) -> str | None:
+    """Say where the backbone's weights were from, as the options have it: of a cache, or of a run with the backbone."""
+    options = manifest.options or run.config()[1]["online"] or {}
+    return options.get("weights")
 
 
 def _last_figures(run: Run, task: Task) -> dict[str, float] | None:

@@ -1,0 +1,160 @@
+"""The model card of an adapter, ``README.md``: what the Hugging Face hub shows of it. Pure; it imports no torch.
+
+The front matter has the fields that the hub knows (https://huggingface.co/docs/hub/model-cards), as far as the files of
+the adapter tell them.
+"""
+
+import html
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from losa_cache.data.names import OWN_NAMES
+from losa_cache.inputs_config import RANDOM
+from losa_cache.tasks import CLASSIFICATION, get_task
+from losa_cache.text import shown
+
+SHOWN = 50  # classes that are listed
+_MARKS = re.compile(r"([\\`*_{}\[\]()#+!|~$-])")
+
+Config = Mapping[str, Any]
+Figures = Mapping[str, Any]
+
+
+def card(config: Config, metrics: Sequence[Figures], *, license: str | None = None, repo: str = "") -> str:
+    """Write the card.
+
+    Args:
+        config: of the adapter (``config.json``).
+        metrics: what was measured (``metrics.json``).
+        license: of the adapter, by the hub's name (``apache-2.0``).
+        repo: ``owner/name`` on the hub, if it is there.
+    """
+    front = yaml.safe_dump(_front(config, metrics, license, repo), sort_keys=False, allow_unicode=True, width=120)
+    return f"---\n{front}---\n\n" + "\n".join(_body(config, metrics, repo)) + "\n"
+
+
+def _front(config: Config, metrics: Sequence[Figures], license: str | None, repo: str) -> dict[str, Any]:
+    front: dict[str, Any] = {"library_name": "losa-cache"}
+    if license is not None:
+        front["license"] = license
+    if (base := _base_model(config)) is not None:
+        front["base_model"] = base
+    if (kind := _pipeline(config)) is not None:
+        front["pipeline_tag"] = kind
+    front["tags"] = ["losa", "side-tuning", "parameter-efficient-fine-tuning"]
+    dataset = config["cache"]["fields"]["dataset"]["name"]
+    if dataset not in OWN_NAMES:
+        front["datasets"] = [dataset]
+    if kind is not None and (results := [_result(config, kind, entry) for entry in metrics]):
+        front["metrics"] = ["accuracy"]
+        front["model-index"] = [{"name": repo.rpartition("/")[2] or _title(config), "results": results}]
+    return front
+
+
+def _base_model(config: Config) -> str | None:
+    """Name the backbone on the hub: timm's own weights, of a model with a tag, lie there under the model's name."""
+    name = str(config["cache"]["fields"]["backbone"]["name"]).removeprefix("vivit:")
+    return f"timm/{name}" if config.get("pretrained") and "." in name else None
+
+
+def _pipeline(config: Config) -> str | None:
+    if config.get("task", CLASSIFICATION) != CLASSIFICATION:
+        return None
+    moving = config["cache"]["fields"]["input"].get("frames", 1) > 1
+    return "video-classification" if moving else "image-classification"
+
+
+def _result(config: Config, kind: str, entry: Figures) -> dict[str, Any]:
+    dataset = config["cache"]["fields"]["dataset"]["name"]
+    return {
+        "task": {"type": kind},
+        "dataset": {"type": dataset, "name": dataset, "split": entry["split"]},
+        "metrics": [
+            {"type": "accuracy", "name": metric.title, "value": round(entry[metric.name] / 100, 6)}
+            for metric in get_task(CLASSIFICATION).metrics
+            if metric.share and metric.name in entry
+        ],
+    }
+
+
+def _title(config: Config) -> str:
+    fields = config["cache"]["fields"]
+    return f"{fields['dataset']['name']}-{config['adapter']['side']}"
+
+
+def _body(config: Config, metrics: Sequence[Figures], repo: str) -> list[str]:
+    fields, shape = config["cache"]["fields"], config["adapter"]
+    spec, backbone = fields["input"], fields["backbone"]
+    place, rank = f"hub:{repo}" if repo else "PATH_OF_THIS_FOLDER", f", rank {shape['rank']}" if shape["rank"] else ""
+    moving = f", {spec['frames']} frames, every {spec['stride']}th" if spec.get("frames", 1) > 1 else ""
+    task = config.get("task", CLASSIFICATION)
+    lines = [
+        f"# {plain(repo or _title(config))}",
+        "",
+        f"A side network (`{shape['side']}`{rank}) beside a frozen {plain(backbone['name'])}, trained on "
+        f"{plain(fields['dataset']['name'])} by [losa-cache](https://pypi.org/project/losa-cache/): Low-Rank Side "
+        "Adaptation (Mercea et al., CVPR 2024). It holds no weights of the backbone.",
+        "",
+        "## Use",
+        "",
+        "```sh",
+        f"losa-cache predict {place} photos",
+        "```",
+        "",
+        "```python",
+        "import losa_cache as lc",
+        "",
+        f'adapter = lc.load_adapter("{place}")  # block outputs to logits',
+        "```",
+        "",
+        "## Figures",
+        "",
+        *_figures(task, metrics),
+        "",
+        "## Details",
+        "",
+        f"* task: {plain(task)}",
+        f"* classes ({len(config['classes'])}): {_classes(config['classes'])}",
+        f"* input: {' x '.join(map(str, spec['size']))} (channels, height, width){moving}; "
+        f"{plain(spec['interpolation'])}, crop {spec['crop_pct']:g} ({plain(spec['crop_mode'])}), mean "
+        f"{_numbers(spec['mean'])}, standard deviation {_numbers(spec['std'])}",
+        f"* blocks that are read: {', '.join(map(str, config['layers']))} ({plain(config['tap'])})",
+        f"* weights of the backbone: `{_hash(backbone['weights'])}`",
+    ]
+    if backbone["weights"].startswith(f"{RANDOM}:"):
+        lines += ["", "**The backbone's weights are random**: this adapter is of no use but for tests."]
+    return lines
+
+
+def _figures(task: str, metrics: Sequence[Figures]) -> list[str]:
+    if not metrics:
+        return ["Nothing was measured."]
+    known = get_task(task).metrics
+    titles = [metric.label for metric in known]
+    rule = "|---" * (len(titles) + 2) + "|"
+    lines = [f"| split | samples | {' | '.join(titles)} |", rule]
+    for entry in metrics:
+        values = [metric.show(entry[metric.name]).removesuffix(f" {metric.unit}") for metric in known]
+        lines.append(f"| {plain(entry['split'])} | {entry['samples']} | {' | '.join(values)} |")
+    return lines
+
+
+def _classes(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more (config.json)" if len(names) > SHOWN else ""
+    return ", ".join(map(plain, names[:SHOWN])) + more
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return " ".join(f"{value:g}" for value in values)
+
+
+def _hash(text: str) -> str:
+    return re.sub(r"[^0-9A-Za-z:]", "", text)
+
+
+def plain(text: str) -> str:
+    """Give text that is neither Markdown nor HTML, in one line."""
+    return _MARKS.sub(r"\\\1", html.escape(shown(str(text)), quote=False))
