@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from losa_cache.apply.adapted import AdaptedModel
+    from losa_cache.apply.hub import push
     from losa_cache.backbone import Backbone, load_backbone
     from losa_cache.cache.store import ActivationCache, open_cache
     from losa_cache.compare.compare import compare
@@ -72,6 +73,7 @@ _HOMES = {
     "open_cache": "losa_cache.cache.store",
     "plan_extraction": "losa_cache.extract.plan_extraction",
     "probe": "losa_cache.probe.probe",
+    "push": "losa_cache.apply.hub",
     "resume": "losa_cache.train.train",
     "resume_sweep": "losa_cache.sweep.engine.run",
     "sweep": "losa_cache.sweep.engine.run",
@@ -113,6 +115,7 @@ __all__ = [
     "open_cache",
     "plan_extraction",
     "probe",
+    "push",
     "resume",
     "resume_sweep",
     "sweep",

@@ -13,6 +13,7 @@ from losa_cache.cli_common import Device, Json, Residency, existing, expanded, g
 from losa_cache.cli_compare import compare
 from losa_cache.cli_options import Values, takes_options
 from losa_cache.cli_probe import probe
+from losa_cache.cli_push import push
 from losa_cache.cli_sweep import sweep, train_chosen, vtab
 from losa_cache.data.names import require_data_set
 from losa_cache.errors import UserError
@@ -197,6 +198,7 @@ def evaluate(
 
 
 app.command()(compare)
+app.command()(push)
 
 
 @app.command()
