@@ -1,6 +1,8 @@
 """Files of options (``--config``, ``--space``): TOML, YAML or JSON from outside, read within bounds."""
 
+import json
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +18,14 @@ def read_options(path: Path, what: str) -> dict[str, Any]:
     """Read the options of a file, whatever their values are.
 
     Args:
-        path: of the file; ``.toml`` is TOML, anything else YAML, of which JSON is a part.
+        path: of the file; ``.toml`` is TOML, ``.json`` JSON, anything else YAML.
         what: that it is, for messages: ``config`` or ``space``.
 
     Returns:
         values by name, with ``_`` for every ``-``.
 
     Raises:
-        UserError: if it cannot be read, is no TOML or YAML, or holds no options.
+        UserError: if it cannot be read, is no TOML, JSON or YAML, or holds no options.
     """
     name = shown(str(path))
     try:
@@ -32,22 +34,41 @@ def read_options(path: Path, what: str) -> dict[str, Any]:
         raise UserError(f"{what} {name!r} cannot be read: {error}.") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{what} {name!r} cannot be read: it is not UTF-8.") from error
-    kind = "TOML" if path.suffix.lower() == ".toml" else "YAML"
+    kind, read = _KINDS.get(path.suffix.lower(), ("YAML", _yaml))
     try:
-        content = tomllib.loads(text) if kind == "TOML" else _yaml(text)
+        content = read(text)
     except RecursionError as error:
         raise UserError(f"{what} {name!r} cannot be read: it is nested too deeply.") from error
     except Exception as error:  # yaml's own have no common base but this, without importing it
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{what} {name!r} cannot be read: it is no {kind} ({shown(reason[:200])}).") from error
+        raise UserError(f"{what} {name!r} cannot be read: it is no {kind} ({_reason(error)}).") from error
     if not isinstance(content, dict) or not content or not all(isinstance(own, str) for own in content):
-        raise UserError(f"{what} {name!r} holds no options: write one a line, such as rank: [4, 8].")
+        raise UserError(f"{what} {name!r} holds no options: write each as a name and a value, in a line of its own.")
     found: dict[str, Any] = {}
     for given, value in content.items():
         if (key := given.replace("-", "_")) in found:
             raise UserError(f"{what} {str(path)!r} has {shown(given[:40].replace('_', '-'))} twice: leave one out.")
         found[key] = value
     return found
+
+
+def _reason(error: Exception) -> str:
+    """Say what is wrong in one line, and in which line of the file, as far as the reader of the format says it."""
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or (str(error).strip() or type(error).__name__).splitlines()[0]
+    place = "" if mark is None else f", line {mark.line + 1}, column {mark.column + 1}"
+    return shown(f"{problem[:200]}{place}")
+
+
+def _json(text: str) -> Any:
+    """Read JSON without deep nesting, or a name twice."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        if twice := next((name for at, name in enumerate(names) if name in names[:at]), None):
+            raise ValueError(f"it has {twice[:40]!r} twice")
+        return dict(pairs)
+
+    return json.loads(text, object_pairs_hook=once)
 
 
 def _yaml(text: str) -> Any:
@@ -67,3 +88,6 @@ def _yaml(text: str) -> Any:
         if twice := next((name for at, name in enumerate(names) if name in names[:at]), None):
             raise ValueError(f"it has {twice[:40]!r} twice")
     return yaml.safe_load(text)
+
+
+_KINDS: dict[str, tuple[str, Callable[[str], Any]]] = {".toml": ("TOML", tomllib.loads), ".json": ("JSON", _json)}
