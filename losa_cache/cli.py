@@ -9,12 +9,13 @@ import typer
 
 import losa_cache
 from losa_cache.__main__ import main
-from losa_cache.cli_common import Device, Json, Residency, existing, expanded, given, print_result, refuse
+from losa_cache.cache.registry import require_known_store
+from losa_cache.cli_common import Device, Json, Residency, existing, existing_run, expanded, given, print_result, refuse
 from losa_cache.cli_compare import compare
 from losa_cache.cli_options import Values, takes_options
 from losa_cache.cli_probe import probe
 from losa_cache.cli_sweep import sweep, train_chosen, vtab
-from losa_cache.data.names import require_data_set
+from losa_cache.data.names import require_data_set, require_split
 from losa_cache.errors import UserError
 from losa_cache.extract.config import ExtractConfig, PlanConfig, Rate
 from losa_cache.inputs_config import PANEL as IMAGES
@@ -22,6 +23,7 @@ from losa_cache.options import options_of
 from losa_cache.sweep.engine.config import options_of_sweep
 from losa_cache.terminal import Commands
 from losa_cache.train.config import OnlineConfig, TrainConfig, of_recipe
+from losa_cache.train.sample_files import require_sample_files
 from losa_cache.train.stored import options_of_run, read_run
 
 __all__ = ["app", "main"]
@@ -124,6 +126,7 @@ def train(
     """Train a side network from a cache, without the backbone; or --online, with it."""
     if images["dataset"] is not None:
         require_data_set(images["dataset"], images["data_dir"])
+        require_split(images["dataset"], images["split"])
     if resume is not None:
         taken = ("resume", "device", "residency", "stage", "as_json")
         refuse(context, "--resume goes on with a run's own options", but=taken)
@@ -132,6 +135,7 @@ def train(
     if given(context, "val_ids"):
         refuse(context, "--val-ids says what is held out", only=("val_fraction",))
     config = replace(config, **{name: own for name, own in of_recipe(recipe).items() if not given(context, name)})
+    require_sample_files(config)
     if auto:
         refuse(context, "--auto chooses from a cache", only=("online", "mixed", *OF_IMAGES))
         train_chosen(context, cache, config, as_json, out=out, device=device, residency=residency, stage=stage)
@@ -145,6 +149,8 @@ def train(
         fresh = OnlineConfig(**images, share=1.0 if mixed is None else mixed)
     else:
         refuse(context, "without --online or --mixed a cache serves the images it has", only=OF_IMAGES)
+    if cache is None and not online:
+        require_known_store()
     from losa_cache.cache.store import latest_training_cache, open_cache
     from losa_cache.display import TrainingBar, note, training_report
     from losa_cache.train.train import train as run
@@ -181,7 +187,7 @@ app.command()(vtab)
 @app.command(name="eval")
 @takes_options
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="A finished run's directory.", callback=expanded)],
+    run: Annotated[Path, typer.Argument(help="A finished run's directory.", callback=existing_run)],
     cache: Annotated[str | None, _cache("A path or URL; default: a held-out cache of the same data set.")] = None,
     split: Annotated[str | None, typer.Option(help="Of an online run's data set: run the backbone over it.")] = None,
     device: Device = None,

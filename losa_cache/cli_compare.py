@@ -1,6 +1,7 @@
 """The command line's ``compare``: parse, call, print."""
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -8,11 +9,17 @@ import typer
 
 from losa_cache.cli_common import Device, Json, expanded
 from losa_cache.cli_options import takes_options
+from losa_cache.errors import no_run_or_cache
+from losa_cache.folders import is_url
 from losa_cache.text import say
 
 
-def _expanded(values: list[str]) -> list[str]:
-    return [expanded(value) for value in values]
+def _existing(values: list[str]) -> list[str]:
+    places = [str(expanded(value)) for value in values]
+    for place in places:
+        if not is_url(place) and not os.path.lexists(place):
+            raise no_run_or_cache(place)
+    return places
 
 
 @takes_options
@@ -23,7 +30,7 @@ def compare(
             metavar="RUN|CACHE...",
             help="Directories of finished runs; a test cache to test them on (default: the one that eval takes); a "
             "training cache to add its probe. A training cache alone: every run below runs/ that was trained from it.",
-            callback=_expanded,
+            callback=_existing,
         ),
     ],
     probe: Annotated[

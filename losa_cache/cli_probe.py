@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from losa_cache.cache.registry import require_known_store
 from losa_cache.cli_common import Device, Json, Residency, existing, expanded
 from losa_cache.cli_options import takes_options
 from losa_cache.probe.config import ProbeConfig
@@ -29,6 +30,8 @@ def probe(
     as_json: Json = False,
 ) -> None:
     """Tune logistic regressions, nearest neighbours and class means on a cache's layers: what training has to beat."""
+    if cache is None:
+        require_known_store()
     from losa_cache.cache.store import latest_training_cache
     from losa_cache.display import PassBar, note
     from losa_cache.probe.probe import probe as run

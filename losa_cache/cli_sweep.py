@@ -7,13 +7,15 @@ from typing import Annotated, Any
 
 import typer
 
+from losa_cache.cache.registry import require_known_store
 from losa_cache.cli_common import Device, Json, Residency, existing, expanded, given, print_result, refuse
 from losa_cache.cli_options import Values, takes_options
 from losa_cache.errors import UserError
-from losa_cache.folders import settled_path
+from losa_cache.folders import require_folder_of_caches, settled_path
 from losa_cache.sweep.engine.config import SweepConfig
-from losa_cache.sweep.engine.space import KINDS, Choices, parse, split_fixed
+from losa_cache.sweep.engine.space import KINDS, Choices, parse, require_trainable, split_fixed
 from losa_cache.train.config import PAPER, TrainConfig, of_recipe
+from losa_cache.train.sample_files import require_sample_files
 
 PANEL = "Searched options (4,8,16; random, tpe: 1e-4..1e-2)"
 SEARCHED = tuple(name for name in KINDS if name not in ("epochs", "seed"))
@@ -24,6 +26,12 @@ CACHES = ("val_cache", "test_cache")
 
 def _path(text: str) -> Any:
     return typer.Option(help=text, callback=expanded)
+
+
+def _caches(folder: Path) -> Path:
+    place: Path = expanded(folder)
+    require_folder_of_caches(place)
+    return place
 
 
 def sweep(
@@ -49,10 +57,11 @@ def sweep(
     if resume is not None:
         own = ("resume", "storage", "device", "residency", "as_json")
         refuse(context, "--resume goes on with a sweep's own options", but=own)
+        names = list(SweepConfig.load(resume).space)
         from losa_cache.sweep.engine.run import resume_sweep, summary
         from losa_cache.sweep.report.live_table import SweepTable
 
-        with SweepTable(list(SweepConfig.load(resume).space)) as table:
+        with SweepTable(names) as table:
             found = resume_sweep(resume, device=device, residency=residency, report=table, storage=options["storage"])
         print_result(summary(found), as_json)
         return
@@ -62,6 +71,11 @@ def sweep(
     preset = {name: value for name, value in of_recipe(recipe).items() if not given(context, name)}
     base = TrainConfig(**fixed | preset | alone)
     caches = {name: str(settled_path(path)) for name in CACHES if (path := options[name]) is not None}
+    require_sample_files(base)
+    require_trainable(searched, base)
+    SweepConfig(cache=cache or "", space=searched, base=base, **options | caches)  # refused before torch is imported
+    if cache is None:
+        require_known_store()
     from losa_cache.sweep.engine.run import summary
     from losa_cache.sweep.engine.run import sweep as run
     from losa_cache.sweep.report.live_table import SweepTable
@@ -82,7 +96,9 @@ def sweep(
 
 @takes_options
 def vtab(
-    folder: Annotated[Path, typer.Argument(help="Caches of VTAB-1k tasks lie anywhere below it.", callback=expanded)],
+    folder: Annotated[
+        Path, typer.Argument(help="A folder that holds the caches of VTAB-1k tasks, at any depth.", callback=_caches)
+    ],
     ranks: Annotated[str, typer.Option(help="Of the side network.")] = "4,8,16",
     out: Annotated[Path, _path("A sweep for each task and rank, vtab.json and vtab.md.")] = Path("runs/vtab"),
     epochs: Annotated[int, typer.Option(help="Passes over the training samples.")] = 100,
@@ -92,15 +108,14 @@ def vtab(
     as_json: Json = False,
 ) -> None:
     """Run VTAB-1k on every task found: select on val200, train on 1,000, test once. Run it again to resume."""
+    chosen = parse("rank", ranks)
+    if not isinstance(chosen, Choices):
+        raise UserError(f"ranks is {ranks!r}: list them, as in 4,8,16.")
     from losa_cache.display import note
     from losa_cache.sweep.report.live_table import headline
     from losa_cache.sweep.vtab.table import text
     from losa_cache.sweep.vtab.vtab import GRID
     from losa_cache.sweep.vtab.vtab import vtab as run
-
-    own = parse("rank", ranks)
-    if not isinstance(own, Choices):
-        raise UserError(f"ranks is {ranks!r}: list them, as in 4,8,16.")
 
     def report(task: str, rank: int, standing: Any) -> None:
         if standing.finished == standing.trials:
@@ -108,7 +123,7 @@ def vtab(
 
     record = run(
         folder,
-        ranks=own.values,
+        ranks=chosen.values,
         out=out,
         space=GRID | ({"seed": Choices(tuple(range(seeds)))} if seeds > 1 else {}),
         config=TrainConfig(**of_recipe(PAPER) | {"epochs": epochs}),
@@ -129,6 +144,8 @@ def train_chosen(context: typer.Context, cache: str | None, config: TrainConfig,
         as_json: how to print.
         places: ``out``, ``device``, ``residency`` and ``stage``, as of ``losa_cache.train``.
     """
+    if cache is None:
+        require_known_store()
     from losa_cache.cache.store import latest_training_cache, open_cache
     from losa_cache.display import PassBar, TrainingBar, note, training_report
     from losa_cache.sweep.engine.auto import SHARE, grid_of, train_auto

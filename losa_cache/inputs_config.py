@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from losa_cache.data.names import is_name, require_data_set
+from losa_cache.cache.precision_names import require_precision
+from losa_cache.data.names import is_name, require_data_set, require_decoder_name, require_split
 from losa_cache.errors import UserError, require_counts, require_seed
+from losa_cache.layers import require_layers
 from losa_cache.options import Option
 from losa_cache.points import ALL, require_tap, require_tokens
 
@@ -139,8 +141,12 @@ class InputsConfig(ImageConfig):
     def __post_init__(self) -> None:
         if isinstance(self.dataset, str):
             require_data_set(self.dataset, self.data_dir)
+            require_split(self.dataset, self.split)
+        require_layers(self.layers)
         require_tap(self.tap)
         require_tokens(self.tokens)
+        require_precision(self.precision, tokens=self.tokens)
+        require_decoder_name(self.decoder)
         require_counts(views=self.views, limit=self.limit, clips=self.clips)
         require_seed(self.seed)
         if self.views > 1 and self.augment is None:

@@ -15,7 +15,7 @@ from losa_cache.cache.stores.local import LocalPath
 from losa_cache.errors import UserError
 from losa_cache.files import clear
 from losa_cache.lock import lock, unlock
-from losa_cache.machine.memory import readable_bytes
+from losa_cache.machine.sizes import readable_bytes
 
 
 class LocalLock(WriterLock):

@@ -10,15 +10,11 @@ from losa_cache.cache import stores
 from losa_cache.cache.storage import StorePath
 from losa_cache.cache.stores.local import LocalPath
 from losa_cache.errors import UserError
+from losa_cache.folders import is_url
 
 Location = Path | StorePath
 """Where a cache lies, as callers may give it."""
 REQUESTS = 16  # at the same time, for sizes of files
-
-
-def is_url(text: str) -> bool:
-    """Whether this is a URL and not the path of a file."""
-    return "://" in text
 
 
 def locate(place: str | Location) -> StorePath:

@@ -27,7 +27,7 @@ from losa_cache.errors import UserError
 from losa_cache.files import clear, write_whole
 from losa_cache.folders import home
 from losa_cache.lock import unlock
-from losa_cache.machine.memory import readable_bytes
+from losa_cache.machine.sizes import readable_bytes
 from losa_cache.outside import UnreadableError, parse_json, read_file
 
 SCRATCH_SHARDS = 2  # one that is written, one that is uploaded

@@ -13,13 +13,16 @@ import os
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
-from losa_cache.cache.manifest import Manifest
 from losa_cache.cache.storage import StorePath
+from losa_cache.errors import no_training_cache
 from losa_cache.files import write_json
 from losa_cache.folders import find_home
 from losa_cache.outside import UnreadableError, read_json
+
+if TYPE_CHECKING:
+    from losa_cache.cache.manifest import Manifest
 
 OPENED = ("backbone", "dataset", "split", "data_dir", "weights")
 """Options that say what is opened, or fetched; the identity vouches for the others."""
@@ -41,7 +44,7 @@ class Note(TypedDict, total=False):
 
 
 def remember(
-    store: StorePath, manifest: Manifest, options: Mapping[str, Any] | None = None, seconds: float | None = None
+    store: StorePath, manifest: "Manifest", options: Mapping[str, Any] | None = None, seconds: float | None = None
 ) -> None:
     """Note that a cache was completed now; a home that cannot be written costs the note, and a warning, no more.
 
@@ -79,7 +82,7 @@ def remember(
         )
 
 
-def knows(store: StorePath, manifest: Manifest) -> bool:
+def knows(store: StorePath, manifest: "Manifest") -> bool:
     """Tell whether this user extracted a cache from the very places that its manifest's options name."""
     home = find_home()
     if home is None or manifest.options is None or store.on_disk is None:
@@ -93,7 +96,7 @@ def knows(store: StorePath, manifest: Manifest) -> bool:
     return (note.get("path"), note.get("identity"), note.get("options")) == expected
 
 
-def extraction_seconds(store: StorePath, manifest: Manifest) -> float | None:
+def extraction_seconds(store: StorePath, manifest: "Manifest") -> float | None:
     """Say how long a cache's extraction took, if it ran here and in one go."""
     home = find_home()
     if store.on_disk is None:
@@ -112,6 +115,16 @@ def known_stores() -> list[Path]:
     A note that cannot be read is skipped, with a warning that names it.
     """
     return [Path(path) for path in _paths() if os.path.isdir(path)]
+
+
+def require_known_store() -> None:
+    """Refuse where no cache of this user is there: this costs no import, opening the caches does.
+
+    Raises:
+        UserError: if there is none.
+    """
+    if not known_stores():
+        raise no_training_cache()
 
 
 def _paths() -> Iterator[str]:

@@ -23,7 +23,7 @@ from losa_cache.cache.stores.local import LocalPath
 from losa_cache.errors import UserError
 from losa_cache.files import publish, reason, remedy, sync_tree, write_whole
 from losa_cache.lock import lock, unlock
-from losa_cache.machine.memory import readable_bytes
+from losa_cache.machine.sizes import readable_bytes
 
 PIECE_BYTES = 4 * 1024 * 1024
 PIECES, REMOTE_PIECES = 4, 16  # read at once

@@ -25,7 +25,7 @@ from losa_cache.cache.receipt import Receipt
 from losa_cache.cache.registry import known_stores
 from losa_cache.cache.shard import ShardReader
 from losa_cache.cache.storage import StorePath, receipts_of, shard_path
-from losa_cache.errors import UserError, no_cache
+from losa_cache.errors import UserError, no_cache, no_training_cache
 from losa_cache.outside import UnreadableError, parse_json
 from losa_cache.points import ALL
 
@@ -312,4 +312,4 @@ def latest_training_cache(*, all_tokens: bool = True) -> ActivationCache:
             f"there is no training cache of all tokens yet, only of pooled rows ({str(passed_over.path)!r}): make one "
             "with losa-cache extract --tokens all, or train a --side that reads pooled rows: linear or fusion."
         )
-    raise UserError("there is no complete training cache yet: make one with losa-cache extract, or pass --cache.")
+    raise no_training_cache()

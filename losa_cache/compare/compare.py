@@ -5,13 +5,13 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from losa_cache.cache.location import is_url
 from losa_cache.cache.store import HELD_OUT_SPLITS, ActivationCache, open_cache
 from losa_cache.compare.predictions import Predictions, predictions
 from losa_cache.compare.probed import probe_contenders
 from losa_cache.compare.record import Comparison, Contender, comparison
 from losa_cache.compare.trained import Trained, contender, group, names, read_run
-from losa_cache.errors import UserError
+from losa_cache.errors import UserError, no_run_or_cache
+from losa_cache.folders import is_url
 from losa_cache.sidenet.adapter_file import load_adapter_config
 from losa_cache.sidenet.adapter_folder import has_adapter
 from losa_cache.train.evaluate_run import known_test_cache, misfit, of_same_images
@@ -92,11 +92,13 @@ def _sorted(what: Sequence[str | Path | ActivationCache]) -> tuple[list[Path], l
             caches.append(one)
         elif not is_url(str(one)) and ((Path(one) / RUN_CONFIG).exists() or has_adapter(Path(one))):
             runs.append(Path(one))
-        else:
+        elif is_url(str(one)) or Path(one).exists():
             try:
                 caches.append(open_cache(str(one)))
             except UserError as error:
-                raise UserError(f"{str(one)!r} is no finished run, and as a cache: {error}") from error
+                raise UserError(f"{str(one)!r} is no finished run and cannot be opened as a cache: {error}") from error
+        else:
+            raise no_run_or_cache(one)
     return runs, caches
 
 

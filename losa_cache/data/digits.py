@@ -8,11 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from losa_cache.data.names import require_split
 from losa_cache.data.samples import Samples, hash_lines
-from losa_cache.errors import UserError
 from losa_cache.extras import extra
 
-SPLITS = ("train", "test")
 PRETRAINING_CLASSES, DOWNSTREAM_CLASSES = range(5), range(5, 10)
 
 
@@ -36,8 +35,7 @@ def load_digits_split(split: str) -> Samples:
     Raises:
         UserError: for another split.
     """
-    if split not in SPLITS:
-        raise UserError(f"digits has no split {split!r}: choose one of {', '.join(SPLITS)}.")
+    require_split("digits", split)
     scans, digits, places = digit_scans(DOWNSTREAM_CLASSES)
     order = np.random.default_rng(0).permutation(len(scans))
     half = len(scans) // 2

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
+from losa_cache.data.names import NVJPEG, PILLOW, require_decoder_name
 from losa_cache.data.picture import exif_orientation
 from losa_cache.data.samples import Samples
 from losa_cache.data.transforms import InputSpec
@@ -23,8 +24,6 @@ from losa_cache.outside import UnreadableError, read_file
 
 log = logging.getLogger(__name__)
 
-PILLOW, NVJPEG = "pillow", "nvjpeg"
-DECODERS = (PILLOW, NVJPEG)
 AT_ONCE = 16  # images that lie on the device in full size
 UPRIGHT, FIRST_THAT_EXCHANGES_AXES = 1, 5
 MIRRORED = {1: (), 2: (-1,), 3: (-2, -1), 4: (-2,), 5: (), 6: (-1,), 7: (-2, -1), 8: (-2,)}
@@ -45,8 +44,7 @@ def require_decoder(name: str, device: torch.device, *, augment: str | None, bud
     Raises:
         UserError: if not.
     """
-    if name not in DECODERS:
-        raise UserError(f"unknown decoder {name!r}: choose one of {', '.join(DECODERS)}.")
+    require_decoder_name(name)
     if name == PILLOW:
         return
     if device.type != "cuda":

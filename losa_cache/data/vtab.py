@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from losa_cache.data.label_files import read_list
+from losa_cache.data.names import SPLITS, require_split
 from losa_cache.data.samples import Samples, from_files
 from losa_cache.errors import UserError
 
 NAME = "vtab"
-TRAIN, VAL, BOTH, TEST = SPLITS = ("train800", "val200", "train800val200", "test")
+TRAIN, VAL, BOTH, TEST = SPLITS[NAME]
 TRAINING_SAMPLES, VALIDATION_SAMPLES = 1000, 200
 GROUPS = ("natural", "specialised", "structured")
 
@@ -69,10 +70,9 @@ def load_vtab(root: Path, split: str) -> Samples:
         UserError: for another split, a list that is missing or does not parse, a path that leads out of the folder, a
             label out of range, or lists that do not agree with each other.
     """
-    if split not in SPLITS:
-        raise UserError(f"{NAME} has no split {split!r}: choose one of {', '.join(SPLITS)}.")
+    require_split(NAME, split)
     task = Path(os.path.abspath(root)).name
-    lists = {name: _read(list_path(root, name), task) for name in SPLITS if list_path(root, name).is_file()}
+    lists = {name: _read(list_path(root, name), task) for name in SPLITS[NAME] if list_path(root, name).is_file()}
     parts = (TRAIN, VAL) if split == BOTH and TRAIN in lists and VAL in lists else (split,)
     for part in parts:
         if part not in lists:

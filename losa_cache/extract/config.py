@@ -4,8 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from losa_cache.cache.precision_names import MOST_BITS
 from losa_cache.errors import UserError, require_counts
+from losa_cache.folders import is_url
 from losa_cache.inputs_config import WORKERS, InputsConfig, of_images
+from losa_cache.machine.device_names import require_device_name
+from losa_cache.machine.sizes import parse_bytes
 from losa_cache.options import Option, options_of
 
 if TYPE_CHECKING:
@@ -50,6 +54,14 @@ class PlanConfig(InputsConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_counts(batch_size=self.batch_size, workers=self.workers)
+        if self.device is not None:
+            require_device_name(self.device)
+        if self.max_device_memory is not None:
+            parse_bytes(self.max_device_memory)
+        if isinstance(self.out, str) and is_url(self.out):
+            from losa_cache.cache.location import store_of
+
+            store_of(self.out)
 
     @property
     def named(self) -> bool:
@@ -91,3 +103,9 @@ class Rate:
     error: Annotated[
         float | None, of_images("Predict each layer from the one before, and allow this relative error: 0.2.")
     ] = None
+
+    def __post_init__(self) -> None:
+        if self.bits is not None and not 0.001 <= self.bits <= MOST_BITS:
+            raise UserError(f"bits is {self.bits:g}: it must lie between 0.001 and {MOST_BITS:g}, as in --bits 1.5.")
+        if self.error is not None and not 0.0001 <= self.error <= 0.99:
+            raise UserError(f"error is {self.error:g}: it must lie between 0.0001 and 0.99, as in --error 0.2.")

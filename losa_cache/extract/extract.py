@@ -21,7 +21,7 @@ from losa_cache.folders import home
 from losa_cache.inputs import open_inputs
 from losa_cache.machine.allocator import keep_freed_memory
 from losa_cache.machine.device import choose_device, default_workers
-from losa_cache.machine.memory import parse_bytes
+from losa_cache.machine.sizes import parse_bytes
 from losa_cache.options import given, lists_options, with_options
 
 log = logging.getLogger(__name__)

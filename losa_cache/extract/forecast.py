@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
-from losa_cache.machine.memory import readable_bytes
+from losa_cache.machine.sizes import readable_bytes
 
 EPOCHS = 100  # that `losa-cache train` does by default: a cache must pay within one run, or it serves a sweep only
 MEMORY_SHARE = 0.8  # of the free memory, that a cache may fill and still be read from there in the second epoch

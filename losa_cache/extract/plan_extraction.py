@@ -27,7 +27,8 @@ from losa_cache.extract.plan import cache_name, default_batch
 from losa_cache.folders import home
 from losa_cache.inputs import Inputs, open_inputs, precision_for
 from losa_cache.machine.device import choose_device, default_workers
-from losa_cache.machine.memory import available_memory, parse_bytes
+from losa_cache.machine.memory import available_memory
+from losa_cache.machine.sizes import parse_bytes
 from losa_cache.options import given, lists_options, with_options
 
 PREFERRED = ("bfloat16", "int8", "int4", "predict:2", "predict:1")

@@ -19,8 +19,7 @@ from losa_cache.cache.registry import knows, remember
 from losa_cache.cache.schema import check_options
 from losa_cache.cache.store import ActivationCache
 from losa_cache.calibrate import images_at_once, run_views
-from losa_cache.data.names import is_embedded, is_name
-from losa_cache.data.nvjpeg import PILLOW
+from losa_cache.data.names import PILLOW, is_embedded, is_name
 from losa_cache.data.samples import Samples
 from losa_cache.errors import UserError
 from losa_cache.extract import pipeline

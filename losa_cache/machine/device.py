@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 from losa_cache.errors import UserError
+from losa_cache.machine.device_names import require_device_name
 
 
 def choose_device(name: str | None = None) -> torch.device:
@@ -16,6 +17,7 @@ def choose_device(name: str | None = None) -> torch.device:
     """
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    require_device_name(name)
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

@@ -1,8 +1,7 @@
-"""How much memory is left, and how people write such sizes."""
+"""How much memory is left, and how it is allocated."""
 
 import math
 import mmap
-import re
 import resource
 import weakref
 from collections.abc import Sequence
@@ -15,35 +14,10 @@ from numpy.typing import NDArray
 
 from losa_cache.errors import UserError
 from losa_cache.machine.device import default_workers
+from losa_cache.machine.sizes import readable_bytes
 
 LOCKED_IN_PLACE = 2**28  # bytes: torch's own page-locked memory is rounded up to a power of two
 _LIMITLESS = 2**62
-_PREFIXES = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
-
-
-def parse_bytes(size: str | int) -> int:
-    """Read a size: ``4GB`` (10^9 each), ``1.5GiB`` (2^30), ``512MB``, or plain bytes.
-
-    Raises:
-        UserError: if it is none, or less than a byte.
-    """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kmgt]?)(i?)b?", str(size).strip(), re.IGNORECASE)
-    number = 0
-    if found is not None:
-        value, prefix, binary = found.groups()
-        number = int(float(value) * (1024 if binary else 1000) ** _PREFIXES[prefix.lower()])
-    if number < 1:
-        raise UserError(f"{str(size)!r} is no size: write 4GB, 512MB, 1.5GiB or a number of bytes.")
-    return number
-
-
-def readable_bytes(count: float) -> str:
-    """Write bytes in decimal units, as disks are sold."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
 
 
 def allocate(shape: Sequence[int], dtype: torch.dtype, device: torch.device, *, pin: bool = False) -> torch.Tensor:

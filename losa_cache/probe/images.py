@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from losa_cache.cache.store import ActivationCache
 from losa_cache.errors import UserError
-from losa_cache.machine.memory import available_memory, readable_bytes
+from losa_cache.machine.memory import available_memory
+from losa_cache.machine.sizes import readable_bytes
 from losa_cache.probe.features import probed_points, rows_of_point
 from losa_cache.probe.tuning import FOLDS, Folds, cross_validation, held_out_fold
 from losa_cache.tasks import CLASSIFICATION, get_task

@@ -4,8 +4,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+from losa_cache.cache.precision_names import require_precision
 from losa_cache.errors import LARGEST_SEED, UserError, require_counts
 from losa_cache.inputs_config import AUGMENT, BACKBONE, DATASET, WORKERS, ImageConfig, of_images
+from losa_cache.layers import require_layers
 from losa_cache.options import Option
 from losa_cache.points import ALL_LAYERS, EMBEDDING, HEADS, LAST, STARTS, require_tap
 from losa_cache.sidenet.spec import DEFAULT, SIDES, SideSpec, listed, side_spec, stackable
@@ -153,6 +155,7 @@ class TrainConfig:
             raise UserError(f"unknown start {self.start!r}: choose one of {', '.join(STARTS)}.")
         if self.head not in HEADS:
             raise UserError(f"unknown head {self.head!r}: choose one of {', '.join(HEADS)}.")
+        require_layers(self.layers)
         require_counts(limit=self.limit)
         for name, kind, low, high in BOUNDS:
             value, shown = getattr(self, name), name.removeprefix("peak_").replace("_", "-")
@@ -160,6 +163,8 @@ class TrainConfig:
                 raise UserError(f"{shown} is {value!r}: it must be a {'whole ' if kind is int else ''}number.")
             if not low <= value <= high:
                 raise UserError(f"{shown} is {value}: it must lie between {low} and {high}.")
+        if self.val_fraction == 1:
+            raise UserError(f"val-fraction is {self.val_fraction}: it must be below 1: some samples must be left.")
 
 
 def of_recipe(name: str) -> dict[str, Any]:
@@ -217,6 +222,8 @@ class OnlineConfig(ImageConfig):
             raise UserError(f"mixed is {self.share}: the share of fresh samples must lie above 0 and at most at 1.")
         if self.tap is not None:
             require_tap(self.tap)
+        if self.precision is not None:
+            require_precision(self.precision)
         if self.workers is not None and self.workers < 1:
             raise UserError(f"workers is {self.workers}: it must be at least 1.")
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from losa_cache.errors import UserError
-from losa_cache.machine.memory import available_memory, readable_bytes
+from losa_cache.machine.memory import available_memory
+from losa_cache.machine.sizes import readable_bytes
 from losa_cache.sidenet.adapter import Adapter
 from losa_cache.sidenet.spec import SideSpec, listed
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from losa_cache.cache.precision import Encoding
 from losa_cache.cache.reader import BlockReader
 from losa_cache.machine.device import default_workers, on_stream, side_stream
-from losa_cache.machine.memory import allocate, readable_bytes
+from losa_cache.machine.memory import allocate
 from losa_cache.machine.prefetch import work_ahead
+from losa_cache.machine.sizes import readable_bytes
 from losa_cache.train.in_memory import MemoryReader
 
 log = logging.getLogger(__name__)

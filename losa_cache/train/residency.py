@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from losa_cache.errors import UserError
-from losa_cache.machine.memory import readable_bytes
+from losa_cache.machine.sizes import readable_bytes
 
 RESIDENCIES = ("auto", "device", "memory", "disk")
 DEVICE_SHARE = 0.7  # of a device's free memory: the rest is a training step's

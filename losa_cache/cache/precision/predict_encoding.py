@@ -23,10 +23,10 @@ from losa_cache.cache.precision.bitplanes import BYTE, unpack
 from losa_cache.cache.precision.integers import Integer, IntegerEncoding
 from losa_cache.cache.precision.layer_codec import LayerCodec
 from losa_cache.cache.precision.token_codec import NOT_FINITE, dequantise, tokens_last
+from losa_cache.cache.precision_names import MOST_BITS
 from losa_cache.factors import Product
 
 PREFIX = Integer(8, None)
-MOST_BITS = 8.0
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from losa_cache.train.stored import KEPT_FILES
 FILE = "sweep.json"
 SAMPLERS = ("grid", "random", "tpe")
 PRUNERS = ("none", "halving", "hyperband", "median")
+TRACKERS = ("wandb", "mlflow")
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,9 @@ class SweepConfig:
     retrain: Annotated[bool, Option("Train the chosen options again, on training and validation samples.")] = False
 
     def __post_init__(self) -> None:
-        for name, value, known in (("sampler", self.sampler, SAMPLERS), ("pruner", self.pruner, PRUNERS)):
+        named = [("sampler", self.sampler, SAMPLERS), ("pruner", self.pruner, PRUNERS)]
+        named += [("tracker", tracker, TRACKERS) for tracker in self.trackers]
+        for name, value, known in named:
             if value not in known:
                 raise UserError(f"unknown {name} {value!r}: choose one of {', '.join(known)}.")
         for name in ("trials", "concurrent"):

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from losa_cache.errors import UserError
-from losa_cache.sweep.engine.search import optuna
 from losa_cache.text import shown
 
 if TYPE_CHECKING:
+    import optuna
     from sqlalchemy.engine import URL
 
 OWN = "study.db"
@@ -49,6 +49,8 @@ def open_storage(folder: Path, url: str | None) -> "optuna.storages.RDBStorage":
     Raises:
         UserError: if it cannot be opened.
     """
+    from losa_cache.sweep.engine.search import optuna  # takes 0.3 s, which other commands need not spend
+
     with telling(url):
         if url is not None:
             if url.startswith("redis"):

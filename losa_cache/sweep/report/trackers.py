@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from losa_cache.errors import UserError
 from losa_cache.extras import extra
+from losa_cache.sweep.engine.config import TRACKERS
 from losa_cache.sweep.engine.storage import hidden
 from losa_cache.train.config import TrainConfig
 
@@ -109,7 +110,9 @@ class MlflowTracker:
         self._client.set_terminated(self._runs.pop(number), "FAILED" if state == "failed" else "FINISHED")
 
 
-TRACKERS: dict[str, type[WandbTracker] | type[MlflowTracker]] = {"wandb": WandbTracker, "mlflow": MlflowTracker}
+_CLASSES: dict[str, type[WandbTracker] | type[MlflowTracker]] = dict(
+    zip(TRACKERS, (WandbTracker, MlflowTracker), strict=True)
+)
 
 
 class _Told:
@@ -118,7 +121,7 @@ class _Told:
     def __init__(self, name: str, folder: Path) -> None:
         self._name = name
         with _telling(name):
-            self._own: Tracker = TRACKERS[name](folder)
+            self._own: Tracker = _CLASSES[name](folder)
 
     def start(self, number: int, config: TrainConfig) -> None:
         """As of :class:`Tracker`."""
@@ -153,9 +156,6 @@ def open_trackers(names: Sequence[str], folder: Path) -> list[Tracker]:
     """Open trackers by name.
 
     Raises:
-        UserError: for an unknown one, or one that is not installed or does not answer.
+        UserError: for one that is not installed or does not answer.
     """
-    for name in names:
-        if name not in TRACKERS:
-            raise UserError(f"unknown tracker {name!r}: choose among {', '.join(TRACKERS)}.")
     return [_Told(name, folder) for name in names]

@@ -10,6 +10,7 @@ from losa_cache.cache.store import ActivationCache, open_cache
 from losa_cache.data.label_files import read_list
 from losa_cache.data.vtab import BOTH, NAME, TASKS, TEST, TRAIN, TRAINING_SAMPLES, VAL, VALIDATION_SAMPLES, list_path
 from losa_cache.errors import UserError
+from losa_cache.folders import require_folder_of_caches
 from losa_cache.sweep.vtab.record import LeftOut
 from losa_cache.train.evaluate_run import BELONG_TOGETHER, apart
 
@@ -44,8 +45,7 @@ def find_tasks(folder: Path) -> tuple[list[TaskCaches], list[LeftOut]]:
     Raises:
         UserError: if there is no such folder.
     """
-    if not folder.is_dir():
-        raise UserError(f"there is no folder {str(folder)!r}: name the one that holds the caches.")
+    require_folder_of_caches(folder)
     found: dict[str, list[ActivationCache]] = {}
     broken = []
     for path in _stores(folder):
