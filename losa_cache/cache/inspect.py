@@ -1,4 +1,4 @@
-"""What is in a cache, and which caches there are, as JSON-able figures."""
+"""What a cache contains, and which caches there are, as figures that JSON can hold."""
 
 import math
 import os
@@ -40,7 +40,7 @@ def inspect_cache(
         overflowed and non-finite.
 
     Raises:
-        UserError: if it is no cache, or a shard that is looked at is damaged.
+        UserError: if it is no cache, or a shard that is read is damaged.
     """
     cache = open_cache(path, incomplete=True)
     manifest, layout = cache.manifest, cache.layout
@@ -79,7 +79,7 @@ def _histogram(cache: ActivationCache) -> dict[str, int]:
 
 
 def list_caches() -> list[dict[str, Any]]:
-    """Describe in short the caches that this user completed anywhere, and those below ``$LOSA_CACHE_HOME/caches``.
+    """Describe briefly the caches that this user completed anywhere, and those below ``$LOSA_CACHE_HOME/caches``.
 
     Returns:
         ``path``, ``backbone``, ``dataset``, ``split``, ``tap``, ``tokens``, ``points`` (how many), ``precision``,

@@ -1,4 +1,4 @@
-"""From what a user gives to the store that has it."""
+"""From the path or URL that a user gives to the place in a store."""
 
 import pkgutil
 from collections.abc import Sequence
@@ -18,10 +18,10 @@ REQUESTS = 16  # at the same time, for sizes of files
 
 
 def locate(place: str | Location) -> StorePath:
-    """Take a path or a URL, and give the place by its one name.
+    """Give the place of a path or URL; a place has one name, however it was written.
 
     Raises:
-        UserError: for a URL or a path that cannot be one of a cache.
+        UserError: for a URL or a path that cannot name a cache.
     """
     if isinstance(place, str) and is_url(place):
         return store_of(place).parse(place)
@@ -29,10 +29,10 @@ def locate(place: str | Location) -> StorePath:
 
 
 def store_of(url: str) -> type[StorePath]:
-    """Find the kind of store that a URL is of: every module beside ``stores/local.py`` is one.
+    """Find the class of store for a URL: every module beside ``stores/local.py`` holds one.
 
     Raises:
-        UserError: if there is none; says which there are.
+        UserError: if there is none; it lists those that there are.
     """
     for module in pkgutil.iter_modules(stores.__path__):
         import_module(f"{stores.__name__}.{module.name}")
@@ -44,7 +44,7 @@ def store_of(url: str) -> type[StorePath]:
 
 
 def sizes(files: Sequence[StorePath]) -> list[int]:
-    """Bytes of each file, 0 where there is none; many are asked for at once."""
+    """Give the size of each file in bytes, 0 if it is not there; many requests run at the same time."""
 
     def size(file: StorePath) -> int:
         try:

@@ -1,9 +1,9 @@
 """The registry of the caches that this user completed: a small note of each below ``$LOSA_CACHE_HOME``.
 
-Every cache has a file of its own, so that writers never collide.
+Every cache has a file of its own, so that writers do not collide.
 
-A note also says what its cache was extracted from. Only then do the options in a cache, which anybody may have written,
-decide what is opened to compute its samples again.
+A note also says what its cache was extracted from. The options in a cache may have been written by anybody. They decide
+what is opened to compute samples again only if such a note agrees with them.
 """
 
 import hashlib
@@ -31,10 +31,10 @@ log = logging.getLogger(__name__)
 
 
 class Note(TypedDict, total=False):
-    """What is noted of a cache.
+    """The note of a cache.
 
-    ``path`` is its place, ``identity`` its manifest's, ``options`` a digest of what this user had opened, ``seconds``
-    those of its extraction.
+    ``path`` is its place, ``identity`` that of its manifest, ``options`` a digest of what this user had opened for it,
+    ``seconds`` the time of its extraction.
     """
 
     path: str
@@ -46,16 +46,17 @@ class Note(TypedDict, total=False):
 def remember(
     store: StorePath, manifest: "Manifest", options: Mapping[str, Any] | None = None, seconds: float | None = None
 ) -> None:
-    """Note that a cache was completed now; a home that cannot be written costs the note, and a warning, no more.
+    """Note that a cache was completed now. If the home folder cannot be written, there is a warning in place of the
+    note.
 
-    A cache on a server is not noted: whoever uses it names it, and says where its images lie to compute them again.
+    A cache on a server is not noted: users name it, and say where its images lie when they compute them again.
 
     Args:
         store: the ``.zarr`` folder, wherever it lies.
         manifest: of it.
-        options: what this user called the extraction with. They are noted if they open what the cache's own do; without
-            them what was noted before stays.
-        seconds: that the whole extraction took. Without them what was noted before stays.
+        options: options of this user's extraction. They are noted if they open the same as those in the cache. Without
+            them, what was noted before stays.
+        seconds: duration of the whole extraction. Without it, what was noted before stays.
     """
     if store.on_disk is None:
         return
@@ -83,7 +84,7 @@ def remember(
 
 
 def knows(store: StorePath, manifest: "Manifest") -> bool:
-    """Tell whether this user extracted a cache from the very places that its manifest's options name."""
+    """Tell whether this user extracted a cache from the places that the options in its manifest name."""
     home = find_home()
     if home is None or manifest.options is None or store.on_disk is None:
         return False
@@ -97,7 +98,7 @@ def knows(store: StorePath, manifest: "Manifest") -> bool:
 
 
 def extraction_seconds(store: StorePath, manifest: "Manifest") -> float | None:
-    """Say how long a cache's extraction took, if it ran here and in one go."""
+    """Give the seconds that a cache's extraction took, if it ran on this machine without an interruption."""
     home = find_home()
     if store.on_disk is None:
         return None
@@ -118,7 +119,7 @@ def known_stores() -> list[Path]:
 
 
 def require_known_store() -> None:
-    """Refuse where no cache of this user is there: this costs no import, opening the caches does.
+    """Refuse if this user has no cache. Unlike opening caches, this imports no large library.
 
     Raises:
         UserError: if there is none.

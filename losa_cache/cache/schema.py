@@ -1,7 +1,7 @@
-"""What the attributes of a cache must be: types and bounds by msgspec, then what must agree.
+"""Checks of a cache's attributes: types and bounds by msgspec, then whether they agree with each other.
 
-A cache may come from anywhere, or from a disk that fails. Everything that it declares is held to this file, and to
-``arrays.py``, before it decides how much memory is asked for, or which numbers are read.
+A cache may come from anywhere, or from a failing disk. This module and ``arrays.py`` check everything that it declares,
+before it decides how much memory is allocated or which numbers are read.
 """
 
 from collections.abc import Mapping
@@ -189,10 +189,10 @@ _Options = TypedDict("_Options", OPTIONS, total=False)  # type: ignore[misc]
 
 
 def check_attributes(content: Mapping[str, Any]) -> None:
-    """Hold attributes to their types and bounds, and to each other.
+    """Check the types and bounds of the attributes, and that they agree with each other.
 
     Raises:
-        UnreadableError: if they are of another shape; says where.
+        UnreadableError: if a type or bound is wrong; says where.
         ValueError: if two of them do not agree.
     """
     found = fit(content, Attributes)
@@ -239,7 +239,7 @@ def check_attributes(content: Mapping[str, Any]) -> None:
 
 
 def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Take options of an extraction, from a cache.
+    """Check the options of an extraction that a cache stores.
 
     Raises:
         UnreadableError: if one is of another type.
@@ -255,7 +255,7 @@ def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def precision_of(name: str) -> Precision:
-    """Look a precision up that a cache names.
+    """Look up the precision that a cache names.
 
     Raises:
         ValueError: if there is none of this name.
