@@ -94,8 +94,8 @@ class Receipt:
     def bind(self, file: StorePath, open_shard: Callable[[], ShardReader]) -> ShardReader:
         """Open the shard so that every chunk is checked against its place.
 
-        The checksums come from the list or, if there is none, from behind the chunks; the receipt's digest covers them in
-        both cases. A shard on a server that has no list is read whole, once.
+        The checksums come from the list or, if there is none, from behind the chunks. The receipt's digest covers them
+        in both cases. A shard on a server that has no list is read whole, once.
 
         Args:
             file: of the shard.

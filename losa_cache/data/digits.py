@@ -1,7 +1,8 @@
-"""The embedded default: scikit-learn's digits, real 8 x 8 scans, split by class.
+"""The default data set: scikit-learn's digits, real scans of 8 x 8 pixels, split by class.
 
-Digits 0-4 are the pretraining half (``scripts/pretrain_digits.py`` alone reads it); digits 5-9 are the downstream
-task, with a fixed train/test split. So every figure on ``digits`` is on images, and classes, never pretrained on.
+Digits 0-4 are for pretraining; only ``scripts/pretrain_digits.py`` reads them. Digits 5-9 are the downstream task, with
+a fixed train/test split. So every figure on ``digits`` is measured on images and classes that were not used for
+pretraining.
 """
 
 import numpy as np
@@ -30,7 +31,7 @@ def digit_scans(classes: range) -> tuple[NDArray[np.uint8], NDArray[np.int64], N
 
 
 def load_digits_split(split: str) -> Samples:
-    """Load the downstream half: 448 images to train on, 448 to test.
+    """Load the downstream task: 448 images to train on, 448 to test.
 
     Raises:
         UserError: for another split.

@@ -29,9 +29,8 @@ _SHOWN = 3  # names in a message
 def load_folder(root: Path, split: str, name: str = "folder") -> Samples:
     """Read ``<root>/<split>/<class>/**/*`` or, where there are no split folders, ``<root>/<class>/**/*`` as train.
 
-    Classes are numbered in the order of their sorted names, as torchvision's ImageFolder does; one without images keeps
-    its number, so that splits agree. Hidden and system files are no part of it (``losa_cache.data.scan``); what is left
-    out is logged.
+    Classes are numbered in the order of their sorted names, as torchvision's ImageFolder does. A class without images
+    keeps its number, so that splits agree. Hidden and system files are left out (``losa_cache.data.scan``) and logged.
 
     Raises:
         UserError: for a folder that is missing, unreadable or empty, a split that is not there or not clear, a file
@@ -68,12 +67,12 @@ def load_folder(root: Path, split: str, name: str = "folder") -> Samples:
 
 
 def canonical(split: str) -> str:
-    """Call a split by the one name that a cache calls it by; another name stays as it is."""
+    """Give the name of a split that caches use: ``validation`` is ``val``. An unknown name stays as it is."""
     return _SPLIT_OF.get(split.lower(), split)
 
 
 def split_folder(root: Path, split: str) -> Path | None:
-    """Find a split's folder by one of the names that the split goes by.
+    """Find a split's folder by any of the split's names.
 
     Raises:
         UserError: if there are two, or the root cannot be read.
@@ -104,7 +103,7 @@ def find(base: Path, folder: Path) -> list[str]:
 
 
 def _split_folders(root: Path) -> dict[str, list[str]]:
-    """Name the folders that are called like splits."""
+    """Give the folders whose names are those of splits."""
     found: dict[str, list[str]] = {}
     for name in _folders(root):
         if name.lower() in _SPLIT_OF:
@@ -146,7 +145,9 @@ def _split_or_root(root: Path, split: str, left: Left) -> Path:
 
 
 def _require_no_classes(root: Path, splits: list[str], others: list[str]) -> None:
-    """Refuse folders of images beside a single split folder: it may be a class of that name, or they are left over."""
+    """Refuse folders of images beside a single split folder: either that folder is a class, or the others do not belong
+    there.
+    """
     suffixes = EXTENSIONS + video.EXTENSIONS
     classes = [name for name in others if any(f.lower().endswith(suffixes) for f in os.listdir(root / name))]
     if classes:
@@ -158,9 +159,10 @@ def _require_no_classes(root: Path, splits: list[str], others: list[str]) -> Non
 
 
 def _require_no_splits(base: Path, classes: list[str]) -> None:
-    """Refuse folders that are called like splits and lie where classes or their images do.
+    """Refuse folders that have the names of splits and lie where classes or their images should.
 
-    Among classes these are folders of folders, in whatever words; below a class, two that go by a split's very name.
+    Among classes these are folders of folders whose names contain a split's name; below a class, two folders that have
+    exactly the name of a split.
     """
     like = {name: split for name in classes if (split := _split_in(name)) and _holds_only_folders(base / name)}
     if len({*like.values()}) > 1 or (like and len(classes) == 1):
@@ -180,7 +182,7 @@ def _astray(folder: Path, splits: list[str]) -> UserError:
 
 
 def _split_in(name: str) -> str | None:
-    """Say which split a name speaks of, if it speaks of one."""
+    """Say which split a name contains, if it contains one."""
     found = {_SPLIT_OF[word] for word in map(str.lower, _WORD.findall(name)) if word in _SPLIT_OF}
     return found.pop() if len(found) == 1 else None
 

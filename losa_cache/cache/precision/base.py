@@ -187,8 +187,8 @@ class Encoding(ABC):
     def describe(self) -> dict[str, Any]:
         """Describe in JSON how values are stored.
 
-        ``error`` is the relative error ``|decoded - value| / |value|`` (Frobenius norms) of each layer, or of all layers
-        alike. It is measured on the calibration sample, or a bound.
+        ``error`` is the relative error ``|decoded - value| / |value|`` (Frobenius norms) of each layer, or of all
+        layers alike. It is measured on the calibration sample, or a bound.
         """
 
     @abstractmethod

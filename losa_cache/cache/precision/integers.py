@@ -1,5 +1,6 @@
-"""Integers of 8 and 4 bits (``docs/protocol.md``, section "Precision"): channels are equalised, then each token, or each
-group of channels in it, has one scale.
+"""Integers of 8 and 4 bits (``docs/protocol.md``, section "Precision").
+
+Channels are equalised. Then each token, or each group of channels in it, has one scale.
 
 A few channels of a ViT are an order of magnitude larger than the others, and they are the same channels in every token.
 So each channel is divided by its root mean square over the calibration sample. A few tokens are outliers, too. So each
