@@ -40,8 +40,14 @@ def _cache(text: str) -> Any:
     return typer.Option(help=text, callback=existing)
 
 
-Store = Annotated[str, typer.Argument(help="The .zarr folder, or its URL.", callback=existing)]
-Scheduler = Annotated[str | None, typer.Option(help="Of dask.distributed, tcp://HOST:PORT; default: threads.")]
+Store = Annotated[str, typer.Argument(help="Cache: a .zarr folder, or its URL.", callback=existing)]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(
+        help="Address of a dask.distributed scheduler, tcp://HOST:PORT, whose workers read the shards; "
+        "default: threads of this process."
+    ),
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -59,7 +65,7 @@ def version(
 @app.command()
 @takes_options
 def plan(context: typer.Context, config: PlanConfig, rate: Rate, as_json: Json = False) -> None:
-    """Say what the same options of extract would cost, and whether it pays: measured, before anything is written."""
+    """Measure what extract would cost with the same options, and whether it pays; nothing is kept on the disk."""
     config = replace(config, precision=_precision(context, config, rate))
     from losa_cache import plan_extraction
 
@@ -91,39 +97,48 @@ def _precision(context: typer.Context, config: PlanConfig, rate: Rate) -> str:
 def train(
     *,
     context: typer.Context,
-    cache: Annotated[str | None, _cache("A path or URL; default: the most recent complete training cache.")] = None,
+    cache: Annotated[
+        str | None, _cache("Cache to train from: a path or URL; default: the most recent complete training cache.")
+    ] = None,
     config: TrainConfig,
     recipe: Annotated[
         str,
         typer.Option(
-            help="default, or paper: the paper's classifier (--head last) and the options of the VTAB-1k literature. "
-            "Options that you give override it."
+            help="Preset of options: default, or paper (the paper's classifier, --head last, and the options of "
+            "the VTAB-1k literature). Options that you give override it."
         ),
     ] = "default",
     auto: Annotated[
         bool,
         typer.Option(
             "--auto",
-            help="First choose lr and weight-decay, unless given, on held-out samples (--val-fraction, by default a "
-            "fifth at a time); then train on all samples.",
+            help="First search --lr and --weight-decay, unless you give them, by validation on held-out samples "
+            "(--val-fraction; by default a fifth of the samples at a time). Then train on all samples.",
         ),
     ] = False,
     out: Annotated[Path | None, _path("Run directory; default: runs/<data set>-<side>-<n>.")] = None,
     device: Device = None,
     residency: Residency = "auto",
-    stage: Annotated[Path | None, _path("Copy the cache to this folder once; train from the copy.")] = None,
-    resume: Annotated[Path | None, _path("Continue this run, with its own options.")] = None,
+    stage: Annotated[
+        Path | None, _path("Folder on a fast local disk: copy the cache there once, and train from the copy.")
+    ] = None,
+    resume: Annotated[Path | None, _path("Run directory: continue this run with its own options.")] = None,
     online: Annotated[
-        bool, typer.Option("--online", help="Run the backbone on every batch.", rich_help_panel=IMAGES)
+        bool,
+        typer.Option("--online", help="Do not use a cache: run the backbone on every batch.", rich_help_panel=IMAGES),
     ] = False,
     mixed: Annotated[
         float | None,
-        typer.Option(help="Share of a batch that is fresh; the rest is cached.", rich_help_panel=IMAGES),
+        typer.Option(
+            help="Share of every batch, between 0 and 1, for which the backbone is run on fresh images; the "
+            "rest comes from the cache.",
+            rich_help_panel=IMAGES,
+        ),
     ] = None,
     images: Annotated[dict[str, Any], Values(OnlineConfig)],
     as_json: Json = False,
 ) -> None:
-    """Train a side network from a cache, without the backbone; or --online, with it."""
+    """Train a side network from a cache, without the backbone; or with the backbone, by --online."""
     if images["dataset"] is not None:
         require_data_set(images["dataset"], images["data_dir"])
         require_split(images["dataset"], images["split"])
@@ -188,8 +203,16 @@ app.command()(vtab)
 @takes_options
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A finished run's directory.", callback=existing_run)],
-    cache: Annotated[str | None, _cache("A path or URL; default: a held-out cache of the same data set.")] = None,
-    split: Annotated[str | None, typer.Option(help="Of an online run's data set: run the backbone over it.")] = None,
+    cache: Annotated[
+        str | None,
+        _cache("Cache to evaluate on: a path or URL; default: a known cache of a held-out split of the same data set."),
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="For a run that was trained online: evaluate on this split of its data set, by running the backbone."
+        ),
+    ] = None,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
@@ -209,11 +232,13 @@ app.command()(compare)
 @takes_options
 def inspect(
     cache: Store,
-    full: Annotated[bool, typer.Option("--full", help="Statistics over all shards, not the first two.")] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="Compute the statistics over all shards, not only over the first two.")
+    ] = False,
     scheduler: Scheduler = None,
     as_json: Json = False,
 ) -> None:
-    """Say what is in a cache, complete or not."""
+    """Describe a cache, complete or not: shape, precision, size, statistics, classes."""
     from losa_cache.cache.inspect import inspect_cache
     from losa_cache.display import PassBar
 
@@ -224,7 +249,7 @@ def inspect(
 
 @app.command(name="list")
 def list_(as_json: Json = False) -> None:
-    """Show the caches that this user made."""
+    """List the caches that this user made."""
     from losa_cache.cache.inspect import list_caches
     from losa_cache.display import cache_table
 
@@ -236,15 +261,21 @@ def list_(as_json: Json = False) -> None:
 @takes_options
 def verify(
     cache: Store,
-    recompute: Annotated[int, typer.Option(help="Run so many random rows through the backbone again.")] = 0,
+    recompute: Annotated[
+        int, typer.Option(help="Number of random rows to compute again by the backbone, and to compare with the cache.")
+    ] = 0,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Mend what is damaged; only that is computed again.")
+        bool, typer.Option("--repair", help="Repair the cache: only damaged samples are computed again.")
     ] = False,
-    data_dir: Annotated[Path | None, _path("Where the images lie now; default: as at extraction.")] = None,
-    weights: Annotated[str | None, _path("Where the weights lie now; default: as at extraction.")] = None,
+    data_dir: Annotated[
+        Path | None, _path("Folder that holds the data set now; default: the one of the extraction.")
+    ] = None,
+    weights: Annotated[
+        str | None, _path("File of the backbone's weights now; default: the one of the extraction.")
+    ] = None,
     device: Device = None,
     scheduler: Scheduler = None,
-    seed: Annotated[int, typer.Option(help="Of the choice of rows.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the choice of rows for --recompute.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Check every checksum and receipt of a cache; exit code 1 if something is damaged."""

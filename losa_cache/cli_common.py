@@ -54,7 +54,8 @@ def _residency(value: str) -> str:
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Device = Annotated[
-    str | None, typer.Option(help="cpu, cuda or cuda:1; default: the GPU if there is one.", callback=_device)
+    str | None,
+    typer.Option(help="Device that computes: cpu, cuda or cuda:1; default: the GPU if there is one.", callback=_device),
 ]
 Residency = Annotated[
     str,

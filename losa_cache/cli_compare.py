@@ -28,22 +28,28 @@ def compare(
         list[str],
         typer.Argument(
             metavar="RUN|CACHE...",
-            help="Directories of finished runs; a test cache to test them on (default: the one that eval takes); a "
-            "training cache to add its probe. A training cache alone: every run below runs/ that was trained from it.",
+            help="Directories of finished runs. A test cache among the arguments is what they are tested on "
+            "(default: the one "
+            "that eval takes). A training cache adds its probe; without any run, all runs below runs/ that "
+            "were trained "
+            "from it are compared.",
             callback=_existing,
         ),
     ],
     probe: Annotated[
-        bool, typer.Option("--probe", help="Add the probe of the cache that the runs were trained from.")
+        bool, typer.Option("--probe", help="Also compare with the probe of the cache that the runs were trained from.")
     ] = False,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for compare.html, compare.png and compare.json; default: none.", callback=expanded),
+        typer.Option(
+            help="Folder to write compare.html, compare.png and compare.json to; default: nothing is written.",
+            callback=expanded,
+        ),
     ] = None,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Compare runs by the same test images: accuracy with intervals, paired tests, parameters, seconds, memory."""
+    """Compare runs on the same test images: accuracy with intervals, paired tests, parameters, seconds, memory."""
     from losa_cache import compare as run
     from losa_cache.compare.report import write_report
     from losa_cache.compare.table import text

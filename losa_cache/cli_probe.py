@@ -17,14 +17,18 @@ def probe(
     *,
     cache: Annotated[
         str | None,
-        typer.Argument(help="Path or URL; default: the most recent complete training cache.", callback=existing),
+        typer.Argument(
+            help="Cache to fit: a path or URL; default: the most recent complete training cache.", callback=existing
+        ),
     ] = None,
     test: Annotated[
         str | None,
         typer.Option(help="Cache to test on; default: a known test cache of the same data set.", callback=existing),
     ] = None,
     config: ProbeConfig,
-    out: Annotated[Path | None, typer.Option(help="Default: runs/<data set>-probe-<n>.", callback=expanded)] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the results; default: runs/<data set>-probe-<n>.", callback=expanded)
+    ] = None,
     device: Device = None,
     residency: Residency = "auto",
     as_json: Json = False,

@@ -39,16 +39,25 @@ def sweep(
     context: typer.Context,
     cache: Annotated[
         str | None,
-        typer.Option(help="Path or URL; default: the most recent complete training cache.", callback=existing),
+        typer.Option(
+            help="Cache to train from: a path or URL; default: the most recent complete training cache.",
+            callback=existing,
+        ),
     ] = None,
     asked: Annotated[dict[str, Any], Values(TrainConfig, only=SEARCHED, listed=PANEL)],
-    seeds: Annotated[int, typer.Option(help="Seeds of every combination of a grid: 0, 1, ...")] = 1,
-    space: Annotated[Path | None, _path("TOML or YAML: more options, each a list or a range.")] = None,
+    seeds: Annotated[
+        int, typer.Option(help="Number of seeds with which every combination of a grid is trained: 0, 1, ...")
+    ] = 1,
+    space: Annotated[
+        Path | None, _path("TOML or YAML file with more options to search, each a list of values or a range.")
+    ] = None,
     options: Annotated[dict[str, Any], Values(SweepConfig)],
-    recipe: Annotated[str, typer.Option(help="default or paper: of the options that are not searched.")] = "default",
+    recipe: Annotated[
+        str, typer.Option(help="Preset of the options that are not searched: default or paper (as in train).")
+    ] = "default",
     fixed: Annotated[dict[str, Any], Values(TrainConfig, only=FIXED)],
-    out: Annotated[Path | None, _path("Default: runs/<data set>-sweep-<n>.")] = None,
-    resume: Annotated[Path | None, _path("Go on with this sweep, with its own options.")] = None,
+    out: Annotated[Path | None, _path("Folder of the sweep; default: runs/<data set>-sweep-<n>.")] = None,
+    resume: Annotated[Path | None, _path("Folder of a sweep: continue it with its own options.")] = None,
     device: Device = None,
     residency: Residency = "auto",
     as_json: Json = False,
@@ -99,10 +108,14 @@ def vtab(
     folder: Annotated[
         Path, typer.Argument(help="A folder that holds the caches of VTAB-1k tasks, at any depth.", callback=_caches)
     ],
-    ranks: Annotated[str, typer.Option(help="Of the side network.")] = "4,8,16",
-    out: Annotated[Path, _path("A sweep for each task and rank, vtab.json and vtab.md.")] = Path("runs/vtab"),
+    ranks: Annotated[
+        str, typer.Option(help="Ranks of the side network, in a list; each is a run of the protocol.")
+    ] = "4,8,16",
+    out: Annotated[
+        Path, _path("Folder for a sweep for each task and rank, and for the results, vtab.json and vtab.md.")
+    ] = Path("runs/vtab"),
     epochs: Annotated[int, typer.Option(help="Passes over the training samples.")] = 100,
-    seeds: Annotated[int, typer.Option(help="Seeds of every combination: 0, 1, ...")] = 1,
+    seeds: Annotated[int, typer.Option(help="Number of seeds with which every combination is trained: 0, 1, ...")] = 1,
     device: Device = None,
     residency: Residency = "auto",
     as_json: Json = False,
