@@ -39,7 +39,7 @@ class PackedSample:
 
     Attributes:
         data: the chunks one after the other, each followed by its checksum.
-                lengths: bytes of each chunk.
+        lengths: bytes of each chunk.
     """
 
     data: NDArray[np.uint8]

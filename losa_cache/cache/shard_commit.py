@@ -20,7 +20,7 @@ class ShardCommit(ABC):
 
     Attributes:
         path: file of the shard.
-                receipt: its receipt and its list of checksums.
+        receipt: its receipt and its list of checksums.
     """
 
     path: StorePath

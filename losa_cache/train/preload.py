@@ -1,4 +1,4 @@
-"""A cache is read into memory once, before a run; reads, copies and decoding overlap."""
+"""Read a cache into memory once, before a run; reads, copies and decoding overlap."""
 
 import logging
 from collections.abc import Sequence
@@ -35,16 +35,17 @@ def preload(
     decoded: bool,
     points: int,
 ) -> MemoryReader:
-    """Read rows once, in the order of the disk, and keep them; log the bytes and the seconds that it took.
+    """Read rows once, in the order of the disk, and keep them; log the bytes and seconds.
 
     Args:
-        reader: of the cache.
-        rows: to keep, ascending.
-        encoding: of the reader's points, on ``device``.
-        device: that trains.
-        where: they are kept: ``device`` or ``memory``, which is page-locked for a GPU: it then copies without waiting.
-        decoded: keep values in place of codes.
-        points: how many there are, where these are kept decoded.
+        reader: reader of the cache.
+        rows: rows to keep, ascending.
+        encoding: encoding of the reader's points, on ``device``.
+        device: the training device.
+        where: where they are kept: ``device`` or ``memory``. For a GPU that memory is page-locked, so that copies are
+            asynchronous.
+        decoded: whether values are kept in place of codes.
+        points: number of points, if they are kept decoded.
     """
     cache, started = reader.cache, perf_counter()
     place = device if where == "device" else reader.device
@@ -76,7 +77,7 @@ def _through_stages(
     device: torch.device,
     kept: Sequence[Tensor],
 ) -> None:
-    """Read into page-locked stages, one after the other, while the GPU copies and decodes what the one before held."""
+    """Read into page-locked buffers in turn, while the GPU copies and decodes the content of the previous one."""
     layout, threads = reader.cache.layout, default_workers()
     planes, cuda = len(reader.positions), device.type == "cuda"
     size = STAGE_BYTES // (planes * layout.block_bytes * threads) * threads  # all threads end a stage together

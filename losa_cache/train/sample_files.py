@@ -57,7 +57,7 @@ def read_sample_file(path: str, option: str) -> bytes:
 
 
 def parse_weights(content: bytes, path: str) -> dict[str, float]:
-    """Take weights by id from CSV: a line ``id,weight``, then one for each sample, with CSV's usual quotes.
+    """Parse weights by id from CSV: the line ``id,weight``, then one line for each sample, with CSV's usual quotes.
 
     Args:
         content: UTF-8.
@@ -91,7 +91,7 @@ def parse_weights(content: bytes, path: str) -> dict[str, float]:
 
 
 def parse_ids(content: bytes, path: str) -> list[str]:
-    """Take ids, one a line; empty lines say nothing.
+    """Parse ids, one a line; empty lines are ignored.
 
     Args:
         content: UTF-8.
@@ -107,7 +107,7 @@ def parse_ids(content: bytes, path: str) -> list[str]:
 
 
 def _text(content: bytes) -> str:
-    """Decode UTF-8, as spreadsheets write it, too; file names, which are ids, need not be UTF-8."""
+    """Decode UTF-8, with or without a byte order mark; ids are file names, which need not be valid UTF-8."""
     return content.decode("utf-8-sig", "surrogateescape")
 
 

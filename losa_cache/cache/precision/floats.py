@@ -15,7 +15,7 @@ class Float(Precision, PerLayerEncoding):
 
     Args:
         name: name of the dtype.
-                dtype: dtype of the values, stored and decoded.
+        dtype: dtype of the values, stored and decoded.
         storage: the Zarr data type; bfloat16 has none, so its bits are stored as uint16.
         fill: NaN in ``storage``.
     """

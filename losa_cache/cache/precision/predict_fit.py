@@ -74,7 +74,7 @@ def fit_chain(
         precision: the precision that is fitted.
         blocks, tokens, prefix: as of ``Precision.fit``.
         bits: bits of a value; everything but the constants is counted. Or
-                error: relative error of every layer but the last.
+        error: relative error of every layer but the last.
     """
     fresh = len(blocks[0]) // FRESH_SHARE
     patches = [block[fresh:, prefix:].flatten(0, 1) for block in blocks]

@@ -22,7 +22,7 @@ class Tables(NamedTuple):
 
     Attributes:
         mean, spread: float32 ``(d,)``, from standardised values to values.
-                offset, per_spread: float32 ``(d,)``, from values to standardised values.
+        offset, per_spread: float32 ``(d,)``, from values to standardised values.
         forecast: ``(d, d)``, predicts from the standardised values of the layer before; ``None`` for the first layer.
         turn: ``(m, d)``, from the residual to steps along the axes.
         rebuild: ``(m, d)``, from steps to standardised values.
