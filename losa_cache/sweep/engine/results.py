@@ -1,4 +1,4 @@
-"""From trained trials to a choice, its one test, and the record of it all."""
+"""The choice among trained trials, its single test, and the record of everything."""
 
 import json
 import math
@@ -42,7 +42,8 @@ def choose(
     images: int | None = None,
     judged: Mapping[int, HeldOutResults] | None = None,
 ) -> Choice | None:
-    """Choose options by :mod:`losa_cache.sweep.engine.choice`, and of their trials the lowest seed, not the luckiest.
+    """Choose options by :mod:`losa_cache.sweep.engine.choice`, and among their trials the lowest seed, not the best
+    one.
 
     Args:
         trials: of the sweep.
@@ -58,7 +59,7 @@ def choose(
 
 
 def _setting(group: Group, judged: Mapping[int, HeldOutResults], metric: Metric) -> Setting:
-    """Put the trials of all seeds together."""
+    """Join the trials of all seeds."""
     trials = group.by_seed
     each = [judged[trial.number] for trial in trials if trial.number in judged]
     losses = [float(own.losses.mean(dtype=np.float64)) for own in each]
@@ -99,7 +100,7 @@ def list_trials(
 def evaluate_chosen(
     folder: Path, config: SweepConfig, trial: TrialRecord, placement: Placement
 ) -> dict[str, Any] | None:
-    """Train the chosen trial anew where that is asked for, and test it, once; ``None`` without a test cache."""
+    """Train the chosen trial again if that is requested, and test it, once; ``None`` without a test cache."""
     run = trial_path(folder, trial.number)
     cache = open_cache(config.test_cache) if config.test_cache else known_test_cache(run, but=config.val_cache)
     if config.retrain:
@@ -135,7 +136,7 @@ def record_of(
     started: float,
     finished: float,
 ) -> SweepRecord:
-    """Put together what the report says."""
+    """Build the record."""
     manifest, base = cache.manifest, config.base
     metric = get_task(base.task).selection
     held = len(samples.held_out)

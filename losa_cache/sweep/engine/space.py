@@ -1,4 +1,4 @@
-"""What a sweep searches: choices and ranges of a run's options, as text, in a file, and as a grid."""
+"""The search space of a sweep: choices and ranges of a run's options, as text, in a file, and as a grid."""
 
 import itertools
 import math
@@ -22,14 +22,16 @@ LARGEST = 2**31 - 1  # integer: seeds of more bits are not the same on all devic
 
 @dataclass(frozen=True)
 class Choices:
-    """Some values."""
+    """A list of values."""
 
     values: tuple[Any, ...]
 
 
 @dataclass(frozen=True)
 class Range:
-    """All values between two, both included: integers where both are, by orders of magnitude from a decade on."""
+    """All values between two bounds, both included. They are integers if both bounds are. Ranges of a decade or more
+    are searched on a logarithmic scale.
+    """
 
     low: int | float
     high: int | float
@@ -57,7 +59,7 @@ def parse(name: str, text: str) -> Choices | Range:
     """Read ``4,8,16`` as choices, ``1e-4..1e-2`` as a range.
 
     Raises:
-        UserError: for values that are not of the option's type, a value twice, and a range that is none.
+        UserError: for values that are not of the option's type, a repeated value, and a range whose bounds are wrong.
     """
     if ".." not in text:
         return choices(name, [part.strip() for part in text.rstrip().removesuffix(",").split(",")])
@@ -69,7 +71,7 @@ def choices(name: str, values: Sequence[Any]) -> Choices:
     """Take some values of an option.
 
     Raises:
-        UserError: for values that are not of the option's type, a value twice, none or too many.
+        UserError: for values that are not of the option's type, a repeated value, no value or too many.
     """
     option = _option(name)
     if not 1 <= len(values) <= MOST_CHOICES:
@@ -96,15 +98,15 @@ def _read(name: str, value: Any) -> Choices | Range:
 
 
 def split_fixed(given: Mapping[str, str | None], file: Path | None, seeds: int) -> tuple[dict[str, Any], Space]:
-    """Tell what is searched from what is fixed: options with one value.
+    """Separate searched options from fixed ones, which have one value.
 
     Args:
-        given: text by option; ``None`` where it was not given.
-        file: of more options, or ``None``; an option may be in one place only.
-        seeds: of every combination.
+        given: text by option; ``None`` if it was not given.
+        file: file with more options, or ``None``; an option may be in one place only.
+        seeds: number of seeds of every combination.
 
     Raises:
-        UserError: for an option in both places, or seeds that cannot be.
+        UserError: for an option in both places, or a number of seeds out of range.
     """
     read = {} if file is None else read_space(file)
     if not 1 <= seeds <= MOST_CHOICES:
@@ -125,7 +127,7 @@ def grid(space: Mapping[str, Choices | Range]) -> list[dict[str, Any]]:
     """List every combination, the last option changing fastest.
 
     Raises:
-        UserError: for a range, of which there is no end of values, and for too many combinations.
+        UserError: for a range, because it has no finite number of values, and for too many combinations.
     """
     for name, own in space.items():
         if isinstance(own, Range):
@@ -143,7 +145,7 @@ def grid(space: Mapping[str, Choices | Range]) -> list[dict[str, Any]]:
 
 
 def require_trainable(space: Mapping[str, Choices | Range], base: TrainConfig) -> None:
-    """Refuse values that no run takes, before the first trial.
+    """Refuse values that are invalid in a run, before the first trial.
 
     Raises:
         UserError: naming the value.
@@ -189,7 +191,7 @@ def _option(name: str) -> str:
 
 
 def _brief(value: Any) -> str:
-    """Show a value that may be anything, in few letters."""
+    """Show any value in a few characters."""
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # an integer of thousands of digits

@@ -23,7 +23,7 @@ def without_password(url: str) -> str:
     """Give a database's URL without its password and other secrets.
 
     Raises:
-        UserError: if it is no such URL.
+        UserError: if it is no URL of a database.
     """
     parsed = _parsed(url)
     public = {name: value for name, value in parsed.query.items() if not _SECRET.search(name)}
@@ -34,7 +34,7 @@ def same_database(stored: str, given: str | None) -> str:
     """Give the URL to connect to: the one given again, which may have a password, or the stored one.
 
     Raises:
-        UserError: if they are of two databases.
+        UserError: if they name two databases.
     """
     if given is None:
         return stored
@@ -64,7 +64,7 @@ def open_storage(folder: Path, url: str | None) -> "optuna.storages.RDBStorage":
 
 @contextmanager
 def telling(url: str | None) -> Iterator[None]:
-    """Make a sentence of whatever a database or its driver raises.
+    """Turn any error of a database or its driver into one sentence.
 
     Raises:
         UserError: in place of it, without a password.

@@ -1,4 +1,4 @@
-"""A sweep's trials in Optuna's own storage, so that its dashboards show them. Nothing is decided by what is there."""
+"""A copy of a sweep's trials in Optuna's storage, for its dashboards. The copy decides nothing."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class _Shown:
 
 
 class StudyCopy:
-    """A study in Optuna's storage that shows a sweep's trials. It catches up with them, whatever a kill left of it.
+    """A study in Optuna's storage that shows a sweep's trials. It is brought up to date, whatever a kill left of it.
 
     Args:
         folder: of the sweep.
@@ -66,7 +66,7 @@ class StudyCopy:
                     self._bring_up(self._shown[number], trial)
 
     def close(self) -> None:
-        """Let go of the database."""
+        """Close the database."""
         self._storage.remove_session()
         self._storage.engine.dispose()
 

@@ -19,23 +19,23 @@ SECRETS = ("WANDB_API_KEY", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 
 
 class Tracker(Protocol):
-    """Takes what happens to trials."""
+    """The contract of a tracker of trials."""
 
     def start(self, number: int, config: TrainConfig) -> None:
-        """A trial begins, or goes on after a kill."""
+        """Note that a trial begins, or continues after a kill."""
         ...
 
     def log(self, number: int, metrics: Mapping[str, Any]) -> None:
-        """A trial has finished an epoch."""
+        """Log a finished epoch of a trial."""
         ...
 
     def end(self, number: int, state: str) -> None:
-        """A trial is ``complete``, ``pruned`` or ``failed``."""
+        """Note that a trial is ``complete``, ``pruned`` or ``failed``."""
         ...
 
 
 class WandbTracker:
-    """Runs of the project ``losa-cache``, grouped by sweep; where they go is said by wandb's own environment variables.
+    """Runs of the project ``losa-cache``, grouped by sweep; wandb's own environment variables say where they go.
 
     Args:
         folder: of the sweep, whose name is the group's.
@@ -72,7 +72,7 @@ class WandbTracker:
 
 
 class MlflowTracker:
-    """Runs of an experiment named after the sweep; where it lies is said by mlflow's own environment variables.
+    """Runs of an experiment named after the sweep; mlflow's own environment variables say where it lies.
 
     Args:
         folder: of the sweep.
@@ -116,7 +116,7 @@ _CLASSES: dict[str, type[WandbTracker] | type[MlflowTracker]] = dict(
 
 
 class _Told:
-    """A tracker whose errors are sentences."""
+    """A tracker whose errors become sentences."""
 
     def __init__(self, name: str, folder: Path) -> None:
         self._name = name

@@ -1,4 +1,4 @@
-"""What VTAB-1k came to: top-1 by task and rank, and the means that Table 1 of the paper has. Pure."""
+"""The results of VTAB-1k: top-1 by task and rank, and the means of the paper's Table 1. Pure."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,9 +16,10 @@ PAPER = {
 }
 """The rows "LoSA, r = ..." of the paper's Table 1: top-1 in percent, by rank, in the order of the tasks."""
 PAPER_MEANS = {16: "82.8 86.9 65.5 78.4", 8: "82.6 87.0 65.3 78.3", 4: "82.5 86.5 64.4 77.8"}
-"""Of the three groups and of these, in the same rows, as printed: 86.85 would come out as 86.8 here."""
+"""Means of the three groups and the mean of these, in the same rows, as printed: 86.85 would be rounded to 86.8
+here."""
 PAPER_PARAMETERS = {4: "0.05 M", 8: "0.10 M", 16: "0.19 M"}
-"""Of the side network, in the same rows."""
+"""Parameters of the side network, in the same rows."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Result:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """What was found and cannot be used.
+    """A cache that was found but cannot be used.
 
     Attributes:
         task: its name; ``None``: of a store that does not even open.
@@ -67,7 +68,7 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean over some of what it should be over.
+    """A mean over some or all tasks of a group.
 
     Attributes:
         value: in percent; ``None``: of nothing.
@@ -90,9 +91,9 @@ class VtabRecord:
         results: by rank and task.
         left_out: what was found and cannot be used.
         protocol: what was selected on what, in sentences.
-        unlike: in what this is not the paper's setting, in words.
-        machine: it was put together on.
-        to_beat: by task the tuned probe of its caches, fitted again to all training images and tested.
+        unlike: differences from the paper's setting, in words.
+        machine: the machine that wrote the record.
+        to_beat: for each task the tuned probe of its caches, fitted again to all training images and tested.
     """
 
     fields: dict[str, Any]
@@ -164,7 +165,7 @@ def paper_means(rank: int) -> dict[str, Mean]:
 
 
 def unlike_paper(fields: Mapping[str, Any], depth: int) -> list[str]:
-    """Say in what block outputs differ from what the paper's Table 1 was made of, as far as it says.
+    """Say how the block outputs differ from those of the paper's Table 1, as far as the paper describes them.
 
     Args:
         fields: of a cache.

@@ -1,4 +1,4 @@
-"""Which tasks of VTAB-1k a folder of caches holds, and why one of them cannot be used."""
+"""Find the tasks of VTAB-1k in a folder of caches, and say why one of them cannot be used."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -80,7 +80,7 @@ def require_alike(tasks: Sequence[TaskCaches]) -> None:
 
 
 def val200_ids(cache: ActivationCache) -> list[str] | None:
-    """Say which ids of a training cache are of val200: as they say themselves, else by the list beside the images.
+    """Give the ids of a training cache that belong to val200, by their own text or else by the list beside the images.
 
     Returns:
         ids, sorted; ``None`` if neither tells.
