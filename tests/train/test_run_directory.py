@@ -351,5 +351,6 @@ def test_a_place_that_cannot_be_made_is_refused_before_a_cache_is_opened(begin, 
 
 def test_a_report_that_cannot_be_written_is_refused_before_anything_is_compared(tmp_path):
     (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
     with pytest.raises(lc.UserError, match=r"file' is no folder"):
-        app(["compare", str(tmp_path / "missing"), "--out", str(tmp_path / "file")], standalone_mode=False)
+        app(["compare", str(tmp_path / "empty"), "--out", str(tmp_path / "file")], standalone_mode=False)
