@@ -149,7 +149,7 @@ def train(
         return
     if given(context, "val_ids"):
         refuse(context, "--val-ids says what is held out", only=("val_fraction",))
-    config = replace(config, **{name: own for name, own in of_recipe(recipe).items() if not given(context, name)})
+    config = replace(config, **{name: value for name, value in of_recipe(recipe).items() if not given(context, name)})
     require_sample_files(config)
     if auto:
         refuse(context, "--auto chooses from a cache", only=("online", "mixed", *OF_IMAGES))
@@ -243,8 +243,8 @@ def inspect(
     from losa_cache.display import PassBar
 
     with PassBar("reading", 1) as bar:
-        found = inspect_cache(cache, full=full, scheduler=scheduler, progress=bar.advance)
-    print_result(found, as_json)
+        description = inspect_cache(cache, full=full, scheduler=scheduler, progress=bar.advance)
+    print_result(description, as_json)
 
 
 @app.command(name="list")
@@ -253,8 +253,8 @@ def list_(as_json: Json = False) -> None:
     from losa_cache.cache.inspect import list_caches
     from losa_cache.display import cache_table
 
-    found = list_caches()
-    typer.echo(json.dumps(found, indent=2) if as_json else cache_table(found))
+    caches = list_caches()
+    typer.echo(json.dumps(caches, indent=2) if as_json else cache_table(caches))
 
 
 @app.command()

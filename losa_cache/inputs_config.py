@@ -85,7 +85,9 @@ class ImageConfig:
             "averages over all."
         ),
     ] = 1
-    frames: Annotated[int | None, of_images("Number of frames in a clip of a video; default: 32.")] = None
+    frames: Annotated[
+        int | None, of_images("Number of frames in a clip of a video; default: 32, or as in the checkpoint.")
+    ] = None
     stride: Annotated[
         int | None,
         of_images("Frame stride within a clip; 0 spreads the frames evenly over the video; default: 2."),

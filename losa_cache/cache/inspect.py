@@ -86,8 +86,8 @@ def list_caches() -> list[dict[str, Any]]:
         ``rows``, ``bytes`` and ``complete`` of each, the most recently completed first; ``error`` in place of these
         where one cannot be opened.
     """
-    found = [*known_stores(), *sorted((home() / "caches").glob("*.zarr"))]
-    return [_in_short(Path(path)) for path in dict.fromkeys(map(os.path.realpath, found))]
+    stores = [*known_stores(), *sorted((home() / "caches").glob("*.zarr"))]
+    return [_in_short(Path(path)) for path in dict.fromkeys(map(os.path.realpath, stores))]
 
 
 def _in_short(path: Path) -> dict[str, Any]:

@@ -174,13 +174,13 @@ class Attributes(TypedDict):
     non_finite: Rows
 
 
-def _stored(own: OptionField) -> Any:
+def _stored(field: OptionField) -> Any:
     """Give the type that an option of an extraction has in a cache."""
-    if own.name == "seed":
+    if field.name == "seed":
         return Seed
-    if own.simple is int:
-        return Whole if own.default is not None else Whole | None
-    return own.kind if own.name not in ("backbone", "dataset") else str
+    if field.simple is int:
+        return Whole if field.default is not None else Whole | None
+    return field.kind if field.name not in ("backbone", "dataset") else str
 
 
 OPTIONS = {own.name: _stored(own) for own in options_of(InputsConfig)} | {"batch_size": Count}
@@ -195,9 +195,9 @@ def check_attributes(content: Mapping[str, Any]) -> None:
         UnreadableError: if a type or bound is wrong; says where.
         ValueError: if two of them do not agree.
     """
-    found = fit(content, Attributes)
-    fields, tokens, tail, width = found["fields"], found["tokens"], found["tail"], found["width"]
-    layers, depth = fields["layers"], found["depth"]
+    attributes = fit(content, Attributes)
+    fields, tokens, tail, width = attributes["fields"], attributes["tokens"], attributes["tail"], attributes["width"]
+    layers, depth = fields["layers"], attributes["depth"]
     holds = fields.get("tokens", ALL)
     points = len(stored_points(fields["tap"], layers, embedding=fields["embedding"], tokens=holds))
     require(layers == sorted(set(layers)), f"layers {layers} are not ascending")
@@ -230,11 +230,15 @@ def check_attributes(content: Mapping[str, Any]) -> None:
         require(
             norm["type"] == "identity" or {"eps", "affine", "bias"} <= norm.keys(), f"a {norm['type']} lacks its config"
         )
-    require(bool(found["classes"]), "there are no classes")
-    errors = [found["encoding"]["error"], found["encoding"].get("fitted_error"), found["encoding"].get("bits_by_layer")]
+    require(bool(attributes["classes"]), "there are no classes")
+    errors = [
+        attributes["encoding"]["error"],
+        attributes["encoding"].get("fitted_error"),
+        attributes["encoding"].get("bits_by_layer"),
+    ]
     for one in errors:
         require(not isinstance(one, list) or len(one) == points, "the encoding's errors or bits are not one a point")
-    rows = [entry["row"] for entry in found["skipped"]]
+    rows = [entry["row"] for entry in attributes["skipped"]]
     require(len(set(rows)) == len(rows), "a row is skipped twice")
 
 
@@ -247,11 +251,11 @@ def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """
     if unknown := sorted(options.keys() - OPTIONS.keys()):
         raise ValueError(f"there is an option {unknown[0]!r}")
-    found: dict[str, Any] = fit(options, _Options)  # type: ignore[arg-type]
-    if lacking := {"backbone", "dataset"} - found.keys():
+    fitted: dict[str, Any] = fit(options, _Options)  # type: ignore[arg-type]
+    if lacking := {"backbone", "dataset"} - fitted.keys():
         raise ValueError(f"there is no {min(lacking)}")
-    require("/" not in found.get("split", ""), "the split is a path")
-    return found
+    require("/" not in fitted.get("split", ""), "the split is a path")
+    return fitted
 
 
 def precision_of(name: str) -> Precision:

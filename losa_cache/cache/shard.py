@@ -199,16 +199,16 @@ class ShardReader:
                 self._read_ends(ends, own)
         return found.tobytes()
 
-    def _read_ends(self, starts: NDArray[np.int64], found: NDArray[np.uint8]) -> None:
+    def _read_ends(self, starts: NDArray[np.int64], target: NDArray[np.uint8]) -> None:
         otherwise, first = f"shard {self.source.name} is cut short", int(starts.min())
         span = int(starts.max()) + CHECKSUM_BYTES - first
         if span <= DENSE_BYTES * len(starts):
             whole = np.empty(span, dtype=np.uint8)
             self._fetch([(first, span, [whole])], otherwise)
-            found[:] = whole[starts[:, None] - first + np.arange(CHECKSUM_BYTES)]
+            target[:] = whole[starts[:, None] - first + np.arange(CHECKSUM_BYTES)]
             return
         self.source.expect([(start, CHECKSUM_BYTES) for start in starts.tolist()])
-        places = zip(starts.tolist(), found, strict=True)
+        places = zip(starts.tolist(), target, strict=True)
         self._fetch([(start, CHECKSUM_BYTES, [own]) for start, own in places], otherwise)
 
     def read(self, row: int, targets: dict[int, NDArray[np.uint8]]) -> None:
@@ -390,10 +390,10 @@ class ShardReader:
             raise DamagedShardError(f"chunk {chunk} is missing from shard {self.source.name}")
         return offset, length
 
-    def _require(self, found: bytes, stored: NDArray[np.uint8], row: int, chunk: int) -> None:
-        if found != stored.tobytes():
+    def _require(self, computed: bytes, stored: NDArray[np.uint8], row: int, chunk: int) -> None:
+        if computed != stored.tobytes():
             raise DamagedShardError(f"chunk {chunk} of shard {self.source.name} fails its checksum")
-        if self._expected is not None and int.from_bytes(found, "little") != self._expected[row, chunk]:
+        if self._expected is not None and int.from_bytes(computed, "little") != self._expected[row, chunk]:
             raise DamagedShardError(f"chunk {chunk} of shard {self.source.name} is of another place")
         self._verified[row, chunk] = True
 

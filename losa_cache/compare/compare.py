@@ -58,7 +58,7 @@ def compare(
     groups = group(trained)
     if probe:
         sources += _sources_of(trained, known=sources)
-    found: list[Contender] = []
+    contenders: list[Contender] = []
     done = 0
     for name, members in zip(names(groups), groups, strict=True):
         tested, told = [_test_cache(run, tests) for run in members], []
@@ -66,18 +66,18 @@ def compare(
             told.append(predictions(run.path, cache, device=device, progress=partial(_advance, progress, done)))
             done += 1
         _require_same(members, told)
-        found.append(contender(name, members, told, str(tested[0].path)))
+        contenders.append(contender(name, members, told, str(tested[0].path)))
     for source in sources:
-        found += probe_contenders(source, tests, RUNS, device=device)
-    _require_same_images(found)
-    if len(found) > 1 and found[0].correct.shape[1] < LEAST:
+        contenders += probe_contenders(source, tests, RUNS, device=device)
+    _require_same_images(contenders)
+    if len(contenders) > 1 and contenders[0].correct.shape[1] < LEAST:
         raise UserError(
-            f"cache {found[0].tested_on!r} has one image, on which no two methods can be compared: name a test cache "
-            f"of at least {LEAST}."
+            f"cache {contenders[0].tested_on!r} has one image, on which no two methods can be compared: name a test "
+            f"cache of at least {LEAST}."
         )
-    test = open_cache(found[0].tested_on)
+    test = open_cache(contenders[0].tested_on)
     dataset, backbone = test.manifest.fields["dataset"], test.manifest.fields["backbone"]["name"]
-    return comparison(f"{dataset['name']}, {dataset['split']}: {backbone}", _named_apart(found))
+    return comparison(f"{dataset['name']}, {dataset['split']}: {backbone}", _named_apart(contenders))
 
 
 def _advance(progress: Callable[[float], None], done: int, share: float) -> None:
@@ -108,27 +108,27 @@ def _held_out(cache: ActivationCache) -> bool:
 
 def _trained_from(cache: ActivationCache) -> list[Path]:
     """Find the finished runs below ``runs`` that were trained from a cache."""
-    found = []
+    runs = []
     for run in filter(has_adapter, sorted(RUNS.glob("*"))):
         try:
             identity = load_adapter_config(run)["cache"]["identity"]
         except UserError:  # naming it says what is wrong with it
             continue
         if identity == cache.manifest.identity:
-            found.append(run)
-    return found
+            runs.append(run)
+    return runs
 
 
 def _sources_of(trained: Sequence[Trained], known: Sequence[ActivationCache]) -> list[ActivationCache]:
     """Open the caches that runs were trained from, but for those that are known."""
     seen = {cache.manifest.identity for cache in known}
-    found = []
+    caches = []
     for path in dict.fromkeys(run.cache for run in trained if run.cache is not None):
         cache = open_cache(path)
         if cache.manifest.identity not in seen:
             seen.add(cache.manifest.identity)
-            found.append(cache)
-    return found
+            caches.append(cache)
+    return caches
 
 
 def _test_cache(run: Trained, tests: Sequence[ActivationCache]) -> ActivationCache:
@@ -156,15 +156,15 @@ def _test_cache(run: Trained, tests: Sequence[ActivationCache]) -> ActivationCac
 
 
 def _require_same(members: Sequence[Trained], told: Sequence[Predictions]) -> None:
-    for run, own in zip(members, told, strict=True):
-        if own.images != told[0].images:
+    for run, predicted in zip(members, told, strict=True):
+        if predicted.images != told[0].images:
             raise _unlike(str(members[0].path), str(run.path))
 
 
-def _require_same_images(found: Sequence[Contender]) -> None:
-    for one in found:
-        if one.images != found[0].images:
-            raise _unlike(*((contender.runs or [contender.name])[0] for contender in (found[0], one)))
+def _require_same_images(contenders: Sequence[Contender]) -> None:
+    for one in contenders:
+        if one.images != contenders[0].images:
+            raise _unlike(*((contender.runs or [contender.name])[0] for contender in (contenders[0], one)))
 
 
 def _unlike(first: str, second: str) -> UserError:
@@ -174,11 +174,11 @@ def _unlike(first: str, second: str) -> UserError:
     )
 
 
-def _named_apart(found: Sequence[Contender]) -> list[Contender]:
+def _named_apart(contenders: Sequence[Contender]) -> list[Contender]:
     """Give methods names that differ: a number follows where two have the same."""
     seen: dict[str, int] = {}
     apart = []
-    for one in found:
+    for one in contenders:
         seen[one.name] = seen.get(one.name, 0) + 1
         apart.append(one if seen[one.name] == 1 else replace(one, name=f"{one.name} ({seen[one.name]})"))
     return apart

@@ -44,17 +44,17 @@ def load_folder(root: Path, split: str, name: str = "folder") -> Samples:
         base = _split_or_root(root, split, left)
         classes = class_folders(base, EXTENSIONS + video.EXTENSIONS, left)
         _require_no_splits(base, classes)
-        found = scan(base, classes, EXTENSIONS + video.EXTENSIONS, left)
+        entries = scan(base, classes, EXTENSIONS + video.EXTENSIONS, left)
     except OSError as error:
         raise _unreadable(error) from error
-    if not found:
+    if not entries:
         known = f"images ({', '.join(EXTENSIONS)}) or videos ({', '.join(video.EXTENSIONS)})"
         raise UserError(f"folder {str(base)!r} holds no class folders with {known}.")
     left.say(base)
-    if empty := [kind for number, kind in enumerate(classes) if number not in {entry.label for entry in found}]:
+    if empty := [kind for number, kind in enumerate(classes) if number not in {entry.label for entry in entries}]:
         log.info("%r: %d classes without images keep their numbers (%s).", str(base), len(empty), _names(empty))
-    files = [(entry.path, entry.label) for entry in found]
-    sizes = [entry.size for entry in found]
+    files = [(entry.path, entry.label) for entry in entries]
+    sizes = [entry.size for entry in entries]
     videos = [path for path, _ in files if path.lower().endswith(video.EXTENSIONS)]
     if not videos:
         return from_files(name, split, classes, base, files, sizes)
@@ -77,14 +77,14 @@ def split_folder(root: Path, split: str) -> Path | None:
     Raises:
         UserError: if there are two, or the root cannot be read.
     """
-    found = _split_folders(root).get(canonical(split), [])
-    if len(found) > 1:
+    folders = _split_folders(root).get(canonical(split), [])
+    if len(folders) > 1:
         raise UserError(
-            f"folder {str(root)!r} holds {_names(found)}, which all name the split {canonical(split)!r}: keep one of "
+            f"folder {str(root)!r} holds {_names(folders)}, which all name the split {canonical(split)!r}: keep one of "
             "them, or rename the others."
         )
-    if found:
-        return root / found[0]
+    if folders:
+        return root / folders[0]
     return root / split if split not in SPLITS and split in _folders(root) else None
 
 
@@ -95,20 +95,20 @@ def find(base: Path, folder: Path) -> list[str]:
         UserError: for a folder below it that cannot be read.
     """
     try:
-        found = scan(folder, [HERE], EXTENSIONS + video.EXTENSIONS, Left())
+        entries = scan(folder, [HERE], EXTENSIONS + video.EXTENSIONS, Left())
     except OSError as error:
         raise _unreadable(error) from error
     prefix = os.path.relpath(folder, base)
-    return sorted(os.path.normpath(os.path.join(prefix, entry.path)) for entry in found)
+    return sorted(os.path.normpath(os.path.join(prefix, entry.path)) for entry in entries)
 
 
 def _split_folders(root: Path) -> dict[str, list[str]]:
     """Give the folders whose names are those of splits."""
-    found: dict[str, list[str]] = {}
+    folders: dict[str, list[str]] = {}
     for name in _folders(root):
         if name.lower() in _SPLIT_OF:
-            found.setdefault(_SPLIT_OF[name.lower()], []).append(name)
-    return found
+            folders.setdefault(_SPLIT_OF[name.lower()], []).append(name)
+    return folders
 
 
 def _folders(root: Path) -> list[str]:
@@ -123,19 +123,19 @@ def _split_or_root(root: Path, split: str, left: Left) -> Path:
     others = [name for name in _folders(root) if splits and name.lower() not in _SPLIT_OF]
     if len(splits) == 1:  # of two or more it is clear that they are splits
         _require_no_classes(root, next(iter(splits.values())), others)
-    if (found := split_folder(root, split)) is not None:
+    if (folder := split_folder(root, split)) is not None:
         for name in others:
-            if root / name != found:
+            if root / name != folder:
                 left.add("folders beside the split folder", name)
         for name in (name for names in splits.values() for name in names):
-            if root / name != found and found.samefile(root / name):
+            if root / name != folder and folder.samefile(root / name):
                 log.warning(
                     "%r and %r in %r are one folder, by a link: two splits of the same images.",
-                    found.name,
+                    folder.name,
                     name,
                     str(root),
                 )
-        return found
+        return folder
     if split == "train" and not splits:
         return root
     raise UserError(
@@ -183,8 +183,8 @@ def _astray(folder: Path, splits: list[str]) -> UserError:
 
 def _split_in(name: str) -> str | None:
     """Say which split a name contains, if it contains one."""
-    found = {_SPLIT_OF[word] for word in map(str.lower, _WORD.findall(name)) if word in _SPLIT_OF}
-    return found.pop() if len(found) == 1 else None
+    splits = {_SPLIT_OF[word] for word in map(str.lower, _WORD.findall(name)) if word in _SPLIT_OF}
+    return splits.pop() if len(splits) == 1 else None
 
 
 def _holds_only_folders(folder: Path) -> bool:

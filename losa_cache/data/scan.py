@@ -89,7 +89,7 @@ def class_folders(base: Path, suffixes: tuple[str, ...], left: Left) -> list[str
     Raises:
         OSError: if it cannot be read.
     """
-    found, above = [], _above(base)
+    names, above = [], _above(base)
     for entry in _entries(base):
         if hidden(entry.name):
             left.add(HIDDEN, entry.name)
@@ -98,8 +98,8 @@ def class_folders(base: Path, suffixes: tuple[str, ...], left: Left) -> list[str
         elif _key(base / entry.name) in above:
             left.add(LOOPS, entry.name)
         else:
-            found.append(entry.name)
-    return found
+            names.append(entry.name)
+    return names
 
 
 def scan(base: Path, folders: Sequence[str], suffixes: tuple[str, ...], left: Left) -> list[Entry]:
@@ -116,25 +116,25 @@ def scan(base: Path, folders: Sequence[str], suffixes: tuple[str, ...], left: Le
         UserError: for a file that is in two of the folders, by a link.
     """
     above = _above(base)
-    found: list[Entry] = []
+    entries: list[Entry] = []
     keys: list[tuple[int, int]] = []
     several = False  # whether a file may have been met by two paths
     for label, folder in enumerate(folders):
         for path, status, linked in _walk(base, folder, suffixes, above, left):
-            found.append(Entry(path, label, -1 if status is None else status.st_size))
+            entries.append(Entry(path, label, -1 if status is None else status.st_size))
             keys.append((0, 0) if status is None else (status.st_dev, status.st_ino))
             several = several or linked or (status is not None and status.st_nlink > 1)
     if several:
-        found = _once(base, found, np.array(keys, dtype=np.uint64), left)
-    return sorted(found, key=lambda entry: (entry.label, entry.path))
+        entries = _once(base, entries, np.array(keys, dtype=np.uint64), left)
+    return sorted(entries, key=lambda entry: (entry.label, entry.path))
 
 
-def _once(base: Path, found: list[Entry], keys: NDArray[np.uint64], left: Left) -> list[Entry]:
+def _once(base: Path, entries: list[Entry], keys: NDArray[np.uint64], left: Left) -> list[Entry]:
     """Keep the first path to each file; ``keys`` are device and inode, 0 if the file system has no such numbers."""
     _, first, which = np.unique(keys, axis=0, return_index=True, return_inverse=True)
     kept = []
-    for place, (entry, group) in enumerate(zip(found, which.reshape(-1).tolist(), strict=True)):
-        other = found[first[group]]
+    for place, (entry, group) in enumerate(zip(entries, which.reshape(-1).tolist(), strict=True)):
+        other = entries[first[group]]
         if other is entry or not keys[place, 1]:
             kept.append(entry)
         elif other.label == entry.label:

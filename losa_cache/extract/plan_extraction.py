@@ -108,13 +108,13 @@ def plan_extraction(
         memory=available_memory(torch.device("cpu")),
         free=free,
     )
-    found = {}
+    forecasts = {}
     for name, (coded, laid, share) in fitted.items():
         row = laid.sample_chunks * laid.chunk_bytes * share
         candidate = Candidate(name, round(laid.total_bytes * share), row, unpack_speed(coded, sample.whole, laid))
-        found[name] = forecast(candidate, speeds, samples=len(inputs.samples), views=inputs.manifest.views)
+        forecasts[name] = forecast(candidate, speeds, samples=len(inputs.samples), views=inputs.manifest.views)
     errors = {name: encoding_error(coded) for name, (coded, _, _) in fitted.items()}
-    chosen = found[precision]
+    chosen = forecasts[precision]
     tensors = len(inputs.backbone.tail.state_dict()) + len(encoding.constants())
     return {
         "backbone": inputs.manifest.fields["backbone"]["name"],
@@ -142,9 +142,9 @@ def plan_extraction(
         "break_even_epochs": chosen.break_even,
         "device_memory": device_memory,
         "alternatives": [
-            other.figures() | {"error": errors[name]} for name, other in found.items() if name != precision
+            other.figures() | {"error": errors[name]} for name, other in forecasts.items() if name != precision
         ],
-        "recommendation": recommend(chosen, [found[name] for name in PREFERRED if name in found]),
+        "recommendation": recommend(chosen, [forecasts[name] for name in PREFERRED if name in forecasts]),
     }
 
 
@@ -158,9 +158,9 @@ def _device_memory(inputs: Inputs, layout: Layout, batch_size: int, *, free: int
     """Say how the backbone's weights get to the device."""
     backbone = inputs.backbone
     groups = backbone.groups(batch_size, inputs.compute)
-    found = {"free": free, "weights": backbone.weight_bytes, "streamed": backbone.streamed is not None}
+    figures = {"free": free, "weights": backbone.weight_bytes, "streamed": backbone.streamed is not None}
     if backbone.streamed is None:
-        return found
+        return figures
     moved = sum(backbone.streamed.sizes(inputs.compute).blocks) if len(groups) > 1 else 0
     images = batch_size * pass_length(inputs, layout, batch_size)
-    return found | {"groups": len(groups), "moved": moved, "images": images}
+    return figures | {"groups": len(groups), "moved": moved, "images": images}

@@ -40,18 +40,18 @@ def _pages(nbytes: int, *, locked: bool) -> NDArray[np.uint8]:
     size = -(-max(1, nbytes) // mmap.PAGESIZE) * mmap.PAGESIZE
     whole = np.empty(size + mmap.PAGESIZE, dtype=np.uint8)
     start = -whole.ctypes.data % mmap.PAGESIZE
-    own = whole[start : start + size]
+    pages = whole[start : start + size]
     if locked:
         with ThreadPoolExecutor(default_workers()) as threads:  # CUDA would have one thread ask for every page
-            list(threads.map(lambda part: part[:: mmap.PAGESIZE].fill(0), np.array_split(own, default_workers())))
-        address, runtime = own.ctypes.data, torch.cuda.cudart()
+            list(threads.map(lambda part: part[:: mmap.PAGESIZE].fill(0), np.array_split(pages, default_workers())))
+        address, runtime = pages.ctypes.data, torch.cuda.cudart()
         if (error := int(runtime.cudaHostRegister(address, size, 0))) != 0:
             raise UserError(
                 f"{readable_bytes(size)} of the host's memory cannot be page-locked for the GPU (CUDA error {error}): "
                 "choose --residency disk, or a smaller --limit."
             )
         weakref.finalize(whole, runtime.cudaHostUnregister, address).atexit = False
-    return own
+    return pages
 
 
 def available_memory(device: torch.device) -> int:

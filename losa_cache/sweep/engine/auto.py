@@ -111,7 +111,10 @@ class Found:
             "chosen": self.options,
             "sure": self.sure,
             "protocol": self.protocol,
-            "settings": [{"options": own.options, self.metric.name: own.value, "loss": own.loss} for own in self.tried],
+            "settings": [
+                {"options": setting.options, self.metric.name: setting.value, "loss": setting.loss}
+                for setting in self.tried
+            ],
             "choice": self.choice.to_json(self.metric),
             "folds": self.folds,
             "seconds": self.seconds,
@@ -178,11 +181,11 @@ def train_auto(
     cache = latest_training_cache(all_tokens=(config or TrainConfig()).reads_all_tokens) if cache is None else cache
     cache = cache if isinstance(cache, ActivationCache) else open_cache(cache)
     near = cache if stage is None else stage_cache(cache, stage, progress=staging)
-    found = search(near, config, grid, placement=placement, progress=searching, told=told)
-    told(f"chosen: {say_options(found.options)}. {found.sure}")
+    result = search(near, config, grid, placement=placement, progress=searching, told=told)
+    told(f"chosen: {say_options(result.options)}. {result.sure}")
     trained = train(
         cache,
-        config=replace(config, **found.options, val_fraction=0.0, val_ids=None),
+        config=replace(config, **result.options, val_fraction=0.0, val_ids=None),
         out=out,
         device=device,
         residency=residency,
@@ -190,9 +193,9 @@ def train_auto(
         report=report,
         progress=progress,
         staging=staging,
-        beside={FILE: json.dumps(found.to_json(), indent=2).encode()},
+        beside={FILE: json.dumps(result.to_json(), indent=2).encode()},
     )
-    return AutoResult(found, trained)
+    return AutoResult(result, trained)
 
 
 def search(
@@ -255,9 +258,9 @@ def split(cache: ActivationCache, config: TrainConfig) -> list[Selection]:
     if not config.val_fraction:
         raise UserError("nothing is held out to choose by: set --val-fraction or --val-ids, or leave out --auto.")
     samples = first_by_hash(cache.samples, ids, config.limit)
-    own = replace(config, limit=None)
+    unlimited = replace(config, limit=None)
     folds = count_folds(len(samples), config.val_fraction)
-    return [select(samples, ids, labels, own, fold=fold) for fold in range(folds)]
+    return [select(samples, ids, labels, unlimited, fold=fold) for fold in range(folds)]
 
 
 def _combinations(grid: Grid) -> list[dict[str, Any]]:

@@ -62,7 +62,7 @@ def _setting(group: Group, judged: Mapping[int, HeldOutResults], metric: Metric)
     """Join the trials of all seeds."""
     trials = group.by_seed
     each = [judged[trial.number] for trial in trials if trial.number in judged]
-    losses = [float(own.losses.mean(dtype=np.float64)) for own in each]
+    losses = [float(results.losses.mean(dtype=np.float64)) for results in each]
     if not (whole := len(each) == len(trials)):  # as an earlier version left them
         losses = [trial.loss for trial in trials if trial.loss is not None]
     name = min(group.trials, key=lambda trial: (trial.options.get("seed", 0), trial.number)).number
@@ -71,8 +71,8 @@ def _setting(group: Group, judged: Mapping[int, HeldOutResults], metric: Metric)
         group.mean,
         math.fsum(losses) / len(losses) if len(losses) == len(trials) else None,
         group.parameters,
-        np.mean([own.terms[0] for own in each], axis=0) if whole and metric.is_mean else None,
-        np.mean([own.losses for own in each], axis=0) if whole else None,
+        np.mean([results.terms[0] for results in each], axis=0) if whole and metric.is_mean else None,
+        np.mean([results.losses for results in each], axis=0) if whole else None,
     )
 
 
@@ -84,17 +84,17 @@ def list_trials(
     Raises:
         UserError: for a trial whose directory lacks what it trained, or was altered.
     """
-    found, tail = [], frozen_tail(cache)
+    records, tail = [], frozen_tail(cache)
     for number, trial in enumerate(trials):
         if trial.state == LOST:
             continue
-        own = replace(config.base, **trial.options)
-        adapter = new_adapter(cache.manifest, tail, own)
+        options = replace(config.base, **trial.options)
+        adapter = new_adapter(cache.manifest, tail, options)
         curve = require_epochs(folder, number, trial.epochs, trial.files)
         parameters = adapter.parameter_counts()["side"]
-        command = describe(own, config.cache)
-        found.append(TrialRecord(number, trial.state, trial.options, parameters, curve, command, own.task))
-    return found
+        command = describe(options, config.cache)
+        records.append(TrialRecord(number, trial.state, trial.options, parameters, curve, command, options.task))
+    return records
 
 
 def evaluate_chosen(

@@ -69,7 +69,7 @@ def sweep(
     if cache is None:
         cache = latest_training_cache(all_tokens="side" in space or (config or TrainConfig()).reads_all_tokens)
     opened = cache if isinstance(cache, ActivationCache) else open_cache(cache)
-    searched = {name: _searched(name, own) for name, own in space.items()}
+    searched = {name: _searched(name, values) for name, values in space.items()}
     base = config or TrainConfig()
     if options.get("val_cache") is not None:  # nothing else is held out
         base = replace(base, val_fraction=0.0, val_ids=None)
@@ -121,33 +121,33 @@ def continue_sweep(
     if (record := load_record(folder)) is not None:
         write_report(record, folder)
         return SweepResult(folder, record)
-    own = Sweep(folder, placement=placement, report=report, storage=storage, probe=probe)
-    with own._owned():
-        own.run()
-        return SweepResult(folder, _concluded(own))
+    running = Sweep(folder, placement=placement, report=report, storage=storage, probe=probe)
+    with running._owned():
+        running.run()
+        return SweepResult(folder, _concluded(running))
 
 
-def _concluded(own: Sweep) -> SweepRecord:
+def _concluded(running: Sweep) -> SweepRecord:
     """Choose, test, record and report."""
-    folder, progress = own.folder, own.progress
-    trials = list_trials(folder, own.config, progress.trials, own.cache)
-    samples = own.chosen()
+    folder, progress = running.folder, running.progress
+    trials = list_trials(folder, running.config, progress.trials, running.cache)
+    samples = running.chosen()
     images = len(samples.held_out)
     complete = [trial.number for trial in trials if trial.state == COMPLETE]
     judged = load_held_out_results({number: trial_path(folder, number) for number in complete}, images)
-    choice = choose(trials, get_task(own.config.base.task).selection, images, judged)
+    choice = choose(trials, get_task(running.config.base.task).selection, images, judged)
     if choice is None:
         raise UserError(f"no trial of {str(folder)!r} came to its end: lower the rates, or leave out --pruner.")
     best = next(trial for trial in trials if trial.number == choice.chosen)
-    test = evaluate_chosen(folder, own.config, best, own.placement)
+    test = evaluate_chosen(folder, running.config, best, running.placement)
     record = record_of(
-        own.config,
-        own.cache,
+        running.config,
+        running.cache,
         samples,
         trials,
         choice=choice,
         test=test,
-        to_beat=own.to_beat,
+        to_beat=running.to_beat,
         started=progress.started,
         finished=time(),
     )
@@ -157,10 +157,10 @@ def _concluded(own: Sweep) -> SweepRecord:
     return record
 
 
-def _searched(name: str, own: Any) -> Choices | Range:
-    if isinstance(own, Choices | Range):
-        return own
-    return parse(name, own) if isinstance(own, str) else choices(name, list(own))
+def _searched(name: str, values: Any) -> Choices | Range:
+    if isinstance(values, Choices | Range):
+        return values
+    return parse(name, values) if isinstance(values, str) else choices(name, list(values))
 
 
 def summary(result: SweepResult) -> dict[str, Any]:

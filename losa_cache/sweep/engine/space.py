@@ -76,10 +76,10 @@ def choices(name: str, values: Sequence[Any]) -> Choices:
     option = _option(name)
     if not 1 <= len(values) <= MOST_CHOICES:
         raise UserError(f"{option} has {len(values)} values: list from 1 to {MOST_CHOICES}.")
-    found = [_value(name, value) for value in values]
-    if twice := [value for at, value in enumerate(found) if value in found[:at]]:
+    parsed = [_value(name, value) for value in values]
+    if twice := [value for at, value in enumerate(parsed) if value in parsed[:at]]:
         raise UserError(f"{option} lists {_brief(twice[0])} twice: leave one out.")
-    return Choices(tuple(found))
+    return Choices(tuple(parsed))
 
 
 def read_space(path: Path) -> Space:
@@ -119,8 +119,12 @@ def split_fixed(given: Mapping[str, str | None], file: Path | None, seeds: int) 
         read[name] = parse(name, text)
     if seeds > 1:
         read["seed"] = Choices(tuple(range(seeds)))
-    fixed = {name: own.values[0] for name, own in read.items() if isinstance(own, Choices) and len(own.values) == 1}
-    return fixed, {name: own for name, own in read.items() if name not in fixed}
+    fixed = {
+        name: searched.values[0]
+        for name, searched in read.items()
+        if isinstance(searched, Choices) and len(searched.values) == 1
+    }
+    return fixed, {name: searched for name, searched in read.items() if name not in fixed}
 
 
 def grid(space: Mapping[str, Choices | Range]) -> list[dict[str, Any]]:
@@ -129,13 +133,13 @@ def grid(space: Mapping[str, Choices | Range]) -> list[dict[str, Any]]:
     Raises:
         UserError: for a range, because it has no finite number of values, and for too many combinations.
     """
-    for name, own in space.items():
-        if isinstance(own, Range):
+    for name, searched in space.items():
+        if isinstance(searched, Range):
             raise UserError(
-                f"{name.replace('_', '-')} is the range {own.low}..{own.high}, which a grid cannot walk: list its "
-                "values, or search with --sampler random or tpe."
+                f"{name.replace('_', '-')} is the range {searched.low}..{searched.high}, which a grid cannot walk: "
+                "list its values, or search with --sampler random or tpe."
             )
-    values = [dict.fromkeys(own.values) for own in space.values() if isinstance(own, Choices)]
+    values = [dict.fromkeys(searched.values) for searched in space.values() if isinstance(searched, Choices)]
     if (count := math.prod(map(len, values))) > MOST_COMBINATIONS:
         raise UserError(
             f"the grid has {count} combinations, more than {MOST_COMBINATIONS}: list fewer values, or search with "
@@ -150,8 +154,8 @@ def require_trainable(space: Mapping[str, Choices | Range], base: TrainConfig) -
     Raises:
         UserError: naming the value.
     """
-    for name, own in space.items():
-        for value in own.values if isinstance(own, Choices) else (own.low, own.high):
+    for name, searched in space.items():
+        for value in searched.values if isinstance(searched, Choices) else (searched.low, searched.high):
             replace(base, **{name: value})
 
 
@@ -172,12 +176,12 @@ def _value(name: str, value: Any) -> Any:
             raise ValueError
         if kind is str:
             return ",".join(map(str, map(int, value))) if isinstance(value, list) else _text(value)
-        found = float(value)
-        if not math.isfinite(found) or (kind is int and (found != int(found) or abs(found) > LARGEST)):
+        number = float(value)
+        if not math.isfinite(number) or (kind is int and (number != int(number) or abs(number) > LARGEST)):
             raise ValueError
     except (TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{_option(name)} is {_brief(value)}: write numbers, as in 4,8,16 or 1e-4..1e-2.") from error
-    return kind(found)
+    return kind(number)
 
 
 def _text(value: Any) -> str:

@@ -174,8 +174,8 @@ class Sweep:
     def _restore(self, stack: ExitStack) -> None:
         """Restore the state of a killed sweep."""
         config = self.config
-        found = load_progress(self.folder, config.space)
-        self.progress = earlier_progress(self.folder, config, self._storage) if found is None else found
+        stored = load_progress(self.folder, config.space)
+        self.progress = earlier_progress(self.folder, config, self._storage) if stored is None else stored
         if self.progress.config not in (None, checksum(self.folder)):
             raise UserError(
                 f"the options of the sweep {str(self.folder)!r} (sweep.json) were changed after it began: bring "
@@ -223,9 +223,9 @@ class Sweep:
         Raises:
             UserError: naming one.
         """
-        found = load_progress(self.folder, self.config.space)
+        stored = load_progress(self.folder, self.config.space)
         try:
-            require_unchanged(self.folder, {} if found is None else found.files)
+            require_unchanged(self.folder, {} if stored is None else stored.files)
         except UnreadableError as error:
             raise UserError(
                 f"the sweep {str(self.folder)!r} cannot go on ({error}): bring the file back from a copy, or begin "
@@ -234,14 +234,14 @@ class Sweep:
 
     def _require_same_caches(self) -> None:
         """Refuse caches other than those of the first trials."""
-        found = self._data.identities()
+        identities = self._data.identities()
         for option, identity in self.progress.caches.items():
-            if found.get(option) != identity:
+            if identities.get(option) != identity:
                 raise UserError(
                     f"the {option.replace('_', ' ')} of the sweep {str(self.folder)!r} is another one now "
-                    f"({found.get(option)}, not {identity}): bring the old one back, or begin another sweep."
+                    f"({identities.get(option)}, not {identity}): bring the old one back, or begin another sweep."
                 )
-        self.progress.caches = found
+        self.progress.caches = identities
 
     def _config_of(self, number: int) -> TrainConfig:
         return replace(self.config.base, **self.progress.trials[number].options)
@@ -251,9 +251,9 @@ class Sweep:
         numbers: list[int] = []
         live = sum(len(cohort.numbers) for cohort in self._cohorts)
         most = self._most() if self.progress.count(*STATES) < self.config.total else 0
-        while live + len(numbers) < most and (found := self._search.next()):
-            numbers.append(found[0])
-            self.progress.trials.append(Trial(found[1]))
+        while live + len(numbers) < most and (drawn := self._search.next()):
+            numbers.append(drawn[0])
+            self.progress.trials.append(Trial(drawn[1]))
         self.progress.turn = 0
         if not numbers:
             return
@@ -290,11 +290,11 @@ class Sweep:
         cohort, group = self._cohorts[turn], self.progress.groups[turn]
         metrics = cohort.run_epoch()
         ended: dict[int, str] = {}
-        for number, own in zip(cohort.numbers, metrics, strict=True):
-            self.progress.trials[number].files |= self._trials.log(number, own)
-            value, config = own[self._metric.held_out], cohort.config_of(number)
-            self._rows[number] = {"epoch": own["epoch"], "value": value, "config": config}
-            if state := self._judged(number, own, last=cohort.done):
+        for number, measured in zip(cohort.numbers, metrics, strict=True):
+            self.progress.trials[number].files |= self._trials.log(number, measured)
+            value, config = measured[self._metric.held_out], cohort.config_of(number)
+            self._rows[number] = {"epoch": measured["epoch"], "value": value, "config": config}
+            if state := self._judged(number, measured, last=cohort.done):
                 ended[number] = self._rows[number]["state"] = state
         if COMPLETE in ended.values():
             trained = dict(zip(cohort.numbers, cohort.adapters(), strict=True))

@@ -111,12 +111,12 @@ class VtabRecord:
 
     def probed(self) -> dict[str, dict[str, float]]:
         """Test top-1 by task, of each probe by its name."""
-        found: dict[str, dict[str, float]] = {}
+        tested: dict[str, dict[str, float]] = {}
         for task, probe in self.to_beat.items():
             for line in probe.lines:
                 if line.test_top1 is not None:
-                    found.setdefault(line.name, {})[task] = line.test_top1
-        return found
+                    tested.setdefault(line.name, {})[task] = line.test_top1
+        return tested
 
     def parameters(self, rank: int) -> int:
         """Trained ones of the side network, the same for all tasks."""
@@ -125,7 +125,7 @@ class VtabRecord:
     def to_json(self) -> dict[str, Any]:
         """Give all fields, the means and the paper's figures as JSON."""
         top1 = {str(rank): self.top1(rank) for rank in self.ranks} | self.probed()
-        means = {row: {name: asdict(mean) for name, mean in means_of(own).items()} for row, own in top1.items()}
+        means = {row: {name: asdict(mean) for name, mean in means_of(by_task).items()} for row, by_task in top1.items()}
         paper = {
             str(rank): {
                 "top1": paper_top1(rank),
@@ -159,9 +159,9 @@ def paper_top1(rank: int) -> dict[str, float]:
 
 def paper_means(rank: int) -> dict[str, Mean]:
     """Give the means that the paper prints, at a rank of :data:`PAPER`, as :func:`means_of` gives ours."""
-    own = means_of(paper_top1(rank))
+    means = means_of(paper_top1(rank))
     printed = map(float, PAPER_MEANS[rank].split())
-    return {name: replace(mean, value=value) for (name, mean), value in zip(own.items(), printed, strict=True)}
+    return {name: replace(mean, value=value) for (name, mean), value in zip(means.items(), printed, strict=True)}
 
 
 def unlike_paper(fields: Mapping[str, Any], depth: int) -> list[str]:
@@ -172,17 +172,19 @@ def unlike_paper(fields: Mapping[str, Any], depth: int) -> list[str]:
         depth: blocks of its backbone.
     """
     backbone, image = fields["backbone"], fields["input"]
-    found = []
+    differences = []
     if backbone["name"] != PAPER_BACKBONE:
-        found.append(f"the backbone is {backbone['name']}")
+        differences.append(f"the backbone is {backbone['name']}")
     if backbone["weights"].startswith("random"):
-        found.append("its weights are random")
+        differences.append("its weights are random")
     if tuple(image["size"][1:]) != (224, 224) or image["crop_mode"] != "squash":
         size = "x".join(map(str, image["size"][1:]))
-        found.append(f"images come to {size} pixels by {image['crop_mode']}, not to 224x224 by squash (--resize exact)")
+        differences.append(
+            f"images come to {size} pixels by {image['crop_mode']}, not to 224x224 by squash (--resize exact)"
+        )
     if fields["tap"] != "block" or len(fields["layers"]) != depth:
-        found.append(f"{len(fields['layers'])} of {depth} layers are tapped ({fields['tap']})")
-    return found
+        differences.append(f"{len(fields['layers'])} of {depth} layers are tapped ({fields['tap']})")
+    return differences
 
 
 def _mean(values: Sequence[float], full: int) -> Mean:
