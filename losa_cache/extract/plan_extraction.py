@@ -1,4 +1,4 @@
-"""``plan_extraction``: what a cache would cost and when it pays, before anything is written."""
+"""``plan_extraction``: the cost of a cache, and when it pays, before anything is written."""
 
 import shutil
 from contextlib import suppress
@@ -50,7 +50,7 @@ def plan_extraction(
         config: the options; those of an extraction will do.
         options: fields of :class:`PlanConfig`, over those of ``config``.
 
-    Nothing is kept: a probe file of at most 256 MiB is written where the cache would lie and removed again.
+    Nothing is kept: a test file of at most 256 MiB is written where the cache would lie, and removed.
 
     Returns:
         what would be written (``rows``, ``tokens``, ``width``, ``layers``, ``points``, ``precision``, its mean relative
@@ -149,13 +149,13 @@ def plan_extraction(
 
 
 def encoding_error(encoding: Encoding) -> float:
-    """Give the mean relative error of its layers, as expected of a cache."""
+    """Give the mean relative error of an encoding's layers, as expected in a cache."""
     stated = encoding.describe()["error"]
     return short(mean(stated) if isinstance(stated, list) else stated)
 
 
 def _device_memory(inputs: Inputs, layout: Layout, batch_size: int, *, free: int) -> dict[str, Any]:
-    """Say how the backbone's weights get to the device."""
+    """Describe how the backbone's weights get to the device."""
     backbone = inputs.backbone
     groups = backbone.groups(batch_size, inputs.compute)
     figures = {"free": free, "weights": backbone.weight_bytes, "streamed": backbone.streamed is not None}
