@@ -36,7 +36,7 @@ def require_own(name: str, content: bytes | memoryview, digests: Mapping[str, st
     """
     if sha256(content) != digests.get(name):
         raise UserError(
-            f"{str(place)!r} cannot be read as a cache: its file {name} is not the one that its receipts say: {REPAIR}."
+            f"{str(place)!r} cannot be read as a cache: its file {name} differs from what its receipts say: {REPAIR}."
         )
 
 

@@ -121,8 +121,8 @@ class MetadataFiles:
                 return None
             reason = "it is missing" if isinstance(error, FileNotFoundError) else str(error)
             raise UserError(
-                f"{str(self.copy / LIST)!r} cannot be read ({reason}), which says what belongs to "
-                f"{str(self.store)!r}: {REPAIR}."
+                f"{str(self.copy / LIST)!r}, the list of the files of {str(self.store)!r}, cannot be read ({reason}): "
+                f"{REPAIR}."
             ) from error
 
     @property
@@ -144,8 +144,8 @@ class MetadataFiles:
         except (OSError, ValueError) as error:
             if not self.store.lists:
                 raise UserError(
-                    f"{str(self.copy / LIST)!r} cannot be read, which says what {str(self.store)!r} holds where a "
-                    "server cannot: put the .receipts folder beside it."
+                    f"{str(self.copy / LIST)!r}, the list of the files of {str(self.store)!r}, cannot be read, and the "
+                    "server cannot list files: put the .receipts folder beside it."
                 ) from error
             found = (name for name, _ in self.store.scan())
             return sorted(filter(is_metadata, found), key=lambda name: (name == ROOT, name))
@@ -174,8 +174,8 @@ class MetadataFiles:
         here, there = (_identity(folder / ROOT) for folder in (self.store, self.copy))
         if here is not None and there is not None and here != there != identity:
             raise UserError(
-                f"{str(self.store)!r} is of another cache ({here[:19]}) than the receipts beside it, "
-                f"{str(self.receipts)!r}, are ({there[:19]}): put back the one that was exchanged."
+                f"{str(self.store)!r} belongs to the cache {here[:19]}, but its receipts {str(self.receipts)!r} to the "
+                f"cache {there[:19]}: restore the one that was exchanged."
             )
 
     def _require_one(self, in_store: list[str], in_copy: list[str]) -> None:

@@ -58,7 +58,7 @@ class ObjectLock(WriterLock):
             self.disk.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(
-                f"shards pass through {str(self.disk)!r} on their way to {str(path)!r}, and that folder cannot be made "
+                f"{str(self.disk)!r}, the folder for shards before their upload to {str(path)!r}, cannot be made "
                 f"({error.strerror}): set LOSA_CACHE_HOME to a folder that can be written."
             ) from error
         self._sign = receipts_of(path) / "lock"

@@ -116,7 +116,7 @@ class BlockReader:
                 self._forget(shard)
             except (DamagedShardError, OSError) as error:
                 raise too_many(error) or self._damaged(shard, rows, error) from error
-        raise UserError(f"shard {shard} of {str(self.cache.path)!r} changes while it is read: wait for what writes it.")
+        raise UserError(f"shard {shard} of {str(self.cache.path)!r} changes while it is read: wait for its writer.")
 
     def _damaged(self, shard: int, rows: NDArray[np.int64], error: Exception) -> UserError:
         """Find the sample that cannot be read, if several were read together."""

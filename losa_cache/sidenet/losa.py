@@ -86,8 +86,8 @@ class LoSA(nn.Module):
 
         Args:
             blocks: the k block outputs, first to last, each ``(batch, tokens, width)``; the last is y_0 = b_L. Or k
-            inputs of another kind (Table 4's taps, Table 6's start) followed by y_0. y_0 is a tensor; the others may be
-            int8 codes with their scales.
+                inputs of another kind (Table 4's taps, Table 6's start) followed by y_0. y_0 is a tensor; the others
+                may be int8 codes with their scales.
             readout: the m rows of y_k to compute; by default all.
 
         Returns:

@@ -33,7 +33,7 @@ class Reader(nn.Module):
 
     Attributes:
         center, scale: ``((points + 1) m, d)``: the heads read ``(row - center) * scale``; not trained. The last m
-        belong to the rows of y_k.
+            belong to the rows of y_k.
         queries: ``(H, d)`` or ``(K, H, d)``.
         values: ``(H, h, d)`` or ``(K, H, h, d)``; h is ``max(1, d // H)``.
     """

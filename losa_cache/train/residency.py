@@ -144,7 +144,7 @@ def _split(part: int, sizes: Sizes) -> Residency:
 
 def _too_large(where: str, most: str, sizes: Sizes) -> UserError:
     return UserError(
-        f"--residency {where} would keep {readable_bytes(sizes.stored)}, and may take {most}: choose fewer --layers, a "
+        f"--residency {where} needs {readable_bytes(sizes.stored)}, but may use only {most}: choose fewer --layers, a "
         "smaller --limit, a cache of fewer bits, or --residency disk."
     )
 

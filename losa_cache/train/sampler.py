@@ -124,7 +124,10 @@ def hold_out(
         raise UserError(f"val-fraction is {fraction}: it must be at least 0 and below 1.")
     count = round(len(samples) * fraction)
     if count == len(samples) or (fraction > 0 and count == 0):
-        raise UserError(f"val-fraction {fraction} of {len(samples)} samples leaves one side empty: choose another.")
+        raise UserError(
+            f"val-fraction {fraction} of {len(samples)} samples leaves none to train on or none to validate on: "
+            "choose another."
+        )
     chosen = _first_by_hash(samples, ids, round(len(samples) * fraction * (fold + 1)))
     if fold:
         chosen &= ~_first_by_hash(samples, ids, round(len(samples) * fraction * fold))
@@ -149,7 +152,7 @@ def hold_out_ids(
     of_these = np.array([ids[sample] in chosen for sample in samples.tolist()], dtype=bool)
     train, held = samples[~of_these], samples[of_these]
     if not (len(train) and len(held)):
-        raise UserError(f"val-ids holds out {len(held)} of {len(samples)} samples: leave some on either side.")
+        raise UserError(f"val-ids holds out {len(held)} of {len(samples)} samples: hold some out and leave some.")
     return train, held
 
 

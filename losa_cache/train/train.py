@@ -80,8 +80,8 @@ def train(
         out: run directory; by default ``runs/<data set>-<side>-<n>``.
         device: by default the GPU if there is one.
         residency: where the activations are kept between epochs: ``device`` (GPU memory), ``memory`` (RAM), ``disk``
-        (they are read anew in every epoch), or ``auto``, the fastest of these that holds them. With ``device`` and
-        ``auto``, a part is kept in RAM if the GPU cannot hold all. Results do not depend on it.
+            (they are read anew in every epoch), or ``auto``, the fastest of these that holds them. With ``device`` and
+            ``auto``, a part is kept in RAM if the GPU cannot hold all. Results do not depend on it.
         stage: copy the cache into this folder first, unless it is there, and train from the copy.
         report: is called with each epoch's metrics.
         progress: is called with the number of finished epochs, with their fraction, after every batch.
@@ -214,7 +214,7 @@ def _require_same(run: Run, data: TrainingData, fields: dict[str, Any]) -> None:
     """Refuse training data that is not what a run began with; another device may compute in another dtype."""
     ours, theirs = ({**f, "compute": None} for f in (data.manifest.fields, fields))
     if wrong := differences(ours, theirs):
-        raise UserError(f"run {str(run.path)!r} began with something else: it differs in {'; '.join(wrong)}.")
+        raise UserError(f"run {str(run.path)!r} began with other data: it differs in {'; '.join(wrong)}.")
 
 
 def _cache_of(run: str | Path, path: str) -> ActivationCache:
@@ -222,7 +222,7 @@ def _cache_of(run: str | Path, path: str) -> ActivationCache:
         return open_cache(path)
     except UserError as error:
         raise UserError(
-            f"run {str(run)!r} learns from the cache {path!r}, which does not open "
+            f"the cache {path!r}, from which run {str(run)!r} learns, cannot be opened "
             f"({str(error).removesuffix('.')}): if it was moved, put it back, or a symbolic link to it there."
         ) from error
 

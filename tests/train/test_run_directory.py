@@ -306,7 +306,10 @@ def test_a_run_whose_cache_moved_or_is_another_now_says_so(trained, tmp_path):
     run = lc.train(cache, out=tmp_path / "run", **OPTIONS).run
     for suffix in ("", ".receipts"):
         (tmp_path / f"c.zarr{suffix}").rename(tmp_path / f"moved.zarr{suffix}")
-    with pytest.raises(lc.UserError, match=r"learns from the cache '.*c\.zarr'.*put it back, or a symbolic link to it"):
+    with pytest.raises(
+        lc.UserError,
+        match=r"cache '.*c\.zarr', from which run .* learns, cannot be opened.*put it back, or a symbolic link",
+    ):
         lc.resume(run, device="cpu")
     renamed = replace(tiny_samples(), classes=("a", "c", "b"))
     other = extract(tiny_backbone(), renamed, precision="float32", out=tmp_path / "other.zarr")

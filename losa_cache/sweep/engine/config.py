@@ -103,10 +103,11 @@ class SweepConfig:
         if self.sampler == "grid":
             grid(self.space)
         elif self.trials is None:
-            raise UserError(f"--sampler {self.sampler} has no end of its own: say how many with --trials.")
+            raise UserError(f"--sampler {self.sampler} needs the number of trials: give it with --trials.")
         if self.sampler != "grid" and "seed" in self.space:
             raise UserError(
-                f"--sampler {self.sampler} would choose the luckiest seed: leave --seeds to a grid, for the best few."
+                f"--sampler {self.sampler} would choose a seed that is best by chance: leave out --seeds, and compare the "
+                "best few options over several seeds by a grid."
             )
         if self.retrain and self.val_cache is not None:
             raise UserError(

@@ -137,7 +137,7 @@ def _concluded(running: Sweep) -> SweepRecord:
     judged = load_held_out_results({number: trial_path(folder, number) for number in complete}, images)
     choice = choose(trials, get_task(running.config.base.task).selection, images, judged)
     if choice is None:
-        raise UserError(f"no trial of {str(folder)!r} came to its end: lower the rates, or leave out --pruner.")
+        raise UserError(f"no trial of {str(folder)!r} finished: lower the learning rates, or leave out --pruner.")
     best = next(trial for trial in trials if trial.number == choice.chosen)
     test = evaluate_chosen(folder, running.config, best, running.placement)
     record = record_of(

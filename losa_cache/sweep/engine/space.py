@@ -115,7 +115,7 @@ def split_fixed(given: Mapping[str, str | None], file: Path | None, seeds: int) 
         if text is None:
             continue
         if name in read:
-            raise UserError(f"--{name.replace('_', '-')} stands in the space file, too: leave one out.")
+            raise UserError(f"--{name.replace('_', '-')} is in the space file, too: leave one out.")
         read[name] = parse(name, text)
     if seeds > 1:
         read["seed"] = Choices(tuple(range(seeds)))
@@ -136,7 +136,7 @@ def grid(space: Mapping[str, Choices | Range]) -> list[dict[str, Any]]:
     for name, searched in space.items():
         if isinstance(searched, Range):
             raise UserError(
-                f"{name.replace('_', '-')} is the range {searched.low}..{searched.high}, which a grid cannot walk: "
+                f"{name.replace('_', '-')} is the range {searched.low}..{searched.high}, which a grid cannot list: "
                 "list its values, or search with --sampler random or tpe."
             )
     values = [dict.fromkeys(searched.values) for searched in space.values() if isinstance(searched, Choices)]

@@ -140,9 +140,9 @@ class Sweep:
         sides = side.values if isinstance(side, Choices) else (self.config.base.side,)
         if wrong := [own for own in sides if not SIDES[own].stacks]:
             known = listed(stackable(), "and")
-            raise UserError(f"side is {wrong[0]!r}: trials of {known} alone train together.")
+            raise UserError(f"side is {wrong[0]!r}, but only trials of {known} train together.")
         if len(self.cache.manifest.tokens["grid"]) == 3:
-            raise UserError(f"{str(self.cache.path)!r} holds videos: trials train together on images alone.")
+            raise UserError(f"{str(self.cache.path)!r} holds videos, but trials train together only on images.")
 
     def run(self) -> None:
         """Train all trials that are not finished.

@@ -75,7 +75,9 @@ def vtab(
     space, base = GRID if space is None else space, config or TrainConfig(**of_recipe(PAPER))
     wanted = sorted(set(ranks))
     if not wanted or "rank" in space:
-        raise UserError(f"ranks are {wanted} and the space is of {', '.join(space)}: give ranks, and only there.")
+        raise UserError(
+            f"ranks are {wanted} and the space has {', '.join(space)}: give at least one rank, and none in the space."
+        )
     if base.task != CLASSIFICATION:
         raise UserError(f"task is {base.task!r}, but those of VTAB-1k are {CLASSIFICATION}: leave it out.")
     if base.limit is not None:
