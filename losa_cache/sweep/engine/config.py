@@ -106,8 +106,8 @@ class SweepConfig:
             raise UserError(f"--sampler {self.sampler} needs the number of trials: give it with --trials.")
         if self.sampler != "grid" and "seed" in self.space:
             raise UserError(
-                f"--sampler {self.sampler} would choose a seed that is best by chance: leave out --seeds, and compare the "
-                "best few options over several seeds by a grid."
+                f"--sampler {self.sampler} would choose a seed that is best by chance: leave out --seeds, and compare "
+                "the best few options over several seeds by a grid."
             )
         if self.retrain and self.val_cache is not None:
             raise UserError(
