@@ -28,18 +28,18 @@ def compare(
     device: str | None = None,
     progress: Callable[[float], None] = lambda done: None,
 ) -> Comparison:
-    """Compare finished runs, and probes, by the same test images (*not from the paper*).
+    """Compare finished runs, and probes, on the same test images (*not from the paper*).
 
-    Runs that differ in their seed alone are one method. A run's predictions are kept in it (``predictions.json``) and
+    Runs that differ only in their seed are one method. A run's predictions are stored in it (``predictions.json``) and
     used again.
 
     Args:
-        what: directories of finished runs; and caches. A cache of a held-out split is what runs are tested on: each run
-            on the first that fits it. Another cache adds its probe, and, where no run is named, all finished runs below
-            ``runs`` that were trained from it.
+        what: directories of finished runs, and caches. Runs are tested on caches of held-out splits, each on the first
+            that fits it. Any other cache adds its probe and, if no run is named, all finished runs below ``runs`` that
+            were trained from it.
         probe: add the probe of the cache that the runs were trained from.
-        device: by default the GPU where there is one.
-        progress: is given the runs tested so far, with their fraction.
+        device: by default the GPU if there is one.
+        progress: is called with the number of tested runs, with their fraction.
 
     Returns:
         accuracies in percent with intervals at 95 %, and differences between each pair in points.
@@ -85,7 +85,7 @@ def _advance(progress: Callable[[float], None], done: int, share: float) -> None
 
 
 def _sorted(what: Sequence[str | Path | ActivationCache]) -> tuple[list[Path], list[ActivationCache]]:
-    """Tell runs from caches."""
+    """Separate runs from caches."""
     runs, caches = [], []
     for one in what:
         if isinstance(one, ActivationCache):
@@ -120,7 +120,7 @@ def _trained_from(cache: ActivationCache) -> list[Path]:
 
 
 def _sources_of(trained: Sequence[Trained], known: Sequence[ActivationCache]) -> list[ActivationCache]:
-    """Open the caches that runs were trained from, but for those that are known."""
+    """Open the caches that runs were trained from, except those that are open already."""
     seen = {cache.manifest.identity for cache in known}
     caches = []
     for path in dict.fromkeys(run.cache for run in trained if run.cache is not None):
@@ -132,7 +132,7 @@ def _sources_of(trained: Sequence[Trained], known: Sequence[ActivationCache]) ->
 
 
 def _test_cache(run: Trained, tests: Sequence[ActivationCache]) -> ActivationCache:
-    """Choose what a run is tested on: of the caches given the first that fits, else the one that ``eval`` takes.
+    """Choose the test cache of a run: the first given cache that fits, or else the one that ``eval`` takes.
 
     Raises:
         UserError: if there is none.
@@ -175,7 +175,7 @@ def _unlike(first: str, second: str) -> UserError:
 
 
 def _named_apart(contenders: Sequence[Contender]) -> list[Contender]:
-    """Give methods names that differ: a number follows where two have the same."""
+    """Give methods different names: if two have the same name, a number follows it."""
     seen: dict[str, int] = {}
     apart = []
     for one in contenders:

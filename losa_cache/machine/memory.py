@@ -21,10 +21,10 @@ _LIMITLESS = 2**62
 
 
 def allocate(shape: Sequence[int], dtype: torch.dtype, device: torch.device, *, pin: bool = False) -> torch.Tensor:
-    """Allocate a tensor that is read into.
+    """Allocate a tensor for data that are read into it.
 
-    On the host it is page-locked where ``pin`` says so, for a GPU; or else in large pages where the system gives them
-    (numpy asks for them), which makes reads 5 % faster.
+    On the host it is page-locked for a GPU, if ``pin`` is set. Otherwise it lies in large pages, if the system gives
+    them (numpy requests them), which makes reads 5 % faster.
 
     Raises:
         UserError: if so much memory cannot be page-locked.
@@ -36,7 +36,7 @@ def allocate(shape: Sequence[int], dtype: torch.dtype, device: torch.device, *, 
 
 
 def _pages(nbytes: int, *, locked: bool) -> NDArray[np.uint8]:
-    """Allocate whole pages, which other memory has no part in."""
+    """Allocate whole pages that are not shared with other memory."""
     size = -(-max(1, nbytes) // mmap.PAGESIZE) * mmap.PAGESIZE
     whole = np.empty(size + mmap.PAGESIZE, dtype=np.uint8)
     start = -whole.ctypes.data % mmap.PAGESIZE
