@@ -41,7 +41,7 @@ from losa_cache.extract.measure import device_speed
 from losa_cache.extract.meter import Meter
 from losa_cache.machine.allocator import keep_freed_memory
 from losa_cache.machine.device import choose_device
-from losa_cache.machine.memory import parse_bytes
+from losa_cache.machine.sizes import parse_bytes
 from losa_cache.points import ALL_LAYERS, LAST, tapped_points
 
 ROOT = Path(__file__).parents[1]

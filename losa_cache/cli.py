@@ -9,13 +9,14 @@ import typer
 
 import losa_cache
 from losa_cache.__main__ import main
-from losa_cache.cli_common import Device, Json, Residency, existing, expanded, given, print_result, refuse
+from losa_cache.cache.registry import require_known_store
+from losa_cache.cli_common import Device, Json, Residency, existing, existing_run, expanded, given, print_result, refuse
 from losa_cache.cli_compare import compare
 from losa_cache.cli_options import Values, takes_options
 from losa_cache.cli_probe import probe
 from losa_cache.cli_push import push
 from losa_cache.cli_sweep import sweep, train_chosen, vtab
-from losa_cache.data.names import require_data_set
+from losa_cache.data.names import require_data_set, require_split
 from losa_cache.errors import UserError
 from losa_cache.extract.config import ExtractConfig, PlanConfig, Rate
 from losa_cache.inputs_config import PANEL as IMAGES
@@ -23,6 +24,7 @@ from losa_cache.options import options_of
 from losa_cache.sweep.engine.config import options_of_sweep
 from losa_cache.terminal import Commands
 from losa_cache.train.config import OnlineConfig, TrainConfig, of_recipe
+from losa_cache.train.sample_files import require_sample_files
 from losa_cache.train.stored import options_of_run, read_run
 
 __all__ = ["app", "main"]
@@ -39,8 +41,14 @@ def _cache(text: str) -> Any:
     return typer.Option(help=text, callback=existing)
 
 
-Store = Annotated[str, typer.Argument(help="The .zarr folder, or its URL.", callback=existing)]
-Scheduler = Annotated[str | None, typer.Option(help="Of dask.distributed, tcp://HOST:PORT; default: threads.")]
+Store = Annotated[str, typer.Argument(help="Cache: a .zarr folder, or its URL.", callback=existing)]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(
+        help="Address of a dask.distributed scheduler, tcp://HOST:PORT, whose workers read the shards; "
+        "default: threads of this process."
+    ),
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -58,7 +66,7 @@ def version(
 @app.command()
 @takes_options
 def plan(context: typer.Context, config: PlanConfig, rate: Rate, as_json: Json = False) -> None:
-    """Say what the same options of extract would cost, and whether it pays: measured, before anything is written."""
+    """Measure what extract would cost with the same options, and whether it pays; nothing is kept on the disk."""
     config = replace(config, precision=_precision(context, config, rate))
     from losa_cache import plan_extraction
 
@@ -90,41 +98,51 @@ def _precision(context: typer.Context, config: PlanConfig, rate: Rate) -> str:
 def train(
     *,
     context: typer.Context,
-    cache: Annotated[str | None, _cache("A path or URL; default: the most recent complete training cache.")] = None,
+    cache: Annotated[
+        str | None, _cache("Cache to train from: a path or URL; default: the most recent complete training cache.")
+    ] = None,
     config: TrainConfig,
     recipe: Annotated[
         str,
         typer.Option(
-            help="default, or paper: the paper's classifier (--head last) and the options of the VTAB-1k literature. "
-            "Options that you give override it."
+            help="Preset of options: default, or paper (the paper's classifier, --head last, and the options of "
+            "the VTAB-1k literature). Options that you give override it."
         ),
     ] = "default",
     auto: Annotated[
         bool,
         typer.Option(
             "--auto",
-            help="First choose lr and weight-decay, unless given, on held-out samples (--val-fraction, by default a "
-            "fifth at a time); then train on all samples.",
+            help="First search --lr and --weight-decay, unless you give them, by validation on held-out samples "
+            "(--val-fraction; by default a fifth of the samples at a time). Then train on all samples.",
         ),
     ] = False,
     out: Annotated[Path | None, _path("Run directory; default: runs/<data set>-<side>-<n>.")] = None,
     device: Device = None,
     residency: Residency = "auto",
-    stage: Annotated[Path | None, _path("Copy the cache to this folder once; train from the copy.")] = None,
-    resume: Annotated[Path | None, _path("Continue this run, with its own options.")] = None,
+    stage: Annotated[
+        Path | None, _path("Folder on a fast local disk: copy the cache there once, and train from the copy.")
+    ] = None,
+    resume: Annotated[Path | None, _path("Run directory: continue this run with its own options.")] = None,
     online: Annotated[
-        bool, typer.Option("--online", help="Run the backbone on every batch.", rich_help_panel=IMAGES)
+        bool,
+        typer.Option("--online", help="Do not use a cache: run the backbone on every batch.", rich_help_panel=IMAGES),
     ] = False,
     mixed: Annotated[
         float | None,
-        typer.Option(help="Share of a batch that is fresh; the rest is cached.", rich_help_panel=IMAGES),
+        typer.Option(
+            help="Share of every batch, between 0 and 1, for which the backbone is run on fresh images; the "
+            "rest comes from the cache.",
+            rich_help_panel=IMAGES,
+        ),
     ] = None,
     images: Annotated[dict[str, Any], Values(OnlineConfig)],
     as_json: Json = False,
 ) -> None:
-    """Train a side network from a cache, without the backbone; or --online, with it."""
+    """Train a side network from a cache, without the backbone; or with the backbone, by --online."""
     if images["dataset"] is not None:
         require_data_set(images["dataset"], images["data_dir"])
+        require_split(images["dataset"], images["split"])
     if resume is not None:
         taken = ("resume", "device", "residency", "stage", "as_json")
         refuse(context, "--resume goes on with a run's own options", but=taken)
@@ -132,7 +150,8 @@ def train(
         return
     if given(context, "val_ids"):
         refuse(context, "--val-ids says what is held out", only=("val_fraction",))
-    config = replace(config, **{name: own for name, own in of_recipe(recipe).items() if not given(context, name)})
+    config = replace(config, **{name: value for name, value in of_recipe(recipe).items() if not given(context, name)})
+    require_sample_files(config)
     if auto:
         refuse(context, "--auto chooses from a cache", only=("online", "mixed", *OF_IMAGES))
         train_chosen(context, cache, config, as_json, out=out, device=device, residency=residency, stage=stage)
@@ -146,6 +165,8 @@ def train(
         fresh = OnlineConfig(**images, share=1.0 if mixed is None else mixed)
     else:
         refuse(context, "without --online or --mixed a cache serves the images it has", only=OF_IMAGES)
+    if cache is None and not online:
+        require_known_store()
     from losa_cache.cache.store import latest_training_cache, open_cache
     from losa_cache.display import TrainingBar, note, training_report
     from losa_cache.train.train import train as run
@@ -182,9 +203,17 @@ app.command()(vtab)
 @app.command(name="eval")
 @takes_options
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="A finished run's directory.", callback=expanded)],
-    cache: Annotated[str | None, _cache("A path or URL; default: a held-out cache of the same data set.")] = None,
-    split: Annotated[str | None, typer.Option(help="Of an online run's data set: run the backbone over it.")] = None,
+    run: Annotated[Path, typer.Argument(help="A finished run's directory.", callback=existing_run)],
+    cache: Annotated[
+        str | None,
+        _cache("Cache to evaluate on: a path or URL; default: a known cache of a held-out split of the same data set."),
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="For a run that was trained online: evaluate on this split of its data set, by running the backbone."
+        ),
+    ] = None,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
@@ -205,42 +234,50 @@ app.command()(push)
 @takes_options
 def inspect(
     cache: Store,
-    full: Annotated[bool, typer.Option("--full", help="Statistics over all shards, not the first two.")] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="Compute the statistics over all shards, not only over the first two.")
+    ] = False,
     scheduler: Scheduler = None,
     as_json: Json = False,
 ) -> None:
-    """Say what is in a cache, complete or not."""
+    """Describe a cache, complete or not: shape, precision, size, statistics, classes."""
     from losa_cache.cache.inspect import inspect_cache
     from losa_cache.display import PassBar
 
     with PassBar("reading", 1) as bar:
-        found = inspect_cache(cache, full=full, scheduler=scheduler, progress=bar.advance)
-    print_result(found, as_json)
+        description = inspect_cache(cache, full=full, scheduler=scheduler, progress=bar.advance)
+    print_result(description, as_json)
 
 
 @app.command(name="list")
 def list_(as_json: Json = False) -> None:
-    """Show the caches that this user made."""
+    """List the caches that this user made."""
     from losa_cache.cache.inspect import list_caches
     from losa_cache.display import cache_table
 
-    found = list_caches()
-    typer.echo(json.dumps(found, indent=2) if as_json else cache_table(found))
+    caches = list_caches()
+    typer.echo(json.dumps(caches, indent=2) if as_json else cache_table(caches))
 
 
 @app.command()
 @takes_options
 def verify(
     cache: Store,
-    recompute: Annotated[int, typer.Option(help="Run so many random rows through the backbone again.")] = 0,
+    recompute: Annotated[
+        int, typer.Option(help="Number of random rows to compute again by the backbone, and to compare with the cache.")
+    ] = 0,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Mend what is damaged; only that is computed again.")
+        bool, typer.Option("--repair", help="Repair the cache: only damaged samples are computed again.")
     ] = False,
-    data_dir: Annotated[Path | None, _path("Where the images lie now; default: as at extraction.")] = None,
-    weights: Annotated[str | None, _path("Where the weights lie now; default: as at extraction.")] = None,
+    data_dir: Annotated[
+        Path | None, _path("Folder that holds the data set now; default: the one of the extraction.")
+    ] = None,
+    weights: Annotated[
+        str | None, _path("File of the backbone's weights now; default: the one of the extraction.")
+    ] = None,
     device: Device = None,
     scheduler: Scheduler = None,
-    seed: Annotated[int, typer.Option(help="Of the choice of rows.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the choice of rows for --recompute.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Check every checksum and receipt of a cache; exit code 1 if something is damaged."""

@@ -9,6 +9,7 @@ import typer
 
 from losa_cache.errors import UserError, no_cache
 from losa_cache.folders import given_path
+from losa_cache.machine.device_names import require_device_name
 from losa_cache.text import say
 
 CONFIG = "config_file"
@@ -30,10 +31,39 @@ def existing(value: Any) -> Any:
     return place
 
 
+def existing_run(value: Path) -> Path:
+    """Expand the path of a run directory, and refuse it where nothing is."""
+    run: Path = expanded(value)
+    if not os.path.lexists(run):
+        raise UserError(f"{str(run)!r} holds no adapter: there is no such folder; name one of a run, as in runs/NAME.")
+    return run
+
+
+def _device(value: str | None) -> str | None:
+    if value is not None:
+        require_device_name(value)
+    return value
+
+
+def _residency(value: str) -> str:
+    from losa_cache.train.residency import require_residency
+
+    require_residency(value)
+    return value
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; by default the GPU where there is one.")]
+Device = Annotated[
+    str | None,
+    typer.Option(help="Device that computes: cpu, cuda or cuda:1; default: the GPU if there is one.", callback=_device),
+]
 Residency = Annotated[
-    str, typer.Option(help="Keep what is read on the device, in memory or on disk; auto: the fastest that fits.")
+    str,
+    typer.Option(
+        help="Where training keeps the activations it reads: device (GPU memory), memory (RAM) or disk (read anew in "
+        "every epoch); auto: the fastest of these that holds them.",
+        callback=_residency,
+    ),
 ]
 
 

@@ -1,6 +1,7 @@
 """The command line's ``compare``: parse, call, print."""
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -8,11 +9,17 @@ import typer
 
 from losa_cache.cli_common import Device, Json, expanded
 from losa_cache.cli_options import takes_options
+from losa_cache.errors import no_run_or_cache
+from losa_cache.folders import is_url
 from losa_cache.text import say
 
 
-def _expanded(values: list[str]) -> list[str]:
-    return [expanded(value) for value in values]
+def _existing(values: list[str]) -> list[str]:
+    places = [str(expanded(value)) for value in values]
+    for place in places:
+        if not is_url(place) and not os.path.lexists(place):
+            raise no_run_or_cache(place)
+    return places
 
 
 @takes_options
@@ -21,22 +28,28 @@ def compare(
         list[str],
         typer.Argument(
             metavar="RUN|CACHE...",
-            help="Directories of finished runs; a test cache to test them on (default: the one that eval takes); a "
-            "training cache to add its probe. A training cache alone: every run below runs/ that was trained from it.",
-            callback=_expanded,
+            help="Directories of finished runs. A test cache among the arguments is what they are tested on "
+            "(default: the one "
+            "that eval takes). A training cache adds its probe; without any run, all runs below runs/ that "
+            "were trained "
+            "from it are compared.",
+            callback=_existing,
         ),
     ],
     probe: Annotated[
-        bool, typer.Option("--probe", help="Add the probe of the cache that the runs were trained from.")
+        bool, typer.Option("--probe", help="Also compare with the probe of the cache that the runs were trained from.")
     ] = False,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for compare.html, compare.png and compare.json; default: none.", callback=expanded),
+        typer.Option(
+            help="Folder to write compare.html, compare.png and compare.json to; default: nothing is written.",
+            callback=expanded,
+        ),
     ] = None,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Compare runs by the same test images: accuracy with intervals, paired tests, parameters, seconds, memory."""
+    """Compare runs on the same test images: accuracy with intervals, paired tests, parameters, seconds, memory."""
     from losa_cache import compare as run
     from losa_cache.compare.report import write_report
     from losa_cache.compare.table import text

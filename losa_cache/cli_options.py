@@ -13,9 +13,7 @@ from losa_cache.cli_common import CONFIG, expanded, long_flag
 from losa_cache.errors import UserError, nearest
 from losa_cache.options import OptionField, options_of, simple
 
-CONFIG_HELP = (
-    "TOML, YAML or JSON file with options of this command, one a line; options on the command line win over it."
-)
+CONFIG_HELP = "TOML, YAML or JSON file with options of this command; options on the command line override it."
 WANTED = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list[str]: "a list of texts"}
 
 Stored = Callable[[Path], dict[str, Any] | None]
@@ -113,7 +111,7 @@ def _config_parameter(kinds: Mapping[str, Any], stored: Stored | None) -> Parame
             context.default_map = _values(Path(expanded(value)), context, kinds, stored)
         return value
 
-    text = CONFIG_HELP if stored is None else f"{CONFIG_HELP} Or the folder of an earlier run: repeat it."
+    text = CONFIG_HELP if stored is None else f"{CONFIG_HELP} Or the folder of an earlier run, to repeat it."
     info = typer.Option("--config", help=text, metavar="<path>", is_eager=True, callback=read)
     return Parameter(CONFIG, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, info])
 

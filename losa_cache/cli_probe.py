@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from losa_cache.cache.registry import require_known_store
 from losa_cache.cli_common import Device, Json, Residency, existing, expanded
 from losa_cache.cli_options import takes_options
 from losa_cache.probe.config import ProbeConfig
@@ -16,19 +17,25 @@ def probe(
     *,
     cache: Annotated[
         str | None,
-        typer.Argument(help="Path or URL; default: the most recent complete training cache.", callback=existing),
+        typer.Argument(
+            help="Cache to fit: a path or URL; default: the most recent complete training cache.", callback=existing
+        ),
     ] = None,
     test: Annotated[
         str | None,
         typer.Option(help="Cache to test on; default: a known test cache of the same data set.", callback=existing),
     ] = None,
     config: ProbeConfig,
-    out: Annotated[Path | None, typer.Option(help="Default: runs/<data set>-probe-<n>.", callback=expanded)] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the results; default: runs/<data set>-probe-<n>.", callback=expanded)
+    ] = None,
     device: Device = None,
     residency: Residency = "auto",
     as_json: Json = False,
 ) -> None:
     """Tune logistic regressions, nearest neighbours and class means on a cache's layers: what training has to beat."""
+    if cache is None:
+        require_known_store()
     from losa_cache.cache.store import latest_training_cache
     from losa_cache.display import PassBar, note
     from losa_cache.probe.probe import probe as run

@@ -7,13 +7,15 @@ from typing import Annotated, Any
 
 import typer
 
+from losa_cache.cache.registry import require_known_store
 from losa_cache.cli_common import Device, Json, Residency, existing, expanded, given, print_result, refuse
 from losa_cache.cli_options import Values, takes_options
 from losa_cache.errors import UserError
-from losa_cache.folders import settled_path
+from losa_cache.folders import require_folder_of_caches, settled_path
 from losa_cache.sweep.engine.config import SweepConfig
-from losa_cache.sweep.engine.space import KINDS, Choices, parse, split_fixed
+from losa_cache.sweep.engine.space import KINDS, Choices, parse, require_trainable, split_fixed
 from losa_cache.train.config import PAPER, TrainConfig, of_recipe
+from losa_cache.train.sample_files import require_sample_files
 
 PANEL = "Searched options (4,8,16; random, tpe: 1e-4..1e-2)"
 SEARCHED = tuple(name for name in KINDS if name not in ("epochs", "seed"))
@@ -26,21 +28,36 @@ def _path(text: str) -> Any:
     return typer.Option(help=text, callback=expanded)
 
 
+def _caches(folder: Path) -> Path:
+    place: Path = expanded(folder)
+    require_folder_of_caches(place)
+    return place
+
+
 def sweep(
     *,
     context: typer.Context,
     cache: Annotated[
         str | None,
-        typer.Option(help="Path or URL; default: the most recent complete training cache.", callback=existing),
+        typer.Option(
+            help="Cache to train from: a path or URL; default: the most recent complete training cache.",
+            callback=existing,
+        ),
     ] = None,
     asked: Annotated[dict[str, Any], Values(TrainConfig, only=SEARCHED, listed=PANEL)],
-    seeds: Annotated[int, typer.Option(help="Seeds of every combination of a grid: 0, 1, ...")] = 1,
-    space: Annotated[Path | None, _path("TOML or YAML: more options, each a list or a range.")] = None,
+    seeds: Annotated[
+        int, typer.Option(help="Number of seeds with which every combination of a grid is trained: 0, 1, ...")
+    ] = 1,
+    space: Annotated[
+        Path | None, _path("TOML or YAML file with more options to search, each a list of values or a range.")
+    ] = None,
     options: Annotated[dict[str, Any], Values(SweepConfig)],
-    recipe: Annotated[str, typer.Option(help="default or paper: of the options that are not searched.")] = "default",
+    recipe: Annotated[
+        str, typer.Option(help="Preset of the options that are not searched: default or paper (as in train).")
+    ] = "default",
     fixed: Annotated[dict[str, Any], Values(TrainConfig, only=FIXED)],
-    out: Annotated[Path | None, _path("Default: runs/<data set>-sweep-<n>.")] = None,
-    resume: Annotated[Path | None, _path("Go on with this sweep, with its own options.")] = None,
+    out: Annotated[Path | None, _path("Folder of the sweep; default: runs/<data set>-sweep-<n>.")] = None,
+    resume: Annotated[Path | None, _path("Folder of a sweep: continue it with its own options.")] = None,
     device: Device = None,
     residency: Residency = "auto",
     as_json: Json = False,
@@ -49,10 +66,11 @@ def sweep(
     if resume is not None:
         own = ("resume", "storage", "device", "residency", "as_json")
         refuse(context, "--resume goes on with a sweep's own options", but=own)
+        names = list(SweepConfig.load(resume).space)
         from losa_cache.sweep.engine.run import resume_sweep, summary
         from losa_cache.sweep.report.live_table import SweepTable
 
-        with SweepTable(list(SweepConfig.load(resume).space)) as table:
+        with SweepTable(names) as table:
             found = resume_sweep(resume, device=device, residency=residency, report=table, storage=options["storage"])
         print_result(summary(found), as_json)
         return
@@ -62,6 +80,11 @@ def sweep(
     preset = {name: value for name, value in of_recipe(recipe).items() if not given(context, name)}
     base = TrainConfig(**fixed | preset | alone)
     caches = {name: str(settled_path(path)) for name in CACHES if (path := options[name]) is not None}
+    require_sample_files(base)
+    require_trainable(searched, base)
+    SweepConfig(cache=cache or "", space=searched, base=base, **options | caches)  # refused before torch is imported
+    if cache is None:
+        require_known_store()
     from losa_cache.sweep.engine.run import summary
     from losa_cache.sweep.engine.run import sweep as run
     from losa_cache.sweep.report.live_table import SweepTable
@@ -82,25 +105,30 @@ def sweep(
 
 @takes_options
 def vtab(
-    folder: Annotated[Path, typer.Argument(help="Caches of VTAB-1k tasks lie anywhere below it.", callback=expanded)],
-    ranks: Annotated[str, typer.Option(help="Of the side network.")] = "4,8,16",
-    out: Annotated[Path, _path("A sweep for each task and rank, vtab.json and vtab.md.")] = Path("runs/vtab"),
+    folder: Annotated[
+        Path, typer.Argument(help="A folder that holds the caches of VTAB-1k tasks, at any depth.", callback=_caches)
+    ],
+    ranks: Annotated[
+        str, typer.Option(help="Ranks of the side network, in a list; each is a run of the protocol.")
+    ] = "4,8,16",
+    out: Annotated[
+        Path, _path("Folder for a sweep for each task and rank, and for the results, vtab.json and vtab.md.")
+    ] = Path("runs/vtab"),
     epochs: Annotated[int, typer.Option(help="Passes over the training samples.")] = 100,
-    seeds: Annotated[int, typer.Option(help="Seeds of every combination: 0, 1, ...")] = 1,
+    seeds: Annotated[int, typer.Option(help="Number of seeds with which every combination is trained: 0, 1, ...")] = 1,
     device: Device = None,
     residency: Residency = "auto",
     as_json: Json = False,
 ) -> None:
     """Run VTAB-1k on every task found: select on val200, train on 1,000, test once. Run it again to resume."""
+    chosen = parse("rank", ranks)
+    if not isinstance(chosen, Choices):
+        raise UserError(f"ranks is {ranks!r}: list them, as in 4,8,16.")
     from losa_cache.display import note
     from losa_cache.sweep.report.live_table import headline
     from losa_cache.sweep.vtab.table import text
     from losa_cache.sweep.vtab.vtab import GRID
     from losa_cache.sweep.vtab.vtab import vtab as run
-
-    own = parse("rank", ranks)
-    if not isinstance(own, Choices):
-        raise UserError(f"ranks is {ranks!r}: list them, as in 4,8,16.")
 
     def report(task: str, rank: int, standing: Any) -> None:
         if standing.finished == standing.trials:
@@ -108,7 +136,7 @@ def vtab(
 
     record = run(
         folder,
-        ranks=own.values,
+        ranks=chosen.values,
         out=out,
         space=GRID | ({"seed": Choices(tuple(range(seeds)))} if seeds > 1 else {}),
         config=TrainConfig(**of_recipe(PAPER) | {"epochs": epochs}),
@@ -129,6 +157,8 @@ def train_chosen(context: typer.Context, cache: str | None, config: TrainConfig,
         as_json: how to print.
         places: ``out``, ``device``, ``residency`` and ``stage``, as of ``losa_cache.train``.
     """
+    if cache is None:
+        require_known_store()
     from losa_cache.cache.store import latest_training_cache, open_cache
     from losa_cache.display import PassBar, TrainingBar, note, training_report
     from losa_cache.sweep.engine.auto import SHARE, grid_of, train_auto

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from losa_cache.cache.store import ActivationCache
 from losa_cache.extract.limiter import limiter
 from losa_cache.extract.meter import Meter
-from losa_cache.machine.memory import readable_bytes
+from losa_cache.machine.sizes import readable_bytes
 from losa_cache.tasks import CLASSIFICATION, get_task
 from losa_cache.text import shown
 from losa_cache.train.train import TrainResult

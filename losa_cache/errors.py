@@ -42,3 +42,13 @@ def require_seed(seed: int) -> None:
 def no_cache(place: object) -> UserError:
     """Say that there is no cache at a place, named as the user names it."""
     return UserError(f"there is no cache at {str(place)!r}: make one with losa-cache extract.")
+
+
+def no_run_or_cache(place: object) -> UserError:
+    """Say that there is nothing at a place where a run or a cache was expected."""
+    return UserError(f"there is neither a run nor a cache at {str(place)!r}: name the directory of a run, or a cache.")
+
+
+def no_training_cache() -> UserError:
+    """Say that this user has no cache to train from."""
+    return UserError("there is no complete training cache yet: make one with losa-cache extract, or pass --cache.")

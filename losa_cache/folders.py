@@ -42,6 +42,11 @@ def given_path(text: str | Path) -> Path:
         raise UserError(f"{str(text)!r} begins with a home folder that cannot be found: write the path out.") from error
 
 
+def is_url(text: str) -> bool:
+    """Whether this is a URL and not the path of a file."""
+    return "://" in text
+
+
 def settled_path(text: str | Path) -> Path:
     """Follow every link of a path and make it absolute: two names of one place become the same.
 
@@ -60,6 +65,16 @@ def settled_path(text: str | Path) -> Path:
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or "its links do not end"
         raise UserError(f"{str(text)!r} cannot be followed ({reason}).") from error
+
+
+def require_folder_of_caches(folder: Path) -> None:
+    """Refuse what is no folder where one with caches is searched.
+
+    Raises:
+        UserError: naming it.
+    """
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {str(folder)!r}: name the one that holds the caches.")
 
 
 def require_writable(folder: Path) -> None:

@@ -13,12 +13,13 @@ from losa_cache.backbone import Backbone, load_backbone
 from losa_cache.backbone.pooled import PooledBackbone
 from losa_cache.cache.manifest import UPRIGHT, Manifest
 from losa_cache.cache.precision import Precision, get_precision
+from losa_cache.cache.precision_names import require_precision
 from losa_cache.data.clips import Clip
 from losa_cache.data.decode import Decoder
 from losa_cache.data.load import load_samples
-from losa_cache.data.nvjpeg import NVJPEG, PILLOW, require_decoder, require_files
+from losa_cache.data.names import NVJPEG, PILLOW
+from losa_cache.data.nvjpeg import require_decoder, require_files
 from losa_cache.data.samples import Samples
-from losa_cache.errors import UserError
 from losa_cache.folders import find_home, given_path
 from losa_cache.inputs_config import InputsConfig
 from losa_cache.layers import choose_layers
@@ -26,7 +27,6 @@ from losa_cache.machine.memory import available_memory
 from losa_cache.options import given, with_options
 from losa_cache.points import ALL, POOLED
 
-OF_POOLED = ("float32", "float16", "bfloat16", "int8")
 DEVICE_SHARE = 0.8  # of a device's free memory: larger weights are streamed, and take so much
 
 
@@ -166,15 +166,10 @@ def precision_for(name: str, tokens: str) -> Precision:
     """Look up the precision of a cache of all tokens, or of pooled rows.
 
     Raises:
-        UserError: for an unknown one; and for one of pooled rows that is coarser than int8: their error is not averaged
-            over tokens, and there is little to save.
+        UserError: as of :func:`losa_cache.cache.precision_names.require_precision`.
     """
-    precision = get_precision(name)
-    if tokens == POOLED and name not in OF_POOLED:
-        raise UserError(
-            f"precision is {name!r}, but pooled rows are few and small: choose one of {', '.join(OF_POOLED)}."
-        )
-    return precision
+    require_precision(name, tokens=tokens)
+    return get_precision(name)
 
 
 def _needed_budget(weights: int, device: torch.device) -> int | None:

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from losa_cache.data.names import is_name, require_data_set
+from losa_cache.cache.precision_names import require_precision
+from losa_cache.data.names import is_name, require_data_set, require_decoder_name, require_split
 from losa_cache.errors import UserError, require_counts, require_seed
+from losa_cache.layers import require_layers
 from losa_cache.options import Option
 from losa_cache.points import ALL, require_tap, require_tokens
 
@@ -17,10 +19,19 @@ if TYPE_CHECKING:
 PRETRAINED, RANDOM = "pretrained", "random"
 """Weights that are not the path of a file."""
 PANEL = "Backbone and images"
-BACKBONE = "vit_s vit_b vit_l vit_h vit_g vit_G vit_e vit_digits, or a timm ViT; vivit_s ... for video."
-DATASET = "digits, folder, places365, kinetics400, vtab, a torchvision data set, or the path of a folder."
-AUGMENT = "timm's name of the augmentation: rand-m9-mstd0.5-inc1, augmix-m3-w3, 3a; or crop."
-WORKERS = "Threads that decode (processes, to augment); default: one a core."
+BACKBONE = (
+    "Name of the backbone: vit_s, vit_b, vit_l, vit_h, vit_g, vit_G, vit_e, vit_digits, any ViT of "
+    "timm, or vivit_s ... for video."
+)
+DATASET = (
+    "Data set: digits, folder, places365, kinetics400, vtab, a classification set of torchvision, or "
+    "the path of a folder of class folders."
+)
+AUGMENT = (
+    "Augmentation, by its name in timm: rand-m9-mstd0.5-inc1, augmix-m3-w3 or 3a, for example; or "
+    "crop, for random crop and flip alone."
+)
+WORKERS = "Threads that decode images, or processes if images are augmented; default: one for each core, at most 16."
 
 
 def of_images(text: str, **more: Any) -> Option:
@@ -47,32 +58,53 @@ class ImageConfig:
     backbone: Annotated["str | Backbone", of_images(BACKBONE)]
     dataset: Annotated["str | Samples", of_images(DATASET, path=True)]
     split: Annotated[
-        str, of_images("train, val or test, as far as the data set has them; vtab: train800val200, test.")
+        str, of_images("Split of the data set: train, val or test; for vtab: train800val200, train800, val200 or test.")
     ] = "train"
-    data_dir: Annotated[str | None, of_images("The folder that holds the data set.", path=True)] = None
+    data_dir: Annotated[str | None, of_images("Folder that holds the data set.", path=True)] = None
     weights: Annotated[
-        str, of_images("pretrained, random, a safetensors/pth/npz file, or the folder of a ViViT.", path=True)
+        str,
+        of_images(
+            "Weights of the backbone: pretrained, random, a safetensors, pth or npz file, or the folder of a ViViT.",
+            path=True,
+        ),
     ] = PRETRAINED
     img_size: Annotated[
         int | None, of_images("Width and height of the input in pixels; default: the backbone's own.")
     ] = None
-    resize: Annotated[str, of_images("crop (timm's data config) or exact (no crop).")] = "crop"
+    resize: Annotated[
+        str,
+        of_images(
+            "How images are brought to the input size: crop (resize and center crop, as in timm's data "
+            "config) or exact (resize without a crop)."
+        ),
+    ] = "crop"
     clips: Annotated[
         int,
         of_images(
-            "Evenly spaced clips of each video. Training takes one of them an epoch, evaluation averages over them."
+            "Number of evenly spaced clips of each video. An epoch of training uses one of them; evaluation "
+            "averages over all."
         ),
     ] = 1
-    frames: Annotated[int | None, of_images("Frames in a clip of a video; default: 32.")] = None
+    frames: Annotated[
+        int | None, of_images("Number of frames in a clip of a video; default: 32, or as in the checkpoint.")
+    ] = None
     stride: Annotated[
         int | None,
         of_images("Frame stride within a clip; 0 spreads the frames evenly over the video; default: 2."),
     ] = None
     inflation: Annotated[
-        str, of_images("How an image ViT's patch kernel becomes one of tubelets: central or averaged.")
+        str,
+        of_images(
+            "How a video backbone gets its 3D patch kernel from that of an image ViT: central (in the middle "
+            "frame) or averaged (over all frames)."
+        ),
     ] = "central"
     ignore_orientation: Annotated[
-        bool, of_images("Do not turn pictures as their EXIF orientation or their video says; timm does not either.")
+        bool,
+        of_images(
+            "Do not rotate images by their EXIF orientation, or videos by their display matrix. timm and "
+            "torchvision do not, either."
+        ),
     ] = False
 
     def paths(self, dataset: str, whole: Callable[[Path], Path]) -> dict[str, str | None]:
@@ -115,32 +147,62 @@ class InputsConfig(ImageConfig):
     """
 
     layers: Annotated[
-        str | int | list[int], Option("all, K evenly spaced layers with the last among them, or a list: 3,6,12.")
+        str | int | list[int],
+        Option(
+            "Layers to store: all, a number K (K evenly spaced layers, the last one among them), or a list of "
+            "block numbers such as 3,6,12."
+        ),
     ] = "all"
-    tap: Annotated[str, of_images("What is stored of each layer: block, attention, mlp or both.")] = "block"
-    embedding: Annotated[bool, of_images("Also store the input of the first block.")] = False
+    tap: Annotated[
+        str,
+        of_images(
+            "What is stored of each layer: block (its output), attention or mlp (what that branch adds), or "
+            "both (both branches)."
+        ),
+    ] = "block"
+    embedding: Annotated[bool, of_images("Also store the input of the first block (for train --start embedding).")] = (
+        False
+    )
     tokens: Annotated[
-        str, of_images("all, or pooled: store only the class token and the mean of the patches, for probes.")
+        str,
+        of_images(
+            "Tokens to store of each layer: all, or pooled (only the class token and the mean of the patches; "
+            "enough for probe and for --side linear and fusion)."
+        ),
     ] = ALL
     precision: Annotated[
         str,
         of_images(
-            "float32, float16, bfloat16, int8, int4, predict:BITS (predict:1.5) or predict:ERROR% (predict:20%)."
+            "Precision of the stored values: float32, float16, bfloat16, int8, int4, predict:BITS "
+            "(predict:1.5 is 1.5 bits a value) or predict:ERROR% (predict:20% allows a relative error of 20 "
+            "%)."
         ),
     ] = "bfloat16"
-    limit: Annotated[int | None, of_images("Keep this many samples, drawn at random.")] = None
-    views: Annotated[int, of_images("Rows for each sample: the plain image, and V - 1 augmented ones.")] = 1
+    limit: Annotated[int | None, of_images("Use only this many samples, drawn at random; default: all.")] = None
+    views: Annotated[
+        int, of_images("Views V to store of each image: the plain image and V - 1 augmented ones (see --augment).")
+    ] = 1
     augment: Annotated[str | None, of_images(AUGMENT)] = None
     decoder: Annotated[
-        str, of_images("pillow, or nvjpeg: decode JPEG files on the GPU, for few CPU cores; pixels differ a little.")
+        str,
+        of_images(
+            "Decoder of image files: pillow, or nvjpeg (JPEG files are decoded on the GPU, for machines with "
+            "few CPU cores; pixels differ a little)."
+        ),
     ] = "pillow"
-    seed: Annotated[int, Option("Seed of the samples' order, of their augmentation, and of random weights.")] = 0
+    seed: Annotated[
+        int, Option("Seed of the order of the samples, of their augmentation, and of --weights random.")
+    ] = 0
 
     def __post_init__(self) -> None:
         if isinstance(self.dataset, str):
             require_data_set(self.dataset, self.data_dir)
+            require_split(self.dataset, self.split)
+        require_layers(self.layers)
         require_tap(self.tap)
         require_tokens(self.tokens)
+        require_precision(self.precision, tokens=self.tokens)
+        require_decoder_name(self.decoder)
         require_counts(views=self.views, limit=self.limit, clips=self.clips)
         require_seed(self.seed)
         if self.views > 1 and self.augment is None:

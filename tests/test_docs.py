@@ -113,6 +113,9 @@ def test_every_command_shown_is_one_that_parses(command, tmp_path, monkeypatch):
     program, *arguments = shlex.split(command)
     if program == "losa-cache":
         verb, *arguments = arguments
+        if verb in ("eval", "compare", "vtab"):  # runs and folders that are not there are refused at once
+            for word in arguments:
+                Path(word).mkdir(parents=True, exist_ok=True)
         VERBS[verb].make_context(verb, arguments, resilient_parsing=False)
     elif program == "make":
         assert re.search(rf"^{arguments[0]}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)

@@ -161,7 +161,7 @@ def test_activations_metadata(precision, columns, fill, tmp_path):
     assert meta["chunk_grid"]["configuration"]["chunk_shape"] == [cache.layout.shard_samples, 4, 5, columns]
     assert meta["chunk_key_encoding"] == {"name": "default", "configuration": {"separator": "."}}
     assert meta["fill_value"] == fill
-    (line,) = re.findall(r"Its dimensions are named (.*)\.", PAGE)
+    (line,) = re.findall(r"The dimensions are named (.*)\.", PAGE)
     *names, channel, byte = re.findall(r"`(\w+)`", line)
     assert meta["dimension_names"] == [*names, channel if precision == "bfloat16" else byte]
     assert meta["attributes"] == {"dtype": precision}

@@ -19,7 +19,8 @@ from torch import Tensor
 from losa_cache.backbone.foreign import Foreign, Form, recognise
 from losa_cache.backbone.mapped import MappedFile
 from losa_cache.errors import UserError
-from losa_cache.machine.memory import available_memory, readable_bytes
+from losa_cache.machine.memory import available_memory
+from losa_cache.machine.sizes import readable_bytes
 from losa_cache.outside import other_kind
 
 log = logging.getLogger(__name__)

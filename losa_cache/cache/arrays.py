@@ -1,4 +1,4 @@
-"""What the arrays of a cache must be, held to the protocol before memory is asked for to read them."""
+"""Check the arrays of a cache against the protocol, before memory is allocated to read them."""
 
 from collections.abc import Callable, Sequence
 from itertools import product
@@ -36,18 +36,18 @@ MOST_CHUNKS = 2**16  # of a small array
 def read_array(
     array: zarr.Array[Any], place: StorePath, name: str, *, dtype: str | tuple[str, ...], shape: Shape | None = None
 ) -> NDArray[Any]:
-    """Read a small array whole, once what it declares has been checked.
+    """Check what a small array declares, then read it whole.
 
     Args:
         array: not yet read.
         place: where its files lie.
         name: for messages.
-        dtype: that it must have, or some of which it must have one.
-        shape: that it must have (``None``: any number); by default any.
+        dtype: required data type, or several of which it must have one.
+        shape: required shape, ``None`` for a dimension of any size; by default any shape.
 
     Raises:
-        ValueError: if it is not as it must be.
-        Exception: whatever Zarr and its codecs raise over chunks that are damaged.
+        ValueError: if it declares anything else.
+        Exception: whatever Zarr and its codecs raise for damaged chunks.
     """
     check_small(array, name, dtype=dtype, shape=shape)
     check_room(array, name, lambda files: sizes([place / file for file in files]))
@@ -55,7 +55,7 @@ def read_array(
 
 
 def check_rows(manifest: Manifest, labels: NDArray[np.int64]) -> None:
-    """Hold labels to the attributes.
+    """Check that the labels agree with the attributes.
 
     Raises:
         ValueError: if they do not agree.
@@ -71,18 +71,18 @@ def check_rows(manifest: Manifest, labels: NDArray[np.int64]) -> None:
 
 
 def told(error: Exception) -> str:
-    """Say in a line what an error of Zarr, its codecs or the system is about."""
+    """Give an error of Zarr, its codecs or the system in one line."""
     text = " ".join(str(error).split())[:MOST_TOLD]
     return text if text and isinstance(error, ValueError | UnreadableError) else f"{type(error).__name__}: {text}"
 
 
 def check_activations(array: zarr.Array[Any], manifest: Manifest, rows: int) -> None:
-    """Hold the array of activations to the protocol, and to what the attributes and the labels say.
+    """Check the array of activations against the protocol, the attributes and the number of labels.
 
     Args:
         array: not yet read.
         manifest: the attributes.
-        rows: of the labels.
+        rows: number of labels.
 
     Raises:
         ValueError: if it does not agree.
@@ -117,7 +117,7 @@ def check_activations(array: zarr.Array[Any], manifest: Manifest, rows: int) -> 
 
 
 def check_small(array: zarr.Array[Any], name: str, *, dtype: str | tuple[str, ...], shape: Shape | None) -> None:
-    """Hold a small array to the protocol, before it is read.
+    """Check a small array against the protocol, before it is read.
 
     Args:
         array: not yet read.
@@ -139,7 +139,7 @@ def check_small(array: zarr.Array[Any], name: str, *, dtype: str | tuple[str, ..
 
 
 def check_room(array: zarr.Array[Any], name: str, bytes_of: Callable[[Sequence[str]], Sequence[int]]) -> None:
-    """Refuse an array that declares more than its files can hold, or than fits in memory, before it is read.
+    """Refuse an array that declares more than its files can hold, or more than fits in memory, before it is read.
 
     Args:
         array: as :func:`check_small` accepts it.

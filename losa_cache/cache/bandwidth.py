@@ -1,4 +1,4 @@
-"""What reads are measured against: a copy in memory, and the cache's own disk past the page cache."""
+"""Speeds that reads are compared with: a copy in memory, and the cache's own disk read past the page cache."""
 
 import mmap
 import os
@@ -14,7 +14,7 @@ MOST_BYTES, MOST_SECONDS = 2**28, 0.5
 
 
 def memory_bandwidth() -> float:
-    """Copy within memory, by all of torch's threads: GB/s of what is copied."""
+    """Measure how fast all of torch's threads copy memory, in GB/s of copied bytes."""
     source = torch.zeros(COPIED, dtype=torch.uint8)
     target = torch.zeros_like(source)
     seconds = []
@@ -26,9 +26,9 @@ def memory_bandwidth() -> float:
 
 
 def disk_bandwidth(path: Path) -> float | None:
-    """Read the beginning of a file past the page cache, for half a second at most: GB/s.
+    """Measure how fast the beginning of a file is read past the page cache, for half a second at most, in GB/s.
 
-    ``None`` where the system (macOS) or the file system knows no direct reads, or the file is smaller than a request.
+    ``None`` if the system (macOS) or the file system has no direct reads, or the file is smaller than a request.
     """
     if not hasattr(os, "O_DIRECT"):
         return None

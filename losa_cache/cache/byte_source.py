@@ -23,7 +23,7 @@ ALIGNMENT = 4096  # of direct reads: offset, length and memory
 
 
 class CutShortError(Exception):
-    """A file that ends before the bytes that were asked for."""
+    """A file ends before the bytes that were requested."""
 
 
 class ByteSource(Protocol):
@@ -41,21 +41,21 @@ class ByteSource(Protocol):
         """Fill the buffers of each range.
 
         Raises:
-            CutShortError: if the file ends before.
+            CutShortError: if the file ends earlier.
         """
         ...
 
     def expect(self, ranges: Iterable[tuple[int, int]]) -> None:
-        """Say that these bytes, offsets and lengths, will be read soon."""
+        """Announce that these bytes, given by offsets and lengths, will be read soon."""
         ...
 
 
 class FileBytes:
-    """A file, read through the page cache: other processes find there what this one has read.
+    """A file that is read through the page cache, so that other processes find there what this one has read.
 
     Raises:
         FileNotFoundError: if there is none.
-        ReplacedError: of each method: if it is another file since.
+        ReplacedError: from each method, if the file was replaced since it was opened first.
     """
 
     flags = os.O_RDONLY
@@ -68,16 +68,16 @@ class FileBytes:
             self.size = self._file.size
 
     def read(self, ranges: Sequence[Range]) -> None:
-        """Fill the buffers (as the contract says): neighbours in one call."""
+        """Fill the buffers as the contract says, with one system call for neighbouring ranges."""
         with self._opened() as handle:
             for offset, length, buffers in merged(ranges):
                 if os.preadv(handle, [buffer.data for buffer in buffers], offset) != length:
                     raise CutShortError
 
     def expect(self, ranges: Iterable[tuple[int, int]]) -> None:
-        """Have the system read ahead: twice as fast from a disk as reading a sample at a time.
+        """Ask the system to read ahead: from a disk that is twice as fast as reading a sample at a time.
 
-        Where the system cannot be asked (macOS), a read waits for the disk itself.
+        macOS has no such request: there a read waits for the disk.
         """
         if not hasattr(os, "posix_fadvise"):
             return
@@ -86,22 +86,25 @@ class FileBytes:
                 os.posix_fadvise(handle, offset, length, os.POSIX_FADV_WILLNEED)
 
     def _opened(self) -> AbstractContextManager[int]:
-        """Give the descriptor, which may have been closed since the last read: others need one, too."""
+        """Give the descriptor. It may have been closed since the last read, because other files need descriptors,
+        too.
+        """
         return descriptors().lent(self._file)
 
 
 class DirectBytes(FileBytes):
-    """A file, read past the page cache: for what is larger than memory, and would only push other files out of it.
+    """A file that is read past the page cache: it is larger than memory, and would only push other files out of the
+    cache.
 
     Raises:
         FileNotFoundError: if there is none.
-        OSError: where the file system knows no direct reads.
+        OSError: if the file system has no direct reads.
     """
 
     flags = os.O_RDONLY | getattr(os, "O_DIRECT", 0)
 
     def read(self, ranges: Sequence[Range]) -> None:
-        """Fill the buffers (as the contract says) from whole disk blocks."""
+        """Fill the buffers as the contract says, from whole disk blocks."""
         with self._opened() as handle:
             for offset, length, buffers in merged(ranges):
                 at = offset % ALIGNMENT
@@ -114,14 +117,14 @@ class DirectBytes(FileBytes):
                     at += buffer.nbytes
 
     def expect(self, ranges: Iterable[tuple[int, int]]) -> None:
-        """Do nothing: the page cache is not asked."""
+        """Do nothing: the page cache is not used."""
 
 
 _thread = threading.local()
 
 
 def _aligned_memory(size: int) -> Buffer:
-    """Give this thread's memory for disk blocks; valid until it asks again."""
+    """Give this thread's memory for disk blocks; its content is valid until the next call."""
     if getattr(_thread, "size", 0) < size:
         _thread.memory, _thread.size = np.frombuffer(mmap.mmap(-1, size), dtype=np.uint8), size
     memory: Buffer = _thread.memory[:size]
@@ -129,7 +132,7 @@ def _aligned_memory(size: int) -> Buffer:
 
 
 def merged(ranges: Sequence[Range]) -> Iterator[Range]:
-    """Join ranges that lie one behind the other, as far as one call of the system takes their buffers."""
+    """Join ranges that follow each other, up to the number of buffers that one system call takes."""
     start, end, joined = 0, -1, list[Buffer]()
     for offset, length, buffers in ranges:
         if offset != end or len(joined) + len(buffers) > MOST_BUFFERS:

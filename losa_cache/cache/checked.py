@@ -1,4 +1,6 @@
-"""A cache's metadata files as Zarr reads them: each is compared with what the receipts say, before it is used."""
+"""The store through which Zarr reads a cache's metadata files: each file is compared with the receipts before it is
+used.
+"""
 
 import asyncio
 import hashlib
@@ -16,16 +18,16 @@ REPAIR = "losa-cache verify --repair mends it"
 
 
 def sha256(content: bytes | memoryview) -> str:
-    """Hash a small file. A crc32c would not do: of what ends in its own crc32c it is constant."""
+    """Hash a small file. A crc32c would not do: it is the same for all contents that end in their own crc32c."""
     return hashlib.sha256(content).hexdigest()
 
 
 def require_own(name: str, content: bytes | memoryview, digests: Mapping[str, str], place: StorePath) -> None:
-    """Refuse a file that is not the one that the receipts say.
+    """Refuse a file whose content differs from what the receipts say.
 
     Args:
         name: of the file, below the store.
-        content: of it.
+        content: its bytes.
         digests: sha256 of every file, by name.
         place: the store.
 
@@ -34,17 +36,18 @@ def require_own(name: str, content: bytes | memoryview, digests: Mapping[str, st
     """
     if sha256(content) != digests.get(name):
         raise UserError(
-            f"{str(place)!r} cannot be read as a cache: its file {name} is not the one that its receipts say: {REPAIR}."
+            f"{str(place)!r} cannot be read as a cache: its file {name} differs from what its receipts say: {REPAIR}."
         )
 
 
 class CheckedStore(WrapperStore[Store]):
-    """What Zarr reads a cache's small arrays from: they have all their chunks, and their files are as the receipts say.
+    """The store that Zarr reads a cache's small arrays from. It refuses missing chunks and files that differ from the
+    receipts.
 
     Args:
         place: the ``.zarr`` folder.
-        digests: sha256 of every metadata file, by name: what is not listed is not there, and what differs is an
-            error. ``None``: nothing says.
+        digests: sha256 of every metadata file, by name. A file that is not listed counts as missing, and one that
+            differs is an error. ``None``: there are no receipts, and nothing is compared.
     """
 
     def __init__(self, place: StorePath, digests: Mapping[str, str] | None) -> None:

@@ -19,14 +19,14 @@ NO_MORE = (errno.EMFILE, errno.ENFILE)
 
 
 class ReplacedError(Exception):
-    """A file is another one than when it was first opened: what was learned of it may not hold."""
+    """A file was replaced since it was first opened: what was read of it before may no longer hold."""
 
 
 class Descriptors:
-    """Keep the files open that were read last, at most so many; and any that is being read.
+    """Keep the files open that were read last, up to a limit, and every file that is being read.
 
     Args:
-        most: files.
+        most: largest number of idle files that stay open.
     """
 
     def __init__(self, most: int) -> None:
@@ -37,7 +37,7 @@ class Descriptors:
 
     @contextmanager
     def lent(self, file: "ReadFile") -> Iterator[int]:
-        """Lend the descriptor of a file, which is opened if it is not.
+        """Lend the descriptor of a file; open the file if it is closed.
 
         Raises:
             ReplacedError, OSError, UserError: as :meth:`ReadFile.open`.
@@ -56,7 +56,7 @@ class Descriptors:
                     self._close_idle(self._most)
 
     def forget(self, file: "ReadFile") -> None:
-        """Close a file that nobody will read again."""
+        """Close a file that will not be read again."""
         with self._guard:
             if self._idle.pop(file, 0) is None:
                 self._close(file)
@@ -80,7 +80,7 @@ class Descriptors:
             return file.handle
 
     def _close_idle(self, left: int) -> None:
-        """Close idle files until so many files are open, or none is idle."""
+        """Close idle files until only so many files are open, or none is idle."""
         while self._open > left and self._idle:
             self._close(self._idle.popitem(last=False)[0])
 
@@ -95,10 +95,10 @@ class ReadFile:
     """A file that may be closed between two reads.
 
     Attributes:
-        size: bytes, once it was opened.
+        size: bytes, known once it was opened.
         handle: its descriptor, while it is open.
-        opening: held by whoever opens it.
-        users: threads that read it.
+        opening: a lock that the thread holds which opens it.
+        users: number of threads that read it now.
     """
 
     def __init__(self, path: Path, flags: int) -> None:
@@ -109,10 +109,10 @@ class ReadFile:
         self.users = self.size = 0
 
     def open(self) -> None:
-        """Open it for the first time or again.
+        """Open the file, for the first time or again.
 
         Raises:
-            ReplacedError: if it is another file than it was.
+            ReplacedError: if the file was replaced since it was first opened.
             FileNotFoundError: if there is none.
             OSError: if the system does not open it.
         """
@@ -127,7 +127,7 @@ class ReadFile:
 
 @cache
 def descriptors() -> Descriptors:
-    """Give those of this process: a quarter of what it may have open, at most 256.
+    """Give the descriptors that this process shares: a quarter of the files that it may have open, at most 256.
 
     Raises the limit to 1024 if it is lower and the system permits.
     """
@@ -144,7 +144,7 @@ def descriptors() -> Descriptors:
 
 
 def too_many(error: Exception) -> UserError | None:
-    """Say in a sentence that no file can be opened any more; ``None`` for another error."""
+    """Say in a sentence that no more files can be opened; ``None`` for another error."""
     if not (isinstance(error, OSError) and error.errno in NO_MORE):
         return None
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -1,4 +1,4 @@
-"""Whether a cache is what was written: metadata files against their copy, shards against receipts and checksums."""
+"""Check that a cache is what was written: metadata files against their copy, shards against receipts and checksums."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,14 +15,14 @@ from losa_cache.errors import UserError
 
 @dataclass(frozen=True)
 class ShardCheck:
-    """All that is needed to check one shard, anywhere.
+    """Everything that a worker needs to check one shard.
 
     Attributes:
         path: its file.
-        receipt: its receipt and its list of checksums; ``None`` where there is none.
+        receipt: its receipt and its list of checksums; ``None`` if there is no receipt.
         layout: of the store.
         shard: its number.
-        skipped: rows that are rightly missing.
+        skipped: rows that are missing because their samples were skipped.
     """
 
     shard: int
@@ -34,7 +34,7 @@ class ShardCheck:
 
 @dataclass(frozen=True)
 class ShardDamage:
-    """What is wrong with a shard.
+    """What is damaged in one shard.
 
     Attributes:
         shard: its number.
@@ -53,8 +53,8 @@ class ShardHealth:
 
     Attributes:
         damage: what is wrong with it, or ``None``.
-        listed: whether its list of checksums is right; ``None`` if there is none.
-        checksums: what the list must hold, where the shard is intact.
+        listed: whether its list of checksums is right; ``None`` if it has no list.
+        checksums: what the list must hold, if the shard is intact.
     """
 
     damage: ShardDamage | None
@@ -69,8 +69,8 @@ class Damage:
     Attributes:
         files: metadata files, those of their copy, and lists of checksums (both below the receipts).
         shards: the damaged ones.
-        lists: what must be in the lists of checksums that are damaged or missing, by shard. A cache without any is
-            not damaged, but older than they are.
+        lists: what the lists of checksums that are damaged or missing must hold, by shard. A cache without any list is
+            not damaged: an earlier version wrote it.
     """
 
     files: list[str] = field(default_factory=list)
@@ -97,7 +97,7 @@ def examine(
     scheduler: str | None = None,
     progress: Callable[[float], None] = lambda _: None,
 ) -> tuple[ActivationCache, Damage]:
-    """Check every byte of a complete cache, or of its metadata files and some shards.
+    """Check every byte of a complete cache, or only its metadata files and some shards.
 
     Args:
         store: the ``.zarr`` folder.
@@ -105,10 +105,10 @@ def examine(
         scheduler, progress: as of :func:`map_shards`.
 
     Returns:
-        the cache, opened from the copy where its own metadata files are damaged, and what is damaged.
+        the cache, and what is damaged. If its own metadata files are damaged, it is opened from their copy.
 
     Raises:
-        UserError: if it is no complete cache, or has no receipts to be checked against.
+        UserError: if it is no complete cache, or has no receipts to check it against.
     """
     metadata = MetadataFiles(store, receipts_of(store))
     if not metadata.has_receipts:

@@ -1,4 +1,4 @@
-"""Identity: a hash over all that decides the numbers in a cache (``docs/protocol.md``, section "Identity")."""
+"""Identity: a hash over everything that decides the numbers in a cache (``docs/protocol.md``, section "Identity")."""
 
 import hashlib
 import json
@@ -22,8 +22,8 @@ def identity_hash(fields: Mapping[str, Any]) -> str:
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     """Name the fields that differ, each as ``"input.crop_pct (0.9 here, 1.0 there)"``.
 
-    Of lists of one length the first entry that differs is named: ``"classes[2] ("cat" here, "dog" there)"``. What a
-    fingerprint cannot tell by its digits, and fields that are missing, are put into words.
+    If both values are lists of the same length, the first entry that differs is named: ``"classes[2] ("cat" here, "dog"
+        there)"``. Different fingerprints and missing fields are described in words.
     """
     a, b = dict(_flatten(ours)), dict(_flatten(theirs))
     return [

@@ -1,4 +1,4 @@
-"""What is in a cache, and which caches there are, as JSON-able figures."""
+"""What a cache contains, and which caches there are, as figures that JSON can hold."""
 
 import math
 import os
@@ -40,7 +40,7 @@ def inspect_cache(
         overflowed and non-finite.
 
     Raises:
-        UserError: if it is no cache, or a shard that is looked at is damaged.
+        UserError: if it is no cache, or a shard that is read is damaged.
     """
     cache = open_cache(path, incomplete=True)
     manifest, layout = cache.manifest, cache.layout
@@ -79,15 +79,15 @@ def _histogram(cache: ActivationCache) -> dict[str, int]:
 
 
 def list_caches() -> list[dict[str, Any]]:
-    """Describe in short the caches that this user completed anywhere, and those below ``$LOSA_CACHE_HOME/caches``.
+    """Describe briefly the caches that this user completed anywhere, and those below ``$LOSA_CACHE_HOME/caches``.
 
     Returns:
         ``path``, ``backbone``, ``dataset``, ``split``, ``tap``, ``tokens``, ``points`` (how many), ``precision``,
         ``rows``, ``bytes`` and ``complete`` of each, the most recently completed first; ``error`` in place of these
         where one cannot be opened.
     """
-    found = [*known_stores(), *sorted((home() / "caches").glob("*.zarr"))]
-    return [_in_short(Path(path)) for path in dict.fromkeys(map(os.path.realpath, found))]
+    stores = [*known_stores(), *sorted((home() / "caches").glob("*.zarr"))]
+    return [_in_short(Path(path)) for path in dict.fromkeys(map(os.path.realpath, stores))]
 
 
 def _in_short(path: Path) -> dict[str, Any]:

@@ -14,8 +14,9 @@ SHARD_BYTES = 256 * 1024 * 1024
 class Layout:
     """How ``(samples, layers, tokens, columns)`` elements of ``itemsize`` bytes lie in shards.
 
-    To the layout every row is a sample of its own: views are the business of others; so are columns, the stored
-    elements of a token, and whether the layers are stored apart: where they are not, there is one, of one token.
+    The layout treats every row independently and knows nothing about views. A column is a stored element of a token;
+    the precision decides what it means. If the precision stores all layers of a sample together, the layout has one
+    layer of one token.
 
     One chunk is ``(1, chunk_layers, tokens, columns)``, one shard ``(shard_samples, layers, tokens, columns)``: all
     chunks of a sample lie together, in the order of the layers. Sizes of ``compressed`` chunks are upper limits.
@@ -62,7 +63,7 @@ class Layout:
 
     @property
     def short(self) -> bool:
-        """Whether a sample is one chunk that is read in less time than it takes to ask for it."""
+        """Whether a sample is a single chunk, so small that the request takes longer than the read."""
         return self.sample_chunks == 1 and not self.compressed and self.block_bytes * self.layers < MIN_CHUNK_BYTES
 
     @property
@@ -95,8 +96,9 @@ def plan_layout(
 ) -> Layout:
     """Choose chunks and shards.
 
-    A chunk is one block output, so that a subset of layers costs only its own bytes, unless that is less than 64 KiB:
-    then as many layers as reach it (a divisor of the layers). A shard is as many samples as fit ``shard_bytes``.
+    A chunk is one block output, so that reading some layers costs only their own bytes. If a block output is smaller
+    than 64 KiB, a chunk holds as many layers as reach that size (a divisor of the number of layers). A shard holds as
+    many samples as fit ``shard_bytes``.
     """
     block = tokens * columns * itemsize
     divisors = [n for n in range(1, layers + 1) if layers % n == 0]

@@ -1,4 +1,4 @@
-"""Writing a cache on a file system: a lock that dies with its process, temporary names, renames."""
+"""Writing a cache on a file system: a lock that ends with its process, temporary names, renames."""
 
 import shutil
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from losa_cache.cache.stores.local import LocalPath
 from losa_cache.errors import UserError
 from losa_cache.files import clear
 from losa_cache.lock import lock, unlock
-from losa_cache.machine.memory import readable_bytes
+from losa_cache.machine.sizes import readable_bytes
 
 
 class LocalLock(WriterLock):
@@ -37,17 +37,17 @@ class LocalLock(WriterLock):
         self._lock = lock_or_refuse(self.disk / "lock", path)
 
     def begun(self) -> bool:
-        """Whether there is something of that name."""
+        """Whether there is anything of that name."""
         return self.metadata.store.exists()
 
     def sweep(self) -> None:
-        """Remove files and folders that were not given their names."""
+        """Remove files and folders that still have temporary names."""
         for folder in (self.metadata.store, self.metadata.receipts):
             for leftover in list(folder.rglob("*.partial")):
                 clear(leftover)
 
     def require_space(self, shards: Sequence[int], ratio: float) -> None:
-        """Refuse a disk that cannot hold all that is missing."""
+        """Refuse a disk that cannot hold everything that is still missing."""
         needed = sum(shards) * ratio
         free = shutil.disk_usage(self.disk).free
         if needed > free:
@@ -57,7 +57,7 @@ class LocalLock(WriterLock):
             )
 
     def commit(self, path: StorePath, receipt: Receipt) -> "LocalShard":
-        """Give the files of one shard, which is written in its folder."""
+        """Give the files of one shard. The shard is written in its final folder."""
         return LocalShard(path, receipt)
 
     def close(self) -> None:
@@ -85,7 +85,7 @@ def lock_or_refuse(file: Path, store: StorePath) -> int:
     """Lock a file.
 
     Raises:
-        UserError: if another process has it: the one that writes ``store``.
+        UserError: if another process has it, that is: another process writes ``store``.
     """
     handle = lock(file)
     if handle is None:

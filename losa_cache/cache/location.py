@@ -1,4 +1,4 @@
-"""From what a user gives to the store that has it."""
+"""From the path or URL that a user gives to the place in a store."""
 
 import pkgutil
 from collections.abc import Sequence
@@ -10,22 +10,18 @@ from losa_cache.cache import stores
 from losa_cache.cache.storage import StorePath
 from losa_cache.cache.stores.local import LocalPath
 from losa_cache.errors import UserError
+from losa_cache.folders import is_url
 
 Location = Path | StorePath
 """Where a cache lies, as callers may give it."""
 REQUESTS = 16  # at the same time, for sizes of files
 
 
-def is_url(text: str) -> bool:
-    """Whether this is a URL and not the path of a file."""
-    return "://" in text
-
-
 def locate(place: str | Location) -> StorePath:
-    """Take a path or a URL, and give the place by its one name.
+    """Give the place of a path or URL; a place has one name, however it was written.
 
     Raises:
-        UserError: for a URL or a path that cannot be one of a cache.
+        UserError: for a URL or a path that cannot name a cache.
     """
     if isinstance(place, str) and is_url(place):
         return store_of(place).parse(place)
@@ -33,10 +29,10 @@ def locate(place: str | Location) -> StorePath:
 
 
 def store_of(url: str) -> type[StorePath]:
-    """Find the kind of store that a URL is of: every module beside ``stores/local.py`` is one.
+    """Find the class of store for a URL: every module beside ``stores/local.py`` holds one.
 
     Raises:
-        UserError: if there is none; says which there are.
+        UserError: if there is none; it lists those that there are.
     """
     for module in pkgutil.iter_modules(stores.__path__):
         import_module(f"{stores.__name__}.{module.name}")
@@ -48,7 +44,7 @@ def store_of(url: str) -> type[StorePath]:
 
 
 def sizes(files: Sequence[StorePath]) -> list[int]:
-    """Bytes of each file, 0 where there is none; many are asked for at once."""
+    """Give the size of each file in bytes, 0 if it is not there; many requests run at the same time."""
 
     def size(file: StorePath) -> int:
         try:

@@ -1,4 +1,4 @@
-"""What a cache says of itself: the attributes of its Zarr group (``docs/protocol.md``, section "Attributes")."""
+"""A cache's description of itself: the attributes of its Zarr group (``docs/protocol.md``, section "Attributes")."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -18,24 +18,24 @@ UPRIGHT = "upright"
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything about a cache but its arrays. All of it is JSON.
+    """Everything about a cache except its arrays. JSON can hold all of it.
 
     Attributes:
         fields: what decides the numbers: ``backbone`` {name, weights}, ``input``, ``tap``, ``layers`` (block numbers),
             ``embedding``, ``precision``, ``compute``, ``dataset`` {name, split, fingerprint}, ``sampling`` {seed,
-            limit}, ``views`` {count, augment, clips}; ``decoder``, where Pillow was not the one;
-            ``orientation``, where pictures were turned upright; and ``tokens``, where pooled rows are stored.
-        tokens: ``{"total", "prefix", "grid": [rows, columns]}`` of a point as it is stored; the grid of a video is
-            [n_t, rows, columns], that of pooled rows [1, 1].
+            limit}, ``views`` {count, augment, clips}; ``decoder``, if it was not Pillow; ``orientation``, if pictures
+            were turned upright; and ``tokens``, if pooled rows are stored.
+        tokens: ``{"total", "prefix", "grid": [rows, columns]}`` of a point as it is stored; the grid is [n_t, rows,
+            columns] for a video, and [1, 1] for pooled rows.
         width: channels of a block output.
         depth: blocks of the whole backbone.
         classes: class names.
         tail: config of the frozen tail; its tensors are arrays.
-        encoding: what the precision says of itself (``Encoding.describe``), and ``compressed``: stored by plain bytes
-            of a calibration sample, or null where chunks are not compressed.
-        options: what the extraction was called with, so that samples can be computed again; null where it was given
-            loaded objects.
-        software: versions that wrote it; no part of the identity.
+        encoding: the description by the precision (``Encoding.describe``), and ``compressed``: the ratio of stored to
+            plain bytes on a calibration sample, or null if chunks are not compressed.
+        options: the options of the extraction, so that samples can be computed again; null if it was given loaded
+            objects.
+        software: versions of the software that wrote it; no part of the identity.
         complete: whether every shard is there.
         skipped: samples that did not decode, ``{"row", "id", "reason"}``; their rows read as NaN, their labels as -1.
         overflowed: values beyond the precision's range, stored as the largest finite value.
@@ -69,28 +69,30 @@ class Manifest:
 
     @property
     def points(self) -> list[str]:
-        """What the array holds along its dimension of layers, in its order: names of ``losa_cache.points``."""
+        """The points that the array holds along its dimension of layers, in order: names of ``losa_cache.points``."""
         embedding: bool = self.fields["embedding"]
         return stored_points(self.fields["tap"], self.layers, embedding=embedding, tokens=self.holds)
 
     @property
     def holds(self) -> str:
-        """What is stored of a point, of ``losa_cache.points.TOKENS``: all tokens, or pooled rows."""
+        """Which tokens of a point are stored, one of ``losa_cache.points.TOKENS``: all tokens, or pooled rows."""
         return str(self.fields.get("tokens", ALL))
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Values of a row: points, tokens, channels."""
+        """Shape of the values of a row: points, tokens, channels."""
         return len(self.points), int(self.tokens["total"]), self.width
 
     @property
     def views(self) -> int:
-        """Rows that each sample has: of images view 0 is plain, the others are augmented; of videos each is a clip."""
+        """Number of rows of each sample. For images, view 0 is plain and the others are augmented; for videos, each row
+        is a clip.
+        """
         return int(self.fields["views"]["count"])
 
     @property
     def clips(self) -> int:
-        """Clips of each video; 1 of images."""
+        """Number of clips of each video; 1 for images."""
         return int(self.fields["views"]["clips"])
 
     @property
@@ -105,7 +107,7 @@ class Manifest:
 
     @property
     def skipped_rows(self) -> frozenset[int]:
-        """Rows that are rightly missing."""
+        """Rows that are missing because their samples were skipped."""
         return frozenset(entry["row"] for entry in self.skipped)
 
     def to_attributes(self) -> dict[str, Any]:
@@ -113,7 +115,7 @@ class Manifest:
         return {KEY: asdict(self)}
 
     def completed(self, **counts: Any) -> "Manifest":
-        """Mark as complete, with what the extraction counted."""
+        """Give the same manifest marked as complete, with the counts of the extraction."""
         return replace(self, complete=True, **counts)
 
     @classmethod
@@ -121,7 +123,8 @@ class Manifest:
         """Read and check the attributes of a Zarr group.
 
         Raises:
-            UserError: if they are not a cache's, of another protocol, or do not agree with their own hash.
+            UserError: if they are not those of a cache, belong to another protocol, or do not agree with their own
+                hash.
         """
         content = attributes.get(KEY)
         if not isinstance(content, Mapping):

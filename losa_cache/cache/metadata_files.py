@@ -1,8 +1,8 @@
-"""The metadata files of a cache, which are all but the shards, and the copy of them that lies beside the store.
+"""The metadata files of a cache, which are all files except the shards, and the copy of them beside the store.
 
-The copy is their receipt: it says what each file must be, and puts a damaged one back. It is always written first,
-whole; then its files are installed in the store, the root's ``zarr.json`` last. So whoever finds a root that says that
-the cache is complete finds a list of files that fits it.
+The copy is their receipt: it says what each file must be, and a damaged file is restored from it. The copy is always
+    written first, as a whole. Then its files are installed in the store, the root's ``zarr.json`` last. So if the root
+    says that the cache is complete, the list of files fits it.
 """
 
 import shutil
@@ -92,7 +92,7 @@ class MetadataFiles:
         return self.copy.is_folder(LIST, ROOT)
 
     def files(self) -> dict[str, str]:
-        """Read the copy's list: the sha256 of each file, by name, the root's ``zarr.json`` last.
+        """Read the copy's list, the sha256 of each file by name; the root's ``zarr.json`` comes last.
 
         Raises:
             OSError, ValueError: if the list is not there or was altered, or names a file outside the store.
@@ -108,10 +108,11 @@ class MetadataFiles:
         return {name: listed[name] for name in sorted(listed, key=lambda name: (name == ROOT, name))}
 
     def digests(self) -> dict[str, str] | None:
-        """Say what every file must be, as :meth:`files`; ``None`` for a store that came without its receipts.
+        """Give the sha256 that every file must have, as :meth:`files` does; ``None`` for a store that came without
+        receipts.
 
         Raises:
-            UserError: if there are receipts, and the list among them cannot be read.
+            UserError: if there are receipts, but the list cannot be read.
         """
         try:
             return self.files()
@@ -120,36 +121,37 @@ class MetadataFiles:
                 return None
             reason = "it is missing" if isinstance(error, FileNotFoundError) else str(error)
             raise UserError(
-                f"{str(self.copy / LIST)!r} cannot be read ({reason}), which says what belongs to "
-                f"{str(self.store)!r}: {REPAIR}."
+                f"{str(self.copy / LIST)!r}, the list of the files of {str(self.store)!r}, cannot be read ({reason}): "
+                f"{REPAIR}."
             ) from error
 
     @property
     def has_receipts(self) -> bool:
-        """Whether there are receipts, or a part of them (the lock alone is none)."""
+        """Whether there are receipts, or some of them (the lock alone does not count)."""
         if self.receipts.lists:
             return any(name != "lock" for name, _ in self.receipts.scan())
         return self.copied or (self.receipts / "000000.json").is_file()
 
     def names(self) -> list[str]:
-        """Name the metadata files, as the copy's list does, or as they are found, the root's ``zarr.json`` last.
+        """Give the names of the metadata files, from the copy's list or as they are found; the root's ``zarr.json``
+        comes last.
 
         Raises:
-            UserError: if there is no list, and the store cannot list.
+            UserError: if there is no list, and the store cannot list its files.
         """
         try:
             return list(self.files())
         except (OSError, ValueError) as error:
             if not self.store.lists:
                 raise UserError(
-                    f"{str(self.copy / LIST)!r} cannot be read, which says what {str(self.store)!r} holds where a "
-                    "server cannot: put the .receipts folder beside it."
+                    f"{str(self.copy / LIST)!r}, the list of the files of {str(self.store)!r}, cannot be read, and the "
+                    "server cannot list files: put the .receipts folder beside it."
                 ) from error
             found = (name for name, _ in self.store.scan())
             return sorted(filter(is_metadata, found), key=lambda name: (name == ROOT, name))
 
     def damaged(self, identity: str | None = None) -> tuple[list[str], list[str]]:
-        """Check every file: names of those that are damaged in the store, and in the copy.
+        """Check every file and give the names of those that are damaged in the store, and of those damaged in the copy.
 
         Args:
             identity: that the cache must have; ``None``: nobody knows.
@@ -172,8 +174,8 @@ class MetadataFiles:
         here, there = (_identity(folder / ROOT) for folder in (self.store, self.copy))
         if here is not None and there is not None and here != there != identity:
             raise UserError(
-                f"{str(self.store)!r} is of another cache ({here[:19]}) than the receipts beside it, "
-                f"{str(self.receipts)!r}, are ({there[:19]}): put back the one that was exchanged."
+                f"{str(self.store)!r} belongs to the cache {here[:19]}, but its receipts {str(self.receipts)!r} to the "
+                f"cache {there[:19]}: restore the one that was exchanged."
             )
 
     def _require_one(self, in_store: list[str], in_copy: list[str]) -> None:
@@ -187,8 +189,9 @@ class MetadataFiles:
 class WritableMetadata(MetadataFiles):
     """The metadata files of a cache and their copy, to be written by the process that has the lock.
 
-    An implementation guarantees that the copy is written first, its list last of it, then the files in the store, the
-    root's ``zarr.json`` last. A kill at any instruction leaves nothing that counts, or what :meth:`repair` mends.
+    An implementation guarantees this order: first the copy, its list last; then the files in the store, the root's
+        ``zarr.json`` last. After a kill at any instruction the cache is either as before, or :meth:`repair` can restore
+        it.
     """
 
     @abstractmethod
@@ -206,11 +209,13 @@ class WritableMetadata(MetadataFiles):
 
     @abstractmethod
     def finish(self, manifest: Manifest, labels: NDArray[np.int64]) -> None:
-        """Write the final labels and attributes, first in the copy; the store's root says so last of all."""
+        """Write the final labels and attributes, first to the copy and then to the store; the store's root comes
+        last.
+        """
 
     @abstractmethod
     def repair(self, identity: str | None = None) -> None:
-        """Put damaged files back, in the store from the copy and the other way round.
+        """Restore damaged files: those of the store from the copy, and those of the copy from the store.
 
         Args:
             identity: that the cache must have; ``None``: nobody knows.
@@ -234,7 +239,7 @@ class LocalMetadata(WritableMetadata):
 
     @property
     def copied(self) -> bool:
-        """As :class:`MetadataFiles` says; what a kill left of a copy that was replaced is one, too."""
+        """As :class:`MetadataFiles` says; a copy that a kill left half replaced counts, too."""
         return self.copy.is_dir() or self._old.is_dir()
 
     @property
@@ -257,7 +262,9 @@ class LocalMetadata(WritableMetadata):
         publish(partial, self.store)
 
     def finish(self, manifest: Manifest, labels: NDArray[np.int64]) -> None:
-        """As :class:`WritableMetadata` says; a copy that says so already stays: others may be reading it."""
+        """As :class:`WritableMetadata` says; a copy that is already final stays as it is, because others may be reading
+        it.
+        """
         self._begin_copy()
         group = zarr.open_group(LocalStore(self._next), mode="r+")
         with zarr.config.set({"array.write_empty_chunks": True}):
@@ -287,7 +294,7 @@ class LocalMetadata(WritableMetadata):
         _copy_files(in_copy, self.store, self.copy)
 
     def _list_anew(self) -> None:
-        """Write the list anew, if store and copy agree."""
+        """Write the list again, if store and copy agree."""
         names = list(_listed(self.copy))
         apart = [n for n in names if _sha256(self.copy / n) != _sha256(self.store / n)]
         self._require_one(apart, apart)
@@ -323,7 +330,7 @@ class _Root(TypedDict):
 
 
 def pack_ids(ids: list[str]) -> NDArray[np.uint8]:
-    """Pack strings as rows of UTF-8 bytes, zero-padded: a type that every Zarr v3 reader has.
+    """Pack strings as rows of UTF-8 bytes, padded with zeros: every Zarr v3 reader has this type.
 
     File names need not be UTF-8: their bytes come back as they were.
     """
@@ -345,7 +352,7 @@ def _copy_files(names: Iterable[str], source: LocalPath, target: LocalPath) -> N
 
 
 def is_metadata(name: str) -> bool:
-    """Whether this is neither a shard nor what a kill left."""
+    """Whether a file is a metadata file: neither a shard nor a remainder of a killed writer."""
     return not (name.rpartition("/")[2].startswith("c.") or name.endswith(".partial"))
 
 
@@ -368,7 +375,7 @@ def _sha256(path: StorePath) -> str:
 
 
 def _identity(root: StorePath) -> str | None:
-    """Give the identity that a group's ``zarr.json`` names and agrees with; ``None`` if there is none."""
+    """Give the identity in a group's ``zarr.json``, if its fields agree with it; otherwise ``None``."""
     try:
         return Manifest.from_attributes(parse_json(root.read(), _Root)["attributes"], str(root)).identity
     except (OSError, UnreadableError, UserError):

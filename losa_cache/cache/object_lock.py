@@ -1,4 +1,4 @@
-"""Writing a cache to an object store: each shard is written whole in a folder here, uploaded, then its receipt."""
+"""Writing a cache to an object store: each shard is written to a local folder and uploaded whole, then its receipt."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ from losa_cache.errors import UserError
 from losa_cache.files import clear, write_whole
 from losa_cache.folders import home
 from losa_cache.lock import unlock
-from losa_cache.machine.memory import readable_bytes
+from losa_cache.machine.sizes import readable_bytes
 from losa_cache.outside import UnreadableError, parse_json, read_file
 
 SCRATCH_SHARDS = 2  # one that is written, one that is uploaded
@@ -35,11 +35,12 @@ TOKEN_BYTES = 32
 
 
 class ObjectLock(WriterLock):
-    """A cache in an object store, locked by an object there that says who writes it, and by ``flock`` on a folder here.
+    """A cache in an object store, locked by an object there that says who writes it, and by ``flock`` on a local
+    folder.
 
-    The object is made only where there is none, in one step if the store has such. It outlives a process that is
-    killed: the next one with the same ``$LOSA_CACHE_HOME`` takes it over, for it finds its own token there, and holds
-    the lock that dies with its owner. What counts lies in the store: any machine can go on.
+    The object is created only if there is none, in one step if the store can do that. It stays when the process is
+    killed. The next process with the same ``$LOSA_CACHE_HOME`` takes it over: it finds its own token there, and holds
+    the local lock, which ends with its process. Everything that counts lies in the store, so any machine can go on.
 
     Attributes:
         disk: the scratch folder, below ``$LOSA_CACHE_HOME``.
@@ -57,7 +58,7 @@ class ObjectLock(WriterLock):
             self.disk.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(
-                f"shards pass through {str(self.disk)!r} on their way to {str(path)!r}, and that folder cannot be made "
+                f"{str(self.disk)!r}, the folder for shards before their upload to {str(path)!r}, cannot be made "
                 f"({error.strerror}): set LOSA_CACHE_HOME to a folder that can be written."
             ) from error
         self._sign = receipts_of(path) / "lock"
@@ -73,16 +74,18 @@ class ObjectLock(WriterLock):
         self._uploads = Uploads()
 
     def begun(self) -> bool:
-        """Whether there is any object below that name; where the store cannot list, one of those written first."""
+        """Whether there is any object below that name; if the store cannot list, whether one of the first objects is
+        there.
+        """
         if any(place.is_file() for place in (self.path / ROOT, receipts_of(self.path) / "core" / LIST)):
             return True
         return self.path.lists and any(self.path.scan())
 
     def sweep(self) -> None:
-        """Leave all as it is: what was not uploaded whole is not there."""
+        """Do nothing: an object that was not uploaded whole is not there."""
 
     def require_space(self, shards: Sequence[int], ratio: float) -> None:
-        """Refuse a scratch folder that cannot hold the shards under way."""
+        """Refuse a scratch folder that cannot hold the shards that are being written and uploaded."""
         needed = sum(sorted(shards)[-SCRATCH_SHARDS:])
         free = shutil.disk_usage(self.disk).free
         if needed > free:
@@ -97,11 +100,11 @@ class ObjectLock(WriterLock):
         return UploadedShard(path, receipt, self.disk, self._uploads)
 
     def wait(self) -> None:
-        """Wait for the upload that is under way."""
+        """Wait for the current upload."""
         self._uploads.wait()
 
     def close(self) -> None:
-        """Let the upload that is under way end, clear the scratch folder and let others write the cache."""
+        """Wait for the current upload, clear the scratch folder and let others write the cache."""
         try:
             self._uploads.close()
             self._clear()
@@ -150,7 +153,7 @@ class ObjectLock(WriterLock):
 
 
 class Uploads:
-    """Uploads on a thread of their own, one while the next shard is written."""
+    """Uploads on a thread of their own: one upload runs while the next shard is written."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, "upload")
@@ -158,10 +161,10 @@ class Uploads:
         self.done: dict[int, ReceiptContent] = {}
 
     def start(self, upload: Callable[[], None]) -> None:
-        """Begin one, once the one before has ended.
+        """Begin an upload after the one before has ended.
 
         Raises:
-            UserError: if that failed.
+            UserError: if the one before failed.
         """
         self.wait()
         self._last = self._thread.submit(upload)
@@ -177,7 +180,7 @@ class Uploads:
             last.result()
 
     def close(self) -> None:
-        """Let the one that is under way end."""
+        """Let the current upload end."""
         self._thread.shutdown()
 
 
@@ -187,7 +190,8 @@ class UploadedShard(ShardCommit):
 
     Attributes:
         scratch: the folder.
-        uploads: of the lock; ``done`` there holds receipts that were found or written: no other process changes them.
+        uploads: those of the lock; its ``done`` holds the receipts that were read or written, which no other process
+            changes.
     """
 
     path: ObjectPath

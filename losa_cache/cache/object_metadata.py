@@ -1,4 +1,4 @@
-"""The metadata files of a cache in an object store, written by way of the same on a file system."""
+"""The metadata files of a cache in an object store: they are written on a file system first."""
 
 import shutil
 from collections.abc import Iterable
@@ -13,10 +13,10 @@ from losa_cache.cache.object_store import ObjectPath
 
 @dataclass(frozen=True)
 class ObjectMetadata(WritableMetadata):
-    """Metadata files and their copy in an object store: changed in a scratch folder; what differs is uploaded.
+    """Metadata files and their copy in an object store: changed in a scratch folder, then uploaded where they differ.
 
-    The copy goes first, its list last of it; then the store, its root's ``zarr.json`` last. So a kill leaves nothing
-    that counts, or what :meth:`LocalMetadata.repair` mends.
+    The copy is uploaded first, its list last; then the files of the store, its root's ``zarr.json`` last. After a kill
+    the cache is either as before, or :meth:`LocalMetadata.repair` can restore it.
 
     Attributes:
         store, receipts: as of ``MetadataFiles``.
@@ -66,7 +66,9 @@ class ObjectMetadata(WritableMetadata):
         return (self.local.copy, self.copy), (self.local.store, self.store)
 
     def _contents(self) -> dict[ObjectPath, bytes]:
-        """Read every file in the scratch folder, by where it belongs, in the order to upload them."""
+        """Read every file in the scratch folder; give the contents by their place in the store, in the order of
+        upload.
+        """
         return {
             there / name: (folder / name).read_bytes()
             for folder, there in self._folders
@@ -80,5 +82,5 @@ class ObjectMetadata(WritableMetadata):
 
 
 def _last(names: Iterable[str]) -> list[str]:
-    """Put the names in the order to upload them: the root, and then the list, last."""
+    """Sort the names in the order of upload: the root and then the list come last."""
     return sorted(names, key=lambda name: (name == LIST, name == ROOT, name))

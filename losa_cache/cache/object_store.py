@@ -79,9 +79,9 @@ class ObjectPath(StorePath):
 
     @abstractmethod
     def create(self, content: bytes) -> bool:
-        """Write an object if there is none of this name, and say whether.
+        """Write an object if there is none of this name, and say whether it was written.
 
-        Where the store has no such step, it is written in any case.
+        A store that cannot do this in one step writes the object in any case.
         """
 
     @abstractmethod
@@ -89,7 +89,7 @@ class ObjectPath(StorePath):
         """Write an object from a file: it appears whole or not at all."""
 
     def open_bytes(self, *, direct: bool = False) -> "ObjectBytes":
-        """Open the object; there is no page cache to pass by."""
+        """Open the object; ``direct`` has no effect, because there is no page cache."""
         return ObjectBytes(self)
 
     def lock(self) -> "ObjectLock":
@@ -100,7 +100,7 @@ class ObjectPath(StorePath):
 
 
 class ObjectBytes:
-    """The bytes of an object, read by requests for parts of it: many at the same time, from many threads.
+    """The bytes of an object, read by requests for parts of it; many threads send requests at the same time.
 
     Raises:
         FileNotFoundError: if there is none.
@@ -113,7 +113,7 @@ class ObjectBytes:
         self._path = path
 
     def read(self, ranges: Sequence[Range]) -> None:
-        """Fill the buffers (as the contract says): neighbours, and what is no further than 1 MiB apart, by one request.
+        """Fill the buffers as the contract says. Ranges that are at most 1 MiB apart are read by one request.
 
         Raises:
             UserError: if the server fails, or does not serve parts.
@@ -133,4 +133,4 @@ class ObjectBytes:
                 at += buffer.nbytes
 
     def expect(self, ranges: "Iterable[tuple[int, int]]") -> None:
-        """Do nothing: the threads that read are many."""
+        """Do nothing: many threads read at the same time anyway."""

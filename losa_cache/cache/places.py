@@ -1,4 +1,6 @@
-"""Where the chunks of a shard lie, as its index says, in little memory: a run keeps this of every shard it reads."""
+"""Where the chunks of a shard lie, as its index says. A run keeps this for every shard that it reads, so it must be
+small.
+"""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +13,8 @@ MISSING = 2**64 - 1
 class Places:
     """Offsets and lengths of a shard's chunks.
 
-    Where a shard holds its first samples whole, uncompressed and one behind the other, as nearly all uncompressed
-    shards do, its index is compared with that once and not kept.
+    Nearly all uncompressed shards hold their first samples complete and one after the other. Such an index follows from
+    the number of samples: it is compared once and not kept.
 
     Args:
         index: uint64 ``(shard_samples, sample_chunks, 2)``, offset and length of each chunk.
@@ -29,16 +31,16 @@ class Places:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that are kept."""
+        """Bytes of memory that the offsets take."""
         return 0 if self._kept is None else self._kept.nbytes
 
     @property
     def index(self) -> NDArray[np.uint64]:
-        """The index that this was made of."""
+        """The index that this was made from."""
         return self._regular() if self._kept is None else self._kept
 
     def of(self, sample: int, chunk: int) -> tuple[int, int]:
-        """Give offset and length of a chunk; both are ``MISSING`` where it is not there."""
+        """Give offset and length of a chunk; both are ``MISSING`` if the chunk is not there."""
         if self._kept is not None:
             offset, length = self._kept[sample, chunk].tolist()
             return offset, length

@@ -1,4 +1,4 @@
-"""Read activations of many samples into preallocated memory, one long read a sample."""
+"""Read the activations of many samples into preallocated memory, by one long read for each sample."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -28,13 +28,13 @@ UNDER_WAY = 64 * 1024 * 1024  # bytes asked of a server at once: on a slow line 
 
 
 class BlockReader:
-    """Read the planes that hold chosen points of a cache, any rows in any order, by a few threads.
+    """Read chosen points of a cache, any rows in any order, by a few threads.
 
     Args:
         cache: the opened cache.
         points: names of what to read (``losa_cache.points``), each once, in any order.
-        threads: that read at the same time; by default one a core, at most 8; from a server 4 to 32, up to 64 MiB at
-            once.
+        threads: number of threads that read at the same time; by default one for each core, at most 8. From a server 4
+            to 32, such that at most 64 MiB are read at once.
         direct: read past the page cache.
 
     Raises:
@@ -59,12 +59,12 @@ class BlockReader:
         self._guard = Lock()
 
     def expect(self, rows: NDArray[np.int64]) -> None:
-        """Have the system read ahead what of these rows this reader has not read yet."""
+        """Ask the system to read ahead those of these rows that this reader has not read yet."""
         for shard, part in self._by_shard(rows):
             self._work(shard, part, lambda reader, places: reader.expect(places, self.positions))
 
     def read(self, rows: NDArray[np.int64], targets: Sequence[Tensor]) -> None:
-        """Fill one tensor a plane with the stored values of these rows.
+        """Fill one tensor for each stored layer with the stored values of these rows.
 
         Args:
             rows: ``(batch,)``.
@@ -72,7 +72,7 @@ class BlockReader:
                 entries are filled.
 
         Raises:
-            UserError: for a damaged chunk, naming sample and shard: never wrong numbers.
+            UserError: for a damaged chunk, naming sample and shard. It never gives wrong numbers.
         """
         views = [target.view(torch.uint8).numpy().reshape(len(target), -1) for target in targets]
         order = np.argsort(rows, kind="stable")  # each thread has neighbours, as far as there are any
@@ -94,7 +94,7 @@ class BlockReader:
             done += len(own)
 
     def _by_shard(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
-        """Cut rows where the next lies in another shard."""
+        """Split the rows at every change of the shard."""
         if not len(rows):
             return
         shards = rows // self.cache.layout.shard_samples
@@ -105,7 +105,7 @@ class BlockReader:
     def _work(
         self, shard: int, rows: NDArray[np.int64], work: Callable[[ShardReader, NDArray[np.int64]], None]
     ) -> None:
-        """Work on rows of one shard, given their places there; name the sample where that fails."""
+        """Do something with rows of one shard, given by their places there; if it fails, name the sample."""
         places = rows - shard * self.cache.layout.shard_samples
         for _ in range(ATTEMPTS):
             try:
@@ -116,10 +116,10 @@ class BlockReader:
                 self._forget(shard)
             except (DamagedShardError, OSError) as error:
                 raise too_many(error) or self._damaged(shard, rows, error) from error
-        raise UserError(f"shard {shard} of {str(self.cache.path)!r} changes while it is read: wait for what writes it.")
+        raise UserError(f"shard {shard} of {str(self.cache.path)!r} changes while it is read: wait for its writer.")
 
     def _damaged(self, shard: int, rows: NDArray[np.int64], error: Exception) -> UserError:
-        """Find the sample that cannot be read, if only one of several is to blame."""
+        """Find the sample that cannot be read, if several were read together."""
         row = int(rows[0])
         if len(rows) > 1 and isinstance(error, DamagedShardError):
             layout = self.cache.layout
@@ -136,7 +136,9 @@ class BlockReader:
         )
 
     def _shard(self, shard: int) -> ShardReader:
-        """Give a shard's reader; the first who asks opens it, the others wait for no other shard than theirs."""
+        """Give a shard's reader. The first thread that needs it opens it; other threads wait only if they need the same
+        shard.
+        """
         with self._guard:
             opened = self._shards.get(shard)
             if first := opened is None:
@@ -156,7 +158,7 @@ class BlockReader:
         return opened.result()
 
     def _count(self, reader: ShardReader) -> None:
-        """Forget what was read least recently where all that is known of shards takes too much memory."""
+        """Forget the indices of shards that were read least recently, if all indices take too much memory."""
         with self._guard:
             self._kept += reader.nbytes
             while self._kept > KEPT_BYTES and len(self._shards) > 1:

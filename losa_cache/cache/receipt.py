@@ -1,8 +1,8 @@
-"""What says that the bytes of a shard are its own: its receipt, and the list of the checksums of all its chunks.
+"""The files that say what the bytes of a shard must be: its receipt, and the list of the checksums of all its chunks.
 
-A chunk's checksum says that the chunk is whole. Whether it belongs where it lies, only the receipt says: it names the
-cache and the shard, and its digest is of the checksums of all chunks and of the index. The list holds these checksums,
-so that a reader can compare every chunk with what its place must hold, and need not read the rest of the shard for it.
+A chunk's checksum says that the chunk is intact. Only the receipt says whether the chunk is in the right place: it
+names the cache and the shard, and its digest covers the checksums of all chunks and of the index. The list holds these
+checksums, so that a reader can check a chunk without reading the rest of the shard.
 """
 
 import logging
@@ -36,12 +36,12 @@ class ReceiptContent(TypedDict):
 
 @dataclass(frozen=True)
 class Receipt:
-    """The receipt of one shard and its list of checksums, here or on a server.
+    """The receipt of one shard and its list of checksums, on disk or on a server.
 
     Attributes:
         receipts: the folder beside the store.
         shard: its number.
-        identity: of the cache.
+        identity: identity of the cache.
     """
 
     receipts: StorePath
@@ -73,14 +73,14 @@ class Receipt:
         return content
 
     def listed(self) -> bytes | None:
-        """Read the list, whatever it holds; ``None`` if there is none, as in caches of older versions."""
+        """Read the list without checking it; ``None`` if there is none, as in caches of older versions."""
         try:
             return self.list.read()
         except (OSError, UnreadableError):
             return None
 
     def write(self, content: ReceiptContent) -> None:
-        """Write the receipt, whole: from then on the shard is done."""
+        """Write the receipt, whole: from then on the shard counts as finished."""
         self.file.write(sealed(dict(content)))
 
     def forget(self) -> None:
@@ -92,10 +92,10 @@ class Receipt:
         self.list.write(bytes(checksums))
 
     def bind(self, file: StorePath, open_shard: Callable[[], ShardReader]) -> ShardReader:
-        """Open the shard so that every chunk is held to its place, by the list, or where that is missing by what lies
-        behind the chunks themselves: both are what the receipt's digest is of.
+        """Open the shard so that every chunk is checked against its place.
 
-        Without a list, the shard of a server is read whole, once.
+        The checksums come from the list or, if there is none, from behind the chunks. The receipt's digest covers them
+        in both cases. A shard on a server that has no list is read whole, once.
 
         Args:
             file: of the shard.

@@ -1,9 +1,9 @@
 """The registry of the caches that this user completed: a small note of each below ``$LOSA_CACHE_HOME``.
 
-Every cache has a file of its own, so that writers never collide.
+Every cache has a file of its own, so that writers do not collide.
 
-A note also says what its cache was extracted from. Only then do the options in a cache, which anybody may have written,
-decide what is opened to compute its samples again.
+A note also says what its cache was extracted from. The options in a cache may have been written by anybody. They decide
+what is opened to compute samples again only if such a note agrees with them.
 """
 
 import hashlib
@@ -13,13 +13,16 @@ import os
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
-from losa_cache.cache.manifest import Manifest
 from losa_cache.cache.storage import StorePath
+from losa_cache.errors import no_training_cache
 from losa_cache.files import write_json
 from losa_cache.folders import find_home
 from losa_cache.outside import UnreadableError, read_json
+
+if TYPE_CHECKING:
+    from losa_cache.cache.manifest import Manifest
 
 OPENED = ("backbone", "dataset", "split", "data_dir", "weights")
 """Options that say what is opened, or fetched; the identity vouches for the others."""
@@ -28,10 +31,10 @@ log = logging.getLogger(__name__)
 
 
 class Note(TypedDict, total=False):
-    """What is noted of a cache.
+    """The note of a cache.
 
-    ``path`` is its place, ``identity`` its manifest's, ``options`` a digest of what this user had opened, ``seconds``
-    those of its extraction.
+    ``path`` is its place, ``identity`` that of its manifest, ``options`` a digest of what this user had opened for it,
+    ``seconds`` the time of its extraction.
     """
 
     path: str
@@ -41,18 +44,19 @@ class Note(TypedDict, total=False):
 
 
 def remember(
-    store: StorePath, manifest: Manifest, options: Mapping[str, Any] | None = None, seconds: float | None = None
+    store: StorePath, manifest: "Manifest", options: Mapping[str, Any] | None = None, seconds: float | None = None
 ) -> None:
-    """Note that a cache was completed now; a home that cannot be written costs the note, and a warning, no more.
+    """Note that a cache was completed now. If the home folder cannot be written, there is a warning in place of the
+    note.
 
-    A cache on a server is not noted: whoever uses it names it, and says where its images lie to compute them again.
+    A cache on a server is not noted: users name it, and say where its images lie when they compute them again.
 
     Args:
         store: the ``.zarr`` folder, wherever it lies.
         manifest: of it.
-        options: what this user called the extraction with. They are noted if they open what the cache's own do; without
-            them what was noted before stays.
-        seconds: that the whole extraction took. Without them what was noted before stays.
+        options: options of this user's extraction. They are noted if they open the same as those in the cache. Without
+            them, what was noted before stays.
+        seconds: duration of the whole extraction. Without it, what was noted before stays.
     """
     if store.on_disk is None:
         return
@@ -79,8 +83,8 @@ def remember(
         )
 
 
-def knows(store: StorePath, manifest: Manifest) -> bool:
-    """Tell whether this user extracted a cache from the very places that its manifest's options name."""
+def knows(store: StorePath, manifest: "Manifest") -> bool:
+    """Tell whether this user extracted a cache from the places that the options in its manifest name."""
     home = find_home()
     if home is None or manifest.options is None or store.on_disk is None:
         return False
@@ -93,8 +97,8 @@ def knows(store: StorePath, manifest: Manifest) -> bool:
     return (note.get("path"), note.get("identity"), note.get("options")) == expected
 
 
-def extraction_seconds(store: StorePath, manifest: Manifest) -> float | None:
-    """Say how long a cache's extraction took, if it ran here and in one go."""
+def extraction_seconds(store: StorePath, manifest: "Manifest") -> float | None:
+    """Give the seconds that a cache's extraction took, if it ran on this machine without an interruption."""
     home = find_home()
     if store.on_disk is None:
         return None
@@ -112,6 +116,16 @@ def known_stores() -> list[Path]:
     A note that cannot be read is skipped, with a warning that names it.
     """
     return [Path(path) for path in _paths() if os.path.isdir(path)]
+
+
+def require_known_store() -> None:
+    """Refuse if this user has no cache. Unlike opening caches, this imports no large library.
+
+    Raises:
+        UserError: if there is none.
+    """
+    if not known_stores():
+        raise no_training_cache()
 
 
 def _paths() -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Pure planning of long reads: pieces of a file that are neighbours, or nearly, are read together."""
+"""Pure planning of long reads: pieces of a file that lie next to each other, or nearly so, are read together."""
 
 from dataclasses import dataclass
 
@@ -10,11 +10,11 @@ GAP_BYTES = 4096  # that are read and thrown away: a page, which the system read
 
 @dataclass(frozen=True)
 class Runs:
-    """Pieces of one length, put together to runs.
+    """Pieces of equal length, joined to runs.
 
     Attributes:
-        begins, ends: of each run, int64 bytes of the file.
-        at: where each piece lies in the runs' bytes, put one behind the other; int64.
+        begins, ends: int64, first byte of each run in the file, and the byte behind its last.
+        at: int64, offset of each piece in the concatenated bytes of the runs.
     """
 
     begins: NDArray[np.int64]
@@ -28,10 +28,10 @@ class Runs:
 
 
 def join(starts: NDArray[np.int64], length: int) -> Runs:
-    """Put pieces together.
+    """Join pieces to runs.
 
     Args:
-        starts: where they begin, ascending; the same may come again.
+        starts: offsets of the pieces, ascending, possibly repeated.
         length: of each.
     """
     (breaks,) = np.nonzero(starts[1:] > starts[:-1] + length + GAP_BYTES)
@@ -43,15 +43,15 @@ def join(starts: NDArray[np.int64], length: int) -> Runs:
 
 
 def cut_out(memory: NDArray[np.uint8], at: NDArray[np.int64], length: int) -> NDArray[np.uint8]:
-    """Take pieces of one length out of memory.
+    """Copy pieces of equal length out of memory.
 
     Args:
         memory: bytes.
-        at: where the pieces begin.
+        at: offsets of the pieces.
         length: of each.
 
     Returns:
-        ``(pieces, length)``, a view where they lie one behind the other and fill the memory.
+        ``(pieces, length)``; a view if the pieces follow each other and fill the memory.
     """
     if len(memory) == len(at) * length and np.array_equal(at, np.arange(len(at)) * length):
         return memory.reshape(-1, length)

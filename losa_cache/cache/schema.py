@@ -1,7 +1,7 @@
-"""What the attributes of a cache must be: types and bounds by msgspec, then what must agree.
+"""Checks of a cache's attributes: types and bounds by msgspec, then whether they agree with each other.
 
-A cache may come from anywhere, or from a disk that fails. Everything that it declares is held to this file, and to
-``arrays.py``, before it decides how much memory is asked for, or which numbers are read.
+A cache may come from anywhere, or from a failing disk. This module and ``arrays.py`` check everything that it declares,
+before it decides how much memory is allocated or which numbers are read.
 """
 
 from collections.abc import Mapping
@@ -174,13 +174,13 @@ class Attributes(TypedDict):
     non_finite: Rows
 
 
-def _stored(own: OptionField) -> Any:
+def _stored(field: OptionField) -> Any:
     """Give the type that an option of an extraction has in a cache."""
-    if own.name == "seed":
+    if field.name == "seed":
         return Seed
-    if own.simple is int:
-        return Whole if own.default is not None else Whole | None
-    return own.kind if own.name not in ("backbone", "dataset") else str
+    if field.simple is int:
+        return Whole if field.default is not None else Whole | None
+    return field.kind if field.name not in ("backbone", "dataset") else str
 
 
 OPTIONS = {own.name: _stored(own) for own in options_of(InputsConfig)} | {"batch_size": Count}
@@ -189,15 +189,15 @@ _Options = TypedDict("_Options", OPTIONS, total=False)  # type: ignore[misc]
 
 
 def check_attributes(content: Mapping[str, Any]) -> None:
-    """Hold attributes to their types and bounds, and to each other.
+    """Check the types and bounds of the attributes, and that they agree with each other.
 
     Raises:
-        UnreadableError: if they are of another shape; says where.
+        UnreadableError: if a type or bound is wrong; says where.
         ValueError: if two of them do not agree.
     """
-    found = fit(content, Attributes)
-    fields, tokens, tail, width = found["fields"], found["tokens"], found["tail"], found["width"]
-    layers, depth = fields["layers"], found["depth"]
+    attributes = fit(content, Attributes)
+    fields, tokens, tail, width = attributes["fields"], attributes["tokens"], attributes["tail"], attributes["width"]
+    layers, depth = fields["layers"], attributes["depth"]
     holds = fields.get("tokens", ALL)
     points = len(stored_points(fields["tap"], layers, embedding=fields["embedding"], tokens=holds))
     require(layers == sorted(set(layers)), f"layers {layers} are not ascending")
@@ -230,16 +230,20 @@ def check_attributes(content: Mapping[str, Any]) -> None:
         require(
             norm["type"] == "identity" or {"eps", "affine", "bias"} <= norm.keys(), f"a {norm['type']} lacks its config"
         )
-    require(bool(found["classes"]), "there are no classes")
-    errors = [found["encoding"]["error"], found["encoding"].get("fitted_error"), found["encoding"].get("bits_by_layer")]
+    require(bool(attributes["classes"]), "there are no classes")
+    errors = [
+        attributes["encoding"]["error"],
+        attributes["encoding"].get("fitted_error"),
+        attributes["encoding"].get("bits_by_layer"),
+    ]
     for one in errors:
         require(not isinstance(one, list) or len(one) == points, "the encoding's errors or bits are not one a point")
-    rows = [entry["row"] for entry in found["skipped"]]
+    rows = [entry["row"] for entry in attributes["skipped"]]
     require(len(set(rows)) == len(rows), "a row is skipped twice")
 
 
 def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Take options of an extraction, from a cache.
+    """Check the options of an extraction that a cache stores.
 
     Raises:
         UnreadableError: if one is of another type.
@@ -247,15 +251,15 @@ def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """
     if unknown := sorted(options.keys() - OPTIONS.keys()):
         raise ValueError(f"there is an option {unknown[0]!r}")
-    found: dict[str, Any] = fit(options, _Options)  # type: ignore[arg-type]
-    if lacking := {"backbone", "dataset"} - found.keys():
+    fitted: dict[str, Any] = fit(options, _Options)  # type: ignore[arg-type]
+    if lacking := {"backbone", "dataset"} - fitted.keys():
         raise ValueError(f"there is no {min(lacking)}")
-    require("/" not in found.get("split", ""), "the split is a path")
-    return found
+    require("/" not in fitted.get("split", ""), "the split is a path")
+    return fitted
 
 
 def precision_of(name: str) -> Precision:
-    """Look a precision up that a cache names.
+    """Look up the precision that a cache names.
 
     Raises:
         ValueError: if there is none of this name.

@@ -1,6 +1,7 @@
 """The bytes of one shard: Zarr v3's ``sharding_indexed``, crc32c on every chunk and on the index.
 
-The writer appends samples as they come and holds none of them, so its memory is one batch however large the shard.
+The writer appends samples as they come and keeps none of them, so it needs the memory of one batch, however large the
+shard is.
 """
 
 import hashlib
@@ -29,7 +30,7 @@ _UNUSED = np.empty(CHECKSUM_BYTES, dtype=np.uint8)  # where checksums go that ar
 
 
 class DamagedShardError(Exception):
-    """A shard that is not what its checksums say."""
+    """A shard differs from what its checksums say."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ class PackedSample:
     """A sample's chunks as they are stored.
 
     Attributes:
-        data: one behind the other, each with its checksum.
-        lengths: bytes of each.
+        data: the chunks one after the other, each followed by its checksum.
+        lengths: bytes of each chunk.
     """
 
     data: NDArray[np.uint8]
@@ -52,7 +53,7 @@ class PackedSample:
 
 
 def pack(sample: NDArray[Any], layout: Layout) -> PackedSample:
-    """Cut a sample into chunks, compress them where the layout says so, add their checksums.
+    """Cut a sample into chunks, compress them if the layout says so, and add their checksums.
 
     Args:
         sample: its stored elements, C-contiguous, ``layers * tokens * columns`` of them.
@@ -71,12 +72,12 @@ def pack(sample: NDArray[Any], layout: Layout) -> PackedSample:
 
 
 class ShardWriter:
-    """Write one shard's samples in order, to a temporary name, and publish it whole.
+    """Write one shard's samples in order under a temporary name, then rename the shard as a whole.
 
     Attributes:
-        index: bytes ``(shard_samples, sample_chunks, [offset, length])`` of what is written.
+        index: bytes ``(shard_samples, sample_chunks, [offset, length])`` of the chunks written so far.
         size: bytes written.
-        checksums: of all chunks, in the order of the file.
+        checksums: those of all chunks, in the order of the file.
     """
 
     def __init__(self, path: Path, layout: Layout) -> None:
@@ -102,7 +103,7 @@ class ShardWriter:
 
     @property
     def digest(self) -> str:
-        """Hash of the checksums of all chunks, in their order, and of the index: of what is written so far."""
+        """Hash the checksums of all chunks written so far, in their order, and that of the index."""
         return shard_digest(self.checksums, self.index.tobytes())
 
     def commit(self) -> None:
@@ -114,7 +115,7 @@ class ShardWriter:
         publish(self.partial, self.path)
 
     def close(self) -> None:
-        """Let go of an unfinished shard; its temporary file is removed by the next run."""
+        """Close an unfinished shard; the next run removes its temporary file."""
         self._file.close()
 
     def _write(self, data: NDArray[np.uint8]) -> None:
@@ -125,10 +126,10 @@ class ShardWriter:
 
 
 class ShardReader:
-    """Read samples of one shard at the offsets that its index gives. Safe to share between threads.
+    """Read samples of one shard at the offsets in its index. Threads may share it.
 
-    The checksum behind a chunk says that the chunk is whole, not that it belongs here. Once :meth:`bind` was called,
-    every chunk is also held to the checksum that its place must have.
+    The checksum behind a chunk says that the chunk is intact, not that it belongs here. After :meth:`bind`, every chunk
+    is also compared with the checksum that its place must have.
 
     Args:
         source: its bytes.
@@ -156,14 +157,14 @@ class ShardReader:
         return self._places.nbytes + self._verified.nbytes + (0 if self._expected is None else self._expected.nbytes)
 
     def hashes_to(self, digest: str, checksums: bytes) -> bool:
-        """Whether a receipt's digest is of these checksums, one for each chunk, and of this shard's index."""
+        """Whether a receipt's digest agrees with these checksums, one for each chunk, and with this shard's index."""
         return (
             len(checksums) == CHECKSUM_BYTES * int(self._there().sum())
             and shard_digest(checksums, self._places.index.tobytes()) == digest
         )
 
     def bind(self, checksums: bytes) -> None:
-        """Hold every chunk that is read from now on to these checksums (as :meth:`checksums` gives them)."""
+        """Compare every chunk that is read from now on with these checksums (as :meth:`checksums` gives them)."""
         self._expected = np.zeros(self._verified.shape, dtype="<u4")
         self._expected[self._there()] = np.frombuffer(checksums, dtype="<u4")
 
@@ -174,7 +175,7 @@ class ShardReader:
         return places
 
     def checksums(self, rows: slice = slice(None)) -> bytes:
-        """Read the checksums of the chunks of some rows from behind these, without the chunks where those are large.
+        """Read the checksums behind the chunks of some rows; large chunks themselves are not read.
 
         Args:
             rows: places in the shard.
@@ -198,16 +199,16 @@ class ShardReader:
                 self._read_ends(ends, own)
         return found.tobytes()
 
-    def _read_ends(self, starts: NDArray[np.int64], found: NDArray[np.uint8]) -> None:
+    def _read_ends(self, starts: NDArray[np.int64], target: NDArray[np.uint8]) -> None:
         otherwise, first = f"shard {self.source.name} is cut short", int(starts.min())
         span = int(starts.max()) + CHECKSUM_BYTES - first
         if span <= DENSE_BYTES * len(starts):
             whole = np.empty(span, dtype=np.uint8)
             self._fetch([(first, span, [whole])], otherwise)
-            found[:] = whole[starts[:, None] - first + np.arange(CHECKSUM_BYTES)]
+            target[:] = whole[starts[:, None] - first + np.arange(CHECKSUM_BYTES)]
             return
         self.source.expect([(start, CHECKSUM_BYTES) for start in starts.tolist()])
-        places = zip(starts.tolist(), found, strict=True)
+        places = zip(starts.tolist(), target, strict=True)
         self._fetch([(start, CHECKSUM_BYTES, [own]) for start, own in places], otherwise)
 
     def read(self, row: int, targets: dict[int, NDArray[np.uint8]]) -> None:
@@ -266,7 +267,7 @@ class ShardReader:
                 target[entries[part]] = stored[:, at : at + self.layout.block_bytes]
 
     def expect(self, rows: NDArray[np.int64], layers: Sequence[int]) -> None:
-        """Say that these layers of these samples will be read soon, where they have not been read before."""
+        """Announce that these layers of these samples will be read soon, if they were not read before."""
         chunks = sorted({layer // self.layout.chunk_layers for layer in layers})
         rows = rows[~self._verified[rows][:, chunks].all(axis=1)]
         first, last = chunks[0], chunks[-1]
@@ -296,7 +297,7 @@ class ShardReader:
         return PackedSample(np.concatenate(chunks), [len(chunk) for chunk in chunks])
 
     def absent(self, row: int) -> bool:
-        """Whether no chunk of a sample is there, as of one that was skipped."""
+        """Whether a sample has no chunk, because it was skipped."""
         places = [self._places.of(row, chunk) for chunk in range(self.layout.sample_chunks)]
         return all(place == (MISSING, MISSING) for place in places)
 
@@ -313,7 +314,7 @@ class ShardReader:
         return offsets.astype(np.int64)
 
     def _read_short(self, rows: NDArray[np.int64], starts: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Read short samples that begin at ascending offsets, and check those that were never read before."""
+        """Read short samples at ascending offsets, and check those that were not read before."""
         runs = join(starts, self._longest)
         memory = np.empty(runs.nbytes, dtype=np.uint8)
         sizes = runs.ends - runs.begins
@@ -389,10 +390,10 @@ class ShardReader:
             raise DamagedShardError(f"chunk {chunk} is missing from shard {self.source.name}")
         return offset, length
 
-    def _require(self, found: bytes, stored: NDArray[np.uint8], row: int, chunk: int) -> None:
-        if found != stored.tobytes():
+    def _require(self, computed: bytes, stored: NDArray[np.uint8], row: int, chunk: int) -> None:
+        if computed != stored.tobytes():
             raise DamagedShardError(f"chunk {chunk} of shard {self.source.name} fails its checksum")
-        if self._expected is not None and int.from_bytes(found, "little") != self._expected[row, chunk]:
+        if self._expected is not None and int.from_bytes(computed, "little") != self._expected[row, chunk]:
             raise DamagedShardError(f"chunk {chunk} of shard {self.source.name} is of another place")
         self._verified[row, chunk] = True
 

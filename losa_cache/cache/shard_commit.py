@@ -1,6 +1,6 @@
-"""One shard to be written: its bytes in the store, then beside it the list of its checksums, and last its receipt.
+"""Writing of one shard: first its bytes in the store, then the list of its checksums beside it, and last its receipt.
 
-The receipt says that all is there.
+The receipt says that everything is there.
 """
 
 from abc import ABC, abstractmethod
@@ -19,8 +19,8 @@ class ShardCommit(ABC):
     """The files of one shard.
 
     Attributes:
-        path: of its bytes.
-        receipt: of it, and its list of checksums.
+        path: file of the shard.
+        receipt: its receipt and its list of checksums.
     """
 
     path: StorePath
@@ -34,14 +34,14 @@ class ShardCommit(ABC):
     @property
     @abstractmethod
     def file(self) -> Path:
-        """The file that its bytes are written to."""
+        """The file to which the bytes are written first."""
 
     @abstractmethod
     def complete(self, writer: ShardWriter, notes: dict[str, Any]) -> None:
-        """Publish the bytes, the list, then the receipt. A store may go on with that after it returns."""
+        """Publish the bytes, then the list, then the receipt. A store may still be at work after this returns."""
 
     def done(self) -> ReceiptContent | None:
-        """Return the receipt if the shard is there, of its size, number and identity."""
+        """Return the receipt if the shard is there with the size, number and identity of the receipt."""
         try:
             content = self.receipt.read()
             return content if self.path.size() == content["bytes"] else None
@@ -49,7 +49,7 @@ class ShardCommit(ABC):
             return None
 
     def begin(self, layout: Layout) -> ShardWriter:
-        """Forget what an earlier run left of the shard and start it."""
+        """Remove what an earlier run left of the shard, and start it."""
         self.forget()
         return ShardWriter(self.file, layout)
 
@@ -58,9 +58,10 @@ class ShardCommit(ABC):
         self.receipt.forget()
 
     def settle(self, layout: Layout) -> None:
-        """Forget a shard whose bytes are not those of its receipt; write the list that older versions left out.
+        """Forget a shard whose bytes differ from its receipt; write the list if an older version left it out.
 
-        Reads the checksums behind all chunks, not the chunks where these are large: at ViT-B in bfloat16 (chunks of 300
+        This reads the checksums behind all chunks; large chunks themselves are not
+        read: at ViT-B in bfloat16 (chunks of 300
         kB) about 170 s a terabyte from a cold SSD, 11 s from the page cache (one core of an AMD EPYC). On a server only
         the first and the last sample of a shard that has a list are compared; without a list the shard is read whole.
         """
@@ -85,7 +86,7 @@ class ShardCommit(ABC):
             self.receipt.write_list(found)
 
     def content(self, writer: ShardWriter, notes: dict[str, Any]) -> ReceiptContent:
-        """Give what its receipt says.
+        """Give the content of its receipt.
 
         Args:
             writer: of its bytes, all written.

@@ -1,4 +1,6 @@
-"""Work on the shards of a cache, one after the other in each of many workers: caches are larger than memory."""
+"""Apply a function to the shards of a cache in many workers. A worker has one shard at a time, because caches are
+larger than memory.
+"""
 
 from collections.abc import Callable, Sequence
 from itertools import count
@@ -24,8 +26,8 @@ def map_shards(
     """Apply ``work`` to each item.
 
     Args:
-        work: one shard's; a module-level function, for it may run in another process.
-        items: what it is given, small, one a shard.
+        work: function of one item; it must be at the level of a module, because it may run in another process.
+        items: its arguments, one for each shard; they are small.
         scheduler: address of a dask.distributed scheduler whose workers see the same paths; by default threads of this
             process.
         progress: is given the share done.

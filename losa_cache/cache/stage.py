@@ -1,4 +1,4 @@
-"""A copy of a cache on a near disk: made once, whole or not at all, every chunk checked, resumable."""
+"""A copy of a cache on a local disk: it is made once, every chunk is checked, and it can be resumed."""
 
 import logging
 import os
@@ -23,7 +23,7 @@ from losa_cache.cache.stores.local import LocalPath
 from losa_cache.errors import UserError
 from losa_cache.files import publish, reason, remedy, sync_tree, write_whole
 from losa_cache.lock import lock, unlock
-from losa_cache.machine.memory import readable_bytes
+from losa_cache.machine.sizes import readable_bytes
 
 PIECE_BYTES = 4 * 1024 * 1024
 PIECES, REMOTE_PIECES = 4, 16  # read at once
@@ -37,16 +37,16 @@ def stage_cache(
 ) -> ActivationCache:
     """Copy a cache to ``folder/<name>-<identity>.zarr``, its receipts beside it, and open the copy.
 
-    A copy that is there already is opened; one that was begun goes on with the shards that it lacks. Of two processes
-    the second waits for the first.
+    If the copy is there already, it is opened. If it was begun, the missing shards are copied. If two processes make
+    the same copy, the second waits for the first.
 
     Args:
         cache: complete, on a server or a slow disk.
-        folder: on a near disk.
-        progress: is given the share of the bytes that are copied.
+        folder: folder on a local disk.
+        progress: is called with the share of the bytes that were copied.
 
     Raises:
-        UserError: if the folder cannot be written or has no room, a shard is damaged or missing, or the server fails.
+        UserError: if the folder cannot be written or is too small, a shard is damaged or missing, or the server fails.
     """
     identity = cache.manifest.identity.partition(":")[2][:12]
     target = LocalPath(folder) / f"{cache.path.name.removesuffix('.zarr')}-{identity}.zarr"
@@ -66,7 +66,7 @@ def stage_cache(
 
 
 def _require_copy(cache: ActivationCache, target: LocalPath) -> None:
-    """Refuse what is no copy of a cache as it is: one extracted anew from replaced files may be called alike.
+    """Refuse a copy that differs from the cache: a cache extracted again from replaced files may have the same name.
 
     Raises:
         UserError: naming it.
@@ -107,7 +107,7 @@ def _alone(target: LocalPath) -> Iterator[None]:
 
 
 class _Copy:
-    """One cache on its way to one folder."""
+    """One cache that is copied to one folder."""
 
     def __init__(self, cache: ActivationCache, target: LocalPath, progress: Callable[[float], None]) -> None:
         self.cache, self.target, self.progress = cache, target, progress
@@ -121,7 +121,7 @@ class _Copy:
         self._guard = Lock()
 
     def make(self) -> None:
-        """Copy what lacks, and give the whole its name."""
+        """Copy what is missing, then give the copy its name."""
         self._require_room()
         with ThreadPoolExecutor(REMOTE_PIECES if self.cache.remote else PIECES, "piece") as pieces:
             if self.cache.digests is not None:  # otherwise it came without its receipts
@@ -133,7 +133,7 @@ class _Copy:
         publish(self.partial, self.target)
 
     def _copy_metadata(self) -> None:
-        """Copy the metadata files, and the copy of them where there is one."""
+        """Copy the metadata files, and their copy if there is one."""
         names, metadata = self.cache.metadata.names(), self.cache.metadata
         for name in names:
             _write(self.partial / name, (metadata.store / name).read())
@@ -199,7 +199,7 @@ class _Copy:
         return shard_path(self.partial, self.cache.manifest.fields["tap"], shard)
 
     def _done(self, shard: int) -> bool:
-        """Whether a run before has copied and checked it."""
+        """Whether an earlier run copied and checked it."""
         return self._path(shard).exists() and self._path(shard).stat().st_size == self.sizes[shard]
 
     def _require_room(self) -> None:

@@ -1,4 +1,4 @@
-"""Moments of every point, computed out of core: a shard in each worker, a few samples at a time."""
+"""Moments of every point, computed out of core: each worker reads one shard, a few samples at a time."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,14 +24,14 @@ TOGETHER = 2**18  # elements whose moments are taken at once: small samples cost
 
 @dataclass(frozen=True)
 class Moments:
-    """Of finite values, a point each: float64 ``(points,)``.
+    """Moments of the finite values at each point: float64 ``(points,)``.
 
     Attributes:
-        rows: that were looked at.
-        count, mean: of the values.
+        rows: number of rows that were read.
+        count, mean: number and mean of the values.
         spread: sum of squared deviations from the mean.
-        largest: magnitude.
-        non_finite: how many values are not.
+        largest: largest magnitude.
+        non_finite: number of values that are not finite.
     """
 
     rows: int
@@ -57,7 +57,7 @@ class Moments:
 
     @classmethod
     def of(cls, values: torch.Tensor) -> "Moments":
-        """Take the moments of samples, float64 ``(points, samples, values)``."""
+        """Compute the moments of samples, float64 ``(points, samples, values)``."""
         rows, values = values.shape[1], values.flatten(1)
         finite = values.isfinite()
         count = finite.sum(dim=1).double()
@@ -70,7 +70,7 @@ class Moments:
 
 @dataclass(frozen=True)
 class ShardToSum:
-    """All that is needed to read one shard, anywhere."""
+    """Everything that a worker needs to read one shard."""
 
     path: StorePath
     receipt: Receipt | None
@@ -91,7 +91,7 @@ def point_statistics(
 
     Args:
         cache: opened.
-        shards: to look at.
+        shards: those to read.
         scheduler, progress: as of ``map_shards``.
 
     Returns:

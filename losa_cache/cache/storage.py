@@ -38,8 +38,8 @@ class StorePath(ABC):
     A subclass that sets ``schemes`` is found by these (``losa_cache.cache.location.locate``).
 
     Attributes:
-        schemes: of the URLs that name places in this kind of store, without ``://``.
-        by_scheme: every class that was found so far.
+        schemes: URL schemes of this kind of store, without ``://``.
+        by_scheme: every class that was imported so far.
     """
 
     schemes: ClassVar[tuple[str, ...]] = ()
@@ -52,7 +52,7 @@ class StorePath(ABC):
     @classmethod
     @abstractmethod
     def parse(cls, text: str) -> Self:
-        """Take the name of a cache as a user gives it, and give the place by its one name.
+        """Give the place for the name of a cache as a user writes it; a place has one name.
 
         Raises:
             UserError: if it can name no cache.
@@ -82,7 +82,9 @@ class StorePath(ABC):
 
     @property
     def remote(self) -> bool:
-        """Whether a read waits for a server: many small reads at the same time are fast, one after the other is not."""
+        """Whether a read waits for a server. Then many small reads are fast at the same time, but slow one after the
+        other.
+        """
         return self.on_disk is None
 
     @property
@@ -94,7 +96,7 @@ class StorePath(ABC):
     def scan(self) -> Iterator[tuple[str, int]]:
         """Give every file below this folder: its name relative to this, and its bytes. Only where the store ``lists``.
 
-        There are none below what is not there.
+        A folder that is not there has none.
         """
 
     @abstractmethod
@@ -179,7 +181,7 @@ class WriterLock(ABC):
 
     @abstractmethod
     def begun(self) -> bool:
-        """Whether there is something at this place, be it a cache or not."""
+        """Whether there is anything at this place, a cache or something else."""
 
     @abstractmethod
     def sweep(self) -> None:
@@ -187,11 +189,11 @@ class WriterLock(ABC):
 
     @abstractmethod
     def require_space(self, shards: Sequence[int], ratio: float) -> None:
-        """Refuse a disk that is too small for what is to be written.
+        """Refuse a disk that is too small for the shards that will be written.
 
         Args:
             shards: bytes of each missing shard before compression.
-            ratio: of compressed bytes to these.
+            ratio: compressed bytes divided by these.
 
         Raises:
             UserError: if it is.
@@ -202,7 +204,7 @@ class WriterLock(ABC):
         """Give the files of one shard, to be written."""
 
     def wait(self) -> None:  # noqa: B027  (most stores write at once)
-        """Wait until every shard that was completed is there.
+        """Wait until every completed shard has arrived in the store.
 
         Raises:
             UserError: if one could not be written.

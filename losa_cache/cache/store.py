@@ -25,7 +25,7 @@ from losa_cache.cache.receipt import Receipt
 from losa_cache.cache.registry import known_stores
 from losa_cache.cache.shard import ShardReader
 from losa_cache.cache.storage import StorePath, receipts_of, shard_path
-from losa_cache.errors import UserError, no_cache
+from losa_cache.errors import UserError, no_cache, no_training_cache
 from losa_cache.outside import UnreadableError, parse_json
 from losa_cache.points import ALL
 
@@ -45,8 +45,8 @@ class ActivationCache:
         layout: chunks and shards of the activations.
         labels: int64 ``(rows,)``; -1 where the sample was skipped.
         ids: sample ids ``(rows,)``.
-        digests: sha256 of every metadata file, which all that is read is held to, and shards to their receipts;
-            ``None`` for a cache that is not complete, or that came without its receipts.
+        digests: sha256 of every metadata file. Every file that is read is compared with it, and every shard with its
+            receipt. ``None`` for a cache that is not complete, or that came without its receipts.
 
     Sample s has the rows ``s * V ... s * V + V - 1``, its V views.
     """
@@ -65,12 +65,12 @@ class ActivationCache:
 
     @property
     def samples(self) -> NDArray[np.int64]:
-        """Numbers of the samples that are there with all their views: all but the skipped ones."""
+        """Numbers of the samples that have all their views, which are all samples except the skipped ones."""
         return np.flatnonzero((self.labels.reshape(-1, self.manifest.views) >= 0).all(axis=1))
 
     @property
     def sample_ids(self) -> list[str]:
-        """One id a sample."""
+        """The id of each sample."""
         return self.ids[:: self.manifest.views]
 
     @property
@@ -101,10 +101,10 @@ class ActivationCache:
         return MetadataFiles(self.path, self.receipts)
 
     def encoding(self) -> Encoding:
-        """Rebuild what decodes the activations.
+        """Rebuild the encoding that decodes the activations.
 
         Raises:
-            UserError: if its constants are not as the protocol says, or not those of this cache.
+            UserError: if its constants break the protocol, or belong to another cache.
         """
         tokens = self.manifest.tokens
         with _decoding(f"the scales in {str(self.path)!r} cannot be read"):
@@ -120,7 +120,7 @@ class ActivationCache:
         """Tensors of the frozen tail, by name (float32).
 
         Raises:
-            UserError: if they cannot be read, or are not those of this cache.
+            UserError: if they cannot be read, or belong to another cache.
         """
         with _decoding(f"the frozen tail in {str(self.path)!r} cannot be read"):
             return self._tensors("tail")
@@ -137,7 +137,7 @@ class ActivationCache:
         return found
 
     def _arrays(self, group: str) -> list[str]:
-        """Name the arrays of a group: a server need not be able to list them."""
+        """Give the names of the arrays of a group; this also works on a server that cannot list files."""
         parts = [name.split("/") for name in (self.metadata.names() if self.digests is None else self.digests)]
         return [part[1] for part in parts if len(part) == 3 and part[0] == group and part[2] == ROOT]
 
@@ -150,7 +150,7 @@ class ActivationCache:
 
         Args:
             shard: its number.
-            direct: past the page cache, where the file system can.
+            direct: read past the page cache, if the file system can.
 
         Raises:
             FileNotFoundError: if it is not there.
@@ -158,14 +158,14 @@ class ActivationCache:
         return self.shard_path(shard).open_bytes(direct=direct)
 
     def shard_reader(self, shard: int, *, direct: bool = False) -> ShardReader:
-        """Open a shard to be read, held to its receipt.
+        """Open a shard for reading; it is checked against its receipt.
 
         Args:
             shard: its number.
             direct: as of :meth:`open_shard`.
 
         Raises:
-            DamagedShardError: if it is damaged or not the one that belongs here, or its receipt is.
+            DamagedShardError: if it or its receipt is damaged, or belongs to another place.
             FileNotFoundError: if it is not there.
         """
 
@@ -312,4 +312,4 @@ def latest_training_cache(*, all_tokens: bool = True) -> ActivationCache:
             f"there is no training cache of all tokens yet, only of pooled rows ({str(passed_over.path)!r}): make one "
             "with losa-cache extract --tokens all, or train a --side that reads pooled rows: linear or fusion."
         )
-    raise UserError("there is no complete training cache yet: make one with losa-cache extract, or pass --cache.")
+    raise no_training_cache()

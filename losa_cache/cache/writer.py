@@ -338,7 +338,7 @@ def _require_inputs(
     if changed := [name for name, differs in wrong.items() if differs]:
         raise UserError(
             f"{', '.join(changed)} of {str(existing.path)!r} are not those of this data set and backbone, and the copy "
-            "to put them back from is missing: choose another --out."
+            "to restore them from is missing: choose another --out."
         )
 
 

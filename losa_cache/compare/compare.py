@@ -5,13 +5,13 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from losa_cache.cache.location import is_url
 from losa_cache.cache.store import HELD_OUT_SPLITS, ActivationCache, open_cache
 from losa_cache.compare.predictions import Predictions, predictions
 from losa_cache.compare.probed import probe_contenders
 from losa_cache.compare.record import Comparison, Contender, comparison
 from losa_cache.compare.trained import Trained, contender, group, names, read_run
-from losa_cache.errors import UserError
+from losa_cache.errors import UserError, no_run_or_cache
+from losa_cache.folders import is_url
 from losa_cache.sidenet.adapter_file import load_adapter_config
 from losa_cache.sidenet.adapter_folder import has_adapter
 from losa_cache.train.evaluate_run import known_test_cache, misfit, of_same_images
@@ -28,18 +28,18 @@ def compare(
     device: str | None = None,
     progress: Callable[[float], None] = lambda done: None,
 ) -> Comparison:
-    """Compare finished runs, and probes, by the same test images (*not from the paper*).
+    """Compare finished runs, and probes, on the same test images (*not from the paper*).
 
-    Runs that differ in their seed alone are one method. A run's predictions are kept in it (``predictions.json``) and
+    Runs that differ only in their seed are one method. A run's predictions are stored in it (``predictions.json``) and
     used again.
 
     Args:
-        what: directories of finished runs; and caches. A cache of a held-out split is what runs are tested on: each run
-            on the first that fits it. Another cache adds its probe, and, where no run is named, all finished runs below
-            ``runs`` that were trained from it.
+        what: directories of finished runs, and caches. Runs are tested on caches of held-out splits, each on the first
+            that fits it. Any other cache adds its probe and, if no run is named, all finished runs below ``runs`` that
+            were trained from it.
         probe: add the probe of the cache that the runs were trained from.
-        device: by default the GPU where there is one.
-        progress: is given the runs tested so far, with their fraction.
+        device: by default the GPU if there is one.
+        progress: is called with the number of tested runs, with their fraction.
 
     Returns:
         accuracies in percent with intervals at 95 %, and differences between each pair in points.
@@ -58,7 +58,7 @@ def compare(
     groups = group(trained)
     if probe:
         sources += _sources_of(trained, known=sources)
-    found: list[Contender] = []
+    contenders: list[Contender] = []
     done = 0
     for name, members in zip(names(groups), groups, strict=True):
         tested, told = [_test_cache(run, tests) for run in members], []
@@ -66,18 +66,18 @@ def compare(
             told.append(predictions(run.path, cache, device=device, progress=partial(_advance, progress, done)))
             done += 1
         _require_same(members, told)
-        found.append(contender(name, members, told, str(tested[0].path)))
+        contenders.append(contender(name, members, told, str(tested[0].path)))
     for source in sources:
-        found += probe_contenders(source, tests, RUNS, device=device)
-    _require_same_images(found)
-    if len(found) > 1 and found[0].correct.shape[1] < LEAST:
+        contenders += probe_contenders(source, tests, RUNS, device=device)
+    _require_same_images(contenders)
+    if len(contenders) > 1 and contenders[0].correct.shape[1] < LEAST:
         raise UserError(
-            f"cache {found[0].tested_on!r} has one image, on which no two methods can be compared: name a test cache "
-            f"of at least {LEAST}."
+            f"cache {contenders[0].tested_on!r} has one image, on which no two methods can be compared: name a test "
+            f"cache of at least {LEAST}."
         )
-    test = open_cache(found[0].tested_on)
+    test = open_cache(contenders[0].tested_on)
     dataset, backbone = test.manifest.fields["dataset"], test.manifest.fields["backbone"]["name"]
-    return comparison(f"{dataset['name']}, {dataset['split']}: {backbone}", _named_apart(found))
+    return comparison(f"{dataset['name']}, {dataset['split']}: {backbone}", _named_apart(contenders))
 
 
 def _advance(progress: Callable[[float], None], done: int, share: float) -> None:
@@ -85,18 +85,20 @@ def _advance(progress: Callable[[float], None], done: int, share: float) -> None
 
 
 def _sorted(what: Sequence[str | Path | ActivationCache]) -> tuple[list[Path], list[ActivationCache]]:
-    """Tell runs from caches."""
+    """Separate runs from caches."""
     runs, caches = [], []
     for one in what:
         if isinstance(one, ActivationCache):
             caches.append(one)
         elif not is_url(str(one)) and ((Path(one) / RUN_CONFIG).exists() or has_adapter(Path(one))):
             runs.append(Path(one))
-        else:
+        elif is_url(str(one)) or Path(one).exists():
             try:
                 caches.append(open_cache(str(one)))
             except UserError as error:
-                raise UserError(f"{str(one)!r} is no finished run, and as a cache: {error}") from error
+                raise UserError(f"{str(one)!r} is no finished run and cannot be opened as a cache: {error}") from error
+        else:
+            raise no_run_or_cache(one)
     return runs, caches
 
 
@@ -106,31 +108,31 @@ def _held_out(cache: ActivationCache) -> bool:
 
 def _trained_from(cache: ActivationCache) -> list[Path]:
     """Find the finished runs below ``runs`` that were trained from a cache."""
-    found = []
+    runs = []
     for run in filter(has_adapter, sorted(RUNS.glob("*"))):
         try:
             identity = load_adapter_config(run)["cache"]["identity"]
         except UserError:  # naming it says what is wrong with it
             continue
         if identity == cache.manifest.identity:
-            found.append(run)
-    return found
+            runs.append(run)
+    return runs
 
 
 def _sources_of(trained: Sequence[Trained], known: Sequence[ActivationCache]) -> list[ActivationCache]:
-    """Open the caches that runs were trained from, but for those that are known."""
+    """Open the caches that runs were trained from, except those that are open already."""
     seen = {cache.manifest.identity for cache in known}
-    found = []
+    caches = []
     for path in dict.fromkeys(run.cache for run in trained if run.cache is not None):
         cache = open_cache(path)
         if cache.manifest.identity not in seen:
             seen.add(cache.manifest.identity)
-            found.append(cache)
-    return found
+            caches.append(cache)
+    return caches
 
 
 def _test_cache(run: Trained, tests: Sequence[ActivationCache]) -> ActivationCache:
-    """Choose what a run is tested on: of the caches given the first that fits, else the one that ``eval`` takes.
+    """Choose the test cache of a run: the first given cache that fits, or else the one that ``eval`` takes.
 
     Raises:
         UserError: if there is none.
@@ -154,15 +156,15 @@ def _test_cache(run: Trained, tests: Sequence[ActivationCache]) -> ActivationCac
 
 
 def _require_same(members: Sequence[Trained], told: Sequence[Predictions]) -> None:
-    for run, own in zip(members, told, strict=True):
-        if own.images != told[0].images:
+    for run, predicted in zip(members, told, strict=True):
+        if predicted.images != told[0].images:
             raise _unlike(str(members[0].path), str(run.path))
 
 
-def _require_same_images(found: Sequence[Contender]) -> None:
-    for one in found:
-        if one.images != found[0].images:
-            raise _unlike(*((contender.runs or [contender.name])[0] for contender in (found[0], one)))
+def _require_same_images(contenders: Sequence[Contender]) -> None:
+    for one in contenders:
+        if one.images != contenders[0].images:
+            raise _unlike(*((contender.runs or [contender.name])[0] for contender in (contenders[0], one)))
 
 
 def _unlike(first: str, second: str) -> UserError:
@@ -172,11 +174,11 @@ def _unlike(first: str, second: str) -> UserError:
     )
 
 
-def _named_apart(found: Sequence[Contender]) -> list[Contender]:
-    """Give methods names that differ: a number follows where two have the same."""
+def _named_apart(contenders: Sequence[Contender]) -> list[Contender]:
+    """Give methods different names: if two have the same name, a number follows it."""
     seen: dict[str, int] = {}
     apart = []
-    for one in found:
+    for one in contenders:
         seen[one.name] = seen.get(one.name, 0) + 1
         apart.append(one if seen[one.name] == 1 else replace(one, name=f"{one.name} ({seen[one.name]})"))
     return apart

@@ -1,7 +1,7 @@
-"""``predictions.json`` of a run: which class it gives each test image, and what that was computed from.
+"""``predictions.json`` of a run: the class that it predicts for each test image, and what that was computed from.
 
-The file has a checksum and names the run, the adapter and the cache, so that it is used again only where the same
-numbers would come of it. Samples stand in the order of their ids: caches that were extracted in another order agree.
+The file has a checksum and names the run, the adapter and the cache, so that it is used again only if a new evaluation
+would give the same numbers. Samples are sorted by their ids, so that the order of the cache does not matter.
 """
 
 import errno
@@ -38,14 +38,14 @@ Digest = Annotated[str, Meta(max_length=100)]
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a run says of each image of a test cache.
+    """The predictions of a run for each image of a test cache.
 
     Attributes:
         run, adapter: digests of the run's config and of its adapter's tensors.
         cache: identity of the test cache.
         images: digest of the data set's fingerprint, the ids and the labels: the same for the same images.
         predicted, labels: the number of each image's class, in the order of their ids.
-        parameters: trained ones, ``{"side", "classifier"}``.
+        parameters: numbers of trained parameters, ``{"side", "classifier"}``.
     """
 
     run: Digest
@@ -63,7 +63,7 @@ class Predictions:
 
 
 def predictions(run: Path, cache: ActivationCache, *, device: str | None, progress: Progress) -> Predictions:
-    """Read a finished run's predictions on a test cache, or compute and keep them.
+    """Read a finished run's predictions on a test cache, or compute and store them.
 
     Args:
         run: its directory.
@@ -115,7 +115,7 @@ def _adapter_digest(run: Path) -> str:
 
 
 def keep(path: Path, content: dict[str, Any]) -> None:
-    """Write what was predicted, whole or not at all. Where nobody may write, or there is no room, a warning does."""
+    """Write the predictions, whole or not at all. If they cannot be written, there is only a warning."""
     try:
         write_sealed(path, content)
     except OSError as error:
@@ -125,7 +125,7 @@ def keep(path: Path, content: dict[str, Any]) -> None:
 
 
 def read_kept(path: Path, shape: type[Shape]) -> Shape | None:
-    """Read it back; ``None`` where there is nothing, or something that cannot be used: it is computed again."""
+    """Read the predictions; ``None`` if there are none that can be used: then they are computed again."""
     if not path.exists():
         return None
     try:

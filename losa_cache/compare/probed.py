@@ -1,4 +1,6 @@
-"""What the probe of a training cache finds, as contenders. It is kept beside the probe's own files and used again."""
+"""The probe of a training cache as contenders of a comparison. Its predictions are stored beside its files and used
+again.
+"""
 
 import logging
 from collections.abc import Sequence
@@ -20,7 +22,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ProbeLine:
-    """A probe as it takes part.
+    """A probe in a comparison.
 
     Attributes:
         name: of the contender.
@@ -56,12 +58,12 @@ class ProbePredictions:
 def probe_contenders(
     source: ActivationCache, tests: Sequence[ActivationCache], runs: Path, *, device: str | None
 ) -> list[Contender]:
-    """Probe a training cache, or read what a probe below ``runs`` kept: the last layer, all layers, the line to beat.
+    """Probe a training cache, or read the results of a probe below ``runs``: the last layer, all layers, and the best.
 
     Args:
         source: the training cache.
-        tests: test caches; the first that fits is taken, without any the one that is known.
-        runs: where probes are looked for.
+        tests: test caches; the first that fits is taken, or if there are none, the one that is known.
+        runs: folder in which probes are searched.
         device: by default the GPU where there is one.
 
     Raises:

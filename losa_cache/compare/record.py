@@ -1,4 +1,4 @@
-"""What a comparison came to: methods, their accuracies with intervals, and pairs of them on the same images. Pure."""
+"""The results of a comparison: methods, their accuracies with intervals, and pairs of them on the same images. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -13,20 +13,20 @@ from losa_cache.compare.significance import paired, t_interval, wilson
 
 @dataclass(frozen=True)
 class Contender:
-    """What takes part: one setting with its seeds.
+    """A method in a comparison: one setting with its seeds.
 
     Attributes:
-        name: for people.
-        runs: directories, one a seed; of a probe its folder.
-        seeds: of the runs; none of a probe.
+        name: its name in tables.
+        runs: directories, one for each seed; for a probe its folder.
+        seeds: seeds of the runs; empty for a probe.
         correct: whether each run classifies each test image correctly, ``(seeds, images)``.
         images: digest of the test images.
         tested_on: the test cache.
         parameters: trained ones, ``side`` and ``classifier``.
-        train_seconds: of training, the mean over seeds; ``None``: not recorded.
-        extract_seconds: of the extraction of the cache that it was trained from, 0 where it was trained online;
-            ``None``: not known.
-        peak_gb: most memory that training took, 1e9 bytes, the largest over seeds; ``None``: not recorded.
+        train_seconds: duration of the training, the mean over seeds; ``None`` if it was not recorded.
+        extract_seconds: duration of the extraction of the cache that it was trained from, 0 if it was trained online;
+            ``None`` if it is not known.
+        peak_gb: peak memory of the training in 1e9 bytes, the largest over seeds; ``None`` if it was not recorded.
     """
 
     name: str
@@ -75,9 +75,9 @@ class Pair:
     Attributes:
         first, second: their names.
         difference: top-1 of the first minus that of the second, in points.
-        standard_error: of it, over images, in points.
-        p: two-sided, of this pair alone.
-        test: which test gave p.
+        standard_error: standard error of the difference over images, in points.
+        p: two-sided p-value of this pair alone.
+        test: name of the test.
     """
 
     first: str
@@ -95,7 +95,7 @@ class Comparison:
     Attributes:
         title: the data set, its split and the backbone.
         samples: test images.
-        methods: the best mean first; of equal ones the fewer parameters.
+        methods: sorted by their mean, the best first; if means are equal, by their parameters.
         pairs: each with the better one first.
         notes: sentences on how to read the figures.
     """
@@ -117,7 +117,7 @@ class Comparison:
 
 
 def comparison(title: str, contenders: Sequence[Contender]) -> Comparison:
-    """Work out all figures.
+    """Compute all figures.
 
     Args:
         title: of the whole.

@@ -23,7 +23,7 @@ CAPTION = (
 )
 
 
-def write_report(found: Comparison, folder: str | Path) -> Path:
+def write_report(comparison: Comparison, folder: str | Path) -> Path:
     """Write ``compare.json``, ``compare.png`` and ``compare.html``; each whole or not at all, the HTML last.
 
     Returns:
@@ -33,11 +33,11 @@ def write_report(found: Comparison, folder: str | Path) -> Path:
         UserError: without matplotlib, or if the folder cannot be written.
     """
     require_matplotlib()
-    drawn, folder = png(draw(found)), Path(folder)
+    drawn, folder = png(draw(comparison)), Path(folder)
     contents = {
-        "json": json.dumps(found.to_json(), indent=2).encode(),
+        "json": json.dumps(comparison.to_json(), indent=2).encode(),
         "png": drawn,
-        "html": html(found, drawn).encode(),
+        "html": html(comparison, drawn).encode(),
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -48,25 +48,31 @@ def write_report(found: Comparison, folder: str | Path) -> Path:
     return folder / f"{NAME}.html"
 
 
-def html(found: Comparison, drawn: bytes) -> str:
+def html(comparison: Comparison, drawn: bytes) -> str:
     """Lay a comparison out.
 
     Args:
-        found: the comparison.
+        comparison: the comparison.
         drawn: its figure, a PNG.
     """
-    rows = [("chosen" if method is found.methods[0] else "", cells(found, method)) for method in found.methods]
+    rows = [
+        ("chosen" if method is comparison.methods[0] else "", cells(comparison, method))
+        for method in comparison.methods
+    ]
     pairs = [
         (
             "",
             [pair.first, pair.second, f"{pair.difference:.2f}", f"{pair.standard_error:.2f}", say_p(pair.p), pair.test],
         )
-        for pair in found.pairs
+        for pair in comparison.pairs
     ]
-    told = f"The best on top. Behind the best: points on the same {found.samples:,} test images, ± one standard error."
+    told = (
+        f"The best on top. Behind the best: points on the same {comparison.samples:,} test images, "
+        "± one standard error."
+    )
     return render(
         "compare.html",
-        found.title,
+        comparison.title,
         figure=NAME,
         png=drawn,
         caption=CAPTION,
@@ -75,16 +81,16 @@ def html(found: Comparison, drawn: bytes) -> str:
         methods=rows,
         pair_head=["better", "than", "by (points)", "standard error", "p", "test"],
         pairs=pairs,
-        notes=found.notes,
-        trained=[(method.name, method.runs) for method in found.methods if method.runs],
+        notes=comparison.notes,
+        trained=[(method.name, method.runs) for method in comparison.methods if method.runs],
     )
 
 
-def draw(found: Comparison) -> "Figure":
+def draw(comparison: Comparison) -> "Figure":
     """Draw each method's accuracy with its interval, the best on top."""
-    figure, (axes,) = panels(1, 1, 1.2 + 0.32 * len(found.methods))
-    for place, method in enumerate(reversed(found.methods)):
-        best = method is found.methods[0]
+    figure, (axes,) = panels(1, 1, 1.2 + 0.32 * len(comparison.methods))
+    for place, method in enumerate(reversed(comparison.methods)):
+        best = method is comparison.methods[0]
         error = [[method.top1 - method.low], [method.high - method.top1]]
         axes.errorbar(
             [method.top1], [place], xerr=error, fmt="o", color=RED if best else BLUE, markersize=6, elinewidth=1.4,
@@ -92,8 +98,8 @@ def draw(found: Comparison) -> "Figure":
         )  # fmt: skip
         if len(method.each) > 1:
             axes.plot(method.each, [place] * len(method.each), "|", color=DOT, markersize=9, label="one seed", zorder=3)
-    axes.set_yticks(range(len(found.methods)), [plain(one.name, LETTERS) for one in reversed(found.methods)])
-    axes.set_ylim(-0.6, len(found.methods) - 0.4)
+    axes.set_yticks(range(len(comparison.methods)), [plain(one.name, LETTERS) for one in reversed(comparison.methods)])
+    axes.set_ylim(-0.6, len(comparison.methods) - 0.4)
     axes.set_xlabel("test top-1 (%)")
     axes.grid(axis="x", color="#e6e9ec", linewidth=0.8)
     legend(figure)

@@ -19,7 +19,7 @@ ROUNDING = 1e-12
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate and its confidence interval, in the unit of what it is of."""
+    """An estimate and its confidence interval, in the same unit."""
 
     value: float
     low: float
@@ -28,13 +28,13 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference:
-    """How far a first method is above a second one on the same images.
+    """The difference of two methods on the same images.
 
     Attributes:
         value: in shares of the images, -1 to 1.
-        standard_error: of it, over images.
+        standard_error: standard error of the value over images.
         p: probability of a difference at least as large if the two were equally good (two-sided).
-        test: which test says so.
+        test: name of the test.
     """
 
     value: float
@@ -68,10 +68,10 @@ def t_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
 def paired(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Difference:
     """Compare two methods by the same images.
 
-    With one run each: McNemar's exact test, the binomial test of the images that only one of the two classifies
-    correctly. With several seeds on a side: Student's t test of the difference, image by image, between the shares of
-    seeds that classify it correctly. Its standard error is over images; what another set of seeds would change beyond
-    that is not in it. Where all images differ alike, t has no scale, and only their signs are tested.
+    With one run each, this is McNemar's exact test, the binomial test of the images that only one of the two classifies
+    correctly. With several seeds of a method it is Student's t test of the difference, image by image, between the
+    shares of seeds that classify it correctly. The standard error is over images; it does not include the variation
+    between sets of seeds. If the difference is the same for all images, t has no scale, and only the signs are tested.
 
     Args:
         first, second: whether each run classifies each image correctly, ``(seeds, images)``, at least 2 images.
@@ -116,7 +116,7 @@ def t_within(t: float, freedom: int) -> float:
 
 
 def t_quantile(level: float, freedom: int) -> float:
-    """Give the t that :func:`t_within` gives this probability, above 0 and below 1, to rounding."""
+    """Give the t for which :func:`t_within` is this probability, above 0 and below 1, up to rounding."""
     low, high = 0.0, math.pi / 2  # angles: t is finite between them
     for _ in range(60):
         middle = (low + high) / 2

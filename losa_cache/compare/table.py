@@ -19,7 +19,7 @@ HEAD = [
 
 
 def text(found: Comparison) -> str:
-    """Lay a comparison out: a line a method, then notes."""
+    """Format a comparison: a line for each method, then notes."""
     lines = [HEAD, *(cells(found, method) for method in found.methods)]
     on = ", ".join(dict.fromkeys(shown(method.tested_on) for method in found.methods))
     title = f"{shown(found.title)}, {found.samples:,} images: {on}"
@@ -43,5 +43,5 @@ def cells(found: Comparison, method: Method) -> list[str]:
 
 
 def say_p(p: float) -> str:
-    """Write a probability with as many digits as carry."""
+    """Write a probability with its significant digits."""
     return "< 0.0001" if p < 0.0001 else f"{p:.2g}" if p < 0.1 else f"{p:.2f}"

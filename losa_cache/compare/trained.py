@@ -1,4 +1,4 @@
-"""Finished runs to contenders: seeds of one setting together, under names that tell the settings apart."""
+"""Group finished runs to contenders: the seeds of one setting together, under names that distinguish the settings."""
 
 import hashlib
 import json
@@ -34,12 +34,12 @@ class Trained:
     Attributes:
         path: its directory.
         seed: its seed.
-        options: all others; of files that they name, the digest.
-        source: what it was trained on, but for what a seed decides: the identity's fields, and options of online runs.
+        options: all other options; files that they name are replaced by their digests.
+        source: what it was trained on, except what a seed decides: the identity's fields, and options of online runs.
         cache: path of the cache that it was trained from, if there was one.
         online: whether the backbone ran on every batch, or on a part of it.
-        seconds: of training; ``None``: not recorded.
-        peak_gb: most memory that training took; ``None``: not recorded.
+        seconds: duration of the training; ``None`` if it was not recorded.
+        peak_gb: peak memory of the training; ``None`` if it was not recorded.
     """
 
     path: Path
@@ -53,7 +53,7 @@ class Trained:
 
     @property
     def setting(self) -> str:
-        """Text that is equal for runs that differ in their seed alone."""
+        """Give a text that is equal for runs that differ only in their seed."""
         return json.dumps([self.options, self.source], sort_keys=True)
 
 
@@ -93,7 +93,7 @@ def read_run(path: Path) -> Trained:
 
 
 def group(runs: Sequence[Trained]) -> list[list[Trained]]:
-    """Put runs together that differ in their seed alone, in the order given.
+    """Group runs that differ only in their seed, in the given order.
 
     Raises:
         UserError: for a seed that comes twice in a setting.
@@ -114,7 +114,7 @@ def group(runs: Sequence[Trained]) -> list[list[Trained]]:
 def names(groups: Sequence[Sequence[Trained]]) -> list[str]:
     """Name settings by their side network and by the options in which they differ from each other and from defaults.
 
-    Where that does not tell two of them apart, they differ in what they were trained on: the first run's name follows.
+    If that does not distinguish two of them, they differ in their training data: then the first run's name follows.
     """
     first = [members[0] for members in groups]
     varied = [
@@ -134,7 +134,7 @@ def names(groups: Sequence[Sequence[Trained]]) -> list[str]:
 
 
 def contender(name: str, runs: Sequence[Trained], found: Sequence[Predictions], tested_on: str) -> Contender:
-    """Put a setting's runs and their predictions together."""
+    """Build a contender of a setting's runs and their predictions."""
     seconds = [run.seconds for run in runs if run.seconds is not None]
     caches = {run.cache for run in runs}
     cache = caches.pop() if len(caches) == 1 else None

@@ -1,1 +1,1 @@
-"""A data-set name or folder to samples with ids and labels, and the transform from image to pixels."""
+"""From the name or folder of a data set to samples with ids and labels, and from an image to pixels."""

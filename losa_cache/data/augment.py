@@ -1,8 +1,7 @@
 """Augmentation by timm's own transforms, reproducible sample by sample.
 
-timm draws from the process-wide generators of ``random``, numpy and torch. They are seeded by a key that says what is
-drawn for (seed, epoch and sample id, or seed and step), so nothing depends on threads, on the order, or on an
-interruption.
+timm draws from the process-wide generators of ``random``, numpy and torch. They are seeded by a key (seed, epoch and
+sample id, or seed and step), so that nothing depends on threads, on the order, or on an interruption.
 """
 
 import hashlib
@@ -21,7 +20,7 @@ from losa_cache.errors import UserError
 
 
 def seed_generators(*key: object) -> None:
-    """Seed the process-wide generators that timm draws from; the GPU's too."""
+    """Seed the process-wide generators that timm draws from, also that of the GPU."""
     text = "\0".join(map(str, key)).encode("utf-8", "surrogateescape")
     number = int.from_bytes(hashlib.sha256(text).digest()[:4], "little")
     random.seed(number)
@@ -31,7 +30,7 @@ def seed_generators(*key: object) -> None:
 
 @contextmanager
 def seeded(*key: object, device: torch.device) -> Iterator[None]:
-    """Seed the generators for a while, and leave them to others as they were."""
+    """Seed the generators within a context, and restore their states behind it."""
     states = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         try:
@@ -47,9 +46,9 @@ class BatchAugmentation:
     """Random erasing, mixup and cutmix, on normalised images on their device, as timm's training script applies them.
 
     Attributes:
-        mixup, cutmix: alpha of the Beta distribution that the share is drawn from, 0 for none; of both, one is drawn a
-            batch.
-        reprob: probability that a box of an image is replaced by noise.
+        mixup, cutmix: alpha of the Beta distribution from which the share is drawn; 0: not used. With both, each batch
+            draws one of them.
+        reprob: probability that a rectangle of an image is replaced by noise.
         classes: number of classes.
 
     Raises:
@@ -72,7 +71,7 @@ class BatchAugmentation:
 
     @property
     def mixes(self) -> bool:
-        """Tell whether labels become soft."""
+        """Tell whether labels become shares of classes."""
         return self.mixup > 0 or self.cutmix > 0
 
     def __call__(self, images: Tensor, labels: Tensor, *key: object) -> tuple[Tensor, Tensor]:
@@ -81,10 +80,10 @@ class BatchAugmentation:
         Args:
             images: normalised, ``(batch, channels, height, width)``.
             labels: int64 ``(batch,)``.
-            key: what is drawn for.
+            key: seeds the generators.
 
         Returns:
-            the images, and labels: as they were, or ``(batch, classes)`` shares where they were mixed.
+            the images, and the labels: unchanged, or ``(batch, classes)`` shares if images were mixed.
         """
         if not (self.reprob or self.mixes):
             return images, labels  # reading a GPU's generator would wait for the GPU

@@ -19,7 +19,7 @@ from losa_cache.errors import UserError
 def load_builtin(name: str, root: Path, split: str) -> Samples:
     """Load a torchvision set below ``root``, downloading it there first if torchvision can.
 
-    Sets without splits of their own (Caltech, EuroSAT, SUN397) are all ``train``.
+    Sets without splits (Caltech, EuroSAT, SUN397) count as ``train`` as a whole.
 
     Raises:
         UserError: for a split that the set does not have, or a set that is not there and cannot be fetched.
@@ -81,7 +81,9 @@ def _open(kind: Any, name: str, root: Path, options: dict[str, Any], downloads: 
 
 
 def _files(data: Any, name: str) -> list[Path]:
-    """Find the file of each image: torchvision keeps them under a handful of names, and Caltech's by number."""
+    """Find the file of each image. torchvision keeps the paths in one of a few attributes; Caltech's follow from
+    numbers.
+    """
     if name in ("caltech101", "caltech256"):
         pattern = "image_{image:04d}.jpg" if name == "caltech101" else "{label:03d}_{image:04d}.jpg"
         folder = Path(data.root) / f"{name.removeprefix('caltech')}_ObjectCategories"
@@ -94,7 +96,7 @@ def _files(data: Any, name: str) -> list[Path]:
 
 
 def _require_clean(files: list[Path], root: Path) -> None:
-    """Refuse what torchvision takes for images and classes, but nobody means: hidden folders, and links in circles."""
+    """Refuse folders that torchvision takes for classes by mistake: hidden ones, and one folder under two names."""
     folders = dict.fromkeys(file.parent for file in files)
     met: dict[str, Path] = {}
     for folder in folders:
@@ -110,7 +112,7 @@ def _require_clean(files: list[Path], root: Path) -> None:
 
 
 def _labels(data: Any) -> NDArray[np.int64]:
-    """Find the labels without decoding an image: torchvision keeps them under a handful of names."""
+    """Find the labels without decoding an image. torchvision keeps them in one of a few attributes."""
     for attribute in ("targets", "_labels", "labels", "y"):
         if len(found := getattr(data, attribute, ())) == len(data):
             return np.asarray(found, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Which frames of a video make a clip; pure."""
+"""Choice of the frames of a clip; pure."""
 
 from dataclasses import dataclass
 
@@ -8,12 +8,12 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Clip:
-    """Clip ``number`` of ``count`` of a video: ``frames`` frames, every ``stride``-th ("dense").
+    """Clip ``number`` of ``count`` clips of a video. It has ``frames`` frames, ``stride`` apart ("dense").
 
-    With a stride of 0 they are spread evenly over the whole video ("uniform"): one in each of ``frames`` equal parts,
-    at another place for each clip. Else the clips' starts are evenly spaced: the first clip is where the video begins,
-    the last where it ends; a single one is in the middle. (*Not from the paper*, which does not say where its clips
-    lie.)
+    With a stride of 0 the frames are spread evenly over the whole video ("uniform"): one in each of ``frames`` equal
+    parts, at another place for each clip. Otherwise the starts of the clips are evenly spaced: the first clip begins
+    with the video, the last one ends with it, and a single clip is in the middle. (*Not from the paper*, which does not
+    say where its clips lie.)
     """
 
     frames: int = 1
@@ -24,11 +24,11 @@ class Clip:
     def indices(self, length: int) -> NDArray[np.int64]:
         """Choose frames of a video of ``length`` >= 1 frames.
 
-        A video shorter than the clip is spread evenly over it, first frame to last, with frames left out or repeated
-        (*not from the paper*).
+        If the video is shorter than the clip, the frames are spread evenly from its first to its last, and some are
+        left out or repeated (*not from the paper*).
 
         Returns:
-            int64 ``(frames,)``, never falling, 0 <= index < length.
+            int64 ``(frames,)``, non-decreasing, 0 <= index < length.
         """
         if self.stride == 0:
             within = (self.number + 0.5) / self.count

@@ -1,7 +1,8 @@
-"""From samples to batches of pixels, in parallel and a few batches ahead of whoever takes them.
+"""Decode samples to batches of pixels, in parallel and a few batches ahead of the consumer.
 
-Plain images, and clips, are decoded by threads: the libraries let go of the interpreter. Augmented images are decoded
-by worker processes: timm's random transforms draw from process-wide generators, which threads would share.
+Plain images and clips are decoded by threads, because the libraries release the interpreter lock. Augmented images are
+decoded by worker processes, because timm's random transforms draw from process-wide generators, which threads would
+share.
 """
 
 import mmap
@@ -44,16 +45,16 @@ class Decoded:
     """A batch of pixels.
 
     Attributes:
-        pixels: uint8 ``(batch, channels, height, width)``, of clips ``(batch, frames, channels, height, width)``; black
-            where decoding failed.
-        failures: for each place that failed, the index of its sample and why.
+        pixels: uint8 ``(batch, channels, height, width)``, for clips ``(batch, frames, channels, height, width)``;
+            black if decoding failed.
+        failures: for each position in the batch that failed, the index of its sample and the reason.
     """
 
     pixels: Tensor
     failures: dict[int, tuple[int, str]]
 
     def require(self, samples: Samples, advice: str) -> None:
-        """Refuse a batch in which something did not decode.
+        """Refuse a batch if one of its samples did not decode.
 
         Raises:
             UserError: naming the first image or video that did not.
@@ -67,12 +68,12 @@ class Decoder:
     """Decode and transform views of samples.
 
     Args:
-        samples: that views index.
-        spec: what the backbone wants of an image, or of a video; one that wants images gets the middle of a clip.
-        workers: threads, or processes where there is an augmentation.
+        samples: the samples that views refer to.
+        spec: the input of the backbone, an image or a video. A backbone of images gets the middle frame of a clip.
+        workers: number of threads, or of processes if images are augmented.
         augment: timm's name of the augmentation, or ``None``.
-        seed: of the augmentation.
-        clips: views of a video: clip v is the v-th of so many.
+        seed: seed of the augmentation.
+        clips: number of clips of a video; view v is clip v.
         pin: put pixels into pinned memory, for a GPU.
         turn: turn pictures upright, as their EXIF orientation or their video's display matrix says.
         on: the device to decode JPEG files on, and to leave the pixels on (``losa_cache.data.nvjpeg``); ``None``:
@@ -116,9 +117,9 @@ class Decoder:
             )
 
     def batches(self, plan: Iterable[list[View]], *, ahead: int = DECODE_AHEAD) -> Generator[Decoded, None, None]:
-        """Yield a batch for each sequence of views, in order; decoding goes on, so many batches ahead of the caller.
+        """Yield a batch for each sequence of views, in order; up to ``ahead`` batches are decoded in advance.
 
-        Processes keep to two batches each, whatever ``ahead`` is.
+        Processes decode at most two batches ahead each, whatever ``ahead`` is.
         """
         if self._processes is not None:
             self._plan.batches = plan
@@ -171,7 +172,7 @@ class Decoder:
 
 
 class _Views(Dataset[Found]):
-    """A view to its pixels, or to the reason why there are none."""
+    """A function from a view to its pixels, or to the reason why there are none."""
 
     def __init__(
         self, samples: Samples, spec: InputSpec, augment: str | None, seed: int, clips: int, turn: bool
@@ -214,7 +215,7 @@ def _as_stored(image: Image.Image) -> Image.Image:
 
 
 class _Plan:
-    """What the worker processes are to do next: they outlive one pass over it."""
+    """The next work of the worker processes, which stay alive for several passes."""
 
     batches: Iterable[list[View]] = ()
 
@@ -223,7 +224,7 @@ class _Plan:
 
 
 def _as_arrays(found: list[Found]) -> list[Found]:
-    """Send arrays, through a pipe: tensors would go through /dev/shm, of which containers have little."""
+    """Send arrays through a pipe: tensors would be sent through /dev/shm, which is small in containers."""
     return found
 
 
@@ -238,7 +239,7 @@ class _Obedience:
         self._ending = mmap.mmap(-1, 1)  # shared with the processes forked later
 
     def end(self) -> None:
-        """Have workers obey signals again."""
+        """Let workers obey signals again."""
         self._ending[0] = 1
 
     def __call__(self, _: int) -> None:

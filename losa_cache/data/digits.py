@@ -1,18 +1,18 @@
-"""The embedded default: scikit-learn's digits, real 8 x 8 scans, split by class.
+"""The default data set: scikit-learn's digits, real scans of 8 x 8 pixels, split by class.
 
-Digits 0-4 are the pretraining half (``scripts/pretrain_digits.py`` alone reads it); digits 5-9 are the downstream
-task, with a fixed train/test split. So every figure on ``digits`` is on images, and classes, never pretrained on.
+Digits 0-4 are for pretraining; only ``scripts/pretrain_digits.py`` reads them. Digits 5-9 are the downstream task, with
+a fixed train/test split. So every figure on ``digits`` is measured on images and classes that were not used for
+pretraining.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from losa_cache.data.names import require_split
 from losa_cache.data.samples import Samples, hash_lines
-from losa_cache.errors import UserError
 from losa_cache.extras import extra
 
-SPLITS = ("train", "test")
 PRETRAINING_CLASSES, DOWNSTREAM_CLASSES = range(5), range(5, 10)
 
 
@@ -31,13 +31,12 @@ def digit_scans(classes: range) -> tuple[NDArray[np.uint8], NDArray[np.int64], N
 
 
 def load_digits_split(split: str) -> Samples:
-    """Load the downstream half: 448 images to train on, 448 to test.
+    """Load the downstream task: 448 images to train on, 448 to test.
 
     Raises:
         UserError: for another split.
     """
-    if split not in SPLITS:
-        raise UserError(f"digits has no split {split!r}: choose one of {', '.join(SPLITS)}.")
+    require_split("digits", split)
     scans, digits, places = digit_scans(DOWNSTREAM_CLASSES)
     order = np.random.default_rng(0).permutation(len(scans))
     half = len(scans) // 2

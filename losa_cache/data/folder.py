@@ -29,9 +29,8 @@ _SHOWN = 3  # names in a message
 def load_folder(root: Path, split: str, name: str = "folder") -> Samples:
     """Read ``<root>/<split>/<class>/**/*`` or, where there are no split folders, ``<root>/<class>/**/*`` as train.
 
-    Classes are numbered in the order of their sorted names, as torchvision's ImageFolder does; one without images keeps
-    its number, so that splits agree. Hidden and system files are no part of it (``losa_cache.data.scan``); what is left
-    out is logged.
+    Classes are numbered in the order of their sorted names, as torchvision's ImageFolder does. A class without images
+    keeps its number, so that splits agree. Hidden and system files are left out (``losa_cache.data.scan``) and logged.
 
     Raises:
         UserError: for a folder that is missing, unreadable or empty, a split that is not there or not clear, a file
@@ -45,17 +44,17 @@ def load_folder(root: Path, split: str, name: str = "folder") -> Samples:
         base = _split_or_root(root, split, left)
         classes = class_folders(base, EXTENSIONS + video.EXTENSIONS, left)
         _require_no_splits(base, classes)
-        found = scan(base, classes, EXTENSIONS + video.EXTENSIONS, left)
+        entries = scan(base, classes, EXTENSIONS + video.EXTENSIONS, left)
     except OSError as error:
         raise _unreadable(error) from error
-    if not found:
+    if not entries:
         known = f"images ({', '.join(EXTENSIONS)}) or videos ({', '.join(video.EXTENSIONS)})"
         raise UserError(f"folder {str(base)!r} holds no class folders with {known}.")
     left.say(base)
-    if empty := [kind for number, kind in enumerate(classes) if number not in {entry.label for entry in found}]:
+    if empty := [kind for number, kind in enumerate(classes) if number not in {entry.label for entry in entries}]:
         log.info("%r: %d classes without images keep their numbers (%s).", str(base), len(empty), _names(empty))
-    files = [(entry.path, entry.label) for entry in found]
-    sizes = [entry.size for entry in found]
+    files = [(entry.path, entry.label) for entry in entries]
+    sizes = [entry.size for entry in entries]
     videos = [path for path, _ in files if path.lower().endswith(video.EXTENSIONS)]
     if not videos:
         return from_files(name, split, classes, base, files, sizes)
@@ -68,24 +67,24 @@ def load_folder(root: Path, split: str, name: str = "folder") -> Samples:
 
 
 def canonical(split: str) -> str:
-    """Call a split by the one name that a cache calls it by; another name stays as it is."""
+    """Give the name of a split that caches use: ``validation`` is ``val``. An unknown name stays as it is."""
     return _SPLIT_OF.get(split.lower(), split)
 
 
 def split_folder(root: Path, split: str) -> Path | None:
-    """Find a split's folder by one of the names that the split goes by.
+    """Find a split's folder by any of the split's names.
 
     Raises:
         UserError: if there are two, or the root cannot be read.
     """
-    found = _split_folders(root).get(canonical(split), [])
-    if len(found) > 1:
+    folders = _split_folders(root).get(canonical(split), [])
+    if len(folders) > 1:
         raise UserError(
-            f"folder {str(root)!r} holds {_names(found)}, which all name the split {canonical(split)!r}: keep one of "
+            f"folder {str(root)!r} holds {_names(folders)}, which all name the split {canonical(split)!r}: keep one of "
             "them, or rename the others."
         )
-    if found:
-        return root / found[0]
+    if folders:
+        return root / folders[0]
     return root / split if split not in SPLITS and split in _folders(root) else None
 
 
@@ -96,20 +95,20 @@ def find(base: Path, folder: Path) -> list[str]:
         UserError: for a folder below it that cannot be read.
     """
     try:
-        found = scan(folder, [HERE], EXTENSIONS + video.EXTENSIONS, Left())
+        entries = scan(folder, [HERE], EXTENSIONS + video.EXTENSIONS, Left())
     except OSError as error:
         raise _unreadable(error) from error
     prefix = os.path.relpath(folder, base)
-    return sorted(os.path.normpath(os.path.join(prefix, entry.path)) for entry in found)
+    return sorted(os.path.normpath(os.path.join(prefix, entry.path)) for entry in entries)
 
 
 def _split_folders(root: Path) -> dict[str, list[str]]:
-    """Name the folders that are called like splits."""
-    found: dict[str, list[str]] = {}
+    """Give the folders whose names are those of splits."""
+    folders: dict[str, list[str]] = {}
     for name in _folders(root):
         if name.lower() in _SPLIT_OF:
-            found.setdefault(_SPLIT_OF[name.lower()], []).append(name)
-    return found
+            folders.setdefault(_SPLIT_OF[name.lower()], []).append(name)
+    return folders
 
 
 def _folders(root: Path) -> list[str]:
@@ -124,19 +123,19 @@ def _split_or_root(root: Path, split: str, left: Left) -> Path:
     others = [name for name in _folders(root) if splits and name.lower() not in _SPLIT_OF]
     if len(splits) == 1:  # of two or more it is clear that they are splits
         _require_no_classes(root, next(iter(splits.values())), others)
-    if (found := split_folder(root, split)) is not None:
+    if (folder := split_folder(root, split)) is not None:
         for name in others:
-            if root / name != found:
+            if root / name != folder:
                 left.add("folders beside the split folder", name)
         for name in (name for names in splits.values() for name in names):
-            if root / name != found and found.samefile(root / name):
+            if root / name != folder and folder.samefile(root / name):
                 log.warning(
                     "%r and %r in %r are one folder, by a link: two splits of the same images.",
-                    found.name,
+                    folder.name,
                     name,
                     str(root),
                 )
-        return found
+        return folder
     if split == "train" and not splits:
         return root
     raise UserError(
@@ -146,7 +145,9 @@ def _split_or_root(root: Path, split: str, left: Left) -> Path:
 
 
 def _require_no_classes(root: Path, splits: list[str], others: list[str]) -> None:
-    """Refuse folders of images beside a single split folder: it may be a class of that name, or they are left over."""
+    """Refuse folders of images beside a single split folder: either that folder is a class, or the others do not belong
+    there.
+    """
     suffixes = EXTENSIONS + video.EXTENSIONS
     classes = [name for name in others if any(f.lower().endswith(suffixes) for f in os.listdir(root / name))]
     if classes:
@@ -158,9 +159,10 @@ def _require_no_classes(root: Path, splits: list[str], others: list[str]) -> Non
 
 
 def _require_no_splits(base: Path, classes: list[str]) -> None:
-    """Refuse folders that are called like splits and lie where classes or their images do.
+    """Refuse folders that have the names of splits and lie where classes or their images should.
 
-    Among classes these are folders of folders, in whatever words; below a class, two that go by a split's very name.
+    Among classes these are folders of folders whose names contain a split's name; below a class, two folders that have
+    exactly the name of a split.
     """
     like = {name: split for name in classes if (split := _split_in(name)) and _holds_only_folders(base / name)}
     if len({*like.values()}) > 1 or (like and len(classes) == 1):
@@ -180,9 +182,9 @@ def _astray(folder: Path, splits: list[str]) -> UserError:
 
 
 def _split_in(name: str) -> str | None:
-    """Say which split a name speaks of, if it speaks of one."""
-    found = {_SPLIT_OF[word] for word in map(str.lower, _WORD.findall(name)) if word in _SPLIT_OF}
-    return found.pop() if len(found) == 1 else None
+    """Say which split a name contains, if it contains one."""
+    splits = {_SPLIT_OF[word] for word in map(str.lower, _WORD.findall(name)) if word in _SPLIT_OF}
+    return splits.pop() if len(splits) == 1 else None
 
 
 def _holds_only_folders(folder: Path) -> bool:

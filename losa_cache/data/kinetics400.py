@@ -1,4 +1,4 @@
-"""Kinetics-400 in the layouts that it is passed around in."""
+"""Kinetics-400 in the layouts in which it is distributed."""
 
 import csv
 import os
@@ -24,16 +24,17 @@ Entries = list[tuple[str, str]]
 
 
 def load_kinetics400(root: Path, split: str) -> Samples:
-    """Read a split as its list names it or, where there is no list, as ``<root>/<split>/<class>/*``.
+    """Read a split from its list or, if there is no list, from ``<root>/<split>/<class>/*``.
 
-    A list lies in the folder, or in ``annotations`` below it, and is called ``train.csv``, ``val.txt`` or alike. It has
+    A list lies in the folder, or in ``annotations`` below it, and has a name such as ``train.csv`` or ``val.txt``. It
+    has
 
     * columns ``label,youtube_id,time_start,time_end``: each row is a file ``{youtube_id}_{start:06}_{end:06}.mp4``;
     * or lines ``path label``, the label a number below 400 or a name.
 
-    A file is looked for at its path below the split's folder or below the root, then by its name anywhere in the
-    split's folder (without one, the root). One that is missing stays among the samples, and does not decode. Named
-    classes are numbered in sorted order over the lists of training, validation and this split: alike for all.
+    A file is searched at its path below the split's folder or below the root, then by its name anywhere in the split's
+    folder (if there is none, in the root). A missing file stays among the samples, and does not decode. Named classes
+    are numbered in sorted order over the lists of training, validation and this split, so that all splits agree.
 
     Raises:
         UserError: for a list that does not parse or leads out of the folder, or files that are not as expected.
@@ -60,7 +61,7 @@ def _list_of(root: Path, split: str) -> Path | None:
 
 
 def _locator(root: Path, folder: Path) -> Callable[[str], str]:
-    """Look over a folder once, to say where below the root a listed file lies."""
+    """List a folder once, and give a function that says where below the root a listed file lies."""
     there = find(root, folder)
     paths, by_name = set(there), {_stem(path): path for path in there}
     prefix = os.path.relpath(folder, root)

@@ -1,4 +1,4 @@
-"""Text files that list images: lines ``path label``, however an editor or a spreadsheet left them."""
+"""Text files that list images in lines ``path label``, as any editor or spreadsheet writes them."""
 
 import os
 from pathlib import Path
@@ -12,16 +12,16 @@ _MOST_DIGITS = 15
 
 
 def read_lines(path: Path) -> list[tuple[int, str]]:
-    """Read the lines of a text file that are not blank, each with its number, without blanks around it.
+    """Read the lines of a text file that are not blank, each with its number and without surrounding blanks.
 
-    A byte order mark is no part of a line, also where lists were put together; lines end as on any system, and the
-    last one need not.
+    Byte order marks are removed, also those within a file that was joined from others. Lines may end as on any system,
+    and the last line need not end.
 
     Args:
         path: of the file, in UTF-8.
 
     Raises:
-        UnreadableError: if it cannot be read, or is no such text.
+        UnreadableError: if it cannot be read, or is no UTF-8 text.
     """
     content = read_file(path, at_most=MOST_BYTES)
     if content.startswith(_UTF16):
@@ -43,7 +43,7 @@ def read_list(path: Path, *, whose: str, hint: str) -> list[tuple[int, str, int]
     Args:
         path: of the file.
         whose: data set, for messages.
-        hint: what to do where it cannot be read, for messages.
+        hint: what to do if it cannot be read, for messages.
 
     Raises:
         UserError: if it cannot be read, or naming a line that is not a path, blanks and a number, or that names a path
@@ -67,7 +67,7 @@ def read_list(path: Path, *, whose: str, hint: str) -> list[tuple[int, str, int]
 
 
 def parse_line(line: str) -> tuple[str, int | None]:
-    """Cut a line at its last blanks into a path and a label, ``None`` where that is no number."""
+    """Split a line at its last blanks into a path and a label; the label is ``None`` if it is no number."""
     name, _, label = line.replace("\t", " ").rpartition(" ")
     if not name.strip() or not (label.isascii() and label.isdecimal() and len(label) <= _MOST_DIGITS):
         return line, None

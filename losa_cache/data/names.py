@@ -1,4 +1,4 @@
-"""Names of data sets. It imports no library, so that a command refuses at once."""
+"""Names of data sets, their splits, and decoders. This module imports no library, so that a command refuses at once."""
 
 from pathlib import Path
 
@@ -12,6 +12,14 @@ _CLASSES = (
 )
 TORCHVISION = {name.lower(): name for line in _CLASSES for name in line.split()}
 """torchvision's classification sets: the class of each, by the name that it has here."""
+SPLITS = {
+    "digits": ("train", "test"),
+    "places365": ("train", "val"),
+    "vtab": ("train800", "val200", "train800val200", "test"),
+}
+"""The splits of the data sets that always have the same ones. Files or torchvision say which the others have."""
+PILLOW, NVJPEG = DECODERS = ("pillow", "nvjpeg")
+"""What decodes image files."""
 
 
 def plain(name: str) -> str:
@@ -43,3 +51,24 @@ def require_data_set(name: str, data_dir: str | Path | None) -> None:
             f"unknown data set {name!r}: it is no folder either{nearest(plain(name), known)}. "
             f"Known: {', '.join(OWN_NAMES)} and torchvision's {', '.join(TORCHVISION)}."
         )
+
+
+def require_split(name: str, split: str) -> None:
+    """Refuse a split that a data set does not have, as far as its name tells.
+
+    Raises:
+        UserError: naming the splits that it has.
+    """
+    known = SPLITS.get(plain(name))
+    if known is not None and split not in known:
+        raise UserError(f"{plain(name)} has no split {split!r}: choose one of {', '.join(known)}.")
+
+
+def require_decoder_name(name: str) -> None:
+    """Refuse an unknown decoder.
+
+    Raises:
+        UserError: naming the known ones.
+    """
+    if name not in DECODERS:
+        raise UserError(f"unknown decoder {name!r}: choose one of {', '.join(DECODERS)}.")

@@ -1,9 +1,9 @@
-"""JPEG files decoded and resized where the backbone computes: on a GPU by nvJPEG, where CPU cores are few.
+"""Decode and resize JPEG files on the GPU by nvJPEG, for machines with few CPU cores.
 
-Pixels differ a little from Pillow's, which is the default: nvJPEG rounds and interpolates colours otherwise, and torch
-resizes as Pillow does but for rounding. So the choice is a part of a cache's identity. What is no whole JPEG file, what
-has another number of colours than one or three (CMYK), and what nvJPEG refuses is left to Pillow, image by image; which
-images these are depends on them alone.
+Pixels differ a little from those of Pillow, the default decoder: nvJPEG rounds and interpolates colours differently,
+    and torch resizes like Pillow except for rounding. So the choice is a part of a cache's identity. Pillow decodes
+    files that are no complete JPEG, have another number of colours than one or three (CMYK), or are refused by nvJPEG.
+    Which images these are depends only on the images.
 """
 
 import io
@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
+from losa_cache.data.names import NVJPEG, PILLOW, require_decoder_name
 from losa_cache.data.picture import exif_orientation
 from losa_cache.data.samples import Samples
 from losa_cache.data.transforms import InputSpec
@@ -23,8 +24,6 @@ from losa_cache.outside import UnreadableError, read_file
 
 log = logging.getLogger(__name__)
 
-PILLOW, NVJPEG = "pillow", "nvjpeg"
-DECODERS = (PILLOW, NVJPEG)
 AT_ONCE = 16  # images that lie on the device in full size
 UPRIGHT, FIRST_THAT_EXCHANGES_AXES = 1, 5
 MIRRORED = {1: (), 2: (-1,), 3: (-2, -1), 4: (-2,), 5: (), 6: (-1,), 7: (-2, -1), 8: (-2,)}
@@ -34,19 +33,18 @@ FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # markers of the segments 
 
 
 def require_decoder(name: str, device: torch.device, *, augment: str | None, budget: int | None) -> None:
-    """Check that images can be decoded so.
+    """Check that the decoder works with these options.
 
     Args:
-        name: of the decoder.
-        device: of the backbone.
+            name: name of the decoder.
+            device: device of the backbone.
         augment: name of an augmentation, or ``None``.
         budget: bytes of the device that a streamed backbone may take, or ``None``.
 
     Raises:
         UserError: if not.
     """
-    if name not in DECODERS:
-        raise UserError(f"unknown decoder {name!r}: choose one of {', '.join(DECODERS)}.")
+    require_decoder_name(name)
     if name == PILLOW:
         return
     if device.type != "cuda":
@@ -72,7 +70,7 @@ def require_decoder(name: str, device: torch.device, *, augment: str | None, bud
 
 
 def require_files(name: str, samples: Samples) -> None:
-    """Check that a data set's images can be decoded so.
+    """Check that the decoder can decode a data set's images.
 
     Raises:
         UserError: if they are not image files.
@@ -86,8 +84,8 @@ class DeviceImages:
 
     Args:
         samples: of image files.
-        spec: what the backbone wants of an image.
-        device: a CUDA device; on the CPU libjpeg decodes in nvJPEG's place.
+        spec: the input of the backbone.
+        device: a CUDA device; on the CPU libjpeg decodes in place of nvJPEG.
         turn: turn pictures upright, as their EXIF orientation says.
     """
 
@@ -100,9 +98,9 @@ class DeviceImages:
         self._refused = False
 
     def read(self, index: int) -> tuple[Tensor, int] | None:
-        """Read a file: uint8 and its EXIF orientation, or ``None`` if it is no whole JPEG file, or cannot be read.
+        """Read a file: its bytes as uint8 and its EXIF orientation.
 
-        Pillow says why.
+        ``None`` if it is no complete JPEG file or cannot be read; Pillow then reads it, and says why if it cannot.
         """
         assert self._samples.file is not None
         try:
@@ -118,7 +116,7 @@ class DeviceImages:
         """Decode and resize what :meth:`read` gave.
 
         Returns:
-            uint8 ``(batch, channels, height, width)`` on the device, ready, and the places that are left to Pillow:
+            uint8 ``(batch, channels, height, width)`` on the device, and the positions that Pillow must fill; these are
             black.
         """
         with torch.cuda.stream(self._stream):  # nothing where there is none
@@ -137,7 +135,7 @@ class DeviceImages:
         return pixels, left
 
     def fill(self, pixels: Tensor, places: list[int], rest: Tensor) -> None:
-        """Put what Pillow decoded into the places that :meth:`decode` left."""
+        """Fill the positions that :meth:`decode` left with what Pillow decoded."""
         with torch.cuda.stream(self._stream):
             pixels[places] = rest.to(pixels.device)
         self._wait()
@@ -148,7 +146,7 @@ class DeviceImages:
             self._stream.synchronize()
 
     def _decoded(self, files: list[Tensor]) -> Iterator[Tensor | None]:
-        """Decode files together, or if that fails one by one: ``None`` for one that is refused."""
+        """Decode files together or, if that fails, one by one; ``None`` for a file that is refused."""
         self._wait()  # nvJPEG writes by a stream of its own, perhaps where an image lay that is still being resized
         try:
             yield from decode_jpeg(files, self._mode, device=self.device)
@@ -167,7 +165,7 @@ class DeviceImages:
 
 
 def orientation_of(content: bytes) -> int:
-    """Read the EXIF orientation of a JPEG file; 1 where there is none or it is broken."""
+    """Read the EXIF orientation of a JPEG file; 1 if it is missing or damaged."""
     try:
         with Image.open(io.BytesIO(content)) as image:
             return exif_orientation(image)

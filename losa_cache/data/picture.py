@@ -1,4 +1,4 @@
-"""From an image file to the picture that its values show, in 8 bits, upright where that is asked for."""
+"""Decode an image file to a picture of 8 bits, upright if that is requested."""
 
 import logging
 import stat
@@ -32,10 +32,10 @@ _noted: set[str] = set()
 
 
 def load_image(path: Path) -> Image.Image:
-    """Decode a file fully, so that a truncated one fails here and not in the transform; greys come in 8 bits.
+    """Decode a file fully, so that a truncated file fails here and not in the transform. Greys are scaled to 8 bits.
 
-    Of a file with several pictures (animations, TIFF pages) it is the first one. Colour profiles are not applied, and
-    transparency is dropped by the transform, as torchvision and timm do.
+    If the file has several pictures (animations, TIFF pages), the first one is decoded. Colour profiles are not
+    applied, and the transform drops transparency, as torchvision and timm do.
 
     Raises:
         OSError, ValueError: or whatever else the decoder raises.
@@ -50,10 +50,10 @@ def load_image(path: Path) -> Image.Image:
 
 
 def eight_bits(image: Image.Image, name: str = "") -> Image.Image:
-    """Bring greys of more than 8 bits to 8: black is 0, and white is the largest value that the file declares.
+    """Scale greys of more than 8 bits to 8: black is 0, and white is the largest value that the file declares.
 
-    That is 65535 for 16 bits, 4095 for TIFF's 12 bits, and PGM's maxval (Pillow scales it to 65535). The values of one
-    picture never decide, for pictures of one data set would then be scaled by different factors.
+    That is 65535 for 16 bits, 4095 for TIFF's 12 bits, and PGM's maxval (Pillow scales it to 65535). The values of a
+    picture have no influence: otherwise pictures of one data set would be scaled by different factors.
 
     Args:
         image: of any mode; one of at most 8 bits a channel is returned as it is.
@@ -95,7 +95,7 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def exif_orientation(image: Image.Image) -> int:
-    """Read the EXIF orientation, 1 to 8; 1 where there is none or it is broken.
+    """Read the EXIF orientation, 1 to 8; 1 if it is missing or damaged.
 
     Pillow turns a TIFF file itself when it loads it, and then forgets the tag.
     """
@@ -107,7 +107,7 @@ def exif_orientation(image: Image.Image) -> int:
 
 
 def _require_readable(image: Image.Image) -> None:
-    """Refuse TIFF files that Pillow misreads without a word: signed bytes, and planes of 16 bits as they are."""
+    """Refuse TIFF files that Pillow misreads silently: signed bytes, and uncompressed planes of 16 bits."""
     tags: Any = getattr(image, "tag_v2", {})
     if image.mode not in ("I", "F") and _SIGNED in np.atleast_1d(tags.get(_FORMAT, 1)):
         raise ValueError("it holds signed values, of which none is declared to be white: save it in 8 or 16 bits")
@@ -124,7 +124,7 @@ def _declared(image: Image.Image) -> tuple[int, bool]:
 
 
 def _note_dark(values: np.ndarray[Any, np.dtype[np.int64]], white: int, name: str) -> None:
-    """Say once that a picture uses a small part of its range: it may be of fewer bits than its file declares."""
+    """Warn once that a picture uses only a small part of its range: it may have fewer bits than its file declares."""
     if white > _DARK and name and "dark" not in _noted and 0 < values.max() <= _DARK:
         _noted.add("dark")
         log.warning(

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from losa_cache.data.label_files import read_list
+from losa_cache.data.names import require_split
 from losa_cache.data.samples import Samples, from_files
 from losa_cache.errors import UserError
 
@@ -20,8 +21,7 @@ def load_places365(root: Path, split: str) -> Samples:
     Raises:
         UserError: for another split, a missing list or image folder, or a line that does not parse.
     """
-    if split not in _LISTS:
-        raise UserError(f"places365 has no labelled split {split!r}: choose one of {', '.join(_LISTS)}.")
+    require_split("places365", split)
     folder = next((root / name for name in _FOLDERS[split] if (root / name).is_dir()), None)
     if folder is None:
         raise UserError(f"{str(root)!r} holds none of the image folders {', '.join(_FOLDERS[split])}: set --data-dir.")

@@ -1,4 +1,4 @@
-"""What the rest of the house sees of a data set."""
+"""A data set, as the rest of the package sees it."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,12 +22,12 @@ class Samples:
         name: data set, as given on the command line (``folder`` for a folder of class folders).
         split: ``train``, ``test``, ...
         classes: class names; a label indexes them.
-        ids: one stable, unique name a sample.
+        ids: a stable, unique name for each sample.
         labels: int64 ``(N,)``.
-        load: index to decoded image, of a video the frame in the middle; raises whatever the decoder raises.
-        fingerprint: ``"sha256:..."`` of ids, labels and file sizes (or of the pixels, where they are in memory).
-        clip: of videos, index and clip to its frames, decoded as they are asked for; of images ``None``.
-        file: index to the file it lies in; ``None`` where there are no files of single samples.
+        load: gives the decoded image of an index, or the middle frame of a video; raises whatever the decoder raises.
+        fingerprint: ``"sha256:..."`` over ids, labels and file sizes (over the pixels, if they are in memory).
+        clip: for videos, gives the frames of an index and a clip, decoded one by one; ``None`` for images.
+        file: gives the file of an index; ``None`` if samples do not lie in files of their own.
 
     Raises:
         UserError: for labels beyond the classes.
@@ -66,17 +66,17 @@ class Samples:
     ) -> "Samples":
         """Build a data set from images in memory, for ``losa_cache.extract(backbone, samples)``.
 
-        The fingerprint covers ids, labels and pixels, so that the same images find their cache again, and others do
-        not.
+        The fingerprint covers ids, labels and pixels, so that the same images find their cache again, and other images
+        do not.
 
         Args:
             name: of the data set; with ``split`` it becomes a part of the cache's name.
             images: PIL images, or uint8 arrays ``(height, width)`` or ``(height, width, 3)``. A generator is read to
                 its end.
-            labels: one number a sample, which indexes ``classes``.
+            labels: for each sample a number, which indexes ``classes``.
             classes: class names.
-            split: a cache of ``test`` or ``val`` is one that runs are tested on.
-            ids: one unique name a sample; by default its number in six digits.
+            split: runs are tested on caches of ``test`` or ``val``.
+            ids: a unique name for each sample; by default its number in six digits.
 
         Raises:
             UserError: if the counts differ, an id is there twice, or an array is no image of 8 bits.
@@ -98,7 +98,7 @@ class Samples:
         return cls(name, split, tuple(classes), names, numbers, pictures.__getitem__, hash_lines(told))
 
     def select(self, indices: NDArray[np.int64]) -> "Samples":
-        """Keep these samples, in this order; the fingerprint stays that of the whole."""
+        """Keep these samples, in this order; the fingerprint stays that of the whole data set."""
         load, clip, file = self.load, self.clip, self.file
         return replace(
             self,
@@ -119,7 +119,7 @@ class Samples:
             raise UserError(f"augment is {augment!r}, but clips of videos are not augmented: leave it out.")
 
     def require_clips(self, clip: Clip) -> None:
-        """Refuse clips where there are only still images; one frame of one clip is an image.
+        """Refuse clips of a data set of images; a single clip of one frame is allowed.
 
         Raises:
             UserError: for a data set of images.
@@ -145,7 +145,7 @@ def from_files(
         name, split, classes: of the data set.
         root: folder of the files.
         files: their paths and labels.
-        sizes: in bytes, where they are known already; a missing file counts as size -1.
+        sizes: in bytes, if they are known already; a missing file has the size -1.
 
     Raises:
         UserError: for a file that is there twice.
@@ -190,7 +190,7 @@ def _picture(image: Image.Image | NDArray[np.uint8], place: int) -> Image.Image:
 
 
 def _told(picture: Image.Image) -> str:
-    """Give what tells one picture from another: mode, size, and a hash of pixels and palette."""
+    """Give bytes that identify a picture: mode, size, and a hash of pixels and palette."""
     pixels = picture.tobytes() + bytes(picture.getpalette() or ())
     return f"{picture.mode}\t{picture.size}\t{hashlib.sha256(pixels).hexdigest()}"
 

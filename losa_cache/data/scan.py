@@ -1,8 +1,8 @@
-"""What lies below a folder of class folders: each real file once, nothing hidden, no loop.
+"""List the files below a folder of class folders: each real file once, no hidden files, no loops.
 
-Links to files and folders anywhere are followed: people build data sets of them. A link back to a folder that is being
-read is not, and a file that is met twice in one class, by links of either kind, counts once, under its own name rather
-than under a link's.
+Links to files and folders are followed, because people build data sets from them. A link back to a folder that is being
+read is not followed. A file that is found twice in one class, by links to files or folders, counts once, under its own
+name rather than that of a link.
 """
 
 import errno
@@ -44,7 +44,7 @@ FolderKey = tuple[int, int] | str
 
 
 def hidden(name: str) -> bool:
-    """Tell whether a name is hidden or a system's: such folders and files are no part of a data set."""
+    """Tell whether a name is hidden or belongs to a system: such folders and files are no part of a data set."""
     return name.startswith((".", "~$")) or name.lower() in SYSTEM
 
 
@@ -53,9 +53,9 @@ class Entry:
     """A file of a data set.
 
     Attributes:
-        path: relative to the base, as it is reached.
+        path: relative to the base, with the names of links.
         label: which of the scanned folders it is in.
-        size: in bytes; -1 of a link that leads nowhere.
+        size: in bytes; -1 for a link that leads nowhere.
     """
 
     path: str
@@ -65,7 +65,7 @@ class Entry:
 
 @dataclass
 class Left:
-    """What a scan leaves out, to be said: how many of each kind, and the first names."""
+    """What a scan leaves out, for the log: how many of each kind, and the first names."""
 
     counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
@@ -84,12 +84,12 @@ class Left:
 
 
 def class_folders(base: Path, suffixes: tuple[str, ...], left: Left) -> list[str]:
-    """List the folders directly in a base, sorted; what else lies there is noted as left out.
+    """List the folders directly in a base, sorted; anything else there is noted as left out.
 
     Raises:
         OSError: if it cannot be read.
     """
-    found, above = [], _above(base)
+    names, above = [], _above(base)
     for entry in _entries(base):
         if hidden(entry.name):
             left.add(HIDDEN, entry.name)
@@ -98,8 +98,8 @@ def class_folders(base: Path, suffixes: tuple[str, ...], left: Left) -> list[str
         elif _key(base / entry.name) in above:
             left.add(LOOPS, entry.name)
         else:
-            found.append(entry.name)
-    return found
+            names.append(entry.name)
+    return names
 
 
 def scan(base: Path, folders: Sequence[str], suffixes: tuple[str, ...], left: Left) -> list[Entry]:
@@ -107,8 +107,8 @@ def scan(base: Path, folders: Sequence[str], suffixes: tuple[str, ...], left: Le
 
     Args:
         base: what paths are relative to.
-        folders: their places are the labels.
-        suffixes: of the files that are wanted, in lower case.
+        folders: their positions are the labels.
+        suffixes: suffixes of the wanted files, in lower case.
         left: takes what is left out.
 
     Raises:
@@ -116,25 +116,25 @@ def scan(base: Path, folders: Sequence[str], suffixes: tuple[str, ...], left: Le
         UserError: for a file that is in two of the folders, by a link.
     """
     above = _above(base)
-    found: list[Entry] = []
+    entries: list[Entry] = []
     keys: list[tuple[int, int]] = []
     several = False  # whether a file may have been met by two paths
     for label, folder in enumerate(folders):
         for path, status, linked in _walk(base, folder, suffixes, above, left):
-            found.append(Entry(path, label, -1 if status is None else status.st_size))
+            entries.append(Entry(path, label, -1 if status is None else status.st_size))
             keys.append((0, 0) if status is None else (status.st_dev, status.st_ino))
             several = several or linked or (status is not None and status.st_nlink > 1)
     if several:
-        found = _once(base, found, np.array(keys, dtype=np.uint64), left)
-    return sorted(found, key=lambda entry: (entry.label, entry.path))
+        entries = _once(base, entries, np.array(keys, dtype=np.uint64), left)
+    return sorted(entries, key=lambda entry: (entry.label, entry.path))
 
 
-def _once(base: Path, found: list[Entry], keys: NDArray[np.uint64], left: Left) -> list[Entry]:
-    """Keep the first path to each file; ``keys`` are device and inode, 0 where a file system numbers nothing."""
+def _once(base: Path, entries: list[Entry], keys: NDArray[np.uint64], left: Left) -> list[Entry]:
+    """Keep the first path to each file; ``keys`` are device and inode, 0 if the file system has no such numbers."""
     _, first, which = np.unique(keys, axis=0, return_index=True, return_inverse=True)
     kept = []
-    for place, (entry, group) in enumerate(zip(found, which.reshape(-1).tolist(), strict=True)):
-        other = found[first[group]]
+    for place, (entry, group) in enumerate(zip(entries, which.reshape(-1).tolist(), strict=True)):
+        other = entries[first[group]]
         if other is entry or not keys[place, 1]:
             kept.append(entry)
         elif other.label == entry.label:
@@ -187,7 +187,7 @@ def _walk(
 
 
 def _file(base: Path, path: str, left: Left, *, linked: bool) -> Iterator[tuple[str, os.stat_result | None, bool]]:
-    """Look at a file; one that is gone, or whose link leads nowhere, stays: it does not decode, and is named then."""
+    """Look at a file. A file that is gone, or whose link leads nowhere, stays: it is named when it does not decode."""
     try:
         status: os.stat_result | None = os.stat(base / path)
     except OSError as error:
@@ -201,7 +201,7 @@ def _file(base: Path, path: str, left: Left, *, linked: bool) -> Iterator[tuple[
 
 
 def _above(base: Path) -> set[FolderKey]:
-    """Name the folder that is scanned and all that it lies in."""
+    """Give the scanned folder and all folders above it."""
     real = base.resolve()
     return {_key(folder) for folder in (real, *real.parents)}
 

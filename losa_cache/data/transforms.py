@@ -1,4 +1,4 @@
-"""From a decoded image to the pixels that a backbone expects."""
+"""Transform a decoded image to the pixels that a backbone expects."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -20,10 +20,10 @@ CROP_ONLY = "crop"
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What a backbone wants of an image, in timm's terms; part of a cache's identity.
+    """The input that a backbone expects, in timm's terms; a part of a cache's identity.
 
-    ``size`` is (channels, height, width); ``mean`` and ``std`` are of pixels scaled to 0 ... 1. Of a video it takes
-    ``frames`` frames, every ``stride``-th (0: spread evenly over all of it); an image is one.
+    ``size`` is (channels, height, width); ``mean`` and ``std`` refer to pixels scaled to 0 ... 1. A backbone of videos
+    takes ``frames`` frames, ``stride`` apart (0: spread evenly over the whole video); for images ``frames`` is 1.
     """
 
     size: tuple[int, int, int]
@@ -37,7 +37,7 @@ class InputSpec:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one sample's pixels: ``size``, for a video with the frames before it."""
+        """Shape of one sample's pixels: ``size``; for a video, the number of frames comes before it."""
         return self.size if self.frames == 1 else (self.frames, *self.size)
 
     @classmethod
@@ -65,15 +65,15 @@ class InputSpec:
     def transform(self) -> Callable[[Image.Image], Tensor]:
         """Build the evaluation transform: image to uint8 ``(channels, height, width)``, not yet normalised.
 
-        Bytes, not floats, cross to the device; :meth:`normalise` follows there.
+        The pixels are copied to the device as bytes, not floats; :meth:`normalise` follows there.
         """
         resize, mode = self.resize(), "L" if self.size[0] == 1 else "RGB"
         return lambda image: resize(converted(image, mode))
 
     def resize(self) -> Callable[[Image.Image | Tensor], Tensor]:
-        """Build resize and crop alone, of an image of the right mode, or of uint8 ``(channels, height, width)``.
+        """Build resize and crop alone, for an image of the right mode or for uint8 ``(channels, height, width)``.
 
-        A tensor stays on its device; resized there it may differ by a few levels.
+        A tensor stays on its device; pixels resized there may differ by a few grey levels.
         """
         resize: Callable[[Image.Image | Tensor], Tensor] = create_transform(
             input_size=self.size,

@@ -1,4 +1,4 @@
-"""Clips of video files, by PyAV: the exact frames, decoding no more than it takes."""
+"""Read clips of video files by PyAV: exact frames, and no more decoding than necessary."""
 
 import math
 from collections import deque
@@ -59,7 +59,7 @@ def from_videos(
     files: Sequence[tuple[str, int]],
     sizes: Sequence[int] | None = None,
 ) -> Samples:
-    """Build samples as :func:`from_files` does; their ``load`` is the frame in the middle.
+    """Build samples as :func:`from_files` does; their ``load`` gives the middle frame.
 
     Raises:
         UserError: if PyAV is not installed.
@@ -76,10 +76,10 @@ def from_videos(
 
 
 def read_clip(path: Path, clip: Clip) -> Iterator[Image.Image]:
-    """Decode a clip's frames one after the other, on this thread; what asks for rotation is noted in ``info[TURN]``.
+    """Decode a clip's frames one after the other, on this thread; the rotation of a frame is noted in ``info[TURN]``.
 
-    The file's packets are listed first, undecoded: they say when which frame is shown. Decoding starts at the last key
-    frame at or before the clip's first frame, and stops behind its last.
+    First the packets of the file are listed without decoding: they say when each frame is shown. Decoding starts at the
+        last key frame at or before the clip's first frame, and stops after its last frame.
 
     Yields:
         ``clip.frames`` RGB images, as large as the video.
@@ -114,9 +114,9 @@ def read_clip(path: Path, clip: Clip) -> Iterator[Image.Image]:
 
 
 def _turn(frame: "VideoFrame") -> Image.Transpose | None:
-    """Read how a frame is to be turned from its display matrix, which maps x and y, both from the upper left corner.
+    """Read how a frame must be turned from its display matrix, which maps x and y from the upper left corner.
 
-    A matrix that does more than exchange or mirror the axes is not followed.
+    A matrix that does more than exchange or mirror the axes is ignored.
     """
     matrix: Any = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None or matrix.buffer_size < _MATRIX_BYTES:
@@ -129,7 +129,7 @@ def _turn(frame: "VideoFrame") -> Image.Transpose | None:
 def _list(container: "InputContainer", stream: "VideoStream") -> tuple[list[_Packet], bool]:
     """List a video's packets in the order of decoding, and tell whether they know their times.
 
-    AVI's do not: they are numbered, and decoded from the first on.
+    Packets of AVI files do not: they are numbered, and decoded from the first one on.
     """
     found, ends = [], dict.fromkeys(range(len(container.streams)), 0)
     for packet in container.demux():
@@ -155,10 +155,10 @@ def _list(container: "InputContainer", stream: "VideoStream") -> tuple[list[_Pac
 def _decode(
     container: "InputContainer", stream: "VideoStream", places: Iterable[int], timed: bool, until: int
 ) -> Iterator[tuple[int, "VideoFrame"]]:
-    """Decode from the first of these places on from where there is a frame no later than ``until``.
+    """Decode from the first of these places whose first frame is no later than ``until``.
 
     Yields:
-        when a frame is shown, or its number, and the frame.
+        the time at which a frame is shown, or its number, and the frame.
 
     Raises:
         ValueError: if there is no such place.

@@ -1,4 +1,4 @@
-"""VTAB-1k: its 19 tasks, and their images in the layout of NOAH's archive, which everybody passes around."""
+"""VTAB-1k: its 19 tasks, and their images in the layout of NOAH's archive, which is the one in common use."""
 
 import os
 from collections import Counter
@@ -6,24 +6,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from losa_cache.data.label_files import read_list
+from losa_cache.data.names import SPLITS, require_split
 from losa_cache.data.samples import Samples, from_files
 from losa_cache.errors import UserError
 
 NAME = "vtab"
-TRAIN, VAL, BOTH, TEST = SPLITS = ("train800", "val200", "train800val200", "test")
+TRAIN, VAL, BOTH, TEST = SPLITS[NAME]
 TRAINING_SAMPLES, VALIDATION_SAMPLES = 1000, 200
 GROUPS = ("natural", "specialised", "structured")
 
 
 @dataclass(frozen=True)
 class Task:
-    """One of the 19.
+    """One of the 19 tasks.
 
     Attributes:
         title: as in Table 1 of the paper.
         group: one of :data:`GROUPS`.
-        classes: how many there are; no list has them all.
-        tests: images to test on.
+        classes: number of classes; no list has them all.
+        tests: number of test images.
     """
 
     title: str
@@ -59,20 +60,19 @@ TASKS = {
 def load_vtab(root: Path, split: str) -> Samples:
     """Read a split of the task whose folder ``root`` is: ``<root>/<split>.txt``, lines ``images/test/000000.jpg 3``.
 
-    ``train800val200`` is read as ``train800`` and then ``val200``, where both lists are there, so that a sample's id
-    says which of the two it is of: NOAH's own list of the thousand names copies of the same images, numbered anew.
+    If both lists are there, ``train800val200`` is read as ``train800`` followed by ``val200``, so that a sample's id
+    says to which of the two it belongs. NOAH's own list of the thousand images names copies of them with new numbers.
 
-    Classes are called by their numbers. There are as many as the task has or, of a task that is none of the 19, as its
-    lists name.
+    The names of the classes are their numbers. There are as many classes as the task has or, for a task that is none of
+    the 19, as its lists name.
 
     Raises:
         UserError: for another split, a list that is missing or does not parse, a path that leads out of the folder, a
             label out of range, or lists that do not agree with each other.
     """
-    if split not in SPLITS:
-        raise UserError(f"{NAME} has no split {split!r}: choose one of {', '.join(SPLITS)}.")
+    require_split(NAME, split)
     task = Path(os.path.abspath(root)).name
-    lists = {name: _read(list_path(root, name), task) for name in SPLITS if list_path(root, name).is_file()}
+    lists = {name: _read(list_path(root, name), task) for name in SPLITS[NAME] if list_path(root, name).is_file()}
     parts = (TRAIN, VAL) if split == BOTH and TRAIN in lists and VAL in lists else (split,)
     for part in parts:
         if part not in lists:
@@ -104,7 +104,7 @@ def _read(path: Path, task: str) -> dict[str, int]:
 
 
 def _require_agreement(lists: dict[str, dict[str, int]], root: Path) -> None:
-    """Refuse lists that share images which they must not share, or share too few."""
+    """Refuse lists that share images although they must not, or that share too few."""
     if {TRAIN, VAL, BOTH} <= lists.keys():
         _require_together(lists, root)
     for one, other in ((TRAIN, VAL), (TRAIN, TEST), (VAL, TEST), (BOTH, TEST)):

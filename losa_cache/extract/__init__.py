@@ -1,1 +1,1 @@
-"""Stage one: the frozen backbone runs once over a data set, into a cache."""
+"""Extraction: the frozen backbone runs once over a data set and fills a cache."""

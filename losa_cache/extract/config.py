@@ -4,8 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from losa_cache.cache.precision_names import MOST_BITS
 from losa_cache.errors import UserError, require_counts
+from losa_cache.folders import is_url
 from losa_cache.inputs_config import WORKERS, InputsConfig, of_images
+from losa_cache.machine.device_names import require_device_name
+from losa_cache.machine.sizes import parse_bytes
 from losa_cache.options import Option, options_of
 
 if TYPE_CHECKING:
@@ -34,22 +38,37 @@ class PlanConfig(InputsConfig):
 
     out: Annotated[
         "str | Location | None",
-        Option("The .zarr folder to write, or its URL; default: below $LOSA_CACHE_HOME/caches.", path=True),
+        Option(
+            "Cache to write: a .zarr folder or its URL; default: a folder below $LOSA_CACHE_HOME/caches.", path=True
+        ),
     ] = None
-    batch_size: Annotated[int | None, Option("Images in a forward pass; default: at most 64.")] = None
-    device: Annotated[str | None, Option("cpu, cuda or cuda:1; default: the GPU if there is one.")] = None
+    batch_size: Annotated[
+        int | None, Option("Images in a forward pass; default: 64, or fewer if the activations are large.")
+    ] = None
+    device: Annotated[
+        str | None, Option("Device that computes: cpu, cuda or cuda:1; default: the GPU if there is one.")
+    ] = None
     workers: Annotated[int | None, of_images(WORKERS)] = None
     max_device_memory: Annotated[
         str | int | None,
         Option(
-            "4GB, 1.5GiB: the most device memory to use; a larger backbone streams through the device. "
-            "Default: stream only where the backbone does not fit."
+            "Limit of device memory, such as 4GB or 1.5GiB. A backbone that is larger is kept in host memory "
+            "and streamed "
+            "through the device block by block. Default: stream only if the backbone does not fit."
         ),
     ] = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_counts(batch_size=self.batch_size, workers=self.workers)
+        if self.device is not None:
+            require_device_name(self.device)
+        if self.max_device_memory is not None:
+            parse_bytes(self.max_device_memory)
+        if isinstance(self.out, str) and is_url(self.out):
+            from losa_cache.cache.location import store_of
+
+            store_of(self.out)
 
     @property
     def named(self) -> bool:
@@ -73,7 +92,9 @@ class ExtractConfig(PlanConfig):
         on_error: ``stop`` at an image that does not decode, or ``skip``, count and list it.
     """
 
-    on_error: Annotated[str, Option("stop at an image that does not decode, or skip it and list it.")] = "stop"
+    on_error: Annotated[
+        str, Option("What to do with an image that does not decode: stop, or skip (leave it out and list it).")
+    ] = "stop"
 
     def __post_init__(self) -> None:
         if self.on_error not in ON_ERROR:
@@ -86,8 +107,22 @@ class Rate:
     """On the command line, short forms of the precisions ``predict:BITS`` and ``predict:ERROR%``."""
 
     bits: Annotated[
-        float | None, of_images("Predict each layer from the one before, and spend this many bits a value: 2, 1, 0.5.")
+        float | None,
+        of_images(
+            "Bits a value, such as 2, 1 or 0.5: each layer is predicted from the one before it, and only the "
+            "difference is stored. The same as --precision predict:BITS."
+        ),
     ] = None
     error: Annotated[
-        float | None, of_images("Predict each layer from the one before, and allow this relative error: 0.2.")
+        float | None,
+        of_images(
+            "Relative error that a layer may have, such as 0.2. The same as --precision predict:ERROR%, here "
+            "predict:20%."
+        ),
     ] = None
+
+    def __post_init__(self) -> None:
+        if self.bits is not None and not 0.001 <= self.bits <= MOST_BITS:
+            raise UserError(f"bits is {self.bits:g}: it must lie between 0.001 and {MOST_BITS:g}, as in --bits 1.5.")
+        if self.error is not None and not 0.0001 <= self.error <= 0.99:
+            raise UserError(f"error is {self.error:g}: it must lie between 0.0001 and 0.99, as in --error 0.2.")

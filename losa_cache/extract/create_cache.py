@@ -1,4 +1,4 @@
-"""A cache about to be written: planned, fitted to its first images, created or opened to be resumed."""
+"""Prepare a cache for writing: plan it, fit its encoding to its first images, and create it or open it to resume."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,7 +32,7 @@ def plan_store(inputs: Inputs, encoding: Encoding, *, shard_bytes: int = SHARD_B
 
 
 def sources_of(writer: CacheWriter, inputs: Inputs) -> Sources | None:
-    """Give the lists of a cache's files; ``None`` where samples are not of single files."""
+    """Give the lists of a cache's source files; ``None`` if samples do not lie in files of their own."""
     if inputs.samples.file is None:
         return None
     return Sources(writer.path, writer.layout, writer.manifest, inputs.samples)
@@ -47,20 +47,20 @@ def create_cache(
     options: dict[str, Any] | None,
     shard_bytes: int = SHARD_BYTES,
 ) -> Iterator[CacheWriter]:
-    """Create a cache, its encoding fitted and its compression chosen on the first images; or open it to resume.
+    """Create a cache, or open it to resume. For a new cache, encoding and compression are fitted to the first images.
 
-    The lock is taken first: of two processes one fits and writes, and the other is refused at once.
+    The lock is taken first, so if two processes start, one fits and writes, and the other is refused at once.
 
     Args:
-        inputs: what it holds.
-        path: of the ``.zarr`` folder.
-        workers: that decode the first images.
-        options: to be noted in the cache, so that its samples can be computed again.
-        shard_bytes: aimed-at size of a shard.
+        inputs: what is extracted.
+        path: place of the ``.zarr`` folder.
+        workers: number of threads that decode the first images.
+        options: options that the cache stores, so that its samples can be computed again.
+        shard_bytes: target size of a shard.
 
     Raises:
-        UserError: if another process writes it, it holds another identity, it cannot be written, or the disk has no
-            room for what is missing.
+        UserError: if another process writes it, it has another identity, it cannot be written, or the disk is too small
+            for the rest.
     """
     samples, views = inputs.samples, inputs.manifest.views
     labels = np.repeat(samples.labels, views)

@@ -1,4 +1,4 @@
-"""``extract``: a backbone and a data set to a cache."""
+"""``extract``: run a backbone over a data set and write a cache."""
 
 import logging
 from dataclasses import replace
@@ -21,7 +21,7 @@ from losa_cache.folders import home
 from losa_cache.inputs import open_inputs
 from losa_cache.machine.allocator import keep_freed_memory
 from losa_cache.machine.device import choose_device, default_workers
-from losa_cache.machine.memory import parse_bytes
+from losa_cache.machine.sizes import parse_bytes
 from losa_cache.options import given, lists_options, with_options
 
 log = logging.getLogger(__name__)
@@ -39,16 +39,16 @@ def extract(
 ) -> ActivationCache:
     """Run a frozen backbone once over a data set and write its block outputs to a cache.
 
-    A cache of the same identity at ``out`` is resumed, or returned at once if it is complete. Sets the process's malloc
-    to keep freed memory (``losa_cache.machine.allocator``).
+    A cache of the same identity at ``out`` is resumed, or returned at once if it is complete. The call sets the
+    process's malloc to keep freed memory (``losa_cache.machine.allocator``).
 
     Args:
         backbone: a name (``load_backbone``) or a loaded backbone, in place of that of ``config``.
         dataset: a name (``load_samples``) or loaded samples, in place of those of ``config``.
         config: the options.
-        shard_bytes: aimed-at size of a shard, the unit of commit and of resume.
-        meter: is told of progress.
-        options: fields of :class:`ExtractConfig`, over those of ``config``.
+        shard_bytes: target size of a shard, the unit of commit and of resume.
+        meter: counts the progress.
+        options: fields of :class:`ExtractConfig` that override those of ``config``.
 
     Raises:
         UserError: for any input that cannot work, in one sentence.
@@ -93,7 +93,7 @@ def extract(
 
 
 def _note_older(path: StorePath, manifest: Manifest) -> None:
-    """Say where there is a cache of the same pictures as they are stored, before its like is made of them upright."""
+    """Warn if there is a cache of the same images without rotation, before a new one of the rotated images is made."""
     fields = {name: value for name, value in manifest.fields.items() if name != "orientation"}
     if not manifest.upright or path.on_disk is None:
         return

@@ -1,11 +1,11 @@
-"""What an extraction would cost and when it pays: arithmetic on measured speeds, no effects."""
+"""Cost of an extraction, and when it pays: arithmetic on measured speeds, no effects."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
-from losa_cache.machine.memory import readable_bytes
+from losa_cache.machine.sizes import readable_bytes
 
 EPOCHS = 100  # that `losa-cache train` does by default: a cache must pay within one run, or it serves a sweep only
 MEMORY_SHARE = 0.8  # of the free memory, that a cache may fill and still be read from there in the second epoch
@@ -14,12 +14,13 @@ HOUR = 3600.0
 
 @dataclass(frozen=True)
 class Speeds:
-    """What was measured on this machine.
+    """Speeds that were measured on this machine.
 
     Attributes:
-        write, read, reread: bytes a second of the target disk: with fsync, cold, and from the page cache.
-        decode: images a second that are decoded.
-        forward: images a second through the backbone, encoded.
+        write, read, reread: bytes a second of the target disk: writing with fsync, reading cold, and reading from the
+            page cache.
+        decode: images a second of decoding.
+        forward: images a second of the backbone, including encoding.
         shared: whether decoding and the backbone share the processor.
         memory: free bytes.
         free: bytes on the disk.
@@ -61,14 +62,15 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a candidate would cost.
+    """The cost of a candidate.
 
     Attributes:
-        candidate: it.
-        fits: whether the disk has room.
-        extraction: seconds.
-        cached, online: seconds of features an epoch; the side network's own time comes on top of both.
-        break_even: epochs after which the extraction has paid; ``None`` for never.
+        candidate: the candidate.
+        fits: whether the disk is large enough.
+        extraction: duration in seconds.
+        cached, online: seconds that an epoch takes to get the features; the side network's own time comes on top of
+            both.
+        break_even: number of epochs after which the extraction has paid; ``None`` for never.
     """
 
     candidate: Candidate
@@ -80,7 +82,7 @@ class Forecast:
 
     @property
     def hours(self) -> float:
-        """Of the extraction."""
+        """Hours of the extraction."""
         return short(self.extraction / HOUR)
 
     @property
@@ -89,7 +91,7 @@ class Forecast:
         return self.fits and self.break_even is not None and self.break_even <= EPOCHS
 
     def figures(self) -> dict[str, Any]:
-        """Give them in JSON."""
+        """Give the figures for JSON."""
         return {
             "precision": self.candidate.precision,
             "bytes": self.candidate.total,
@@ -107,8 +109,8 @@ def forecast(candidate: Candidate, speeds: Speeds, *, samples: int, views: int) 
     Args:
         candidate: bytes and decoding speed.
         speeds: of the machine.
-        samples: of the data set.
-        views: rows each; an epoch reads one of them.
+        samples: number of samples of the data set.
+        views: rows of each sample; an epoch reads one of them.
     """
     resident = candidate.total <= MEMORY_SHARE * speeds.memory
     reading = (speeds.reread if resident else speeds.read) / candidate.row
@@ -122,8 +124,8 @@ def recommend(chosen: Forecast, others: Sequence[Forecast]) -> str:
     """Say in one sentence what to do.
 
     Args:
-        chosen: of the precision that was asked for.
-        others: of other precisions, in the order of preference.
+        chosen: forecast for the requested precision.
+        others: forecasts for other precisions, in the order of preference.
     """
     precision = chosen.candidate.precision
     if chosen.pays:

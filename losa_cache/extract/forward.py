@@ -1,4 +1,4 @@
-"""Pixels to encoded points in host memory: what stage one computes, without decoding and without the disk."""
+"""From pixels to encoded points in host memory: what an extraction computes, without decoding and without the disk."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -18,7 +18,7 @@ Fetch = Callable[[], tuple[Tensor, Tensor]]
 
 
 class Forward(Protocol):
-    """A way to run batches."""
+    """The contract of running batches."""
 
     def run(self, batches: Sequence[Tensor]) -> list[Fetch]:
         """Begin to run batches of pixels, uint8 ``(batch, *input.shape)`` on host or device; each gives its results."""
@@ -35,16 +35,17 @@ def choose_forward(
     full_batches: int,
     meter: Meter,
 ) -> Forward:
-    """Choose how a backbone runs batches: as a CUDA device does it best, unless the backbone is streamed through it.
+    """Choose how a backbone runs batches: with CUDA graphs and streams on a CUDA device, unless the backbone is
+    streamed.
 
     Args:
         backbone: on its device.
-        points: whose values are encoded.
-        encoding: of them, on that device.
+        points: points whose values are encoded.
+        encoding: their encoding, on that device.
         compute: dtype of the matrix products.
         batch_size: images of the largest batch.
-        full_batches: how many of that size are to come, about.
-        meter: is told what the time went into.
+        full_batches: approximate number of batches of that size to come.
+        meter: counts the time of each part.
     """
     if backbone.device.type == "cuda" and backbone.streamed is None:
         return CudaForward(
@@ -54,7 +55,7 @@ def choose_forward(
 
 
 class HostForward:
-    """Run batches one after the other, or together where the backbone is streamed; results are ready at once."""
+    """Run batches one after the other, or together if the backbone is streamed; results are ready at once."""
 
     def __init__(
         self, backbone: Backbone, points: Sequence[str], encoding: Encoding, *, compute: torch.dtype, meter: Meter
@@ -64,7 +65,7 @@ class HostForward:
         self._target = backbone.device if backbone.streamed is None else torch.device("cpu")
 
     def run(self, batches: Sequence[Tensor]) -> list[Fetch]:
-        """Run them, as the contract says."""
+        """Run batches as the contract says."""
         backbone = self._backbone
         shape = (len(self._points), backbone.tokens, backbone.width)
         encoded = [EncodedBatch.empty(self._encoding, len(pixels), shape, self._target) for pixels in batches]

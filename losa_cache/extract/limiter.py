@@ -1,4 +1,4 @@
-"""What limited an extraction, and what would make it shorter: pure."""
+"""What limited the speed of an extraction, and what would shorten it. Pure."""
 
 from losa_cache.extract.meter import Meter
 
@@ -19,10 +19,10 @@ ADVICE = {
 
 
 def shares(meter: Meter) -> dict[str, float]:
-    """Say for which share of an extraction's seconds each part was at work, or was waited for.
+    """Give for each part the share of an extraction's time in which it worked or was waited for.
 
     Parts run at the same time, so shares may add up to more than 1. The device computes while the main thread already
-    waits for the next images: only what it leaves of the time counts as waiting for them.
+    waits for the next images, so only the rest of the time counts as waiting for them.
 
     Args:
         meter: of an extraction that has written something.
@@ -39,7 +39,7 @@ def shares(meter: Meter) -> dict[str, float]:
 
 
 def limiter(meter: Meter) -> str | None:
-    """Name in one sentence what an extraction's time went into, and what would shorten it; ``None`` if nothing ran."""
+    """Say in one sentence what took an extraction's time, and what would shorten it; ``None`` if nothing ran."""
     if not meter.images or not meter.seconds:
         return None
     found = shares(meter)

@@ -1,4 +1,4 @@
-"""Speeds of this machine, measured: the disk that a cache would lie on, the backbone, decoding, decompression."""
+"""Measure the speeds of this machine: the disk for the cache, the backbone, decoding, decompression."""
 
 import os
 import tempfile
@@ -35,7 +35,7 @@ ROUNDS = 3
 
 @dataclass(frozen=True)
 class DiskSpeed:
-    """Bytes a second: written with fsync, read cold (as far as the system lets go of its pages), read again."""
+    """Bytes a second: written with fsync, read cold (as far as the system drops its pages), and read again."""
 
     write: float
     read: float
@@ -43,12 +43,12 @@ class DiskSpeed:
 
 
 def disk_speed(folder: Path, *, piece: int, free: int) -> DiskSpeed:
-    """Write a file, which is removed again, and read it back in random order.
+    """Write a temporary file, and read it back in random order.
 
     Args:
-        folder: on that disk.
-        piece: bytes of one read, as of one sample.
-        free: bytes on the disk.
+        folder: folder on that disk.
+        piece: bytes of one read, which is one sample.
+        free: free bytes on the disk.
 
     Raises:
         UserError: if nothing can be written there.
@@ -88,7 +88,7 @@ def _read_all(handle: int, piece: int, pieces: int) -> float:
 
 
 def decode_speed(inputs: Inputs, *, workers: int) -> float:
-    """Images a second that are decoded and transformed, plain."""
+    """Measure how many plain images are decoded and transformed in a second."""
     count = min(len(inputs.samples), images_at_once(inputs))
     decoder = Decoder(
         inputs.samples, inputs.backbone.input, workers=workers, turn=inputs.manifest.upright, on=inputs.decodes_on
@@ -101,7 +101,7 @@ def decode_speed(inputs: Inputs, *, workers: int) -> float:
 
 
 def forward_speed(inputs: Inputs, encoding: Encoding, batch: int) -> float:
-    """Images a second through the backbone, encoded, as an extraction runs it."""
+    """Measure how many images a second the backbone processes, including encoding, as in an extraction."""
     backbone = inputs.backbone
     forward = choose_forward(
         backbone,
@@ -118,7 +118,7 @@ def forward_speed(inputs: Inputs, encoding: Encoding, batch: int) -> float:
 
 @dataclass(frozen=True)
 class DeviceSpeed:
-    """Images a second on a CUDA device, measured in turn.
+    """Images a second on a CUDA device; the two ways are measured in turn.
 
     Attributes:
         forward: a bare forward pass: pixels are there, nothing is encoded or copied.
@@ -191,7 +191,7 @@ def device_speed(
 
 
 def unpack_speed(encoding: Encoding, blocks: Sequence[Tensor], layout: Layout) -> float:
-    """Rows a second that are decompressed, by two threads, and decoded on the device."""
+    """Measure how many rows a second are decompressed by two threads and decoded on the device."""
     stored = EncodedBatch.of(encoding, blocks).stored
     seconds = _median_seconds(lambda: _decoded(encoding, stored)) / len(stored)
     if layout.compressed:

@@ -1,4 +1,4 @@
-"""What an extraction counts while it runs."""
+"""Counts of a running extraction."""
 
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -6,16 +6,16 @@ from time import perf_counter
 
 @dataclass
 class Meter:
-    """What an extraction has done so far; a progress bar overrides :meth:`update`.
+    """The work of an extraction so far; a progress bar overrides :meth:`update`.
 
     Attributes:
-        total, images: images to write in this run, and written.
+        total, images: number of images to write in this run, and number written.
         bytes: bytes written.
-        waited_decode, waited_write: seconds that the main thread waited for images, and for what comes after it: the
+        waited_decode, waited_write: seconds that the main thread waited for images, and for the later parts: the
             device, if there is one, and the disk.
         forward, encode, copy: seconds that the device spent on the backbone, on encoding, and on copies to the host.
-        write: seconds that were spent on packing and writing.
-        seconds: since the first batch was asked for.
+        write: seconds of packing and writing.
+        seconds: time since the first batch was requested.
     """
 
     total: int = 0
@@ -31,9 +31,9 @@ class Meter:
     _started: float = field(default_factory=perf_counter, repr=False)
 
     def start(self, total: int) -> None:
-        """Begin with so many images to go."""
+        """Start, with so many images to write."""
         self.total, self._started = total, perf_counter()
 
     def update(self) -> None:
-        """Note that figures changed."""
+        """Is called when figures change."""
         self.seconds = perf_counter() - self._started

@@ -1,14 +1,14 @@
-"""A backbone on a CUDA device: copies beside the computation, and the forward pass as a CUDA graph.
+"""A backbone on a CUDA device: copies run beside the computation, and the forward pass is a CUDA graph.
 
-Two slots of device memory take turns. While the device computes in one, the pixels of the next batch come into the
-other and the results of the batch before it go from there to pinned host memory, each by a stream of its own.
+Two slots of device memory take turns. While the device computes in one, the results of the previous batch are copied
+from the other to pinned host memory, and the pixels of the next batch are copied there. Each copy has its own stream.
 
-**A graph and an eager pass give the same bytes.** A graph replays the very kernels, with the very arguments, that an
-eager pass launches; what differs is who launches them. So a cache does not depend on which batches were replayed: the
-last, smaller batch runs eagerly, a resumed extraction of few batches does so altogether, and nothing of it enters the
-identity. This is not only believed: before a graph is used, a batch of noise is run both ways, and unless every stored
-byte is the same the extraction goes on eagerly. Ways that round otherwise (``torch.compile`` of the blocks) are not
-used for that reason: a resumed extraction could not promise to find them again.
+**A graph and an eager pass give the same bytes.** A graph replays the same kernels with the same arguments that an
+eager pass launches. So a cache does not depend on which batches were replayed: the last, smaller batch runs eagerly, a
+resumed extraction of few batches runs eagerly as a whole, and the identity does not mention it. This is checked: before
+a graph is used, a batch of noise is run both ways, and unless every stored byte is the same, the extraction continues
+eagerly. Ways that round differently (``torch.compile`` of the blocks) are not used, because a resumed extraction might
+not have them.
 """
 
 import logging
@@ -34,13 +34,13 @@ Way = Callable[[], object]
 
 
 def _event() -> torch.cuda.Event:
-    """Give an event that is timed, and whose waiting threads leave the core to those that decode."""
+    """Give a timed event. Threads that wait for it leave the core to those that decode."""
     return torch.cuda.Event(enable_timing=True, blocking=True)
 
 
 @dataclass
 class _Slot:
-    """Device memory of a batch, the largest there is; the graph of a forward pass on it; and the last use of it.
+    """Device memory of the largest batch, the graph of a forward pass on it, and its last use.
 
     Attributes:
         pixels: uint8 ``(batch, *input.shape)``.
@@ -73,7 +73,7 @@ class CudaForward:
             whose many passes over memory fit beside the products of a block (2 % faster at ViT-B on an H200).
 
     Attributes:
-        why_eager: why there is no graph; ``None`` where there is one.
+        why_eager: why there is no graph; ``None`` if there is one.
     """
 
     def __init__(
@@ -109,12 +109,12 @@ class CudaForward:
                 self.why_eager = self._make_graphs()
 
     def run(self, batches: Sequence[Tensor]) -> list[Callable[[], tuple[Tensor, Tensor]]]:
-        """Begin to run batches of pixels; each result waits for its copy on the host."""
+        """Start batches of pixels; each result waits for its copy to the host."""
         with torch.cuda.device(self._device):
             return [self._begin(pixels) for pixels in batches]
 
     def bare(self) -> None:
-        """Begin a bare forward pass of a whole batch: nothing is uploaded, encoded or copied."""
+        """Start a bare forward pass of a whole batch: nothing is uploaded, encoded or copied."""
         if self._bare is not None:
             self._bare.replay()
         else:
@@ -195,9 +195,9 @@ class CudaForward:
     def _capture(self) -> None:
         """Capture the forward pass into each slot, and the bare one, one after the other in the same memory.
 
-        They may share memory: they are replayed in one stream, so never at the same time, and leave nothing there that
-        is read later. What torch compiles, measures or allocates on first use, it does in passes before, in the stream
-        of the capture. Other threads may go on allocating meanwhile, as those do that decode.
+        They can share memory: they are replayed in one stream, so never at the same time, and nothing that they leave
+            there is read later. Earlier passes in the stream of the capture do what torch compiles, measures or
+            allocates on first use. Meanwhile other threads may allocate, as those that decode do.
         """
         stream, pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
 
@@ -217,7 +217,7 @@ class CudaForward:
         self._bare = captured(self.bare)
 
     def _compare(self) -> str | None:
-        """Say how replayed results differ from eager ones on a batch of noise, if they do."""
+        """Compare replayed results with eager ones on a batch of noise; give the difference, if there is one."""
         noise = torch.Generator().manual_seed(0)
         shape = self._slots[0].pixels.shape
         pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=noise)
@@ -240,8 +240,8 @@ class CudaForward:
 class _Aside:
     """Encode a point's value on a stream of its own, while the main stream computes the next block.
 
-    The main stream waits for the encoding of a value before it goes on from the value after it: only then may the
-    memory of the former be used again. So two values are alive at a time.
+    The main stream waits for the encoding of a value before it continues after the next value, because only then may
+    the memory of the first be reused. So two values exist at a time.
     """
 
     def __init__(self, encoded: EncodedBatch, stream: torch.cuda.Stream) -> None:
@@ -255,18 +255,18 @@ class _Aside:
         self._held = [value]
 
     def join(self) -> None:
-        """Have the current stream wait for what is being encoded."""
+        """Let the current stream wait for the running encoding."""
         if self._held:
             torch.cuda.current_stream().wait_stream(self._stream)
             self._held = []
 
 
 def _nothing(at: int, value: Tensor) -> None:
-    """Take a value and leave it."""
+    """Do nothing with a value."""
 
 
 def _seconds(way: Way) -> float:
-    """Measure the device's time of a way, the second time and on."""
+    """Measure the device's time of a way, without its first run."""
     way()
     began, ended = _event(), _event()
     began.record()

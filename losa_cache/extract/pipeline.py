@@ -1,8 +1,8 @@
-"""The pipeline of stage one: decode, forward and encode, write, all at the same time.
+"""The pipeline of an extraction: decoding, forward pass with encoding, and writing run at the same time.
 
-Decoding runs a few batches ahead; the main thread keeps the device busy (``forward``); one thread takes what comes back
-and writes it, a few others checksum and compress for it. Both queues are short, so memory is a few batches. A backbone
-that is streamed through its device is given many batches at once, and what it gives back is collected on the host.
+Decoding runs a few batches ahead. The main thread keeps the device busy (``forward``). One thread writes the results,
+and a few others compute checksums and compress for it. Both queues are short, so the memory is that of a few batches. A
+backbone that is streamed through its device gets many batches at once, and its results are collected on the host.
 """
 
 from collections import deque
@@ -43,12 +43,12 @@ def run(
 
     Args:
         inputs: what is extracted.
-        writer: of the cache.
-        sources: that record the files, where the samples are of single ones.
-        batch_size: images a forward pass.
-        workers: that decode.
+        writer: writer of the cache.
+        sources: lists of source files, if samples lie in files of their own.
+        batch_size: images in a forward pass.
+        workers: number of threads or processes that decode.
         skip_errors: leave out images that do not decode instead of stopping.
-        meter: is told of everything done.
+        meter: counts the work.
 
     Raises:
         UserError: for an image that does not decode (unless skipped), or a disk that fills up.
@@ -106,7 +106,9 @@ def run(
 
 
 def pass_length(inputs: Inputs, layout: Layout, batch_size: int) -> int:
-    """Say how many batches go through the backbone together: one, or if it is streamed as many as the host can hold."""
+    """Give the number of batches that go through the backbone together: one or, if it is streamed, as many as fit in
+    host memory.
+    """
     backbone = inputs.backbone
     if backbone.streamed is None:
         return 1

@@ -16,7 +16,7 @@ HOST_SHARE = 4  # one pass is collected and the one before is written, in half o
 
 
 def cache_name(manifest: Manifest) -> str:
-    """Name a cache by what one looks for and the start of its identity."""
+    """Give the name of a cache: backbone, data set, options and the start of its identity."""
     backbone, dataset = manifest.fields["backbone"]["name"], manifest.fields["dataset"]
     views = "" if manifest.views == 1 else f"-{manifest.views}{'clips' if manifest.clips > 1 else 'views'}"
     layers = "" if len(manifest.layers) == manifest.depth else f"-{len(manifest.layers)}layers"
@@ -29,7 +29,9 @@ def cache_name(manifest: Manifest) -> str:
 
 
 def default_batch(inputs: Inputs) -> int:
-    """Choose a batch whose activations, all tokens as a run reads them, stay below 512 MiB; at most 64."""
+    """Choose a batch size of at most 64 such that the activations, all tokens as a run reads them, stay below 512
+    MiB.
+    """
     manifest, backbone = inputs.manifest, inputs.backbone
     values = len(manifest.points) * backbone.trunk_tokens * backbone.width
     return max(1, min(MAX_BATCH, BATCH_BYTES // (values * get_precision(manifest.precision).dtype.itemsize)))
@@ -39,18 +41,18 @@ def batches_at_once(image: int, batch_size: int, memory: int) -> int:
     """Choose how many batches go through a streamed backbone together, at least 1.
 
     Args:
-        image: bytes that one takes on the host until it is written.
-        batch_size: images a batch.
+        image: bytes that an image takes on the host until it is written.
+        batch_size: images in a batch.
         memory: free bytes of the host.
     """
     return max(1, min(MAX_AT_ONCE, memory // HOST_SHARE // image) // batch_size)
 
 
 def batches(layout: Layout, wanted: Iterable[int], batch_size: int) -> list[tuple[range, frozenset[int]]]:
-    """Cut wanted rows into batches.
+    """Divide the wanted rows into batches.
 
-    Batches lie on a fixed grid, so that a sample meets the same neighbours, and rounds the same way, whether or not
-    the extraction was interrupted.
+    Batches lie on a fixed grid. So a sample is computed together with the same samples, and rounded in the same way,
+    whether or not the extraction was interrupted.
 
     Returns:
         for each batch its rows, and those of them that are wanted.
@@ -62,5 +64,5 @@ def batches(layout: Layout, wanted: Iterable[int], batch_size: int) -> list[tupl
 
 
 def views_of(rows: Iterable[int], views: int) -> list[View]:
-    """Say which views of which samples rows hold: view 0 is plain, view v > 0 the v-th augmentation, or clip v."""
+    """Give the sample and view of each row: view 0 is plain, view v > 0 the v-th augmentation, or clip v."""
     return [(row // views, row % views or None) for row in rows]

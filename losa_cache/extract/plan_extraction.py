@@ -1,4 +1,4 @@
-"""``plan_extraction``: what a cache would cost and when it pays, before anything is written."""
+"""``plan_extraction``: the cost of a cache, and when it pays, before anything is written."""
 
 import shutil
 from contextlib import suppress
@@ -27,7 +27,8 @@ from losa_cache.extract.plan import cache_name, default_batch
 from losa_cache.folders import home
 from losa_cache.inputs import Inputs, open_inputs, precision_for
 from losa_cache.machine.device import choose_device, default_workers
-from losa_cache.machine.memory import available_memory, parse_bytes
+from losa_cache.machine.memory import available_memory
+from losa_cache.machine.sizes import parse_bytes
 from losa_cache.options import given, lists_options, with_options
 
 PREFERRED = ("bfloat16", "int8", "int4", "predict:2", "predict:1")
@@ -49,7 +50,7 @@ def plan_extraction(
         config: the options; those of an extraction will do.
         options: fields of :class:`PlanConfig`, over those of ``config``.
 
-    Nothing is kept: a probe file of at most 256 MiB is written where the cache would lie and removed again.
+    Nothing is kept: a test file of at most 256 MiB is written where the cache would lie, and removed.
 
     Returns:
         what would be written (``rows``, ``tokens``, ``width``, ``layers``, ``points``, ``precision``, its mean relative
@@ -107,13 +108,13 @@ def plan_extraction(
         memory=available_memory(torch.device("cpu")),
         free=free,
     )
-    found = {}
+    forecasts = {}
     for name, (coded, laid, share) in fitted.items():
         row = laid.sample_chunks * laid.chunk_bytes * share
         candidate = Candidate(name, round(laid.total_bytes * share), row, unpack_speed(coded, sample.whole, laid))
-        found[name] = forecast(candidate, speeds, samples=len(inputs.samples), views=inputs.manifest.views)
+        forecasts[name] = forecast(candidate, speeds, samples=len(inputs.samples), views=inputs.manifest.views)
     errors = {name: encoding_error(coded) for name, (coded, _, _) in fitted.items()}
-    chosen = found[precision]
+    chosen = forecasts[precision]
     tensors = len(inputs.backbone.tail.state_dict()) + len(encoding.constants())
     return {
         "backbone": inputs.manifest.fields["backbone"]["name"],
@@ -141,25 +142,25 @@ def plan_extraction(
         "break_even_epochs": chosen.break_even,
         "device_memory": device_memory,
         "alternatives": [
-            other.figures() | {"error": errors[name]} for name, other in found.items() if name != precision
+            other.figures() | {"error": errors[name]} for name, other in forecasts.items() if name != precision
         ],
-        "recommendation": recommend(chosen, [found[name] for name in PREFERRED if name in found]),
+        "recommendation": recommend(chosen, [forecasts[name] for name in PREFERRED if name in forecasts]),
     }
 
 
 def encoding_error(encoding: Encoding) -> float:
-    """Give the mean relative error of its layers, as expected of a cache."""
+    """Give the mean relative error of an encoding's layers, as expected in a cache."""
     stated = encoding.describe()["error"]
     return short(mean(stated) if isinstance(stated, list) else stated)
 
 
 def _device_memory(inputs: Inputs, layout: Layout, batch_size: int, *, free: int) -> dict[str, Any]:
-    """Say how the backbone's weights get to the device."""
+    """Describe how the backbone's weights get to the device."""
     backbone = inputs.backbone
     groups = backbone.groups(batch_size, inputs.compute)
-    found = {"free": free, "weights": backbone.weight_bytes, "streamed": backbone.streamed is not None}
+    figures = {"free": free, "weights": backbone.weight_bytes, "streamed": backbone.streamed is not None}
     if backbone.streamed is None:
-        return found
+        return figures
     moved = sum(backbone.streamed.sizes(inputs.compute).blocks) if len(groups) > 1 else 0
     images = batch_size * pass_length(inputs, layout, batch_size)
-    return found | {"groups": len(groups), "moved": moved, "images": images}
+    return figures | {"groups": len(groups), "moved": moved, "images": images}

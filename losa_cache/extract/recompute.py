@@ -1,4 +1,4 @@
-"""Samples of a finished cache through the backbone again: to compare them, or to write damaged ones anew."""
+"""Compute samples of a finished cache again by the backbone, to compare them or to replace damaged ones."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,8 +19,7 @@ from losa_cache.cache.registry import knows, remember
 from losa_cache.cache.schema import check_options
 from losa_cache.cache.store import ActivationCache
 from losa_cache.calibrate import images_at_once, run_views
-from losa_cache.data.names import is_embedded, is_name
-from losa_cache.data.nvjpeg import PILLOW
+from losa_cache.data.names import PILLOW, is_embedded, is_name
 from losa_cache.data.samples import Samples
 from losa_cache.errors import UserError
 from losa_cache.extract import pipeline
@@ -44,16 +43,16 @@ def reopen(
     weights: str | Path | None = None,
     device: str | None = None,
 ) -> Inputs:
-    """Open what a cache was extracted from.
+    """Open the backbone and the data set from which a cache was extracted.
 
     Args:
         cache: complete.
-        backbone, dataset: loaded ones, where the cache was extracted from such.
-        data_dir, weights: where these lie now; by default where they lay.
-        device: as of ``losa_cache.extract``.
+        backbone, dataset: loaded ones, if the cache was extracted from such.
+        data_dir, weights: where these lie now; by default where they were at extraction.
+        device: as in ``losa_cache.extract``.
 
     Raises:
-        UserError: if they cannot be opened, or are not the ones.
+        UserError: if they cannot be opened, or are not those of the cache.
     """
     given = {"backbone": backbone, "dataset": dataset, "data_dir": data_dir, "weights": weights}
     given = {name: value for name, value in given.items() if value is not None}
@@ -95,15 +94,15 @@ def reopen(
 def _trusted_options(cache: ActivationCache, given: Mapping[str, Any]) -> dict[str, Any]:
     """Give a cache's options, unless they would open or fetch what this user has never named.
 
-    A cache from elsewhere may name any folder or checkpoint of this machine, or one to be downloaded. What it names is
-    followed only where this user's own registry says that it was extracted from there, or where nothing is opened.
+    A cache from elsewhere may name any folder or checkpoint of this machine, or one to download. Its options are used
+    only if this user's own registry says that it was extracted from there, or if they open nothing.
 
     Args:
-        cache: with options.
-        given: those that the user gives now.
+        cache: a cache with options.
+        given: options that the user gives now.
 
     Raises:
-        UserError: saying which must be given.
+        UserError: saying which options must be given.
     """
     name = str(cache.path)
     try:
@@ -126,14 +125,14 @@ def _trusted_options(cache: ActivationCache, given: Mapping[str, Any]) -> dict[s
 
 
 def _comes_along(options: Mapping[str, Any]) -> bool:
-    """Whether the weights are drawn, or a part of this package."""
+    """Whether the weights are random, or a part of this package."""
     trunk = full_name(options["backbone"]).removeprefix(VIDEO) if options["backbone"] != CHECKPOINT else ""
     weights = options.get("weights", PRETRAINED)
     return weights == RANDOM or (weights == PRETRAINED and trunk == "vit_digits")
 
 
 def compare(cache: ActivationCache, inputs: Inputs, count: int, *, seed: int) -> dict[str, Any]:
-    """Run random rows through the backbone again (``docs/protocol.md``, section "Verifying").
+    """Compute random rows again by the backbone (``docs/protocol.md``, section "Verifying").
 
     Args:
         cache: complete.
@@ -189,7 +188,7 @@ def compare(cache: ActivationCache, inputs: Inputs, count: int, *, seed: int) ->
 
 
 def mend(cache: ActivationCache, damage: Damage, open_again: Callable[[], Inputs]) -> None:
-    """Put damaged metadata files back, write lists of checksums that lack, and damaged samples anew.
+    """Restore damaged metadata files, write missing lists of checksums, and compute damaged samples again.
 
     Args:
         cache: as :func:`examine` opened it.

@@ -1,4 +1,4 @@
-"""``verify_cache``: every checksum and receipt, samples through the backbone again, and repair."""
+"""``verify_cache``: check every checksum and receipt, compute samples again, and repair."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -29,27 +29,27 @@ def verify_cache(
     seed: int = 0,
     progress: Callable[[float], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Check a complete cache, and mend what is damaged (``docs/protocol.md``, section "Verifying").
+    """Check a complete cache and, if requested, repair it (``docs/protocol.md``, section "Verifying").
 
     Args:
         path: the ``.zarr`` folder, or its URL.
-        recompute: run so many random rows through the backbone again and compare.
-        repair: put damaged metadata files back and compute damaged samples again, then check what was mended. Adds the
-            lists of checksums that caches of older versions lack.
-        backbone, dataset: loaded ones, where the cache was extracted from such.
-        data_dir, weights: where images and weights lie now; by default where they lay at extraction.
-        device: for the backbone; by default the GPU where there is one.
+        recompute: number of random rows to compute again by the backbone, and to compare.
+        repair: restore damaged metadata files, compute damaged samples again, and check the repaired parts. It also
+            adds the lists of checksums that caches of older versions lack.
+        backbone, dataset: loaded ones, if the cache was extracted from such.
+        data_dir, weights: where images and weights are now; by default where they were at extraction.
+        device: device of the backbone; by default the GPU if there is one.
         scheduler: address of a dask.distributed scheduler; by default threads of this process.
-        seed: of the choice of rows.
-        progress: is given the share of the shards checked.
+        seed: seed of the choice of rows.
+        progress: is called with the share of the shards that were checked.
 
     Returns:
         ``cache``, ``identity``, ``shards``, ``rows``, ``bytes``, ``seconds``; ``damaged``: ``files``, ``shards``
         (``{"shard", "reason", "samples"}``) and ``samples`` (ids) as found; ``repaired``; ``recomputed`` (or null);
-        ``intact``: nothing is damaged, or no longer, and no recomputed row differs.
+        ``intact``: whether nothing is damaged any more, and no recomputed row differs.
 
     Raises:
-        UserError: if it is no complete cache, or what was asked for cannot be done.
+        UserError: if it is no complete cache, or the request is impossible.
     """
     if recompute < 0:
         raise UserError(f"recompute is {recompute}: it must be at least 0.")

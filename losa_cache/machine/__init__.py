@@ -1,1 +1,1 @@
-"""What the machine gives: its devices, its memory, and work done ahead on it."""
+"""The machine: its devices, its memory, and work in advance on threads."""

@@ -1,4 +1,4 @@
-"""Where to compute, and with how many helpers."""
+"""Choice of the device and of the number of worker threads."""
 
 import os
 from contextlib import AbstractContextManager, nullcontext
@@ -6,16 +6,18 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 from losa_cache.errors import UserError
+from losa_cache.machine.device_names import require_device_name
 
 
 def choose_device(name: str | None = None) -> torch.device:
-    """Take the named device, or the GPU where there is one, else the CPU.
+    """Give the named device; by default the GPU if there is one, else the CPU.
 
     Raises:
         UserError: for a name that torch does not know or a device that is not there.
     """
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    require_device_name(name)
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -45,16 +47,18 @@ def has_bfloat16(device: torch.device) -> bool:
 
 
 def side_stream(device: torch.device) -> torch.cuda.Stream | None:
-    """Give a new stream of a GPU; ``None`` of a CPU, where everything is done at once."""
+    """Give a new stream of a GPU; ``None`` for a CPU, which has none."""
     return torch.cuda.Stream(device) if device.type == "cuda" else None
 
 
 def on_stream(stream: torch.cuda.Stream | None) -> AbstractContextManager[object]:
-    """Ask for what a GPU does in this context on a stream."""
+    """Run what is launched in this context on a stream of the GPU."""
     return nullcontext() if stream is None else torch.cuda.stream(stream)
 
 
 def after_failed_capture(device: torch.device) -> None:
-    """Give a GPU's random numbers free after a capture that failed: they stay a part of it until one succeeds."""
+    """Release a GPU's random generator after a capture that failed: it belongs to that capture until another one
+    succeeds.
+    """
     with torch.cuda.graph(torch.cuda.CUDAGraph(), capture_error_mode="thread_local"):
         torch.zeros(1, device=device)

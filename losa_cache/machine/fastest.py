@@ -1,4 +1,4 @@
-"""Which of several ways to do the same thing is the fastest on this GPU: measured once, then remembered."""
+"""Choice of the fastest of several ways to do the same on this GPU: it is measured once and remembered."""
 
 import hashlib
 import logging
@@ -28,18 +28,19 @@ Work = Callable[[], object]
 def fastest(what: str, ways: Mapping[str, Work], device: torch.device) -> str:
     """Name the fastest way, by a measurement on the first call and by a note of it afterwards.
 
-    The note is a small file below ``$LOSA_CACHE_HOME/fastest``, one a piece of work, so that processes never lose each
+    The note is a small file below ``$LOSA_CACHE_HOME/fastest``, one for each piece of work, so that processes do not
+    overwrite each
     other's. It names the GPU and the versions of torch and Triton, so that another GPU or version measures again. A
     resumed run finds the same note, and therefore computes in the same way.
 
     Args:
         what: the work, with all sizes that decide which way wins.
-        ways: to do it, by name; none may change what another one reads. A way that raises is not chosen.
+        ways: the ways, by name; none may change what another one reads. A way that raises is not chosen.
         device: a CUDA device.
 
     Raises:
-        RuntimeError: if every way raises, with what the last one says.
-        torch.OutOfMemoryError: if a way finds no memory: then nothing is chosen, for there may be some next time.
+        RuntimeError: if every way raises, with the message of the last one.
+        torch.OutOfMemoryError: if a way finds no memory. Then nothing is chosen, because there may be memory next time.
     """
     key = " | ".join([what, torch.cuda.get_device_name(device), torch.__version__, _triton_version()])
     if (known := _noted(key)) in ways:
@@ -63,7 +64,7 @@ def fastest(what: str, ways: Mapping[str, Work], device: torch.device) -> str:
 
 
 def why_not_triton(device: torch.device) -> str | None:
-    """Say why Triton's kernels cannot run on a device, or ``None`` where they can."""
+    """Say why Triton's kernels cannot run on a device; ``None`` if they can."""
     if device.type != "cuda":
         return "they need a CUDA device"
     return _missing(device)

@@ -1,8 +1,7 @@
-"""How much memory is left, and how people write such sizes."""
+"""How much memory is left, and how it is allocated."""
 
 import math
 import mmap
-import re
 import resource
 import weakref
 from collections.abc import Sequence
@@ -15,42 +14,17 @@ from numpy.typing import NDArray
 
 from losa_cache.errors import UserError
 from losa_cache.machine.device import default_workers
+from losa_cache.machine.sizes import readable_bytes
 
 LOCKED_IN_PLACE = 2**28  # bytes: torch's own page-locked memory is rounded up to a power of two
 _LIMITLESS = 2**62
-_PREFIXES = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
-
-
-def parse_bytes(size: str | int) -> int:
-    """Read a size: ``4GB`` (10^9 each), ``1.5GiB`` (2^30), ``512MB``, or plain bytes.
-
-    Raises:
-        UserError: if it is none, or less than a byte.
-    """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kmgt]?)(i?)b?", str(size).strip(), re.IGNORECASE)
-    number = 0
-    if found is not None:
-        value, prefix, binary = found.groups()
-        number = int(float(value) * (1024 if binary else 1000) ** _PREFIXES[prefix.lower()])
-    if number < 1:
-        raise UserError(f"{str(size)!r} is no size: write 4GB, 512MB, 1.5GiB or a number of bytes.")
-    return number
-
-
-def readable_bytes(count: float) -> str:
-    """Write bytes in decimal units, as disks are sold."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
 
 
 def allocate(shape: Sequence[int], dtype: torch.dtype, device: torch.device, *, pin: bool = False) -> torch.Tensor:
-    """Allocate a tensor that is read into.
+    """Allocate a tensor for data that are read into it.
 
-    On the host it is page-locked where ``pin`` says so, for a GPU; or else in large pages where the system gives them
-    (numpy asks for them), which makes reads 5 % faster.
+    On the host it is page-locked for a GPU, if ``pin`` is set. Otherwise it lies in large pages, if the system gives
+    them (numpy requests them), which makes reads 5 % faster.
 
     Raises:
         UserError: if so much memory cannot be page-locked.
@@ -62,22 +36,22 @@ def allocate(shape: Sequence[int], dtype: torch.dtype, device: torch.device, *, 
 
 
 def _pages(nbytes: int, *, locked: bool) -> NDArray[np.uint8]:
-    """Allocate whole pages, which other memory has no part in."""
+    """Allocate whole pages that are not shared with other memory."""
     size = -(-max(1, nbytes) // mmap.PAGESIZE) * mmap.PAGESIZE
     whole = np.empty(size + mmap.PAGESIZE, dtype=np.uint8)
     start = -whole.ctypes.data % mmap.PAGESIZE
-    own = whole[start : start + size]
+    pages = whole[start : start + size]
     if locked:
         with ThreadPoolExecutor(default_workers()) as threads:  # CUDA would have one thread ask for every page
-            list(threads.map(lambda part: part[:: mmap.PAGESIZE].fill(0), np.array_split(own, default_workers())))
-        address, runtime = own.ctypes.data, torch.cuda.cudart()
+            list(threads.map(lambda part: part[:: mmap.PAGESIZE].fill(0), np.array_split(pages, default_workers())))
+        address, runtime = pages.ctypes.data, torch.cuda.cudart()
         if (error := int(runtime.cudaHostRegister(address, size, 0))) != 0:
             raise UserError(
                 f"{readable_bytes(size)} of the host's memory cannot be page-locked for the GPU (CUDA error {error}): "
                 "choose --residency disk, or a smaller --limit."
             )
         weakref.finalize(whole, runtime.cudaHostUnregister, address).atexit = False
-    return own
+    return pages
 
 
 def available_memory(device: torch.device) -> int:

@@ -1,1 +1,1 @@
-"""Yardsticks from frozen features: logistic regressions, nearest neighbours, class means."""
+"""Baselines from frozen features: logistic regressions, nearest neighbours, class means."""

@@ -1,4 +1,4 @@
-"""How far a probe and a side network are each to be trusted: two numbers, fitted on held-out images."""
+"""The weights of a probe's and a side network's logits: two numbers, fitted on held-out images."""
 
 import torch
 from torch import Tensor
@@ -12,10 +12,10 @@ STEPS, ENOUGH = 50, 1e-10
 
 
 def fit_shares(probe: Tensor, own: Tensor, labels: Tensor) -> Tensor:
-    """Fit a and b of ``a * probe + b * own``, neither below 0, by the cross entropy of held-out images.
+    """Fit a and b of ``a * probe + b * own``, both at least 0, by the cross entropy of held-out images.
 
-    It is a logistic regression in two variables, with a ridge around :data:`PRIOR` that decides where there are few
-    images: Newton's method in float64.
+    This is a logistic regression in two variables, by Newton's method in float64. A ridge around :data:`PRIOR` decides
+    if there are few images.
 
     Args:
         probe, own: logits ``(N, classes)``; N may be 0.
@@ -35,7 +35,7 @@ def fit_shares(probe: Tensor, own: Tensor, labels: Tensor) -> Tensor:
 
 
 def _newton(logits: Tensor, labels: Tensor, free: list[bool]) -> Tensor:
-    """Fit those shares that are free; the others are 0. Steps are halved until they lead down."""
+    """Fit the free weights; the others are 0. Steps are halved until the loss falls."""
     open_ = torch.tensor(free, dtype=logits.dtype, device=logits.device)
     prior = open_.new_tensor(PRIOR)
     right = F.one_hot(labels, logits.shape[2]).to(logits)

@@ -15,7 +15,14 @@ class ProbeConfig:
         seed: of the folds.
     """
 
-    val_fraction: Annotated[float, Option("Share of the images held out, to choose C and k by.")] = 0.1
-    val_ids: Annotated[str | None, Option("Hold out the ids of this file, one a line.", path=True)] = None
-    limit: Annotated[int | None, Option("Fit this many images, beside the held-out ones.")] = None
-    seed: Annotated[int, Option("Seed of the folds of a cross-validation.")] = 0
+    val_fraction: Annotated[
+        float,
+        Option(
+            "Share of the images held out, on which the regularisation C and the number of neighbours k are chosen."
+        ),
+    ] = 0.1
+    val_ids: Annotated[str | None, Option("File of ids, one a line: hold out exactly these images.", path=True)] = None
+    limit: Annotated[
+        int | None, Option("Fit only this many images; the held-out images stay the same. Default: all.")
+    ] = None
+    seed: Annotated[int, Option("Seed of the split into folds, if C and k are chosen by cross-validation.")] = 0

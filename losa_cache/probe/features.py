@@ -23,10 +23,10 @@ BATCH = 64
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """What a probe reads of N samples.
+    """The features of N samples that a probe reads.
 
     Attributes:
-        rows: float32 ``(N, points, m, d)``: of each point the class token and the mean of the patches, each token
+        rows: float32 ``(N, points, m, d)``: for each point the class token and the mean of the patches, each token
             layer-normed first; without class tokens only the mean.
         tail: float32 ``(N, d)``: the frozen tail's feature vector, which ``--side linear`` classifies.
         labels: int64 ``(N,)``.
@@ -42,7 +42,7 @@ class Features:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """What can be read of a point."""
+        """The kinds of features of a point."""
         return ("cls", "mean", "both") if self.rows.shape[2] == 2 else ("mean",)
 
     def of(self, point: str | None, kind: str) -> Tensor:
@@ -63,7 +63,7 @@ def probed_points(cache: ActivationCache) -> list[str]:
 
 
 def rows_of_point(cache: ActivationCache) -> int:
-    """Rows m that are read of each point."""
+    """Number of rows m of each point."""
     stored: int = cache.manifest.tokens["total"]
     return stored if _is_pooled(cache) else pooling_of(cache.manifest.tail).rows
 
@@ -75,15 +75,15 @@ def read_features(
     *,
     progress: Callable[[float], None] = lambda share: None,
 ) -> Features:
-    """Read a cache once: blocks are decoded and pooled on the device, and only the rows are kept, in the host's memory.
+    """Read a cache once. Blocks are decoded and pooled on the device, and only the rows are kept, in host memory.
 
-    Of augmented views the plain one is read; over the clips of a video the rows are averaged.
+    If there are augmented views, the plain one is read; the rows of the clips of a video are averaged.
 
     Args:
-        cache: of all tokens, or of pooled rows.
-        samples: their numbers; the features come in this order.
+        cache: a cache of all tokens, or of pooled rows.
+        samples: numbers of the samples; the features come in this order.
         placement: where blocks are decoded and pooled, and where activations are kept.
-        progress: is given the share done.
+        progress: is called with the finished share.
 
     Raises:
         UserError: for features that are not finite, naming the sample.

@@ -1,4 +1,4 @@
-"""Which images a probe fits, holds out and tests, and on which none can be tuned."""
+"""Choice of the images that a probe fits, holds out and tests; images on which no probe can be tuned are refused."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from losa_cache.cache.store import ActivationCache
 from losa_cache.errors import UserError
-from losa_cache.machine.memory import available_memory, readable_bytes
+from losa_cache.machine.memory import available_memory
+from losa_cache.machine.sizes import readable_bytes
 from losa_cache.probe.features import probed_points, rows_of_point
 from losa_cache.probe.tuning import FOLDS, Folds, cross_validation, held_out_fold
 from losa_cache.tasks import CLASSIFICATION, get_task
@@ -19,7 +20,7 @@ from losa_cache.train.sampler import first_by_hash
 from losa_cache.train.training_data import selected
 
 ROOM = 0.7
-"""Of the memory that is free, what features and fits may take."""
+"""Share of the free memory that features and fits may take."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +30,7 @@ class Images:
     Attributes:
         train, held_out: of the training cache, as ``train`` with the same options has them.
         test: of the test cache; empty without one.
-        folds: what is held out of train and held_out, one behind the other, while something is chosen.
+        folds: held-out positions in train and held_out, concatenated, while C and k are chosen.
         notes: sentences on what was left out.
     """
 
@@ -50,11 +51,11 @@ def choose_images(
 ) -> Images:
     """Choose the images, as many as memory holds.
 
-    Held-out images that are named by their ids are what everything is chosen on: they may be of other people or places,
-    which folds would mix. Held-out ones drawn as a share are, where there are enough of them; else there are folds.
+    If held-out images are named by their ids, everything is chosen on them: they may show other people or places, which
+    folds would mix. If they are drawn as a share, they are used if there are enough of them; otherwise there are folds.
 
     Raises:
-        UserError: where nothing can be tuned.
+        UserError: if nothing can be tuned.
     """
     if config.val_ids is None and config.val_fraction == 0:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Every probe of a set of features: chosen on what is held out, fitted to all, tested."""
+"""Every probe of a set of features: tuned on held-out samples, fitted to all, tested."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from losa_cache.tasks.base import standard_error
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """What all probes share.
+    """The inputs that all probes share.
 
     Attributes:
         train: features of the images that are fitted.
@@ -36,7 +36,7 @@ class Data:
 
 @dataclass(frozen=True, eq=False)
 class Probed:
-    """A line of the table, and what stands behind it.
+    """A line of the table, and its predictions.
 
     Attributes:
         line: its figures.

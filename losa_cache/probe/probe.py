@@ -1,4 +1,4 @@
-"""``probe``: yardsticks of a cache, each tuned on what ``train`` holds out. *Not from the paper*.
+"""``probe``: baselines of a cache, each tuned on the samples that ``train`` holds out. *Not from the paper*.
 
 What is trained from all tokens of a cache is worth its bytes where it beats these, which read one or two rows of a
 layer and take seconds.
@@ -40,7 +40,7 @@ Progress = Callable[[float], None]
 
 @dataclass(frozen=True, eq=False)
 class ProbeResult:
-    """What a probe found.
+    """The result of a probe.
 
     Attributes:
         record: all figures.
@@ -138,7 +138,7 @@ def probe(
 
 
 def _test_cache(cache: ActivationCache, test: str | Location | ActivationCache | None) -> ActivationCache | None:
-    """Open what is tested on, or find it; ``None``: there is none."""
+    """Open the test cache, or find one; ``None`` if there is none."""
     if test is None:
         return test_cache_for(cache.manifest)
     opened = test if isinstance(test, ActivationCache) else open_cache(test)

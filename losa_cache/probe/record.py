@@ -1,4 +1,4 @@
-"""What a probe of a cache found: a table, and which line is to beat. Pure."""
+"""The results of a probe of a cache: a table, and its best line. Pure."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -45,13 +45,13 @@ class Line:
 
     @property
     def name(self) -> str:
-        """For people, and the same for the same probe of another cache."""
+        """Its name in tables, which is the same for the same probe of another cache."""
         rows = "" if self.rows == "features" else f", {self.rows}"
         return f"{self.method}, {self.reads}{rows}"
 
     @property
     def chosen(self) -> str:
-        """What was chosen, in short."""
+        """The chosen value, in short."""
         return f"C {self.c:.1e}" if self.c is not None else f"k {self.neighbours}" if self.neighbours else ""
 
 
@@ -97,7 +97,7 @@ class ProbeRecord:
 
     @property
     def best(self) -> Line:
-        """The line to beat: the best held-out accuracy, of equal ones the lowest loss, then the fewest features."""
+        """The best line: the highest held-out accuracy; if equal, the lowest loss, then the fewest features."""
         return _best(self.lines)
 
     @property
@@ -146,7 +146,7 @@ class ProbeRecord:
 
 
 def table(record: ProbeRecord) -> list[list[str]]:
-    """Lay the short table out: a head, and a row for each line; the line to beat is marked in the first column."""
+    """Format the short table: a head, and a row for each line; the best line is marked in the first column."""
     head = ["", "method", "reads", "rows", "features", "chosen", "held out (%)", "test (%)", "seconds"]
     rows = []
     for line in record.in_short():
@@ -168,7 +168,7 @@ def table(record: ProbeRecord) -> list[list[str]]:
 
 
 def text(record: ProbeRecord) -> str:
-    """Write the short table for a terminal, and what it was chosen on."""
+    """Format the short table for a terminal, with the samples of the choice."""
     cells = table(record)
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]

@@ -1,4 +1,4 @@
-"""How C is chosen: on what is held out, by accuracy, then by loss, then for the stronger regularisation."""
+"""Choice of C on held-out samples: by accuracy, then by loss, then by the stronger regularisation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from losa_cache.probe.logistic import PATH, Fit, fit_path, follow_path, standard
 
 FOLDS = 5
 ROUGHLY = 1e-4
-"""Tolerance while C is sought: what scikit-learn ends at by default. The fit at the chosen C goes to the optimum."""
+"""Tolerance during the search for C: scikit-learn's default. The fit at the chosen C continues to the optimum."""
 PATIENCE = 4
 """Values of C, a decade, over which the held-out loss rises and the accuracy does not, at which a path ends."""
 
@@ -33,13 +33,15 @@ class Folds:
 
 
 def held_out_fold(train: int, held_out: int) -> Folds:
-    """One pair: so many samples first, and the held-out ones behind them."""
+    """Give one pair: so many training samples, followed by the held-out ones."""
     places = torch.arange(train + held_out)
     return Folds([(places[:train], places[train:])], f"{held_out} held-out images")
 
 
 def cross_validation(labels: NDArray[np.int64], *, seed: int, folds: int = FOLDS) -> Folds:
-    """Deal all samples into folds, each class evenly (to one sample), the rest at random from the seed."""
+    """Divide all samples into folds at random, by the seed; the samples of each class are spread evenly, to one
+    sample.
+    """
     count, rng = min(folds, len(labels)), np.random.default_rng(seed)
     order = rng.permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]
@@ -101,7 +103,7 @@ def fit_at(c: float, x: Tensor, y: Tensor, classes: int, device: torch.device) -
 def judged(
     x: Tensor, y: Tensor, classes: int, folds: Folds, device: torch.device, cs: Sequence[float]
 ) -> list[tuple[float, float, float]]:
-    """Follow the paths of all folds side by side (arguments as of :func:`tune`, ``cs`` rising).
+    """Follow the paths of all folds together (arguments as in :func:`tune`, ``cs`` ascending).
 
     Returns:
         C, held-out top-1 in percent and held-out loss in nats, of every value up to where the path ends.

@@ -1,1 +1,3 @@
-"""The side network, the frozen tail and the classifier: all that stage two computes. Plain torch, no timm, no Zarr."""
+"""The side network, the frozen tail and the classifier: everything that training computes. Plain torch, no timm, no
+Zarr.
+"""

@@ -1,4 +1,6 @@
-"""What computes a chain of side layers on this device: torch's products, or Triton kernels where they are faster."""
+"""Choice of what computes a chain of side layers on this device: torch's products, or Triton kernels if they are
+faster.
+"""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,9 +32,10 @@ _known: dict[str, str] = {}
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Compute by ``"torch"`` or ``"triton"`` within this context, whatever is faster: for tests and benchmarks.
+    """Compute with ``"torch"`` or ``"triton"`` within this context, even if the other is faster: for tests and
+    benchmarks.
 
-    What the kernels cannot read is left to torch all the same. On a CPU the kernels run where Triton interprets them
+    Torch still computes what the kernels cannot read. On a CPU the kernels run where Triton interprets them
     (``TRITON_INTERPRET=1``).
     """
     token = _asked.set(name)
@@ -43,7 +46,8 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def choose_backend(chain: Chain, layers: tuple[Packed, Packed], blocks: Sequence[Block], start: Tensor) -> Backend:
-    """Choose what computes a chain: on CUDA by a measurement on the first batch of about this size, then remembered.
+    """Choose what computes a chain: on CUDA by a measurement on the first batch of about this size, which is
+    remembered.
 
     Args:
         chain, layers, blocks, start: as of :func:`losa_cache.sidenet.fast.refine`.
@@ -88,7 +92,7 @@ def norms_by_triton(block: Block, by_triton: Callable[[Block], object], by_torch
 
 
 def _asked_for(dtype: torch.dtype, device: torch.device) -> str | None:
-    """Name the way that is asked for, or the only one there is; ``None``: the faster one."""
+    """Name the requested way, or the only one there is; ``None`` for the faster one."""
     asked = _asked.get()
     usable = dtype in HALVES and why_not_triton(device) is None
     return asked if usable or asked == "triton" else "torch"

@@ -1,9 +1,10 @@
-"""What training adds to a classifier over all layers, until it is folded into the weights. *Not from the paper*.
+"""Parts of a classifier over all layers that only training needs, until they are folded into the weights. *Not from the
+paper*.
 
 The logits are ``a * probe + b * own``: the probe reads the pooled rows of all layers as the frozen trunk gives them,
 the side network's own classifier reads what ``losa_cache.sidenet.reader`` makes of them and of y_k's. The two are
-trained apart, so that each learns the whole task, and the shares a and b say how far each is to be trusted. Adding
-logits is averaging log probabilities.
+trained separately, so that each learns the whole task, and a and b weight their logits. Adding logits means averaging
+log probabilities.
 """
 
 from collections.abc import Sequence
@@ -18,17 +19,18 @@ UNKNOWN = (0.5, 0.5)  # shares where nothing is held out to fit them on
 
 
 class Blend(nn.Module):
-    """Dropout of the side network's update, and the shares: of one adapter, or of K that have one probe.
+    """Dropout of the side network's update, and the weights of the logits, for one adapter or for K that share one
+    probe.
 
     Args:
         seed: of the dropout.
-        dropout: share of the update's values that a training step leaves out; of K adapters, one each.
+        dropout: share of the update's values that a training step drops; for K adapters one each.
         device: of its tensors.
 
     Attributes:
         share: a and b, ``(2,)`` or ``(K, 2)``.
-        c: that the probe was fitted with, ``()``.
-        steps: of training taken so far, int64 ``()``.
+        c: regularisation C of the probe, ``()``.
+        steps: number of training steps so far, int64 ``()``.
     """
 
     dropout: Tensor
@@ -55,7 +57,7 @@ class Blend(nn.Module):
         return update
 
     def keep(self, trials: Sequence[int]) -> None:
-        """Forget all adapters but these."""
+        """Drop all adapters but these."""
         self.dropout, self.share = self.dropout[list(trials)], self.share[list(trials)]
 
     def blended(self, own: Tensor, probe: Tensor) -> Tensor:

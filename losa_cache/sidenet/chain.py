@@ -1,4 +1,4 @@
-"""A chain of side layers: what a pass needs to know, and its parameters as matrices."""
+"""A chain of side layers: its plan, and its parameters as matrices."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ Pair = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Chain:
-    """What a pass needs to know beside tensors.
+    """Everything but tensors that a pass needs.
 
     Attributes:
-        kinds: of each layer, ``CHANNEL`` or ``TOKEN``.
+        kinds: kind of each layer, ``CHANNEL`` or ``TOKEN``.
         rank: r.
-        readout: what of y_k is asked for.
-        dtype: that products are computed in.
+        readout: the part of y_k to compute.
+        dtype: dtype of the products.
         added: whether torch's products are taken with b_i + y_0, so that none with y_0 alone are needed.
     """
 

@@ -73,7 +73,7 @@ class LoSA(nn.Module):
 
     @property
     def kinds(self) -> list[int]:
-        """Of each side layer, ``CHANNEL`` or ``TOKEN``."""
+        """Kind of each side layer, ``CHANNEL`` or ``TOKEN``."""
         return [TOKEN if self.mixes_tokens(i) else CHANNEL for i in range(self.depth)]
 
     @property
@@ -86,21 +86,21 @@ class LoSA(nn.Module):
 
         Args:
             blocks: the k block outputs, first to last, each ``(batch, tokens, width)``; the last is y_0 = b_L. Or k
-                inputs of another kind (Table 4's taps, Table 6's start) and y_0 behind them. y_0 is a tensor; the
-                others may be int8 codes with their scales.
-            readout: which m rows of y_k are wanted; by default all.
+                inputs of another kind (Table 4's taps, Table 6's start) followed by y_0. y_0 is a tensor; the others
+                may be int8 codes with their scales.
+            readout: the m rows of y_k to compute; by default all.
 
         Returns:
-            y_k, ``(batch, m, width)``, in float32 where the blocks are of half precision: a sum of many small updates
-            must not be rounded to 8 bits after each. Products are computed in autocast's dtype.
+            y_k, ``(batch, m, width)``, in float32 if the blocks have half precision: a sum of many small updates must
+            not be rounded to 8 bits after each update. Products are computed in autocast's dtype.
         """
         packed = (self.packed(CHANNEL), self.packed(TOKEN))
         return run_segments(self.kinds, packed, blocks, readout or Whole(), length=self.segment_length)[0]
 
     def plain(self, blocks: Sequence[Tensor]) -> Tensor:
-        """Refine the backbone's output as the equations stand: every layer reads and writes whole n x d tensors.
+        """Refine the backbone's output exactly as the equations say: every layer reads and writes whole n x d tensors.
 
-        What :meth:`forward` is tested against, and a page to read.
+        :meth:`forward` is tested against this.
         """
         inputs, start = split_start(blocks, self.depth)
         y = start.to(wide(start))

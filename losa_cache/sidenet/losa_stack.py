@@ -1,4 +1,4 @@
-"""K LoSAs, or low-rank MLPs, trained side by side: every activation is read once for all of them."""
+"""K LoSAs, or low-rank MLPs, that train together: every activation is read once for all of them."""
 
 from collections.abc import Sequence
 
@@ -28,22 +28,22 @@ class _Layers(nn.Module):
         self.scale = nn.Parameter(torch.cat([p.scale for p in filled]).detach())
 
     def packed(self) -> Packed:
-        """Give them as the fast form takes them."""
+        """Give the layers in the form that the fast form takes."""
         return Packed(self.down, self.down_bias, self.up, self.up_bias, self.scale)
 
     def named(self) -> list[tuple[str, nn.Parameter]]:
-        """List what is trained; nothing where there is no layer of this kind."""
+        """List the trained tensors; empty if there is no layer of this kind."""
         return [(name, p) for name, p in self.named_parameters() if p.numel()]
 
 
 class LoSAStack(SideStack):
     """LoSAs of one depth and shape, each with its own rank and weights, as tensors with the trial first.
 
-    Smaller ranks are filled up with zeros to the largest. A zero row of W_d with a zero bias has a zero state, since
-    GELU(0) = 0, so neither it nor its column of W_u ever gets a gradient: it stays what it is, and costs only time.
+    Smaller ranks are padded with zeros to the largest. A zero row of W_d with a zero bias has a zero state, because
+    GELU(0) = 0. So neither the row nor its column of W_u ever gets a gradient: both stay zero, and cost only time.
 
     Args:
-        networks: to stack; their weights are copied.
+        networks: networks to stack; their weights are copied.
 
     Raises:
         ValueError: if they do not mix the same axes of the same length.
@@ -90,7 +90,7 @@ class LoSAStack(SideStack):
                     layer.scale.copy_(own.scale[trial, at])
 
     def keep(self, trials: Sequence[int]) -> None:
-        """Forget the ranks of all trials but these; who owns the parameters cuts those."""
+        """Drop the ranks of all trials but these; the owner of the parameters drops theirs."""
         self.ranks = [self.ranks[trial] for trial in trials]
 
     def decayed(self) -> list[tuple[nn.Parameter, bool]]:
@@ -102,7 +102,7 @@ def stack_losas(networks: Sequence[nn.Module]) -> LoSAStack:
     """Stack networks of one depth, kind and shape.
 
     Raises:
-        ValueError: for other ones, and for those that mix space and time apart.
+        ValueError: for different ones, and for those that mix space and time separately.
     """
     losas = [net for net in networks if isinstance(net, LoSA)]
     if len(losas) < len(networks):
@@ -111,7 +111,7 @@ def stack_losas(networks: Sequence[nn.Module]) -> LoSAStack:
 
 
 def padded(own: Packed, rank: int) -> Packed:
-    """Fill layers up with zeros to a larger rank."""
+    """Pad layers with zeros to a larger rank."""
     missing = rank - own.down.shape[2]
     return Packed(
         F.pad(own.down, (0, 0, 0, missing)),

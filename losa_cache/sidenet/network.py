@@ -1,4 +1,4 @@
-"""What the file of a side network and the adapter around it agree on (:mod:`losa_cache.sidenet.spec`)."""
+"""The contract between the file of a side network and the adapter (:mod:`losa_cache.sidenet.spec`)."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -12,16 +12,16 @@ from losa_cache.errors import UserError
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a side network is built for.
+    """The sizes for which a side network is built.
 
     Attributes:
-        depth: number k of its inputs: block outputs, or what is tapped in their place.
+        depth: number k of its inputs: block outputs, or the points that are tapped in their place.
         tokens: tokens n of a block output, prefix tokens included, or the rows that it was pooled to.
         width: channels d of a block output.
-        rank: inner width r, where it has one.
-        grid: frames, rows and columns of a video's tokens, behind any prefix tokens; ``None`` for images.
+        rank: inner width r, if it has one.
+        grid: frames, rows and columns of a video's tokens, which follow any prefix tokens; ``None`` for images.
         tail: config of the backbone's frozen tail (``docs/protocol.md``, section "Tail").
-        seed: of the noise in training. The random start is seeded already.
+        seed: seed of the noise in training. The random initial weights are seeded already.
     """
 
     depth: int
@@ -49,7 +49,8 @@ def require_shape(depth: int, tokens: int, width: int, rank: int) -> None:
 class SideStack(nn.Module, ABC):
     """K side networks of one shape, as tensors with the trial first, trained on one read of the block outputs.
 
-    Its ``forward`` takes what that of one network takes, and gives what it gives with the trial first.
+    Its ``forward`` takes the arguments of a single network's, and gives its results with the trial as the first
+    dimension.
     """
 
     @abstractmethod
@@ -58,8 +59,10 @@ class SideStack(nn.Module, ABC):
 
     @abstractmethod
     def keep(self, trials: Sequence[int]) -> None:
-        """Forget all trials but these; who owns the parameters cuts those."""
+        """Drop all trials but these; the owner of the parameters drops theirs."""
 
     @abstractmethod
     def decayed(self) -> list[tuple[nn.Parameter, bool]]:
-        """List the trained tensors, trial first, and whether weight decay is for them: matrices, as in one network."""
+        """List the trained tensors, trial first, and whether weight decay applies to them: only to matrices, as in one
+        network.
+        """

@@ -1,4 +1,4 @@
-"""Random numbers that are a function of a seed and a step alone.
+"""Random numbers that depend only on a seed and a step.
 
 So they are the same on every device, in the replay of a CUDA graph, after a stop, and for all trials of a stack.
 """
@@ -29,8 +29,8 @@ class Noise:
 
     Attributes:
         seed: of a run.
-        step: int64 ``()``, on the device that the numbers are wanted on: another step has other numbers.
-        stream: other numbers for another purpose.
+        step: int64 ``()``, on the device of the numbers; another step has other numbers.
+        stream: gives other numbers for another purpose.
     """
 
     seed: int

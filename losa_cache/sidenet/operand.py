@@ -1,4 +1,4 @@
-"""A layer's input b_i as the fast form meets it: only ever in products, so that int8 codes need not be decoded."""
+"""A layer's input b_i in the fast form. It appears only in products, so that int8 codes need not be decoded."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from losa_cache.sidenet.products import TOKEN, correlate, project, wide
 
 @dataclass(frozen=True)
 class Gathered:
-    """A block output as rows of a tensor that holds those of many samples.
+    """A block output as rows of a tensor that holds the block outputs of many samples.
 
     Attributes:
         kept: ``(N, n, d)``.
@@ -30,9 +30,9 @@ class Gathered:
 
 @dataclass(frozen=True)
 class Projected:
-    """A block output that is gone, but for its product with the matrices of the one layer that reads it.
+    """A block output of which only the product with the matrices of the layer that reads it is kept.
 
-    It serves predictions alone: there is no way back through it.
+    It is for predictions only: it has no backward pass.
 
     Attributes:
         product: with W_d of the layer, ``(S, r, batch, q)``.
@@ -41,11 +41,11 @@ class Projected:
     product: Tensor
 
     def dense(self) -> Tensor:
-        """Refuse: the values are gone."""
+        """Refuse: the values were not kept."""
         raise TypeError("a projected block output cannot be read")
 
     def add_product(self, kind: int, out: Tensor, weight: Tensor) -> None:
-        """Add the product that is known."""
+        """Add the product that was kept."""
         out += self.product
 
     def correlate(self, kind: int, states: Tensor) -> Tensor:
@@ -57,12 +57,12 @@ Block = Tensor | Codes | Product | Gathered | Projected
 
 
 def dense(blocks: Sequence[Block]) -> list[Tensor]:
-    """Decode what is not a tensor yet."""
+    """Decode a block output that is no tensor."""
     return [block if isinstance(block, Tensor) else block.dense() for block in blocks]
 
 
 def split_start(blocks: Sequence[Block], depth: int) -> tuple[Sequence[Block], Tensor]:
-    """Tell the k inputs of a side network from y_0, which is the last of them or stands behind them.
+    """Separate the k inputs of a side network from y_0, which is the last of them or follows them.
 
     Raises:
         ValueError: for another number of blocks.
@@ -85,7 +85,7 @@ class Operand(Protocol):
 
 
 def operand(block: Block, dtype: torch.dtype, start: Tensor | None) -> Operand:
-    """Choose the operand for a block, and for y_0 ``(batch, n, d)`` where it is to be added first."""
+    """Choose the operand for a block, and for y_0 ``(batch, n, d)`` if it is added first."""
     if isinstance(block, Tensor | Gathered):
         return Dense(block, dtype, start)
     if isinstance(block, Projected):
@@ -96,7 +96,7 @@ def operand(block: Block, dtype: torch.dtype, start: Tensor | None) -> Operand:
 
 
 class Dense:
-    """A tensor, or rows of one, with y_0 added anew whenever it is read: neither rows nor sum are ever kept."""
+    """A tensor, or rows of one. y_0 is added whenever it is read: neither rows nor sum are stored."""
 
     def __init__(self, block: Tensor | Gathered, dtype: torch.dtype, start: Tensor | None) -> None:
         self._block, self._dtype, self._start = block, dtype, start
@@ -115,9 +115,9 @@ class Dense:
 
 
 class Folded:
-    """Codes, whose scales move into the small factors of every product: the values are never written.
+    """Codes. Their scales are multiplied into the small factors of every product, so the values are never written.
 
-    On two CPU cores an int8 block costs 2 conversions of 1.3 ms in place of a decoding of 5 ms (ViT-B, 64 images).
+    On two CPU cores an int8 block takes 2 conversions of 1.3 ms instead of a decoding of 5 ms (ViT-B, 64 images).
     """
 
     def __init__(self, block: Codes, dtype: torch.dtype) -> None:
@@ -147,7 +147,7 @@ class Folded:
 
 
 class Factored:
-    """A product, which is never multiplied out: every product with it goes through its columns.
+    """A product of two factors that is never multiplied out: every product with it uses the factors.
 
     These come first in ``left``, so that for both kinds the batch is part of one large matrix.
     """
@@ -162,7 +162,7 @@ class Factored:
         self._first = self._prefix.shape[2]  # of the other tokens
 
     def add_product(self, kind: int, out: Tensor, weight: Tensor) -> None:
-        """Multiply by the matrix that is shared first where channels are mixed, last where tokens are."""
+        """Multiply by the shared matrix first if channels are mixed, last if tokens are mixed."""
         trials, rank = weight.shape[:2]
         rows = trials * rank
         if kind == TOKEN:
@@ -181,7 +181,7 @@ class Factored:
             out[..., : self._first] += project(kind, self._prefix, weight)
 
     def correlate(self, kind: int, states: Tensor) -> Tensor:
-        """Go the same way back."""
+        """Multiply in the opposite order."""
         trials, rank, batch, length = states.shape
         rows = trials * rank
         if kind == TOKEN:

@@ -1,6 +1,7 @@
-"""Parameters of side layers, packed into the matrices of the fast form, and the gradients of these unpacked again.
+"""Pack the parameters of side layers into the matrices of the fast form, and unpack the gradients of these.
 
-Nothing here is as large as a batch, so what it costs is the number of operations: they are few, and written both ways.
+Nothing here is as large as a batch, so the cost is the number of operations. They are few; forward and backward are
+both written out.
 """
 
 from dataclasses import dataclass, fields
@@ -41,7 +42,7 @@ class Packed:
 
 @dataclass(frozen=True)
 class Sums:
-    """What biases add up to, by kind, and alpha W_u in the parameters' dtype: kept for the way back.
+    """Sums of biases, by kind, and alpha W_u in the parameters' dtype; they are kept for the backward pass.
 
     Attributes:
         up: ``(S, L * r, m)``.
@@ -67,12 +68,12 @@ class Sums:
 
 @dataclass(frozen=True)
 class Gradients:
-    """Gradients of the matrices of a chain, by kind; what lies along the tokens may be longer than n.
+    """Gradients of the matrices of a chain, by kind; an axis of tokens may be longer than n.
 
     Attributes:
         down, down_cross: of W_d, ``(S, L * r, m)``, as a sum of two.
         up, up_cross: of alpha W_u, likewise.
-        pairs: ``(S, L * r, L * r)``, of which only what belongs to j < i is meant.
+        pairs: ``(S, L * r, L * r)``; only entries with j < i are used.
         shift: ``(S, L * r, q)``, in float32 or wider.
         total: of the sum of all output biases, ``(S, m)``.
     """

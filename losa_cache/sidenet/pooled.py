@@ -1,7 +1,7 @@
 """Pooled rows of a block output: its class token and the mean of its patches, each token layer-normed first.
 
-*Not from the paper*. A probe, attentive fusion and the all-layer classifier read these few rows in place of all tokens.
-The norm has no parameters: it takes away the size of a layer and of single tokens, which grows with depth.
+*Not from the paper*. A probe, attentive fusion and the classifier over all layers read these few rows in place of all
+tokens. The norm has no parameters. It removes the scale of a layer and of single tokens, which grows with depth.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,11 +22,12 @@ EPS = 1e-6
 
 @dataclass(frozen=True)
 class Pooling:
-    """Which tokens make which row.
+    """How tokens are pooled to rows.
 
     Attributes:
-        classes: class tokens, which come first; their mean is the first row. 0: there is no such row.
-        prefix: tokens that are not patches, class tokens and registers: the mean of all behind them is the last row.
+        classes: number of class tokens, which come first; their mean is the first row. 0: there is no such row.
+        prefix: number of tokens before the patches (class tokens and registers); the mean of the patches is the last
+            row.
     """
 
     classes: int
@@ -38,7 +39,7 @@ class Pooling:
         return 2 if self.classes else 1
 
     def readout(self, tokens: int) -> Readout:
-        """Read the same rows of tokens that are normed already."""
+        """Give the readout of the same rows, for tokens that are normed already."""
         return Pooled(tokens, self.classes, self.prefix) if self.classes else Mean(tokens, self.prefix)
 
     def __call__(self, block: Tensor) -> Tensor:
@@ -48,7 +49,7 @@ class Pooling:
     def normed(self, block: Block) -> tuple[Tensor, Tensor]:
         """Give the normed tokens ``(batch, n, d)``, in the block's dtype, and the rows of :meth:`__call__`.
 
-        A GPU computes both by a kernel, in one pass, where that is the faster way.
+        On a GPU a kernel computes both in one pass, if that is faster.
         """
         return self.by_triton(block) if norms_by_triton(block, self.by_triton, self.by_torch) else self.by_torch(block)
 

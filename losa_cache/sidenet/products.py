@@ -1,8 +1,8 @@
-"""Products of activations with the low-rank matrices of side layers: where every byte of an activation is read.
+"""Products of activations with the low-rank matrices of side layers. They read every byte of the activations.
 
 ``x`` is ``(S or 1, batch, n, d)``: one activation for each of S trials, or one for all of them. A layer's kind says
-which axis its matrices mix, of length m: d for ``CHANNEL``, n for ``TOKEN``; q is the other one. The forms are those
-that measured fastest with oneDNN on two AMX cores (bfloat16, ViT-B shapes): all trials' weights in one product, samples
+which axis its matrices mix, of length m: d for ``CHANNEL``, n for ``TOKEN``; q is the other one. The forms were the
+fastest with oneDNN on two AMX cores (bfloat16, ViT-B shapes): all trials' weights in one product, samples
 as the batch of a token product, states transposed afterwards, since they are smaller than ``x`` by m / r.
 """
 
@@ -17,7 +17,7 @@ FEW_ROWS, MANY_ROWS = 64, 256  # rows of all trials' weights at which another fo
 
 
 def wide(x: Tensor) -> torch.dtype:
-    """Give the dtype in which y, and whatever many samples add to, is summed: float32, or wider where x is."""
+    """Give the dtype of y and of sums over many samples: float32, or wider if x is."""
     return torch.promote_types(x.dtype, torch.float32)
 
 

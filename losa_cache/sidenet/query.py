@@ -1,15 +1,15 @@
-"""Attention by one learned query: what ``fusion`` and ``attentive`` (``networks/``) have in common.
+"""Attention by one learned query, which ``fusion`` and ``attentive`` (``networks/``) share.
 
 *Not from the paper*. Both are the attentive probe of CAE (Chen et al., arXiv 2202.03026) in the form of attentive layer
 fusion (Ciernik et al., arXiv 2601.09322, and the code released with it): layer norms of query, keys and values, no
 biases in front of the heads, heads twice as wide as usual, batch normalisation in front of the classifier. They replace
 the frozen tail, and do not start as the linear probe.
 
-The query does not depend on the sample. So neither keys nor values are ever computed: a head's query goes through the
-keys' matrix once a step, and the values' matrix is applied to the mean that the head's attention takes of the tokens.
-That is exact, and a token costs 2 d multiplications a head in place of 4 d^2 for all heads (150 M a sample of ViT-S's
-257 tokens become 1.6 M). Two biases are left out, because nothing depends on them: that of the keys' norm adds the same
-to all scores of a head, and batch normalisation takes away that of the matrix behind the heads.
+The query does not depend on the sample, so neither keys nor values are computed. A head's query is multiplied by the
+keys' matrix once in a step, and the values' matrix is applied to the weighted mean of the tokens. This is exact, and a
+token costs 2 d multiplications a head instead of 4 d^2 for all heads (for a sample of ViT-S, with 257 tokens, 1.6 M
+instead of 150 M). Two biases are left out, because nothing depends on them: that of the keys' norm adds the same number
+to all scores of a head, and batch normalisation removes that of the matrix behind the heads.
 """
 
 from abc import ABC, abstractmethod
@@ -40,11 +40,11 @@ def attend(
     Args:
         rows: ``(batch, n, d)``.
         own: parameters and statistics by their name in :class:`OneQuery`, each with the trial first. In training the
-            statistics are brought up to date, in place.
+            statistics are updated in place.
         heads: H.
         dropout, jitter, seed: as of :class:`OneQuery`. The noise is the same for all trials.
-        training: whether there is any noise, and the batch is normalised by its own statistics. A single sample has
-            none: it is normalised as in evaluation.
+        training: whether noise is added and the batch is normalised by its own statistics. A single sample has no such
+            statistics: it is normalised as in evaluation.
 
     Returns:
         ``(K, batch, d)``, in float32 or wider.
@@ -94,7 +94,7 @@ def _batch_normed(x: Tensor, own: Mapping[str, Tensor], *, training: bool) -> Te
 
 
 class OneQuery(nn.Module, ABC):
-    """One learned query over rows or tokens, to a feature vector.
+    """One learned query that reads rows or tokens and gives a feature vector.
 
     Args:
         width: channels d.
@@ -122,7 +122,7 @@ class OneQuery(nn.Module, ABC):
 
     @abstractmethod
     def rows(self, blocks: Sequence[Block]) -> Tensor:
-        """Give what is attended to, ``(batch, n, d)``, of the block outputs."""
+        """Give the rows ``(batch, n, d)`` of the block outputs that are attended to."""
 
     def forward(self, blocks: Sequence[Block]) -> Tensor:
         """Give the features ``(batch, d)``, in float32 or wider, of the block outputs ``(batch, tokens, d)``."""

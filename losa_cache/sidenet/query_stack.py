@@ -1,4 +1,4 @@
-"""Networks of one learned query, trained side by side: the rows are read, pooled and jittered once for all of them."""
+"""Networks of one learned query that train together: the rows are read, pooled and jittered once for all of them."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ class QueryStack(SideStack):
     """K networks of one kind, shape and noise, as tensors with the trial first.
 
     Args:
-        networks: to stack; their tensors are copied.
+        networks: networks to stack; their tensors are copied.
 
     Raises:
         ValueError: if they differ in anything but their tensors' values.
@@ -46,12 +46,12 @@ class QueryStack(SideStack):
                 value.copy_(getattr(self, name)[trial])
 
     def keep(self, trials: Sequence[int]) -> None:
-        """Forget the statistics of all trials but these; who owns the parameters cuts those."""
+        """Drop the statistics of all trials but these; the owner of the parameters drops theirs."""
         for name, value in self.named_buffers():
             setattr(self, name, value[list(trials)])
 
     def decayed(self) -> list[tuple[nn.Parameter, bool]]:
-        """List the trained tensors, trial first, and whether weight decay is for them: matrices."""
+        """List the trained tensors, trial first, and whether weight decay applies to them: only to matrices."""
         return [(parameter, parameter.ndim > 2) for parameter in self.parameters()]
 
 

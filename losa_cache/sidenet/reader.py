@@ -1,12 +1,13 @@
-"""What the classifier over all layers reads: pooled rows of every block and of y_k, weighed by learned queries.
+"""The features of the classifier over all layers: pooled rows of every block and of y_k, weighted by learned queries.
 
-*Not from the paper*. LoSA carries what earlier layers know through r columns into y_k. Here every head attends to the
-rows of all blocks and to those that the side network has refined, so that the side network only has to add what the
-tokens know beyond their mean. It is attentive layer fusion (Ciernik et al., arXiv 2601.09322) with fewer parameters and
+*Not from the paper*. LoSA carries information of earlier layers through r columns into y_k. Here every head attends to
+the rows of all blocks and to those that the side network refined, so the side network only has to add the information
+that the means of the tokens
+lack. It is attentive layer fusion (Ciernik et al., arXiv 2601.09322) with fewer parameters and
 no noise: the query of a head is learned in the space of the rows, the heads together are as wide as one row, and no
-matrix follows them. Rows are standardised by the statistics of the training samples, in place of each by its own:
-images that resemble each other, as those of one microscope do, differ by little from their mean. A layer norm replaces
-batch normalisation, so that the samples of a batch do not depend on each other.
+matrix follows them. Rows are standardised by the statistics of the training samples, not each by its own, because
+similar images, such as those of one microscope, differ little from their mean. A layer norm replaces batch
+normalisation, so that the samples of a batch do not depend on each other.
 """
 
 from collections.abc import Sequence
@@ -31,8 +32,8 @@ class Reader(nn.Module):
         rows, width: m and d of a block's pooled rows. H is ``(points + 1) m``, a head for each row.
 
     Attributes:
-        center, scale: ``((points + 1) m, d)``: the heads read ``(row - center) * scale``; not trained. The last m are
-            for the rows of y_k.
+        center, scale: ``((points + 1) m, d)``: the heads read ``(row - center) * scale``; not trained. The last m
+            belong to the rows of y_k.
         queries: ``(H, d)`` or ``(K, H, d)``.
         values: ``(H, h, d)`` or ``(K, H, h, d)``; h is ``max(1, d // H)``.
     """
@@ -53,7 +54,7 @@ class Reader(nn.Module):
 
     @torch.no_grad()
     def standardise(self, rows: Tensor) -> None:
-        """Take center and scale from the rows of training samples, ``(N, n, d)``."""
+        """Set center and scale from the rows of training samples, ``(N, n, d)``."""
         added = len(self.center) - rows.shape[1]
         rows = rows.double()
         center, spread = rows.mean(0), rows.std(0, correction=0)
@@ -91,7 +92,7 @@ class Reader(nn.Module):
 
     @classmethod
     def stacked(cls, readers: Sequence["Reader"]) -> "Reader":
-        """Put K readers of one shape together, with the first one's center and scale; what is trained is copied."""
+        """Stack K readers of one shape, with the first one's center and scale; the trained tensors are copied."""
         together = cls(points=0, rows=1, width=1)
         together.center, together.scale = readers[0].center, readers[0].scale
         together.queries = nn.Parameter(torch.stack([own.queries for own in readers]).detach())

@@ -1,8 +1,8 @@
-"""What of y_k the frozen tail asks for: a few rows, their mean, or all of it.
+"""The part of y_k that the frozen tail reads: a few rows, their mean, or all of it.
 
-A CLS head needs one row of y_k, a mean of unnormed tokens one vector: neither needs the n x d tensor. Only a norm in
-front of the pooling, or attention pooling, does. In every form the gradient of y_k is known by its products with the
-layers' matrices alone, which is what the methods give.
+A CLS head needs one row of y_k, and a mean of unnormed tokens needs one vector: neither needs the n x d tensor. Only a
+    norm before the pooling, or attention pooling, does. In all cases only products of the gradient of y_k with the
+    layers' matrices are needed; the methods compute these.
 """
 
 from abc import ABC, abstractmethod

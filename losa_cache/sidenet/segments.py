@@ -1,6 +1,6 @@
-"""A side network as chains of layers, between which y is materialised: how long they are is a choice by cost.
+"""A side network as chains of layers, between which y is materialised. The length of the chains is chosen by cost.
 
-The corrections of the fast form grow with the square of layers times rank, a materialised y costs passes over n x d
+The corrections of the fast form grow with the square of layers times rank. A materialised y costs passes over n x d
 tensors. Up to a dozen layers of rank 16 nothing is materialised; 40 layers of rank 64 pay for a few times.
 """
 

@@ -1,1 +1,1 @@
-"""Many trials from one cache: what is searched, trained together, chosen and reported."""
+"""Many trials from one cache: search, joint training, choice and report."""

@@ -1,1 +1,1 @@
-"""Stage two: a side network is trained from a cache. Nothing here imports a backbone but the online source."""
+"""Training of a side network from a cache. Only the online source imports a backbone."""

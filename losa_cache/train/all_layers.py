@@ -1,9 +1,10 @@
-"""A classifier over all layers beside the side network's own: fitted, judged, chosen. *Not from the paper*.
+"""A classifier over all layers beside the side network's own: its fit, its evaluation, its weight. *Not from the
+paper*.
 
-LoSA carries what earlier layers know through r columns into y_k. A probe on the pooled rows of all layers reads them at
-once, costs seconds, and on small data sets is better than LoSA with the frozen tail. So the probe is fitted to the end
-in closed form, the side network is trained beside it, and their logits are added in the shares that held-out images
-ask for: where the side network knows nothing that the probe does not, its share is small.
+LoSA carries information of earlier layers through r columns into y_k. A probe on the pooled rows of all layers reads
+these layers directly, takes seconds, and on small data sets is better than LoSA with the frozen tail. So the probe is
+fitted to convergence, the side network is trained beside it, and their logits are added with weights that are best on
+held-out images. If the side network adds nothing to the probe, its weight is small.
 """
 
 from collections.abc import Callable, Sequence
@@ -50,20 +51,20 @@ def start(
 ) -> Rows | None:
     """Take the standardisation of the rows from the training samples, and fit the probe to them.
 
-    C is chosen on the held-out samples where they are enough, else by cross-validation over the training samples: by
-    the loss, since logits that are too large would drown those that are added to them. Where the fit would take long
-    the probe is left out, with a share of 0: from so many samples the side network's classifier, which reads the same
-    rows, learns as much. So it is where the task is not one that a logistic regression learns.
+    C is chosen on the held-out samples if there are enough of them, else by cross-validation over the training samples.
+    The loss decides, because logits that are too large would dominate those that are added to them. If the fit would
+    take long, the probe is left out, with a share of 0: from so many samples the side network's classifier, which reads
+    the same rows, learns as much. The probe is also left out if a logistic regression cannot learn the task.
 
     Args:
         model: whose reader, probe and ``blend`` are set.
         data: to learn from.
         config: the options.
         alone: leave the probe out, so that the side network alone is judged.
-        progress: is given the share of the samples read.
+        progress: is called with the share of the samples that were read.
 
     Returns:
-        the rows of all training samples, for :func:`refit`; ``None`` where it has nothing to do.
+        the rows of all training samples, for :func:`refit`; ``None`` if that has nothing to do.
 
     Raises:
         UserError: for features that are not finite.
@@ -92,16 +93,17 @@ def start(
 
 
 def refit(adapters: Sequence[Adapter], data: TrainingData, config: TrainConfig, seen: Rows | None = None) -> bool:
-    """Fit the probe again, to the held-out samples too, once nothing is judged by them any more.
+    """Fit the probe again to all samples, also the held-out ones, after the last validation.
 
     Args:
-        adapters: trained, with one probe; it is set in all of them.
-        data: what they have learned from.
+        adapters: trained adapters that share one probe, which is replaced in all of them.
+        data: what they were trained on.
         config: the options.
-        seen: rows of the training samples, if they are known.
+        seen: rows of the training samples, if they were read already.
 
     Returns:
-        whether there was something to do: there are held-out samples, and not so many others that these do not count.
+        whether the probe was fitted again: not without held-out samples, nor if the training samples are so many that
+            these do not matter.
     """
     first, chosen = adapters[0], data.chosen
     if first.blend is None or first.probe is None or not first.probe.weight.any() or not len(chosen.held_out):
@@ -120,14 +122,14 @@ def refit(adapters: Sequence[Adapter], data: TrainingData, config: TrainConfig, 
 
 
 def unfit(adapter: Adapter, data: TrainingData, config: TrainConfig, *, c: float, share: float) -> None:
-    """Undo :func:`refit`, so that the held-out samples can judge the adapter.
+    """Undo :func:`refit`, so that the adapter can be validated on the held-out samples.
 
     Args:
         adapter: as it was saved.
-        data: what it has learned from.
+        data: what it was trained on.
         config: its options.
-        c: that its probe was fitted with.
-        share: of the probe, which is folded into its weights.
+        c: the regularisation C of its probe.
+        share: weight of the probe's logits, which is folded into its weights.
     """
     assert adapter.probe is not None
     rows, labels = pooled(adapter, data.source, data, data.chosen.train, config)
@@ -142,7 +144,7 @@ def _set(probe: nn.Linear, fit: Fit) -> None:
 
 
 def some(samples: NDArray[np.int64], features: int) -> NDArray[np.int64]:
-    """Take as many of the samples, evenly spaced, as have room in memory with so many features each."""
+    """Take as many of the samples, evenly spaced, as fit in memory with so many features each."""
     most = int(SHARE * available_memory(torch.device("cpu")) / (4 * COPIES * features))
     if len(samples) <= most:
         return samples
@@ -158,7 +160,7 @@ def pooled(
     config: TrainConfig,
     progress: Progress = lambda share: None,
 ) -> Rows:
-    """Read the pooled rows of samples as they are: plain images; of videos the mean over the clips.
+    """Read the pooled rows of samples: of plain images, or for videos the mean over the clips.
 
     Raises:
         UserError: for features that are not finite, naming the sample.
@@ -196,7 +198,8 @@ def weigh(
     batch_size: int,
     progress: Progress = lambda share: None,
 ) -> list[dict[str, float]]:
-    """Set the shares to what the held-out samples ask for; every clip of a video is one.
+    """Set the weights of the two logits to those that are best on the held-out samples; every clip of a video counts as
+    a sample.
 
     Args:
         model: in evaluation.
@@ -204,7 +207,7 @@ def weigh(
         batch_size, progress: as of ``losa_cache.train.evaluate.evaluate_each``.
 
     Returns:
-        for each adapter the selection metric of either alone, ``probe_top1`` and ``side_top1``; nothing without a
+        for each adapter the selection metric of each part alone, ``probe_top1`` and ``side_top1``; empty without a
         probe.
     """
     assert model.blend is not None and model.probe is not None

@@ -1,4 +1,4 @@
-"""``batches``: a cache's block outputs for a training loop of one's own, read as ``train`` reads them."""
+"""``batches``: the block outputs of a cache for your own training loop, read as ``train`` reads them."""
 
 import math
 import weakref
@@ -28,12 +28,12 @@ class TensorBatch(Batch):
     """A batch whose blocks are tensors.
 
     Attributes:
-        blocks: one tensor ``(batch, tokens, width)`` a point, in the order of :attr:`Batches.points`, in the dtype that
-            the cache's precision decodes to. **They are valid until the next batch is asked for**, because their memory
-            is used again: clone what you keep.
+        blocks: for each point a tensor ``(batch, tokens, width)``, in the order of :attr:`Batches.points`, in the dtype
+            that the cache's precision decodes to. **They are valid until you request the next batch**, because their
+            memory is reused: clone what you keep.
         labels: class numbers, int64 ``(batch,)``, on the same device.
         ids: sample ids.
-        fixed: whether the blocks lie at the same addresses in every batch, as a CUDA graph needs it.
+        fixed: whether the blocks have the same addresses in every batch, as a CUDA graph needs it.
     """
 
     blocks: list[Tensor]
@@ -42,14 +42,14 @@ class TensorBatch(Batch):
 class Batches:
     """The batches of a cache; :func:`batches` opens them.
 
-    Iterating goes once over the training samples, and iterating again goes over them in the order of the next epoch.
-    One pass at a time: a pass that has begun ends when another one begins. Close it after use, or open it in a ``with``
-    statement: this stops its threads and frees the memory that holds what was read.
+    Each iteration is one epoch: it passes once over the training samples, in an order of its own. There is one pass at
+        a time: a pass ends when another one begins. Close the object after use, or open it in a ``with`` statement:
+        this stops its threads and frees its memory.
 
     Attributes:
-        points: names of what a batch's blocks hold, in their order: ``block.1`` is the output of the first block.
+        points: names of the blocks of a batch, in their order: ``block.1`` is the output of the first block.
         samples: numbers of the training samples in the cache, ascending, int64 ``(N,)``.
-        held_out_samples: numbers of those that ``val_fraction`` holds out.
+        held_out_samples: numbers of the samples that ``val_fraction`` holds out.
     """
 
     def __init__(
@@ -72,15 +72,16 @@ class Batches:
         self._close = weakref.finalize(self, source.close)
 
     def __len__(self) -> int:
-        """Count the batches of a pass."""
+        """Give the number of batches of a pass."""
         return math.ceil(len(self.samples) / self._batch_size) * (1 if self._shuffle else self._clips)
 
     def __iter__(self) -> Iterator[TensorBatch]:
-        """Go over the training samples in the order of the next epoch."""
+        """Iterate over the training samples in the order of the next epoch."""
         return self.epoch(self._next_epoch)
 
     def epoch(self, number: int) -> Iterator[TensorBatch]:
-        """Go over the training samples in the order of an epoch, counted from 0; the next one follows it.
+        """Iterate over the training samples in the order of an epoch, counted from 0; the next iteration is the epoch
+        after it.
 
         Raises:
             UserError: for a number below 0, or after :meth:`close`.
@@ -93,7 +94,8 @@ class Batches:
         return self._pass(epoch_requests(self.samples, batch_size=self._batch_size, seed=self._seed, epoch=number))
 
     def held_out(self) -> Iterator[TensorBatch]:
-        """Go over the held-out samples as they are: plain images in the cache's order, of videos every clip.
+        """Iterate over the held-out samples without augmentation: plain images in the cache's order, or every clip of
+        videos.
 
         Raises:
             UserError: if none are held out, or after :meth:`close`.
@@ -103,7 +105,7 @@ class Batches:
         return self._in_order(self.held_out_samples)
 
     def close(self) -> None:
-        """Stop reading. Batches that were given are not valid any more."""
+        """Stop reading. Batches from before are no longer valid."""
         self._turn += 1
         self._reading = None
         self._close()
@@ -163,28 +165,29 @@ def batches(
     ...             ...
 
     Batches are read as ``losa_cache.train`` reads them, at its speed. With the same ``seed``, ``batch_size`` and
-    ``val_fraction`` they hold the same samples in the same order, epoch by epoch; each sample comes once an epoch, and
-    the last batch may be smaller. Of a sample with several views an epoch shows one, in turn.
+    ``val_fraction`` they hold the same samples in the same order, epoch by epoch; each sample comes once in an epoch,
+    and the last batch may be smaller. If a sample has several views, an epoch shows one of them, in turn.
 
     Args:
-        cache: opened, its path or its URL.
-        batch_size: samples a batch.
-        layers: which of the cached layers, as of ``losa_cache.TrainConfig``: their points come in the order of the
-            trunk, and the output of its last block last.
-        points: in place of ``layers`` the names of what is read, in the order of the blocks: some of
+        cache: an opened cache, its path or its URL.
+        batch_size: samples in a batch.
+        layers: the layers of the cache to read, as in ``losa_cache.TrainConfig``. Their points come in the order of the
+            trunk; the output of its last block comes last.
+        points: names of the points to read, in the order of the blocks, in place of ``layers``: some of
             ``losa_cache.open_cache(path).manifest.points``.
-        ids: read these samples alone; by default all that the cache holds.
+        ids: read only the samples with these ids; by default all samples of the cache.
         val_fraction: share of the samples to hold out, by a hash of their ids, for :meth:`Batches.held_out`.
-        shuffle: draw a new order for every epoch. Without it training samples, too, come as they are: plain images in
-            the cache's order, of videos every clip.
-        seed: of the order, and of the view that each sample shows first.
-        device: where the tensors go, ``cpu``, ``cuda``, ``cuda:1``; by default the GPU where there is one.
-        residency: where what is read is kept from epoch to epoch: ``device``, ``memory``, ``disk`` (it is streamed), or
-            ``auto``, the fastest of them that it fits. Ask for ``disk`` to go over the samples once.
+        shuffle: draw a new order for every epoch. Without it, training samples also come as plain images in the cache's
+            order, or as every clip of videos.
+        seed: seed of the order, and of the view that each sample shows first.
+        device: device of the tensors, ``cpu``, ``cuda`` or ``cuda:1``; by default the GPU if there is one.
+        residency: where the activations are kept between epochs: ``device`` (GPU memory), ``memory`` (RAM), ``disk``
+            (they are read anew in every epoch), or ``auto``, the fastest of these that holds them. Choose ``disk`` for
+            a single pass.
 
     Raises:
         UserError: for options that cannot work, points or ids that the cache does not hold, and a cache that does not
-            open; while iterating for a damaged chunk, naming the sample.
+            open; during iteration, for a damaged chunk, naming the sample.
     """
     require_counts(batch_size=batch_size)
     require_seed(seed)

@@ -1,4 +1,4 @@
-"""The bottleneck of an epoch: what its time went into, how that compares with the machine's bandwidth, and what would
+"""The bottleneck of an epoch: what took its time, how that compares with the machine's bandwidth, and what would
 shorten it. Pure.
 """
 
@@ -17,14 +17,14 @@ class Bandwidth:
 
     Attributes:
         memory: copying in memory.
-        disk: reading the cache's own shards past the page cache; ``None`` where it lies elsewhere.
+        disk: reading the cache's own shards past the page cache; ``None`` if the cache is not on a disk.
     """
 
     memory: float
     disk: float | None
 
     def over(self, reached: float) -> tuple[str, float]:
-        """Name the limit that a speed lies below: what is faster than the disk came out of memory."""
+        """Name the limit for a speed: data that came faster than the disk can read came out of memory."""
         if self.disk is not None and reached <= 1.2 * self.disk:
             return "disk", self.disk
         return "memory", self.memory
@@ -34,14 +34,15 @@ def time_metrics(seconds: float, spent: Mapping[str, float], bandwidth: Bandwidt
     """Divide an epoch's seconds.
 
     Args:
-        seconds: of the epoch's steps.
-        spent: what sources and loop measured: seconds of :data:`PARTS`; where a cache was read, also ``reading``, the
-            seconds that its reads took while something else ran or nothing, and ``gigabytes``.
+        seconds: duration of the epoch's steps.
+        spent: measurements of sources and loop: seconds of :data:`PARTS`; if a cache was read, also ``reading``, the
+            duration of its reads, whether or not other work ran at the same time, and ``gigabytes``.
         bandwidth: of the machine, for a cache.
 
     Returns:
         metrics: ``train_seconds_<part>``, ``train_read_gb_per_second`` and ``train_read_roof_gb_per_second``. On a GPU
-        the host waits for reads while the device still computes: only what the other parts leave counts as waiting.
+        the host waits for reads while the device still computes, so only the time that the other parts leave counts as
+        waiting.
     """
     parts = {part: spent[part] for part in PARTS if part in spent}
     if "read" in parts:
@@ -78,7 +79,7 @@ NAMES = {
 
 
 def limiter(metrics: Mapping[str, float], bandwidth: Bandwidth | None = None, *, side: str = "losa") -> str:
-    """Say in one sentence what an epoch's time went into, and what would shorten it.
+    """Say in one sentence what took an epoch's time, and what would shorten it.
 
     Args:
         metrics: of the epoch, with those of :func:`time_metrics`.

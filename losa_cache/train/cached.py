@@ -44,17 +44,17 @@ def open_cached(
     batch_size: int = 0,
     targets: NDArray[Any] | None = None,
 ) -> "CachedSource":
-    """Choose a residency, say why, and open the source.
+    """Choose a residency, log the reason, and open the source.
 
     Args:
         placement: where the batches go, and where activations are to be kept.
-        samples: numbers of all that will be asked for.
-        passes: times that each will be.
-        batch_size: samples of the largest batch that will be asked for, as far as it is known.
+        samples: numbers of all samples that will be requested.
+        passes: how often each will be requested.
+        batch_size: samples of the largest batch that will be requested, if that is known.
         cache, points, seed, rank, targets: as of :class:`CachedSource`.
 
     Raises:
-        UserError: for a residency that cannot be.
+        UserError: for a residency that is unknown or does not fit.
     """
     device = placement.device
     precision, (_, tokens, width) = cache.precision, cache.manifest.shape
@@ -81,14 +81,14 @@ class CachedSource:
 
     Args:
         cache: to read.
-        points: what of it, in the order of ``Batch.blocks``.
-        device: where the batches go.
-        seed: of the choice among several views.
-        rank: of the side layers that read block outputs, which may then come as factors (all but y_0) or as rows of
-            what lies on the device; 0: as values of their own.
-        residency: where block outputs are kept from batch to batch.
-        samples: numbers of those that will be asked for, where they are kept in memory; by default all.
-        targets: of all rows, ``(rows, ...)``; by default the cache's labels.
+        points: points to read, in the order of ``Batch.blocks``.
+        device: device of the batches.
+        seed: seed of the choice among several views.
+        rank: inner width of the side layers. With it, block outputs other than y_0 may come as factors, or as rows of a
+            larger tensor on the device. 0: block outputs come as values.
+        residency: where block outputs are kept between batches.
+        samples: numbers of the samples that will be requested, and so are kept in memory; by default all.
+        targets: targets of all rows, ``(rows, ...)``; by default the cache's labels.
     """
 
     def __init__(
@@ -135,11 +135,11 @@ class CachedSource:
             yield Batch(blocks, batch_labels, [self.cache.ids[row] for row in filled.rows], fixed)
 
     def spent(self) -> dict[str, float]:
-        """Say what the loop waited for, and what was read (``losa_cache.train.bottleneck``)."""
+        """Give the seconds that the loop waited, and what was read (``losa_cache.train.bottleneck``)."""
         return self._watch.take()
 
     def bandwidth(self) -> Bandwidth:
-        """Measure, once, what its reads could reach."""
+        """Measure once the largest possible speed of its reads."""
         if self._bandwidth is None:
             shard = self.cache.shard_path(0)
             disk = disk_bandwidth(shard.on_disk) if self._on_disk and shard.on_disk else None
@@ -151,7 +151,7 @@ class CachedSource:
         self._loader.close()
 
     def _open(self, points: Sequence[str], residency: Residency, rows: NDArray[np.int64]) -> Loader:
-        """Load what is kept, and choose how batches are made of it."""
+        """Load what is kept in memory, and choose how batches are made from it."""
         cache, device = self.cache, self.device
         threads = None if self._on_disk or cache.remote else default_workers()  # nothing else is done while it loads
         disk = BlockReader(cache, points, threads=threads, direct=residency.direct)
@@ -179,9 +179,9 @@ class CachedSource:
         return HostLoader(reader, shape, dtype)
 
     def _values(self, filled: Sequence[Tensor | Gathered], rows: int) -> tuple[list[Block], bool]:
-        """Decode, or hand on codes: y_0, the last, is none in any case. Say whether all lie where they stay.
+        """Decode, or pass codes on; y_0, the last, is always decoded. Say whether all blocks are at fixed addresses.
 
-        ``rows`` is the size of the largest batch that is to come.
+        ``rows`` is the size of the largest batch to come.
         """
         if self._plain:
             return list(filled), True

@@ -1,4 +1,4 @@
-"""A checkpoint held to the run that it is to continue: nothing is missing, and every tensor has its shape."""
+"""Check that a checkpoint fits the run that it continues: nothing is missing, and every tensor has the right shape."""
 
 import math
 from typing import Any
@@ -17,7 +17,7 @@ SPARE = 2**26  # bytes of a checkpoint beside its tensors
 
 
 def largest_size(adapter: Adapter) -> int:
-    """Count the bytes that a checkpoint of an adapter can have."""
+    """Give the largest size in bytes that a checkpoint of an adapter can have."""
     return SPARE + 4 * sum(value.nbytes for value in adapter.trained_state().values())
 
 
@@ -27,16 +27,16 @@ def restore(
     """Set adapter and optimizer to a checkpoint.
 
     Args:
-        state: the checkpoint, which may be anything.
+        state: the checkpoint; it is not trusted.
         adapter, optimizer: as they were at the start of the run.
-        epochs: of the run.
-        steps: of an epoch.
+        epochs: number of epochs of the run.
+        steps: number of steps of an epoch.
 
     Returns:
-        the epochs done, and what ``EpochProgress`` takes.
+        the number of finished epochs, and the arguments of ``EpochProgress``.
 
     Raises:
-        UnreadableError: naming what is missing or does not belong; nothing has been set then.
+        UnreadableError: naming what is missing or does not fit; then nothing was changed.
     """
     if missing := [name for name in PARTS if name not in state]:
         raise UnreadableError(f"it lacks {', '.join(missing)}")
@@ -70,7 +70,7 @@ def _passed(given: Any, steps: int) -> dict[str, Any]:
 
 
 def _require_tensors(given: Any, wanted: dict[str, Tensor], what: str = "adapter") -> None:
-    """Refuse other tensors than those that are wanted, by name, shape and dtype."""
+    """Refuse tensors of other names, shapes or dtypes than required."""
     if not isinstance(given, dict) or not all(isinstance(value, Tensor) for value in given.values()):
         raise UnreadableError(f"its {what} is not made of tensors")
     if missing := wanted.keys() - given.keys():
@@ -82,7 +82,7 @@ def _require_tensors(given: Any, wanted: dict[str, Tensor], what: str = "adapter
 
 
 def _require_optimizer(given: Any, optimizer: torch.optim.Optimizer, *, begun: bool) -> None:
-    """Refuse the state of another optimizer; one that has taken no step has none."""
+    """Refuse the state of another optimizer; an optimizer before its first step has no state."""
     wanted = optimizer.state_dict()
     if not isinstance(given, dict) or given.keys() != wanted.keys():
         raise UnreadableError("its optimizer is not made of state and param_groups")

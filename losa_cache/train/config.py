@@ -4,8 +4,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+from losa_cache.cache.precision_names import require_precision
 from losa_cache.errors import LARGEST_SEED, UserError, require_counts
 from losa_cache.inputs_config import AUGMENT, BACKBONE, DATASET, WORKERS, ImageConfig, of_images
+from losa_cache.layers import require_layers
 from losa_cache.options import Option
 from losa_cache.points import ALL_LAYERS, EMBEDDING, HEADS, LAST, STARTS, require_tap
 from losa_cache.sidenet.spec import DEFAULT, SIDES, SideSpec, listed, side_spec, stackable
@@ -72,7 +74,7 @@ class TrainConfig:
         seed: of the start and the order.
     """
 
-    task: Annotated[str, Option(f"What is learned: {', '.join(task_names())}.")] = CLASSIFICATION
+    task: Annotated[str, Option(f"Task to learn: {', '.join(task_names())}.")] = CLASSIFICATION
     side: Annotated[
         str,
         Option(
@@ -80,46 +82,72 @@ class TrainConfig:
             searched=f"Side network: {listed(stackable(), 'or')}.",
         ),
     ] = DEFAULT
-    rank: Annotated[int, Option("Inner width r of the side network, if it has one.", searched=True)] = 16
+    rank: Annotated[int, Option("Rank r: inner width of the side network, if it has one.", searched=True)] = 16
     layers: Annotated[
         str | int | list[int],
         Option(
-            "Which of the cached layers to read: all, K evenly spaced ones, or a list.",
-            searched="Numbers of evenly spaced layers, or all.",
+            "Layers of the cache to read: all, a number K (K evenly spaced layers, the last one among them), "
+            "or a list of block numbers such as 3,6,12.",
+            searched="Numbers of layers to read, such as 3,6,12: each trial reads so many, evenly spaced; or all.",
         ),
     ] = "all"
     start: Annotated[
-        str, Option("What the side network refines: output (y_0 = b_L) or embedding (y_0 = b_0).", searched=True)
+        str,
+        Option(
+            "What the side network refines: output (y_0 is the last block's output) or embedding (y_0 is the "
+            "first block's input).",
+            searched=True,
+        ),
     ] = "output"
-    epochs: Annotated[int, Option("Passes over the training samples.", searched=True)] = 30
+    epochs: Annotated[int, Option("Number of passes over the training samples.", searched=True)] = 30
     lr: Annotated[float | None, Option("Peak learning rate; default: the side network's own.", searched=True)] = None
-    weight_decay: Annotated[float, Option("Weight decay, of matrices only.", searched=True)] = 1e-2
-    batch_size: Annotated[int, Option("Samples in a step.", searched=True)] = 64
+    weight_decay: Annotated[
+        float, Option("Weight decay of AdamW; biases and scales are not decayed.", searched=True)
+    ] = 1e-2
+    batch_size: Annotated[int, Option("Samples in a training step.", searched=True)] = 64
     warmup: Annotated[float, Option("Share of the steps over which the learning rate rises from 0.")] = 0.1
     label_smoothing: Annotated[float, Option("Label smoothing of the training loss.", searched=True)] = 0.1
-    clip_grad: Annotated[float, Option("Largest norm of a step's gradient.", searched=True)] = 1.0
+    clip_grad: Annotated[float, Option("Gradients with a larger norm are scaled down to this norm.", searched=True)] = (
+        1.0
+    )
     head: Annotated[
         str,
         Option(
-            "What the classifier reads: all (class token and mean of every layer, beside the side network's output), "
-            "or last (the side network's output alone, as in the paper).",
+            "What the classifier reads: all (the side network's output, and the class token and mean of every "
+            "layer) or "
+            "last (the side network's output alone, as in the paper).",
             searched=True,
         ),
     ] = ALL_LAYERS
     dropout: Annotated[
         float,
-        Option("Share of what the side network adds that a training step drops (--head all).", searched=True),
+        Option("Dropout on what the side network adds to y_0, with --head all.", searched=True),
     ] = 0.1
     sampling: Annotated[
-        str, Option("shuffle, balanced (classes), or a CSV file of weights with the heading id,weight.", path=True)
+        str,
+        Option(
+            "How an epoch draws samples: shuffle (each once), balanced (every class equally often), or a CSV "
+            "file of weights with the heading id,weight.",
+            path=True,
+        ),
     ] = SHUFFLE
     limit: Annotated[
         int | None,
-        Option("Train on this many samples, chosen by a hash of their ids. The held-out samples stay the same."),
+        Option(
+            "Train on only this many samples, chosen by a hash of their ids; the held-out samples stay the "
+            "same. Default: all."
+        ),
     ] = None
-    val_fraction: Annotated[float, Option("Share of the samples held out, by a hash of their ids.")] = 0.1
-    val_ids: Annotated[str | None, Option("File of ids, one a line: hold out exactly these samples.", path=True)] = None
-    seed: Annotated[int, Option("Seed of the start, the order and the augmentation.", searched=True)] = 0
+    val_fraction: Annotated[
+        float, Option("Share of the samples held out for validation, chosen by a hash of their ids.")
+    ] = 0.1
+    val_ids: Annotated[
+        str | None, Option("File of ids, one a line: hold out exactly these samples for validation.", path=True)
+    ] = None
+    seed: Annotated[
+        int,
+        Option("Seed of the initial weights, of the order of the samples, and of their augmentation.", searched=True),
+    ] = 0
 
     @property
     def spec(self) -> SideSpec:
@@ -153,6 +181,7 @@ class TrainConfig:
             raise UserError(f"unknown start {self.start!r}: choose one of {', '.join(STARTS)}.")
         if self.head not in HEADS:
             raise UserError(f"unknown head {self.head!r}: choose one of {', '.join(HEADS)}.")
+        require_layers(self.layers)
         require_counts(limit=self.limit)
         for name, kind, low, high in BOUNDS:
             value, shown = getattr(self, name), name.removeprefix("peak_").replace("_", "-")
@@ -160,6 +189,8 @@ class TrainConfig:
                 raise UserError(f"{shown} is {value!r}: it must be a {'whole ' if kind is int else ''}number.")
             if not low <= value <= high:
                 raise UserError(f"{shown} is {value}: it must lie between {low} and {high}.")
+        if self.val_fraction == 1:
+            raise UserError(f"val-fraction is {self.val_fraction}: it must be below 1: some samples must be left.")
 
 
 def of_recipe(name: str) -> dict[str, Any]:
@@ -195,28 +226,37 @@ class OnlineConfig(ImageConfig):
     limit: Annotated[
         int | None,
         of_images(
-            "Take this many images of the data set, drawn at random, before any are held out.", flag="online-limit"
+            "Use only this many images of the data set, drawn at random, before any are held out.", flag="online-limit"
         ),
     ] = None
     tap: Annotated[
         str | None,
-        of_images("What is read of each layer: block, attention, mlp or both; default: the cache's, or block."),
+        of_images(
+            "What is read of each layer: block (its output), attention or mlp (what that branch adds), or "
+            "both; default: as in the cache, or block."
+        ),
     ] = None
     precision: Annotated[
-        str | None, of_images("Precision that block outputs are rounded to; default: the cache's, or bfloat16.")
+        str | None,
+        of_images(
+            "Precision that the backbone computes in and block outputs are rounded to; default: that of the "
+            "cache, or bfloat16."
+        ),
     ] = None
     workers: Annotated[int | None, of_images(WORKERS)] = None
     share: float = 1.0
     augment: Annotated[str | None, of_images(AUGMENT)] = None
-    mixup: Annotated[float, of_images("Alpha of mixup; 0: none.")] = 0.0
-    cutmix: Annotated[float, of_images("Alpha of cutmix; 0: none.")] = 0.0
-    reprob: Annotated[float, of_images("Probability of random erasing.")] = 0.0
+    mixup: Annotated[float, of_images("Alpha of mixup; 0: no mixup.")] = 0.0
+    cutmix: Annotated[float, of_images("Alpha of cutmix; 0: no cutmix.")] = 0.0
+    reprob: Annotated[float, of_images("Probability that random erasing changes an image.")] = 0.0
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
             raise UserError(f"mixed is {self.share}: the share of fresh samples must lie above 0 and at most at 1.")
         if self.tap is not None:
             require_tap(self.tap)
+        if self.precision is not None:
+            require_precision(self.precision)
         if self.workers is not None and self.workers < 1:
             raise UserError(f"workers is {self.workers}: it must be at least 1.")
 

@@ -19,7 +19,7 @@ Keep = Callable[[Tensor, Batch], None]
 
 
 def keep_nothing(predictions: Tensor, batch: Batch) -> None:
-    """Take what nobody asked for."""
+    """Do nothing with predictions."""
 
 
 def evaluate(
@@ -38,13 +38,13 @@ def evaluate(
 
     Args:
         adapter: on the source's device.
-        source: of plain batches.
-        samples: their numbers.
-        task: whose metrics are computed.
-        batch_size: samples a batch.
+        source: source of plain batches.
+        samples: numbers of the samples.
+        task: its metrics are computed.
+        batch_size: samples in a batch.
         autocast: dtype of the matrix products, or ``None``.
-        clips: of each sample.
-        progress: is given the share done, after every batch.
+        clips: number of clips of each sample.
+        progress: is called with the finished share after every batch.
         keep: as of :func:`evaluate_each`, with one adapter.
 
     Returns:
@@ -68,10 +68,10 @@ def evaluate_each(
     progress: Callable[[float], None] = lambda share: None,
     keep: Keep = keep_nothing,
 ) -> list[dict[str, float]]:
-    """Evaluate K adapters in one pass: as :func:`evaluate`, with ``forward`` giving outputs ``(K, batch, outputs)``.
+    """Evaluate K adapters in one pass, as :func:`evaluate` does; ``forward`` gives outputs ``(K, batch, outputs)``.
 
-    ``keep`` is given the predictions of each sample, ``(K, batch, ...)``, and their batch, in the order of the samples;
-    of videos once, with the last clip. The batch's blocks are no longer to be read.
+    ``keep`` is called with the predictions of each sample, ``(K, batch, ...)``, and their batch, in the order of the
+    samples; for videos once, with the last clip. It must not read the batch's blocks.
     """
     total = torch.empty(0)
     sums: list[Tensor] = []

@@ -11,13 +11,13 @@ from losa_cache.train.loaders import Buffers
 
 
 class FixedCodes:
-    """Memory for what is computed anew for every batch of int8 codes: the tokens' scales, and y_0.
+    """Memory for the parts of a batch of int8 codes that are computed for every batch: the tokens' scales, and y_0.
 
     Args:
         points: block outputs of a batch.
-        tokens, width: of each.
-        dtype: of a value.
-        device: where they lie.
+        tokens, width: shape of each block output.
+        dtype: dtype of a value.
+        device: device of the memory.
     """
 
     def __init__(self, points: int, tokens: int, width: int, dtype: torch.dtype, device: torch.device) -> None:
@@ -25,11 +25,11 @@ class FixedCodes:
         self._start = Buffers(1, (1, tokens, width), dtype, device)
 
     def write(self, blocks: Sequence[Codes], rows: int) -> list[Block]:
-        """Copy a batch to the fixed addresses and give it from there, the last block output decoded.
+        """Copy a batch to the fixed addresses and give it with these addresses; the last block output is decoded.
 
         Args:
-            blocks: whose codes and channels' scales lie at fixed addresses already.
-            rows: of the largest batch that is to come.
+            blocks: their codes and the scales of their channels are at fixed addresses already.
+            rows: size of the largest batch to come.
         """
         *others, last = blocks
         for slots in (self._scales, self._start):

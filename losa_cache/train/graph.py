@@ -1,7 +1,8 @@
-"""Work that is done again and again on batches of one shape: recorded once, then replayed, on CUDA as a graph.
+"""Repeated work on batches of one shape: it is recorded once and then replayed, as a graph on CUDA.
 
-A training step of a side network is hundreds of small kernels, and to launch one from Python takes longer than it runs.
-A graph launches all of them at once. It holds addresses, not tensors, so whatever it reads must stay where it is.
+A training step of a side network consists of hundreds of small kernels, and launching a kernel from Python takes longer
+than running it. A graph launches all of them at once. It stores addresses, not tensors, so everything that it reads
+must keep its address.
 """
 
 import logging
@@ -28,23 +29,23 @@ that takes most memory: where that fails, the work can be done again."""
 
 
 class Recorder(Protocol):
-    """How work is recorded."""
+    """The contract of a recorder."""
 
     def warm_up(self, work: Callable[[], None]) -> None:
         """Do the work once, so that nothing is left to be compiled, measured or set up when it is recorded."""
         ...
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Return a function that does the work as often as it is called; do not do it yet.
+        """Return a function that does the work whenever it is called; do not do the work yet.
 
         Raises:
-            Exception: whatever the work raises that cannot be recorded. Then nothing has been done.
+            Exception: whatever work raises that cannot be recorded. Then nothing was done.
         """
         ...
 
 
 class CudaRecorder:
-    """Recordings as CUDA graphs, all of which share their memory, whatever they are of: cohorts of a sweep take turns.
+    """Recordings as CUDA graphs. All of them share their memory, because the cohorts of a sweep run in turn.
 
     They may share it because they are replayed in one stream, so never at the same time, and nothing that a graph
     leaves there is read after it. Work is done for the first time in the stream that will be captured, because
@@ -59,7 +60,7 @@ class CudaRecorder:
         self._living: WeakSet[torch.cuda.CUDAGraph] = WeakSet()  # a pool lives as long as one graph in it
 
     def warm_up(self, work: Callable[[], None]) -> None:
-        """Do the work in the stream of the captures, between what came before and what comes after."""
+        """Do the work in the stream of the captures, after earlier and before later work of the current stream."""
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
@@ -89,13 +90,13 @@ def _cuda_recorder(device: torch.device) -> CudaRecorder:
 
 
 def recorder_for(device: torch.device) -> Recorder | None:
-    """Give the one that records work on a device; ``None`` where launching it costs next to nothing, as on a CPU."""
+    """Give the recorder for a device; ``None`` if launching costs next to nothing, as on a CPU."""
     return _cuda_recorder(device) if device.type == "cuda" else None
 
 
 @dataclass
 class _Recording:
-    """Inputs at addresses that stay, and what replays the work on them once it is recorded."""
+    """Inputs at fixed addresses, and the function that replays the work on them once it is recorded."""
 
     blocks: list[Block]
     labels: Tensor
@@ -103,19 +104,19 @@ class _Recording:
 
 
 class Replayed:
-    """Do the work once for every batch, by replaying a recording of it where that can be.
+    """Do the work once for every batch, by replaying a recording of it if that is possible.
 
-    The first batch that comes with certain shapes (and addresses, where it is ``Batch.fixed``) is worked on eagerly. At
-    the second one the work is recorded, and from then on it is replayed. Blocks that are not fixed are first copied to
-    addresses that stay. A batch smaller than another one is the last of an epoch, and comes too rarely to be recorded.
+    For the first batch of certain shapes (and addresses, if it is ``Batch.fixed``) the work is done eagerly. At the
+    second such batch it is recorded, and from then on it is replayed. Blocks that are not fixed are first copied to
+    fixed addresses. A smaller batch is the last of an epoch and too rare to be recorded.
 
     Args:
-        work: to do.
-        what: the work is, for the log.
-        recorder: how it is recorded; ``None``: every batch is worked on eagerly.
+        work: function of a batch.
+        what: its name, for the log.
+        recorder: how it is recorded; ``None``: all work is done eagerly.
 
     Attributes:
-        why_eager: why batches are worked on eagerly; ``None`` where they are not, but for the exceptions above.
+        why_eager: why all work is done eagerly; ``None`` if it is replayed, apart from the exceptions above.
     """
 
     def __init__(self, work: Work, what: str, recorder: Recorder | None) -> None:
@@ -147,7 +148,7 @@ class Replayed:
         self._largest = 0
 
     def _eagerly(self, work: Callable[[], None]) -> None:
-        """Do work that is not replayed; if there is no memory for it beside that of recordings, in their place."""
+        """Do work that is not replayed; if the recordings leave no memory for it, drop them first."""
         try:
             work()
             return
@@ -158,7 +159,7 @@ class Replayed:
         work()
 
     def _begin(self, key: Hashable, batch: Batch) -> _Recording | None:
-        """Give a batch's blocks and labels addresses that stay."""
+        """Give a batch's blocks and labels fixed addresses."""
         if len(self._recordings) == MOST:
             self._give_up(f"batches come at more than {MOST} places in memory")
             return None
@@ -173,7 +174,7 @@ class Replayed:
         return recording
 
     def _replay(self, recording: _Recording, recorder: Recorder) -> None:
-        """Do recorded work, which is recorded first where that has not been done."""
+        """Replay the work, after recording it if that was not done before."""
         work = partial(self._work, recording.blocks, recording.labels)
         if recording.replay is None:
             try:
@@ -215,7 +216,7 @@ def _values(block: Block) -> list[Any]:
 
 
 def _fill(recording: _Recording, batch: Batch) -> None:
-    """Copy what does not lie where the recording reads it."""
+    """Copy the inputs that are not at the addresses that the recording reads."""
     recording.labels.copy_(batch.labels)
     for recorded, given in zip(_tensors(recording.blocks), _tensors(batch.blocks), strict=True):
         if recorded.data_ptr() != given.data_ptr():
@@ -223,7 +224,9 @@ def _fill(recording: _Recording, batch: Batch) -> None:
 
 
 def _key(batch: Batch) -> Hashable:
-    """Tell apart what must not share a recording: forms, shapes, and addresses of tensors that are read in place."""
+    """Give a key for batches that can share a recording: forms, shapes, and addresses of tensors that are read in
+    place.
+    """
 
     def described(value: Any) -> Hashable:
         if not isinstance(value, Tensor):

@@ -1,4 +1,4 @@
-"""Rows of a cache kept in memory, the host's or a GPU's."""
+"""Rows of a cache that are kept in memory, that of the host or of a GPU."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -12,34 +12,35 @@ WORDS = (torch.int64, torch.int32, torch.int16)
 
 
 class Reader(Protocol):
-    """Whence batches are filled.
+    """What fills batches with rows.
 
     Attributes:
-        device: of the tensors that it fills.
-        waits: reading waits for more than this machine's cores.
+        device: device of the tensors that it fills.
+        waits: whether reading waits for a disk or a server, not only for this machine's cores.
     """
 
     device: torch.device
     waits: bool
 
     def expect(self, rows: NDArray[np.int64]) -> None:
-        """Say that these rows will be read soon."""
+        """Announce that these rows will be read soon."""
         ...
 
     def read(self, rows: NDArray[np.int64], targets: Sequence[Tensor]) -> None:
-        """Fill one tensor a plane, or a point, with these rows."""
+        """Fill one tensor for each plane, or for each point, with these rows."""
         ...
 
     def close(self) -> None:
-        """Let go of threads, files and memory."""
+        """Stop threads, close files and free memory."""
         ...
 
 
 class MemoryReader:
-    """Rows kept in memory, any of them in any order at the speed of a copy.
+    """Rows in memory; any rows in any order are read at the speed of a copy.
 
     Args:
-        kept: one tensor a plane or, decoded, a point, ``(rows kept, tokens, columns or width)``.
+        kept: one tensor ``(rows kept, tokens, columns or width)`` for each plane or, if they are decoded, for each
+            point.
         rows: which rows of the cache they are, int64 ``(rows kept,)``.
     """
 
@@ -52,12 +53,12 @@ class MemoryReader:
         self._places[rows] = np.arange(len(rows))
 
     def find(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Say where these rows lie in the tensors; -1: a row is not kept here."""
+        """Give the positions of these rows in the tensors; -1 for a row that is not kept here."""
         known = rows < len(self._places)
         return np.where(known, self._places[np.where(known, rows, 0)], -1) if len(self._places) else rows * 0 - 1
 
     def expect(self, rows: NDArray[np.int64]) -> None:
-        """Do nothing: they are here."""
+        """Do nothing: the rows are in memory."""
 
     def read(self, rows: NDArray[np.int64], targets: Sequence[Tensor]) -> None:
         """Copy rows into place, by all cores."""
@@ -76,7 +77,7 @@ def gather(kept: Tensor, places: Tensor, target: Tensor) -> None:
 
 
 def in_words(tensor: Tensor) -> Tensor:
-    """View each row of a contiguous tensor as few wide integers: a GPU moves rows element by element."""
+    """View each row of a contiguous tensor as few wide integers, because a GPU moves rows element by element."""
     rows = tensor.flatten(1)
     size = rows.shape[1] * rows.element_size()
     word = next((word for word in WORDS if size % word.itemsize == 0 and word.itemsize > rows.element_size()), None)

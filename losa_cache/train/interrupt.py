@@ -1,4 +1,4 @@
-"""A signal to stop, taken at a step's end."""
+"""A signal to stop, handled at the end of a step."""
 
 import logging
 import signal
@@ -10,10 +10,10 @@ log = logging.getLogger(__name__)
 
 
 class Interrupt:
-    """Note the first signal to stop, for the loop to end at a clean point; a second one ends the process at once.
+    """Note the first signal to stop, so that the loop can end at a clean point; a second one ends the process at once.
 
-    The signal is not lost: when the context ends, whoever handled it before receives it. Only the main thread can take
-    signals: elsewhere nothing changes.
+    The signal is not lost: when the context ends, the previous handler receives it. Only the main thread can receive
+        signals; in other threads nothing changes.
     """
 
     def __init__(self) -> None:
@@ -21,7 +21,7 @@ class Interrupt:
 
     @property
     def asked(self) -> bool:
-        """Whether there was a signal."""
+        """Whether a signal came."""
         return self._signals.received is not None
 
     def __enter__(self) -> "Interrupt":

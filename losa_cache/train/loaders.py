@@ -1,4 +1,4 @@
-"""Rows of a cache to a batch's tensors, where the rows lie in the memory of the device that trains."""
+"""Make batches from rows of a cache in the memory of the training device."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,10 +26,10 @@ class Loaded:
     """A batch on the training device, until the next one is asked for.
 
     Attributes:
-        rows: of the cache.
-        blocks: one a plane, or a point where they are decoded: ``(batch, tokens, columns or width)``.
-        nbytes: read on the host.
-        seconds: that reading took.
+        rows: their numbers in the cache.
+        blocks: one for each plane, or for each point if they are decoded: ``(batch, tokens, columns or width)``.
+        nbytes: bytes read on the host.
+        seconds: duration of the reads.
     """
 
     rows: NDArray[np.int64]
@@ -51,14 +51,14 @@ class Loader(Protocol):
 
 
 class Buffers:
-    """Memory for batches, which are read into one slot while another is used.
+    """Memory for batches: one slot is filled while another is used.
 
     Args:
-        count: of slots.
-        shape: of a sample: planes, tokens, columns.
-        dtype: of an element.
-        device: where they lie.
-        pin: page-lock them.
+        count: number of slots.
+        shape: shape of a sample: planes, tokens, columns.
+        dtype: dtype of an element.
+        device: device of the memory.
+        pin: whether it is page-locked.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Buffers:
         return self._count
 
     def grow(self, rows: int) -> None:
-        """Allocate buffers for batches of so many rows, unless they are that large already."""
+        """Allocate buffers for batches of so many rows, unless the buffers are that large already."""
         if self._grown and self._grown[-1][0].shape[1] >= rows:
             return
         planes, *rest = self._shape
@@ -82,7 +82,7 @@ class Buffers:
             self._grown.append([allocate(shape, self._dtype, self._device, pin=self._pin) for _ in range(self._count)])
 
     def planes(self, slot: int, rows: int) -> list[Tensor]:
-        """Give the first rows of a slot, a tensor a plane."""
+        """Give the first rows of a slot, one tensor for each plane."""
         return [plane[:rows] for plane in self._grown[-1][slot]]
 
 
@@ -94,13 +94,13 @@ def longest(rows: Sequence[NDArray[np.int64]]) -> int:
 class HostLoader:
     """Batches for a CPU, read into memory that the step then reads.
 
-    What keeps the machine's cores busy, a copy out of memory or out of the page cache, is done by all of them between
-    two steps, for beside a step on the CPU it would cost both more than their sum; the system only reads ahead. What
-    waits for a disk or a server is done by threads while the batch before trains.
+    Copies out of memory or out of the page cache keep all cores busy. They are done between two steps, because at the
+    same time as a step on the CPU both together would take longer; the system only reads ahead. Reads that wait for a
+    disk or a server are done by threads during the step before.
 
     Args:
-        reader: of rows, on the CPU.
-        shape, dtype: of what it gives (:class:`Buffers`).
+        reader: reads rows to CPU tensors.
+        shape, dtype: shape and dtype of its rows, as in :class:`Buffers`.
     """
 
     def __init__(self, reader: Reader, shape: Sequence[int], dtype: torch.dtype) -> None:
@@ -132,12 +132,12 @@ class HostLoader:
 
 
 class DeviceLoader:
-    """Batches out of the training device's own memory: as they lie there, or gathered into one tensor a plane.
+    """Batches out of the training device's own memory: in place, or gathered into one tensor for each plane.
 
     Args:
-        kept: all rows that will be asked for, on the device.
-        in_place: copy nothing: say where the rows lie.
-        watch: counts what the device gathers.
+        kept: all rows that will be requested, on the device.
+        in_place: copy nothing; give the positions of the rows.
+        watch: measures the time of gathering.
     """
 
     def __init__(self, kept: MemoryReader, watch: Stopwatch, *, in_place: bool) -> None:
@@ -170,5 +170,5 @@ class DeviceLoader:
 
 
 def joined(rows: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
-    """Put the rows of all batches behind one another."""
+    """Concatenate the rows of all batches."""
     return np.concatenate([np.empty(0, dtype=np.int64), *rows])

@@ -1,4 +1,4 @@
-"""The training loop: it sees batches, and does not know where they come from."""
+"""The training loop. It receives batches and does not know where they come from."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -39,7 +39,7 @@ Progress = Callable[[float], None]
 
 
 class DivergedError(UserError):
-    """A loss is not a number any more."""
+    """The loss is no longer a number."""
 
 
 def lr_factor(step: int, *, total: int, warmup: int) -> float:
@@ -50,7 +50,7 @@ def lr_factor(step: int, *, total: int, warmup: int) -> float:
 
 
 def make_optimizer(adapter: Adapter, config: TrainConfig) -> torch.optim.AdamW:
-    """Build AdamW over the trained parameters; only matrices are decayed."""
+    """Build AdamW over the trained parameters; weight decay applies to matrices only."""
     trained = [p for p in adapter.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
@@ -62,7 +62,7 @@ def make_optimizer(adapter: Adapter, config: TrainConfig) -> torch.optim.AdamW:
 def make_step(
     adapter: Adapter, optimizer: torch.optim.AdamW, config: TrainConfig, *, autocast: torch.dtype | None
 ) -> AdapterStep:
-    """Make the training step, which is replayed as a CUDA graph where there is CUDA."""
+    """Make the training step; on CUDA it is replayed as a graph."""
     task = get_task(config.task)
     return AdapterStep(
         adapter,
@@ -77,13 +77,13 @@ def make_step(
 
 @dataclass
 class EpochProgress:
-    """How far an epoch is.
+    """The progress within an epoch.
 
     Attributes:
-        steps: done.
-        loss: sum over the samples seen, float64.
-        seconds: that they took.
-        spent: seconds by part of the source.
+        steps: number of finished steps.
+        loss: sum of the losses of the samples seen, float64.
+        seconds: duration of these steps.
+        spent: seconds for each part of the source.
     """
 
     steps: int = 0
@@ -92,7 +92,7 @@ class EpochProgress:
     spent: dict[str, float] = field(default_factory=dict)
 
     def note(self, spent: Mapping[str, float]) -> None:
-        """Add what a source spent."""
+        """Add the seconds of a source."""
         for name, seconds in spent.items():
             self.spent[name] = self.spent.get(name, 0.0) + seconds
 
@@ -112,19 +112,19 @@ def train_epoch(
     step: AdapterStep | None = None,
     after_step: Callable[[], None] = lambda: None,
 ) -> float:
-    """Train one epoch (from 0), or what is left of it, and return its mean loss.
+    """Train one epoch (from 0), or the rest of it, and return its mean loss.
 
     Args:
         adapter, optimizer: trained in place.
-        source: of batches.
+        source: source of batches.
         samples: numbers of the training samples.
         config: the options.
-        epoch: which pass, from 0.
+        epoch: number of the epoch, from 0.
         autocast: dtype of the matrix products, or ``None``.
-        weights: of these samples; ``None``: each comes once.
-        passed: what of the epoch is done; kept up to date.
-        watch: counts what the side network takes.
-        step: of this adapter and optimizer; by default one is made, and what it records lasts for this epoch.
+        weights: weights of these samples; ``None``: each comes once.
+        passed: progress within the epoch; it is updated.
+        watch: measures the time of the side network.
+        step: training step of this adapter and optimizer; by default one is made for this epoch.
         after_step: called between steps.
 
     Raises:
@@ -178,7 +178,8 @@ def fit(
     report: Report,
     progress: Progress,
 ) -> dict[str, float] | None:
-    """Train from the run's checkpoint, or the start, to the last epoch; checkpoint, log and report after each.
+    """Train from the run's checkpoint, or from the start, to the last epoch; checkpoint, log and report after each
+    epoch.
 
     Inside an epoch a checkpoint is written every five minutes, and at a signal to stop (Ctrl-C, SIGTERM, SIGHUP): the
     run resumes at the next batch.
@@ -188,7 +189,7 @@ def fit(
 
     Raises:
         UserError: if the loss stops being a number.
-        KeyboardInterrupt: after the checkpoint that the signal asked for, if what handles the signal returns.
+        KeyboardInterrupt: after a signal to stop and the checkpoint, if the previous handler of the signal returns.
     """
     device, autocast = data.device, data.autocast
     optimizer = make_optimizer(adapter, config)
@@ -268,12 +269,12 @@ def finish(
     seen: all_layers.Rows | None = None,
     refit: bool = True,
 ) -> list[dict[str, float] | None]:
-    """Make trained adapters what is saved (arguments as of :func:`losa_cache.train.all_layers.refit`).
+    """Finish trained adapters before they are saved (arguments as in :func:`losa_cache.train.all_layers.refit`).
 
     Without ``refit`` the probe stays fitted to the training samples alone.
 
     Returns:
-        for each adapter what ``losa_cache.train.all_layers.unfit`` takes; ``None``: there is nothing to undo.
+        for each adapter the arguments of ``losa_cache.train.all_layers.unfit``; ``None`` if there is nothing to undo.
     """
     refitted = refit and all_layers.refit(adapters, data, config, seen)
     done: list[dict[str, float] | None] = []

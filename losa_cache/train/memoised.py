@@ -10,11 +10,11 @@ from losa_cache.train.bottleneck import Bandwidth
 
 
 class MemoisedSource:
-    """Keep the batches of the first evaluation; the same requests get them back from then on.
+    """Keep the batches of the first evaluation, and give them again for the same requests.
 
     Args:
-        source: asked once. It is closed by whoever opened it.
-        device: where batches go.
+        source: used once. Its owner closes it.
+        device: device of the batches.
     """
 
     def __init__(self, source: Source, device: torch.device) -> None:
@@ -33,15 +33,15 @@ class MemoisedSource:
             yield batch
 
     def spent(self) -> dict[str, float]:
-        """Say what the source spent."""
+        """Give the seconds of the source."""
         return self._source.spent()
 
     def bandwidth(self) -> Bandwidth | None:
-        """Give the source's."""
+        """Give the bandwidth of the source."""
         return self._source.bandwidth()
 
     def close(self) -> None:
-        """Forget what is kept."""
+        """Free the memory."""
         self._kept.clear()
 
 

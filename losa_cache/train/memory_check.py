@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from losa_cache.errors import UserError
-from losa_cache.machine.memory import available_memory, readable_bytes
+from losa_cache.machine.memory import available_memory
+from losa_cache.machine.sizes import readable_bytes
 from losa_cache.sidenet.adapter import Adapter
 from losa_cache.sidenet.spec import SideSpec, listed
 
@@ -16,17 +17,17 @@ SPARE = 0.8  # what is counted here is not all that a step needs
 def require_memory(
     adapter: Adapter, shape: Sequence[int], dtype: torch.dtype, *, batch_size: int, autocast: torch.dtype | None
 ) -> None:
-    """Refuse a batch whose blocks and saved activations alone are more than the device has left.
+    """Refuse a batch whose blocks and saved activations alone exceed the free memory of the device.
 
     Args:
         adapter: on its device.
-        shape: of one sample's blocks, ``(k, tokens, width)``, y_0 counted in k where it is apart.
-        dtype: of the block outputs.
-        batch_size: samples a step.
+        shape: shape of one sample's blocks, ``(k, tokens, width)``; k includes y_0 if it is a block of its own.
+        dtype: dtype of the block outputs.
+        batch_size: samples in a step.
         autocast: dtype of the matrix products, or ``None``.
 
     Raises:
-        UserError: naming the batch that would fit.
+        UserError: naming the batch size that would fit.
     """
     device = next(adapter.parameters()).device
     needed = needed_bytes(adapter, shape, dtype, 2, autocast) - needed_bytes(adapter, shape, dtype, 1, autocast)
@@ -42,7 +43,7 @@ def require_memory(
 
 
 def remedy(spec: SideSpec, device: torch.device) -> str:
-    """Say what makes room for a sample of a side network, as far as it has such options, on this device."""
+    """Name the options that reduce the memory for a sample, as far as the side network has them, on this device."""
     remedies = {
         "fewer --layers": not spec.last_layer,
         "a smaller --rank": spec.rank,
@@ -58,7 +59,7 @@ def needed_bytes(
 ) -> int:
     """Count the bytes of a batch's block outputs and of everything that autograd saves for their backward pass.
 
-    The adapter is not left in training: this batch is none that its statistics or its noise may count.
+    The adapter is in evaluation mode, because this batch must not change its statistics or its noise.
     """
     device = next(adapter.parameters()).device
     blocks = [torch.zeros(batch, *shape[1:], dtype=dtype, device=device) for _ in range(shape[0])]
@@ -68,7 +69,7 @@ def needed_bytes(
 
 
 def saved_bytes(forward: Callable[[], Tensor], known: Iterable[Tensor], autocast: torch.dtype | None) -> int:
-    """Count the bytes that autograd saves in a forward pass, but for those of tensors that are there anyway."""
+    """Count the bytes that autograd saves in a forward pass, without those of tensors that exist anyway."""
     known = list(known)
     known_storages = {tensor.untyped_storage().data_ptr() for tensor in known}
     kept: dict[int, int] = {}

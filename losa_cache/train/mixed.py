@@ -1,4 +1,4 @@
-"""Batches of which a share is fresh from the backbone, and the rest from a cache."""
+"""Batches in which a share of the samples is fresh from the backbone, and the rest comes from a cache."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -11,20 +11,21 @@ from losa_cache.train.bottleneck import Bandwidth
 
 
 class MixedSource:
-    """Join two sources batch by batch. An epoch's order is random, so the first samples of a batch are any.
+    """Join two sources batch by batch. The order of an epoch is random, so the first samples of a batch are a random
+    choice.
 
     Args:
         fresh: the online source.
-        cached: of the same samples, points and device.
-        share: of every batch that is fresh, 0 ... 1, rounded to whole samples.
-        soft: turns plain targets into what fresh ones are where they are mixed (:meth:`losa_cache.tasks.Task.soft`).
+        cached: a source of the same samples and points on the same device.
+        share: fresh share of every batch, 0 ... 1, rounded to whole samples.
+        soft: converts plain targets to the form of mixed ones (:meth:`losa_cache.tasks.Task.soft`).
     """
 
     def __init__(self, fresh: Source, cached: Source, share: float, soft: Callable[[Tensor], Tensor]) -> None:
         self._fresh, self._cached, self._share, self._soft = fresh, cached, share, soft
 
     def batches(self, requests: Sequence[Request]) -> Iterator[Batch]:
-        """Yield a batch for each request: its fresh samples first. Plain ones come from the cache alone."""
+        """Yield a batch for each request, fresh samples first. Plain requests are served by the cache alone."""
         cuts = [0 if request.epoch is None else round(len(request.samples) * self._share) for request in requests]
         fresh = self._fresh.batches([r.part(0, cut) for r, cut in zip(requests, cuts, strict=True) if cut])
         cached = self._cached.batches(
@@ -35,12 +36,12 @@ class MixedSource:
             yield parts[0] if len(parts) == 1 else self._joined(*parts)
 
     def spent(self) -> dict[str, float]:
-        """Say how many seconds the loop waited for the parts of both."""
+        """Give the seconds that the loop waited for the parts of both."""
         fresh, cached = self._fresh.spent(), self._cached.spent()
         return {name: fresh.get(name, 0.0) + cached.get(name, 0.0) for name in fresh | cached}
 
     def bandwidth(self) -> Bandwidth | None:
-        """Give that of the cache."""
+        """Give the bandwidth of the cache."""
         return self._cached.bandwidth()
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Batches from the backbone itself, run anew for every batch: what the cache saves, as the same contract."""
+"""Batches from the backbone itself, which runs for every batch. The contract is that of a cache."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,21 +21,21 @@ from losa_cache.train.stopwatch import Stopwatch
 
 
 class OnlineSource:
-    """Decode and augment ahead, run the frozen backbone, hand on its points rounded as a cache would.
+    """Decode and augment in advance, run the frozen backbone, and give its points, rounded as in a cache.
 
     Plain requests give exactly what a cache of the same inputs holds. Epochs are augmented: each image by its id, the
     seed, the epoch and how often the epoch has drawn it before, each batch by the seed and its step.
 
     Args:
-        inputs: backbone, on the training device, and samples.
-        points: what of the backbone, in the order of ``Batch.blocks``.
-        encoding: of all the points that a cache of these holds, to round to.
-        encoded: their names.
-        targets: of all samples, ``(N, ...)``; by default their labels.
-        workers: that decode.
+        inputs: samples, and the backbone on the training device.
+        points: points of the backbone, in the order of ``Batch.blocks``.
+        encoding: the encoding of a cache, to whose precision values are rounded.
+        encoded: names of the points of that encoding.
+        targets: targets of all samples, ``(N, ...)``; by default their labels.
+        workers: number of threads or processes that decode.
         augment: timm's name of the augmentation, or ``None``.
-        batch_augmentation: of normalised images.
-        seed: of the augmentation.
+        batch_augmentation: augmentation of normalised images.
+        seed: seed of the augmentation.
     """
 
     def __init__(
@@ -89,11 +89,11 @@ class OnlineSource:
             yield Batch(blocks, labels, [self._samples.ids[s] for s in request.samples])
 
     def spent(self) -> dict[str, float]:
-        """Say how many seconds the loop waited for decoding and for the backbone."""
+        """Give the seconds that the loop waited for decoding and for the backbone."""
         return self._watch.take()
 
     def bandwidth(self) -> Bandwidth | None:
-        """There is none: nothing is read from a cache."""
+        """Give ``None``: nothing is read from a cache."""
         return None
 
     def close(self) -> None:
@@ -101,7 +101,7 @@ class OnlineSource:
         self._decoder.close()
 
     def _views(self, request: Request) -> list[View]:
-        """Choose what is decoded: of an image itself or the epoch's augmentation, of a video one of its clips."""
+        """Choose what is decoded: an image or the epoch's augmentation of it, or a clip of a video."""
         if self._starts is None:
             draws: list[int | None] = [request.epoch] * len(request.samples)
             if request.epoch is not None and request.repeats is not None:  # beyond any epoch's number
@@ -113,12 +113,12 @@ class OnlineSource:
 
 @dataclass(frozen=True)
 class Rounding:
-    """Points of a backbone, rounded as a cache would give them back.
+    """Points of a backbone, rounded as in a cache.
 
     Attributes:
-        encoding: of ``run``.
-        run: points to run the backbone for: those that are asked for, and what they are predicted from.
-        asked: which of them are, in the order of ``Batch.blocks``.
+        encoding: the encoding of the points in ``run``.
+        run: points to compute: the requested ones, and those from which they are predicted.
+        asked: positions of the requested points, in the order of ``Batch.blocks``.
     """
 
     encoding: Encoding

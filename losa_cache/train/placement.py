@@ -1,4 +1,4 @@
-"""Where a run computes and where it keeps what it reads: decided once, and carried to whoever needs it."""
+"""Where a run computes and where it keeps what it reads. It is decided once and passed on in one object."""
 
 from dataclasses import dataclass
 
@@ -13,9 +13,9 @@ class Placement:
     """Where a run computes, and where it keeps the activations that it reads from a cache.
 
     Attributes:
-        device: that trains, evaluates and decodes.
-        residency: where activations are kept, as asked for: one of ``losa_cache.train.residency.RESIDENCIES``. Where
-            they do lie is decided for each cache that is opened (``losa_cache.train.residency.choose_residency``).
+        device: the device that trains, evaluates and decodes.
+        residency: the requested place of activations, one of ``losa_cache.train.residency.RESIDENCIES``. The actual
+            place is chosen for each cache when it is opened (``losa_cache.train.residency.choose_residency``).
     """
 
     device: torch.device
@@ -26,7 +26,7 @@ class Placement:
 
     @classmethod
     def choose(cls, device: str | None = None, residency: str = "auto") -> "Placement":
-        """Take the named device, or by default the GPU where there is one.
+        """Take the named device, or by default the GPU if there is one.
 
         Raises:
             UserError: for a device that cannot be used, or an unknown residency.
@@ -36,6 +36,6 @@ class Placement:
     def autocast(self, precision: str) -> torch.dtype | None:
         """Choose the dtype of matrix products on activations of a cache's precision; ``None``: that of the activations.
 
-        It is bfloat16 where the device multiplies in it, unless the activations are float32 on purpose.
+        It is bfloat16 if the device supports that natively, unless the precision is float32.
         """
         return torch.bfloat16 if precision != "float32" and has_bfloat16(self.device) else None

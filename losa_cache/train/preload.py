@@ -1,4 +1,4 @@
-"""A cache is read into memory once, before a run; reads, copies and decoding overlap."""
+"""Read a cache into memory once, before a run; reads, copies and decoding overlap."""
 
 import logging
 from collections.abc import Sequence
@@ -12,8 +12,9 @@ from torch import Tensor
 from losa_cache.cache.precision import Encoding
 from losa_cache.cache.reader import BlockReader
 from losa_cache.machine.device import default_workers, on_stream, side_stream
-from losa_cache.machine.memory import allocate, readable_bytes
+from losa_cache.machine.memory import allocate
 from losa_cache.machine.prefetch import work_ahead
+from losa_cache.machine.sizes import readable_bytes
 from losa_cache.train.in_memory import MemoryReader
 
 log = logging.getLogger(__name__)
@@ -34,16 +35,17 @@ def preload(
     decoded: bool,
     points: int,
 ) -> MemoryReader:
-    """Read rows once, in the order of the disk, and keep them; log the bytes and the seconds that it took.
+    """Read rows once, in the order of the disk, and keep them; log the bytes and seconds.
 
     Args:
-        reader: of the cache.
-        rows: to keep, ascending.
-        encoding: of the reader's points, on ``device``.
-        device: that trains.
-        where: they are kept: ``device`` or ``memory``, which is page-locked for a GPU: it then copies without waiting.
-        decoded: keep values in place of codes.
-        points: how many there are, where these are kept decoded.
+        reader: reader of the cache.
+        rows: rows to keep, ascending.
+        encoding: encoding of the reader's points, on ``device``.
+        device: the training device.
+        where: where they are kept: ``device`` or ``memory``. For a GPU that memory is page-locked, so that copies are
+            asynchronous.
+        decoded: whether values are kept in place of codes.
+        points: number of points, if they are kept decoded.
     """
     cache, started = reader.cache, perf_counter()
     place = device if where == "device" else reader.device
@@ -75,7 +77,7 @@ def _through_stages(
     device: torch.device,
     kept: Sequence[Tensor],
 ) -> None:
-    """Read into page-locked stages, one after the other, while the GPU copies and decodes what the one before held."""
+    """Read into page-locked buffers in turn, while the GPU copies and decodes the content of the previous one."""
     layout, threads = reader.cache.layout, default_workers()
     planes, cuda = len(reader.positions), device.type == "cuda"
     size = STAGE_BYTES // (planes * layout.block_bytes * threads) * threads  # all threads end a stage together

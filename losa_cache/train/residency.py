@@ -1,4 +1,4 @@
-"""Where a run keeps the cache it reads: pure decisions, and the sentence that explains them."""
+"""Where a run keeps the activations that it reads: pure decisions, and the sentence that explains them."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from losa_cache.errors import UserError
-from losa_cache.machine.memory import readable_bytes
+from losa_cache.machine.sizes import readable_bytes
 
 RESIDENCIES = ("auto", "device", "memory", "disk")
 DEVICE_SHARE = 0.7  # of a device's free memory: the rest is a training step's
@@ -16,13 +16,13 @@ WORTH_SPLITTING = 0.1  # of what is read: less than this on the device saves too
 
 @dataclass(frozen=True)
 class Residency:
-    """Where block outputs lie while a run reads them, again and again.
+    """Where block outputs are kept while a run reads them in every epoch.
 
     Attributes:
-        where: ``device``, ``memory``, ``disk``, or ``split``: part on the device, the rest in the host's memory.
-        decoded: what lies there is values, not the cache's codes.
-        direct: of a disk: read past the page cache.
-        share: of the rows, that lies on the device where they are split.
+        where: ``device``, ``memory``, ``disk``, or ``split`` (one part on the device, the rest in the host's memory).
+        decoded: whether values are kept, not the cache's codes.
+        direct: with ``disk``, whether reads bypass the page cache.
+        share: with ``split``, the share of the rows on the device.
         reason: one sentence for the user.
     """
 
@@ -38,16 +38,16 @@ DISK = Residency("disk")
 
 @dataclass(frozen=True)
 class Sizes:
-    """What there is to be read, and what there is to hold it.
+    """The bytes that a run reads, and the memory that is free.
 
     Attributes:
         stored: bytes that a run reads in an epoch, as the cache's codes.
-        decoded: the same as values, or ``None`` where codes are used as they are.
-        device: free bytes of the training device, or ``None`` where that is the CPU.
+        decoded: the same as values, or ``None`` if codes are used without decoding.
+        device: free bytes of the training device, or ``None`` if that is the CPU.
         memory: available bytes of the host.
-        passes: times that each is read.
-        remote: the cache lies on a server.
-        batch: bytes of a batch as the cache's codes: two lie on the device while others cross to it.
+        passes: how often each sample is read.
+        remote: whether the cache is on a server.
+        batch: bytes of a batch as the cache's codes; the device holds two batches while others are copied to it.
     """
 
     stored: int
@@ -72,16 +72,17 @@ def require_residency(name: str) -> None:
 def choose_residency(asked: str, sizes: Sizes) -> Residency:
     """Choose where a run keeps what it reads.
 
-    ``auto`` takes the fastest place that it fits: a GPU's memory, that and the host's, the host's alone, else the disk;
-    what is read once is read from the disk. Values are kept in place of codes where they fit, too: that spares decoding
-    in every epoch. What is split is kept as codes, because fewer bytes take less time on the way to the device.
+    ``auto`` takes the fastest place that holds the activations: GPU memory, GPU and host memory together, host memory,
+        otherwise the disk. Activations that are read once are read from the disk. If they fit, values are kept in place
+        of codes, which saves decoding in every epoch. With ``split`` they are kept as codes, because fewer bytes are
+        copied faster.
 
     Args:
         asked: one of :data:`RESIDENCIES`.
-        sizes: bytes wanted and free.
+        sizes: bytes to read, and free memory.
 
     Raises:
-        UserError: for another name, or a place that what is read does not fit.
+        UserError: for another name, or a place that is too small.
     """
     require_residency(asked)
     host_trains = asked == "device" and sizes.device is None
@@ -118,9 +119,9 @@ def choose_residency(asked: str, sizes: Sizes) -> Residency:
 
 
 def rows_on_device(count: int, share: float) -> NDArray[np.bool_]:
-    """Choose which of ``count`` rows lie on the device: at most this share, spread evenly over all.
+    """Choose which of ``count`` rows are kept on the device: at most this share, spread evenly over all.
 
-    Every row is read equally often in an epoch, so that no choice saves more copies than another; an even one gives the
+    Every row is read equally often in an epoch, so all choices save the same number of copies. An even choice gives the
     batches of an evaluation, which come in the order of the cache, the same share each.
     """
     before = np.floor(np.arange(count + 1) * share).astype(np.int64)
@@ -143,7 +144,7 @@ def _split(part: int, sizes: Sizes) -> Residency:
 
 def _too_large(where: str, most: str, sizes: Sizes) -> UserError:
     return UserError(
-        f"--residency {where} would keep {readable_bytes(sizes.stored)}, and may take {most}: choose fewer --layers, a "
+        f"--residency {where} needs {readable_bytes(sizes.stored)}, but may use only {most}: choose fewer --layers, a "
         "smaller --limit, a cache of fewer bits, or --residency disk."
     )
 

@@ -1,4 +1,6 @@
-"""A run directory: config, metrics, TensorBoard events, checkpoint, adapter. It notices every change made since."""
+"""A run directory: config, metrics, TensorBoard events, checkpoint, adapter. Later changes of its files are
+detected.
+"""
 
 import errno
 import json
@@ -32,7 +34,7 @@ RUNS = Path("runs")
 
 
 class _Line(Struct):
-    """What is read of an epoch's metrics here."""
+    """The part of an epoch's metrics that this module reads."""
 
     epoch: int
 
@@ -66,7 +68,7 @@ class Run:
         files: Mapping[str, bytes],
         beside: Mapping[str, bytes] | None = None,
     ) -> "Run":
-        """Start a directory, which appears with all of this in it.
+        """Create a directory. It appears with all of these files in it.
 
         Args:
             path: of the directory.
@@ -102,10 +104,10 @@ class Run:
 
     @contextmanager
     def owned(self) -> Iterator[None]:
-        """Own the run, for training it.
+        """Lock the run for training.
 
         Raises:
-            UserError: if another process does.
+            UserError: if another process has the lock.
         """
         try:
             handle = lock(self.path / CONFIG)
@@ -128,7 +130,7 @@ class Run:
         return config, origin
 
     def digest(self) -> str:
-        """Give the digest of the run's config, which its checkpoint and its adapter name as theirs."""
+        """Give the digest of the run's config; its checkpoint and its adapter hold the same digest."""
         return digest_of(read_file(self.path / CONFIG))
 
     def log(self, metrics: dict[str, Any]) -> None:
@@ -176,14 +178,14 @@ class Run:
             save_state(self.path / CHECKPOINT, state | {"run": self.digest(), "metrics": "".join(self._lines)})
 
     def load_checkpoint(self, device: torch.device, *, at_most: int) -> dict[str, Any] | None:
-        """Read the checkpoint, if there is one yet, and make the metrics those that it covers.
+        """Read the checkpoint, if there is one, and drop the metrics of epochs after it.
 
         Args:
-            device: for its tensors.
-            at_most: bytes that it can have.
+            device: device of its tensors.
+            at_most: largest size in bytes.
 
         Raises:
-            UserError: if it cannot be read, was altered, or is of another run.
+            UserError: if it cannot be read, was altered, or belongs to another run.
         """
         path = self.path / CHECKPOINT
         if not path.exists():

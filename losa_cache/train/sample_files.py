@@ -3,13 +3,45 @@
 import csv
 import io
 import math
+import os
 from pathlib import Path
 
 from losa_cache.errors import UserError
-from losa_cache.outside import UnreadableError, read_file
+from losa_cache.outside import UnreadableError, open_file, read_file
+from losa_cache.train.config import BALANCED, SHUFFLE, TrainConfig
 
 HEADER = ["id", "weight"]
 MOST_BYTES = 2**30  # ids of ten million samples
+
+
+def require_sample_files(config: TrainConfig) -> None:
+    """Refuse options that name files which cannot be opened, before anything else is.
+
+    Raises:
+        UserError: naming the option.
+    """
+    if config.sampling not in (SHUFFLE, BALANCED):
+        if not os.path.exists(config.sampling):
+            raise UserError(
+                f"sampling is {str(config.sampling)!r}, and there is no such file: choose {SHUFFLE}, {BALANCED} or a "
+                "CSV file of weights."
+            )
+        _require_opens(config.sampling, "sampling")
+    if config.val_ids is not None:
+        _require_opens(config.val_ids, "val-ids")
+
+
+def _require_opens(path: str, option: str) -> None:
+    try:
+        open_file(Path(path)).close()
+    except UnreadableError as error:
+        raise _unreadable(path, option, error) from error
+
+
+def _unreadable(path: str, option: str, error: UnreadableError) -> UserError:
+    return UserError(
+        f"{option} is {str(path)!r}, a file that cannot be read ({error}): name a file, no directory or pipe."
+    )
 
 
 def read_sample_file(path: str, option: str) -> bytes:
@@ -21,13 +53,11 @@ def read_sample_file(path: str, option: str) -> bytes:
     try:
         return read_file(Path(path), at_most=MOST_BYTES)
     except UnreadableError as error:
-        raise UserError(
-            f"{option} is {str(path)!r}, a file that cannot be read ({error}): name a file, no directory or pipe."
-        ) from error
+        raise _unreadable(path, option, error) from error
 
 
 def parse_weights(content: bytes, path: str) -> dict[str, float]:
-    """Take weights by id from CSV: a line ``id,weight``, then one for each sample, with CSV's usual quotes.
+    """Parse weights by id from CSV: the line ``id,weight``, then one line for each sample, with CSV's usual quotes.
 
     Args:
         content: UTF-8.
@@ -61,7 +91,7 @@ def parse_weights(content: bytes, path: str) -> dict[str, float]:
 
 
 def parse_ids(content: bytes, path: str) -> list[str]:
-    """Take ids, one a line; empty lines say nothing.
+    """Parse ids, one a line; empty lines are ignored.
 
     Args:
         content: UTF-8.
@@ -77,7 +107,7 @@ def parse_ids(content: bytes, path: str) -> list[str]:
 
 
 def _text(content: bytes) -> str:
-    """Decode UTF-8, as spreadsheets write it, too; file names, which are ids, need not be UTF-8."""
+    """Decode UTF-8, with or without a byte order mark; ids are file names, which need not be valid UTF-8."""
     return content.decode("utf-8-sig", "surrogateescape")
 
 

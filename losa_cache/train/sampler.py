@@ -16,11 +16,11 @@ HASHED_AT_ONCE = 2048  # ids: what lies between them and their digests fits a co
 
 @dataclass(frozen=True)
 class Weights:
-    """How often training samples come, in relation to each other.
+    """Relative frequencies of training samples.
 
     Attributes:
-        values: float64 ``(N,)``, 0 ... 1, one a sample, in their order; at least one is above 0.
-        labels: int64 ``(N,)``; an epoch holds every class as often as its samples' weights say, to one draw.
+        values: float64 ``(N,)``, 0 ... 1, one for each sample, in their order; at least one is above 0.
+        labels: int64 ``(N,)``; the number of draws of every class follows the weights of its samples, within one draw.
     """
 
     values: NDArray[np.float64]
@@ -32,10 +32,10 @@ def epoch_order(
 ) -> NDArray[np.int64]:
     """Order an epoch (from 0) of ``len(samples)`` draws. The order depends on seed and epoch only.
 
-    Without weights every sample comes once. With weights a sample is expected ``len(samples)`` times its share of their
-    sum, as of torch's WeightedRandomSampler; but it comes that often rounded down or up, so nothing is repeated that
-    need not be, and equal weights give every sample once: systematic sampling (Madow 1949), in random order within
-    each class.
+    Without weights every sample comes once. With weights the expected number of draws of a sample is ``len(samples)``
+    times its share of their sum, as with torch's WeightedRandomSampler. But the actual number is the expected one,
+    rounded down or up: no sample is repeated without need, and equal weights give every sample once. This is systematic
+    sampling (Madow 1949), in random order within each class.
     """
     rng = np.random.default_rng((seed, epoch))
     if weights is None:
@@ -50,7 +50,7 @@ def epoch_order(
 
 
 def count_repeats(order: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Count for each place of an order how often its sample came before."""
+    """Count for each position of an order how often its sample came before."""
     by_sample = np.argsort(order, kind="stable")
     sorted_ = order[by_sample]
     repeats = np.empty_like(order)
@@ -59,7 +59,7 @@ def count_repeats(order: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def requests_in_order(samples: NDArray[np.int64], batch_size: int, *, clips: int = 1) -> list[Request]:
-    """Cut samples into batches of plain images, in their order; of videos, each batch comes once for every clip."""
+    """Split samples into batches of plain images, in their order; for videos, each batch comes once for every clip."""
     cuts = [samples[at : at + batch_size] for at in range(0, len(samples), batch_size)]
     return [Request(cut, view=clip) for cut in cuts for clip in range(clips)]
 
@@ -82,13 +82,13 @@ def view_starts(samples: int, *, views: int, seed: int) -> NDArray[np.int64]:
 def rows_of(request: Request, starts: NDArray[np.int64], *, views: int) -> NDArray[np.int64]:
     """Choose one view of each sample of a request, as rows of a cache.
 
-    Every sample goes round its views, one an epoch: after V epochs it has shown them all. One that an epoch draws again
-    shows the next. Without an epoch the request names the view: 0 of plain images, any of the clips of videos.
+    Every sample shows its views in turn, one in an epoch, so after V epochs it has shown all. If an epoch draws it
+    again, it shows the next view. Without an epoch the request names the view: 0 for plain images, any clip for videos.
 
     Args:
         request: the batch.
         starts: from :func:`view_starts`.
-        views: rows a sample.
+        views: rows for each sample.
     """
     if request.epoch is None:
         return request.samples * views + request.view
@@ -112,19 +112,22 @@ def hold_out(
     The same sample falls on the same side whatever the order or the seed of the cache.
 
     Args:
-        samples: their numbers.
-        ids: of all samples.
-        fraction: held out, 0 <= fraction < 1.
-        fold: which part in the order of the hashes is held out, from 0: no two have a sample in common.
+        samples: numbers of the samples.
+        ids: ids of all samples.
+        fraction: held-out share, 0 <= fraction < 1.
+        fold: which part in the order of the hashes is held out, from 0; different parts share no sample.
 
     Raises:
-        UserError: for another fraction, or one that leaves a side empty.
+        UserError: for another fraction, or one that leaves a part empty.
     """
     if not 0 <= fraction < 1:
         raise UserError(f"val-fraction is {fraction}: it must be at least 0 and below 1.")
     count = round(len(samples) * fraction)
     if count == len(samples) or (fraction > 0 and count == 0):
-        raise UserError(f"val-fraction {fraction} of {len(samples)} samples leaves one side empty: choose another.")
+        raise UserError(
+            f"val-fraction {fraction} of {len(samples)} samples leaves none to train on or none to validate on: "
+            "choose another."
+        )
     chosen = _first_by_hash(samples, ids, round(len(samples) * fraction * (fold + 1)))
     if fold:
         chosen &= ~_first_by_hash(samples, ids, round(len(samples) * fraction * fold))
@@ -134,7 +137,7 @@ def hold_out(
 def hold_out_ids(
     samples: NDArray[np.int64], ids: Sequence[str], wanted: Sequence[str]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Split samples into a training and a held-out part: those with the ids that are wanted.
+    """Split samples into a training part and a held-out part, which has the given ids.
 
     Args:
         samples: their numbers.
@@ -142,27 +145,28 @@ def hold_out_ids(
         wanted: ids to hold out.
 
     Raises:
-        UserError: for an id that is not among ``ids``, or where a side is empty.
+        UserError: for an id that is not among ``ids``, or if a part is empty.
     """
     _require_known(wanted, ids, "val-ids names")
     chosen = set(wanted)
     of_these = np.array([ids[sample] in chosen for sample in samples.tolist()], dtype=bool)
     train, held = samples[~of_these], samples[of_these]
     if not (len(train) and len(held)):
-        raise UserError(f"val-ids holds out {len(held)} of {len(samples)} samples: leave some on either side.")
+        raise UserError(f"val-ids holds out {len(held)} of {len(samples)} samples: hold some out and leave some.")
     return train, held
 
 
 def first_by_hash(samples: NDArray[np.int64], ids: Sequence[str], count: int | None) -> NDArray[np.int64]:
     """Keep so many samples (all: ``None``) by a hash of their ids, in ascending order.
 
-    The same samples are kept whatever the order or the seed of the cache, and more of them hold the fewer.
+    The same samples are kept whatever the order or the seed of the cache, and a larger number contains those of a
+    smaller.
     """
     return np.sort(samples if count is None else samples[_first_by_hash(samples, ids, count)])
 
 
 def _first_by_hash(samples: NDArray[np.int64], ids: Sequence[str], count: int) -> NDArray[np.bool_]:
-    """Mark so many samples, the first in the order of the sha256 of their ids; of equal ids the first that is given."""
+    """Mark so many samples, the first in the order of the sha256 of their ids; equal ids stay in the given order."""
     if not 0 < count < len(samples):
         return np.full(len(samples), count > 0)
     parts = (samples[at : at + HASHED_AT_ONCE].tolist() for at in range(0, len(samples), HASHED_AT_ONCE))

@@ -1,6 +1,5 @@
 """Which samples a run trains on, how often each, and which it holds out: the options, with their files read."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,7 +9,7 @@ from numpy.typing import NDArray
 from losa_cache.errors import UserError
 from losa_cache.tasks import get_task
 from losa_cache.train.config import BALANCED, SHUFFLE, TrainConfig
-from losa_cache.train.sample_files import parse_ids, parse_weights, read_sample_file
+from losa_cache.train.sample_files import parse_ids, parse_weights, read_sample_file, require_sample_files
 from losa_cache.train.sampler import (
     Weights,
     balanced_weights,
@@ -56,6 +55,7 @@ def select(
             f"sampling is {BALANCED!r}, but the task {config.task!r} has no classes to balance: choose {SHUFFLE}, or a "
             "CSV file of weights."
         )
+    require_sample_files(config)
     if not len(samples):
         raise UserError("there are no samples to train or evaluate on.")
     files: dict[str, bytes] = {}
@@ -70,11 +70,6 @@ def select(
         return Selection(train, held_out, None, files)
     if config.sampling == BALANCED:
         return Selection(train, held_out, balanced_weights(labels[train]), files)
-    if not os.path.exists(config.sampling):
-        raise UserError(
-            f"sampling is {str(config.sampling)!r}, and there is no such file: choose {SHUFFLE}, {BALANCED} or a CSV "
-            "file of weights."
-        )
     files["sampling"] = read_sample_file(config.sampling, "sampling")
     given = parse_weights(files["sampling"], config.sampling)
     return Selection(train, held_out, weights_by_id(train, ids, labels[train], given), files)

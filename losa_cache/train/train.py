@@ -1,4 +1,4 @@
-"""``train`` and ``resume``: a cache, or images and their backbone, to an adapter."""
+"""``train`` and ``resume``: train an adapter from a cache, or from images and their backbone."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a finished run leaves.
+    """The result of a finished run.
 
     Attributes:
         run: its directory.
-        metrics: of the last epoch.
-        parameters: trained ones, ``{"side", "classifier"}``.
+        metrics: metrics of the last epoch.
+        parameters: numbers of trained parameters, ``{"side", "classifier"}``.
         adapter: the trained adapter.
     """
 
@@ -67,27 +67,27 @@ def train(
 ) -> TrainResult:
     """Train a side network (or a linear probe) from a cache, from the backbone itself, or from both.
 
-    Sets the process's malloc to keep freed memory (``losa_cache.machine.allocator``).
+    The call sets the process's malloc to keep freed memory (``losa_cache.machine.allocator``).
 
     Args:
-        cache: opened, its path or its URL. Without ``online``, and for a mixed run, by default the most recent complete
-            one that is not of a held-out split, and holds all tokens where the side network reads them. Beside
-            ``online`` it serves the held-out samples.
+        cache: an opened cache, its path or its URL. Without ``online``, and for a mixed run, the default is the most
+            recent complete cache that is not of a held-out split and has the tokens that the side network reads.
+            Together with ``online`` it serves the held-out samples.
         online: run the backbone on every batch, or on a share of it.
         backbone, dataset: loaded ones, in place of those that ``online`` names.
         config: the options.
-        recipe: which of ``losa_cache.train.config.RECIPES``, over the options of ``config``.
+        recipe: one of ``losa_cache.train.config.RECIPES``, which overrides the options of ``config``.
         out: run directory; by default ``runs/<data set>-<side>-<n>``.
-        device: by default the GPU where there is one.
-        residency: where what is read of the cache is kept: ``device``, ``memory``, ``disk``, or ``auto``, the fastest
-            of them that it fits. ``device`` and ``auto`` keep part of it in the host's memory where a GPU's cannot hold
-            it whole. Results do not depend on it.
+        device: by default the GPU if there is one.
+        residency: where the activations are kept between epochs: ``device`` (GPU memory), ``memory`` (RAM), ``disk``
+            (they are read anew in every epoch), or ``auto``, the fastest of these that holds them. With ``device`` and
+            ``auto``, a part is kept in RAM if the GPU cannot hold all. Results do not depend on it.
         stage: copy the cache into this folder first, unless it is there, and train from the copy.
-        report: is given each epoch's metrics.
-        progress: is given the epochs done, with their fraction, after every batch.
-        staging: is given the share of the cache that is copied.
-        beside: content of more files in the run's directory, by name: how its options were found.
-        options: fields of :class:`TrainConfig`, over those of ``config`` and ``recipe``.
+        report: is called with each epoch's metrics.
+        progress: is called with the number of finished epochs, with their fraction, after every batch.
+        staging: is called with the share of the cache that was copied.
+        beside: content of more files for the run's directory, by name, such as how its options were chosen.
+        options: fields of :class:`TrainConfig` that override those of ``config`` and ``recipe``.
 
     Raises:
         UserError: for options, a cache, images or a directory that cannot work.
@@ -214,7 +214,7 @@ def _require_same(run: Run, data: TrainingData, fields: dict[str, Any]) -> None:
     """Refuse training data that is not what a run began with; another device may compute in another dtype."""
     ours, theirs = ({**f, "compute": None} for f in (data.manifest.fields, fields))
     if wrong := differences(ours, theirs):
-        raise UserError(f"run {str(run.path)!r} began with something else: it differs in {'; '.join(wrong)}.")
+        raise UserError(f"run {str(run.path)!r} began with other data: it differs in {'; '.join(wrong)}.")
 
 
 def _cache_of(run: str | Path, path: str) -> ActivationCache:
@@ -222,7 +222,7 @@ def _cache_of(run: str | Path, path: str) -> ActivationCache:
         return open_cache(path)
     except UserError as error:
         raise UserError(
-            f"run {str(run)!r} learns from the cache {path!r}, which does not open "
+            f"the cache {path!r}, from which run {str(run)!r} learns, cannot be opened "
             f"({str(error).removesuffix('.')}): if it was moved, put it back, or a symbolic link to it there."
         ) from error
 

@@ -14,7 +14,8 @@ from losa_cache.errors import UserError
 from losa_cache.inputs_config import ImageConfig
 from losa_cache.layers import choose_layers
 from losa_cache.machine.device import default_workers
-from losa_cache.machine.memory import available_memory, readable_bytes
+from losa_cache.machine.memory import available_memory
+from losa_cache.machine.sizes import readable_bytes
 from losa_cache.options import given, options_of
 from losa_cache.points import ALL, EMBEDDING, input_points, stored_points, tapped_points
 from losa_cache.sidenet.pooled import pooling_of

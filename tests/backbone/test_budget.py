@@ -21,7 +21,7 @@ from losa_cache.backbone.names import vit_digits
 from losa_cache.backbone.streamed import StreamedTrunk
 from losa_cache.data.transforms import InputSpec
 from losa_cache.errors import UserError
-from losa_cache.machine.memory import parse_bytes
+from losa_cache.machine.sizes import parse_bytes
 from losa_cache.points import stored_points, tapped_points
 from tests.backbone.test_model import TRUNKS, shrink
 from tests.conftest import tiny_backbone

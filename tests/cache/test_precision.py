@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from losa_cache.cache.precision import PRECISIONS, EncodedBatch, get_precision
+from losa_cache.cache.precision_names import NAMES
 from losa_cache.errors import UserError
 
 FLOATS, INTEGERS = ("float32", "float16", "bfloat16"), ("int8", "int4")
@@ -60,6 +61,12 @@ def test_what_the_backbone_gave_as_not_finite_stays_and_is_counted(name):
     assert counts == (0, 2)
     assert values.isnan().sum() == 1
     assert values.isinf().sum() == 1
+
+
+def test_a_name_stands_for_the_precision_of_this_name():
+    assert {name: precision.name for name, precision in PRECISIONS.items()} == {name: name for name in NAMES}
+    assert get_precision("predict:1.5").bits == 1.5
+    assert get_precision("predict:20%").error == 0.2
 
 
 @pytest.mark.parametrize("name", PRECISIONS)

@@ -340,13 +340,13 @@ def test_constants_rebuild_the_encoding_and_wrong_ones_are_refused():
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("predict", "lacks its dial: predict:1.5"),
-        ("predict:-1", "lacks its dial"),
+        ("predict", "must say how many bits a value has, as in predict:1.5"),
+        ("predict:-1", "must say how many bits"),
         ("predict:9", "between 0 and 8"),
         ("predict:0", "between 0 and 8"),
         ("predict:100%", "between 0 and 100 %"),
     ],
 )
-def test_dials_that_cannot_be_are_one_sentence(name, says):
+def test_numbers_that_cannot_be_are_one_sentence(name, says):
     with pytest.raises(UserError, match=says):
         get_precision(name)

@@ -104,7 +104,7 @@ def test_the_order_of_a_cache_does_not_count_and_other_images_are_refused(folder
     lc.compare(folder / "b", fewer)
     with pytest.raises(lc.UserError, match=r"there is nothing to compare"):
         lc.compare(fewer)
-    with pytest.raises(lc.UserError, match=r"'.*nothing' is no finished run, and as a cache: there is no cache"):
+    with pytest.raises(lc.UserError, match=r"there is neither a run nor a cache at '.*nothing'"):
         lc.compare(folder / "nothing")
     with pytest.raises(lc.UserError, match=r"have the same options and the same seed 0"):
         lc.compare(folder / "a0", folder / "a0", turned)

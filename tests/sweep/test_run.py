@@ -100,15 +100,15 @@ def test_a_validation_cache_judges_all_of_its_samples(tiny_cache, test_cache, tm
     [
         ({"space": {}}, "there is nothing to sweep"),
         ({"space": {"rank": [99]}}, "rank is 99: choose one from 1 to the backbone's width"),
-        ({"space": {"rank": "2..4"}}, "rank is the range 2..4, which a grid cannot walk"),
-        ({"space": SPACE, "sampler": "tpe", "trials": 3}, "would choose the luckiest seed"),
+        ({"space": {"rank": "2..4"}}, "rank is the range 2..4, which a grid cannot list"),
+        ({"space": SPACE, "sampler": "tpe", "trials": 3}, "would choose a seed that is best by chance"),
         ({"space": {"lr": "1e-3..1e-2"}, "sampler": "random"}, "say how many with --trials"),
         ({"space": {"rank": [2, 4]}, "sampler": "bayes"}, "unknown sampler 'bayes'"),
         ({"space": {"rank": [2, 4]}, "pruner": "asha"}, "unknown pruner 'asha'"),
         ({"space": {"rank": [2, 4]}, "concurrent": 0}, "concurrent is 0"),
         (
             {"space": {"side": ["ladder", "losa"]}},
-            "side is 'ladder': trials of losa, mlp, fusion and attentive alone train together",
+            "side is 'ladder', but only trials of losa, mlp, fusion and attentive train together",
         ),
         (
             {"space": {"rank": [2, 4]}, "config": replace(BASE, val_fraction=0)},

@@ -80,7 +80,7 @@ def test_one_value_is_no_search(tmp_path):
     fixed, searched = split_fixed({"rank": "8", "lr": "1e-3,1e-2", "layers": None}, tmp_path / "s.toml", 3)
     assert fixed == {"rank": 8, "batch_size": 32}
     assert searched == {"clip_grad": Choices((0.5, 1.0)), "lr": Choices((1e-3, 1e-2)), "seed": Choices((0, 1, 2))}
-    with pytest.raises(UserError, match="--batch-size stands in the space file, too"):
+    with pytest.raises(UserError, match="--batch-size is in the space file, too"):
         split_fixed({"batch_size": "8"}, tmp_path / "s.toml", 1)
     with pytest.raises(UserError, match="seeds is 0"):
         split_fixed({}, None, 0)
@@ -89,7 +89,7 @@ def test_one_value_is_no_search(tmp_path):
 def test_a_grid_is_every_combination_and_knows_no_range():
     space = {"rank": Choices((2, 4)), "lr": Choices((0.1, 0.2, 0.3))}
     assert [tuple(one.values()) for one in grid(space)] == list(itertools.product((2, 4), (0.1, 0.2, 0.3)))
-    with pytest.raises(UserError, match=r"lr is the range 0.1..0.2, which a grid cannot walk"):
+    with pytest.raises(UserError, match=r"lr is the range 0.1..0.2, which a grid cannot list"):
         grid(space | {"lr": Range(0.1, 0.2)})
 
 

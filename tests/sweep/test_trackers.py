@@ -56,9 +56,9 @@ def test_wandb_has_every_trial(tiny_cache, tmp_path, monkeypatch):
         assert json.dumps(last["val_top1"]).encode() in path.read_bytes()
 
 
-def test_an_unknown_tracker_is_refused(tmp_path):
-    with pytest.raises(UserError, match="unknown tracker 'comet': choose among wandb, mlflow"):
-        open_trackers(["comet"], tmp_path)
+def test_an_unknown_tracker_is_refused():
+    with pytest.raises(UserError, match="unknown tracker 'comet': choose one of wandb, mlflow"):
+        SweepConfig("cache", {"rank": Choices((2,))}, trackers=["comet"])
 
 
 def test_a_tracker_that_does_not_answer_is_a_sentence_without_its_password(tmp_path, monkeypatch):

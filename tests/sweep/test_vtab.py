@@ -261,8 +261,8 @@ def test_one_table_is_of_one_backbone(caches, tmp_path):
 @pytest.mark.parametrize(
     ("options", "error"),
     [
-        ({"ranks": ()}, "give ranks, and only there"),
-        ({"space": {"rank": Choices((2, 4))}}, "give ranks, and only there"),
+        ({"ranks": ()}, "give at least one rank, and none in the space"),
+        ({"space": {"rank": Choices((2, 4))}}, "give at least one rank, and none in the space"),
         ({"config": TrainConfig(limit=5)}, "limit is 5, but the protocol trains on all images"),
     ],
 )

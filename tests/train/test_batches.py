@@ -118,7 +118,7 @@ def test_points_and_ids_are_those_asked_for(tiny_cache):
         ({"ids": ["image-001", "nobody"]}, r"no sample 'nobody' \(1 of 2"),
         ({"ids": []}, "no samples to read"),
         ({"val_fraction": 1.0}, "val-fraction is 1.0"),
-        ({"ids": ["image-001"], "val_fraction": 0.5}, "leaves one side empty"),
+        ({"ids": ["image-001"], "val_fraction": 0.5}, "leaves none to train on or none to validate on"),
         ({"residency": "moon"}, "unknown residency 'moon'"),
         ({"device": "nowhere"}, "device 'nowhere' cannot be used"),
     ],

@@ -135,7 +135,7 @@ def test_rows_on_the_device_are_spread_evenly(count, share):
 @pytest.mark.parametrize("asked", ["device", "memory"])
 def test_a_place_that_is_too_small_is_refused_in_a_sentence(asked):
     with pytest.raises(
-        UserError, match=r"--residency \w+ would keep 2\.0 GB, and may take .* kB: choose fewer --layers"
+        UserError, match=r"--residency \w+ needs 2\.0 GB, but may use only .* kB: choose fewer --layers"
     ):
         choose_residency(asked, sizes(memory=10**6, device=10**6))
     with pytest.raises(UserError, match="unknown residency 'ram': choose one of auto, device, memory, disk"):

@@ -306,7 +306,10 @@ def test_a_run_whose_cache_moved_or_is_another_now_says_so(trained, tmp_path):
     run = lc.train(cache, out=tmp_path / "run", **OPTIONS).run
     for suffix in ("", ".receipts"):
         (tmp_path / f"c.zarr{suffix}").rename(tmp_path / f"moved.zarr{suffix}")
-    with pytest.raises(lc.UserError, match=r"learns from the cache '.*c\.zarr'.*put it back, or a symbolic link to it"):
+    with pytest.raises(
+        lc.UserError,
+        match=r"cache '.*c\.zarr', from which run .* learns, cannot be opened.*put it back, or a symbolic link",
+    ):
         lc.resume(run, device="cpu")
     renamed = replace(tiny_samples(), classes=("a", "c", "b"))
     other = extract(tiny_backbone(), renamed, precision="float32", out=tmp_path / "other.zarr")
@@ -351,5 +354,6 @@ def test_a_place_that_cannot_be_made_is_refused_before_a_cache_is_opened(begin, 
 
 def test_a_report_that_cannot_be_written_is_refused_before_anything_is_compared(tmp_path):
     (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
     with pytest.raises(lc.UserError, match=r"file' is no folder"):
-        app(["compare", str(tmp_path / "missing"), "--out", str(tmp_path / "file")], standalone_mode=False)
+        app(["compare", str(tmp_path / "empty"), "--out", str(tmp_path / "file")], standalone_mode=False)

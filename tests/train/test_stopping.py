@@ -233,6 +233,6 @@ def test_online_runs_say_where_a_resumed_one_differs(tmp_path):
             online=lc.OnlineConfig("tiny0", "tiny"), backbone=tiny_backbone(), out=tmp_path / "run",
             dataset=interrupting(tiny_samples(), 5), **options,
         )  # fmt: skip
-    with pytest.raises(lc.UserError, match=r"began with something else: it differs in dataset\.fingerprint"):
+    with pytest.raises(lc.UserError, match=r"began with other data: it differs in dataset\.fingerprint"):
         lc.resume(tmp_path / "run", backbone=tiny_backbone(), dataset=tiny_samples(24), device="cpu")
     assert losa_cache("train", "--resume", str(tmp_path / "run")).returncode == 2  # 'tiny0' is not a name to load

@@ -223,7 +223,7 @@ def test_resume_refuses_a_cache_that_changed(tiny_cache, tmp_path):
         lc.resume(tmp_path / "run")
     described.pop("seal")
     (tmp_path / "run" / "config.json").write_text(json.dumps(with_seal(described)))
-    with pytest.raises(lc.UserError, match=r"began with something else: it differs in backbone\.weights"):
+    with pytest.raises(lc.UserError, match=r"began with other data: it differs in backbone\.weights"):
         lc.resume(tmp_path / "run")
 
 

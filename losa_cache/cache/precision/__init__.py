@@ -4,22 +4,19 @@ from losa_cache.cache.precision.base import EncodedBatch, Encoding, Precision
 from losa_cache.cache.precision.floats import FLOATS
 from losa_cache.cache.precision.integers import INTEGERS
 from losa_cache.cache.precision.predict import Predict
-from losa_cache.errors import UserError
+from losa_cache.cache.precision_names import NAMES, require_precision
 
-PRECISIONS: dict[str, Precision] = {precision.name: precision for precision in (*FLOATS, *INTEGERS)}
+PRECISIONS: dict[str, Precision] = dict(zip(NAMES, (*FLOATS, *INTEGERS), strict=True))
 
 
 def get_precision(name: str) -> Precision:
     """Look a precision up.
 
     Raises:
-        UserError: for an unknown name, or a dial of ``predict`` that cannot be.
+        UserError: for an unknown name, or a number of ``predict`` that is out of range.
     """
-    if name.partition(":")[0] == "predict":
-        return Predict.parse(name)
-    if name not in PRECISIONS:
-        raise UserError(f"unknown precision {name!r}: choose one of {', '.join(PRECISIONS)}, predict:BITS, predict:E%.")
-    return PRECISIONS[name]
+    require_precision(name)
+    return PRECISIONS[name] if name in PRECISIONS else Predict.parse(name)
 
 
 __all__ = ["PRECISIONS", "EncodedBatch", "Encoding", "Precision", "get_precision"]

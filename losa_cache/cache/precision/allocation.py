@@ -1,9 +1,9 @@
-"""Bits over the axes of a residual: reverse water-filling, for quantisers of whole bits (pure).
+"""Distribution of bits over the axes of a residual: reverse water-filling for quantisers of whole bits (pure).
 
-An axis of variance v that k bits are spent on comes back with an error of about v * DISTORTION[k], whatever v is: that
-is a uniform quantiser of 2^k steps on a normal variable, with the best step (Max 1960, "Quantizing for minimum
-distortion", Table II, as far as it goes). So the next bit goes where it takes most off, and axes below the water's
-level get none.
+An axis of variance v that is stored in k bits is decoded with an error of about v * DISTORTION[k], for any v. This is
+the error of a uniform quantiser of 2^k steps with the best step for a normal variable (Max 1960, "Quantizing for
+minimum distortion", Table II, as far as it goes). So the next bit goes to the axis where it reduces the error most, and
+axes of small variance get none.
 """
 
 import heapq
@@ -18,11 +18,11 @@ BYTE = 8
 
 
 def allocate(variances: Sequence[float], *, distortion: float | None = None, bits: int | None = None) -> list[int]:
-    """Spend bits until the error is small enough, or so many are spent; whole bytes in any case.
+    """Spend bits until the error is small enough, or until so many are spent; the sum is a whole number of bytes.
 
     Args:
-        variances: of the axes, not negative.
-        distortion: sum of squared errors that is allowed, or
+        variances: variance of each axis, not negative.
+        distortion: allowed sum of squared errors; or
         bits: how many to spend, a multiple of 8 (at most 8 an axis).
 
     Returns:

@@ -1,6 +1,6 @@
-"""By what encodings compute on a device: Triton's kernels where they run, torch everywhere else.
+"""Choice of what encodings compute with on a device: Triton's kernels where they run, torch everywhere else.
 
-What a device can do decides, never a measurement: a resumed extraction computes as it began.
+The device decides, never a measurement, so that a resumed extraction computes as it did before.
 """
 
 from typing import Protocol
@@ -14,7 +14,7 @@ from losa_cache.machine.fastest import why_not_triton
 
 
 class TokenCodec(Protocol):
-    """How tokens are encoded and decoded: :mod:`losa_cache.cache.precision.token_codec`, or the same by Triton."""
+    """Functions that encode and decode tokens: :mod:`losa_cache.cache.precision.token_codec`, or the same in Triton."""
 
     def encode(
         self, values: Tensor, before: Tensor | None, tables: Tables, codes: Tensor, scales: Tensor, extreme: Tensor
@@ -31,7 +31,7 @@ class TokenCodec(Protocol):
 
 
 def token_codec_on(device: torch.device) -> TokenCodec:
-    """Choose what chains compute by."""
+    """Choose the functions that predicted layers are encoded with on a device."""
     if why_not_triton(device) is not None:
         return token_codec
     from losa_cache.cache.precision.kernels import chain

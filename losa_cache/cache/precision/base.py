@@ -1,7 +1,7 @@
 """The contract of a precision: fit on a calibration sample, encode on the device, decode on the device, describe.
 
-A :class:`Precision` is a name and what follows from it; fitted, it is an :class:`Encoding`, whose constants lie in the
-store. Stronger encodings come in as further pairs of the two.
+A :class:`Precision` is a name and what follows from it. Fitted to samples it gives an :class:`Encoding`, whose
+constants lie in the store. A new way of storing values is another pair of the two.
 """
 
 from abc import ABC, abstractmethod
@@ -25,10 +25,10 @@ class Precision(ABC):
         dtype: the torch dtype of decoded values.
         stored_dtype: the torch dtype of stored elements.
         storage: their Zarr data type.
-        fill: fill value of the array, which decodes as NaN: a missing chunk must never look like zeros.
+        fill: fill value of the array. It decodes as NaN: a missing chunk must never look like zeros.
         dimension: name of the stored elements of a token.
-        folds: whether products with :meth:`Encoding.factors` cost no more than with values.
-        images: how many a calibration sample should hold; 0: nothing is fitted.
+        folds: whether products with :meth:`Encoding.factors` cost no more than products with values.
+        images: number of images in a calibration sample; 0: nothing is fitted.
         chained: whether layers are predicted from one another, so that a run reads all of them, whichever it uses.
     """
 
@@ -49,7 +49,7 @@ class Precision(ABC):
 
     @property
     def layers_read(self) -> str:
-        """What a run reads of a sample, in words."""
+        """Which layers of a sample a run reads, in words."""
         if self.chained:
             return "all, whichever a run uses: each is predicted from the one before it"
         return "those that a run uses"
@@ -67,9 +67,9 @@ class Precision(ABC):
         """Fit an encoding to a calibration sample.
 
         Args:
-            blocks: one ``(samples, tokens kept, width)`` a layer, on the device, prefix tokens first; none where there
+            blocks: for each layer ``(samples, tokens kept, width)``, on the device, prefix tokens first; empty if there
                 is nothing to fit.
-            tokens, prefix: of a whole layer; so many of them stand before the patches.
+            tokens, prefix: number of tokens of a whole layer, and how many of them come before the patches.
         """
 
     @abstractmethod
@@ -81,9 +81,9 @@ class Precision(ABC):
         """
 
     def row(self, points: int, tokens: int, width: int) -> tuple[int, int, int] | None:
-        """Say what is stored of a row of such values, as :meth:`Encoding.stored_shape` does.
+        """Give the shape in which a row of such values is stored, as :meth:`Encoding.stored_shape` does.
 
-        ``None`` where that depends on the constants.
+        ``None`` if the shape depends on the constants.
 
         Raises:
             UserError: if tokens of ``width`` channels cannot be stored.
@@ -91,26 +91,32 @@ class Precision(ABC):
         return None
 
     def stored_layers(self, layers: Sequence[int]) -> list[int]:
-        """Say where along the array's axis of layers these layers are stored: one each, unless they share a place."""
+        """Give the positions along the array's axis of layers that hold these layers: one for each, unless they share
+        one.
+        """
         return list(layers)
 
     def needed(self, layers: Sequence[int]) -> list[int]:
-        """Say, ascending, which layers must be encoded to have these: themselves, unless they are chained."""
+        """Give, ascending, the layers that must be encoded to have these: only these, unless layers are predicted from
+        others.
+        """
         return sorted(layers)
 
 
 class Encoding(ABC):
-    """A precision that fits certain layers.
+    """A precision that was fitted to certain layers.
 
     Attributes:
-        precision: what it is of.
+        precision: the precision that was fitted.
     """
 
     precision: Precision
 
     @abstractmethod
     def stored_shape(self, layers: int, tokens: int, width: int) -> tuple[int, int, int]:
-        """Say what is stored of a sample of ``(layers, tokens, width)``: ``(stored layers, tokens, columns)``."""
+        """Give the shape ``(stored layers, tokens, columns)`` in which a sample of ``(layers, tokens, width)`` is
+        stored.
+        """
 
     @abstractmethod
     def to(self, device: torch.device) -> "Encoding":
@@ -118,7 +124,7 @@ class Encoding(ABC):
 
     @abstractmethod
     def select(self, positions: Sequence[int]) -> "Encoding":
-        """Give the encoding of some of the layers, in this order."""
+        """Give the encoding of some layers, in this order."""
 
     @abstractmethod
     def place(self, stored: Tensor, layer: int) -> Tensor:
@@ -132,58 +138,62 @@ class Encoding(ABC):
             layer: position among the fitted layers.
             block: ``(batch, tokens, width)``, floating point.
             out: its :meth:`place`, or a tensor like it on the block's device, to be filled.
-            before: what this gave back for the layer before, of the same samples.
+            before: the second result of this method for the layer before, of the same samples.
 
         Returns:
-            a scalar on the device, for :meth:`saturate`: the largest magnitude where it matters, infinite or NaN if any
-            value is. And what the next layer is predicted from, if layers are chained.
+            a scalar on the device for :meth:`saturate`: the largest magnitude if it matters, infinite or NaN if any
+            value is. And, if layers are chained, what the next layer is predicted from.
         """
 
     @abstractmethod
     def decode(self, stored: Sequence[Tensor]) -> list[Tensor]:
-        """Give back the values of every layer, ``(batch, tokens, width)`` in ``precision.dtype``.
+        """Give the values of every layer, ``(batch, tokens, width)`` in ``precision.dtype``.
 
         Args:
             stored: elements ``(batch, tokens, columns)`` on the device, one for each of ``precision.stored_layers``.
         """
 
     def factors(self, stored: Sequence[Tensor], *, rank: int) -> list[Codes] | list[Product] | None:
-        """Give the factors of every layer's values where they are of use, for products that need no values.
+        """Give the factors of every layer's values, for products that do not need the values; ``None`` if that saves
+        nothing.
 
         Args:
             stored: as of :meth:`decode`.
-            rank: of the side layers that multiply every layer but the last.
+            rank: inner width of the side layers, which multiply every layer but the last.
         """
         return None
 
     @abstractmethod
     def saturate(self, stored: Tensor, extremes: Tensor) -> tuple[Tensor, Tensor]:
-        """Saturate overflowed values in place, and count what is not as the backbone gave it.
+        """Saturate overflowed values in place, and count the values that differ from the backbone's or are not finite.
 
-        Costs nothing for layers whose ``extremes`` lie well within the range.
+        This costs nothing for layers whose ``extremes`` lie well within the range.
 
         Args:
             stored: ``(batch, stored layers, tokens, columns)``.
-            extremes: ``(layers,)``, of :meth:`encode`.
+            extremes: ``(layers,)``, from :meth:`encode`.
 
         Returns:
-            for each sample of the batch, how many finite values overflowed (now the largest finite value, with their
-            sign), and how many decode as infinite or NaN because the backbone gave such.
+            for each sample of the batch, the number of finite values that overflowed (they are now the largest finite
+            value, with their sign), and the number that decode as infinite or NaN because the backbone gave such
+            values.
         """
 
     @abstractmethod
     def constants(self) -> dict[str, Tensor]:
-        """What :meth:`decode` needs to know, by name: float32, float16 or uint8."""
+        """Give the constants that :meth:`decode` needs, by name: float32, float16 or uint8."""
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """Say in JSON how values are stored, and ``error``: for each layer (or all alike) the relative error
-        ``|decoded - value| / |value|`` (Frobenius norms), as measured on the calibration sample or bounded.
+        """Describe in JSON how values are stored.
+
+        ``error`` is the relative error ``|decoded - value| / |value|`` (Frobenius norms) of each layer, or of all
+        layers alike. It is measured on the calibration sample, or a bound.
         """
 
     @abstractmethod
     def round(self, layer: int, block: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Copy a block output as a cache would give it back; arguments and second result as of :meth:`encode`."""
+        """Copy a block output as a cache would return it; arguments and second result as in :meth:`encode`."""
 
 
 class PerLayerEncoding(Encoding):
@@ -206,7 +216,7 @@ class PerLayerEncoding(Encoding):
         return layers, tokens, self.columns(width)
 
     def place(self, stored: Tensor, layer: int) -> Tensor:
-        """Give what is stored of the layer."""
+        """Give the stored elements of the layer."""
         return stored[:, layer]
 
     def encode(self, layer: int, block: Tensor, out: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -227,8 +237,8 @@ class PerLayerEncoding(Encoding):
 
 
 def in_parts(first: Tensor, second: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Cut two tensors ``(batch, …)`` alike: on the CPU into parts that stay in its cache between the steps of an
-    encoding (4 ms a ViT-S block of 64 images in place of 18), elsewhere not at all.
+    """Split two tensors ``(batch, …)`` in the same way. On the CPU the parts are so small that they stay in its cache
+    between the steps of an encoding (a ViT-S block of 64 images takes 4 ms instead of 18); other devices get one part.
     """
     size = len(first)
     if first.device.type == "cpu" and size:
@@ -245,10 +255,11 @@ def relative_error(decoded: Tensor, block: Tensor) -> float:
 
 @dataclass
 class EncodedBatch:
-    """A batch's block outputs, encoded one by one, first to last, on their device while they are still in its cache.
+    """The block outputs of a batch. They are encoded one by one, first to last, on their device, while they are in its
+    cache.
 
     Attributes:
-        encoding: of them.
+        encoding: how they are encoded.
         stored: ``(batch, stored layers, tokens, columns)``.
         extremes: ``(layers,)``, for :meth:`Encoding.saturate`.
     """

@@ -1,8 +1,8 @@
-"""Codes of 1 to 8 bits as bytes, whatever their bits: plane by plane, by a few operations on whole rows.
+"""Codes of 1 to 8 bits as bytes: they are packed one bit plane at a time, by a few operations on whole rows.
 
-Axes stand in the order of falling bits, so plane p, the bits of value 2^p, holds the first so many axes. The rows of
-all planes, one behind the other, are cut into eight equal parts, and bit i of a byte comes from part i: bytes are put
-together, and taken apart, by shifting whole rows. Axes come first, tokens last.
+Axes are sorted by their bits, most bits first, so plane p, the bits of value 2^p, holds the axes up to some number. The
+rows of all planes, one after the other, are cut into eight equal parts, and bit i of a byte comes from part i. So bytes
+are packed and unpacked by shifting whole rows. Axes are the first dimension, tokens the last.
 """
 
 from collections.abc import Sequence
@@ -15,14 +15,14 @@ BYTE = 8
 
 
 class BitPlanes(NamedTuple):
-    """Where bits stand; R rows of bits, P planes, m axes.
+    """The place of every bit, for R rows of bits, P planes, m axes.
 
     Attributes:
-        axis: int64 ``(8, R / 8)``, whose code bit i of a byte is of.
-        plane: uint8, alike: which bit of it.
-        byte: int64 ``(P, m)``, where the bit of a plane lies.
-        bit: uint8, alike: which bit of it.
-        there: uint8, alike: 1 if the axis has the plane.
+        axis: int64 ``(8, R / 8)``, the axis whose code bit i of a byte belongs to.
+        plane: uint8, of the same shape: which bit of the code it is.
+        byte: int64 ``(P, m)``, the byte that holds an axis's bit of a plane.
+        bit: uint8, of the same shape: which bit of the byte it is.
+        there: uint8, of the same shape: 1 if the axis has the plane.
     """
 
     axis: Tensor
@@ -33,7 +33,7 @@ class BitPlanes(NamedTuple):
 
     @classmethod
     def of(cls, bits: Sequence[int]) -> "BitPlanes":
-        """Lay out axes of so many bits, which fall and add up to whole bytes."""
+        """Lay out axes of these bits. The bits must be in descending order and add up to whole bytes."""
         there = torch.tensor(bits)[None] > torch.arange(max(bits, default=0))[:, None]
         plane, axis = there.nonzero().unbind(1)
         size = len(axis) // BYTE

@@ -1,4 +1,4 @@
-"""Floating point: values rounded to nearest, nothing to fit."""
+"""Floating point: values are rounded to nearest, and nothing is fitted."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,11 +11,11 @@ from losa_cache.machine.fastest import why_not_triton
 
 
 class Float(Precision, PerLayerEncoding):
-    """float32, float16 or bfloat16: its own encoding, for there are no constants.
+    """float32, float16 or bfloat16. It is its own encoding, because it has no constants.
 
     Args:
-        name: of the dtype.
-        dtype: of values, stored and decoded.
+        name: name of the dtype.
+        dtype: dtype of the values, stored and decoded.
         storage: the Zarr data type; bfloat16 has none, so its bits are stored as uint16.
         fill: NaN in ``storage``.
     """

@@ -1,9 +1,11 @@
-"""8 and 4 bits: equalised channels, then one scale a token, or one a group of channels (``docs/protocol.md``, section
-"Precision").
+"""Integers of 8 and 4 bits (``docs/protocol.md``, section "Precision").
 
-A few channels of a ViT are an order of magnitude larger than the rest, the same ones in every token: each channel is
-divided by its root mean square over the calibration sample. A few tokens are outliers, too: each has a scale of its
-own, so nothing is ever clipped. Codes and scales of a token lie together, so that one read brings both.
+Channels are equalised. Then each token, or each group of channels in it, has one scale.
+
+A few channels of a ViT are an order of magnitude larger than the others, and they are the same channels in every token.
+So each channel is divided by its root mean square over the calibration sample. A few tokens are outliers, too. So each
+token has a scale of its own, and nothing is ever clipped. Codes and scales of a token lie together, so that one read
+gets both.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,8 +30,8 @@ class Integer(Precision):
     """Signed integer codes.
 
     Args:
-        bits: of a code: 8, or 4 (two codes a byte, the even channel in the low half).
-        group: channels that share a scale, or ``None`` for all of a token.
+        bits: bits of a code: 8, or 4 (two codes in a byte, the even channel in the low half).
+        group: number of channels that share a scale, or ``None`` if all channels of a token do.
     """
 
     dtype = torch.bfloat16
@@ -94,7 +96,7 @@ class IntegerEncoding(PerLayerEncoding):
     Attributes:
         precision: bits and groups.
         channel: float32 ``(layers, width)``, what each channel is divided by.
-        errors: of the calibration sample, a layer; empty where it was loaded.
+        errors: relative error of each layer on the calibration sample; empty if the encoding was loaded.
     """
 
     precision: Integer
@@ -175,7 +177,7 @@ class IntegerEncoding(PerLayerEncoding):
             target.copy_(values.flatten(-2).mul_(self.channel[layer]))
 
     def factors(self, stored: Sequence[Tensor], *, rank: int) -> list[Codes] | None:
-        """Give codes and scales, where all channels of a token share one."""
+        """Give codes and scales, if all channels of a token share one scale."""
         if not self.precision.folds:
             return None
         at = self.channel.shape[1]

@@ -1,4 +1,4 @@
-"""The codec of one layer: how it is predicted from the layer before it, and what is left of it quantised."""
+"""The codec of one layer: how it is predicted from the layer before it, and how the residual is quantised."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,17 +13,17 @@ from losa_cache.machine.device import has_bfloat16
 
 @dataclass(frozen=True)
 class LayerCodec:
-    """How one layer is predicted, and what is left of it stored; m axes of d channels.
+    """How one layer is predicted, and how its residual is stored; m axes of d channels.
 
     Attributes:
         mean: float32 ``(d,)``, and
-        spread: float32 ``(d,)``: values without the one, divided by the other, are standard values.
-        predictor: float16 ``(d, d)``, from standard values of the layer before (rows) to those of this one; ``None``
-            for the first.
+        spread: float32 ``(d,)``: a value minus its mean, divided by its spread, is a standardised value.
+        predictor: float16 ``(d, d)``, from standardised values of the layer before (rows) to those of this layer;
+            ``None`` for the first layer.
         axes: float16 ``(m, d)``, orthonormal rows.
-        bits: of each axis, falling.
-        step_sizes: float32 ``(m,)``, of the quantiser of each axis, for a token of scale 1.
-        deviations: float32 ``(m,)``, usual magnitude along each axis: what tokens' scales are measured in.
+        bits: bits of each axis, in descending order.
+        step_sizes: float32 ``(m,)``, step of the quantiser of each axis, for a token of scale 1.
+        deviations: float32 ``(m,)``, usual magnitude along each axis; scales of tokens are relative to it.
     """
 
     mean: Tensor
@@ -41,7 +41,7 @@ class LayerCodec:
 
     @cached_property
     def tables(self) -> Tables:
-        """The same as products need it."""
+        """Give the same constants in the form that products need."""
         device = self.mean.device
         product = torch.bfloat16 if has_bfloat16(device) else torch.float32
         axes, sizes = self.axes.float(), self.step_sizes[:, None]

@@ -1,23 +1,22 @@
-"""``predict``: a precision with a dial, by which every layer is predicted from the one before it."""
+"""``predict``: every layer is predicted from the one before it; the name says how many bits, or how large an error."""
 
-import re
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from losa_cache.cache.precision.base import Precision
-from losa_cache.cache.precision.predict_encoding import MOST_BITS, PredictEncoding, load_chain
+from losa_cache.cache.precision.predict_encoding import PredictEncoding, load_chain
 from losa_cache.cache.precision.predict_fit import fit_chain
-from losa_cache.errors import UserError
+from losa_cache.cache.precision_names import parse_predict
 
 
 class Predict(Precision):
-    """Prediction with a dial: ``predict:1.5`` spends 1.5 bits a value, ``predict:20%`` allows an error of 20 % a layer.
+    """``predict:1.5`` spends 1.5 bits a value, ``predict:20%`` allows a relative error of 20 % in each layer.
 
     Args:
-        bits: of a value, everything but the constants counted; or
-        error: relative, of every layer but the last, 0 ... 1.
+        bits: how many a value has; everything but the constants is counted.
+        error: relative error of every layer but the last, 0 ... 1, in place of ``bits``.
     """
 
     dtype = torch.bfloat16
@@ -38,19 +37,10 @@ class Predict(Precision):
         """Read a name.
 
         Raises:
-            UserError: for a dial that cannot be.
+            UserError: as of :func:`~losa_cache.cache.precision_names.parse_predict`.
         """
-        found = re.fullmatch(r"predict:(\d+\.?\d*)(%?)", name)
-        if found is None:
-            raise UserError(f"precision {name!r} lacks its dial: predict:1.5 (bits a value) or predict:20% (error).")
-        value = float(found[1])
-        if found[2]:
-            if not 0 < value < 100:
-                raise UserError(f"the error of {name!r} must lie between 0 and 100 %: 20 %, for one.")
-            return cls(error=value / 100)
-        if not 0 < value <= MOST_BITS:
-            raise UserError(f"the bits of {name!r} must lie between 0 and {MOST_BITS:g}: 1.5, for one.")
-        return cls(bits=value)
+        bits, error = parse_predict(name)
+        return cls(bits=bits, error=error)
 
     def require(self, width: int) -> None:
         """Accept any."""

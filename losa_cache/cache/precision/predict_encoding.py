@@ -1,11 +1,12 @@
-"""One bit a value and less: every layer is predicted from the one before it, as decoded, and only what is left of it
-is stored (``docs/protocol.md``, section "Prediction").
+"""One bit a value and less: every layer is predicted from the decoded layer before it, and only the residual is stored
+(``docs/protocol.md``, section "Prediction").
 
-A block adds little to a residual stream that is almost linear in itself. A d x d matrix a layer, fitted on a
-calibration sample, predicts it from what a reader will have: errors do not pile up. What is left is turned onto its
-principal axes; each gets as many bits as pay there, many of them none (``allocation``), and every token a scale of its
-own. The last layer is y_0, which every logit sees, and is kept more exact than the others. Prefix tokens are few and
-unlike the others, and a CLS head reads nothing else of y_k: they are stored as ``int8``.
+A block adds little to the residual stream, and the stream is almost linear in itself. A d x d matrix for each layer,
+fitted on a calibration sample, predicts the layer from what a reader will have decoded, so errors do not accumulate.
+The residual is rotated onto its principal axes. Each axis gets as many bits as pay there, many of them none
+(``allocation``), and every token has a scale of its own. The last layer is y_0, on which every logit depends, so it is
+stored more exactly than the others. Prefix tokens are few and differ from the others, and a CLS head reads only them of
+y_k: they are stored as ``int8``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,24 +24,25 @@ from losa_cache.cache.precision.bitplanes import BYTE, unpack
 from losa_cache.cache.precision.integers import Integer, IntegerEncoding
 from losa_cache.cache.precision.layer_codec import LayerCodec
 from losa_cache.cache.precision.token_codec import NOT_FINITE, dequantise, tokens_last
+from losa_cache.cache.precision_names import MOST_BITS
 from losa_cache.factors import Product
 
 PREFIX = Integer(8, None)
-MOST_BITS = 8.0
 
 
 @dataclass(frozen=True)
 class PredictEncoding(Encoding):
-    """A chain of layers, and which of them are wanted.
+    """A chain of predicted layers, and the layers of it that are decoded.
 
     Attributes:
         precision: what it is of.
-        codecs: of the layers of the chain, all of it.
+        codecs: one for each layer of the whole chain.
         prefix_encoding: how prefix tokens are stored.
-        tokens, prefix: of a layer; so many of them are prefix tokens.
-        chosen: layers that are decoded, in the order that they are wanted in.
-        errors: of samples that nothing was fitted to, a layer; empty where it was loaded.
-        fitted: of the samples that it was fitted to.
+        tokens, prefix: number of tokens of a layer, and how many of them are prefix tokens.
+        chosen: layers that are decoded, in the order of the result.
+        errors: relative error of each layer on samples that were not used for the fit; empty if the encoding was
+            loaded.
+        fitted: the same on the samples of the fit.
     """
 
     precision: Precision
@@ -78,7 +80,7 @@ class PredictEncoding(Encoding):
         return replace(self, codecs=codecs, prefix_encoding=self.prefix_encoding.to(device))
 
     def select(self, positions: Sequence[int]) -> "PredictEncoding":
-        """Choose what is decoded; the chain stays whole."""
+        """Choose the layers to decode; the chain stays whole."""
         return replace(self, chosen=[self.chosen[at] for at in positions])
 
     def place(self, stored: Tensor, layer: int) -> Tensor:
@@ -87,7 +89,7 @@ class PredictEncoding(Encoding):
         return stored[:, 0, 0, start:end]
 
     def encode(self, layer: int, block: Tensor, out: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Store what prediction leaves; give back standard values as decoded, ``(batch * tokens, d)``."""
+        """Store the residual; give the decoded standardised values, ``(batch * tokens, d)``."""
         parts = self._parts(out, layer)
         extreme = torch.zeros((), device=block.device)
         if self.prefix:
@@ -97,7 +99,7 @@ class PredictEncoding(Encoding):
         return extreme, after
 
     def decode(self, stored: Sequence[Tensor]) -> list[Tensor]:
-        """Follow the chain as far as it is wanted."""
+        """Decode layer after layer, up to the last one that is chosen."""
         (together,) = stored
         shape = (len(together), self.tokens, self.width)
         found = {at: torch.empty(shape, dtype=self.precision.dtype, device=together.device) for at in set(self.chosen)}
@@ -111,11 +113,11 @@ class PredictEncoding(Encoding):
         return [found[layer] for layer in self.chosen]
 
     def factors(self, stored: Sequence[Tensor], *, rank: int) -> list[Product] | None:
-        """Give every layer as the steps of all layers before it, and its own, times one matrix: what follows from them.
+        """Give every layer as the quantised steps of this and all earlier layers, times one matrix.
 
-        ``None`` where that costs more than decoding (the last layer is wanted as values in any case), as it always does
-        on CUDA: memory is what costs there (a step at ViT-H, rank 16: 0.83 ms an image, and 0.50 decoded). And where a
-        token is not finite.
+        ``None`` if that costs more than decoding (the last layer is needed as values in any case). On CUDA it always
+        does, because memory is the bottleneck there (a step at ViT-H, rank 16, takes 0.83 ms an image, and 0.50 ms with
+        decoding). Also ``None`` if a token is not finite.
         """
         (together,) = stored
         if together.is_cuda or not self._folding_pays(rank):
@@ -150,7 +152,7 @@ class PredictEncoding(Encoding):
 
     @cached_property
     def _combined(self) -> dict[int, Tensor]:
-        """Give for each wanted layer what all layers up to it add to its values, ``(columns, d)``."""
+        """Give for each chosen layer the matrix by which all layers up to it add to its values, ``(columns, d)``."""
         found: dict[int, Tensor] = {}
         through = torch.empty(0, self.width, device=self.codecs[0].mean.device)
         for layer, codec in enumerate(self.codecs[: max(self.chosen) + 1]):
@@ -162,7 +164,7 @@ class PredictEncoding(Encoding):
         return found
 
     def _folding_pays(self, rank: int) -> bool:
-        """Compare multiply-adds a token: of products there and back, and of the last layer; and of the whole chain."""
+        """Compare the multiply-adds for a token: products in both passes and the last layer, with the whole chain."""
         *others, last = self.chosen
         folded = 2 * rank * sum(self._columns[layer] for layer in others) + self._columns[last] * self.width
         chain = sum(self.width * (self.width + len(codec.bits)) for codec in self.codecs[: max(self.chosen) + 1])
@@ -182,7 +184,7 @@ class PredictEncoding(Encoding):
         return out, after
 
     def _parts(self, stored: Tensor, layer: int) -> "_Parts":
-        """Tell the parts of a layer's bytes ``(batch, bytes)`` apart."""
+        """Split a layer's bytes ``(batch, bytes)`` into its parts."""
         start, middle, _ = self.places[layer]
         patches = self.tokens - self.prefix
         prefix = stored[:, : middle - start].unflatten(1, (self.prefix, -1)) if self.prefix else stored[:, :0]
@@ -201,7 +203,7 @@ class PredictEncoding(Encoding):
         return overflowed, non_finite
 
     def constants(self) -> dict[str, Tensor]:
-        """Give the codecs' tensors, filled up to d axes where they are one a layer."""
+        """Give the codecs' tensors; those with one row for each layer are padded to d axes."""
 
         def rows(values: Sequence[Tensor], filling: float) -> Tensor:
             padded = [torch.nn.functional.pad(own.float(), (0, self.width - len(own)), value=filling) for own in values]
@@ -221,7 +223,7 @@ class PredictEncoding(Encoding):
         }
 
     def describe(self) -> dict[str, Any]:
-        """Say bits a value, of each layer and of all, and errors, of fresh samples and of those fitted to."""
+        """Give bits a value, for each layer and for all, and errors, on fresh samples and on those of the fit."""
         values = self.tokens * self.width
         sizes = [8 * (end - start) / values for start, _, end in self.places]
         return {
@@ -233,7 +235,7 @@ class PredictEncoding(Encoding):
 
 
 def load_chain(precision: Precision, constants: Mapping[str, Tensor], *, tokens: int, prefix: int) -> PredictEncoding:
-    """Rebuild a chain from the constants of :meth:`PredictEncoding.constants`; arguments as of ``Precision.load``.
+    """Rebuild a chain from the constants of :meth:`PredictEncoding.constants`; arguments as in ``Precision.load``.
 
     Raises:
         KeyError, ValueError: if they are not as that gives them.

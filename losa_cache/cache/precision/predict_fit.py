@@ -1,15 +1,15 @@
 """Fit a chain of predicted layers to a calibration sample (``docs/protocol.md``, section "Prediction").
 
-Layer by layer, each on what the layers before it look like once decoded: the predictor is ridge regression, the axes
-are those of what it leaves, the bits are water-filled over them, and every axis takes the step that errs least on the
-sample, which is a wide one where a few tokens are far out.
+The layers are fitted one after the other, each on the decoded layers before it. The predictor is a ridge regression.
+The axes are the principal axes of its residual. The bits are distributed over them by reverse water-filling. Every axis
+gets the step with the smallest error on the sample; this is a wide step if a few tokens are far out.
 
-Channels are standardised, and tokens far larger than others weigh less: large ViTs have channels, and tokens, hundreds
-of times the median, which would otherwise be all that is kept.
+Channels are standardised, and tokens far larger than others weigh less. Large ViTs have channels and tokens of hundreds
+of times the median; otherwise nearly all bits would go to these.
 
-For a number of bits, the error that spends them is looked for first, on a part of the sample. One relative error for
-all layers is what equal slopes of rate and distortion come to, where distortion is relative to each layer's energy; y_0
-may have a fraction of it.
+If a number of bits is given, the error that spends them is searched first, on a part of the sample. One relative error
+for all layers amounts to equal slopes of rate and distortion, if distortion is relative to each layer's energy. y_0 is
+allowed a fraction of that error.
 """
 
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ LEAST = 1e-12
 
 @dataclass(frozen=True)
 class Target:
-    """What a layer may cost: a relative error, or bits of a token."""
+    """The target of a layer: a relative error, or the bits of a token."""
 
     error: float | None = None
     bits: int | None = None
@@ -50,7 +50,9 @@ class Target:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A layer's codec, the falling variances of what it stores along principal axes, and the mean square of a token."""
+    """A layer's codec, the variances of its residual along the principal axes, in descending order, and the mean square
+    of a token.
+    """
 
     codec: LayerCodec
     variances: list[float]
@@ -69,10 +71,10 @@ def fit_chain(
     """Fit a chain; some samples only measure the error.
 
     Args:
-        precision: what the encoding is of.
+        precision: the precision that is fitted.
         blocks, tokens, prefix: as of ``Precision.fit``.
-        bits: of a value, everything but the constants counted; or
-        error: relative, of every layer but the last.
+        bits: bits of a value; everything but the constants is counted. Or
+        error: relative error of every layer but the last.
     """
     fresh = len(blocks[0]) // FRESH_SHARE
     patches = [block[fresh:, prefix:].flatten(0, 1) for block in blocks]
@@ -102,9 +104,9 @@ def _errors(error: float, layers: int) -> list[float]:
 
 
 def _spend(bits: float, patches: Sequence[Tensor], *, tokens: int, prefix: int) -> list[Target]:
-    """Divide a budget among the layers as the one error that spends it does.
+    """Divide a budget of bits among the layers such that all have the same relative error.
 
-    That error follows from the variances of what is left to store; these follow, but weakly, from the error.
+    That error follows from the variances of the residuals, which in turn depend, though weakly, on the error.
     """
     layers, width = len(patches), patches[0].shape[1]
     whole = bits * tokens * width * layers / BYTE - prefix * layers * PREFIX.columns(width)
@@ -139,7 +141,9 @@ def _scaled(used: Sequence[int], budget: int) -> list[int]:
 
 
 def _chain(patches: Sequence[Tensor], targets: Sequence[Target], factors: Sequence[float]) -> list[Fitted]:
-    """Fit every layer ``(tokens, width)`` on the layer before it as decoded; ``factors`` of the steps are tried."""
+    """Fit every layer ``(tokens, width)`` on the decoded layer before it; ``factors`` are the multiples of the steps to
+    try.
+    """
     found: list[Fitted] = []
     before: Tensor | None = None
     for stored, target in zip(patches, targets, strict=True):
@@ -155,17 +159,18 @@ def _chain(patches: Sequence[Tensor], targets: Sequence[Target], factors: Sequen
 
 
 def _decoded(rest: Tensor, predicted: Tensor | None, tables: Tables) -> Tensor:
-    """Give what is decoded of what prediction left, on top of what was predicted."""
+    """Give the decoded residual plus the prediction."""
     along, scale = token_codec.measure(rest, tables)
     codes = token_codec.quantise(along, scale, tables.half)
     return token_codec.restore(token_codec.dequantise(codes, scale, tables), predicted, tables)
 
 
 def _standard(values: Tensor) -> tuple[LayerCodec, Tensor, Tensor]:
-    """Standardise every channel, so that a few large ones do not decide alone, nor do a few large tokens.
+    """Standardise every channel, so that a few large channels or a few large tokens do not decide alone.
 
     Returns:
-        a codec without axes yet, standard values ``(tokens, d)``, and weights of the tokens: 1, or less for large ones.
+        a codec without axes, standardised values ``(tokens, d)``, and weights of the tokens: 1, or less for large
+        tokens.
     """
     some = values[:: max(1, len(values) // MEDIAN_TOKENS)]
     middle = some.median(0).values
@@ -192,7 +197,7 @@ def _regression(before: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:
 def _coded(
     plain: LayerCodec, rest: Tensor, weight: Tensor, target: Target, *, energy: float, factors: Sequence[float]
 ) -> Fitted:
-    """Choose axes, bits and steps for what prediction leaves."""
+    """Choose axes, bits and steps for the residual."""
     found, vectors = torch.linalg.eigh(((rest * weight[:, None]).mT @ rest).double() / len(rest))
     variances, axes = found.flip(0).clamp_min(0).tolist(), vectors.flip(1).mT
     if target.error is None:

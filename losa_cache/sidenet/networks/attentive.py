@@ -20,8 +20,8 @@ TOKEN_HEADS = 8
 class Attentive(OneQuery):
     """The attentive probe: one query over all tokens of the last block.
 
-    As published beside attentive layer fusion: 8 heads. Its noise is left out: on all tokens it would take longer than
-    all else of a step.
+    As published together with attentive layer fusion: 8 heads. Its noise is left out: on all tokens it would take
+        longer than the rest of a step.
 
     Args:
         width: channels d.

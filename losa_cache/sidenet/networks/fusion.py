@@ -27,11 +27,11 @@ class Fusion(OneQuery):
     output of each block's second norm; here it is :class:`Pooling`'s rows.
 
     Args:
-        depth: number of block outputs, or of what is tapped in their place.
-        tokens: of a block output, or the rows m that it was pooled to.
+        depth: number of block outputs, or of the points that are tapped in their place.
+        tokens: number of tokens of a block output, or of the rows m that it was pooled to.
         width: channels d.
-        pooling: of the trunk.
-        seed: of the noise.
+        pooling: how tokens of the trunk are pooled.
+        seed: seed of the noise.
     """
 
     def __init__(self, *, depth: int, tokens: int, width: int, pooling: Pooling, seed: int = 0) -> None:
@@ -39,9 +39,9 @@ class Fusion(OneQuery):
         self.pooling = pooling
 
     def rows(self, blocks: Sequence[Block]) -> Tensor:
-        """Pool each block, ``(batch, depth m, d)``, unless it is of m rows already.
+        """Pool each block, ``(batch, depth m, d)``, unless it has m rows already.
 
-        Where all tokens are no more than m, each is its own row: a class token and the only patch.
+        If there are no more than m tokens, each is its own row: a class token and the only patch.
         """
         pool = self.pooling  # rows are widened: autocast to bfloat16 joins no float16 on CPUs
         found = [block.to(wide(block)) if block.shape[1] == pool.rows else pool(block) for block in dense(blocks)]

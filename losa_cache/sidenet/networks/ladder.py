@@ -17,9 +17,9 @@ HEAD_WIDTH = 16
 class Ladder(nn.Module):
     """h_0 = D_0 y_0, h_i = T_i(h_{i-1} + D_i b_i), y_k = y_0 + U h_k, with T_i a pre-norm transformer block of width r.
 
-    What the paper calls "Transformer" (r = 48, 27 M parameters on ViT-g); the rest is *not from the paper*: the sum in
-    place of LST's gates, heads of 16 channels, U zero at the start, so that it starts as the linear probe. Its 27 M fit
-    only if T_i's MLP is as wide as the backbone's own, 6144 in ViT-g.
+    The paper calls it "Transformer" (r = 48, 27 M parameters on ViT-g). The rest is *not from the paper*: the sum in
+    place of LST's gates, heads of 16 channels, and U zero at the start, so that it starts as the linear probe. The 27 M
+    parameters are reached only if T_i's MLP is as wide as the backbone's own, 6144 in ViT-g.
 
     Args:
         depth: number k of block outputs.
@@ -68,5 +68,5 @@ class Ladder(nn.Module):
 
 
 def build(sizes: Sizes) -> Ladder:
-    """Build one of width r; a video's tokens are so many rows as any."""
+    """Build a ladder of width r; a video's tokens are treated like an image's."""
     return Ladder(depth=sizes.depth, tokens=sizes.tokens, width=sizes.width, rank=sizes.rank)

@@ -1,4 +1,4 @@
-"""The linear probe: no side network. It is what all others are measured against."""
+"""The linear probe: no side network. It is the baseline for all others."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ SPEC = SideSpec(lr=1e-2, rank=False, start=False, last_layer=True, pooled_rows=T
 
 
 class Unchanged(nn.Module):
-    """y_k = y_0: nothing is trained but the classifier behind the frozen tail."""
+    """y_k = y_0: only the classifier behind the frozen tail is trained."""
 
     def forward(self, blocks: Sequence[Block], readout: Readout | None = None) -> Tensor:
         """Read the rows of y_0, the last block, ``(batch, rows, width)``, in float32 or wider."""

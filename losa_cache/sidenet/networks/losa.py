@@ -1,4 +1,4 @@
-"""LoSA, the paper's side network: on images, and on videos with space and time mixed apart (Eq. 6)."""
+"""LoSA, the paper's side network: on images, and on videos with space and time mixed separately (Eq. 6)."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ SPEC = SideSpec(folds_codes=True, stacks=True)
 
 
 def build(sizes: Sizes) -> LoSA | VideoLoSA:
-    """Build one for images, or for videos where there is a grid."""
+    """Build one for images, or for videos if there is a grid."""
     depth, width, rank = sizes.depth, sizes.width, sizes.rank
     if sizes.grid is None:
         return LoSA(depth=depth, tokens=sizes.tokens, width=width, rank=rank)

@@ -17,12 +17,12 @@ class LowRankMLP(LoSA):
 
     @staticmethod
     def mixes_tokens(layer: int) -> bool:
-        """No layer does."""
+        """Give ``False``: no layer does."""
         return False
 
 
 def build(sizes: Sizes) -> LowRankMLP:
-    """Build one; a video's tokens are so many rows as any."""
+    """Build one; a video's tokens are treated like an image's."""
     return LowRankMLP(depth=sizes.depth, tokens=sizes.tokens, width=sizes.width, rank=sizes.rank)
 
 

@@ -1,8 +1,8 @@
 """``train_auto``: choose a few options on held-out samples of the training cache, then train on all of them.
 
-*Not from the paper.* No test set is opened. :mod:`losa_cache.sweep.engine.choice` makes the choice; where few samples
-are held out, :mod:`losa_cache.sweep.engine.folds` makes the splits. The search keeps nothing until it is over: if it is
-interrupted, it begins again. The training after it is a run like any other, and resumes.
+*Not from the paper.* No test set is opened. :mod:`losa_cache.sweep.engine.choice` makes the choice. If few samples are
+held out, :mod:`losa_cache.sweep.engine.folds` makes several splits. The search stores nothing until it is finished: if
+it is interrupted, it begins again. The training after it is a run like any other, and can be resumed.
 """
 
 import json
@@ -52,13 +52,13 @@ Told = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Tried:
-    """One setting of a search, judged on all held-out samples.
+    """One setting of a search, validated on all held-out samples.
 
     Attributes:
         options: the fields that were searched.
-        value: of the selection metric, on all held-out samples; ``None``: its loss stopped being a number, so it is not
-            among the choices.
-        loss: of the task.
+        value: selection metric on all held-out samples; ``None`` if its loss stopped being a number, so that it cannot
+            be chosen.
+        loss: loss of the task on the same samples.
     """
 
     options: dict[str, Any]
@@ -68,15 +68,15 @@ class Tried:
 
 @dataclass(frozen=True)
 class Found:
-    """What a search found.
+    """The result of a search.
 
     Attributes:
-        tried: every setting; the choice names them by their place.
-        choice: which one, and how sure that is.
-        folds: splits in which each was trained.
-        trained_on: samples, of each split in the mean.
-        seconds: that the search took.
-        metric: that values are of.
+        tried: every setting; the choice names them by their position.
+        choice: the chosen setting, and how sure the choice is.
+        folds: number of splits in which each setting was trained.
+        trained_on: mean number of training samples of a split.
+        seconds: duration of the search.
+        metric: the selection metric.
     """
 
     tried: list[Tried]
@@ -88,7 +88,7 @@ class Found:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The chosen ones."""
+        """The options of the chosen setting."""
         return self.tried[self.choice.chosen].options
 
     @property
@@ -98,7 +98,7 @@ class Found:
 
     @property
     def protocol(self) -> str:
-        """Say what was judged on what."""
+        """Say on which samples the settings were validated."""
         splits = "one split" if self.folds == 1 else f"each of {self.folds} splits, which hold out different images"
         return (
             f"{len(self.tried)} settings were trained on about {self.trained_on} images of {splits}, and judged after "
@@ -111,7 +111,10 @@ class Found:
             "chosen": self.options,
             "sure": self.sure,
             "protocol": self.protocol,
-            "settings": [{"options": own.options, self.metric.name: own.value, "loss": own.loss} for own in self.tried],
+            "settings": [
+                {"options": setting.options, self.metric.name: setting.value, "loss": setting.loss}
+                for setting in self.tried
+            ],
             "choice": self.choice.to_json(self.metric),
             "folds": self.folds,
             "seconds": self.seconds,
@@ -120,11 +123,11 @@ class Found:
 
 @dataclass(frozen=True)
 class AutoResult:
-    """What ``train_auto`` leaves.
+    """The result of ``train_auto``.
 
     Attributes:
-        found: by the search.
-        trained: with it, on all samples.
+        found: result of the search.
+        trained: result of the training with the chosen options, on all samples.
     """
 
     found: Found
@@ -132,7 +135,7 @@ class AutoResult:
 
 
 def grid_of(config: TrainConfig) -> Grid:
-    """Say what is searched for a side network: learning rates around its default, and weight decays."""
+    """Give the grid for a side network: learning rates around its default, and weight decays."""
     return {"lr": [float(f"{config.spec.lr * factor:.6g}") for factor in RATES], "weight_decay": DECAYS}
 
 
@@ -152,22 +155,25 @@ def train_auto(
     told: Told = lambda sentence: None,
     **options: Any,
 ) -> AutoResult:
-    """Choose options on held-out samples, then train with them on all samples; ``auto.json`` in the run says how.
+    """Choose options on held-out samples, then train with them on all samples; ``auto.json`` in the run describes the
+    choice.
 
     Args:
-        cache: opened, its path or its URL; by default the most recent complete one that is not of a held-out split.
-        config: every other option. ``val_fraction`` is the share that each split holds out, by default a fifth: there
-            are so many splits that 500 samples are judged, if there are so many. With ``val_ids`` there is one split.
-        grid: values by field of :class:`TrainConfig`; by default that of :func:`grid_of`.
-        out, device, residency, stage: as of ``losa_cache.train``.
-        report, progress, staging: as of ``losa_cache.train``, for the training at the end.
-        searching: is given the share of the search that is done.
-        told: is given sentences: before the search, and what was chosen.
-        options: fields of :class:`TrainConfig`, over those of ``config``.
+        cache: an opened cache, its path or its URL; by default the most recent complete cache that is not of a held-out
+            split.
+        config: every other option. ``val_fraction`` is the share that each split holds out, by default a fifth. The
+            number of splits is such that 500 samples are held out in all, if there are so many. With ``val_ids`` there
+            is one split.
+        grid: lists of values by field of :class:`TrainConfig`; by default that of :func:`grid_of`.
+        out, device, residency, stage: as in ``losa_cache.train``.
+        report, progress, staging: as in ``losa_cache.train``, for the training at the end.
+        searching: is called with the finished share of the search.
+        told: is called with sentences: one before the search, and one on the choice.
+        options: fields of :class:`TrainConfig` that override those of ``config``.
 
     Raises:
-        UserError: for options, a cache or a directory that cannot work, and where nothing can be chosen.
-        KeyboardInterrupt: at Ctrl-C; in the search nothing is kept.
+        UserError: for options, a cache or a directory that cannot work, and if no choice is possible.
+        KeyboardInterrupt: at Ctrl-C; an interrupted search stores nothing.
     """
     config = replace(config or TrainConfig(val_fraction=SHARE), **options)
     require_place(out)
@@ -175,11 +181,11 @@ def train_auto(
     cache = latest_training_cache(all_tokens=(config or TrainConfig()).reads_all_tokens) if cache is None else cache
     cache = cache if isinstance(cache, ActivationCache) else open_cache(cache)
     near = cache if stage is None else stage_cache(cache, stage, progress=staging)
-    found = search(near, config, grid, placement=placement, progress=searching, told=told)
-    told(f"chosen: {say_options(found.options)}. {found.sure}")
+    result = search(near, config, grid, placement=placement, progress=searching, told=told)
+    told(f"chosen: {say_options(result.options)}. {result.sure}")
     trained = train(
         cache,
-        config=replace(config, **found.options, val_fraction=0.0, val_ids=None),
+        config=replace(config, **result.options, val_fraction=0.0, val_ids=None),
         out=out,
         device=device,
         residency=residency,
@@ -187,9 +193,9 @@ def train_auto(
         report=report,
         progress=progress,
         staging=staging,
-        beside={FILE: json.dumps(found.to_json(), indent=2).encode()},
+        beside={FILE: json.dumps(result.to_json(), indent=2).encode()},
     )
-    return AutoResult(found, trained)
+    return AutoResult(result, trained)
 
 
 def search(
@@ -201,10 +207,10 @@ def search(
     progress: Progress = lambda share: None,
     told: Told = lambda sentence: None,
 ) -> Found:
-    """Train every combination of a grid on each split, and choose one (arguments as of :func:`train_auto`).
+    """Train every combination of a grid on each split, and choose one (arguments as in :func:`train_auto`).
 
     Raises:
-        UserError: for options that cannot work, and where nothing can be chosen.
+        UserError: for options that cannot work, and if no choice is possible.
     """
     started = perf_counter()
     searched = grid_of(config) if grid is None else grid
@@ -241,10 +247,10 @@ def search(
 
 
 def split(cache: ActivationCache, config: TrainConfig) -> list[Selection]:
-    """Split the samples of a cache: by ``val_ids`` once, otherwise by the hash of their ids as often as it takes.
+    """Split the samples of a cache: once by ``val_ids``, otherwise by the hash of their ids as often as necessary.
 
     Raises:
-        UserError: for a choice of samples that cannot be.
+        UserError: for options that leave a part empty, or name unknown samples.
     """
     ids, labels = cache.sample_ids, cache.labels[:: cache.manifest.views]
     if config.val_ids is not None:
@@ -252,9 +258,9 @@ def split(cache: ActivationCache, config: TrainConfig) -> list[Selection]:
     if not config.val_fraction:
         raise UserError("nothing is held out to choose by: set --val-fraction or --val-ids, or leave out --auto.")
     samples = first_by_hash(cache.samples, ids, config.limit)
-    own = replace(config, limit=None)
+    unlimited = replace(config, limit=None)
     folds = count_folds(len(samples), config.val_fraction)
-    return [select(samples, ids, labels, own, fold=fold) for fold in range(folds)]
+    return [select(samples, ids, labels, unlimited, fold=fold) for fold in range(folds)]
 
 
 def _combinations(grid: Grid) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Files that a sweep's results depend on stay as they were written: their checksums, which its progress holds."""
+"""Checksums of the files on which a sweep's results depend. The progress stores them, to detect later changes."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,11 +1,12 @@
-"""The rule by which one setting is chosen from held-out results, and how sure the choice is. Pure.
+"""The rule that chooses one setting from held-out results, and how sure the choice is. Pure.
 
-*Not from the paper.* The best held-out value of the task's selection metric (:class:`losa_cache.tasks.Metric`) wins: of
-classification the highest top-1. Settings whose value is within one standard error of the best are level: the held-out
-images cannot tell them apart. Of those the lowest held-out loss wins, each at its own best calibration
-(:class:`losa_cache.sweep.engine.held_out_results.HeldOutResults`): it still differs where all values are the same. Then
-the better value decides, then the fewer parameters. The standard error is that of the difference between two settings
-on the same images; it is not known of metrics that are no mean over images, of which only equal values are level.
+*Not from the paper.* The best held-out value of the task's selection metric (:class:`losa_cache.tasks.Metric`) wins:
+for classification, the highest top-1. Settings whose value is within one standard error of the best are level: the
+held-out images cannot distinguish them. Among level settings the lowest held-out loss wins, each at its own best
+calibration (:class:`losa_cache.sweep.engine.held_out_results.HeldOutResults`): the loss differs even if all values are
+equal. After that the better value decides, then the smaller number of parameters. The standard error is that of the
+difference between two settings on the same images. It is unknown for metrics that are no mean over images; then only
+equal values are level.
 """
 
 import math
@@ -24,16 +25,17 @@ RESOLVED = 1.0
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """What was measured of one setting on the held-out images.
+    """The results of one setting on the held-out images.
 
     Attributes:
         name: its number.
-        value: of the selection metric, the mean over its seeds.
-        loss: of the task, likewise; ``None``: not known.
-        parameters: trained ones.
-        each: of every held-out image, in one order for all settings, the term that the metric is the mean of, averaged
-            over the seeds, float ``(n,)``: of top-1 whether it was right, 0 to 1; ``None``: not known.
-        losses: of every image, likewise.
+        value: selection metric, the mean over its seeds.
+        loss: loss of the task, likewise; ``None`` if it is not known.
+        parameters: number of trained parameters.
+        each: for every held-out image, in the same order for all settings, the term whose mean is the metric, averaged
+            over the seeds, float ``(n,)``. For top-1 it is the share of seeds that are right. ``None`` if it is not
+            known.
+        losses: loss of every image, likewise.
     """
 
     name: int
@@ -46,22 +48,23 @@ class Setting:
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen, and how sure that is.
+    """The chosen setting, and how sure the choice is.
 
     Attributes:
         chosen: name of the setting.
-        settings: how many there were.
-        level: names of those that the held-out value cannot tell from the best, the chosen one first.
-        rival: the setting that would have been chosen without the chosen one; ``None``: there was no other.
-        ahead: by which its held-out value is better than that one's (of top-1 in points); below 0 where the loss
-            decided.
-        error: one standard error of that difference; ``None``: not known.
-        paired: whether the error is that of a difference image by image; otherwise as of two independent shares, which
-            is rather too large.
-        loss_ahead: of the held-out loss, by which the chosen one is better than the rival.
-        loss_error: one standard error of that.
-        images: held out.
-        needed: held-out images, about, with which ``error`` of a share would be :data:`RESOLVED`; ``None``: not known.
+        settings: number of settings.
+        level: names of the settings that are level with the best, the chosen one first.
+        rival: the setting that would have been chosen without the chosen one; ``None`` if there was no other.
+        ahead: difference by which its held-out value is better than the rival's (for top-1 in points); below 0 if the
+            loss decided.
+        error: one standard error of that difference; ``None`` if it is not known.
+        paired: whether the error is that of differences on the same images; otherwise it is that of two independent
+            shares, which is too large rather than too small.
+        loss_ahead: difference by which its held-out loss is better than the rival's.
+        loss_error: one standard error of that difference.
+        images: number of held-out images.
+        needed: approximate number of held-out images for which ``error`` of a share would be :data:`RESOLVED`; ``None``
+            if it is not known.
     """
 
     chosen: int
@@ -86,8 +89,8 @@ def choose(settings: Sequence[Setting], images: int | None, metric: Metric) -> C
 
     Args:
         settings: with results on the same held-out images.
-        images: how many those are; ``None``: not known. Then only equal values are level.
-        metric: that the values are of.
+        images: number of these images; ``None`` if it is not known. Then only equal values are level.
+        metric: the selection metric.
 
     Returns:
         the choice; ``None`` without a setting.
@@ -121,9 +124,9 @@ def choose(settings: Sequence[Setting], images: int | None, metric: Metric) -> C
 def difference_error(a: Setting, b: Setting, images: int | None, metric: Metric) -> tuple[float | None, bool]:
     """Give one standard error of a difference of two values, and whether it is paired over the images.
 
-    Paired it is, of shares in points, that of Agresti and Min (2005, "Simple improved confidence intervals for
-    comparing matched proportions"): half an image more is counted on which only the one is right, and half on which
-    only the other is, and two images in all; so it is not 0 where the two are right on the same images.
+    The paired error of shares is that of Agresti and Min (2005, "Simple improved confidence intervals for comparing
+    matched proportions"), in points. It adds two images in all: half an image on which only the first setting is right,
+    half an image on which only the second is right. So it is not 0 if both are right on the same images.
     """
     if a.each is not None and b.each is not None:
         apart = np.asarray(a.each, np.float64) - b.each
@@ -141,8 +144,8 @@ def sure(choice: Choice, metric: Metric) -> str:
     """Say in plain words what decided, and how sure the choice is.
 
     Args:
-        choice: that was made.
-        metric: by which.
+        choice: the choice.
+        metric: the selection metric.
     """
     if choice.rival is None or choice.ahead is None:
         return "There was one setting, so nothing was chosen."
@@ -176,7 +179,7 @@ def _decided(choice: Choice, metric: Metric) -> str:
 
 
 def _order(settings: Sequence[Setting], images: int | None, metric: Metric) -> list[Setting]:
-    """Put what is level with the best first, the lowest loss ahead; then the others, the best value ahead."""
+    """Sort the settings: first those that are level with the best, by their loss; then the others, by their value."""
     level = _level(settings, images, metric)
     others = [setting for setting in settings if setting not in level]
     by_loss = sorted(level, key=lambda own: (_loss(own), -metric.merit(own.value), own.parameters))
@@ -219,6 +222,6 @@ def _count(number: int, what: str) -> str:
 
 
 def _round_up(number: int) -> int:
-    """Two digits are enough of an estimate."""
+    """Round up to two digits, which are enough for an estimate."""
     step = 10 ** max(0, len(str(number)) - 2)
     return -(-number // step) * step

@@ -1,4 +1,4 @@
-"""Trials that train together: a batch is read once for all of them, and each ends where it would have ended alone."""
+"""Trials that train together: each batch is read once for all of them, and the result of each is the same as alone."""
 
 from collections.abc import Sequence
 from math import isfinite
@@ -26,16 +26,16 @@ class Cohort:
     """Trials at the same epoch, on the same batches.
 
     Args:
-        numbers: of the trials.
-        configs: their options, which agree in all but :data:`losa_cache.sweep.engine.grouping.ITS_OWN`.
+        numbers: numbers of the trials.
+        configs: their options; they may differ only in :data:`losa_cache.sweep.engine.grouping.ITS_OWN`.
         adapters: untrained ones, on the device of ``data``.
-        data: what they learn from.
-        held: each trial's part of the samples that it holds out of ``data``'s training samples, where trials of
-            several splits train together; ``None``: the training samples are the same for all.
+        data: what they are trained on.
+        held: the samples that each trial holds out of the training samples of ``data``, if trials of several splits
+            train together; ``None`` if the training samples are the same for all.
 
     Attributes:
-        epoch: epochs done.
-        judged: after the last epoch, what each trial came to on each image that it held out, by number.
+        epoch: number of finished epochs.
+        judged: after the last epoch, the result of each trial on each image that it held out, by number.
     """
 
     def __init__(
@@ -78,11 +78,11 @@ class Cohort:
         return self.configs[self.numbers.index(number)]
 
     def run_epoch(self, *, judge: bool = True) -> list[dict[str, Any]]:
-        """Train one epoch and, unless told otherwise, validate: all trials on all held-out samples.
+        """Train one epoch and, unless it is switched off, validate all trials on all held-out samples.
 
         Returns:
-            metrics of each trial, as a run of its own has them, without times of parts; a ``train_loss`` that is no
-            number says that the trial has failed.
+            metrics of each trial, the same as those of a single run, without the times of its parts. A ``train_loss``
+            that is no number says that the trial failed.
         """
         if (
             self.epoch == 0 and self._stack.blend is not None
@@ -120,7 +120,7 @@ class Cohort:
         return [own | {f"val_{name}": v for name, v in one.items()} for own, one in zip(metrics, each, strict=True)]
 
     def keep(self, numbers: Sequence[int]) -> None:
-        """Let go of all trials but these."""
+        """Drop all trials but these."""
         places = [self.numbers.index(number) for number in numbers]
         self._stack.keep(places)
         self._optimizer.keep(places)
@@ -132,12 +132,12 @@ class Cohort:
         self._adapters = [self._adapters[place] for place in places]
 
     def adapters(self) -> list[Adapter]:
-        """Give each trial's adapter as it is now."""
+        """Give the current adapter of each trial."""
         self._stack.unstack(self._adapters)
         return self._adapters
 
     def state(self) -> dict[str, Any]:
-        """Give what :meth:`load` takes: tensors and numbers."""
+        """Give the state for :meth:`load`: tensors and numbers."""
         return {
             "numbers": self.numbers,
             "epoch": self.epoch,
@@ -146,7 +146,7 @@ class Cohort:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from a :meth:`state` of the same trials."""
+        """Continue from a :meth:`state` of the same trials."""
         self.epoch = state["epoch"]
         self._stack.load_trained(state["stack"])
         self._optimizer.load(state["optimizer"])

@@ -1,4 +1,4 @@
-"""How many trials train at once: measured on a small batch."""
+"""The number of trials that train at the same time, from a measurement on a small batch."""
 
 from dataclasses import replace
 from functools import partial
@@ -26,7 +26,7 @@ COPIES = 4  # of a trained tensor: itself, its gradient, two moments
 
 
 def most_trials(largest: TrainConfig, data: TrainingData) -> int:
-    """Say for how many trials like the largest of a sweep a device has room, at least 1."""
+    """Give the number of trials like the largest of a sweep that fit on a device, at least 1."""
     manifest, device, autocast = data.manifest, data.device, data.autocast
     precision = get_precision(manifest.precision)
     shape = (SAMPLES, manifest.tokens["total"], manifest.width)

@@ -19,6 +19,7 @@ from losa_cache.train.stored import KEPT_FILES
 FILE = "sweep.json"
 SAMPLERS = ("grid", "random", "tpe")
 PRUNERS = ("none", "halving", "hyperband", "median")
+TRACKERS = ("wandb", "mlflow")
 
 
 @dataclass(frozen=True)
@@ -44,29 +45,53 @@ class SweepConfig:
     cache: str
     space: Space
     base: TrainConfig = field(default_factory=TrainConfig)
-    sampler: Annotated[str, Option("How values are searched: grid, random or tpe.")] = "grid"
-    pruner: Annotated[str, Option("What stops trials early: none, halving, hyperband or median.")] = "none"
-    trials: Annotated[int | None, Option("How many random or tpe draws to make.")] = None
+    sampler: Annotated[
+        str,
+        Option(
+            "How combinations are chosen: grid (all of them), random, or tpe (Optuna's tree-structured Parzen "
+            "estimator)."
+        ),
+    ] = "grid"
+    pruner: Annotated[
+        str, Option("Rule that stops bad trials early: none, halving, hyperband or median (Optuna's pruners).")
+    ] = "none"
+    trials: Annotated[int | None, Option("Number of trials; random and tpe need it, a grid has its own number.")] = None
     concurrent: Annotated[
-        int | None, Option("Trials that train at the same time; default: as many as memory allows.")
+        int | None, Option("Largest number of trials that train at the same time; default: as many as fit in memory.")
     ] = None
     storage: Annotated[
-        str | None, Option("URL of the study's database; default: SQLite. Its password is not stored.")
+        str | None,
+        Option(
+            "URL of the database for the Optuna study; default: SQLite in the sweep's folder. A password in "
+            "the URL is not stored."
+        ),
     ] = field(default=None, repr=False)
     val_cache: Annotated[
-        str | None, Option("Choose by all samples of this cache, instead of held-out ones.", path=True)
+        str | None,
+        Option("Validate on all samples of this cache, instead of samples held out of the training cache.", path=True),
     ] = None
     test_cache: Annotated[
         str | None,
-        Option("Test the chosen trial on this cache; default: a known test cache of the same data set.", path=True),
+        Option(
+            "Cache on which the chosen trial is tested, once; default: a known test cache of the same data set.",
+            path=True,
+        ),
     ] = None
     trackers: Annotated[
-        list[str], Option("wandb or mlflow, beside TensorBoard; may be given twice.", flag="tracker")
+        list[str],
+        Option(
+            "Also log every trial to wandb or mlflow; may be given twice. TensorBoard logs are always written.",
+            flag="tracker",
+        ),
     ] = field(default_factory=list)
-    retrain: Annotated[bool, Option("Train the chosen options again, on training and validation samples.")] = False
+    retrain: Annotated[
+        bool, Option("Before the test, train the chosen options again on training and validation samples together.")
+    ] = False
 
     def __post_init__(self) -> None:
-        for name, value, known in (("sampler", self.sampler, SAMPLERS), ("pruner", self.pruner, PRUNERS)):
+        named = [("sampler", self.sampler, SAMPLERS), ("pruner", self.pruner, PRUNERS)]
+        named += [("tracker", tracker, TRACKERS) for tracker in self.trackers]
+        for name, value, known in named:
             if value not in known:
                 raise UserError(f"unknown {name} {value!r}: choose one of {', '.join(known)}.")
         for name in ("trials", "concurrent"):
@@ -78,10 +103,11 @@ class SweepConfig:
         if self.sampler == "grid":
             grid(self.space)
         elif self.trials is None:
-            raise UserError(f"--sampler {self.sampler} has no end of its own: say how many with --trials.")
+            raise UserError(f"--sampler {self.sampler} needs the number of trials: give it with --trials.")
         if self.sampler != "grid" and "seed" in self.space:
             raise UserError(
-                f"--sampler {self.sampler} would choose the luckiest seed: leave --seeds to a grid, for the best few."
+                f"--sampler {self.sampler} would choose a seed that is best by chance: leave out --seeds, and compare "
+                "the best few options over several seeds by a grid."
             )
         if self.retrain and self.val_cache is not None:
             raise UserError(

@@ -1,4 +1,4 @@
-"""Settings by several splits of the samples: each sample is judged by the trials that held it out."""
+"""Cross-validation of settings: each sample is evaluated by the trials that held it out."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -28,22 +28,22 @@ def cross_validate(
     splits: Sequence[Selection],
     progress: Progress,
 ) -> list[Setting]:
-    """Train every setting on each split, and give what it came to on all held-out samples.
+    """Train every setting on each split, and give its result on all held-out samples.
 
     Args:
-        data: of all samples, those that are held out among them.
-        settings: the options of each; they read the same.
-        splits: of the samples.
-        progress: is given the share that is done.
+        data: all samples, including the held-out ones.
+        settings: options of each setting; all read the same block outputs.
+        splits: the splits of the samples.
+        progress: is called with the finished share.
 
     Returns:
-        the settings, named by their places; a value that is no number says that one has failed.
+        the settings, named by their positions. A value that is no number says that the setting failed.
     """
     return _Trials(data, settings, splits, progress).run()
 
 
 class _Trials:
-    """Of all settings and splits; arguments as of :func:`cross_validate`."""
+    """The trials of all settings and splits; arguments as in :func:`cross_validate`."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class _Trials:
         self._epochs_done, self._epochs = 0, sum(config.epochs for config in settings) * len(splits)
 
     def run(self) -> list[Setting]:
-        """Train all of them, and give what each setting came to on all held-out samples."""
+        """Train all trials, and give the result of each setting on all held-out samples."""
         first, image = self._settings[0], len(self._data.manifest.tokens["grid"]) == 2
         if not first.spec.stacks or not image:
             judged = [self._alone(*trial) for trial in self._trials]
@@ -71,7 +71,7 @@ class _Trials:
         return [self._setting(place, judged[place :: len(self._settings)]) for place in range(len(self._settings))]
 
     def _stacked(self, trials: Sequence[tuple[int, int]], *, shared: bool) -> list[HeldOutResults]:
-        """Train side by side, as many at a time as there is memory for: of several splits, or of one."""
+        """Train as many trials together as fit in memory, of several splits or of one."""
         data, folds = self._data, [fold for _, fold in trials]
         held_out = [split.held_out for split in self._splits]
         chosen = self._splits[folds[0]]
@@ -95,7 +95,7 @@ class _Trials:
         return [found[at] for at in range(len(trials))]
 
     def _alone(self, place: int, fold: int) -> HeldOutResults:
-        """Train by itself what cannot be stacked."""
+        """Train one after the other the trials that cannot be stacked."""
         config, chosen, data = self._settings[place], self._splits[fold], self._data
         autocast = data.autocast
         adapter = new_adapter(data.manifest, data.tail, config).to(data.device)
@@ -138,7 +138,7 @@ class _Trials:
         self._progress(self._epochs_done / self._epochs)
 
     def _setting(self, place: int, judged: Sequence[HeldOutResults]) -> Setting:
-        """Put a setting's splits together; a value that is no number says that it failed."""
+        """Join the splits of a setting; a value that is no number says that it failed."""
         adapter = new_adapter(self._data.manifest, self._data.tail, self._settings[place])
         parameters = adapter.parameter_counts()["side"]
         metric = self._data.task.selection

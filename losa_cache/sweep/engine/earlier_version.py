@@ -1,4 +1,4 @@
-"""Sweeps that an earlier version began, whose study alone says where they stand."""
+"""Sweeps that an earlier version began: only their study says what has been done."""
 
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ STATES = {"COMPLETE": COMPLETE, "PRUNED": PRUNED, "FAIL": FAILED, "RUNNING": RUN
 def earlier_progress(folder: Path, config: SweepConfig, url: str | None) -> Progress:
     """Read the study and the checkpoints of a folder.
 
-    What was trained counts: trials that are over, and those with a checkpoint. The others are lost, and their options
-    are drawn again; a combination of a grid that was trained twice counts once.
+    Finished trials count, and those with a checkpoint. The others are lost, and their options are drawn again. If a
+    combination of a grid was trained twice, it counts once.
 
     Raises:
         UserError: if the database or a checkpoint cannot be read.

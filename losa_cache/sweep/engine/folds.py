@@ -1,9 +1,9 @@
-"""Cross-validation: how many splits there are, and how trials of several splits share their batches. Pure.
+"""Cross-validation: the number of splits, and how trials of several splits share their batches. Pure.
 
-*Not from the paper.* Where one held-out part is too small to choose on, each setting is trained once for each of
-several parts, which have no sample in common, and judged by all of them together: every sample by the trial that held
-it out. Trials of all splits take the same batches; what a trial holds out has no weight in its loss, so it trains
-exactly as it would on its own samples of each batch. One pass over the cache feeds them all. Side networks in which the
+*Not from the paper.* If one held-out part is too small for a choice, each setting is trained once for each of several
+parts. The parts have no sample in common, and every sample is evaluated by the trial that held it out. Trials of all
+splits take the same batches. The samples that a trial holds out have no weight in its loss, so it trains exactly as it
+would on its own samples of each batch. One pass over the cache serves them all. Side networks in which the
 samples of a batch see each other (``SideSpec.mixes_samples``) are trained split by split: statistics over a batch would
 tell a trial about what it holds out.
 """
@@ -23,10 +23,10 @@ from losa_cache.train.batch import Request
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What each trial holds out of samples that all of them read.
+    """The samples that each trial holds out, while all trials read the same batches.
 
     Attributes:
-        parts: of every sample of the cache, by number, the part that it is in, int64; -1: it is never held out.
+        parts: int64, for every sample of the cache the number of its part; -1 if it is never held out.
         folds: the part that each trial holds out.
     """
 
@@ -34,16 +34,16 @@ class HeldOut:
     folds: Sequence[int]
 
     def batches(self, requests: Sequence[Request], device: torch.device) -> Sequence[Tensor]:
-        """Give the parts of the samples of each batch, brought to the device at once."""
+        """Give the parts of the samples of each batch; all are copied to the device at once."""
         return torch.from_numpy(self._drawn(requests)).to(device).split([len(own.samples) for own in requests])
 
     def count(self, requests: Sequence[Request]) -> list[int]:
-        """Count the draws of an epoch that are each trial's own."""
+        """Count for each trial the draws of an epoch that it trains on."""
         drawn = self._drawn(requests)
         return [int((drawn != fold).sum()) for fold in self.folds]
 
     def whose(self, samples: NDArray[np.int64]) -> list[NDArray[np.bool_]]:
-        """Say for each trial which of these samples it holds out."""
+        """Mark for each trial those of these samples that it holds out."""
         return [self.parts[samples] == fold for fold in self.folds]
 
     def keep(self, trials: Sequence[int]) -> "HeldOut":
@@ -55,11 +55,11 @@ class HeldOut:
 
 
 def count_folds(samples: int, fraction: float) -> int:
-    """Say in how many splits a setting is trained: as many as judge by ``ENOUGH`` samples, if there are so many.
+    """Give the number of splits: so many that ``ENOUGH`` samples are held out in all, if there are so many.
 
     Args:
-        samples: in all.
-        fraction: of them that a split holds out, above 0.
+        samples: number of all samples.
+        fraction: share that a split holds out, above 0.
     """
     held = max(1, round(samples * fraction))
     return max(1, min(math.ceil(ENOUGH / held), round(1 / fraction)))

@@ -1,4 +1,4 @@
-"""Which trials train together: pure."""
+"""Choice of the trials that train together. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -17,15 +17,15 @@ rank 4, 15 such units are shared (``benchmarks/stack.py``: 69, 97 and 283 ms for
 def together(configs: Sequence[TrainConfig], limit: int) -> list[list[int]]:
     """Divide trials into cohorts.
 
-    Those that read the same batches are ordered by rank, and cut where padding small ranks up to a large one would cost
-    more than another pass over the cache: the cheapest of all such cuts.
+    Trials that read the same batches are sorted by rank. They are split where padding small ranks to a large one would
+    cost more than another pass over the cache; of all such splits the cheapest is taken.
 
     Args:
-        configs: of the trials.
-        limit: trials in a cohort at most.
+        configs: options of the trials.
+        limit: largest number of trials in a cohort.
 
     Returns:
-        places in ``configs``, by cohort.
+        positions in ``configs``, by cohort.
     """
     groups: dict[str, list[int]] = {}
     for at, config in enumerate(configs):

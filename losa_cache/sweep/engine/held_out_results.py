@@ -21,13 +21,14 @@ FILE = "held_out.npy"
 
 @dataclass(frozen=True, eq=False)
 class HeldOutResults:
-    """A trial on the held-out images, in their order.
+    """The results of a trial on the held-out images, in their order.
 
     Attributes:
-        terms: of the selection metric (:attr:`losa_cache.tasks.Metric.terms`), float32 ``(S, n)``: of top-1 one row, 1
-            where the first guess is right, else 0.
-        losses: of the task, float32 ``(n,)``, at the calibration that is best for all images
-            (:meth:`losa_cache.tasks.Task.calibrated`): of classification cross entropy in nats at one temperature.
+        terms: terms of the selection metric (:attr:`losa_cache.tasks.Metric.terms`), float32 ``(S, n)``. For top-1
+            there is one row: 1 if the first guess is right, else 0.
+        losses: losses of the task, float32 ``(n,)``, at the calibration that is best for all images
+            (:meth:`losa_cache.tasks.Task.calibrated`). For classification this is the cross entropy in nats at one
+            temperature.
     """
 
     terms: NDArray[np.float32]
@@ -35,7 +36,7 @@ class HeldOutResults:
 
 
 class ResultCollector:
-    """Takes what K trials say about batches, as ``evaluate_each`` gives it to ``keep``.
+    """Collects the predictions of K trials; ``evaluate_each`` calls it as ``keep``.
 
     Args:
         task: that they learn.
@@ -52,7 +53,7 @@ class ResultCollector:
         self._losses.append(self._task.calibrated(predictions, batch.labels).float().cpu())
 
     def results(self, whose: Sequence[NDArray[np.bool_]] | None = None) -> list[HeldOutResults]:
-        """Give what each trial came to, on all images or on those that are its own."""
+        """Give the results of each trial, on all images or on those that it held out."""
         each = zip(torch.cat(self._parts, 2), torch.cat(self._losses, 2), strict=True)
         if whose is None:
             return [_at_best(terms, losses) for terms, losses in each]
@@ -74,7 +75,7 @@ def save_held_out_results(folder: Path, results: HeldOutResults) -> None:
 
 
 def load_held_out_results(folders: Mapping[int, Path], images: int) -> dict[int, HeldOutResults]:
-    """Read it back for each trial that has it: those of earlier versions have not.
+    """Read the results of each trial that has them; trials of earlier versions have none.
 
     Args:
         folders: by trial.

@@ -1,8 +1,8 @@
-"""The line to beat: the tuned probe of a cache, on the samples that trials learn from and are judged by.
+"""The baseline of a sweep: the tuned probe of its cache, on the training and held-out samples of the trials.
 
-*Not from the paper.* Where few samples are held out, they choose neither C nor the rows: a hundred figures on so few
-samples have a best one that is too high (on 80 to 120 samples of three sets by 0 to 5 points, 2 in the mean). Then both
-are chosen by cross-validation over the training samples, as C is inside a run (:mod:`losa_cache.train.all_layers`).
+*Not from the paper.* If few samples are held out, neither C nor the rows are chosen on them: the best of a hundred
+figures on so few samples is too high (on 80 to 120 samples of three data sets by 0 to 5 points, 2 in the mean). Then
+both are chosen by cross-validation over the training samples, as C is in a run (:mod:`losa_cache.train.all_layers`).
 """
 
 import logging
@@ -39,17 +39,18 @@ Part = tuple[ActivationCache, NDArray[np.int64]]
 def lines_to_beat(
     path: Path, train: Part, held_out: Part, device: torch.device, *, test: ActivationCache | None = None
 ) -> ToBeat:
-    """Fit the probe of the last layer and that of all layers, or read what was kept.
+    """Fit the probe of the last layer and that of all layers, or read them from a file.
 
     Args:
-        path: of the file where they are kept, once they are fitted.
-        train: what trials learn from.
-        held_out: what they are judged by.
-        device: where to compute.
-        test: a cache to test on, fitted to the samples of both; what was kept without a test is fitted again.
+        path: file in which they are stored after the fit.
+        train: training samples of the trials.
+        held_out: held-out samples of the trials.
+        device: device that computes.
+        test: a cache to test on, after a fit to the samples of both. Probes that were stored without a test are fitted
+            again.
 
     Returns:
-        the lines; none, and the reason, where no probe can be fitted.
+        the probes; or none, and the reason, if no probe can be fitted.
 
     Raises:
         OSError: if the file cannot be written.

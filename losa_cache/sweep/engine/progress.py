@@ -1,4 +1,4 @@
-"""Where a sweep stands: one sealed file, replaced whole. What it says has happened; nothing else counts."""
+"""The progress of a sweep: one sealed file that is replaced as a whole. Only what it says has happened counts."""
 
 import uuid
 from collections.abc import Mapping
@@ -22,12 +22,12 @@ class Trial:
     """A trial that was begun.
 
     Attributes:
-        options: those that are searched.
+        options: the searched options.
         state: one of :data:`STATES`.
-        values: held-out selection metric after each epoch (top-1 in percent); the epoch in which a trial failed has
-            none.
-        files: CRC-32C of each file in its directory that the sweep relies on, by name; of the metrics' file that of the
-            lines of its epochs. Empty: an earlier version began it.
+        values: selection metric on the held-out samples after each epoch (top-1 in percent); there is none for the
+            epoch in which a trial failed.
+        files: CRC-32C, by name, of each file in its directory that the sweep relies on; for the file of metrics, that
+            of the lines of its epochs. Empty if an earlier version began it.
     """
 
     options: dict[str, Any]
@@ -56,7 +56,7 @@ class Group:
 
 @dataclass
 class Progress:
-    """Where a sweep stands, and what its results depend on beside its options.
+    """The progress of a sweep, and what its results depend on beside its options.
 
     Attributes:
         config: checksum of the sweep's options file; ``None``: of a folder that an earlier version made.
@@ -89,7 +89,7 @@ class Progress:
         return sum(trial.state in states for trial in self.trials)
 
     def save(self, folder: Path) -> None:
-        """Write it to a sweep's folder: from now on it is so."""
+        """Write it to a sweep's folder: from then on it counts."""
         write_sealed(folder / FILE, asdict(self))
 
 

@@ -1,4 +1,4 @@
-"""What a sweep leaves, as plain data, and what can be read off it: the Pareto front, the noise, the effects. Pure."""
+"""The record of a sweep as plain data, and what follows from it: the Pareto front, the noise, the effects. Pure."""
 
 import json
 import math
@@ -20,14 +20,14 @@ class TrialRecord:
     """One training run of a sweep. All of it is JSON.
 
     Attributes:
-        number: of the trial, within the sweep.
+        number: number of the trial within the sweep.
         state: ``complete``; ``pruned``, ended early because others were better; ``failed``; or ``running``.
         options: the swept hyper-parameters and the seed.
-        parameters: trained ones of the side network.
+        parameters: number of trained parameters of the side network.
         curve: metrics by epoch, as in a run's ``metrics.jsonl``: ``epoch`` (from 1), ``train_loss``, ``val_loss``
             (nats), ``val_top1`` (percent), ``train_seconds``; of another task than classification its metrics.
-        command: of the shell, that trains this trial alone.
-        task: what it learns.
+        command: shell command that trains this trial alone.
+        task: its task.
     """
 
     number: int
@@ -49,7 +49,7 @@ class TrialRecord:
 
     @property
     def metric(self) -> Metric:
-        """By which trials are chosen."""
+        """The metric by which trials are chosen."""
         return get_task(self.task).selection
 
     @property
@@ -59,7 +59,7 @@ class TrialRecord:
 
     @property
     def seconds(self) -> float:
-        """Spent training, without validation."""
+        """Duration of the training, without validation."""
         return math.fsum(epoch.get("train_seconds", 0.0) for epoch in self.curve)
 
 
@@ -71,8 +71,8 @@ class ProbeLine:
         reads: ``last layer`` or ``all layers``.
         rows: ``cls``, ``mean`` or ``both`` of each layer.
         c: chosen C as scikit-learn's, of features of standard deviation 1.
-        held_out_top1: in percent, on the samples that the trials are judged by, fitted to those that they learn from.
-        test_top1: in percent, fitted to all of these; ``None``: it was not tested.
+        held_out_top1: in percent, on the held-out samples of the trials, after a fit to their training samples.
+        test_top1: in percent, after a fit to all of these; ``None`` if it was not tested.
     """
 
     reads: str
@@ -83,17 +83,17 @@ class ProbeLine:
 
     @property
     def name(self) -> str:
-        """For people."""
+        """Its name in reports."""
         return f"probe, {self.reads}"
 
 
 @dataclass(frozen=True)
 class ToBeat:
-    """The probe of a sweep's cache, which costs seconds: what is trained from all tokens has to beat it.
+    """The probe of a sweep's cache. It takes seconds, so networks that are trained on all tokens should be better.
 
     Attributes:
-        lines: of the last layer and of all layers; empty: there is no probe.
-        told: what they were fitted to and judged on, or why there is none, in sentences.
+        lines: the probes of the last layer and of all layers; empty if there is no probe.
+        told: sentences on the samples of fit and validation, or on why there is no probe.
     """
 
     lines: list[ProbeLine]
@@ -101,7 +101,7 @@ class ToBeat:
 
     @property
     def best(self) -> ProbeLine | None:
-        """The line with the best held-out top-1."""
+        """The probe with the best held-out top-1."""
         return max(self.lines, key=lambda line: line.held_out_top1, default=None)
 
 
@@ -114,10 +114,10 @@ class SweepRecord:
         cache: path or URL of what the trials learned from.
         identity: of that cache.
         dataset: its data set.
-        training_samples, validation_samples: that each trial learned from, and was judged by.
-        validated_on: which samples those are, in words.
-        protocol: what was selected on what, in sentences.
-        machine: it ran on, in a line.
+        training_samples, validation_samples: number of samples that each trial was trained on and validated on.
+        validated_on: which samples the latter are, in words.
+        protocol: how the choice was made, in sentences.
+        machine: the machine it ran on, in one line.
         started, finished: in seconds since 1970.
         trials: in any order.
         chosen: number of the selected trial; ``None``: none.
@@ -155,7 +155,7 @@ class SweepRecord:
 
     @property
     def metric(self) -> Metric:
-        """By which trials are chosen."""
+        """The metric by which trials are chosen."""
         return get_task(self.task).selection
 
     @property
@@ -198,7 +198,7 @@ class Group:
 
     @property
     def parameters(self) -> int:
-        """Trained ones."""
+        """Number of trained parameters."""
         return self.trials[0].parameters
 
     @property
@@ -217,7 +217,7 @@ class Group:
 
     @property
     def mean(self) -> float:
-        """Of the values."""
+        """Mean of the values."""
         return math.fsum(self.values) / len(self.values)
 
     @property
@@ -236,7 +236,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Spread:
-    """How far apart trials lie that differ in their seed alone: the noise that all differences are read against.
+    """The spread of trials that differ only in their seed: the noise with which all differences are compared.
 
     Attributes:
         deviation: standard deviation of one trial (of top-1 in points), pooled over groups.
@@ -251,7 +251,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Level:
-    """What one value of a hyper-parameter came to, whatever the others were.
+    """The results with one value of a hyper-parameter, whatever the others were.
 
     Attributes:
         value: of the hyper-parameter.
@@ -281,7 +281,7 @@ class Level:
 
 @dataclass(frozen=True)
 class Effect:
-    """A hyper-parameter and what each of its values came to.
+    """A hyper-parameter and the results with each of its values.
 
     Attributes:
         name: of the hyper-parameter.
@@ -300,7 +300,7 @@ def completed(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Which points no other one beats.
+    """Find the points that no other point beats.
 
     Args:
         points: (parameters, value): fewer of the first and more of the second are better.
@@ -317,7 +317,7 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def seed_groups(trials: Sequence[TrialRecord]) -> list[Group]:
-    """Put complete trials together that differ in their seed alone, the best mean first."""
+    """Group complete trials that differ only in their seed, the best mean first."""
     alike: dict[str, list[TrialRecord]] = {}
     for trial in trials:
         alike.setdefault(key(without_seed(trial.options)), []).append(trial)
@@ -340,22 +340,22 @@ def seed_spread(groups: Sequence[Group]) -> Spread | None:
 
 
 def effects(trials: Sequence[TrialRecord]) -> list[Effect]:
-    """Say for each hyper-parameter that took two values or more what each of them came to.
+    """Give for each hyper-parameter that took two values or more the results with each of them.
 
-    The seed is none of them: see :func:`seed_spread`. The others vary along, so a difference between two levels may be
-    theirs.
+    The seed is left out: see :func:`seed_spread`. Other options vary at the same time, so they may cause a difference
+        between two levels.
     """
     names = dict.fromkeys(name for trial in trials for name in trial.options if name != SEED)
     return [found for name in names if len((found := _effect(name, trials)).levels) > 1]
 
 
 def without_seed(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options but for the seed."""
+    """Give the options without the seed."""
     return {name: value for name, value in options.items() if name != SEED}
 
 
 def key(value: Any) -> str:
-    """Text that is equal for equal JSON."""
+    """Give a text that is equal for equal JSON."""
     return json.dumps(value, sort_keys=True)
 
 

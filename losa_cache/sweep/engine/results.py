@@ -1,4 +1,4 @@
-"""From trained trials to a choice, its one test, and the record of it all."""
+"""The choice among trained trials, its single test, and the record of everything."""
 
 import json
 import math
@@ -42,7 +42,8 @@ def choose(
     images: int | None = None,
     judged: Mapping[int, HeldOutResults] | None = None,
 ) -> Choice | None:
-    """Choose options by :mod:`losa_cache.sweep.engine.choice`, and of their trials the lowest seed, not the luckiest.
+    """Choose options by :mod:`losa_cache.sweep.engine.choice`, and among their trials the lowest seed, not the best
+    one.
 
     Args:
         trials: of the sweep.
@@ -58,10 +59,10 @@ def choose(
 
 
 def _setting(group: Group, judged: Mapping[int, HeldOutResults], metric: Metric) -> Setting:
-    """Put the trials of all seeds together."""
+    """Join the trials of all seeds."""
     trials = group.by_seed
     each = [judged[trial.number] for trial in trials if trial.number in judged]
-    losses = [float(own.losses.mean(dtype=np.float64)) for own in each]
+    losses = [float(results.losses.mean(dtype=np.float64)) for results in each]
     if not (whole := len(each) == len(trials)):  # as an earlier version left them
         losses = [trial.loss for trial in trials if trial.loss is not None]
     name = min(group.trials, key=lambda trial: (trial.options.get("seed", 0), trial.number)).number
@@ -70,8 +71,8 @@ def _setting(group: Group, judged: Mapping[int, HeldOutResults], metric: Metric)
         group.mean,
         math.fsum(losses) / len(losses) if len(losses) == len(trials) else None,
         group.parameters,
-        np.mean([own.terms[0] for own in each], axis=0) if whole and metric.is_mean else None,
-        np.mean([own.losses for own in each], axis=0) if whole else None,
+        np.mean([results.terms[0] for results in each], axis=0) if whole and metric.is_mean else None,
+        np.mean([results.losses for results in each], axis=0) if whole else None,
     )
 
 
@@ -83,23 +84,23 @@ def list_trials(
     Raises:
         UserError: for a trial whose directory lacks what it trained, or was altered.
     """
-    found, tail = [], frozen_tail(cache)
+    records, tail = [], frozen_tail(cache)
     for number, trial in enumerate(trials):
         if trial.state == LOST:
             continue
-        own = replace(config.base, **trial.options)
-        adapter = new_adapter(cache.manifest, tail, own)
+        options = replace(config.base, **trial.options)
+        adapter = new_adapter(cache.manifest, tail, options)
         curve = require_epochs(folder, number, trial.epochs, trial.files)
         parameters = adapter.parameter_counts()["side"]
-        command = describe(own, config.cache)
-        found.append(TrialRecord(number, trial.state, trial.options, parameters, curve, command, own.task))
-    return found
+        command = describe(options, config.cache)
+        records.append(TrialRecord(number, trial.state, trial.options, parameters, curve, command, options.task))
+    return records
 
 
 def evaluate_chosen(
     folder: Path, config: SweepConfig, trial: TrialRecord, placement: Placement
 ) -> dict[str, Any] | None:
-    """Train the chosen trial anew where that is asked for, and test it, once; ``None`` without a test cache."""
+    """Train the chosen trial again if that is requested, and test it, once; ``None`` without a test cache."""
     run = trial_path(folder, trial.number)
     cache = open_cache(config.test_cache) if config.test_cache else known_test_cache(run, but=config.val_cache)
     if config.retrain:
@@ -135,7 +136,7 @@ def record_of(
     started: float,
     finished: float,
 ) -> SweepRecord:
-    """Put together what the report says."""
+    """Build the record."""
     manifest, base = cache.manifest, config.base
     metric = get_task(base.task).selection
     held = len(samples.held_out)

@@ -25,11 +25,11 @@ from losa_cache.train.run import next_run_path
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What a finished sweep leaves.
+    """The result of a finished sweep.
 
     Attributes:
-        folder: with the study, the report, the record, and a run directory a trial.
-        record: every trial, what was chosen, and its test.
+        folder: folder with the study, the report, the record, and a run directory for each trial.
+        record: every trial, the choice, and its test.
     """
 
     folder: Path
@@ -51,13 +51,14 @@ def sweep(
     """Train many trials from one cache, choose the best by validation, test it once, and report.
 
     Args:
-        cache: opened, or its path; by default the most recent complete one that is not of a held-out split.
-        space: by field of :class:`TrainConfig` a list of values, or text as on the command line: ``"1e-4..1e-2"``.
+        cache: an opened cache, or its path; by default the most recent complete cache that is not of a held-out split.
+        space: for each searched field of :class:`TrainConfig` a list of values, or text as on the command line:
+            ``"1e-4..1e-2"``.
         config: every other option of a trial.
         out: the sweep's folder; by default ``runs/<data set>-sweep-<n>``.
-        device: by default the GPU where there is one.
-        residency: as of ``losa_cache.train``.
-        report: is given the standing after every epoch of trials that train together.
+        device: by default the GPU if there is one.
+        residency: as in ``losa_cache.train``.
+        report: is called with the progress after every epoch of trials that train together.
         storage: URL of the study's database; by default SQLite in the sweep's folder. A password in it is not stored.
         options: other fields of :class:`losa_cache.sweep.engine.config.SweepConfig`.
 
@@ -68,7 +69,7 @@ def sweep(
     if cache is None:
         cache = latest_training_cache(all_tokens="side" in space or (config or TrainConfig()).reads_all_tokens)
     opened = cache if isinstance(cache, ActivationCache) else open_cache(cache)
-    searched = {name: _searched(name, own) for name, own in space.items()}
+    searched = {name: _searched(name, values) for name, values in space.items()}
     base = config or TrainConfig()
     if options.get("val_cache") is not None:  # nothing else is held out
         base = replace(base, val_fraction=0.0, val_ids=None)
@@ -94,11 +95,11 @@ def resume_sweep(
     storage: str | None = None,
     probe: Path | None = None,
 ) -> SweepResult:
-    """Go on with a sweep from where it was stopped or killed; arguments as of :func:`sweep`.
+    """Continue a sweep from where it was stopped or killed; arguments as in :func:`sweep`.
 
     Args:
-        storage: the same URL again, if it has a password and the database's own means (``PGPASSWORD``) do not give it.
-        probe: file in which the line to beat is kept, for sweeps that share it; by default one in the folder.
+        storage: the same URL again, if it has a password that the database's own means (``PGPASSWORD``) do not give.
+        probe: file that stores the baseline probe, for sweeps that share it; by default one in the folder.
 
     Raises:
         UserError: if it is no sweep's folder, or its cache is gone.
@@ -115,38 +116,38 @@ def continue_sweep(
     storage: str | None = None,
     probe: Path | None = None,
 ) -> SweepResult:
-    """Do as :func:`resume_sweep`, on a device that is chosen."""
+    """Do as :func:`resume_sweep` does, on a device that was chosen already."""
     SweepConfig.load(folder)  # a folder that is no sweep is called that, not damaged
     if (record := load_record(folder)) is not None:
         write_report(record, folder)
         return SweepResult(folder, record)
-    own = Sweep(folder, placement=placement, report=report, storage=storage, probe=probe)
-    with own._owned():
-        own.run()
-        return SweepResult(folder, _concluded(own))
+    running = Sweep(folder, placement=placement, report=report, storage=storage, probe=probe)
+    with running._owned():
+        running.run()
+        return SweepResult(folder, _concluded(running))
 
 
-def _concluded(own: Sweep) -> SweepRecord:
+def _concluded(running: Sweep) -> SweepRecord:
     """Choose, test, record and report."""
-    folder, progress = own.folder, own.progress
-    trials = list_trials(folder, own.config, progress.trials, own.cache)
-    samples = own.chosen()
+    folder, progress = running.folder, running.progress
+    trials = list_trials(folder, running.config, progress.trials, running.cache)
+    samples = running.chosen()
     images = len(samples.held_out)
     complete = [trial.number for trial in trials if trial.state == COMPLETE]
     judged = load_held_out_results({number: trial_path(folder, number) for number in complete}, images)
-    choice = choose(trials, get_task(own.config.base.task).selection, images, judged)
+    choice = choose(trials, get_task(running.config.base.task).selection, images, judged)
     if choice is None:
-        raise UserError(f"no trial of {str(folder)!r} came to its end: lower the rates, or leave out --pruner.")
+        raise UserError(f"no trial of {str(folder)!r} finished: lower the learning rates, or leave out --pruner.")
     best = next(trial for trial in trials if trial.number == choice.chosen)
-    test = evaluate_chosen(folder, own.config, best, own.placement)
+    test = evaluate_chosen(folder, running.config, best, running.placement)
     record = record_of(
-        own.config,
-        own.cache,
+        running.config,
+        running.cache,
         samples,
         trials,
         choice=choice,
         test=test,
-        to_beat=own.to_beat,
+        to_beat=running.to_beat,
         started=progress.started,
         finished=time(),
     )
@@ -156,14 +157,14 @@ def _concluded(own: Sweep) -> SweepRecord:
     return record
 
 
-def _searched(name: str, own: Any) -> Choices | Range:
-    if isinstance(own, Choices | Range):
-        return own
-    return parse(name, own) if isinstance(own, str) else choices(name, list(own))
+def _searched(name: str, values: Any) -> Choices | Range:
+    if isinstance(values, Choices | Range):
+        return values
+    return parse(name, values) if isinstance(values, str) else choices(name, list(values))
 
 
 def summary(result: SweepResult) -> dict[str, Any]:
-    """Sum a sweep up: what was chosen, its validation, its test, and the command that trains it alone."""
+    """Summarise a sweep: the choice, its validation, its test, and the command that trains it alone."""
     record = result.record
     best = record.chosen_trial
     assert best is not None, "a finished sweep has chosen"

@@ -1,4 +1,6 @@
-"""Which trial comes next, and which stops early: a pure function of the trials so far, by Optuna, in memory."""
+"""The choice of the next trial, and of trials to stop early: a pure function of the trials so far, by Optuna, in
+memory.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,14 +27,14 @@ STATES = {
 
 
 class Search:
-    """The decisions of one sweep. Told the same trials it decides the same, whenever it was made.
+    """The decisions of one sweep. After the same trials it decides the same, whenever it was created.
 
     Args:
-        space: what is searched.
-        sampler, pruner: names, as of ``SweepConfig``.
-        trials: how many.
-        epochs: of a trial at most.
-        seed: of the sampler.
+        space: the search space.
+        sampler, pruner: names, as in ``SweepConfig``.
+        trials: number of trials.
+        epochs: largest number of epochs of a trial.
+        seed: seed of the sampler.
         known: trials begun so far, by number.
         higher: whether higher values are better.
     """
@@ -80,7 +82,7 @@ class Search:
         return trial.number, dict(trial.params)
 
     def report(self, number: int, epoch: int, value: float) -> bool:
-        """Take a trial's value after an epoch; whether it should stop."""
+        """Take a trial's value after an epoch, and say whether it should stop."""
         trial = self._open[number]
         trial.report(value, epoch)
         return trial.should_prune()
@@ -98,7 +100,7 @@ class Search:
         return last.number
 
     def _tell(self, trial: Trial) -> None:
-        """Tell the whole story of a trial again."""
+        """Report everything about a trial again."""
         number = self._begin(trial.options)
         for epoch, value in enumerate(trial.values, start=1):
             self.report(number, epoch, value)
@@ -107,7 +109,7 @@ class Search:
 
 
 def distributions(space: Space) -> "dict[str, optuna.distributions.BaseDistribution]":
-    """Give a space as Optuna knows it."""
+    """Convert a space to Optuna's distributions."""
     return {name: _distribution(own) for name, own in space.items()}
 
 

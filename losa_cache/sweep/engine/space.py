@@ -1,4 +1,4 @@
-"""What a sweep searches: choices and ranges of a run's options, as text, in a file, and as a grid."""
+"""The search space of a sweep: choices and ranges of a run's options, as text, in a file, and as a grid."""
 
 import itertools
 import math
@@ -22,14 +22,16 @@ LARGEST = 2**31 - 1  # integer: seeds of more bits are not the same on all devic
 
 @dataclass(frozen=True)
 class Choices:
-    """Some values."""
+    """A list of values."""
 
     values: tuple[Any, ...]
 
 
 @dataclass(frozen=True)
 class Range:
-    """All values between two, both included: integers where both are, by orders of magnitude from a decade on."""
+    """All values between two bounds, both included. They are integers if both bounds are. Ranges of a decade or more
+    are searched on a logarithmic scale.
+    """
 
     low: int | float
     high: int | float
@@ -57,7 +59,7 @@ def parse(name: str, text: str) -> Choices | Range:
     """Read ``4,8,16`` as choices, ``1e-4..1e-2`` as a range.
 
     Raises:
-        UserError: for values that are not of the option's type, a value twice, and a range that is none.
+        UserError: for values that are not of the option's type, a repeated value, and a range whose bounds are wrong.
     """
     if ".." not in text:
         return choices(name, [part.strip() for part in text.rstrip().removesuffix(",").split(",")])
@@ -69,15 +71,15 @@ def choices(name: str, values: Sequence[Any]) -> Choices:
     """Take some values of an option.
 
     Raises:
-        UserError: for values that are not of the option's type, a value twice, none or too many.
+        UserError: for values that are not of the option's type, a repeated value, no value or too many.
     """
     option = _option(name)
     if not 1 <= len(values) <= MOST_CHOICES:
         raise UserError(f"{option} has {len(values)} values: list from 1 to {MOST_CHOICES}.")
-    found = [_value(name, value) for value in values]
-    if twice := [value for at, value in enumerate(found) if value in found[:at]]:
+    parsed = [_value(name, value) for value in values]
+    if twice := [value for at, value in enumerate(parsed) if value in parsed[:at]]:
         raise UserError(f"{option} lists {_brief(twice[0])} twice: leave one out.")
-    return Choices(tuple(found))
+    return Choices(tuple(parsed))
 
 
 def read_space(path: Path) -> Space:
@@ -96,15 +98,15 @@ def _read(name: str, value: Any) -> Choices | Range:
 
 
 def split_fixed(given: Mapping[str, str | None], file: Path | None, seeds: int) -> tuple[dict[str, Any], Space]:
-    """Tell what is searched from what is fixed: options with one value.
+    """Separate searched options from fixed ones, which have one value.
 
     Args:
-        given: text by option; ``None`` where it was not given.
-        file: of more options, or ``None``; an option may be in one place only.
-        seeds: of every combination.
+        given: text by option; ``None`` if it was not given.
+        file: file with more options, or ``None``; an option may be in one place only.
+        seeds: number of seeds of every combination.
 
     Raises:
-        UserError: for an option in both places, or seeds that cannot be.
+        UserError: for an option in both places, or a number of seeds out of range.
     """
     read = {} if file is None else read_space(file)
     if not 1 <= seeds <= MOST_CHOICES:
@@ -113,27 +115,31 @@ def split_fixed(given: Mapping[str, str | None], file: Path | None, seeds: int) 
         if text is None:
             continue
         if name in read:
-            raise UserError(f"--{name.replace('_', '-')} stands in the space file, too: leave one out.")
+            raise UserError(f"--{name.replace('_', '-')} is in the space file, too: leave one out.")
         read[name] = parse(name, text)
     if seeds > 1:
         read["seed"] = Choices(tuple(range(seeds)))
-    fixed = {name: own.values[0] for name, own in read.items() if isinstance(own, Choices) and len(own.values) == 1}
-    return fixed, {name: own for name, own in read.items() if name not in fixed}
+    fixed = {
+        name: searched.values[0]
+        for name, searched in read.items()
+        if isinstance(searched, Choices) and len(searched.values) == 1
+    }
+    return fixed, {name: searched for name, searched in read.items() if name not in fixed}
 
 
 def grid(space: Mapping[str, Choices | Range]) -> list[dict[str, Any]]:
     """List every combination, the last option changing fastest.
 
     Raises:
-        UserError: for a range, of which there is no end of values, and for too many combinations.
+        UserError: for a range, because it has no finite number of values, and for too many combinations.
     """
-    for name, own in space.items():
-        if isinstance(own, Range):
+    for name, searched in space.items():
+        if isinstance(searched, Range):
             raise UserError(
-                f"{name.replace('_', '-')} is the range {own.low}..{own.high}, which a grid cannot walk: list its "
-                "values, or search with --sampler random or tpe."
+                f"{name.replace('_', '-')} is the range {searched.low}..{searched.high}, which a grid cannot list: "
+                "list its values, or search with --sampler random or tpe."
             )
-    values = [dict.fromkeys(own.values) for own in space.values() if isinstance(own, Choices)]
+    values = [dict.fromkeys(searched.values) for searched in space.values() if isinstance(searched, Choices)]
     if (count := math.prod(map(len, values))) > MOST_COMBINATIONS:
         raise UserError(
             f"the grid has {count} combinations, more than {MOST_COMBINATIONS}: list fewer values, or search with "
@@ -143,13 +149,13 @@ def grid(space: Mapping[str, Choices | Range]) -> list[dict[str, Any]]:
 
 
 def require_trainable(space: Mapping[str, Choices | Range], base: TrainConfig) -> None:
-    """Refuse values that no run takes, before the first trial.
+    """Refuse values that are invalid in a run, before the first trial.
 
     Raises:
         UserError: naming the value.
     """
-    for name, own in space.items():
-        for value in own.values if isinstance(own, Choices) else (own.low, own.high):
+    for name, searched in space.items():
+        for value in searched.values if isinstance(searched, Choices) else (searched.low, searched.high):
             replace(base, **{name: value})
 
 
@@ -170,12 +176,12 @@ def _value(name: str, value: Any) -> Any:
             raise ValueError
         if kind is str:
             return ",".join(map(str, map(int, value))) if isinstance(value, list) else _text(value)
-        found = float(value)
-        if not math.isfinite(found) or (kind is int and (found != int(found) or abs(found) > LARGEST)):
+        number = float(value)
+        if not math.isfinite(number) or (kind is int and (number != int(number) or abs(number) > LARGEST)):
             raise ValueError
     except (TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{_option(name)} is {_brief(value)}: write numbers, as in 4,8,16 or 1e-4..1e-2.") from error
-    return kind(found)
+    return kind(number)
 
 
 def _text(value: Any) -> str:
@@ -189,7 +195,7 @@ def _option(name: str) -> str:
 
 
 def _brief(value: Any) -> str:
-    """Show a value that may be anything, in few letters."""
+    """Show any value in a few characters."""
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # an integer of thousands of digits

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from losa_cache.errors import UserError
-from losa_cache.sweep.engine.search import optuna
 from losa_cache.text import shown
 
 if TYPE_CHECKING:
+    import optuna
     from sqlalchemy.engine import URL
 
 OWN = "study.db"
@@ -23,7 +23,7 @@ def without_password(url: str) -> str:
     """Give a database's URL without its password and other secrets.
 
     Raises:
-        UserError: if it is no such URL.
+        UserError: if it is no URL of a database.
     """
     parsed = _parsed(url)
     public = {name: value for name, value in parsed.query.items() if not _SECRET.search(name)}
@@ -34,7 +34,7 @@ def same_database(stored: str, given: str | None) -> str:
     """Give the URL to connect to: the one given again, which may have a password, or the stored one.
 
     Raises:
-        UserError: if they are of two databases.
+        UserError: if they name two databases.
     """
     if given is None:
         return stored
@@ -49,6 +49,8 @@ def open_storage(folder: Path, url: str | None) -> "optuna.storages.RDBStorage":
     Raises:
         UserError: if it cannot be opened.
     """
+    from losa_cache.sweep.engine.search import optuna  # takes 0.3 s, which other commands need not spend
+
     with telling(url):
         if url is not None:
             if url.startswith("redis"):
@@ -62,7 +64,7 @@ def open_storage(folder: Path, url: str | None) -> "optuna.storages.RDBStorage":
 
 @contextmanager
 def telling(url: str | None) -> Iterator[None]:
-    """Make a sentence of whatever a database or its driver raises.
+    """Turn any error of a database or its driver into one sentence.
 
     Raises:
         UserError: in place of it, without a password.

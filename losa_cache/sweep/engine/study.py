@@ -1,4 +1,4 @@
-"""A sweep's trials in Optuna's own storage, so that its dashboards show them. Nothing is decided by what is there."""
+"""A copy of a sweep's trials in Optuna's storage, for its dashboards. The copy decides nothing."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class _Shown:
 
 
 class StudyCopy:
-    """A study in Optuna's storage that shows a sweep's trials. It catches up with them, whatever a kill left of it.
+    """A study in Optuna's storage that shows a sweep's trials. It is brought up to date, whatever a kill left of it.
 
     Args:
         folder: of the sweep.
@@ -66,26 +66,26 @@ class StudyCopy:
                     self._bring_up(self._shown[number], trial)
 
     def close(self) -> None:
-        """Let go of the database."""
+        """Close the database."""
         self._storage.remove_session()
         self._storage.engine.dispose()
 
     def _found(self, folder: Path, progress: Progress) -> int:
         """Find the sweep's study, or make it."""
         studies = self._storage.get_all_studies()
-        for own in studies:
-            if own.user_attrs.get(OWNER) == progress.sweep:
-                return own._study_id
-        taken = {own.study_name: own for own in studies}
+        for candidate in studies:
+            if candidate.user_attrs.get(OWNER) == progress.sweep:
+                return candidate._study_id
+        taken = {candidate.study_name: candidate for candidate in studies}
         name = NAME
-        if (own := taken.get(NAME)) is not None:
-            there = self._storage.get_all_trials(own._study_id, deepcopy=False)
-            if OWNER not in own.user_attrs and _fits(there, progress.trials):  # of an earlier version, or a kill
-                self._storage.set_study_user_attr(own._study_id, OWNER, progress.sweep)
-                return own._study_id
+        if (candidate := taken.get(NAME)) is not None:
+            there = self._storage.get_all_trials(candidate._study_id, deepcopy=False)
+            if OWNER not in candidate.user_attrs and _fits(there, progress.trials):  # of an earlier version, or a kill
+                self._storage.set_study_user_attr(candidate._study_id, OWNER, progress.sweep)
+                return candidate._study_id
             name = f"{NAME}/{folder.name}-{progress.sweep[:8]}"
-        if (own := taken.get(name)) is not None:  # of a kill before it had its owner
-            study: int = own._study_id
+        if (candidate := taken.get(name)) is not None:  # of a kill before it had its owner
+            study: int = candidate._study_id
         else:
             directions = optuna.study.StudyDirection
             direction = directions.MAXIMIZE if self._higher else directions.MINIMIZE
@@ -105,18 +105,18 @@ class StudyCopy:
         made = self._storage.create_new_trial(self._study, template)
         self._shown.append(_Shown(made, STATES[trial.state].name, len(trial.values)))
 
-    def _bring_up(self, own: _Shown, trial: Trial) -> None:
-        if own.state not in ("RUNNING", "WAITING"):
+    def _bring_up(self, shown: _Shown, trial: Trial) -> None:
+        if shown.state not in ("RUNNING", "WAITING"):
             return
-        for epoch in range(own.epochs + 1, len(trial.values) + 1):
-            self._storage.set_trial_intermediate_value(own.id, epoch, trial.values[epoch - 1])
-            own.epochs = epoch
+        for epoch in range(shown.epochs + 1, len(trial.values) + 1):
+            self._storage.set_trial_intermediate_value(shown.id, epoch, trial.values[epoch - 1])
+            shown.epochs = epoch
         if trial.state == RUNNING:
             return
         if trial.state == LOST:
-            self._storage.set_trial_user_attr(own.id, LOST, True)
-        self._storage.set_trial_state_values(own.id, STATES[trial.state], _values(trial))
-        own.state = STATES[trial.state].name
+            self._storage.set_trial_user_attr(shown.id, LOST, True)
+        self._storage.set_trial_state_values(shown.id, STATES[trial.state], _values(trial))
+        shown.state = STATES[trial.state].name
 
 
 def _values(trial: Trial) -> list[float] | None:
@@ -128,9 +128,9 @@ def _fits(there: "Sequence[optuna.trial.FrozenTrial]", trials: Sequence[Trial]) 
     """Whether a study shows no more than has happened."""
     if len(there) > len(trials):
         return False
-    for own, trial in zip(there, trials, strict=False):
+    for shown, trial in zip(there, trials, strict=False):
         if trial.state == LOST:
             continue
-        if own.params != trial.options or (own.state.is_finished() and own.state != STATES[trial.state]):
+        if shown.params != trial.options or (shown.state.is_finished() and shown.state != STATES[trial.state]):
             return False
     return True

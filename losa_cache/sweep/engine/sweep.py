@@ -52,10 +52,10 @@ MOST_TRIALS = 64  # at the same time, if nobody says otherwise
 
 @dataclass(frozen=True)
 class Standing:
-    """Where a sweep stands, after an epoch of a cohort.
+    """The progress of a sweep after an epoch of a cohort.
 
     Attributes:
-        trials: in all.
+        trials: number of all trials.
         finished: completed, stopped early or failed.
         epochs: of a trial that comes to its end.
         rows: of every trial that this process trained, the best first: ``number``, ``config``, ``epoch``, ``value``
@@ -80,20 +80,21 @@ Report = Callable[[Standing], None]
 
 
 class Sweep:
-    """A sweep under way. Killed at any moment, it goes on from its folder, and ends as if it had not been killed.
+    """A running sweep. If it is killed at any moment, it continues from its folder, and the result is the same as
+    without the kill.
 
-    What has happened is what ``progress.json`` says, which is replaced whole after every epoch of a group of trials.
-    Everything that this file relies on is written before it: metrics, adapters of trials that ended, and the group's
-    checkpoint, under a name of its own. What only shows it comes after it: the study in the database. A kill between
-    two of these steps leaves files that nothing relies on, and work that is done again with the same result, bit for
-    bit on the same machine: what comes next is a pure function of the progress.
+    ``progress.json`` says what has happened. It is replaced as a whole after every epoch of a group of trials.
+    Everything that this file relies on is written before it: metrics, adapters of finished trials, and the group's
+    checkpoint, under a name of its own. The study in the database, which only shows the progress, is written after it.
+    A kill between two of these steps leaves files that nothing relies on, and work that is repeated with the same
+    result, bit for bit on the same machine: the next step is a pure function of the progress.
 
     Args:
         folder: of the sweep, with its options.
-        placement: where to compute, and where what is read of the cache is kept.
-        report: is given the standing after every epoch of a group.
-        storage: URL of the study's database again, where it has a password: that is stored nowhere.
-        probe: file in which the line to beat is kept; by default one in the folder.
+        placement: where to compute, and where activations are kept.
+        report: is called with the progress after every epoch of a group.
+        storage: URL of the study's database again, if it has a password, because that is not stored.
+        probe: file that stores the baseline probe; by default one in the folder.
 
     Attributes:
         to_beat: the probe of the same cache, once trials are trained.
@@ -139,12 +140,12 @@ class Sweep:
         sides = side.values if isinstance(side, Choices) else (self.config.base.side,)
         if wrong := [own for own in sides if not SIDES[own].stacks]:
             known = listed(stackable(), "and")
-            raise UserError(f"side is {wrong[0]!r}: trials of {known} alone train together.")
+            raise UserError(f"side is {wrong[0]!r}, but only trials of {known} train together.")
         if len(self.cache.manifest.tokens["grid"]) == 3:
-            raise UserError(f"{str(self.cache.path)!r} holds videos: trials train together on images alone.")
+            raise UserError(f"{str(self.cache.path)!r} holds videos, but trials train together only on images.")
 
     def run(self) -> None:
-        """Train what is left to train.
+        """Train all trials that are not finished.
 
         Raises:
             UserError: if the folder cannot be written, was damaged, or another process runs the sweep.
@@ -167,14 +168,14 @@ class Sweep:
                 self._report(self._standing(perf_counter() - started, done))
 
     def chosen(self) -> Selection:
-        """Say which samples the trials learned from, and which they were judged by."""
+        """Give the training samples and the held-out samples of the trials."""
         return self._data.chosen()
 
     def _restore(self, stack: ExitStack) -> None:
-        """Take up what a killed sweep was at."""
+        """Restore the state of a killed sweep."""
         config = self.config
-        found = load_progress(self.folder, config.space)
-        self.progress = earlier_progress(self.folder, config, self._storage) if found is None else found
+        stored = load_progress(self.folder, config.space)
+        self.progress = earlier_progress(self.folder, config, self._storage) if stored is None else stored
         if self.progress.config not in (None, checksum(self.folder)):
             raise UserError(
                 f"the options of the sweep {str(self.folder)!r} (sweep.json) were changed after it began: bring "
@@ -222,9 +223,9 @@ class Sweep:
         Raises:
             UserError: naming one.
         """
-        found = load_progress(self.folder, self.config.space)
+        stored = load_progress(self.folder, self.config.space)
         try:
-            require_unchanged(self.folder, {} if found is None else found.files)
+            require_unchanged(self.folder, {} if stored is None else stored.files)
         except UnreadableError as error:
             raise UserError(
                 f"the sweep {str(self.folder)!r} cannot go on ({error}): bring the file back from a copy, or begin "
@@ -232,27 +233,27 @@ class Sweep:
             ) from error
 
     def _require_same_caches(self) -> None:
-        """Refuse caches that are not those that the first trials learned from."""
-        found = self._data.identities()
+        """Refuse caches other than those of the first trials."""
+        identities = self._data.identities()
         for option, identity in self.progress.caches.items():
-            if found.get(option) != identity:
+            if identities.get(option) != identity:
                 raise UserError(
                     f"the {option.replace('_', ' ')} of the sweep {str(self.folder)!r} is another one now "
-                    f"({found.get(option)}, not {identity}): bring the old one back, or begin another sweep."
+                    f"({identities.get(option)}, not {identity}): bring the old one back, or begin another sweep."
                 )
-        self.progress.caches = found
+        self.progress.caches = identities
 
     def _config_of(self, number: int) -> TrainConfig:
         return replace(self.config.base, **self.progress.trials[number].options)
 
     def _begin(self) -> None:
-        """Fill free places with new trials."""
+        """Begin new trials while there is room."""
         numbers: list[int] = []
         live = sum(len(cohort.numbers) for cohort in self._cohorts)
         most = self._most() if self.progress.count(*STATES) < self.config.total else 0
-        while live + len(numbers) < most and (found := self._search.next()):
-            numbers.append(found[0])
-            self.progress.trials.append(Trial(found[1]))
+        while live + len(numbers) < most and (drawn := self._search.next()):
+            numbers.append(drawn[0])
+            self.progress.trials.append(Trial(drawn[1]))
         self.progress.turn = 0
         if not numbers:
             return
@@ -261,7 +262,7 @@ class Sweep:
         self._commit()
 
     def _most(self) -> int:
-        """How many trials train at the same time: measured before the first, and kept."""
+        """Give the number of trials that train at the same time; it is measured before the first trial and stored."""
         if self.config.concurrent is not None:
             return self.config.concurrent
         if self.progress.most is None:
@@ -285,15 +286,15 @@ class Sweep:
         return Cohort(numbers, configs, adapters, data)
 
     def _epoch(self, turn: int) -> None:
-        """Train an epoch of a group, and note what came of it."""
+        """Train an epoch of a group, and record its results."""
         cohort, group = self._cohorts[turn], self.progress.groups[turn]
         metrics = cohort.run_epoch()
         ended: dict[int, str] = {}
-        for number, own in zip(cohort.numbers, metrics, strict=True):
-            self.progress.trials[number].files |= self._trials.log(number, own)
-            value, config = own[self._metric.held_out], cohort.config_of(number)
-            self._rows[number] = {"epoch": own["epoch"], "value": value, "config": config}
-            if state := self._judged(number, own, last=cohort.done):
+        for number, measured in zip(cohort.numbers, metrics, strict=True):
+            self.progress.trials[number].files |= self._trials.log(number, measured)
+            value, config = measured[self._metric.held_out], cohort.config_of(number)
+            self._rows[number] = {"epoch": measured["epoch"], "value": value, "config": config}
+            if state := self._judged(number, measured, last=cohort.done):
                 ended[number] = self._rows[number]["state"] = state
         if COMPLETE in ended.values():
             trained = dict(zip(cohort.numbers, cohort.adapters(), strict=True))
@@ -326,7 +327,7 @@ class Sweep:
         self.progress.trials[number].files |= checksums(trial_path(self.folder, number), *names)
 
     def _judged(self, number: int, metrics: dict[str, Any], *, last: bool) -> str | None:
-        """Say how a trial ends after an epoch; ``None``: it goes on."""
+        """Say how a trial ends after an epoch; ``None`` if it continues."""
         trial = self.progress.trials[number]
         if not isfinite(metrics["train_loss"]):
             trial.state = FAILED
@@ -370,7 +371,7 @@ class Sweep:
 
     @contextmanager
     def _owned(self) -> Iterator[None]:
-        """Own the folder; within this, again at no cost.
+        """Lock the folder; a nested call does nothing.
 
         Raises:
             UserError: if another process does.
@@ -391,7 +392,7 @@ class Sweep:
 
 @contextmanager
 def telling_where(folder: Path) -> Iterator[None]:
-    """Make a sentence of what the system does not do for a sweep.
+    """Turn an ``OSError`` of a sweep into one sentence.
 
     Raises:
         UserError: in place of an ``OSError``.

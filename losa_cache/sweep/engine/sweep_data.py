@@ -1,4 +1,4 @@
-"""The training data of a sweep's trials: a source for each choice of block outputs, one split for all."""
+"""The training data of a sweep's trials: a source for each choice of block outputs, and one split for all trials."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from losa_cache.train.training_data import TrainingData, from_cache, selected
 
 
 class SweepData:
-    """Opened when first asked for, closed together.
+    """Training data that are opened on first use and closed together.
 
     Args:
         cache: to train from.
@@ -51,7 +51,7 @@ class SweepData:
         return found if self._val is None else found | {"val_cache": self._val.manifest.identity}
 
     def of(self, config: TrainConfig) -> TrainingData:
-        """Give what a trial learns from."""
+        """Give the training data of a trial."""
         shared = (config.side, config.layers, config.start, config.seed if self._cache.manifest.views > 1 else 0)
         key = repr(shared)
         if key not in self._open:
@@ -59,13 +59,13 @@ class SweepData:
         return self._open[key]
 
     def chosen(self) -> Selection:
-        """Say which samples trials learn from, and which they are judged by."""
+        """Give the training samples and the held-out samples of the trials."""
         own = selected(self._cache, self._base)
         return own if self._val is None else replace(own, held_out=selected(self._val, _whole(self._base)).train)
 
     @property
     def holds_out_its_own(self) -> bool:
-        """Whether trials are judged by samples of the training cache."""
+        """Whether trials are validated on samples of the training cache."""
         return self._val is None
 
     def to_beat(self, path: Path) -> ToBeat:

@@ -1,4 +1,4 @@
-"""A trial as a run directory of its own, the very same as ``losa-cache train`` leaves."""
+"""A trial as a run directory of its own, the same as that of ``losa-cache train``."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -36,7 +36,7 @@ def require_epochs(folder: Path, number: int, epochs: int, files: Mapping[str, i
         files: checksums, as of ``Trial.files``.
 
     Raises:
-        UserError: if its directory has not the metrics of all epochs, once each, or a file was altered.
+        UserError: if its directory lacks the metrics of an epoch or has them twice, or a file was altered.
     """
     path = trial_path(folder, number)
     try:
@@ -107,7 +107,7 @@ class Trials:
             tracker.start(number, config)
 
     def reopen(self, number: int, config: TrainConfig, epoch: int) -> None:
-        """Go on with one, after so many epochs."""
+        """Reopen the directory of a trial after so many epochs."""
         run = self._open[number] = Run(trial_path(self._folder, number))
         run.forget_after(epoch)
         for tracker in self._trackers:

@@ -1,1 +1,1 @@
-"""What a sweep shows while it runs, and the report that it leaves."""
+"""What a sweep shows while it runs, and its report."""

@@ -1,4 +1,4 @@
-"""What all figures of a sweep share: palette, panels, axes, legend. matplotlib is loaded where it is needed."""
+"""Common parts of a sweep's figures: palette, panels, axes, legend. matplotlib is imported only when it is needed."""
 
 import io
 import math

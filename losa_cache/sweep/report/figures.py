@@ -48,7 +48,7 @@ _ENDED = "not complete"
 
 
 def draw(record: SweepRecord) -> dict[str, bytes]:
-    """Draw the figures that there is something to draw of.
+    """Draw the figures for which there are data.
 
     Returns:
         PNGs by name: ``accuracy``, ``curves``, ``effects``.
@@ -119,7 +119,7 @@ def accuracy(record: SweepRecord) -> "Figure | None":
 def curves(record: SweepRecord) -> "Figure | None":
     """Held-out value over epochs: the chosen trial and the best others in colour, all others in grey.
 
-    Where there are epochs enough, a second panel shows the last half of them close up.
+    If there are enough epochs, a second panel shows the last half of them enlarged.
     """
     from matplotlib.ticker import MaxNLocator
 

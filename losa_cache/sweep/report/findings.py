@@ -1,4 +1,6 @@
-"""What a sweep found: what it chose, on what evidence, and how sure that is. Sentences for a report and a terminal."""
+"""The findings of a sweep, in sentences for a report and a terminal: its choice, the data behind it, and how sure it
+is.
+"""
 
 import json
 import math
@@ -22,7 +24,9 @@ from losa_cache.tasks import Metric, get_task
 
 
 def findings(record: SweepRecord) -> dict[str, str]:
-    """Say what was chosen, selected on what, tested on what, ahead of what, and beside what noise, by heading."""
+    """Give sentences by heading: the choice, the samples of validation and test, the comparison with others, and the
+    noise.
+    """
     groups = seed_groups(record.trials)
     found = {"Chosen": _chosen(record, groups), "Selected on": _selected(record), "Tested on": _tested(record)}
     if record.choice is not None:

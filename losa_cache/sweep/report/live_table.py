@@ -1,4 +1,4 @@
-"""What a person sees of a sweep under way: the best trials, trials an hour, time left. It goes to stderr."""
+"""The live display of a running sweep: the best trials, trials an hour, time left. It goes to stderr."""
 
 from collections.abc import Sequence
 from time import perf_counter
@@ -13,7 +13,7 @@ BEST = 12
 
 
 class SweepTable:
-    """A live table of the best trials; a line a minute, and one at the end, where there is no terminal.
+    """A live table of the best trials. Without a terminal it is one line a minute, and one at the end.
 
     Args:
         names: of the options that are searched.

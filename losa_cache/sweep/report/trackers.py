@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from losa_cache.errors import UserError
 from losa_cache.extras import extra
+from losa_cache.sweep.engine.config import TRACKERS
 from losa_cache.sweep.engine.storage import hidden
 from losa_cache.train.config import TrainConfig
 
@@ -18,23 +19,23 @@ SECRETS = ("WANDB_API_KEY", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 
 
 class Tracker(Protocol):
-    """Takes what happens to trials."""
+    """The contract of a tracker of trials."""
 
     def start(self, number: int, config: TrainConfig) -> None:
-        """A trial begins, or goes on after a kill."""
+        """Note that a trial begins, or continues after a kill."""
         ...
 
     def log(self, number: int, metrics: Mapping[str, Any]) -> None:
-        """A trial has finished an epoch."""
+        """Log a finished epoch of a trial."""
         ...
 
     def end(self, number: int, state: str) -> None:
-        """A trial is ``complete``, ``pruned`` or ``failed``."""
+        """Note that a trial is ``complete``, ``pruned`` or ``failed``."""
         ...
 
 
 class WandbTracker:
-    """Runs of the project ``losa-cache``, grouped by sweep; where they go is said by wandb's own environment variables.
+    """Runs of the project ``losa-cache``, grouped by sweep; wandb's own environment variables say where they go.
 
     Args:
         folder: of the sweep, whose name is the group's.
@@ -71,7 +72,7 @@ class WandbTracker:
 
 
 class MlflowTracker:
-    """Runs of an experiment named after the sweep; where it lies is said by mlflow's own environment variables.
+    """Runs of an experiment named after the sweep; mlflow's own environment variables say where it lies.
 
     Args:
         folder: of the sweep.
@@ -109,16 +110,18 @@ class MlflowTracker:
         self._client.set_terminated(self._runs.pop(number), "FAILED" if state == "failed" else "FINISHED")
 
 
-TRACKERS: dict[str, type[WandbTracker] | type[MlflowTracker]] = {"wandb": WandbTracker, "mlflow": MlflowTracker}
+_CLASSES: dict[str, type[WandbTracker] | type[MlflowTracker]] = dict(
+    zip(TRACKERS, (WandbTracker, MlflowTracker), strict=True)
+)
 
 
 class _Told:
-    """A tracker whose errors are sentences."""
+    """A tracker whose errors become sentences."""
 
     def __init__(self, name: str, folder: Path) -> None:
         self._name = name
         with _telling(name):
-            self._own: Tracker = TRACKERS[name](folder)
+            self._own: Tracker = _CLASSES[name](folder)
 
     def start(self, number: int, config: TrainConfig) -> None:
         """As of :class:`Tracker`."""
@@ -153,9 +156,6 @@ def open_trackers(names: Sequence[str], folder: Path) -> list[Tracker]:
     """Open trackers by name.
 
     Raises:
-        UserError: for an unknown one, or one that is not installed or does not answer.
+        UserError: for one that is not installed or does not answer.
     """
-    for name in names:
-        if name not in TRACKERS:
-            raise UserError(f"unknown tracker {name!r}: choose among {', '.join(TRACKERS)}.")
     return [_Told(name, folder) for name in names]

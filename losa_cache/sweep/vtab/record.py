@@ -1,4 +1,4 @@
-"""What VTAB-1k came to: top-1 by task and rank, and the means that Table 1 of the paper has. Pure."""
+"""The results of VTAB-1k: top-1 by task and rank, and the means of the paper's Table 1. Pure."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,9 +16,10 @@ PAPER = {
 }
 """The rows "LoSA, r = ..." of the paper's Table 1: top-1 in percent, by rank, in the order of the tasks."""
 PAPER_MEANS = {16: "82.8 86.9 65.5 78.4", 8: "82.6 87.0 65.3 78.3", 4: "82.5 86.5 64.4 77.8"}
-"""Of the three groups and of these, in the same rows, as printed: 86.85 would come out as 86.8 here."""
+"""Means of the three groups and the mean of these, in the same rows, as printed: 86.85 would be rounded to 86.8
+here."""
 PAPER_PARAMETERS = {4: "0.05 M", 8: "0.10 M", 16: "0.19 M"}
-"""Of the side network, in the same rows."""
+"""Parameters of the side network, in the same rows."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Result:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """What was found and cannot be used.
+    """A cache that was found but cannot be used.
 
     Attributes:
         task: its name; ``None``: of a store that does not even open.
@@ -67,7 +68,7 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean over some of what it should be over.
+    """A mean over some or all tasks of a group.
 
     Attributes:
         value: in percent; ``None``: of nothing.
@@ -90,9 +91,9 @@ class VtabRecord:
         results: by rank and task.
         left_out: what was found and cannot be used.
         protocol: what was selected on what, in sentences.
-        unlike: in what this is not the paper's setting, in words.
-        machine: it was put together on.
-        to_beat: by task the tuned probe of its caches, fitted again to all training images and tested.
+        unlike: differences from the paper's setting, in words.
+        machine: the machine that wrote the record.
+        to_beat: for each task the tuned probe of its caches, fitted again to all training images and tested.
     """
 
     fields: dict[str, Any]
@@ -110,12 +111,12 @@ class VtabRecord:
 
     def probed(self) -> dict[str, dict[str, float]]:
         """Test top-1 by task, of each probe by its name."""
-        found: dict[str, dict[str, float]] = {}
+        tested: dict[str, dict[str, float]] = {}
         for task, probe in self.to_beat.items():
             for line in probe.lines:
                 if line.test_top1 is not None:
-                    found.setdefault(line.name, {})[task] = line.test_top1
-        return found
+                    tested.setdefault(line.name, {})[task] = line.test_top1
+        return tested
 
     def parameters(self, rank: int) -> int:
         """Trained ones of the side network, the same for all tasks."""
@@ -124,7 +125,7 @@ class VtabRecord:
     def to_json(self) -> dict[str, Any]:
         """Give all fields, the means and the paper's figures as JSON."""
         top1 = {str(rank): self.top1(rank) for rank in self.ranks} | self.probed()
-        means = {row: {name: asdict(mean) for name, mean in means_of(own).items()} for row, own in top1.items()}
+        means = {row: {name: asdict(mean) for name, mean in means_of(by_task).items()} for row, by_task in top1.items()}
         paper = {
             str(rank): {
                 "top1": paper_top1(rank),
@@ -158,30 +159,32 @@ def paper_top1(rank: int) -> dict[str, float]:
 
 def paper_means(rank: int) -> dict[str, Mean]:
     """Give the means that the paper prints, at a rank of :data:`PAPER`, as :func:`means_of` gives ours."""
-    own = means_of(paper_top1(rank))
+    means = means_of(paper_top1(rank))
     printed = map(float, PAPER_MEANS[rank].split())
-    return {name: replace(mean, value=value) for (name, mean), value in zip(own.items(), printed, strict=True)}
+    return {name: replace(mean, value=value) for (name, mean), value in zip(means.items(), printed, strict=True)}
 
 
 def unlike_paper(fields: Mapping[str, Any], depth: int) -> list[str]:
-    """Say in what block outputs differ from what the paper's Table 1 was made of, as far as it says.
+    """Say how the block outputs differ from those of the paper's Table 1, as far as the paper describes them.
 
     Args:
         fields: of a cache.
         depth: blocks of its backbone.
     """
     backbone, image = fields["backbone"], fields["input"]
-    found = []
+    differences = []
     if backbone["name"] != PAPER_BACKBONE:
-        found.append(f"the backbone is {backbone['name']}")
+        differences.append(f"the backbone is {backbone['name']}")
     if backbone["weights"].startswith("random"):
-        found.append("its weights are random")
+        differences.append("its weights are random")
     if tuple(image["size"][1:]) != (224, 224) or image["crop_mode"] != "squash":
         size = "x".join(map(str, image["size"][1:]))
-        found.append(f"images come to {size} pixels by {image['crop_mode']}, not to 224x224 by squash (--resize exact)")
+        differences.append(
+            f"images come to {size} pixels by {image['crop_mode']}, not to 224x224 by squash (--resize exact)"
+        )
     if fields["tap"] != "block" or len(fields["layers"]) != depth:
-        found.append(f"{len(fields['layers'])} of {depth} layers are tapped ({fields['tap']})")
-    return found
+        differences.append(f"{len(fields['layers'])} of {depth} layers are tapped ({fields['tap']})")
+    return differences
 
 
 def _mean(values: Sequence[float], full: int) -> Mean:

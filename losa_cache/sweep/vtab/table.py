@@ -45,7 +45,7 @@ def markdown(record: VtabRecord) -> str:
 
 
 def notes(record: VtabRecord) -> list[str]:
-    """Say what the figures are, and what they are not."""
+    """Give notes on what the figures mean."""
     found = [record.protocol]
     known = [result.choice for result in record.results if result.choice is not None]
     if doubtful := [choice for choice in known if len(choice["level"]) > 1]:

@@ -1,4 +1,4 @@
-"""Which tasks of VTAB-1k a folder of caches holds, and why one of them cannot be used."""
+"""Find the tasks of VTAB-1k in a folder of caches, and say why one of them cannot be used."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -10,6 +10,7 @@ from losa_cache.cache.store import ActivationCache, open_cache
 from losa_cache.data.label_files import read_list
 from losa_cache.data.vtab import BOTH, NAME, TASKS, TEST, TRAIN, TRAINING_SAMPLES, VAL, VALIDATION_SAMPLES, list_path
 from losa_cache.errors import UserError
+from losa_cache.folders import require_folder_of_caches
 from losa_cache.sweep.vtab.record import LeftOut
 from losa_cache.train.evaluate_run import BELONG_TOGETHER, apart
 
@@ -44,9 +45,8 @@ def find_tasks(folder: Path) -> tuple[list[TaskCaches], list[LeftOut]]:
     Raises:
         UserError: if there is no such folder.
     """
-    if not folder.is_dir():
-        raise UserError(f"there is no folder {str(folder)!r}: name the one that holds the caches.")
-    found: dict[str, list[ActivationCache]] = {}
+    require_folder_of_caches(folder)
+    caches: dict[str, list[ActivationCache]] = {}
     broken = []
     for path in _stores(folder):
         try:
@@ -56,9 +56,9 @@ def find_tasks(folder: Path) -> tuple[list[TaskCaches], list[LeftOut]]:
             continue
         kind, _, task = cache.manifest.fields["dataset"]["name"].partition("/")
         if kind == NAME and task and "/" not in task:  # it names folders
-            found.setdefault(task, []).append(cache)
-    order = [*TASKS, *sorted(found.keys() - TASKS.keys())]
-    judged = [_judge(task, found[task]) for task in order if task in found]
+            caches.setdefault(task, []).append(cache)
+    order = [*TASKS, *sorted(caches.keys() - TASKS.keys())]
+    judged = [_judge(task, caches[task]) for task in order if task in caches]
     usable = [task for task in judged if isinstance(task, TaskCaches)]
     return usable, [task for task in judged if isinstance(task, LeftOut)] + broken
 
@@ -80,7 +80,7 @@ def require_alike(tasks: Sequence[TaskCaches]) -> None:
 
 
 def val200_ids(cache: ActivationCache) -> list[str] | None:
-    """Say which ids of a training cache are of val200: as they say themselves, else by the list beside the images.
+    """Give the ids of a training cache that belong to val200, by their own text or else by the list beside the images.
 
     Returns:
         ids, sorted; ``None`` if neither tells.
@@ -113,10 +113,10 @@ def _stores(folder: Path) -> Iterator[Path]:
 def _judge(name: str, caches: Sequence[ActivationCache]) -> TaskCaches | LeftOut:
     one: dict[str, ActivationCache] = {}
     for split in (BOTH, TEST):
-        own = [cache for cache in caches if cache.manifest.fields["dataset"]["split"] == split]
-        complete = [cache for cache in own if cache.manifest.complete]
+        of_split = [cache for cache in caches if cache.manifest.fields["dataset"]["split"] == split]
+        complete = [cache for cache in of_split if cache.manifest.complete]
         if len(complete) != 1:
-            return LeftOut(name, _count(split, own, complete))
+            return LeftOut(name, _count(split, of_split, complete))
         one[split] = complete[0]
     train, test = one[BOTH], one[TEST]
     if problem := _misfit(train, test):
@@ -132,12 +132,12 @@ def _judge(name: str, caches: Sequence[ActivationCache]) -> TaskCaches | LeftOut
     return TaskCaches(name, train, test, ids)
 
 
-def _count(split: str, own: Sequence[ActivationCache], complete: Sequence[ActivationCache]) -> str:
+def _count(split: str, of_split: Sequence[ActivationCache], complete: Sequence[ActivationCache]) -> str:
     if complete:
         paths = ", ".join(repr(str(cache.path)) for cache in complete)
         return f"it has {len(complete)} caches of {split} ({paths}): keep one of them below the folder"
-    if own:
-        return f"its cache of {split} ({str(own[0].path)!r}) is incomplete: run the same losa-cache extract again"
+    if of_split:
+        return f"its cache of {split} ({str(of_split[0].path)!r}) is incomplete: run the same losa-cache extract again"
     return f"it has no cache of {split}: make one with losa-cache extract --dataset {NAME} --split {split}"
 
 

@@ -52,29 +52,32 @@ def vtab(
 ) -> VtabRecord:
     """Run the protocol on every task of which a folder holds the training and the test cache.
 
-    For each task and rank: a grid, trained on train800 and judged on val200; its best options trained again on all
-    training images; that one adapter tested. Test labels decide nothing. Called again it goes on: a sweep that is
-    finished is read.
+    For each task and rank a grid is trained on train800 and validated on val200. The best options are trained again on
+    all training images, and that single adapter is tested. Test labels decide nothing. A second call continues:
+    finished sweeps are read.
 
     Args:
-        folder: caches are looked for anywhere below it.
-        ranks: of the side network.
-        out: a folder: a sweep for each task and rank (``<task>-r<rank>``), the probe of each task
+        folder: caches are searched anywhere below it.
+        ranks: ranks of the side network.
+        out: a folder for a sweep for each task and rank (``<task>-r<rank>``), the probe of each task
             (``<task>-probe.json``), ``vtab.json`` and the table, ``vtab.md``.
-        space: of each sweep; by default :data:`GRID`. With ``seed`` in it the best mean over seeds is chosen.
-        config: every other option of a trial, but for the rank and what is held out.
-        device: by default the GPU where there is one.
-        residency: as of ``losa_cache.train``.
-        report: is given task, rank and standing after every epoch of trials that train together.
+        space: search space of each sweep; by default :data:`GRID`. If it contains ``seed``, the best mean over seeds is
+            chosen.
+        config: every other option of a trial, except the rank and the held-out samples.
+        device: by default the GPU if there is one.
+        residency: as in ``losa_cache.train``.
+        report: is called with task, rank and progress after every epoch of trials that train together.
 
     Raises:
-        UserError: if no task can be used, the caches are of several backbones, or ``out`` was made otherwise.
+        UserError: if no task can be used, the caches have several backbones, or ``out`` was made with other options.
     """
     placement = Placement.choose(device, residency)
     space, base = GRID if space is None else space, config or TrainConfig(**of_recipe(PAPER))
     wanted = sorted(set(ranks))
     if not wanted or "rank" in space:
-        raise UserError(f"ranks are {wanted} and the space is of {', '.join(space)}: give ranks, and only there.")
+        raise UserError(
+            f"ranks are {wanted} and the space has {', '.join(space)}: give at least one rank, and none in the space."
+        )
     if base.task != CLASSIFICATION:
         raise UserError(f"task is {base.task!r}, but those of VTAB-1k are {CLASSIFICATION}: leave it out.")
     if base.limit is not None:
@@ -162,7 +165,7 @@ def _tested_probe(path: Path, task: TaskCaches, config: TrainConfig, placement: 
 def _finished(
     folder: Path, config: SweepConfig, placement: Placement, *, report: SweepReport, probe: Path
 ) -> SweepRecord:
-    """Begin a sweep, go on with it or, where it is over, read it.
+    """Begin a sweep, continue it or, if it is finished, read it.
 
     Raises:
         UserError: if the folder holds another sweep, or none of its trials comes to its end.
@@ -177,7 +180,9 @@ def _finished(
 
 
 def _options(config: SweepConfig) -> tuple[Space, TrainConfig]:
-    """What decides the result but for the caches and the held-out ids, which the note beside the sweeps tells."""
+    """Give the options that decide the result, except the caches and the held-out ids, which are noted beside the
+    sweeps.
+    """
     return config.space, replace(config.base, val_ids=None)
 
 
