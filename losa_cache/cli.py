@@ -112,7 +112,7 @@ def train(
     auto: Annotated[
         bool,
         typer.Option(
-            "--auto",
+            "--auto/--no-auto",
             help="First search --lr and --weight-decay, unless you give them, by validation on held-out samples "
             "(--val-fraction; by default a fifth of the samples at a time). Then train on all samples.",
         ),
@@ -126,7 +126,9 @@ def train(
     resume: Annotated[Path | None, _path("Run directory: continue this run with its own options.")] = None,
     online: Annotated[
         bool,
-        typer.Option("--online", help="Do not use a cache: run the backbone on every batch.", rich_help_panel=IMAGES),
+        typer.Option(
+            "--online/--no-online", help="Do not use a cache: run the backbone on every batch.", rich_help_panel=IMAGES
+        ),
     ] = False,
     mixed: Annotated[
         float | None,
@@ -150,6 +152,9 @@ def train(
         return
     if given(context, "val_ids"):
         refuse(context, "--val-ids says what is held out", only=("val_fraction",))
+    elif given(context, "val_fraction"):  # an earlier run's list gives way
+        config = replace(config, val_ids=None)
+    online, mixed = _fresh(context, online, mixed)
     config = replace(config, **{name: value for name, value in of_recipe(recipe).items() if not given(context, name)})
     require_sample_files(config)
     if auto:
@@ -180,6 +185,15 @@ def train(
         places: dict[str, Any] = {"out": out, "device": device, "residency": residency, "stage": stage}
         result = run(opened, online=fresh, config=config, **places, **shown)
     print_result(training_report(result), as_json)
+
+
+def _fresh(context: typer.Context, online: bool, mixed: float | None) -> tuple[bool, float | None]:
+    """Let what an earlier run stores of --online and --mixed give way to the other of them."""
+    if given(context, "mixed") and not given(context, "online"):
+        return False, mixed
+    if given(context, "online") and online and not given(context, "mixed"):
+        return online, None
+    return online, mixed
 
 
 def _resume(run: Path, as_json: bool, **places: Any) -> None:
@@ -235,7 +249,8 @@ app.command()(push)
 def inspect(
     cache: Store,
     full: Annotated[
-        bool, typer.Option("--full", help="Compute the statistics over all shards, not only over the first two.")
+        bool,
+        typer.Option("--full/--no-full", help="Compute the statistics over all shards, not only over the first two."),
     ] = False,
     scheduler: Scheduler = None,
     as_json: Json = False,
@@ -267,7 +282,7 @@ def verify(
         int, typer.Option(help="Number of random rows to compute again by the backbone, and to compare with the cache.")
     ] = 0,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Repair the cache: only damaged samples are computed again.")
+        bool, typer.Option("--repair/--no-repair", help="Repair the cache: only damaged samples are computed again.")
     ] = False,
     data_dir: Annotated[
         Path | None, _path("Folder that holds the data set now; default: the one of the extraction.")

@@ -16,6 +16,8 @@ CONFIG = "config_file"
 """The parameter of ``--config``."""
 IN_FILE = "DEFAULT_MAP"
 """What typer says of an option that the file of ``--config`` gives."""
+REPEATED = "losa_cache.repeated"
+"""Key of a context's ``meta``: whether ``--config`` names an earlier run, whose options give way to what is given."""
 
 
 def expanded(value: Any) -> Any:
@@ -52,7 +54,7 @@ def _residency(value: str) -> str:
     return value
 
 
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Json = Annotated[bool, typer.Option("--json/--no-json", help="Print the result as JSON on stdout.")]
 Device = Annotated[
     str | None,
     typer.Option(help="Device that computes: cpu, cuda or cuda:1; default: the GPU if there is one.", callback=_device),
@@ -73,9 +75,14 @@ def long_flag(parameter: Any) -> str:
 
 
 def given(context: typer.Context, name: str) -> bool:
-    """Say whether an option was given, on the command line or in the file of ``--config``."""
+    """Say whether an option was given, on the command line or in a file of options.
+
+    What an earlier run stores is not given: it gives way to a recipe, a search, and options that exclude it.
+    """
     source = context.get_parameter_source(name)
-    return source is not None and source.name in ("COMMANDLINE", IN_FILE)
+    if source is None:
+        return False
+    return source.name == "COMMANDLINE" or (source.name == IN_FILE and not context.meta.get(REPEATED))
 
 
 def refuse(context: typer.Context, reason: str, *, but: tuple[str, ...] = (), only: tuple[str, ...] = ()) -> None:
@@ -84,6 +91,8 @@ def refuse(context: typer.Context, reason: str, *, but: tuple[str, ...] = (), on
     Raises:
         UserError: naming the option.
     """
+    if not only and context.meta.get(REPEATED):
+        raise UserError(f"{reason}: leave out --config.")
     for name in only or [name for name in context.params if name not in (CONFIG, *but)]:
         if given(context, name):
             flag = next(long_flag(own) for own in context.command.params if own.name == name)

@@ -37,7 +37,10 @@ def compare(
         ),
     ],
     probe: Annotated[
-        bool, typer.Option("--probe", help="Also compare with the probe of the cache that the runs were trained from.")
+        bool,
+        typer.Option(
+            "--probe/--no-probe", help="Also compare with the probe of the cache that the runs were trained from."
+        ),
     ] = False,
     out: Annotated[
         Path | None,

@@ -9,8 +9,9 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from losa_cache.cli_common import CONFIG, expanded, long_flag
+from losa_cache.cli_common import CONFIG, REPEATED, expanded, long_flag
 from losa_cache.errors import UserError, nearest
+from losa_cache.folders import given_path
 from losa_cache.options import OptionField, options_of, simple
 
 CONFIG_HELP = "TOML, YAML or JSON file with options of this command; options on the command line override it."
@@ -106,14 +107,16 @@ def _parameter(own: OptionField, *, optional: bool = False, listed: str = "") ->
 
 
 def _config_parameter(kinds: Mapping[str, Any], stored: Stored | None) -> Parameter:
-    def read(context: typer.Context, value: str | None) -> str | None:
-        if value is not None and not context.resilient_parsing:
-            context.default_map = _values(Path(expanded(value)), context, kinds, stored)
-        return value
+    def read(context: typer.Context, values: list[str] | None) -> list[str] | None:
+        if values and not context.resilient_parsing:
+            if len(values) > 1:
+                raise UserError(f"--config is there {len(values)} times: put all options into one file.")
+            context.default_map = _values(given_path(values[0]), context, kinds, stored)
+        return values
 
     text = CONFIG_HELP if stored is None else f"{CONFIG_HELP} Or the folder of an earlier run, to repeat it."
     info = typer.Option("--config", help=text, metavar="<path>", is_eager=True, callback=read)
-    return Parameter(CONFIG, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, info])
+    return Parameter(CONFIG, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[list[str] | None, info])
 
 
 def _values(path: Path, context: typer.Context, kinds: Mapping[str, Any], stored: Stored | None) -> dict[str, Any]:
@@ -132,16 +135,25 @@ def _values(path: Path, context: typer.Context, kinds: Mapping[str, Any], stored
     repeated = None if stored is None else stored(path)
     for key, value in (read_options(path, "config") if repeated is None else repeated).items():
         if key not in known:
-            raise UserError(
-                f"config {str(path)!r} has {key[:40]!r}, which is no option of {context.info_name}"
-                f"{nearest(key, list(known), shown=1) or ': leave it out'}."
-            )
+            raise UserError(f"config {str(path)!r} has {key[:40]!r}, which is {_unknown(key, list(known), context)}.")
         if value is not None:
             found[known[key]] = _fitted(value, kinds[known[key]], f"{key.replace('_', '-')} in {str(path)!r}")
     if repeated is not None:
+        context.meta[REPEATED] = True
         defaults = {own.name: own.default for own in context.command.params}
         found = {name: value for name, value in found.items() if value != defaults[name]}
     return found
+
+
+def _unknown(key: str, known: list[str], context: typer.Context) -> str:
+    """Say what a name may mean that is no option of the command."""
+    plain = key.removeprefix("no_")
+    if plain != key and plain in known:
+        return f"written {plain}: false in a file"
+    verbs = getattr(getattr(context.parent, "command", None), "commands", {})
+    if others := [name for name, verb in verbs.items() if key in {_key(own) for own in verb.params}]:
+        return f"an option of {', '.join(others)} and not of {context.info_name}: leave it out"
+    return f"no option of {context.info_name}{nearest(key, known, shown=1) or ': leave it out'}"
 
 
 def _key(parameter: Any) -> str:
@@ -163,7 +175,9 @@ def _fitted(value: Any, kind: Any, name: str) -> Any:
         return ",".join(map(str, value)) + ("," if len(value) == 1 else "")
     if text and isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
+    if kind == list[str] and isinstance(value, str):
+        return [value]
     try:
-        return fit(value, kind, strict=False)
+        return fit(value, kind, strict=kind is bool)
     except UnreadableError as error:
         raise UserError(f"{name} is {value!r:.60}: it must be {WANTED[kind]}.") from error

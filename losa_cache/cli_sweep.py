@@ -75,8 +75,14 @@ def sweep(
         print_result(summary(found), as_json)
         return
     alone, searched = split_fixed(asked, space, seeds)
+    if given(context, "val_cache"):
+        refuse(context, "--val-cache holds the samples to choose on", only=("val_fraction", "val_ids"))
+    elif given(context, "val_fraction") or given(context, "val_ids"):  # an earlier sweep's cache gives way
+        options["val_cache"] = None
+    if given(context, "val_fraction") and not given(context, "val_ids"):
+        fixed["val_ids"] = None
     if options["val_cache"] is not None:
-        fixed["val_fraction"] = 0.0
+        fixed["val_fraction"], fixed["val_ids"] = 0.0, None
     preset = {name: value for name, value in of_recipe(recipe).items() if not given(context, name)}
     base = TrainConfig(**fixed | preset | alone)
     caches = {name: str(settled_path(path)) for name in CACHES if (path := options[name]) is not None}

@@ -13,8 +13,11 @@ class UserError(Exception):
 
 
 def nearest(name: str, known: list[str], shown: int = 5) -> str:
-    """Return ``"; nearest: a, b"`` for the known names closest to ``name``, or an empty string."""
-    close = get_close_matches(name, known, n=shown, cutoff=0.4)
+    """Return ``"; nearest: a, b"`` for the known names closest to ``name``, or an empty string.
+
+    A single one is shown only if it is much like it: it reads as what was meant.
+    """
+    close = get_close_matches(name, known, n=shown, cutoff=0.4 if shown > 1 else 0.6)
     return f"; nearest: {', '.join(close)}" if close else ""
 
 

@@ -41,6 +41,8 @@ class Commands(TyperGroup):
             except Exception as error:
                 if type(error).__name__ == "NoSuchOption":  # of click, as above
                     raise UserError(self._no_such(error)) from error
+                if callable(say := getattr(error, "format_message", None)) and getattr(error, "exit_code", 0) == 2:
+                    raise UserError(_sentence(say(), error)) from error
                 raise
 
     def _no_such(self, error: Any) -> str:
@@ -56,6 +58,15 @@ class Commands(TyperGroup):
         return (
             f"{verb} has no option {name!r}{nearest(name, options[verb], shown=1)}: losa-cache {verb} --help lists all."
         )
+
+
+def _sentence(text: str, error: Any) -> str:
+    """Write click's refusal of a command line in one line, and say where the options are listed."""
+    context = getattr(error, "ctx", None)
+    verb = context.info_name if getattr(context, "parent", None) is not None else None
+    help_ = f"losa-cache {verb} --help lists all options" if verb else "losa-cache --help lists all commands"
+    lines = " ".join(text.split()).rstrip(".")
+    return f"{lines[:1].lower()}{lines[1:]}: {help_}."
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import inspect
 import json
 import subprocess
 import sys
+import types
 from dataclasses import asdict, fields, replace
 
 import pytest
@@ -17,7 +18,7 @@ from losa_cache.cli_common import given
 from losa_cache.errors import UserError
 from losa_cache.extract.config import ExtractConfig, PlanConfig
 from losa_cache.sweep.engine.config import SweepConfig
-from losa_cache.train.config import OnlineConfig, TrainConfig
+from losa_cache.train.config import PAPER, RECIPES, OnlineConfig, TrainConfig
 from tests.conftest import results, tiny_backbone, tiny_samples
 
 VERBS = get_command(app).commands
@@ -82,13 +83,17 @@ def test_a_file_gives_options_and_the_command_line_wins(name, verb, tmp_path):
     ("verb", "content", "message"),
     [
         ("train", "rnk: 8", r"a\.yaml' has 'rnk', which is no option of train; nearest: rank\.$"),
-        ("plan", "on_error: skip", r"has 'on_error', which is no option of plan"),
         ("train", "rank: 8.5", r"rank in '.*a\.yaml' is 8\.5: it must be a whole number\."),
         ("train", "rank: true", "rank in .* is True: it must be a whole number"),
         ("train", "lr: fast", "lr in .* is 'fast': it must be a number"),
         ("extract", "embedding: 7", "embedding in .* is 7: it must be true or false"),
         ("train", "head: {a: 1}", "head in .* is {'a': 1}: it must be text"),
-        ("sweep", "tracker: wandb", "tracker in .* is 'wandb': it must be a list of texts"),
+        ("sweep", "tracker: {a: b}", "tracker in .* is {'a': 'b'}: it must be a list of texts"),
+        ("train", "online: 1", "online in .* is 1: it must be true or false"),
+        ("train", "no_online: true", "has 'no_online', which is written online: false in a file"),
+        ("train", "zzz: 1", "has 'zzz', which is no option of train: leave it out"),
+        ("train", "", "holds no options: write each as a name and a value"),
+        ("train", "rank: 4\nlr: [1", r"it is no YAML \(.*, line 2, column \d+\)"),
         ("train", "[1, 2]", "config .* holds no options"),
         ("train", "batch-size: 4\nbatch_size: 8", "has batch-size twice"),
         ("train", "a: [", "it is no YAML"),
@@ -98,6 +103,50 @@ def test_a_file_that_cannot_work_is_one_sentence(verb, content, message, tmp_pat
     (tmp_path / "a.yaml").write_text(content)
     with pytest.raises(UserError, match=message):
         parsed(verb, "--config", str(tmp_path / "a.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"rank": 4,\n"lr": }', r"it is no JSON \(.*line 2 column 7"),
+        ("rank: 4", "it is no JSON"),
+        ('{"rank": 4, "rank": 8}', "it is no JSON .*'rank' twice"),
+        ("[" * 60_000, "nested too deeply"),
+        ("{}", "holds no options"),
+    ],
+)
+def test_a_json_file_is_read_as_json(content, message, tmp_path):
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(UserError, match=message):
+        parsed("train", "--config", str(tmp_path / "a.json"))
+    (tmp_path / "a.json").write_text('{\n\t"rank": 4\n}')
+    assert parsed("train", "--config", str(tmp_path / "a.json"))["rank"] == 4
+
+
+def test_an_option_of_another_command_is_named_with_it(tmp_path):
+    (tmp_path / "a.yaml").write_text("on_error: skip")
+    done = CliRunner().invoke(app, ["plan", "--config", str(tmp_path / "a.yaml")])
+    assert str(done.exception).endswith("has 'on_error', which is an option of extract and not of plan: leave it out.")
+
+
+def test_one_text_is_a_list_of_one(tmp_path):
+    (tmp_path / "a.yaml").write_text("tracker: mlflow\n")
+    assert parsed("sweep", "--config", str(tmp_path / "a.yaml"))["tracker"] == ["mlflow"]
+
+
+def test_there_is_one_file(tmp_path):
+    (tmp_path / "a.yaml").write_text("rank: 4")
+    with pytest.raises(UserError, match="--config is there 2 times"):
+        parsed("train", *["--config", str(tmp_path / "a.yaml")] * 2)
+    with pytest.raises(UserError, match="a path is empty"):
+        parsed("train", "--config", "")
+
+
+def test_every_on_off_option_can_be_taken_back():
+    for verb in VERBS.values():
+        for own in verb.params:
+            if getattr(own, "is_flag", False) and own.name not in ("help", "show"):
+                assert own.secondary_opts == [f"--no-{own.opts[0].removeprefix('--')}"], own.opts
 
 
 def test_numbers_of_files_are_those_of_the_command_line(tmp_path):
@@ -230,8 +279,62 @@ def test_what_a_run_stores_by_default_may_still_be_set_by_a_recipe_or_a_search(t
     content = {"train": asdict(TrainConfig(rank=4)), "cache": str(tmp_path), "online": None, "fields": {}}
     (tmp_path / "config.json").write_text(json.dumps(content))
     context = VERBS["train"].make_context("train", ["--config", str(tmp_path)])
-    assert [own.name for own in fields(TrainConfig) if given(context, own.name)] == ["rank"]
+    assert not [own.name for own in fields(TrainConfig) if given(context, own.name)]
     assert TrainConfig(**{own.name: context.params[own.name] for own in fields(TrainConfig)}) == TrainConfig(rank=4)
+
+
+def trained(monkeypatch, tmp_path, stored, *words):
+    """What ``train`` is called with when it repeats a run that stores these options."""
+    online = stored.pop("online", None)
+    content = {"train": stored, "cache": None if online else str(tmp_path), "online": online, "fields": {}}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    seen = {}
+
+    def stop(cache, **options):
+        seen.update(options)
+        raise UserError("enough")
+
+    import losa_cache.train.train  # noqa: F401
+
+    monkeypatch.setattr(sys.modules["losa_cache.train.train"], "train", stop)
+    monkeypatch.setattr("losa_cache.cache.store.open_cache", lambda path: None)
+    monkeypatch.setattr("losa_cache.cache.store.latest_training_cache", lambda **_: types.SimpleNamespace(path="c"))
+    done = CliRunner().invoke(app, ["train", "--config", str(tmp_path), *words])
+    assert str(done.exception) == "enough", done.exception
+    return seen["config"], seen["online"]
+
+
+def test_what_is_typed_displaces_what_a_run_stores(tmp_path, monkeypatch):
+    ids = tmp_path / "ids.txt"
+    ids.write_text("a\n")
+    config, _ = trained(monkeypatch, tmp_path, {"lr": 0.5, "epochs": 7}, "--recipe", "paper")
+    assert (config.lr, config.epochs, config.head) == (0.5, RECIPES[PAPER]["epochs"], RECIPES[PAPER]["head"])
+    config, _ = trained(monkeypatch, tmp_path, {"epochs": 7})
+    assert config.epochs == 7
+    config, _ = trained(monkeypatch, tmp_path, {"val_fraction": 0.3}, "--val-ids", str(ids))
+    assert config.val_ids == str(ids)
+    config, _ = trained(monkeypatch, tmp_path, {"val_fraction": 0.3}, "--val-fraction", "0.2")
+    assert (config.val_fraction, config.val_ids) == (0.2, None)
+    images = {"backbone": "vit_digits", "dataset": "digits", "share": 1.0}
+    assert trained(monkeypatch, tmp_path, {"online": dict(images)})[1].share == 1
+    assert (
+        trained(monkeypatch, tmp_path, {"online": dict(images)}, "--mixed", "0.25", "--cache", str(tmp_path))[1].share
+        == 0.25
+    )
+    assert trained(monkeypatch, tmp_path, {"online": dict(images)}, "--no-online", "--cache", str(tmp_path))[1] is None
+    assert trained(monkeypatch, tmp_path, {"online": images | {"share": 0.5}}, "--online")[1].share == 1
+
+
+def test_what_excludes_each_other_is_refused_where_both_are_given(tmp_path):
+    (tmp_path / "ids.txt").write_text("a\n")
+    (tmp_path / "a.yaml").write_text(f"val_fraction: 0.2\nval_ids: {tmp_path / 'ids.txt'}\n")
+    done = CliRunner().invoke(app, ["train", "--config", str(tmp_path / "a.yaml")])
+    assert "leave out --val-fraction, which stands in the file of --config" in str(done.exception)
+    (tmp_path / "x.zarr").mkdir()
+    done = CliRunner().invoke(
+        app, ["sweep", "--rank", "2,4", "--val-cache", str(tmp_path / "x.zarr"), "--val-fraction", "0.2"]
+    )
+    assert "--val-cache holds the samples to choose on: leave out --val-fraction" in str(done.exception)
 
 
 def test_config_of_a_sweep_repeats_it(tmp_path):

@@ -200,9 +200,8 @@ def options_of_sweep(path: Path) -> dict[str, Any] | None:
         "warmup": warmup != TrainConfig.warmup,
     }
     if lost := [name for name, is_beyond in beyond.items() if is_beyond]:
-        raise UserError(
-            f"the sweep {str(folder)!r} sets {lost[0]} as only losa_cache.sweep can: repeat it from Python."
-        )
+        how = "a file of --space" if lost[0] in searched else "losa_cache.sweep"
+        raise UserError(f"the sweep {str(folder)!r} sets {lost[0]} as only {how} can: repeat it by that.")
     own = {option.key: getattr(config, option.name) for option in options_of(SweepConfig)}
     return found | own | {"cache": config.cache, "seeds": seeds}
 
