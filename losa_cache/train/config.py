@@ -216,7 +216,7 @@ class OnlineConfig(ImageConfig):
         clips: number of clips of a video; training uses one of them in an epoch, in turn.
         limit: use only this many images of the data set, drawn at random, before any are held out.
         tap: what is read of each block, as in ``losa_cache.extract``; by default as in the cache, or whole blocks.
-        precision: precision that block outputs are computed in and rounded to; by default that of the cache, or bfloat16.
+        precision: block outputs are computed in it and rounded to it; by default that of the cache, or bfloat16.
         workers: threads or processes that decode; by default one for each core, at most 16.
         share: fresh share of every batch: 1 is online, less is mixed with a cache.
         augment: timm's name of the augmentation (``rand-m9-mstd0.5-inc1``; ``crop`` for random crop and flip alone).
