@@ -47,10 +47,10 @@ class ImageConfig:
         backbone: a name (``load_backbone``) or a loaded backbone, for which ``weights``, ``img_size``, ``resize`` and
             the options of video backbones are not used.
         dataset: a name (``load_samples``) or loaded samples, for which ``split`` and ``data_dir`` are not used.
-        split, data_dir: which part of the data set, and where it lies.
+        split, data_dir: the part of the data set, and the folder that holds it.
         weights, img_size, resize: of the backbone; of a video backbone also
         frames, stride, inflation: as of ``load_backbone``.
-        clips: rows a video, 1 or more, evenly spaced over it.
+        clips: rows for each video, 1 or more, evenly spaced over it.
         ignore_orientation: leave pictures as they are stored, as timm and torchvision do, instead of turning them as
             their EXIF orientation or their video's display matrix says.
     """
@@ -128,19 +128,19 @@ class InputsConfig(ImageConfig):
 
     Attributes:
         layers: ``"all"``, K evenly spaced, or block numbers.
-        tap: what of each of these: its output (``block``), or what its ``attention``, its ``mlp`` or ``both`` add to
-            it; the last block's output comes along in any case.
+        tap: what is stored of each of these: its output (``block``), or what its ``attention``, its ``mlp`` or ``both``
+            add to the residual stream. The last block's output is always stored.
         embedding: also store the input of the first block, b_0.
-        tokens: ``all``, or ``pooled``: of each point only the class token and the mean of the patches, each token
-            layer-normed first, and the features of the frozen tail (*not from the paper*). Linear probes need no more.
+        tokens: ``all``, or ``pooled`` (*not from the paper*): only the class token and the mean of the patches of each
+            point, each token layer-normed first, and the features of the frozen tail. Linear probes need no more.
         precision: ``float32``, ``float16``, ``bfloat16``, ``int8``, ``int4``, ``predict:BITS`` or ``predict:ERROR%``;
             of pooled rows one of the first four.
-        limit: keep so many samples, drawn at random.
-        views: rows a sample, 1 or more: the first is the plain image, the others are augmented.
+        limit: use only this many samples, drawn at random.
+        views: rows for each sample, 1 or more: the first is the plain image, the others are augmented.
         augment: with several views, timm's name of their augmentation (``rand-m9-mstd0.5-inc1``, ``crop``, ...).
         decoder: of image files: ``pillow``, or ``nvjpeg``: JPEG files are decoded and resized on the GPU, where CPU
             cores are few. Pixels differ a little, so this is a part of the identity.
-        seed: of the order of the samples, of their augmentation, and of random weights.
+        seed: seed of the order of the samples, of their augmentation, and of random weights.
 
     Raises:
         UserError: for options that cannot work, as far as that can be told without opening anything.

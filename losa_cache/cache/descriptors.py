@@ -26,7 +26,7 @@ class Descriptors:
     """Keep the files open that were read last, up to a limit, and every file that is being read.
 
     Args:
-        most: largest number of idle files that stay open.
+        most: largest number of open files, unless more are being read.
     """
 
     def __init__(self, most: int) -> None:

@@ -25,15 +25,15 @@ class PlanConfig(InputsConfig):
     Attributes:
         out: the ``.zarr`` folder, or its URL (``s3://bucket/x.zarr``); by default below ``$LOSA_CACHE_HOME/caches``,
             named by content and identity.
-        batch_size: images a forward pass; by default at most 64 and 512 MiB of activations, and what fits
+        batch_size: images in a forward pass; by default at most 64, at most 512 MiB of activations, and what fits
             ``max_device_memory``. Results are those of this batch size, whatever the memory.
-        device: ``cpu``, ``cuda``, ``cuda:1``; by default the GPU where there is one.
-        workers: decoding threads; by default one a core, at most 16.
-        max_device_memory: ``"4GB"``, ``"1.5GiB"`` or bytes that backbone and forward pass may take of the device. What
-            does not fit stays on the host (of a safetensors file given as ``weights``: on the disk) and streams through
-            the device in groups of blocks, once for many batches, which are collected on the host: up to 1024 images
-            that take a quarter of its free memory. By default 80 % of the device's free memory, where the backbone is
-            larger than that; else nothing is streamed. No part of the cache's identity.
+        device: ``cpu``, ``cuda`` or ``cuda:1``; by default the GPU if there is one.
+        workers: decoding threads; by default one for each core, at most 16.
+        max_device_memory: device memory that backbone and forward pass may take: ``"4GB"``, ``"1.5GiB"`` or a number of
+            bytes. Weights that do not fit stay on the host (if ``weights`` is a safetensors file, on the disk). They
+            are streamed through the device in groups of blocks, once for many batches, which are collected on the host:
+            up to 1024 images that take a quarter of its free memory. The default is 80 % of the device's free memory if
+            the backbone is larger than that; otherwise nothing is streamed. It is no part of the cache's identity.
     """
 
     out: Annotated[

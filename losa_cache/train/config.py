@@ -48,30 +48,33 @@ class TrainConfig:
     Attributes:
         task: what is learned, by its name in :mod:`losa_cache.tasks`: ``classification``.
         side: name of the side network (``losa_cache.sidenet.spec.SIDES``): ``losa``; ``mlp`` or ``ladder``, of Table 3;
-            ``linear``: the probe that all is measured against; ``fusion``, one attention query over the class token and
+            ``linear``: the linear probe, which is the
+                baseline; ``fusion``, one attention query over the class token and
             the mean of all layers; or ``attentive``, one query over all tokens of the last layer.
         rank: inner width r of the side network, if it has one (``SideSpec.rank``).
-        layers: which of the cached blocks: ``"all"``, K evenly spaced, or a list.
+        layers: the cached blocks to read: ``"all"``, K for K evenly spaced ones, or a list of block numbers.
         start: what the side network refines: ``output``, y_0 = b_L; or ``embedding``, y_0 = b_0 (Table 6).
         epochs: passes over the training rows.
         lr: peak learning rate of AdamW; by default the side network's own (``SideSpec.lr``).
-        weight_decay: of matrices; biases and scales are not decayed.
-        batch_size: samples a step.
+        weight_decay: weight decay of AdamW on matrices; biases and scales are not decayed.
+        batch_size: samples in a step.
         warmup: share of the steps over which the rate rises from 0; it falls to 0 along a cosine after that.
-        label_smoothing: of the training loss.
-        clip_grad: largest norm of a step's gradient.
-        head: what the classifier reads: ``last``, what the frozen tail makes of y_k, as in the paper; or ``all`` (*not
+        label_smoothing: label smoothing of the training loss.
+        clip_grad: gradients of a larger norm are scaled down to this norm.
+        head: what the classifier reads: ``last``, the feature vector that the frozen tail computes from y_k, as in the
+            paper; or ``all`` (*not
             from the paper*): the class token and the mean of the patches of y_k, with the logits of a tuned probe on
             those of all layers added (``losa_cache.train.all_layers``). For side networks that refine y_0.
-        dropout: of what the side network adds to y_0, with ``head="all"``.
-        sampling: what an epoch holds, always as many draws as there are training samples: ``shuffle``, each once;
+        dropout: dropout on what the side network adds to y_0, with ``head="all"``.
+        sampling: how an epoch draws its samples; it always has as many draws as there are training
+            samples: ``shuffle``, each once;
             ``balanced``, every class equally often; or a CSV file that begins with the line ``id,weight`` and gives
             every training sample a weight, finite and at least 0: how often it comes, in relation to the others.
-        limit: train on so many samples, chosen by a hash of their ids, once the held-out ones have been taken: a
-            smaller limit gives some of a larger one's, and all are validated on the same images.
-        val_fraction: share of the samples held out, by a hash of their ids.
-        val_ids: a file with an id a line: hold out exactly these samples, in place of ``val_fraction``.
-        seed: of the start and the order.
+        limit: train on only this many samples, chosen by a hash of their ids after the held-out ones are taken. A
+            smaller limit takes a subset of a larger one's samples, and all are validated on the same images.
+        val_fraction: share of the samples held out for validation, chosen by a hash of their ids.
+        val_ids: a file with one id a line: hold out exactly these samples, in place of ``val_fraction``.
+        seed: seed of the initial weights and of the order of the samples.
     """
 
     task: Annotated[str, Option(f"Task to learn: {', '.join(task_names())}.")] = CLASSIFICATION
@@ -210,14 +213,14 @@ class OnlineConfig(ImageConfig):
 
     Attributes:
         backbone, dataset: names. Objects are given to ``losa_cache.train`` beside this.
-        clips: of several clips of a video training takes one an epoch, in turn.
-        limit: take so many images of the data set, drawn at random, before any are held out.
-        tap: what of each block is read, as in ``losa_cache.extract``; by default as in the cache, or whole blocks.
-        precision: that block outputs are computed in and rounded to; by default that of the cache, or bfloat16.
-        workers: that decode; by default one a core, at most 16.
-        share: of every batch that is fresh: 1 is online, less is mixed with a cache.
+        clips: number of clips of a video; training uses one of them in an epoch, in turn.
+        limit: use only this many images of the data set, drawn at random, before any are held out.
+        tap: what is read of each block, as in ``losa_cache.extract``; by default as in the cache, or whole blocks.
+        precision: block outputs are computed in it and rounded to it; by default that of the cache, or bfloat16.
+        workers: threads or processes that decode; by default one for each core, at most 16.
+        share: fresh share of every batch: 1 is online, less is mixed with a cache.
         augment: timm's name of the augmentation (``rand-m9-mstd0.5-inc1``; ``crop`` for random crop and flip alone).
-        mixup, cutmix: alpha of their Beta distribution; 0 is none.
+        mixup, cutmix: alpha of their Beta distribution; 0: not used.
         reprob: probability of random erasing.
     """
 

@@ -102,7 +102,7 @@ def test_a_validation_cache_judges_all_of_its_samples(tiny_cache, test_cache, tm
         ({"space": {"rank": [99]}}, "rank is 99: choose one from 1 to the backbone's width"),
         ({"space": {"rank": "2..4"}}, "rank is the range 2..4, which a grid cannot list"),
         ({"space": SPACE, "sampler": "tpe", "trials": 3}, "would choose a seed that is best by chance"),
-        ({"space": {"lr": "1e-3..1e-2"}, "sampler": "random"}, "say how many with --trials"),
+        ({"space": {"lr": "1e-3..1e-2"}, "sampler": "random"}, "needs the number of trials: give it with --trials"),
         ({"space": {"rank": [2, 4]}, "sampler": "bayes"}, "unknown sampler 'bayes'"),
         ({"space": {"rank": [2, 4]}, "pruner": "asha"}, "unknown pruner 'asha'"),
         ({"space": {"rank": [2, 4]}, "concurrent": 0}, "concurrent is 0"),

@@ -24,22 +24,23 @@ TRACKERS = ("wandb", "mlflow")
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """What a sweep does.
+    """The options of a sweep.
 
     Attributes:
         cache: path of the training cache.
-        space: what is searched.
+        space: the search space.
         base: every other option of a trial.
         sampler: ``grid``, every combination; ``random``, or ``tpe``, Optuna's tree-structured Parzen estimator.
-        pruner: what stops trials early: ``none``, or Optuna's successive ``halving``, ``hyperband`` or ``median``.
-        trials: how many, but for a grid.
-        concurrent: that train at the same time, at most; by default as many as memory allows.
-        storage: URL of the study's database; by default SQLite in the sweep's folder. The file has it without its
+        pruner: rule that stops trials early: ``none``, or Optuna's successive ``halving``, ``hyperband`` or ``median``.
+        trials: number of trials; a grid has its own number.
+        concurrent: largest number of trials that train at the same time; by default as many as fit in memory.
+        storage: URL of the study's database; by default SQLite in the sweep's folder. The file stores it without its
             password.
-        val_cache: validate on all of this cache, in place of samples held out of the training cache.
-        test_cache: on which the chosen trial is tested, once; by default a known one of the same data set's test split.
-        trackers: that every trial is logged to beside TensorBoard: ``wandb``, ``mlflow``.
-        retrain: train the chosen trial anew, on training and validation samples, before its test.
+        val_cache: validate on all samples of this cache, in place of samples held out of the training cache.
+        test_cache: cache on which the chosen trial is tested, once; by default a known cache of the same data set's
+            test split.
+        trackers: where every trial is logged beside TensorBoard: ``wandb``, ``mlflow``.
+        retrain: train the chosen options again on training and validation samples, before the test.
     """
 
     cache: str
