@@ -62,8 +62,8 @@ class Commands(TyperGroup):
 
 def _sentence(text: str, error: Any) -> str:
     """Write click's refusal of a command line in one line, and say where the options are listed."""
-    context = getattr(error, "ctx", None)
-    verb = context.info_name if getattr(context, "parent", None) is not None else None
+    context: Any = getattr(error, "ctx", None)
+    verb = context.info_name if context is not None and context.parent is not None else None
     help_ = f"losa-cache {verb} --help lists all options" if verb else "losa-cache --help lists all commands"
     lines = " ".join(text.split()).rstrip(".")
     return f"{lines[:1].lower()}{lines[1:]}: {help_}."
