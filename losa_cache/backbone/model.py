@@ -197,6 +197,20 @@ class Backbone:
             return [found[0][at] for at in range(len(points))]
         return [torch.cat([kept[at] for kept in found]) for at in range(len(points))]
 
+    def traced(self, images: Tensor, points: Sequence[str]) -> list[Tensor]:
+        """Compute what :meth:`outputs` does, in float32 and as plain operations: what an exporter can follow.
+
+        Args:
+            images: float32 ``(batch, *input.shape)``, normalised, on the device of all weights.
+            points: as of :meth:`run`.
+        """
+        found: dict[int, Tensor] = {}
+        with ExitStack() as hooks:
+            for at, point in enumerate(points):
+                hooks.callback(watch(self._blocks, point, partial(found.__setitem__, at)).remove)
+            self._intermediates(images, [self.depth - 1], output_fmt="NLC")
+        return [found[at] for at in range(len(points))]
+
     def require_branches(self) -> None:
         """Check, on an image of noise, that each block adds its attention and its MLP output to its input, and no more.
 

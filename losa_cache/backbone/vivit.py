@@ -39,9 +39,10 @@ class TubeletEmbed(nn.Module):
 
     def forward(self, clips: Tensor) -> Tensor:
         """Embed every tubelet on its own."""
-        tubelets = clips.reshape(len(clips) * self.grid[0], -1, *clips.shape[-2:])
+        batch = clips.shape[0]  # not len(): exporters would take it for a constant
+        tubelets = clips.reshape(batch * self.grid[0], -1, *clips.shape[-2:])
         maps = F.conv2d(tubelets, self.weight, self.bias, stride=self.patch_size)
-        return self.norm(maps.flatten(2).mT.reshape(len(clips), -1, len(self.weight)))
+        return self.norm(maps.flatten(2).mT.reshape(batch, -1, len(self.weight)))
 
     def dynamic_feat_size(self, _: tuple[int, int]) -> tuple[int, int]:
         """Tell timm the shape of all tokens as one map, the time steps below one another."""

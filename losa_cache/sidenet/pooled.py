@@ -44,7 +44,7 @@ class Pooling:
 
     def __call__(self, block: Tensor) -> Tensor:
         """Pool ``(batch, n, d)`` to ``(batch, m, d)``, in float32 or wider."""
-        return torch.cat([self._rows(part) for part in _normed_parts(block)])
+        return torch.cat([self.rows_of(part) for part in _normed_parts(block)])
 
     def normed(self, block: Block) -> tuple[Tensor, Tensor]:
         """Give the normed tokens ``(batch, n, d)``, in the block's dtype, and the rows of :meth:`__call__`.
@@ -60,7 +60,7 @@ class Pooling:
         at = 0
         for part in _normed_parts(block):
             normed[at : at + len(part)] = part
-            rows.append(self._rows(part))
+            rows.append(self.rows_of(part))
             at += len(part)
         return normed, torch.cat(rows)
 
@@ -72,7 +72,8 @@ class Pooling:
         normed, rows = norm.normed(block, classes=self.classes, prefix=self.prefix, eps=EPS)
         return normed, rows[:, -self.rows :]
 
-    def _rows(self, normed: Tensor) -> Tensor:
+    def rows_of(self, normed: Tensor) -> Tensor:
+        """Pool tokens that are normed already, ``(batch, n, d)``, to ``(batch, m, d)``."""
         rows = [normed[:, : self.classes].mean(1)] if self.classes else []
         return torch.stack([*rows, normed[:, self.prefix :].mean(1)], 1)
 

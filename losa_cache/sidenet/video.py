@@ -40,6 +40,12 @@ class SpaceTimeMap(nn.Module):
         temporal = mix_rows(self.temporal, x.reshape(batch, self.frames, self.places * width))
         return spatial.view_as(x) + temporal.view_as(x)
 
+    def plain(self, x: Tensor) -> Tensor:
+        """Map the same as Eq. 6 stands, all states at once."""
+        grid = x.unflatten(1, (self.frames, self.places))
+        spatial = self.spatial(grid.transpose(2, 3)).transpose(2, 3)
+        return (spatial + self.temporal(grid.transpose(1, 3)).transpose(1, 3)).flatten(1, 2)
+
 
 def mix_rows(g: LowRankMap, x: Tensor) -> Tensor:
     """Apply a low-rank map to the columns of ``(groups, size, columns)``.
@@ -146,6 +152,18 @@ class VideoLoSA(nn.Module):
                 else:
                     y = y + _channels(g, x)
         return (readout or Whole()).rows(y)
+
+    def plain(self, blocks: Sequence[Tensor]) -> Tensor:
+        """Refine the backbone's output as Eq. 3 and 6 stand, as :meth:`LoSA.plain` does for images."""
+        inputs, start = split_start(blocks, self.depth)
+        y = start.to(wide(start))
+        for g, b in zip(self.layers, dense(inputs), strict=True):
+            x = b + y
+            if isinstance(g, SpaceTimeMap):
+                y = y + functional.pad(g.plain(x[:, self.prefix :]), (0, 0, self.prefix, 0))
+            else:
+                y = y + g(x)
+        return y
 
 
 def _channels(g: nn.Module, x: Tensor) -> Tensor:

@@ -1,0 +1,198 @@
+"""``export``: an adapter to a file for other programs, which is put in place once it gives losa-cache's own outputs."""
+
+import io
+import logging
+import re
+import traceback
+import warnings
+from collections.abc import Generator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from losa_cache.apply.export import onnx_file, torch_file
+from losa_cache.apply.export.about import about
+from losa_cache.apply.export.config import ExportConfig
+from losa_cache.apply.export.graph import TRACED, Exportable, SideOnly, WithBackbone
+from losa_cache.apply.names import name_adapters
+from losa_cache.apply.open import backbone_for, require_fits
+from losa_cache.backbone import Backbone
+from losa_cache.errors import UserError
+from losa_cache.files import clear, publish, reason, remedy, sync_tree, write_whole
+from losa_cache.options import lists_options, with_options
+from losa_cache.train.trained_adapter import TrainedAdapter, load_adapter
+
+FORMATS: dict[str, Any] = {"onnx": onnx_file, "torch": torch_file}
+CHECKED = (3, 1)
+"""Samples of the batches that a file is checked on: neither is what it was traced with."""
+TOLERANCE = 1e-3
+"""Largest difference, relative to the largest output, that rounding may explain."""
+TALKERS = ("torch", "onnxscript", "onnx_ir")
+"""Loggers of the exporters."""
+LACKING = re.compile(r"No ONNX function found for <OpOverload\(op='([^']+)'")
+
+
+@lists_options(ExportConfig)
+def export(
+    adapter: str | Path | TrainedAdapter,
+    *,
+    backbone: Backbone | None = None,
+    config: ExportConfig | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Write a trained adapter, with its frozen backbone or by itself, to a file that other programs run.
+
+    The file takes batches of any size, of pixels uint8 ``(batch, *backbone.input.shape)`` or, with ``side_only``, of
+    block outputs float32 ``(batch, tokens, width)``, and gives logits ``(batch, classes)``, float32. All weights are in
+    float32. It says of itself what goes in and what comes out (:func:`losa_cache.apply.export.about.about`).
+
+    >>> lc.export("runs/flowers-losa-1", out="flowers.onnx")  # doctest: +SKIP
+
+    Args:
+        adapter: loaded, or its path or ``hub:owner/name``, as of ``losa_cache.load_adapter``.
+        backbone: loaded, on the CPU; by default the one that the adapter was trained on.
+        config: the options.
+        options: fields of :class:`ExportConfig`, over those of ``config``.
+
+    Returns:
+        ``out``, ``format``, ``bytes``, ``difference`` (the largest between an output of the file and of losa-cache
+        itself, on noise), and what the file says of itself.
+
+    Raises:
+        UserError: if the adapter and the backbone do not fit, the exporter lacks an operator, the file gives other
+            outputs, or it cannot be written.
+    """
+    chosen = with_options(ExportConfig, config, options)
+    file = FORMATS[chosen.format]
+    file.require()
+    name, loaded = _load(adapter)
+    spec = None
+    exported: Exportable
+    if chosen.side_only:
+        exported = SideOnly(loaded)
+    else:
+        trunk = backbone or backbone_for({name: loaded}, weights=chosen.weights, device=torch.device("cpu"))
+        require_fits(name, loaded, trunk)
+        if trunk.device.type != "cpu" or trunk.streamed is not None:
+            raise UserError("the backbone is exported from the CPU: move it there with to('cpu').")
+        exported, spec = WithBackbone(loaded.around(trunk.tail, tokens=trunk.tokens), trunk), trunk.input
+    says = about(loaded.config, exported.names, exported.shapes, spec)
+    with _work_folder(chosen.path) as folder:
+        made = folder / chosen.path.name
+        with _report(chosen.path, chosen.format):
+            file.write(_trace(exported), exported, made, says)
+        difference = _difference(file, made, exported)
+        sync_tree(folder)
+        size = sum(part.stat().st_size for part in folder.iterdir())
+        for part in sorted(folder.iterdir(), key=lambda part: part == made):  # the file that names the others is last
+            publish(part, chosen.path.with_name(part.name))
+    return {"out": str(chosen.path), "format": chosen.format, "bytes": size, "difference": difference, **says}
+
+
+def _load(adapter: str | Path | TrainedAdapter) -> tuple[str, TrainedAdapter]:
+    """Give an adapter on the CPU, and the name that it goes by in messages."""
+    if isinstance(adapter, TrainedAdapter):
+        return "given", adapter.cpu()
+    ((name, place),) = name_adapters([str(adapter)]).items()
+    return name, load_adapter(place, device="cpu")
+
+
+def _trace(exported: Exportable) -> torch.export.ExportedProgram:
+    """Record what a module computes, for any number of samples."""
+    batch = torch.export.Dim("batch", min=1)
+    inputs = exported.noise(TRACED, seed=0)
+    shapes: Any = [{0: batch} for _ in inputs]
+    if isinstance(exported, SideOnly):
+        shapes = [tuple(shapes)]  # of *blocks
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # torch's transformer layers would be one operator, which ONNX lacks
+    try:
+        with torch.no_grad():
+            return torch.export.export(cast(nn.Module, exported), inputs, dynamic_shapes=shapes, strict=False)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _difference(file: Any, path: Path, exported: Exportable) -> float:
+    """Run a file on noise and give the largest difference to losa-cache's own outputs, relative to the largest of them.
+
+    Raises:
+        UserError: if rounding does not explain it.
+    """
+    batches = [exported.noise(batch, seed=batch) for batch in CHECKED]
+    expected = [exported.expected(inputs) for inputs in batches]
+    found: list[Tensor] = file.run(path, exported, batches)
+    apart = 0.0
+    for ours, theirs in zip(expected, found, strict=True):
+        if ours.shape != theirs.shape:
+            raise UserError(
+                f"the exported file gives outputs of the shape {tuple(theirs.shape)} and losa-cache {tuple(ours.shape)}: "
+                "it was not kept. Please report it."
+            )
+        apart = max(apart, float((ours - theirs).abs().max() / ours.abs().max()))
+    if not apart <= TOLERANCE:
+        raise UserError(
+            f"the exported file gives other outputs than losa-cache, by {apart:.2g} of the largest one on noise "
+            f"(at most {TOLERANCE:g} is rounding): it was not kept. Please report it."
+        )
+    return apart
+
+
+@contextmanager
+def _work_folder(out: Path) -> Generator[Path, None, None]:
+    """Give a folder beside a file, on its file system, that is gone when the context ends.
+
+    Raises:
+        UserError: if the system refuses to write.
+    """
+    folder = out.with_name(f"{out.name}.partial")
+    try:
+        clear(folder)
+        folder.mkdir(parents=True)
+        yield folder
+    except OSError as error:
+        raise UserError(f"{str(out)!r} cannot be written ({reason(error)}): {remedy(error)}, or choose another --out.") from error
+    finally:
+        clear(folder)
+
+
+@contextmanager
+def _report(out: Path, format: str) -> Generator[None, None, None]:
+    """Keep what an exporter says from the terminal. If it fails, a file beside ``out`` holds it all.
+
+    Raises:
+        UserError: if it fails, with the operator that it lacks, or its reason.
+    """
+    said, place = io.StringIO(), out.with_name(f"{out.name}.log")
+    handler = logging.StreamHandler(said)
+    loggers = [logging.getLogger(name) for name in TALKERS]
+    before = [(own.handlers, own.propagate) for own in loggers]
+    for own in loggers:
+        own.handlers, own.propagate = [handler], False
+    try:
+        with redirect_stdout(said), redirect_stderr(said), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:
+        text = f"{said.getvalue()}\n{''.join(traceback.format_exception(error))}"
+        write_whole(place, text.encode(errors="backslashreplace"))
+        raise UserError(f"{_reason(error, format)}. What the exporter said is in {str(place)!r}.") from error
+    finally:
+        for own, (handlers, propagate) in zip(loggers, before, strict=True):
+            own.handlers, own.propagate = handlers, propagate
+
+
+def _reason(error: BaseException, format: str) -> str:
+    """Say in half a sentence why an exporter failed."""
+    innermost = error
+    while (cause := innermost.__cause__ or innermost.__context__) is not None:
+        innermost = cause
+    if found := LACKING.search(str(innermost)):
+        return f"{format} has no operator for {found[1]}, which the model uses: choose another --format, or --side-only"
+    first = (str(innermost).strip() or type(innermost).__name__).splitlines()[0]
+    return f"the model cannot be exported as {format} ({type(innermost).__name__}: {first[:200]})"
