@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from losa_cache.apply.adapted import AdaptedModel
+    from losa_cache.apply.export.config import ExportConfig
+    from losa_cache.apply.export.export import export
     from losa_cache.apply.hub import push
     from losa_cache.backbone import Backbone, load_backbone
     from losa_cache.cache.store import ActivationCache, open_cache
@@ -48,6 +50,7 @@ _HOMES = {
     "Backbone": "losa_cache.backbone",
     "Batch": "losa_cache.train.batch",
     "Batches": "losa_cache.train.batches",
+    "ExportConfig": "losa_cache.apply.export.config",
     "ExtractConfig": "losa_cache.extract.config",
     "FrozenTail": "losa_cache.sidenet.tail",
     "LoSA": "losa_cache.sidenet.losa",
@@ -66,6 +69,7 @@ _HOMES = {
     "batches": "losa_cache.train.batches",
     "compare": "losa_cache.compare.compare",
     "evaluate_run": "losa_cache.train.evaluate_run",
+    "export": "losa_cache.apply.export.export",
     "extract": "losa_cache.extract.extract",
     "load_adapter": "losa_cache.train.trained_adapter",
     "load_backbone": "losa_cache.backbone",
@@ -90,6 +94,7 @@ __all__ = [
     "Backbone",
     "Batch",
     "Batches",
+    "ExportConfig",
     "ExtractConfig",
     "FrozenTail",
     "LoSA",
@@ -108,6 +113,7 @@ __all__ = [
     "batches",
     "compare",
     "evaluate_run",
+    "export",
     "extract",
     "load_adapter",
     "load_backbone",

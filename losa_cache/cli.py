@@ -12,6 +12,7 @@ from losa_cache.__main__ import main
 from losa_cache.cache.registry import require_known_store
 from losa_cache.cli_common import Device, Json, Residency, existing, existing_run, expanded, given, print_result, refuse
 from losa_cache.cli_compare import compare
+from losa_cache.cli_export import export
 from losa_cache.cli_options import Values, takes_options
 from losa_cache.cli_probe import probe
 from losa_cache.cli_push import push
@@ -242,6 +243,7 @@ def evaluate(
 
 app.command()(compare)
 app.command()(push)
+app.command()(export)
 
 
 @app.command()

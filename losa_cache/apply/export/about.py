@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
+from timm.data import IMAGENET_DEFAULT_MEAN
+
 from losa_cache.data.transforms import InputSpec
 from losa_cache.tasks import CLASSIFICATION
 
@@ -68,7 +70,7 @@ def preprocessing(spec: InputSpec, orientation: str) -> dict[str, Any]:
     """
     height, width = spec.size[1:]
     resize = {"squash": "stretch", "border": "contain"}.get(spec.crop_mode, "cover")
-    fill = [round(255 * value) for value in spec.mean] if resize == "contain" else [0] * spec.size[0]
+    fill = [round(255 * value) for value in IMAGENET_DEFAULT_MEAN] if resize == "contain" else [0] * spec.size[0]
     return {
         "orientation": orientation,
         "mode": "L" if spec.size[0] == 1 else "RGB",

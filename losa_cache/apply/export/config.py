@@ -44,7 +44,8 @@ class ExportConfig:
             raise UserError("--side-only leaves the backbone out: leave out --weights.")
         if self.path.suffix != SUFFIXES[self.format]:
             raise UserError(
-                f"out is {self.out!r}: name a file that ends in {SUFFIXES[self.format]}, as format {self.format} has it."
+                f"out is {self.out!r}: name a file that ends in {SUFFIXES[self.format]}, as those of format "
+                f"{self.format} do."
             )
         if os.path.lexists(self.path):
             raise UserError(f"{self.out!r} exists: choose another --out.")

@@ -2,33 +2,36 @@
 
 import io
 import logging
+import os
 import re
 import traceback
 import warnings
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from copy import deepcopy
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from losa_cache.apply.export import onnx_file, torch_file
 from losa_cache.apply.export.about import about
 from losa_cache.apply.export.config import ExportConfig
-from losa_cache.apply.export.graph import TRACED, Exportable, SideOnly, WithBackbone
+from losa_cache.apply.export.graph import Exportable, SideOnly, WithBackbone
 from losa_cache.apply.names import name_adapters
 from losa_cache.apply.open import backbone_for, require_fits
 from losa_cache.backbone import Backbone
 from losa_cache.errors import UserError
+from losa_cache.failures import sentence
 from losa_cache.files import clear, publish, reason, remedy, sync_tree, write_whole
 from losa_cache.options import lists_options, with_options
 from losa_cache.train.trained_adapter import TrainedAdapter, load_adapter
 
 FORMATS: dict[str, Any] = {"onnx": onnx_file, "torch": torch_file}
-CHECKED = (3, 1)
-"""Samples of the batches that a file is checked on: neither is what it was traced with."""
-TOLERANCE = 1e-3
+TRACED, CHECKED = 2, (3, 1)
+"""Samples of the batch that a program is traced with, and of those that the file is checked on."""
+TOLERANCE = 1e-4
 """Largest difference, relative to the largest output, that rounding may explain."""
 TALKERS = ("torch", "onnxscript", "onnx_ir")
 """Loggers of the exporters."""
@@ -58,8 +61,9 @@ def export(
         options: fields of :class:`ExportConfig`, over those of ``config``.
 
     Returns:
-        ``out``, ``format``, ``bytes``, ``difference`` (the largest between an output of the file and of losa-cache
-        itself, on noise), and what the file says of itself.
+        ``files`` (one; of ONNX with more than 2 GB of weights a second one that holds these), ``bytes`` of all,
+        ``format``, ``outputs`` (how many a sample has), ``difference`` (the largest between an output of the file and
+        of losa-cache itself, on noise, relative to the largest output), and what the file says of itself.
 
     Raises:
         UserError: if the adapter and the backbone do not fit, the exporter lacks an operator, the file gives other
@@ -80,57 +84,52 @@ def export(
             raise UserError("the backbone is exported from the CPU: move it there with to('cpu').")
         exported, spec = WithBackbone(loaded.around(trunk.tail, tokens=trunk.tokens), trunk), trunk.input
     says = about(loaded.config, exported.names, exported.shapes, spec)
+    batches = [exported.noise(batch, seed=batch) for batch in CHECKED]
+    expected = [exported.expected(inputs) for inputs in batches]
     with _work_folder(chosen.path) as folder:
         made = folder / chosen.path.name
         with _report(chosen.path, chosen.format):
-            file.write(_trace(exported), exported, made, says)
-        difference = _difference(file, made, exported)
-        sync_tree(folder)
-        size = sum(part.stat().st_size for part in folder.iterdir())
-        for part in sorted(folder.iterdir(), key=lambda part: part == made):  # the file that names the others is last
-            publish(part, chosen.path.with_name(part.name))
-    return {"out": str(chosen.path), "format": chosen.format, "bytes": size, "difference": difference, **says}
+            file.write(trace(exported), exported, made, says)
+            found = file.run(made, exported, batches)
+        difference = _difference(found, expected)
+        files = _put(folder, chosen.path)
+    sizes = {"files": [str(path) for path in files], "bytes": sum(path.stat().st_size for path in files)}
+    outputs = loaded.adapter.classifier.out_features
+    return {**sizes, "format": chosen.format, "outputs": outputs, "difference": difference, **says}
 
 
 def _load(adapter: str | Path | TrainedAdapter) -> tuple[str, TrainedAdapter]:
     """Give an adapter on the CPU, and the name that it goes by in messages."""
     if isinstance(adapter, TrainedAdapter):
-        return "given", adapter.cpu()
+        return "given", deepcopy(adapter).cpu().eval()
     ((name, place),) = name_adapters([str(adapter)]).items()
     return name, load_adapter(place, device="cpu")
 
 
-def _trace(exported: Exportable) -> torch.export.ExportedProgram:
+def trace(exported: Exportable) -> torch.export.ExportedProgram:
     """Record what a module computes, for any number of samples."""
-    batch = torch.export.Dim("batch", min=1)
-    inputs = exported.noise(TRACED, seed=0)
-    shapes: Any = [{0: batch} for _ in inputs]
-    if isinstance(exported, SideOnly):
-        shapes = [tuple(shapes)]  # of *blocks
+    shapes = exported.shape_of(torch.export.Dim("batch", min=1))
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # torch's transformer layers would be one operator, which ONNX lacks
     try:
         with torch.no_grad():
-            return torch.export.export(cast(nn.Module, exported), inputs, dynamic_shapes=shapes, strict=False)
+            return torch.export.export(exported, exported.noise(TRACED, seed=0), dynamic_shapes=shapes, strict=False)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def _difference(file: Any, path: Path, exported: Exportable) -> float:
-    """Run a file on noise and give the largest difference to losa-cache's own outputs, relative to the largest of them.
+def _difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """Give the largest difference of a file's outputs to losa-cache's own, relative to the largest of these.
 
     Raises:
         UserError: if rounding does not explain it.
     """
-    batches = [exported.noise(batch, seed=batch) for batch in CHECKED]
-    expected = [exported.expected(inputs) for inputs in batches]
-    found: list[Tensor] = file.run(path, exported, batches)
     apart = 0.0
-    for ours, theirs in zip(expected, found, strict=True):
+    for theirs, ours in zip(found, expected, strict=True):
         if ours.shape != theirs.shape:
             raise UserError(
-                f"the exported file gives outputs of the shape {tuple(theirs.shape)} and losa-cache {tuple(ours.shape)}: "
-                "it was not kept. Please report it."
+                f"the exported file gives outputs of the shape {tuple(theirs.shape)}, and losa-cache of "
+                f"{tuple(ours.shape)}: it was not kept. Please report it."
             )
         apart = max(apart, float((ours - theirs).abs().max() / ours.abs().max()))
     if not apart <= TOLERANCE:
@@ -139,6 +138,22 @@ def _difference(file: Any, path: Path, exported: Exportable) -> float:
             f"(at most {TOLERANCE:g} is rounding): it was not kept. Please report it."
         )
     return apart
+
+
+def _put(folder: Path, out: Path) -> list[Path]:
+    """Move what was made to where it belongs, the file that names the others last.
+
+    Raises:
+        UserError: if something has come there meanwhile.
+    """
+    made = sorted(folder.iterdir(), key=lambda part: part.name == out.name)
+    final = [out.with_name(part.name) for part in made]
+    if taken := next((path for path in final if os.path.lexists(path)), None):
+        raise UserError(f"{str(taken)!r} exists: choose another --out.")
+    sync_tree(folder)
+    for part, path in zip(made, final, strict=True):
+        publish(part, path)
+    return final[::-1]
 
 
 @contextmanager
@@ -154,7 +169,9 @@ def _work_folder(out: Path) -> Generator[Path, None, None]:
         folder.mkdir(parents=True)
         yield folder
     except OSError as error:
-        raise UserError(f"{str(out)!r} cannot be written ({reason(error)}): {remedy(error)}, or choose another --out.") from error
+        raise UserError(
+            f"{str(out)!r} cannot be written ({reason(error)}): {remedy(error)}, or choose another --out."
+        ) from error
     finally:
         clear(folder)
 
@@ -176,9 +193,9 @@ def _report(out: Path, format: str) -> Generator[None, None, None]:
         with redirect_stdout(said), redirect_stderr(said), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except (OSError, MemoryError):
-        raise
     except Exception as error:
+        if isinstance(error, UserError) or sentence(error) is not None:
+            raise
         text = f"{said.getvalue()}\n{''.join(traceback.format_exception(error))}"
         write_whole(place, text.encode(errors="backslashreplace"))
         raise UserError(f"{_reason(error, format)}. What the exporter said is in {str(place)!r}.") from error
@@ -193,6 +210,6 @@ def _reason(error: BaseException, format: str) -> str:
     while (cause := innermost.__cause__ or innermost.__context__) is not None:
         innermost = cause
     if found := LACKING.search(str(innermost)):
-        return f"{format} has no operator for {found[1]}, which the model uses: choose another --format, or --side-only"
+        return f"{format} has no operator for {found[1]}, which the model uses: choose --format torch"
     first = (str(innermost).strip() or type(innermost).__name__).splitlines()[0]
     return f"the model cannot be exported as {format} ({type(innermost).__name__}: {first[:200]})"

@@ -1,7 +1,8 @@
-"""What is exported, as a module: pixels to outputs, or block outputs to outputs; and inputs to trace and check it by."""
+"""What is exported, as a module: pixels or block outputs to outputs; and inputs to trace and to check it by."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,36 +11,39 @@ from losa_cache.apply.export.forms import traceable
 from losa_cache.backbone import Backbone
 from losa_cache.train.trained_adapter import TrainedAdapter
 
-TRACED = 2
-"""Samples of the batch that a program is traced with: of 1, exporters take the number for a constant."""
 PIXELS = "pixels"
+"""Name of the input of a file with a backbone."""
 
 
-class Exportable(Protocol):
-    """A module to export.
+class Exportable(nn.Module, ABC):
+    """A module to export: inputs ``(batch, *shape)`` to outputs ``(batch, outputs)``, float32.
 
-    Attributes:
-        names: of its inputs, in order.
+    Args:
+        adapter: on the CPU.
+        names: of the inputs, in order.
         shapes: of each for one sample.
     """
 
-    names: list[str]
-    shapes: list[tuple[int, ...]]
+    def __init__(self, adapter: TrainedAdapter, names: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> None:
+        super().__init__()
+        self._own = [adapter]  # in a list: what is exported is the copy below
+        self.adapter = traceable(adapter.adapter)
+        self.names, self.shapes = list(names), list(shapes)
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
-        """Compute outputs ``(batch, outputs)``, float32, of inputs ``(batch, *shape)``."""
-        ...
-
+    @abstractmethod
     def noise(self, batch: int, seed: int) -> tuple[Tensor, ...]:
         """Draw inputs."""
-        ...
 
+    @abstractmethod
     def expected(self, inputs: Sequence[Tensor]) -> Tensor:
         """Compute what is to come out by losa-cache's own forward pass, in float32."""
-        ...
+
+    @abstractmethod
+    def shape_of(self, batch: Any) -> Any:
+        """Say which size of each argument is the number of samples, as ``torch.export`` asks for it."""
 
 
-class WithBackbone(nn.Module):
+class WithBackbone(Exportable):
     """Pixels to outputs.
 
     They come as they are decoded, uint8, and are normalised inside: a program that uses the file resizes and crops, and
@@ -50,16 +54,17 @@ class WithBackbone(nn.Module):
         backbone: on the CPU, not streamed.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, adapter: TrainedAdapter, backbone: Backbone) -> None:
-        super().__init__()
-        self._backbone, self._own = backbone, [adapter]  # in a list: only the copy below is exported
-        self.trunk, self.adapter = backbone.model, traceable(adapter.adapter)
-        self.points, self.names, self.shapes = adapter.points, [PIXELS], [backbone.input.shape]
-        for name in ("mean", "std"):
-            self.register_buffer(name, torch.tensor(getattr(backbone.input, name)).view(-1, 1, 1))
+        super().__init__(adapter, [PIXELS], [backbone.input.shape])
+        self._backbone, self.trunk, self.points = backbone, backbone.model, adapter.points
+        self.register_buffer("mean", torch.tensor(backbone.input.mean).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(backbone.input.std).view(-1, 1, 1))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Compute outputs ``(batch, outputs)`` of pixels, uint8 ``(batch, *backbone.input.shape)``."""
+        """Compute outputs of pixels, uint8 ``(batch, *backbone.input.shape)``."""
         images = (pixels.float() / 255 - self.mean) / self.std
         outputs: Tensor = self.adapter(self._backbone.traced(images, self.points))
         return outputs
@@ -72,11 +77,16 @@ class WithBackbone(nn.Module):
     @torch.inference_mode()
     def expected(self, inputs: Sequence[Tensor]) -> Tensor:
         """Run the backbone as extraction does, and the adapter on what it gives."""
-        outputs: Tensor = self._own[0](self._backbone.outputs(*inputs, self.points, compute=torch.float32))
+        (pixels,) = inputs
+        outputs: Tensor = self._own[0](self._backbone.outputs(pixels, self.points, compute=torch.float32))
         return outputs
 
+    def shape_of(self, batch: Any) -> Any:
+        """Name the first axis of the pixels."""
+        return ({0: batch},)
 
-class SideOnly(nn.Module):
+
+class SideOnly(Exportable):
     """Block outputs to outputs; the inputs have the names of the points that the adapter reads.
 
     Args:
@@ -84,13 +94,11 @@ class SideOnly(nn.Module):
     """
 
     def __init__(self, adapter: TrainedAdapter) -> None:
-        super().__init__()
-        self._own, self.adapter = [adapter], traceable(adapter.adapter)
-        sizes = adapter.adapter.tokens, int(adapter.config["adapter"]["width"])
-        self.names, self.shapes = adapter.points, [sizes for _ in adapter.points]
+        shape = adapter.adapter.tokens, int(adapter.config["adapter"]["width"])
+        super().__init__(adapter, adapter.points, [shape for _ in adapter.points])
 
     def forward(self, *blocks: Tensor) -> Tensor:
-        """Compute outputs ``(batch, outputs)`` of block outputs, float32 ``(batch, tokens, width)`` each."""
+        """Compute outputs of block outputs, float32 ``(batch, tokens, width)`` each."""
         outputs: Tensor = self.adapter(blocks)
         return outputs
 
@@ -104,3 +112,7 @@ class SideOnly(nn.Module):
         """Run the adapter."""
         outputs: Tensor = self._own[0](inputs)
         return outputs
+
+    def shape_of(self, batch: Any) -> Any:
+        """Name the first axis of each of ``*blocks``."""
+        return (tuple({0: batch} for _ in self.names),)

@@ -1,0 +1,40 @@
+"""The command line's ``export``: parse, call, print."""
+
+from typing import Annotated
+
+import typer
+
+from losa_cache.apply.export.config import ExportConfig
+from losa_cache.apply.names import name_adapters
+from losa_cache.cli_common import Json, expanded, print_result
+from losa_cache.cli_options import takes_options
+
+
+@takes_options
+def export(
+    *,
+    adapter: Annotated[
+        str,
+        typer.Argument(help="A finished run, an adapter's folder, or hub:owner/name.", callback=expanded),
+    ],
+    config: ExportConfig,
+    as_json: Json = False,
+) -> None:
+    """Write an adapter and its backbone to one file, for ONNX Runtime or torch: pixels in, logits out."""
+    name_adapters([adapter])  # at once, before torch is imported
+    from losa_cache import export as run
+    from losa_cache.machine.memory import readable_bytes
+
+    found = run(adapter, config=config)
+    if as_json:
+        print_result(found, as_json)
+        return
+    inputs = [f"{name} {own['dtype']} ({', '.join(map(str, own['shape']))})" for name, own in found["inputs"].items()]
+    shown = {
+        "written to": ", ".join(found["files"]),
+        "size": readable_bytes(found["bytes"]),
+        "takes": "; ".join(inputs),
+        "gives": f"{found['output']} float32 (batch, {found['outputs']})",
+        "differs": f"{found['difference']:.1e} of the largest output, from losa-cache itself on noise",
+    }
+    print_result(shown, as_json)
