@@ -1,14 +1,16 @@
 """The forms of LoSA in exported files: as the equations stand, or as sums of low rank.
 
-    python benchmarks/export.py [--shape 384x16] [--batch 8] [--repeats 7] [--backbone vit_s]
+    python benchmarks/export.py [--shape 384x16] [--batch 8] [--repeats 7] [--head last] [--backbone vit_s]
 
-Random weights, 197 tokens, 12 layers, one adapter with --head all. Prints the milliseconds an image in ONNX Runtime and
+Random weights, 197 tokens, 12 layers. Prints the milliseconds an image in ONNX Runtime and
 of the .pt2 file, of the side network alone and, with --backbone, of both together: medians, all in turn.
 """
 
 import argparse
+import logging
 import statistics
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
@@ -31,11 +33,11 @@ TAIL = {"prefix_tokens": 1, "pool": "token", "class_tokens": 1, "pool_prefix": F
 Work = Callable[[], object]
 
 
-def adapter(width: int, rank: int) -> TrainedAdapter:
-    """Make a LoSA with the default classifier and random weights."""
+def adapter(width: int, rank: int, head: str) -> TrainedAdapter:
+    """Make a LoSA of random weights."""
     tail = FrozenTail({"width": width, **TAIL, "norm": NORM, "fc_norm": {"type": "identity"}})
     sizes = {"depth": LAYERS, "tokens": TOKENS, "width": width, "rank": rank, "classes": 100, "points": LAYERS}
-    own = Adapter(side="losa", head="all", tail=tail, **sizes).eval()  # type: ignore[arg-type]
+    own = Adapter(side="losa", head=head, tail=tail, **sizes).eval()  # type: ignore[arg-type]
     for parameter in own.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
     config = {"adapter": {"width": width}}
@@ -82,15 +84,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", action="append", help="width x rank of the side network; several are allowed")
     parser.add_argument("--backbone", action="append", default=[], help="of 12 blocks and 197 tokens")
+    parser.add_argument("--head", default="all", help="what the classifier reads: all or last")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=7)
     given = parser.parse_args()
+    logging.disable()
+    warnings.simplefilter("ignore")
     for shape in given.shape or ["384x16", "768x16", "768x64"]:
         width, rank = map(int, shape.split("x"))
-        measure(f"side network {shape}", lambda: SideOnly(adapter(width, rank)), given.batch, given.repeats)  # noqa: B023
+        measure(f"side network {shape}", lambda: SideOnly(adapter(width, rank, given.head)), given.batch, given.repeats)  # noqa: B023
     for name in given.backbone:
         trunk = load_backbone(name, weights="random")
-        own = adapter(trunk.width, 16)
+        own = adapter(trunk.width, 16, given.head)
         measure(f"{name} and rank 16", lambda: WithBackbone(own, trunk), given.batch, given.repeats)  # noqa: B023
 
 

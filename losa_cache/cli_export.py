@@ -29,12 +29,12 @@ def export(
     if as_json:
         print_result(found, as_json)
         return
-    inputs = [f"{name} {own['dtype']} ({', '.join(map(str, own['shape']))})" for name, own in found["inputs"].items()]
+    shape = next(iter(found["inputs"].values()))  # that of all
     shown = {
         "written to": ", ".join(found["files"]),
         "size": readable_bytes(found["bytes"]),
-        "takes": "; ".join(inputs),
-        "gives": f"{found['output']} float32 (batch, {found['outputs']})",
-        "differs": f"{found['difference']:.1e} of the largest output, from losa-cache itself on noise",
+        "takes": f"{', '.join(found['inputs'])}: {shape['dtype']} ({', '.join(map(str, shape['shape']))})",
+        "gives": f"{found['output']}: float32 (batch, {found['outputs']})",
+        "difference": f"{found['difference']:.1e} of the largest output, to losa-cache itself on noise",
     }
     print_result(shown, as_json)

@@ -55,7 +55,7 @@ def of_an_export(example, digits):
     run = lc.train(digits["train"], head="last", epochs=3, device="cpu").run
     done = CliRunner().invoke(app, ["export", str(run), "--out", "digits.onnx"], catch_exceptions=False)
     assert done.exit_code == 0, done.output
-    assert "takes       pixels uint8 (batch, 3, 16, 16)" in done.stdout
+    assert "takes       pixels: uint8 (batch, 3, 16, 16)" in done.stdout
     samples, adapter = lc.load_samples("digits", split="test"), lc.load_adapter(run, device="cpu")
     names = [f"{number}.png" for number in range(8)]
     for number, name in enumerate(names):

@@ -28,6 +28,8 @@ from losa_cache.files import clear, publish, reason, remedy, sync_tree, write_wh
 from losa_cache.options import lists_options, with_options
 from losa_cache.train.trained_adapter import TrainedAdapter, load_adapter
 
+log = logging.getLogger(__name__)
+
 FORMATS: dict[str, Any] = {"onnx": onnx_file, "torch": torch_file}
 TRACED, CHECKED = 2, (3, 1)
 """Samples of the batch that a program is traced with, and of those that the file is checked on."""
@@ -86,6 +88,7 @@ def export(
     says = about(loaded.config, exported.names, exported.shapes, spec)
     batches = [exported.noise(batch, seed=batch) for batch in CHECKED]
     expected = [exported.expected(inputs) for inputs in batches]
+    log.info("the model is traced, written and checked: a large one takes minutes.")
     with _work_folder(chosen.path) as folder:
         made = folder / chosen.path.name
         with _report(chosen.path, chosen.format):
