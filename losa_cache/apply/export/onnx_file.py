@@ -20,14 +20,18 @@ FATAL = 4
 """ONNX Runtime's severity of log lines: what is wrong is raised, too."""
 
 
+def release() -> tuple[int, ...]:
+    """Give the first two numbers of torch's version."""
+    return tuple(int(part) for part in torch.__version__.split(".")[:2])
+
+
 def require() -> None:
     """Refuse to begin without the packages that it takes.
 
     Raises:
         UserError: naming what is missing.
     """
-    found = tuple(int(part) for part in torch.__version__.split(".")[:2])
-    if found < EARLIEST:
+    if release() < EARLIEST:
         raise UserError(
             f"ONNX export needs torch {'.'.join(map(str, EARLIEST))} or later, and this is {torch.__version__}: update "
             "torch, or choose --format torch."
