@@ -23,7 +23,7 @@ def export(
     """Write an adapter and its backbone to one file, for ONNX Runtime or torch: pixels in, logits out."""
     name_adapters([adapter])  # at once, before torch is imported
     from losa_cache import export as run
-    from losa_cache.machine.memory import readable_bytes
+    from losa_cache.machine.sizes import readable_bytes
 
     found = run(adapter, config=config)
     if as_json:

@@ -165,6 +165,7 @@ def test_a_file_with_the_backbone_gives_our_outputs_from_pixels(make, side, opti
     assert about["backbone"] == {"name": backbone.name, "weights": backbone.weights}
     assert about["preprocessing"]["orientation"] == "upright"
     assert about["adapter"]["side"] == side
+    assert about["adapter"]["points"] == adapter.points
 
 
 @pytest.mark.parametrize(

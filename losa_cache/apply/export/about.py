@@ -20,12 +20,17 @@ def output_name(config: Mapping[str, Any]) -> str:
 
 
 def about(
-    config: Mapping[str, Any], names: Sequence[str], shapes: Sequence[Sequence[int]], spec: InputSpec | None
+    config: Mapping[str, Any],
+    points: Sequence[str],
+    names: Sequence[str],
+    shapes: Sequence[Sequence[int]],
+    spec: InputSpec | None,
 ) -> dict[str, Any]:
     """Describe an exported file.
 
     Args:
         config: of the adapter.
+        points: of the backbone that it reads.
         names, shapes: of the inputs, each for one sample.
         spec: what the backbone wants of an image; ``None``: block outputs go in.
 
@@ -38,7 +43,7 @@ def about(
     fields = config["cache"]["fields"]
     dtype = "float32" if spec is None else "uint8"
     own = {name: config["adapter"].get(name) for name in ("side", "rank", "head")}
-    places = {"layers": config["layers"], "tap": config["tap"], "start": config["start"]}
+    places = {"points": list(points), "tap": config["tap"], "start": config["start"]}
     return {
         "task": config.get("task", CLASSIFICATION),
         "classes": list(config["classes"]),

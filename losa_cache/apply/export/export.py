@@ -85,7 +85,7 @@ def export(
         if trunk.device.type != "cpu" or trunk.streamed is not None:
             raise UserError("the backbone is exported from the CPU: move it there with to('cpu').")
         exported, spec = WithBackbone(loaded.around(trunk.tail, tokens=trunk.tokens), trunk), trunk.input
-    says = about(loaded.config, exported.names, exported.shapes, spec)
+    says = about(loaded.config, exported.points, exported.names, exported.shapes, spec)
     batches = [exported.noise(batch, seed=batch) for batch in CHECKED]
     expected = [exported.expected(inputs) for inputs in batches]
     log.info("the model is traced, written and checked: a large one takes minutes.")

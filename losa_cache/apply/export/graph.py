@@ -22,13 +22,16 @@ class Exportable(nn.Module, ABC):
         adapter: on the CPU.
         names: of the inputs, in order.
         shapes: of each for one sample.
+
+    Attributes:
+        points: of the backbone that the adapter reads.
     """
 
     def __init__(self, adapter: TrainedAdapter, names: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> None:
         super().__init__()
         self._own = [adapter]  # in a list: what is exported is the copy below
         self.adapter = traceable(adapter.adapter)
-        self.names, self.shapes = list(names), list(shapes)
+        self.points, self.names, self.shapes = list(adapter.points), list(names), list(shapes)
 
     @abstractmethod
     def noise(self, batch: int, seed: int) -> tuple[Tensor, ...]:
@@ -59,7 +62,7 @@ class WithBackbone(Exportable):
 
     def __init__(self, adapter: TrainedAdapter, backbone: Backbone) -> None:
         super().__init__(adapter, [PIXELS], [backbone.input.shape])
-        self._backbone, self.trunk, self.points = backbone, backbone.model, adapter.points
+        self._backbone, self.trunk = backbone, backbone.model
         self.register_buffer("mean", torch.tensor(backbone.input.mean).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(backbone.input.std).view(-1, 1, 1))
 
