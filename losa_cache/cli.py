@@ -159,7 +159,9 @@ def train(
     config = replace(config, **{name: value for name, value in of_recipe(recipe).items() if not given(context, name)})
     require_sample_files(config)
     if auto:
-        refuse(context, "--auto chooses from a cache", only=("online", "mixed", *OF_IMAGES))
+        refuse(context, "--auto chooses from a cache", only=("mixed", *OF_IMAGES))
+        if online or mixed is not None:  # given, or stored by an earlier run
+            raise UserError("--auto chooses from a cache, without the backbone: pass --no-online and --cache.")
         train_chosen(context, cache, config, as_json, out=out, device=device, residency=residency, stage=stage)
         return
     fresh = None
@@ -192,7 +194,7 @@ def _fresh(context: typer.Context, online: bool, mixed: float | None) -> tuple[b
     """Let what an earlier run stores of --online and --mixed give way to the other of them."""
     if given(context, "mixed") and not given(context, "online"):
         return False, mixed
-    if given(context, "online") and online and not given(context, "mixed"):
+    if given(context, "online") and not given(context, "mixed"):
         return online, None
     return online, mixed
 

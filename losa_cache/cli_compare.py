@@ -24,15 +24,13 @@ def _existing(values: list[str]) -> list[str]:
 
 @takes_options
 def compare(
-    what: Annotated[
+    runs: Annotated[
         list[str],
         typer.Argument(
             metavar="RUN|CACHE...",
-            help="Directories of finished runs. A test cache among the arguments is what they are tested on "
-            "(default: the one "
-            "that eval takes). A training cache adds its probe; without any run, all runs below runs/ that "
-            "were trained "
-            "from it are compared.",
+            help="Directories of finished runs. A test cache among the arguments is what they are tested on (default: "
+            "the one that eval takes). A training cache adds its probe; without any run, all runs below runs/ that "
+            "were trained from it are compared.",
             callback=_existing,
         ),
     ],
@@ -63,8 +61,8 @@ def compare(
     if out is not None:
         require_matplotlib()  # before anything expensive
         require_writable(out)
-    with PassBar("runs tested", len(what)) as bar:
-        found = run(*what, probe=probe, device=device, progress=bar.advance)
+    with PassBar("runs tested", len(runs)) as bar:
+        found = run(*runs, probe=probe, device=device, progress=bar.advance)
     written = None if out is None else write_report(found, out)
     typer.echo(json.dumps(found.to_json(), indent=2) if as_json else text(found))
     if written is not None and not as_json:

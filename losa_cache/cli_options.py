@@ -175,6 +175,8 @@ def _fitted(value: Any, kind: Any, name: str) -> Any:
         return ",".join(map(str, value)) + ("," if len(value) == 1 else "")
     if text and isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
+    if text and isinstance(value, dict) and value.keys() == {"low", "high"}:  # as sweep.json has a range
+        return f"{value['low']}..{value['high']}"
     if kind == list[str] and isinstance(value, str):
         return [value]
     try:

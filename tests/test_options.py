@@ -323,6 +323,36 @@ def test_what_is_typed_displaces_what_a_run_stores(tmp_path, monkeypatch):
     )
     assert trained(monkeypatch, tmp_path, {"online": dict(images)}, "--no-online", "--cache", str(tmp_path))[1] is None
     assert trained(monkeypatch, tmp_path, {"online": images | {"share": 0.5}}, "--online")[1].share == 1
+    away = ["--no-online", "--cache", str(tmp_path)]
+    assert trained(monkeypatch, tmp_path, {"online": images | {"share": 0.5}}, *away)[1] is None
+    done = CliRunner().invoke(app, ["train", "--config", str(tmp_path), "--auto"])
+    assert "--auto chooses from a cache, without the backbone: pass --no-online and --cache." in str(done.exception)
+
+
+def test_a_range_is_taken_as_a_sweep_stores_it(tmp_path):
+    (tmp_path / "a.yaml").write_text("lr: {low: 0.001, high: 0.1}\n")
+    assert parsed("sweep", "--config", str(tmp_path / "a.yaml"))["lr"] == "0.001..0.1"
+
+
+def test_a_stored_validation_cache_gives_way_to_a_share(tmp_path, monkeypatch):
+    from losa_cache.sweep.engine.space import Choices
+
+    (tmp_path / "v.zarr").mkdir()
+    stored = SweepConfig(str(tmp_path), {"rank": Choices((2, 4))}, TrainConfig(), val_cache=str(tmp_path / "v.zarr"))
+    stored.save(tmp_path)
+    seen = {}
+
+    def stop(cache, **options):
+        seen.update(options)
+        raise UserError("enough")
+
+    import losa_cache.sweep.engine.run  # noqa: F401
+
+    monkeypatch.setattr(sys.modules["losa_cache.sweep.engine.run"], "sweep", stop)
+    for words, expected in (([], (str(tmp_path / "v.zarr"), 0.0)), (["--val-fraction", "0.2"], (None, 0.2))):
+        done = CliRunner().invoke(app, ["sweep", "--config", str(tmp_path), *words])
+        assert str(done.exception) == "enough", done.exception
+        assert (seen.get("val_cache"), seen["config"].val_fraction) == expected
 
 
 def test_what_excludes_each_other_is_refused_where_both_are_given(tmp_path):
