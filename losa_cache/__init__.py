@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from losa_cache.apply.export.config import ExportConfig
     from losa_cache.apply.export.export import export
     from losa_cache.apply.hub import push
+    from losa_cache.apply.predict.config import PredictConfig
+    from losa_cache.apply.predict.predict import Predictions, predict
     from losa_cache.backbone import Backbone, load_backbone
     from losa_cache.cache.store import ActivationCache, open_cache
     from losa_cache.compare.compare import compare
@@ -57,6 +59,8 @@ _HOMES = {
     "LoSAStack": "losa_cache.sidenet.losa_stack",
     "OnlineConfig": "losa_cache.train.config",
     "PlanConfig": "losa_cache.extract.config",
+    "PredictConfig": "losa_cache.apply.predict.config",
+    "Predictions": "losa_cache.apply.predict.predict",
     "ProbeConfig": "losa_cache.probe.config",
     "ProbeResult": "losa_cache.probe.probe",
     "Samples": "losa_cache.data.samples",
@@ -76,6 +80,7 @@ _HOMES = {
     "load_samples": "losa_cache.data.load",
     "open_cache": "losa_cache.cache.store",
     "plan_extraction": "losa_cache.extract.plan_extraction",
+    "predict": "losa_cache.apply.predict.predict",
     "probe": "losa_cache.probe.probe",
     "push": "losa_cache.apply.hub",
     "resume": "losa_cache.train.train",
@@ -101,6 +106,8 @@ __all__ = [
     "LoSAStack",
     "OnlineConfig",
     "PlanConfig",
+    "PredictConfig",
+    "Predictions",
     "ProbeConfig",
     "ProbeResult",
     "Samples",
@@ -120,6 +127,7 @@ __all__ = [
     "load_samples",
     "open_cache",
     "plan_extraction",
+    "predict",
     "probe",
     "push",
     "resume",

@@ -14,6 +14,7 @@ from losa_cache.cli_common import Device, Json, Residency, existing, existing_ru
 from losa_cache.cli_compare import compare
 from losa_cache.cli_export import export
 from losa_cache.cli_options import Values, takes_options
+from losa_cache.cli_predict import predict
 from losa_cache.cli_probe import probe
 from losa_cache.cli_push import push
 from losa_cache.cli_sweep import sweep, train_chosen, vtab
@@ -243,6 +244,7 @@ def evaluate(
     print_result(result, as_json)
 
 
+app.command()(predict)
 app.command()(compare)
 app.command()(push)
 app.command()(export)

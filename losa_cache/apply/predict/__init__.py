@@ -1,0 +1,1 @@
+"""``predict``: what adapters make of images, videos or a cache, as rows of a table that is written whole."""

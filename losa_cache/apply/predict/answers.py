@@ -1,0 +1,99 @@
+"""From outputs of adapters to the numbers of a table."""
+
+import hashlib
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from losa_cache.apply.predict.table import FEATURES, IMAGES, NUMBERS, RANKED, Answer, Table, Values, plain
+from losa_cache.tasks.classification import Classification
+from losa_cache.train.trained_adapter import TrainedAdapter
+
+
+def table_of(adapters: Mapping[str, TrainedAdapter], *, top: int, embed: bool, of: str = IMAGES) -> Table:
+    """Say what a table of these adapters holds.
+
+    Args:
+        adapters: by name.
+        top: classes of each input, as far as there are so many.
+        embed: whether it holds feature vectors.
+        of: as of :class:`Table`.
+    """
+    return Table(tuple(_answer(name, own, top, embed) for name, own in adapters.items()), of)
+
+
+def _answer(name: str, adapter: TrainedAdapter, top: int, embed: bool) -> Answer:
+    digest = _digest(adapter)
+    if embed:
+        return Answer(plain(name), FEATURES, _features(adapter), digest)
+    if isinstance(adapter.task, Classification):
+        classes = tuple(map(plain, adapter.classes))
+        return Answer(plain(name), RANKED, 2 * min(top, len(classes)), digest, classes)
+    outputs = torch.zeros(1, 1, int(adapter.config["adapter"]["classes"]))
+    decided = adapter.task.decided(adapter.task.predictions(outputs))
+    return Answer(plain(name), NUMBERS, decided[0, 0].numel(), digest)
+
+
+def _features(adapter: TrainedAdapter) -> int:
+    """Count the numbers of a feature vector."""
+    own = adapter.adapter
+    rows = 1 if own.pooling is None else own.pooling.rows
+    return rows * int(adapter.config["adapter"]["width"])
+
+
+def _digest(adapter: TrainedAdapter) -> str:
+    """Hash what was trained: two runs of one name are told apart by it."""
+    digest = hashlib.sha256()
+    for name, value in sorted(adapter.adapter.trained_state().items()):
+        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return f"sha256:{digest.hexdigest()}"
+
+
+class Answering:
+    """The answers to a batch, put together of all clips of its videos.
+
+    Args:
+        table: that they are for.
+        adapters: in its order.
+    """
+
+    def __init__(self, table: Table, adapters: Mapping[str, TrainedAdapter]) -> None:
+        self._each = list(zip(table.answers, adapters.items(), strict=True))
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, outputs: Mapping[str, Tensor]) -> None:
+        """Take the outputs, or the features, of a clip of every video; images have one.
+
+        Args:
+            outputs: by adapter, float32 ``(batch, outputs)``.
+        """
+        for answer, (name, adapter) in self._each:
+            own = outputs[name][None] if answer.kind == FEATURES else adapter.task.predictions(outputs[name][None])
+            if name not in self._sums:
+                self._sums[name] = own
+            elif answer.kind == FEATURES:
+                self._sums[name] = self._sums[name] + own
+            else:
+                self._sums[name] = adapter.task.sum_clips(self._sums[name], own)
+
+    def values(self, clips: int) -> tuple[Values, ...]:
+        """Average over so many clips, and give the numbers of the table, ``(batch, width)`` of each adapter."""
+        found = []
+        for answer, (name, adapter) in self._each:
+            total = self._sums.pop(name)
+            if answer.kind == FEATURES:
+                numbers = total / clips
+            elif answer.kind == RANKED:
+                numbers = _ranked(adapter.task.average_clips(total, clips), answer.width // 2)
+            else:
+                numbers = adapter.task.decided(adapter.task.average_clips(total, clips))
+            found.append(np.ascontiguousarray(numbers.reshape(-1, answer.width).float().cpu().numpy()))
+        return tuple(found)
+
+
+def _ranked(log_probabilities: Tensor, count: int) -> Tensor:
+    """Give numbers and probabilities of the most probable classes in turn, ``(..., batch, 2 count)``."""
+    shares, classes = log_probabilities.topk(count)
+    return torch.stack([classes.float(), shares.exp()], -1).flatten(-2)

@@ -1,0 +1,59 @@
+"""The options of ``predict``."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from losa_cache.errors import UserError, require_counts
+from losa_cache.options import Option
+
+PILLOW_WARNS, PILLOW_REFUSES = 89_478_485, 178_956_970
+"""Pixels above which Pillow takes a picture for a decompression bomb: with a warning, and with an error."""
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """What is predicted, where to, and by what.
+
+    Attributes:
+        out: a file whose suffix says the format (``losa_cache.apply.predict.formats``); without one nothing is written.
+        top: classes of each image; all of them where an adapter has fewer.
+        embed: give refined feature vectors in place of predictions.
+        weights: of the backbone, as of ``losa_cache.load_backbone``; by default what a cache of this user had, or
+            timm's own.
+        batch_size: images a forward pass.
+        device: ``cpu``, ``cuda``, ``cuda:1``; by default the GPU where there is one.
+        workers: decoding threads; by default one a core, at most 16.
+        max_device_memory: of the backbone, as of ``losa_cache.ExtractConfig``.
+        max_pixels: larger pictures are skipped before they are decoded.
+    """
+
+    out: Annotated[
+        str | None,
+        Option(
+            "File to write: .csv, .jsonl or .parquet; with --embed .npy, .parquet or .zarr. Default: a table.",
+            path=True,
+        ),
+    ] = None
+    top: Annotated[int, Option("Most probable classes to give of each image.")] = 5
+    embed: Annotated[bool, Option("Write refined feature vectors in place of predictions.")] = False
+    weights: Annotated[
+        str | None,
+        Option("File of the backbone's weights; default: where a cache of yours had them, or timm's.", path=True),
+    ] = None
+    batch_size: Annotated[int, Option("Images in a forward pass.")] = 64
+    device: Annotated[str | None, Option("cpu, cuda or cuda:1; default: the GPU if there is one.")] = None
+    workers: Annotated[int | None, Option("Threads that decode; default: one a core.")] = None
+    max_device_memory: Annotated[
+        str | int | None,
+        Option("4GB, 1.5GiB: the most device memory to use; a larger backbone streams through the device."),
+    ] = None
+    max_pixels: Annotated[
+        int, Option("Skip pictures of more pixels, which may be decompression bombs; at most 178956970.")
+    ] = PILLOW_WARNS
+
+    def __post_init__(self) -> None:
+        require_counts(top=self.top, batch_size=self.batch_size, workers=self.workers, max_pixels=self.max_pixels)
+        if self.max_pixels > PILLOW_REFUSES:
+            raise UserError(
+                f"max-pixels is {self.max_pixels}: Pillow decodes no picture of more than {PILLOW_REFUSES}."
+            )

@@ -1,0 +1,63 @@
+"""The contract of an output format: one module a format in this package, found by the suffix of the file's name."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+
+from losa_cache.apply.predict.table import Rows, Table
+
+ROWS = 8192
+"""Rows that are read, or written, together."""
+
+
+class Format(ABC):
+    """How a table lies in a file, or a folder.
+
+    What it writes depends on the rows alone, and not on how they are grouped: an output that was interrupted, or that
+    was added to, is the same as one that was written at once.
+
+    Attributes:
+        suffix: of its files.
+        predictions, features: which tables it holds.
+    """
+
+    suffix: str
+    predictions: bool = False
+    features: bool = False
+
+    def require(self) -> None:
+        """Refuse where a package that it needs is missing.
+
+        Raises:
+            UserError: naming it.
+        """
+
+    def refuse(self, table: Table) -> str:
+        """Say why it cannot hold this table, as a sentence without its end; empty where it can."""
+        return ""
+
+    @abstractmethod
+    def read(self, path: Path, table: Table) -> Iterator[Rows]:
+        """Read the rows of an output back, in their order.
+
+        Raises:
+            ValueError: where it holds another table, or none; the text says why, after "it".
+            OSError: where it cannot be read.
+        """
+
+    @abstractmethod
+    def write(self, path: Path, table: Table, rows: Iterator[Rows], count: int) -> None:
+        """Write an output, durably, in place of the one that is there: whole, or not at all.
+
+        Args:
+            path: of the output. ``rows`` may still be reading it.
+            table: what it holds.
+            rows: all of them.
+            count: how many.
+
+        Raises:
+            OSError: where it cannot be written.
+        """
+
+    def recover(self, path: Path) -> None:
+        """Bring back what an interrupted :meth:`write` has moved away; by default it moves nothing."""

@@ -1,0 +1,44 @@
+"""CSV: a header, then a line an input. UTF-8, quoted where a cell needs it (RFC 4180), lines that end in ``\\n``."""
+
+import csv
+import io
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+from losa_cache.apply.predict.formats.base import ROWS, Format
+from losa_cache.apply.predict.table import Rows, Table
+from losa_cache.files import replacing
+
+
+class CsvTable(Format):
+    """Columns ``id``, and of each adapter ``NAME.class_1``, ``NAME.probability_1``, ``NAME.class_2``, ..."""
+
+    suffix = ".csv"
+    predictions = True
+
+    def read(self, path: Path, table: Table) -> Iterator[Rows]:
+        """Read the rows back; the header must be that of the table."""
+        with open(path, encoding="utf-8", newline="") as file:
+            lines = csv.reader(file)
+            try:
+                header = next(lines, [])
+                if header != table.columns:
+                    raise ValueError(f"has the columns {', '.join(header)[:200] or 'of an empty file'}")
+                while part := list(islice(lines, ROWS)):
+                    yield table.from_cells(part)
+            except csv.Error as error:
+                raise ValueError(f"is no CSV ({error})") from error
+
+    def write(self, path: Path, table: Table, rows: Iterator[Rows], count: int) -> None:
+        """Write header and rows."""
+        with replacing(path) as file, io.TextIOWrapper(file, encoding="utf-8", newline="") as text:
+            lines = csv.writer(text, lineterminator="\n")
+            lines.writerow(table.columns)
+            for part in rows:
+                lines.writerows(table.cells(part))
+            text.flush()
+            text.detach()
+
+
+FORMAT = CsvTable()
