@@ -1,22 +1,21 @@
 """The command line's ``predict``: parse, call, print."""
 
 import json
-from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from losa_cache.apply.names import is_adapter, name_adapters
+from losa_cache.apply.predict.arguments import require_one_kind, split_arguments
 from losa_cache.apply.predict.config import PredictConfig
-from losa_cache.cli_common import Json, expanded
+from losa_cache.cli_common import Json, expanded, print_result
 from losa_cache.cli_options import takes_options
 from losa_cache.errors import UserError
 
 if TYPE_CHECKING:
-    from losa_cache.apply.predict.predict import Predictions
+    from losa_cache.apply.predict.table import Rows, Table
 
-SHOWN = 5
+SKIPPED = 2
+"""Exit code where an input was skipped; the others have their answers."""
 
 
 def _expanded(values: list[str]) -> list[str]:
@@ -29,69 +28,62 @@ def predict(
         list[str],
         typer.Argument(
             metavar="ADAPTER... INPUT...",
-            help="Adapters: finished runs, adapters' folders, hub:owner/name; NAME=ADAPTER gives one another name. "
-            "Inputs: images, videos, folders or patterns of them, .csv files with paths, caches.",
+            help="Adapters: finished runs, adapters' folders or hub:owner/name; NAME=ADAPTER gives one another name. "
+            "Inputs: images, videos, folders, patterns and CSV lists of them, or one cache.",
             callback=_expanded,
         ),
     ],
     config: PredictConfig,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help=".csv, .jsonl or .parquet; with --embed .npy, .parquet or .zarr. Default: print. A file of the same "
-            "adapters is added to.",
-            callback=expanded,
-        ),
-    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Predict with trained adapters: one pass of the backbone for all of them; none where a cache is given."""
-    adapters, inputs = _sorted(what)
-    if config.embed and out is None:
-        raise UserError("--embed gives vectors, which are not printed: pass --out FILE.npy, .parquet or .zarr.")
+    """Predict images, videos or a cache with adapters of one backbone; exit code 2 if an input was skipped.
+
+    With --out, run it again to resume, or to add what is new in the inputs.
+    """
+    if config.embed and config.out is None:
+        raise UserError("--embed gives vectors, which are not printed: name a file with --out.")
+    adapters, inputs = split_arguments(what)
+    require_one_kind(inputs)
     from losa_cache.apply.predict.predict import predict as run
-    from losa_cache.display import PassBar, note
+    from losa_cache.display import PredictionBar, prediction_report
 
-    with PassBar("predicting", 1) as bar:
-        found = run(adapters, inputs, out=out, config=config, progress=bar.advance)
-    if found.skipped:
-        names = ", ".join(f"{name} ({reason})" for name, reason in list(found.skipped.items())[:SHOWN])
-        more = ", ..." if len(found.skipped) > SHOWN else ""
-        note(f"warning: {len(found.skipped)} inputs could not be read and were skipped: {names}{more}")
-    _print(found, as_json)
-
-
-def _sorted(what: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Tell adapters from inputs."""
-    adapters = [text for text in what if is_adapter(text)]
-    inputs = [text for text in what if not is_adapter(text)]
-    if not adapters:
-        raise UserError(
-            f"there is no adapter among {', '.join(map(repr, what[:SHOWN]))}: name the directory of a finished run, an "
-            "adapter's folder, or hub:owner/name."
-        )
-    if not inputs:
-        raise UserError("there is nothing to predict: name images, videos, a folder of them, or a cache.")
-    name_adapters(adapters)
-    return adapters, inputs
-
-
-def _print(found: "Predictions", as_json: bool) -> None:
-    from losa_cache.cli_common import print_result
-    from losa_cache.text import columns
-
+    printed = _Printed(as_json)
+    with PredictionBar() as bar:
+        found = run(adapters, inputs, config=config, meter=bar, take=printed)
+    report = prediction_report(found, bar)
     if found.out is not None:
-        rate = found.computed / found.seconds if found.seconds else 0.0
-        figures = {"inputs": len(found.inputs), "skipped": len(found.skipped), "seconds": round(found.seconds, 3)}
-        print_result({"out": str(found.out), **figures, "images_per_second": round(rate, 1)}, as_json)
-    elif as_json:
-        skipped = [{"input": name, "reason": reason} for name, reason in found.skipped.items()]
-        typer.echo(json.dumps({"rows": found.rows, "skipped": skipped}, indent=2))
-    else:
-        left_out = {"rank"} if len({row["adapter"] for row in found.rows}) > 1 else {"rank", "adapter"}
-        names = [name for name in found.rows[0] if name not in left_out]
-        typer.echo(columns([names, *([_cell(row[name]) for name in names] for row in found.rows)]))
+        print_result(report, as_json)
+    if found.skipped_count:
+        raise typer.Exit(SKIPPED)
 
 
-def _cell(value: object) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+class _Printed:
+    """Rows as lines on stdout, batch by batch: a table, or JSON lines."""
+
+    def __init__(self, as_json: bool) -> None:
+        self._as_json, self._begun = as_json, False
+
+    def __call__(self, table: "Table", rows: "Rows") -> None:
+        """Print some rows."""
+        from losa_cache.text import columns
+
+        entries = [table.entry(rows, place) for place in range(len(rows))]
+        if self._as_json:
+            typer.echo("\n".join(map(json.dumps, entries)))
+            return
+        named, lines = len(table.answers) > 1, []
+        for entry in entries:
+            for name, answers in entry["predictions"].items():
+                lines.append([entry["id"], *([name] if named else []), *map(_cell, answers)])
+        most = max(map(len, lines))
+        if not self._begun:
+            heading = ["input", *(["adapter"] if named else [])]
+            lines.insert(0, heading + [str(place + 1) for place in range(most - len(heading))])
+        self._begun = True
+        typer.echo(columns([line + [""] * (most - len(line)) for line in lines]))
+
+
+def _cell(answer: object) -> str:
+    if isinstance(answer, dict):
+        return f"{answer['class']} {100 * answer['probability']:.1f} %"
+    return f"{answer:.6g}"

@@ -1,7 +1,7 @@
 """What a person sees: progress with rate and time left, and figures in readable units. It all goes to stderr."""
 
 from time import perf_counter
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -13,6 +13,9 @@ from losa_cache.machine.sizes import readable_bytes
 from losa_cache.tasks import CLASSIFICATION, get_task
 from losa_cache.text import shown
 from losa_cache.train.train import TrainResult
+
+if TYPE_CHECKING:  # it loads backbones, which training does without
+    from losa_cache.apply.predict.predict import Predictions
 
 LINE_SECONDS = 60
 WORTH_SHORTENING = 0.1  # seconds of an epoch
@@ -59,6 +62,22 @@ def extraction_report(cache: ActivationCache, meter: Meter) -> dict[str, Any]:
     }
 
 
+def prediction_report(found: "Predictions", meter: Meter) -> dict[str, Any]:
+    """Sum predictions up; name aloud what was skipped."""
+    for entry in found.skipped:
+        note(f"skipped {entry.id}: {entry.reason}")
+    if (more := found.skipped_count - len(found.skipped)) > 0:
+        note(f"and {more} more")
+    return {
+        "out": str(found.out),
+        "rows": found.rows,
+        "predicted_now": meter.images,
+        "skipped": found.skipped_count,
+        "seconds": round(meter.seconds, 3),
+        "images_per_second": round(meter.images / meter.seconds, 1) if meter.seconds else None,
+    }
+
+
 def cache_table(caches: list[dict[str, Any]]) -> str:
     """Lay ``list_caches`` out, a line a cache."""
     if not caches:
@@ -100,9 +119,10 @@ def _progress(text: str) -> Progress:
 class ExtractionBar(Meter):
     """Show images/s, bytes written and time left of an extraction; a line a minute where there is no terminal."""
 
+    name = "extracting"
     _shown = 0.0
 
-    def __enter__(self) -> "ExtractionBar":
+    def __enter__(self) -> Self:
         self._bar = _progress(
             "{task.completed:.0f}/{task.total:.0f} images, {task.fields[rate]:.0f}/s, {task.fields[size]}"
         )
@@ -115,7 +135,7 @@ class ExtractionBar(Meter):
     def start(self, total: int) -> None:
         """Show the bar."""
         super().start(total)
-        self._task = self._bar.add_task("extracting", total=total, rate=0.0, size="0 B")
+        self._task = self._bar.add_task(self.name, total=total, rate=0.0, size="0 B")
 
     def update(self) -> None:
         """Move the bar."""
@@ -126,6 +146,12 @@ class ExtractionBar(Meter):
             self._shown = self.seconds
             left = (self.total - self.images) / rate / 60
             note(f"{self.images}/{self.total} images, {rate:.0f}/s, {size}, {left:.0f} min left")
+
+
+class PredictionBar(ExtractionBar):
+    """Show the same of predictions."""
+
+    name = "predicting"
 
 
 class PassBar:

@@ -31,11 +31,15 @@ _DARK = 4095  # where no value of 16 bits lies above it, a scanner of 12 bits ma
 _noted: set[str] = set()
 
 
-def load_image(path: Path) -> Image.Image:
+def load_image(path: Path, *, max_pixels: int | None = None) -> Image.Image:
     """Decode a file fully, so that a truncated file fails here and not in the transform. Greys are scaled to 8 bits.
 
     If the file has several pictures (animations, TIFF pages), the first one is decoded. Colour profiles are not
     applied, and the transform drops transparency, as torchvision and timm do.
+
+    Args:
+        path: of the file.
+        max_pixels: a larger picture is refused before it is decoded.
 
     Raises:
         OSError, ValueError: or whatever else the decoder raises.
@@ -43,6 +47,8 @@ def load_image(path: Path) -> Image.Image:
     if not stat.S_ISREG(path.stat().st_mode):  # opening a named pipe would wait for its writer
         raise OSError("it is no regular file")
     with Image.open(path) as image:
+        if max_pixels is not None and image.width * image.height > max_pixels:
+            raise ValueError(f"it has {image.width} x {image.height} pixels, more than {max_pixels} (--max-pixels)")
         _require_readable(image)
         image.filename = ""  # or Pillow maps the file, and shears a TIFF that its orientation turns on its side
         image.load()

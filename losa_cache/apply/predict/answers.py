@@ -1,54 +1,38 @@
 """From outputs of adapters to the numbers of a table."""
 
-import hashlib
 from collections.abc import Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from losa_cache.apply.predict.table import FEATURES, IMAGES, NUMBERS, RANKED, Answer, Table, Values, plain
+from losa_cache.apply.predict.table import FEATURES, IMAGES, NUMBERS, RANKED, Answer, Rows, Table, Values, plain
 from losa_cache.tasks.classification import Classification
 from losa_cache.train.trained_adapter import TrainedAdapter
 
 
-def table_of(adapters: Mapping[str, TrainedAdapter], *, top: int, embed: bool, of: str = IMAGES) -> Table:
+def table_of(adapters: Mapping[str, TrainedAdapter], *, top_k: int, embed: bool, of: str = IMAGES) -> Table:
     """Say what a table of these adapters holds.
 
     Args:
         adapters: by name.
-        top: classes of each input, as far as there are so many.
+        top_k: classes of each input, as far as there are so many.
         embed: whether it holds feature vectors.
         of: as of :class:`Table`.
     """
-    return Table(tuple(_answer(name, own, top, embed) for name, own in adapters.items()), of)
+    return Table(tuple(_answer(name, own, top_k, embed) for name, own in adapters.items()), of)
 
 
-def _answer(name: str, adapter: TrainedAdapter, top: int, embed: bool) -> Answer:
-    digest = _digest(adapter)
+def _answer(name: str, adapter: TrainedAdapter, top_k: int, embed: bool) -> Answer:
+    digest = adapter.digest
     if embed:
-        return Answer(plain(name), FEATURES, _features(adapter), digest)
+        return Answer(plain(name), FEATURES, adapter.features, digest)
     if isinstance(adapter.task, Classification):
         classes = tuple(map(plain, adapter.classes))
-        return Answer(plain(name), RANKED, 2 * min(top, len(classes)), digest, classes)
+        return Answer(plain(name), RANKED, 2 * min(top_k, len(classes)), digest, classes)
     outputs = torch.zeros(1, 1, int(adapter.config["adapter"]["classes"]))
     decided = adapter.task.decided(adapter.task.predictions(outputs))
     return Answer(plain(name), NUMBERS, decided[0, 0].numel(), digest)
-
-
-def _features(adapter: TrainedAdapter) -> int:
-    """Count the numbers of a feature vector."""
-    own = adapter.adapter
-    rows = 1 if own.pooling is None else own.pooling.rows
-    return rows * int(adapter.config["adapter"]["width"])
-
-
-def _digest(adapter: TrainedAdapter) -> str:
-    """Hash what was trained: two runs of one name are told apart by it."""
-    digest = hashlib.sha256()
-    for name, value in sorted(adapter.adapter.trained_state().items()):
-        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    return f"sha256:{digest.hexdigest()}"
 
 
 class Answering:
@@ -57,9 +41,13 @@ class Answering:
     Args:
         table: that they are for.
         adapters: in its order.
+
+    Attributes:
+        table: that they are for.
     """
 
     def __init__(self, table: Table, adapters: Mapping[str, TrainedAdapter]) -> None:
+        self.table = table
         self._each = list(zip(table.answers, adapters.items(), strict=True))
         self._sums: dict[str, Tensor] = {}
 
@@ -91,6 +79,10 @@ class Answering:
                 numbers = adapter.task.decided(adapter.task.average_clips(total, clips))
             found.append(np.ascontiguousarray(numbers.reshape(-1, answer.width).float().cpu().numpy()))
         return tuple(found)
+
+    def no_rows(self) -> Rows:
+        """Give the rows of a batch without any."""
+        return Rows([], tuple(np.empty((0, answer.width), np.float32) for answer in self.table.answers))
 
 
 def _ranked(log_probabilities: Tensor, count: int) -> Tensor:

@@ -16,7 +16,7 @@ class PredictConfig:
 
     Attributes:
         out: a file whose suffix says the format (``losa_cache.apply.predict.formats``); without one nothing is written.
-        top: classes of each image; all of them where an adapter has fewer.
+        top_k: classes of each image; all of them where an adapter has fewer.
         embed: give refined feature vectors in place of predictions.
         weights: of the backbone, as of ``losa_cache.load_backbone``; by default what a cache of this user had, or
             timm's own.
@@ -34,7 +34,7 @@ class PredictConfig:
             path=True,
         ),
     ] = None
-    top: Annotated[int, Option("Most probable classes to give of each image.")] = 5
+    top_k: Annotated[int, Option("Most probable classes to give of each image.")] = 5
     embed: Annotated[bool, Option("Write refined feature vectors in place of predictions.")] = False
     weights: Annotated[
         str | None,
@@ -52,7 +52,7 @@ class PredictConfig:
     ] = PILLOW_WARNS
 
     def __post_init__(self) -> None:
-        require_counts(top=self.top, batch_size=self.batch_size, workers=self.workers, max_pixels=self.max_pixels)
+        require_counts(top_k=self.top_k, batch_size=self.batch_size, workers=self.workers, max_pixels=self.max_pixels)
         if self.max_pixels > PILLOW_REFUSES:
             raise UserError(
                 f"max-pixels is {self.max_pixels}: Pillow decodes no picture of more than {PILLOW_REFUSES}."

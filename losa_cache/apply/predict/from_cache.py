@@ -27,7 +27,7 @@ def fitted(adapters: Mapping[str, TrainedAdapter], cache: ActivationCache) -> di
     """
     manifest, tail = cache.manifest, frozen_tail(cache)
     for name, adapter in adapters.items():
-        if wrong := misfit(adapter.config | {"classes": manifest.classes}, manifest):
+        if wrong := misfit(adapter.config, manifest, labels=False):
             raise UserError(f"adapter {name!r} does not fit cache {str(cache.path)!r}: {wrong}.")
     tokens, holds = manifest.tokens["total"], manifest.holds
     return {name: own.around(tail, tokens=tokens, holds=holds) for name, own in adapters.items()}

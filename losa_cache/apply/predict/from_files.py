@@ -3,9 +3,10 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
-from itertools import islice
+from dataclasses import dataclass
+from itertools import chain
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -14,9 +15,9 @@ from torch import Tensor
 from losa_cache.apply.predict.answers import Answering
 from losa_cache.apply.predict.inputs import Item
 from losa_cache.apply.predict.journal import Skipped
-from losa_cache.apply.predict.table import Rows, plain
+from losa_cache.apply.predict.table import Rows, Values, plain
 from losa_cache.data.clips import Clip
-from losa_cache.data.decode import Decoder, View
+from losa_cache.data.decode import Decoded, Decoder, View
 from losa_cache.data.picture import load_image
 from losa_cache.data.samples import Samples
 from losa_cache.data.transforms import InputSpec
@@ -68,87 +69,104 @@ def batches_of(stream: Iterable[Item], size: int, *, clips: int = 1) -> Iterator
         yield _Batch(start, items, skipped, clips if items and items[0].is_video else 1)
 
 
+@dataclass(frozen=True)
+class Model:
+    """What images pass through.
+
+    Attributes:
+        forward: pixels to what each adapter makes of them.
+        spec: of the preprocessing.
+        pin: whether pixels are put into pinned memory, for a GPU.
+    """
+
+    forward: Forward
+    spec: InputSpec
+    pin: bool = False
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How images and videos are decoded.
+
+    Attributes:
+        batch_size: items a batch.
+        workers: threads.
+        clips: of a video.
+        upright: whether pictures are turned as their files say.
+        max_pixels: larger pictures are not decoded.
+    """
+
+    batch_size: int
+    workers: int
+    clips: int
+    upright: bool
+    max_pixels: int
+
+
 def answer_files(
-    stream: Iterable[Item],
-    forward: Callable[[], Forward],
-    answering: Answering,
-    spec: Callable[[], InputSpec],
-    *,
-    batch_size: int,
-    workers: int,
-    clips: int,
-    upright: bool,
-    max_pixels: int,
-    pin: bool,
-    meter: Meter,
+    stream: Iterable[Item], load: Callable[[], Model], answering: Answering, decoding: Decoding, meter: Meter
 ) -> Iterator[Found]:
     """Answer images and videos, batch by batch.
 
     Args:
         stream: of items.
-        forward: loads the model, when the first batch needs it.
+        load: gives the model; it is asked once there is something to decode.
         answering: makes numbers of what the model gives.
-        spec: gives the preprocessing.
-        batch_size: items a batch.
-        workers: threads that decode.
-        clips: of a video.
-        upright: whether pictures are turned as their files say.
-        max_pixels: larger pictures are not decoded.
-        pin: put pixels into pinned memory, for a GPU.
+        decoding: how items become pixels.
         meter: is told what the time went into.
 
     Yields:
         rows and skipped inputs of each batch.
     """
+    batches = batches_of(stream, decoding.batch_size, clips=decoding.clips)
+    head = next(batches, None)
+    if head is None:
+        return
+    if not head.items:
+        yield answering.no_rows(), head.skipped
+        return
+    model = load()
     waiting: deque[_Batch] = deque()
     window: dict[int, Item] = {}
-    width = [answer.width for answer in answering.table.answers]
-    batches = batches_of(stream, batch_size, clips=clips)
-    head = list(islice(batches, 1))
-    if not (head and head[0].items):
-        yield from ((_no_rows(width), batch.skipped) for batch in head)
-        return
-    run = forward()
-    decoder = Decoder(
-        _windowed(window, spec(), max_pixels), spec(), workers=workers, clips=clips, pin=pin, turn=upright
-    )
+    samples = _windowed(window, model.spec, decoding.max_pixels)
+    options: dict[str, Any] = {"workers": decoding.workers, "clips": decoding.clips, "turn": decoding.upright}
+    decoder = Decoder(samples, model.spec, pin=model.pin, **options)
 
     def plan() -> Iterator[list[View]]:
-        for source in (head, batches):
-            for batch in source:
-                waiting.append(batch)
-                window.update((batch.start + place, item) for place, item in enumerate(batch.items))
-                if batch.items:
-                    yield from map(batch.views, range(batch.clips))
+        for batch in chain([head], batches):
+            waiting.append(batch)
+            window.update((batch.start + place, item) for place, item in enumerate(batch.items))
+            if batch.items:
+                yield from map(batch.views, range(batch.clips))
 
     try:
         with closing(decoder.batches(plan())) as decoded:
-            while True:
-                asked = perf_counter()
-                pixels = next(decoded, None)
-                meter.waited_decode += perf_counter() - asked
-                if pixels is None:
-                    break
+            while (pixels := _next(decoded, meter)) is not None:
                 batch, failures = waiting.popleft(), dict[int, str]()
                 for clip in range(batch.clips):
-                    if clip:
-                        pixels = next(decoded)
-                    failures |= {place: reason for place, (_, reason) in pixels.failures.items()}
-                    answering.add(run(pixels.pixels))
-                kept = [place for place in range(len(batch.items)) if place not in failures]
-                values = tuple(own[kept] for own in answering.values(batch.clips))
-                ids = [item.id for item in batch.items]
-                bad = [Skipped(ids[place], plain(failures[place])) for place in sorted(failures)]
+                    taken = pixels if clip == 0 else next(decoded)
+                    failures |= {place: reason for place, (_, reason) in taken.failures.items()}
+                    answering.add(model.forward(taken.pixels))
+                yield _found(batch, failures, answering.values(batch.clips))
                 for place in range(len(batch.items)):
                     del window[batch.start + place]
-                yield Rows([ids[place] for place in kept], values), batch.skipped + bad
-        yield from ((_no_rows(width), batch.skipped) for batch in waiting)
+        yield from ((answering.no_rows(), batch.skipped) for batch in waiting)
     finally:
         decoder.close()
 
 
-def _no_rows(widths: list[int]) -> Rows:
-    return Rows([], tuple(np.empty((0, width), np.float32) for width in widths))
+def _next(decoded: Iterator[Decoded], meter: Meter) -> Decoded | None:
+    asked = perf_counter()
+    found = next(decoded, None)
+    meter.waited_decode += perf_counter() - asked
+    return found
+
+
+def _found(batch: _Batch, failures: Mapping[int, str], values: tuple[Values, ...]) -> Found:
+    """Leave out what did not decode."""
+    kept = [place for place in range(len(batch.items)) if place not in failures]
+    bad = [Skipped(batch.items[place].id, plain(reason)) for place, reason in sorted(failures.items())]
+    return Rows([batch.items[place].id for place in kept], tuple(own[kept] for own in values)), batch.skipped + bad
 
 
 def _windowed(window: Mapping[int, Item], spec: InputSpec, max_pixels: int) -> Samples:
@@ -163,5 +181,7 @@ def _windowed(window: Mapping[int, Item], spec: InputSpec, max_pixels: int) -> S
         else:
             yield load_image(item.path, max_pixels=max_pixels)
 
-    nothing = Samples("inputs", "", (), [], np.empty(0, np.int64), lambda number: next(clip(number, Clip())), "")
-    return replace(nothing, clip=clip)
+    def load(number: int) -> Image.Image:
+        return next(clip(number, Clip()))
+
+    return Samples("inputs", "", (), [], np.empty(0, np.int64), load, "", clip)

@@ -42,8 +42,8 @@ class Item:
 def items(inputs: Sequence[str]) -> Iterator[Item]:
     """Give the images and videos of inputs, one after the other; some may come twice.
 
-    Files come in the order given, those of a folder in that of :func:`walk`, those of a pattern sorted. What a folder or
-    a list holds is not looked at before its turn.
+    Files come in the order given, those of a folder in that of :func:`walk`, those of a pattern sorted. What a folder
+    or a list holds is not looked at before its turn.
 
     Raises:
         UserError: for a pattern that nothing matches, and for a video where PyAV is not installed.

@@ -1,8 +1,8 @@
 """What an interrupted run has done: a file beside the output, to which every batch is appended.
 
-It begins with ``MAGIC``. Frames follow: length and CRC-32C of a content, 4 bytes each, little-endian, and the content in
-MessagePack. The first frame is a header, each other one a batch. A kill may leave a frame without its end, which is cut
-off.
+It begins with ``MAGIC``. Frames follow: length and CRC-32C of a content, 4 bytes each, little-endian, and the content
+in MessagePack. The first frame is a header, each other one a batch. A kill may leave a frame without its end, which is
+cut off.
 """
 
 import os

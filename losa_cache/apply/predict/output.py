@@ -20,7 +20,7 @@ from losa_cache.outside import UnreadableError, read_json
 MOST_BYTES = 2**32  # of the file of what is known
 
 
-class About(msgspec.Struct):
+class Info(msgspec.Struct):
     """What is known of a finished output.
 
     Attributes:
@@ -51,8 +51,8 @@ class Output:
         rows, skipped: how many inputs have an answer, and how many of this run have none.
 
     Raises:
-        UserError: for an output, or a journal, of another table; one that cannot be read or written; or one that another
-            process is writing.
+        UserError: for an output, or a journal, of another table; one that cannot be read or written; or one that
+            another process is writing.
     """
 
     def __init__(self, path: Path, kind: Format, table: Table) -> None:
@@ -77,9 +77,9 @@ class Output:
         self.added = self.rows > self._base or not path.exists()
 
     @property
-    def about(self) -> Path:
+    def info(self) -> Path:
         """The file that says what made the output, and what was skipped."""
-        return self.path.with_name(f"{self.path.name}.about.json")
+        return self.path.with_name(f"{self.path.name}.info.json")
 
     def add(self, rows: Rows, skipped: list[Skipped]) -> int:
         """Take a batch, and say how many bytes it takes.
@@ -157,8 +157,8 @@ class Output:
         self._base = header.base
         if wrong := apart(header.table, self._table.described()):
             raise UserError(
-                f"{str(self._journal.path)!r} is of a run that differs in {wrong}: finish that one, remove the file, or "
-                "choose another --out."
+                f"{str(self._journal.path)!r} is of a run that differs in {wrong}: finish that one, remove the file, "
+                "or choose another --out."
             )
         if there < self._base:
             raise UserError(
@@ -176,26 +176,26 @@ class Output:
         """Refuse an output of other adapters, other images, or another number of classes."""
         if not self.path.exists():
             return
-        about = self._about()
-        if about and (wrong := apart({"of": about.of, "adapters": about.adapters}, self._table.described())):
+        info = self._info()
+        if info and (wrong := apart({"of": info.of, "adapters": info.adapters}, self._table.described())):
             raise UserError(f"{str(self.path)!r} is there, and differs in {wrong}: choose another --out, or remove it.")
 
-    def _about(self) -> About | None:
-        if not (self.path.exists() and self.about.exists()):
+    def _info(self) -> Info | None:
+        if not (self.path.exists() and self.info.exists()):
             return None
         try:
-            return read_json(self.about, About, at_most=MOST_BYTES)
+            return read_json(self.info, Info, at_most=MOST_BYTES)
         except UnreadableError as error:
-            raise UserError(f"{str(self.about)!r} cannot be read ({error}): remove it.") from error
+            raise UserError(f"{str(self.info)!r} cannot be read ({error}): remove it.") from error
 
     def _tell(self) -> None:
         """Write what made the output, and what was skipped: also by earlier runs, if it has no answer since."""
-        about = self._about()
-        with replacing(self.about) as file:
+        info = self._info()
+        with replacing(self.info) as file:
             head = json.dumps({**self._table.described(), "rows": self.rows}, indent=2)
             file.write(head.removesuffix("\n}").encode("ascii") + b',\n  "skipped": [')
             between = b"\n    "
-            earlier = [] if about is None else about.skipped
+            earlier = [] if info is None else info.skipped
             kept = (entry for entry in earlier if entry.id not in self.known)
             for entry in chain(kept, self._journal.skipped()):
                 line = json.dumps({"id": entry.id, "reason": entry.reason})
@@ -214,7 +214,7 @@ def apart(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
     for name, own in here.items():
         for field in ("kind", "width", "classes", "digest"):
             if there[name].get(field) != own[field]:
-                meant = {"width": "the columns (--top)", "kind": "--embed", "digest": "the weights"}
+                meant = {"width": "the columns (--top-k)", "kind": "--embed", "digest": "the weights"}
                 return f"{meant.get(field, field)} of adapter {name!r}"
     return ""
 

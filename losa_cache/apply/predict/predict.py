@@ -3,11 +3,11 @@
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from losa_cache.apply.adapted import AdaptedModel
 from losa_cache.apply.open import backbone_fields, backbone_for, open_adapters, require_one_backbone
@@ -16,8 +16,8 @@ from losa_cache.apply.predict.arguments import is_cache, require_input, require_
 from losa_cache.apply.predict.config import PredictConfig
 from losa_cache.apply.predict.formats import find_format
 from losa_cache.apply.predict.from_cache import answer_cache, fitted
-from losa_cache.apply.predict.from_files import Found, answer_files
-from losa_cache.apply.predict.inputs import Item, items
+from losa_cache.apply.predict.from_files import Decoding, Found, Model, answer_files
+from losa_cache.apply.predict.inputs import items
 from losa_cache.apply.predict.journal import Skipped
 from losa_cache.apply.predict.known import Known
 from losa_cache.apply.predict.output import Output
@@ -43,14 +43,14 @@ Take = Callable[[Table, Rows], None]
 
 
 @dataclass(frozen=True)
-class Predicted:
+class Predictions:
     """What :func:`predict` has done.
 
     Attributes:
         out: the file that was written; ``None``: the rows are here.
         rows: inputs that have an answer in it, from earlier runs, too; without a file those of this run.
         skipped: inputs of this run without an answer, and why. With a file its first hundred; the file beside it,
-            ``OUT.about.json``, has all.
+            ``OUT.info.json``, has all.
         skipped_count: how many there are.
         predictions: of each input ``{"id": ..., "predictions": {adapter: [{"class": ..., "probability": ...}, ...]}}``,
             or, where feature vectors are asked for, ``{"id": ..., "features": {adapter: array}}``. Empty with a file.
@@ -76,7 +76,7 @@ def predict(
     meter: Meter | None = None,
     take: Take | None = None,
     **options: Any,
-) -> Predicted:
+) -> Predictions:
     """Predict images, videos or the samples of a cache with one or more adapters of one backbone.
 
     Images pass through the backbone once for all adapters, preprocessed exactly as at extraction; a cache needs no
@@ -84,7 +84,7 @@ def predict(
     on where it was interrupted, or adds what is new in the inputs.
 
     >>> found = lc.predict("runs/birds", "photos")  # doctest: +SKIP
-    >>> lc.predict(["runs/birds", "runs/scenes"], ["photos"], out="photos.csv", top=3)  # doctest: +SKIP
+    >>> lc.predict(["runs/birds", "runs/scenes"], ["photos"], out="photos.csv", top_k=3)  # doctest: +SKIP
 
     Args:
         adapters: finished runs, adapters' folders or ``hub:owner/name``, each with ``NAME=`` before it where it is to
@@ -101,11 +101,8 @@ def predict(
         UserError: for anything that cannot work, in one sentence; and if there is no answer at all.
     """
     config = with_options(PredictConfig, config, options)
-    words = [inputs] if isinstance(inputs, str | Path | ActivationCache) else list(inputs)
-    cache = words[0] if isinstance(words[0], ActivationCache) else None
-    paths = [str(given_path(word)) if "://" not in str(word) else str(word) for word in words] if cache is None else []
-    for word in paths:
-        require_input(word)
+    cache = inputs if isinstance(inputs, ActivationCache) else None
+    paths = [] if isinstance(inputs, ActivationCache) else _paths(inputs)
     require_one_kind(paths)
     out = None if config.out is None else given_path(config.out)
     kind = None if out is None else find_format(out, embeds=config.embed)
@@ -113,13 +110,22 @@ def predict(
         cache = open_cache(paths[0])
     loaded = _loaded(adapters, config.device)
     table = table_of(
-        loaded, top=config.top, embed=config.embed, of=IMAGES if cache is None else cache.manifest.identity
+        loaded, top_k=config.top_k, embed=config.embed, of=IMAGES if cache is None else cache.manifest.identity
     )
     run = _Run(config, loaded, table, meter or Meter(), backbone)
-    run.prepare(cache)
+    run.require_fit(cache)
     if out is None or kind is None:
         return _in_memory(run, cache, paths, take)
     return _to_file(run, cache, paths, Output(out, kind, table))
+
+
+def _paths(inputs: str | Path | Sequence[str | Path]) -> list[str]:
+    """Write inputs out that begin with a home folder, and refuse those that are not there."""
+    words = [inputs] if isinstance(inputs, str | Path) else inputs
+    paths = [str(word) if "://" in str(word) else str(given_path(word)) for word in words]
+    for path in paths:
+        require_input(path)
+    return paths
 
 
 def _loaded(
@@ -129,3 +135,133 @@ def _loaded(
         return dict(adapters)
     names = [adapters] if isinstance(adapters, str | Path) else adapters
     return open_adapters([str(name) for name in names], device=device)
+
+
+class _Run:
+    """The adapters of a call, and what they give of inputs, batch by batch.
+
+    Args:
+        config: the options.
+        adapters: by name.
+        table: of their answers.
+        meter: is told of progress.
+        backbone: a loaded one; by default that which the adapters name is loaded when it is needed.
+    """
+
+    def __init__(
+        self,
+        config: PredictConfig,
+        adapters: Mapping[str, TrainedAdapter],
+        table: Table,
+        meter: Meter,
+        backbone: Backbone | None,
+    ) -> None:
+        self.config, self.adapters, self.table, self.meter = config, adapters, table, meter
+        self._backbone, self._device = backbone, choose_device(config.device)
+
+    def require_fit(self, cache: ActivationCache | None) -> None:
+        """Refuse adapters that do not go together, or not with a cache, before anything is computed.
+
+        Raises:
+            UserError: naming the fields that differ.
+        """
+        if cache is not None:
+            self.adapters = fitted(self.adapters, cache)
+            return
+        require_one_backbone(self.adapters)
+        clips = {name: own.config["cache"]["fields"]["views"]["clips"] for name, own in self.adapters.items()}
+        if len({*clips.values()}) > 1:
+            listed = ", ".join(f"{name!r} with {count}" for name, count in clips.items())
+            raise UserError(
+                f"the adapters were trained with other clips of a video ({listed}): use them one at a time."
+            )
+        for name, own in self.adapters.items():
+            precision = own.config["cache"]["fields"]["precision"]
+            if precision not in CLOSE:
+                log.info(
+                    "adapter %r was trained on a cache at %s; block outputs of new images are not rounded to that, so "
+                    "figures may differ from those of losa-cache eval on such a cache.",
+                    *(name, precision),
+                )
+
+    def found(self, cache: ActivationCache | None, paths: Sequence[str], known: Known) -> Iterator[Found]:
+        """Give the answers of all inputs that are not known, and note them as known.
+
+        The meter is told how many there are.
+        """
+        keep_freed_memory()
+        answering = Answering(self.table, self.adapters)
+        if cache is not None:
+            ids = cache.sample_ids
+            samples = np.array([s for s in cache.samples.tolist() if known.add(plain(ids[s]))], dtype=np.int64)
+            self.meter.start(len(samples))
+            if len(samples):
+                places: dict[str, Any] = {"batch_size": self.config.batch_size, "device": self._device}
+                yield from answer_cache(cache, samples, self.adapters, answering, embed=self.config.embed, **places)
+            return
+        self.meter.start(sum(item.id not in known for item in items(paths)))
+        new = (item for item in items(paths) if known.add(item.id))
+        yield from answer_files(new, self._load, answering, self._decoding(), self.meter)
+
+    def _decoding(self) -> Decoding:
+        own = next(iter(self.adapters.values()))
+        return Decoding(
+            batch_size=self.config.batch_size,
+            workers=self.config.workers or default_workers(),
+            clips=int(own.config["cache"]["fields"]["views"]["clips"]),
+            upright=backbone_fields(own)["orientation"] == UPRIGHT,
+            max_pixels=self.config.max_pixels,
+        )
+
+    def _load(self) -> Model:
+        memory = self.config.max_device_memory
+        budget = None if memory is None else parse_bytes(memory)
+        backbone = self._backbone or backbone_for(
+            self.adapters, weights=self.config.weights, device=self._device, max_device_memory=budget
+        )
+        model = AdaptedModel(backbone, self.adapters)
+        forward = model.embed if self.config.embed else model
+        return Model(forward, backbone.input, pin=backbone.device.type == "cuda")
+
+    def count(self, rows: Rows, skipped: Sequence[Skipped], size: int = 0) -> None:
+        """Tell the meter of a batch."""
+        self.meter.images += len(rows) + len(skipped)
+        self.meter.bytes += size
+        self.meter.update()
+
+
+def _in_memory(run: _Run, cache: ActivationCache | None, paths: Sequence[str], take: Take | None) -> Predictions:
+    count, skipped, kept = 0, list[Skipped](), list[dict[str, Any]]()
+    for rows, bad in run.found(cache, paths, Known()):
+        if take is not None and len(rows):
+            take(run.table, rows)
+        elif take is None:
+            kept += [run.table.entry(rows, place) for place in range(len(rows))]
+        count += len(rows)
+        skipped += bad
+        run.count(rows, bad)
+    _require_some(count, skipped)
+    return Predictions(None, count, skipped, len(skipped), kept)
+
+
+def _to_file(run: _Run, cache: ActivationCache | None, paths: Sequence[str], output: Output) -> Predictions:
+    try:
+        for rows, bad in run.found(cache, paths, output.known):
+            run.count(rows, bad, output.add(rows, bad))
+        skipped, count = list(islice(output.not_answered(), SHOWN)), output.skipped
+        output.finish()
+    finally:
+        output.close()
+    _require_some(output.rows, skipped)
+    return Predictions(output.path, output.rows, skipped, count)
+
+
+def _require_some(rows: int, skipped: Sequence[Skipped]) -> None:
+    """Refuse inputs of which none has an answer.
+
+    Raises:
+        UserError: naming the first ones.
+    """
+    if not rows:
+        told = "; ".join(f"{own.id!r} ({own.reason})" for own in skipped[:3])
+        raise UserError(f"nothing could be predicted: {told or 'there are no inputs'}.")

@@ -20,8 +20,8 @@ class Answer:
 
     Attributes:
         name: of the adapter.
-        kind: ``ranked``: the number of a class and its probability, in turn, the most probable class first. ``numbers``,
-            ``features``: what the task, or the side network, gives.
+        kind: ``ranked``: the number of a class and its probability, in turn, the most probable class first.
+            ``numbers``, ``features``: what the task, or the side network, gives.
         width: numbers of a row.
         digest: of the adapter's weights.
         classes: their names, where they are ranked.
@@ -192,7 +192,7 @@ def joined(parts: list[Rows]) -> Rows:
 
 
 def plain(text: str) -> str:
-    """Give text that every format can hold: bytes of a file name that are no UTF-8 are written ``\\udcff``."""
+    """Give text that every format can hold: bytes of a file name that are no UTF-8 are escaped."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 

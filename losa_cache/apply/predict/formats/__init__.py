@@ -1,4 +1,4 @@
-"""Output formats: each module beside ``base.py`` is one, and its ``FORMAT`` is found by the suffix of the file's name."""
+"""Output formats: each module beside ``base.py`` is one. Its ``FORMAT`` is found by the suffix of the file's name."""
 
 import pkgutil
 from importlib import import_module

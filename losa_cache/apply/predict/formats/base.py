@@ -25,7 +25,7 @@ class Format(ABC):
     predictions: bool = False
     features: bool = False
 
-    def require(self) -> None:
+    def require(self) -> None:  # noqa: B027
         """Refuse where a package that it needs is missing.
 
         Raises:
@@ -59,5 +59,5 @@ class Format(ABC):
             OSError: where it cannot be written.
         """
 
-    def recover(self, path: Path) -> None:
+    def recover(self, path: Path) -> None:  # noqa: B027
         """Bring back what an interrupted :meth:`write` has moved away; by default it moves nothing."""

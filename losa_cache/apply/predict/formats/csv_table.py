@@ -1,4 +1,4 @@
-"""CSV: a header, then a line an input. UTF-8, quoted where a cell needs it (RFC 4180), lines that end in ``\\n``."""
+"""CSV: a header, then a line an input. UTF-8, quoted where a cell needs it (RFC 4180), line feeds."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""NumPy: the feature vectors of one adapter as float32 ``(inputs, features)``, and beside them ``.ids.json``, a list."""
+"""NumPy: the feature vectors of one adapter, float32 ``(inputs, features)``; their ids in ``.ids.json`` beside it."""
 
 import json
 from collections.abc import Iterator
