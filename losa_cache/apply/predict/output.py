@@ -145,7 +145,9 @@ class Output:
                     self.known.add(name)
                 count += len(part)
         except ValueError as error:
-            raise UserError(f"{str(self.path)!r} is there, and {error}: choose another --out, or remove it.") from error
+            raise UserError(
+                f"{str(self.path)!r} is there, and is no such output ({error}): choose another --out, or remove it."
+            ) from error
         return count
 
     def _take_journal(self, there: int) -> None:

@@ -107,7 +107,7 @@ class Table:
                     for number, probability in own.reshape(-1, 2):
                         line += [answer.classes[int(number)], probability]
                 else:
-                    line += own
+                    line.extend(own)
             yield line
 
     def from_cells(self, lines: list[list[str]]) -> Rows:

@@ -41,7 +41,7 @@ class Format(ABC):
         """Read the rows of an output back, in their order.
 
         Raises:
-            ValueError: where it holds another table, or none; the text says why, after "it".
+            ValueError: where it holds another table, or none; says why.
             OSError: where it cannot be read.
         """
 

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -24,21 +24,24 @@ class CsvTable(Format):
             try:
                 header = next(lines, [])
                 if header != table.columns:
-                    raise ValueError(f"has the columns {', '.join(header)[:200] or 'of an empty file'}")
+                    raise ValueError(f"it has the columns {', '.join(header)[:200] or 'of an empty file'}")
                 while part := list(islice(lines, ROWS)):
                     yield table.from_cells(part)
             except csv.Error as error:
-                raise ValueError(f"is no CSV ({error})") from error
+                raise ValueError(f"it is no CSV ({error})") from error
 
     def write(self, path: Path, table: Table, rows: Iterator[Rows], count: int) -> None:
         """Write header and rows."""
-        with replacing(path) as file, io.TextIOWrapper(file, encoding="utf-8", newline="") as text:
-            lines = csv.writer(text, lineterminator="\n")
-            lines.writerow(table.columns)
+        with replacing(path) as file:
+            file.write(_text([table.columns]))
             for part in rows:
-                lines.writerows(table.cells(part))
-            text.flush()
-            text.detach()
+                file.write(_text(table.cells(part)))
+
+
+def _text(lines: Iterable[Iterable[object]]) -> bytes:
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(lines)
+    return text.getvalue().encode()
 
 
 FORMAT = CsvTable()

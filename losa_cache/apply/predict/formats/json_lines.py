@@ -24,7 +24,7 @@ class JsonLines(Format):
                 try:
                     yield table.from_cells([_cells(table, json.loads(line)) for line in lines])
                 except (KeyError, TypeError, AttributeError, RecursionError) as error:
-                    raise ValueError(f"has a line that is no row of these adapters ({error})") from error
+                    raise ValueError(f"it has a line that is no row of these adapters ({error})") from error
 
     def write(self, path: Path, table: Table, rows: Iterator[Rows], count: int) -> None:
         """Write a line a row."""
@@ -38,7 +38,7 @@ def _cells(table: Table, entry: dict[str, Any]) -> list[str]:
     """Give the cells of a flat table."""
     predictions, cells = entry["predictions"], [str(entry["id"])]
     if (names := list(predictions)) != (wanted := [answer.name for answer in table.answers]):
-        raise ValueError(f"holds predictions of {', '.join(names)[:200]} and not of {', '.join(wanted)}")
+        raise ValueError(f"it holds predictions of {', '.join(names)[:200]} and not of {', '.join(wanted)}")
     for answer in table.answers:
         for own in predictions[answer.name]:
             cells += [own["class"], str(own["probability"])] if answer.kind == RANKED else [str(own)]

@@ -31,13 +31,13 @@ class Npy(Format):
         try:
             ids = read_json(ids_of(path), list[str], at_most=MOST_BYTES)
         except UnreadableError as error:
-            raise ValueError(f"has no ids beside it ({ids_of(path).name}: {error})") from error
+            raise ValueError(f"it has no ids beside it ({ids_of(path).name}: {error})") from error
         values = np.load(path, mmap_mode="r", allow_pickle=False)
         (answer,) = table.answers
         if values.dtype != np.float32 or values.shape[1:] != (answer.width,):
-            raise ValueError(f"holds {values.dtype} {values.shape}, and not float32 of {answer.width} features")
+            raise ValueError(f"it holds {values.dtype} {values.shape}, and not float32 of {answer.width} features")
         if len(ids) < len(values):
-            raise ValueError(f"holds {len(values)} rows, and {ids_of(path).name} {len(ids)} ids")
+            raise ValueError(f"it holds {len(values)} rows, and {ids_of(path).name} {len(ids)} ids")
         for at in range(0, len(values), ROWS):
             part = np.array(values[at : at + ROWS])
             yield Rows(ids[at : at + len(part)], (part,))

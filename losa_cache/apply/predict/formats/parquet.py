@@ -36,13 +36,13 @@ class Parquet(Format):
                 schema = _schema(table)
                 if not file.schema_arrow.equals(schema):
                     columns = (f"{own.name} ({own.type})" for own in file.schema_arrow)
-                    raise ValueError(f"has the columns {', '.join(columns)[:200]}")
+                    raise ValueError(f"it has the columns {', '.join(columns)[:200]}")
                 for batch in file.iter_batches(ROWS):
                     yield _rows(table, batch)
         except pyarrow.ArrowException as error:
             if isinstance(error, OSError):
                 raise
-            raise ValueError(f"is no Parquet file ({error})") from error
+            raise ValueError(f"it is no Parquet file ({error})") from error
 
     def write(self, path: Path, table: Table, rows: Iterator[Rows], count: int) -> None:
         """Write a row group for every 8192 rows."""
@@ -105,7 +105,7 @@ def _rows(table: Table, batch: "pyarrow.RecordBatch") -> Rows:
 
 def _numbered(names: list[str], numbers: dict[str, int]) -> "np.ndarray[Any, np.dtype[np.float32]]":
     if unknown := set(names) - numbers.keys():
-        raise ValueError(f"names {min(map(str, unknown))!r}, which is no class")
+        raise ValueError(f"it names {min(map(str, unknown))!r}, which is no class")
     return np.array([numbers[name] for name in names], dtype=np.float32)
 
 

@@ -29,11 +29,11 @@ class ZarrGroup(Format):
             ids: Any = group["ids"]
             arrays: dict[str, Any] = dict(group["features"].arrays())  # type: ignore[union-attr]
         except (KeyError, FileNotFoundError, AttributeError) as error:
-            raise ValueError(f"is no group of features ({error})") from error
-        wanted = {answer.name: (len(ids), answer.width) for answer in table.answers}
+            raise ValueError(f"it is no group of features ({error})") from error
+        wanted = {answer.name: (ids.shape[0], answer.width) for answer in table.answers}
         if (found := {name: own.shape for name, own in arrays.items()}) != wanted:
-            raise ValueError(f"holds the arrays {found}")
-        for at in range(0, len(ids), ROWS):
+            raise ValueError(f"it holds the arrays {found}")
+        for at in range(0, ids.shape[0], ROWS):
             names = [str(name) for name in ids[at : at + ROWS]]
             parts = (np.asarray(arrays[answer.name][at : at + ROWS], dtype=np.float32) for answer in table.answers)
             yield Rows(names, tuple(parts))
