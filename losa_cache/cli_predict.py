@@ -1,7 +1,9 @@
 """The command line's ``predict``: parse, call, print."""
 
 import json
-from typing import TYPE_CHECKING, Annotated
+import sys
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -10,6 +12,8 @@ from losa_cache.apply.predict.config import PredictConfig
 from losa_cache.cli_common import Json, expanded, print_result
 from losa_cache.cli_options import takes_options
 from losa_cache.errors import UserError
+from losa_cache.extract.meter import Meter
+from losa_cache.text import columns
 
 if TYPE_CHECKING:
     from losa_cache.apply.predict.table import Rows, Table
@@ -47,10 +51,11 @@ def predict(
     from losa_cache.apply.predict.predict import predict as run
     from losa_cache.display import PredictionBar, prediction_report
 
-    printed = _Printed(as_json)
-    with PredictionBar() as bar:
-        found = run(adapters, inputs, config=config, meter=bar, take=printed)
-    report = prediction_report(found, bar)
+    printed = _Printed(sys.stdout, as_json)  # before a bar redirects it
+    on_terminal = config.out is None and sys.stdout.isatty()  # then the rows themselves show how far it is
+    with nullcontext(Meter()) if on_terminal else PredictionBar() as meter:
+        found = run(adapters, inputs, config=config, meter=meter, take=printed)
+    report = prediction_report(found, meter)
     if found.out is not None:
         print_result(report, as_json)
     if found.skipped_count:
@@ -58,20 +63,21 @@ def predict(
 
 
 class _Printed:
-    """Rows as lines on stdout, batch by batch: a table, or JSON lines."""
+    """Rows as lines of text, batch by batch: a table, or JSON lines."""
 
-    def __init__(self, as_json: bool) -> None:
-        self._as_json, self._begun = as_json, False
+    def __init__(self, stream: TextIO, as_json: bool) -> None:
+        self._stream, self._as_json, self._begun = stream, as_json, False
 
     def __call__(self, table: "Table", rows: "Rows") -> None:
         """Print some rows."""
-        from losa_cache.text import columns
-
         entries = [table.entry(rows, place) for place in range(len(rows))]
-        if self._as_json:
-            typer.echo("\n".join(map(json.dumps, entries)))
-            return
-        named, lines = len(table.answers) > 1, []
+        text = "\n".join(map(json.dumps, entries)) if self._as_json else self._lines(entries)
+        self._stream.write(f"{text}\n")
+        self._stream.flush()
+
+    def _lines(self, entries: list[dict[str, Any]]) -> str:
+        """Lay rows out: a line an input, or, where there are several adapters, a line for each."""
+        named, lines = len(entries[0]["predictions"]) > 1, []
         for entry in entries:
             for name, answers in entry["predictions"].items():
                 lines.append([entry["id"], *([name] if named else []), *map(_cell, answers)])
@@ -80,7 +86,7 @@ class _Printed:
             heading = ["input", *(["adapter"] if named else [])]
             lines.insert(0, heading + [str(place + 1) for place in range(most - len(heading))])
         self._begun = True
-        typer.echo(columns([line + [""] * (most - len(line)) for line in lines]))
+        return columns([line + [""] * (most - len(line)) for line in lines])
 
 
 def _cell(answer: object) -> str:
