@@ -3,12 +3,14 @@
 import json
 import sys
 from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
 from losa_cache.apply.predict.arguments import require_one_kind, split_arguments
 from losa_cache.apply.predict.config import PredictConfig
+from losa_cache.apply.predict.formats import find_format
 from losa_cache.cli_common import Json, expanded, print_result
 from losa_cache.cli_options import takes_options
 from losa_cache.errors import UserError
@@ -46,6 +48,8 @@ def predict(
     """
     if config.embed and config.out is None:
         raise UserError("--embed gives vectors, which are not printed: name a file with --out.")
+    if config.out is not None:
+        find_format(Path(config.out), embeds=config.embed)
     adapters, inputs = split_arguments(what)
     require_one_kind(inputs)
     from losa_cache.apply.predict.predict import predict as run

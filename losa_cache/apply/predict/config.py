@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from losa_cache.errors import UserError, require_counts
+from losa_cache.machine.device_names import require_device_name
+from losa_cache.machine.sizes import parse_bytes
 from losa_cache.options import Option
 
 PILLOW_WARNS, PILLOW_REFUSES = 89_478_485, 178_956_970
@@ -53,6 +55,10 @@ class PredictConfig:
 
     def __post_init__(self) -> None:
         require_counts(top_k=self.top_k, batch_size=self.batch_size, workers=self.workers, max_pixels=self.max_pixels)
+        if self.device is not None:
+            require_device_name(self.device)
+        if self.max_device_memory is not None:
+            parse_bytes(self.max_device_memory)
         if self.max_pixels > PILLOW_REFUSES:
             raise UserError(
                 f"max-pixels is {self.max_pixels}: Pillow decodes no picture of more than {PILLOW_REFUSES}."

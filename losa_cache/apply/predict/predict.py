@@ -30,7 +30,7 @@ from losa_cache.extract.meter import Meter
 from losa_cache.folders import given_path
 from losa_cache.machine.allocator import keep_freed_memory
 from losa_cache.machine.device import choose_device, default_workers
-from losa_cache.machine.memory import parse_bytes
+from losa_cache.machine.sizes import parse_bytes
 from losa_cache.options import lists_options, with_options
 from losa_cache.train.trained_adapter import TrainedAdapter
 
