@@ -71,7 +71,7 @@ def prediction_report(found: "Predictions", meter: Meter) -> dict[str, Any]:
     return {
         "out": str(found.out),
         "rows": found.rows,
-        "predicted_now": meter.images,
+        "inputs_now": meter.images,
         "skipped": found.skipped_count,
         "seconds": round(meter.seconds, 3),
         "images_per_second": round(meter.images / meter.seconds, 1) if meter.seconds else None,

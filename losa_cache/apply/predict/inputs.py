@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from glob import has_magic, iglob
 from importlib.util import find_spec
+from io import TextIOWrapper
 from pathlib import Path
 
 from losa_cache.apply.predict.table import plain
@@ -13,6 +14,7 @@ from losa_cache.apply.predict.walk import walk
 from losa_cache.data import video
 from losa_cache.data.folder import EXTENSIONS
 from losa_cache.errors import UserError
+from losa_cache.outside import UnreadableError, open_file
 
 LIST = ".csv"
 COLUMNS = ("path", "file", "image", "filename", "file_name", "filepath", "file_path", "image_path", "id")
@@ -93,7 +95,8 @@ def _listed(path: Path) -> Iterator[Item]:
     They stand in the column whose heading is one of ``COLUMNS``, or without such a heading in the first.
     """
     try:
-        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        binary = open_file(path)  # no pipe that would be waited for
+        with TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             column = 0
             for number, line in enumerate(csv.reader(file)):
                 names = [cell.strip().lower() for cell in line]
@@ -101,7 +104,7 @@ def _listed(path: Path) -> Iterator[Item]:
                     column = names.index(heading)
                 elif column < len(line) and line[column].strip():
                     yield _item(path.parent / line[column])
-    except (OSError, csv.Error) as error:
+    except (OSError, UnreadableError, csv.Error) as error:
         yield _item(path, f"the list cannot be read: {getattr(error, 'strerror', None) or error}")
 
 

@@ -64,6 +64,8 @@ class Output:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             kind.recover(path)
+            if path.exists() and not (path.is_file() or path.is_dir()):
+                raise UserError(f"{str(path)!r} is there, and is no file: choose another --out.")
             self._require_same()
             there = self._read() if path.exists() else 0
             self._journal = Journal(path.with_name(f"{path.name}.journal"), table)
@@ -74,7 +76,7 @@ class Output:
                 raise
         except OSError as error:
             raise UserError(f"{str(path)!r} cannot be written ({reason(error)}): {remedy(error)}.") from error
-        self.added = self.rows > self._base or not path.exists()
+        self._added, self._open = self.rows > self._base or not path.exists(), True
 
     @property
     def info(self) -> Path:
@@ -93,7 +95,7 @@ class Output:
             raise self._failed(error) from error
         self.rows += len(rows)
         self.skipped += len(skipped)
-        self.added = self.added or len(rows) > 0
+        self._added = self._added or len(rows) > 0
         return size
 
     def finish(self) -> None:
@@ -103,20 +105,24 @@ class Output:
             UserError: if it cannot be written; the journal stays.
         """
         try:
-            if self.added and self.rows:
+            if self._added and self.rows:
                 self._kind.write(self.path, self._table, self._all(), self.rows)
             if self.rows:
                 self._tell()
             self._journal.remove()
+            self._open = False
         except OSError as error:
             raise self._failed(error) from error
 
     def close(self) -> None:
         """Let go of it; without :meth:`finish` its journal stays for a later run, if it holds anything."""
-        if self._journal.path.exists():
-            if not (self.skipped or self.rows > self._base):
-                self._journal.path.unlink()
+        if not self._open:
+            return
+        self._open = False
+        if self.skipped or self.rows > self._base:
             self._journal.close()
+        else:
+            self._journal.remove()
 
     def not_answered(self) -> Iterator[Skipped]:
         """Give the inputs that this run, and runs that it resumes, have skipped."""

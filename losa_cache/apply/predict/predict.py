@@ -1,7 +1,8 @@
 """``predict``: adapters and inputs to rows, in memory or in a file."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -64,6 +65,7 @@ class Predictions:
 
 
 SHOWN = 100
+"""Skipped inputs that are kept to be named, of those that a file lists."""
 
 
 @lists_options(PredictConfig)
@@ -109,6 +111,8 @@ def predict(
     if paths and is_cache(paths[0]):
         cache = open_cache(paths[0])
     loaded = _loaded(adapters, config.device)
+    if not loaded:
+        raise UserError("adapters is empty: name at least one.")
     table = table_of(
         loaded, top_k=config.top_k, embed=config.embed, of=IMAGES if cache is None else cache.manifest.identity
     )
@@ -169,7 +173,7 @@ class _Run:
             self.adapters = fitted(self.adapters, cache)
             return
         require_one_backbone(self.adapters)
-        clips = {name: own.config["cache"]["fields"]["views"]["clips"] for name, own in self.adapters.items()}
+        clips = {name: _clips(own) for name, own in self.adapters.items()}
         if len({*clips.values()}) > 1:
             listed = ", ".join(f"{name!r} with {count}" for name, count in clips.items())
             raise UserError(
@@ -184,7 +188,7 @@ class _Run:
                     *(name, precision),
                 )
 
-    def found(self, cache: ActivationCache | None, paths: Sequence[str], known: Known) -> Iterator[Found]:
+    def found(self, cache: ActivationCache | None, paths: Sequence[str], known: Known) -> Generator[Found, None, None]:
         """Give the answers of all inputs that are not known, and note them as known.
 
         The meter is told how many there are.
@@ -208,7 +212,7 @@ class _Run:
         return Decoding(
             batch_size=self.config.batch_size,
             workers=self.config.workers or default_workers(),
-            clips=int(own.config["cache"]["fields"]["views"]["clips"]),
+            clips=_clips(own),
             upright=backbone_fields(own)["orientation"] == UPRIGHT,
             max_pixels=self.config.max_pixels,
         )
@@ -230,24 +234,31 @@ class _Run:
         self.meter.update()
 
 
+def _clips(adapter: TrainedAdapter) -> int:
+    """Say how many clips of a video an adapter was trained on."""
+    return int(adapter.config["cache"]["fields"].get("views", {}).get("clips", 1))
+
+
 def _in_memory(run: _Run, cache: ActivationCache | None, paths: Sequence[str], take: Take | None) -> Predictions:
     count, skipped, kept = 0, list[Skipped](), list[dict[str, Any]]()
-    for rows, bad in run.found(cache, paths, Known()):
-        if take is not None and len(rows):
-            take(run.table, rows)
-        elif take is None:
-            kept += [run.table.entry(rows, place) for place in range(len(rows))]
-        count += len(rows)
-        skipped += bad
-        run.count(rows, bad)
+    with closing(run.found(cache, paths, Known())) as batches:
+        for rows, bad in batches:
+            if take is None:
+                kept += [run.table.entry(rows, place) for place in range(len(rows))]
+            elif len(rows):
+                take(run.table, rows)
+            count += len(rows)
+            skipped += bad
+            run.count(rows, bad)
     _require_some(count, skipped)
     return Predictions(None, count, skipped, len(skipped), kept)
 
 
 def _to_file(run: _Run, cache: ActivationCache | None, paths: Sequence[str], output: Output) -> Predictions:
     try:
-        for rows, bad in run.found(cache, paths, output.known):
-            run.count(rows, bad, output.add(rows, bad))
+        with closing(run.found(cache, paths, output.known)) as batches:
+            for rows, bad in batches:
+                run.count(rows, bad, output.add(rows, bad))
         skipped, count = list(islice(output.not_answered(), SHOWN)), output.skipped
         output.finish()
     finally:
