@@ -63,16 +63,14 @@ class Output:
         self.known, self.rows, self.skipped = Known(), 0, 0
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            kind.recover(path)
-            if path.exists() and not (path.is_file() or path.is_dir()):
-                raise UserError(f"{str(path)!r} is there, and is no file: choose another --out.")
-            self._require_same()
-            there = self._read() if path.exists() else 0
-            self._journal = Journal(path.with_name(f"{path.name}.journal"), table)
+            self._journal = Journal(path.with_name(f"{path.name}.journal"), table)  # nobody else writes from here on
             try:
-                self._take_journal(there)
+                self._take_journal(self._take_output())
             except BaseException:
-                self._journal.close()
+                if self._journal.header is None:
+                    self._journal.remove()
+                else:
+                    self._journal.close()
                 raise
         except OSError as error:
             raise UserError(f"{str(path)!r} cannot be written ({reason(error)}): {remedy(error)}.") from error
@@ -138,12 +136,18 @@ class Output:
         before = first(self._kind.read(self.path, self._table), self._base) if self._base else iter(())
         return chain(before, self._journal.rows())
 
-    def _read(self) -> int:
+    def _take_output(self) -> int:
         """Read the ids of the output that is there, and count them.
 
         Raises:
             UserError: if it is another table.
         """
+        self._kind.recover(self.path)
+        if not self.path.exists():
+            return 0
+        if not (self.path.is_file() or self.path.is_dir()):
+            raise UserError(f"{str(self.path)!r} is there, and is no file: choose another --out.")
+        self._require_same()
         count = 0
         try:
             for part in self._kind.read(self.path, self._table):
@@ -182,8 +186,6 @@ class Output:
 
     def _require_same(self) -> None:
         """Refuse an output of other adapters, other images, or another number of classes."""
-        if not self.path.exists():
-            return
         info = self._info()
         if info and (wrong := apart({"of": info.of, "adapters": info.adapters}, self._table.described())):
             raise UserError(f"{str(self.path)!r} is there, and differs in {wrong}: choose another --out, or remove it.")
