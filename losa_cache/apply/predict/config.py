@@ -47,7 +47,7 @@ class PredictConfig:
     workers: Annotated[int | None, Option("Threads that decode; default: one a core.")] = None
     max_device_memory: Annotated[
         str | int | None,
-        Option("4GB, 1.5GiB: the most device memory to use; a larger backbone streams through the device."),
+        Option("Limit of device memory, such as 4GB or 1.5GiB; a larger backbone streams through the device."),
     ] = None
     max_pixels: Annotated[
         int, Option("Skip pictures of more pixels, which may be decompression bombs; at most 178956970.")
