@@ -15,6 +15,7 @@ from losa_cache.cli_compare import compare
 from losa_cache.cli_options import Values, takes_options
 from losa_cache.cli_probe import probe
 from losa_cache.cli_push import push
+from losa_cache.cli_serve import serve
 from losa_cache.cli_sweep import sweep, train_chosen, vtab
 from losa_cache.data.names import require_data_set, require_split
 from losa_cache.errors import UserError
@@ -227,6 +228,7 @@ def evaluate(
 
 
 app.command()(compare)
+app.command()(serve)
 app.command()(push)
 
 
