@@ -59,6 +59,7 @@ def read_image(file: BinaryIO, *, max_pixels: int, formats: tuple[str, ...]) -> 
         OverflowError: if it is too large.
         OSError, ValueError: or whatever else the decoder raises.
     """
+    Image.init()  # or Pillow knows only a few of its decoders by name
     with Image.open(file, formats=formats) as image:
         tags: Any = getattr(image, "tag_v2", {})
         tile = [max(np.atleast_1d(tags.get(tag, 1))) for tag in _TILE]

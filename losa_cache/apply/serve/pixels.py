@@ -11,7 +11,7 @@ from losa_cache.data.picture import read_image, upright
 from losa_cache.data.transforms import InputSpec
 from losa_cache.text import shown
 
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "PPM", "GIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM", "GIF")
 """Decoders that bytes from outside may reach. Pillow has others, of which one starts a program (EPS)."""
 KNOWN = "JPEG, PNG, WebP, TIFF, BMP, PPM or GIF"
 
