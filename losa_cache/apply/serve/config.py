@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from losa_cache.errors import UserError, require_counts
+from losa_cache.machine.sizes import parse_bytes
 from losa_cache.options import Option
 
 LIMITS = "Limits"
@@ -72,6 +73,8 @@ class ServeConfig:
             max_body=self.max_body,
             max_pixels=self.max_pixels,
         )
+        if self.max_device_memory is not None:
+            parse_bytes(self.max_device_memory)
         if not 0 <= self.port <= 65535:
             raise UserError(f"port is {self.port}: it must lie between 0 and 65535.")
         if not 0 <= self.max_wait_ms <= 60_000:

@@ -15,7 +15,7 @@ from losa_cache.apply.serve.listen import is_local, start, url_of
 from losa_cache.apply.serve.service import Service, require_images
 from losa_cache.machine.allocator import keep_freed_memory
 from losa_cache.machine.device import choose_device
-from losa_cache.machine.memory import parse_bytes
+from losa_cache.machine.sizes import parse_bytes
 from losa_cache.stop import Signals
 from losa_cache.train.trained_adapter import TrainedAdapter, load_adapter
 
