@@ -17,7 +17,8 @@ DROP = """(async () => {
   const bytes = Uint8Array.from(atob("BYTES"), letter => letter.charCodeAt(0));
   const data = new DataTransfer();
   data.items.add(new File([bytes], "dropped.png", {type: "image/png"}));
-  document.getElementById("drop").dispatchEvent(new DragEvent("drop", {dataTransfer: data, bubbles: true, cancelable: true}));
+  const dropped = new DragEvent("drop", {dataTransfer: data, bubbles: true, cancelable: true});
+  document.getElementById("drop").dispatchEvent(dropped);
 })()"""
 
 
@@ -74,9 +75,15 @@ class Browser:
             assert monotonic() < end, self.value("document.body.innerText")
         return found
 
-    def press(self, key, code):
+    def press(self, key, code, text=""):
         for kind in ("keyDown", "keyUp"):
-            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, text=text)
+
+    def until_told(self, method):
+        end = monotonic() + 30
+        while not any(own.get("method") == method for own in self.events):
+            assert monotonic() < end, method
+            self.value("1")  # events come before its answer
 
     def close(self):
         os.close(self._out)
@@ -101,8 +108,9 @@ def browser(tmp_path_factory):
 def shown(browser):
     """Adapters and their classes and percentages, as they stand on the page."""
     return browser.value(
-        """[...document.querySelectorAll("section")].map(own => [own.querySelector("h2").textContent,
-        [...own.querySelectorAll("li")].map(line => [...line.querySelectorAll("span")].map(cell => cell.textContent))])"""
+        """[...document.querySelectorAll("section")].map(section => [section.querySelector("h2").textContent,
+        [...section.querySelectorAll("li")].map(
+            line => [...line.querySelectorAll("span")].map(cell => cell.textContent))])"""
     )
 
 
@@ -144,9 +152,8 @@ def test_keyboard_and_narrow_screens(folder, browser, tmp_path):
         assert browser.value("document.activeElement.id") == "file"
         assert browser.value("getComputedStyle(document.getElementById('drop')).outlineStyle") == "solid"
         browser.call("Page.setInterceptFileChooserDialog", enabled=True)
-        browser.press("Enter", 13)
-        while not any(own.get("method") == "Page.fileChooserOpened" for own in browser.events):
-            browser.value("1")
+        browser.press("Enter", 13, "\r")
+        browser.until_told("Page.fileChooserOpened")
         root = browser.call("DOM.getDocument")["root"]["nodeId"]
         file = browser.call("DOM.querySelector", nodeId=root, selector="#file")["nodeId"]
         browser.call("DOM.setFileInputFiles", files=[str(tmp_path / "chosen.png")], nodeId=file)
