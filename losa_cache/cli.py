@@ -17,6 +17,7 @@ from losa_cache.cli_options import Values, takes_options
 from losa_cache.cli_predict import predict
 from losa_cache.cli_probe import probe
 from losa_cache.cli_push import push
+from losa_cache.cli_serve import serve
 from losa_cache.cli_sweep import sweep, train_chosen, vtab
 from losa_cache.data.names import require_data_set, require_split
 from losa_cache.errors import UserError
@@ -246,6 +247,7 @@ def evaluate(
 
 app.command()(predict)
 app.command()(compare)
+app.command()(serve)
 app.command()(push)
 app.command()(export)
 

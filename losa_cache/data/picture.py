@@ -3,10 +3,10 @@
 import logging
 import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +25,7 @@ _TURNS = {
 }
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 _BITS, _COMPRESSION, _PHOTOMETRIC, _PLANES, _FORMAT = 258, 259, 262, 284, 339  # numbers of TIFF tags
+_TILE = (322, 323)  # width and height
 _WHITE_IS_ZERO, _UNCOMPRESSED, _APART, _SIGNED = 0, 1, 2, 2  # values of them
 _DARK = 4095  # where no value of 16 bits lies above it, a scanner of 12 bits may have written them unscaled
 
@@ -49,10 +50,36 @@ def load_image(path: Path, *, max_pixels: int | None = None) -> Image.Image:
     with Image.open(path) as image:
         if max_pixels is not None and image.width * image.height > max_pixels:
             raise ValueError(f"it has {image.width} x {image.height} pixels, more than {max_pixels} (--max-pixels)")
-        _require_readable(image)
-        image.filename = ""  # or Pillow maps the file, and shears a TIFF that its orientation turns on its side
-        image.load()
-        return eight_bits(image, str(path))
+        return _decode(image, str(path))
+
+
+def read_image(file: BinaryIO, *, max_pixels: int, formats: tuple[str, ...]) -> Image.Image:
+    """Decode a picture from outside, as :func:`load_image` does.
+
+    Args:
+        file: its bytes.
+        max_pixels: a larger picture, or one stored in larger tiles, is refused before it is decoded.
+        formats: Pillow's names of the decoders that may be tried.
+
+    Raises:
+        OverflowError: if it is too large.
+        OSError, ValueError: or whatever else the decoder raises.
+    """
+    Image.init()  # or Pillow knows only a few of its decoders by name
+    with Image.open(file, formats=formats) as image:
+        tags: Any = getattr(image, "tag_v2", {})
+        tile = [max(np.atleast_1d(tags.get(tag, 1))) for tag in _TILE]
+        for width, height in (image.size, tile):
+            if width * height > max_pixels:
+                raise OverflowError(f"{width} x {height} pixels, more than {max_pixels}")
+        return _decode(image, "")
+
+
+def _decode(image: ImageFile.ImageFile, name: str) -> Image.Image:
+    _require_readable(image)
+    image.filename = ""  # or Pillow maps the file, and shears a TIFF that its orientation turns on its side
+    image.load()
+    return eight_bits(image, name)
 
 
 def eight_bits(image: Image.Image, name: str = "") -> Image.Image:

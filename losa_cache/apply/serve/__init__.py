@@ -1,0 +1,1 @@
+"""A server of predictions: HTTP in front of one backbone with many adapters."""
