@@ -33,10 +33,13 @@ def serve(
 
     The page at the server's address takes an image and shows the predictions; /docs lists all requests.
     """
+    from losa_cache.apply.serve.adapter_dir import require_folder
     from losa_cache.apply.serve.listen import bind, require_packages
     from losa_cache.text import say
 
     places = name_adapters(adapters)
+    if config.adapter_dir is not None:
+        require_folder(config.adapter_dir)
     require_packages()
     with closing(bind(config.host, config.port)) as listener:
         from losa_cache.apply.serve.server import open_service, run

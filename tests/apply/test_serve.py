@@ -18,6 +18,7 @@ import torch
 
 import losa_cache as lc
 from losa_cache.apply.serve import guard
+from losa_cache.apply.serve.adapter_dir import AdapterDir
 from losa_cache.apply.serve.config import ServeConfig
 from losa_cache.apply.serve.listen import bind
 from losa_cache.apply.serve.service import Service
@@ -378,6 +379,12 @@ def test_what_was_answered_is_counted_by_route(port):
     assert "losa_cache_adapters 3.0" in text
 
 
+def test_names_that_are_no_text_leave_answers_whole(folder, expected):
+    with serving({"a\udcff": load(folder, ["first"])["first"]}) as (port, _):
+        answer = ask(port, "/predict", expected[0][0])[1]["predictions"]
+        assert same(answer, {"a\udcff": expected[1][0]["first"]})
+
+
 def test_options_that_cannot_work_are_refused():
     for options, words in (
         ({"port": 70000}, "port is 70000"),
@@ -388,6 +395,8 @@ def test_options_that_cannot_work_are_refused():
     ):
         with pytest.raises(UserError, match=words):
             ServeConfig(**options)
+    with pytest.raises(UserError, match=r"adapter-dir is '/no/folder', where no folder is"):
+        AdapterDir("/no/folder")
     with pytest.raises(UserError, match=r"host 'no\.such\.host\.invalid' cannot be found"):
         bind("no.such.host.invalid", 0)
 

@@ -9,6 +9,18 @@ from losa_cache.folders import settled_path
 from losa_cache.sidenet.adapter_folder import find_files
 
 
+def require_folder(path: str) -> Path:
+    """Settle the path of a folder.
+
+    Raises:
+        UserError: if there is none.
+    """
+    settled = settled_path(path)
+    if not settled.is_dir():
+        raise UserError(f"adapter-dir is {path!r}, where no folder is: name one that holds adapters.")
+    return settled
+
+
 class AdapterDir:
     """A folder of adapters.
 
@@ -20,9 +32,7 @@ class AdapterDir:
     """
 
     def __init__(self, path: str) -> None:
-        self._root = settled_path(path)
-        if not self._root.is_dir():
-            raise UserError(f"adapter-dir is {path!r}, where no folder is: name one that holds adapters.")
+        self._root = require_folder(path)
 
     def find(self, given: str) -> Path:
         """Find an adapter by its path below the folder.

@@ -1,6 +1,7 @@
 """The routes of the server."""
 
 import ipaddress
+import json
 import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -206,7 +207,11 @@ def _refusal(refused: RefusedError) -> Response:
 
 
 def _json(content: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(msgspec.json.encode(content), status, headers, "application/json")
+    try:
+        body = msgspec.json.encode(content)
+    except UnicodeEncodeError:  # a name of bytes that are no text, as file systems have them
+        body = json.dumps(content).encode()
+    return Response(body, status, headers, "application/json")
 
 
 def _told(description: str, example: dict[str, Any]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ class ServeConfig:
         max_batch: images a forward pass.
         max_wait_ms: a batch that is not full starts when its first image has waited so long.
         queue: requests that are accepted and not yet answered; more get 503.
-        timeout: seconds from the first line of a request to its answer.
+        timeout: seconds that the body of a request may take to arrive, and that its answer may take then.
         max_body: bytes of a request's body.
         max_pixels: of an image.
 
@@ -59,7 +59,9 @@ class ServeConfig:
         5.0
     )
     queue: Annotated[int, _limit("Requests that are accepted and not answered yet; more are refused with 503.")] = 256
-    timeout: Annotated[float, _limit("Seconds that a request may take, from its first line to its answer.")] = 30.0
+    timeout: Annotated[
+        float, _limit("Seconds that a request's body may take to arrive, and that its answer may take then.")
+    ] = 30.0
     max_body: Annotated[int, _limit("Bytes that the body of a request may have.")] = 32_000_000
     max_pixels: Annotated[
         int, _limit("Pixels that an image may have: larger ones, maybe decompression bombs, are not decoded.")
