@@ -17,7 +17,8 @@ from losa_cache.extras import extra
 from losa_cache.sidenet.adapter_folder import CARD, CONFIG, HUB, METRICS, TENSORS, find_files, read_metrics
 
 FILES = (TENSORS, CONFIG, METRICS, CARD)
-_REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+_NAME = r"(?!.*(--|\.\.))[A-Za-z0-9_]([\w.-]{0,94}[\w])?"
+_REPO = re.compile(f"{_NAME}/{_NAME}", re.ASCII)  # the hub's own rule
 _REVISION = re.compile(r"[\w.-]+(/[\w.-]+)*", re.ASCII)
 LOG_IN = "log in with 'hf auth login', or set HF_TOKEN"
 
@@ -44,9 +45,9 @@ def fetch_adapter(spec: str) -> Path:
     Raises:
         UserError: if it cannot be fetched, or is no adapter of losa-cache.
     """
-    repo, _, revision = spec.removeprefix(HUB).partition("@")
+    repo, at, revision = spec.removeprefix(HUB).partition("@")
     require_repo(repo)
-    if revision and not _REVISION.fullmatch(revision):
+    if at and not _REVISION.fullmatch(revision):
         raise UserError(f"{revision!r} is no revision: write hub:owner/name@revision, a branch, a tag or a commit.")
     hub = _hub()
     with _said(f"adapter {spec!r} cannot be fetched"):

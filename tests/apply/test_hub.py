@@ -146,6 +146,10 @@ def test_what_is_not_there_is_said(hub, run, monkeypatch, capsys):
         ("hub:me/empty@v9", "it has no such revision"),
         ("hub:me", "'me' is no repository on the hub: write owner/name"),
         ("hub:../../etc", "is no repository"),
+        ("hub:me/a--b", "is no repository"),
+        ("hub:me/a..b", "is no repository"),
+        ("hub:me/cats-", "is no repository"),
+        ("hub:me/cats@", "'' is no revision"),
         ("hub:me/cats@../x y", "is no revision"),
     ):
         with pytest.raises(lc.UserError, match=message):
