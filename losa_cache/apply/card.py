@@ -17,6 +17,8 @@ from losa_cache.tasks import CLASSIFICATION, get_task
 from losa_cache.text import shown
 
 SHOWN = 50  # classes that are listed
+ELSEWHERE = ("ijepa", "robbyant", "apple_mclip", "apple_mclip_lt")
+"""Ends of the names of ViTs whose weights lie elsewhere, or are not on the hub."""
 _MARKS = re.compile(r"([\\`*_{}\[\]()#+!|~$-])")
 
 Config = Mapping[str, Any]
@@ -56,8 +58,8 @@ def _front(config: Config, metrics: Sequence[Figures], license: str | None, repo
 
 def _base_model(config: Config) -> str | None:
     """Name the backbone on the hub: timm's own weights, of a model with a tag, lie there under the model's name."""
-    name = str(config["cache"]["fields"]["backbone"]["name"]).removeprefix("vivit:")
-    return f"timm/{name}" if config.get("pretrained") and "." in name else None
+    name = str(config["cache"]["fields"]["backbone"]["name"]).removeprefix("vivit:").replace("_quickgelu", "")
+    return f"timm/{name}" if config.get("pretrained") and "." in name and not name.endswith(ELSEWHERE) else None
 
 
 def _pipeline(config: Config) -> str | None:

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import timm
 from huggingface_hub import ModelCard
 from markdown import markdown
 
@@ -54,6 +55,16 @@ def test_the_hub_reads_its_front_matter():
         ("held out of training", "top-1"): 0.9, ("held out of training", "top-5"): 1.0,
         ("test", "top-1"): 0.975, ("test", "top-5"): 0.999,
     }  # fmt: skip
+
+
+def test_the_backbone_is_named_as_timm_fetches_it():
+    vits = [name for name in timm.list_pretrained() if name.startswith(("vit_", "deit", "beit", "eva", "flexivit"))]
+    assert len(vits) > 200
+    for name in vits:
+        found = ModelCard(card(changed(backbone={"name": name, "weights": "sha256:0"}), [])).data.base_model
+        hub = timm.get_pretrained_cfg(name).hf_hub_id
+        assert found in (None, f"timm/{name}" if hub == "timm/" else hub), name
+        assert found is not None or not str(hub).startswith("timm/"), name
 
 
 def test_nothing_is_claimed_that_the_adapter_does_not_say():
