@@ -297,6 +297,37 @@ def test_a_journal_that_is_cut_or_flipped_loses_its_end_alone(made, tmp_path):
     assert written(tmp_path) == expected
 
 
+FULL = """
+import os, resource
+import losa_cache as lc
+from tests.conftest import tiny_backbone
+
+os.chdir({folder!r})
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # as a disk that is full
+try:
+    lc.predict({adapters!r}, "photos", out="out.csv", backbone=tiny_backbone(), **{more!r})
+except lc.UserError as error:
+    print(error)
+"""
+
+
+def test_a_full_disk_keeps_what_is_done(made, tmp_path):
+    copied(made, tmp_path)
+    adapters, _, more = options(".csv")
+    code = FULL.format(folder=str(tmp_path), adapters=[str(made / own) for own in adapters], more=more)
+    done = Forked("-c", code).wait()
+    assert "writing 'out.csv' failed (File too large" in done.stdout, done.stderr
+    assert written(tmp_path).keys() == {"out.csv.journal"}
+    assert predict(made, tmp_path, ".csv").rows == COUNT
+    found = written(tmp_path)
+    shutil.rmtree(tmp_path / "photos")
+    for name in found:
+        (tmp_path / name).unlink()
+    copied(made, tmp_path)
+    predict(made, tmp_path, ".csv")
+    assert written(tmp_path) == found
+
+
 def test_another_process_that_writes_the_output_is_waited_for(made, tmp_path):
     copied(made, tmp_path)
     (tmp_path / "out.csv.journal").touch()

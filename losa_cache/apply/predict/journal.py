@@ -9,7 +9,7 @@ import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import google_crc32c
 import msgspec
@@ -17,6 +17,7 @@ import numpy as np
 
 from losa_cache.apply.predict.table import Rows, Table
 from losa_cache.errors import UserError
+from losa_cache.files import append
 from losa_cache.lock import lock, unlock
 
 MAGIC = b"losa-cache predict 1\n"
@@ -72,7 +73,7 @@ class Journal:
     def __init__(self, path: Path, table: Table) -> None:
         self.path, self._table = path, table
         self._lock = _locked(path)
-        self._file: BinaryIO = open(path, "r+b")
+        self._file = open(path, "r+b", buffering=0)  # what is appended by another handle is read at once
         self.header: Header | None = None
         try:
             self._read_header()
@@ -97,10 +98,10 @@ class Journal:
 
     def begin(self, base: int) -> None:
         """Write the header of a new journal, whose output has so many rows."""
-        self.header = Header(self._table.described(), base)
-        self._file.seek(0)
-        self._file.write(MAGIC)
-        self._append(msgspec.msgpack.encode(self.header))
+        header = Header(self._table.described(), base)
+        append(self.path, MAGIC)
+        self._append(msgspec.msgpack.encode(header))
+        self.header = header
 
     def add(self, rows: Rows, skipped: list[Skipped]) -> int:
         """Append a batch, and say how many bytes it takes."""
@@ -139,14 +140,7 @@ class Journal:
 
     def _append(self, content: bytes) -> int:
         frame = _FRAME.pack(len(content), google_crc32c.value(content)) + content
-        start = self._file.seek(0, os.SEEK_END)
-        try:
-            self._file.write(frame)
-            self._file.flush()
-        except OSError as error:
-            self._file.truncate(start)
-            error.filename = str(self.path)
-            raise
+        append(self.path, frame)
         return len(frame)
 
     def _frames(self) -> Iterator[bytes]:
