@@ -68,7 +68,7 @@ def _title(argument: Any) -> str:
 
 
 def _flags(option: Any) -> str:
-    return ", ".join(f"`{name}`" for name in option.opts)
+    return ", ".join(f"`{name}`" for name in (*option.opts, *option.secondary_opts))
 
 
 def _default(option: Any) -> str:
