@@ -6,7 +6,8 @@ Adapters are trained for an epoch on the digits, on the embedded backbone or on 
 by ``losa-cache serve`` in a process of its own. Each client keeps a connection and sends an image as soon as the one
 before is answered. The clients run in this process, on the same cores as the server. Beside it stands a loop without
 HTTP: threads that decode the same JPEG files, and ``lc.AdaptedModel`` on batches of the same size. It runs before and
-after the server's turn, so that a slower minute of the machine does not fall on one of them alone.
+after the server's turn, so that a slower minute of the machine does not fall on one of them alone. CPU times an image
+stand beside the rates: other work on the machine, and the clients, change them less.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from io import BytesIO
 from itertools import cycle, islice
 from pathlib import Path
 from statistics import mean, quantiles
-from time import perf_counter
+from time import perf_counter, process_time
 
 import torch
 from PIL import Image
@@ -85,15 +86,21 @@ def main() -> None:
         print(f"{machine()}; {arguments.backbone}, {len(runs)} adapters, batches of at most {arguments.max_batch}")
         loop = Loop(runs, files, arguments)
         before = loop.rate(arguments.seconds / 4)
-        with server(runs, options) as port:
+        with server(runs, options) as (port, pid):
             asyncio.run(load(port, files, 4, 1.0))  # warm up
             many = asyncio.run(load(port, files, arguments.clients, arguments.seconds))
+            busy = cpu_seconds(pid)
             some = asyncio.run(load(port, files, arguments.beside, arguments.seconds / 2))
+            busy = cpu_seconds(pid) - busy
         after = loop.rate(arguments.seconds / 4)
     print(f"{arguments.clients} clients: {many}")
     print(f"{arguments.beside} clients: {some}")
-    own, rate = mean([before, after]), some.statuses[200] / some.seconds
-    print(f"the loop without HTTP: {before:.0f} and {after:.0f} images/s; the server reaches {rate / own:.2f} of it")
+    own, rate = mean([before[0], after[0]]), some.statuses[200] / some.seconds
+    print(
+        f"the loop without HTTP: {before[0]:.0f} and {after[0]:.0f} images/s; the server reaches {rate / own:.2f} of it"
+    )
+    alone, served = 1e3 * mean([before[1], after[1]]), 1e3 * busy / some.statuses[200]
+    print(f"CPU time an image: server {served:.2f} ms, loop {alone:.2f} ms ({alone / served:.2f} of the server's)")
     if many.lost or some.lost or {*many.statuses, *some.statuses} != {200}:
         sys.exit("requests were lost or refused")
 
@@ -134,15 +141,15 @@ class Loop:
         self._model, self._transform = lc.AdaptedModel(backbone, adapters), backbone.input.transform()
         self._files, self._batch = files, arguments.max_batch
 
-    def rate(self, seconds: float) -> float:
-        """Run for so long; give images a second."""
+    def rate(self, seconds: float) -> tuple[float, float]:
+        """Run for so long; give images a second, and seconds of CPU time an image."""
         with ThreadPoolExecutor(default_workers()) as pool:
             ready = self._batches(pool)
             self._answer(next(ready))  # warm up
-            started, images = perf_counter(), 0
+            started, busy, images = perf_counter(), process_time(), 0
             while perf_counter() - started < seconds:
                 images += self._answer(next(ready))
-            return images / (perf_counter() - started)
+            return images / (perf_counter() - started), (process_time() - busy) / images
 
     def _batches(self, pool: ThreadPoolExecutor) -> Iterator[torch.Tensor]:
         files = cycle(self._files)
@@ -166,18 +173,24 @@ class Loop:
 
 
 @contextmanager
-def server(runs: Sequence[Path], options: Sequence[str]) -> Generator[int, None, None]:
-    """Run ``losa-cache serve``; give its port. It must end well when it is told to."""
+def server(runs: Sequence[Path], options: Sequence[str]) -> Generator[tuple[int, int], None, None]:
+    """Run ``losa-cache serve``; give its port and its process. It must end well when it is told to."""
     command = [sys.executable, "-m", "losa_cache", "serve", *map(str, runs), "--port", "0", *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
         line = process.stdout.readline()
-        yield int(line.split("  (")[0].rpartition(":")[2])
+        yield int(line.split("  (")[0].rpartition(":")[2]), process.pid
     finally:
         process.send_signal(signal.SIGTERM)
         if status := process.wait():
             print(f"the server ended with exit code {status}")
+
+
+def cpu_seconds(pid: int) -> float:
+    """Give the CPU time that a process has taken."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def load(port: int, files: Sequence[bytes], clients: int, seconds: float) -> Load:
