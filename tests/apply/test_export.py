@@ -140,7 +140,9 @@ def test_many_columns_are_exported_as_the_equations_stand(monkeypatch):
         (lambda: tiny_backbone(depth=2), "losa", {"head": ALL_LAYERS}, "onnx"),
         (tiny_vivit, "losa", {"tap": "both"}, "torch"),
         (lambda: of_timm("vit_small_patch14_reg4_dinov2", 28), "linear", {}, "torch"),
-        (lambda: of_timm("vit_small_plus_patch16_dinov3", 32), "attentive", {}, "onnx"),
+        pytest.param(
+            lambda: of_timm("vit_small_plus_patch16_dinov3", 32), "attentive", {}, "onnx", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_file_with_the_backbone_gives_our_outputs_from_pixels(make, side, options, format, tmp_path):
@@ -173,7 +175,7 @@ def test_a_file_with_the_backbone_gives_our_outputs_from_pixels(make, side, opti
     [
         ("losa", {"start": EMBEDDING}, "torch"),
         ("mlp", {}, "torch"),
-        ("ladder", {}, "onnx"),
+        pytest.param("ladder", {}, "onnx", marks=pytest.mark.slow),
         ("fusion", {}, "onnx"),
     ],
 )
