@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from msgspec import Struct
@@ -24,7 +24,9 @@ from losa_cache.outside import UnreadableError, fit, read_file
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.state_file import load_state, save_state
 from losa_cache.train.stored import CONFIG, KEPT_FILES, digest_of, read_run
-from losa_cache.train.tensorboard_log import TensorBoardLog
+
+if TYPE_CHECKING:
+    from losa_cache.train.tensorboard_log import TensorBoardLog
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +145,10 @@ class Run:
         with self._writing():
             append(self.path / METRICS, line.encode())
         self._lines.append(line)
-        self._events = self._events or TensorBoardLog(self.path, metrics["epoch"])
+        if self._events is None:
+            from losa_cache.train.tensorboard_log import TensorBoardLog  # half a second, which only training needs
+
+            self._events = TensorBoardLog(self.path, metrics["epoch"])
         self._events.log(metrics)
 
     @property
