@@ -161,7 +161,8 @@ def train(
     config = replace(config, **{name: value for name, value in of_recipe(recipe).items() if not given(context, name)})
     require_sample_files(config)
     if auto:
-        refuse(context, "--auto chooses from a cache", only=("mixed", *OF_IMAGES))
+        only = ("online", "mixed", *OF_IMAGES) if online else ("mixed", *OF_IMAGES)
+        refuse(context, "--auto chooses from a cache", only=only)
         if online or mixed is not None:  # given, or stored by an earlier run
             raise UserError("--auto chooses from a cache, without the backbone: pass --no-online and --cache.")
         train_chosen(context, cache, config, as_json, out=out, device=device, residency=residency, stage=stage)

@@ -162,7 +162,10 @@ def test_a_list_of_files_that_leads_out_of_the_folder_is_not_followed(cache, tmp
     listed = tmp_path / "served/far.zarr.receipts/core/files.json"
     files = json.loads(listed.read_text())["files"]
     write_sealed(listed, {"files": files | {"../stray": hashlib.sha256(b"from the server").hexdigest()}})
-    with http_server(tmp_path / "served") as address, pytest.raises(UserError, match=r"files\.json' cannot be read"):
+    with (
+        http_server(tmp_path / "served") as address,
+        pytest.raises(UserError, match="cannot be read .files.json names"),
+    ):
         stage_cache(open_cache(f"{address}/far.zarr"), tmp_path / "near")
     assert not list((tmp_path / "near").rglob("stray"))
 
