@@ -223,7 +223,9 @@ app.command()(vtab)
 @app.command(name="eval")
 @takes_options
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="A finished run's directory.", callback=existing_run)],
+    run: Annotated[
+        Path, typer.Argument(help="A finished run, an adapter's folder, or hub:owner/name.", callback=existing_run)
+    ],
     cache: Annotated[
         str | None,
         _cache("Cache to evaluate on: a path or URL; default: a known cache of a held-out split of the same data set."),

@@ -10,6 +10,7 @@ import typer
 from losa_cache.errors import UserError, no_cache
 from losa_cache.folders import given_path
 from losa_cache.machine.device_names import require_device_name
+from losa_cache.sidenet.adapter_folder import HUB
 from losa_cache.text import say
 
 CONFIG = "config_file"
@@ -34,9 +35,9 @@ def existing(value: Any) -> Any:
 
 
 def existing_run(value: Path) -> Path:
-    """Expand the path of a run directory, and refuse it where nothing is."""
+    """Expand the path of a run directory, and refuse it where nothing is; ``hub:owner/name`` stays what it is."""
     run: Path = expanded(value)
-    if not os.path.lexists(run):
+    if not str(run).startswith(HUB) and not os.path.lexists(run):
         raise UserError(f"{str(run)!r} holds no adapter: there is no such folder; name one of a run, as in runs/NAME.")
     return run
 

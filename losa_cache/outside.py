@@ -58,7 +58,7 @@ def read_file(path: Path, *, at_most: int = MOST_BYTES) -> bytes:
     """
     with open_file(path) as file:
         try:
-            content = file.read(at_most + 1)
+            content = file.read(min(at_most, os.fstat(file.fileno()).st_size) + 1)  # no memory for what is not there
         except OSError as error:
             raise UnreadableError(error.strerror or str(error)) from error
     if len(content) > at_most:

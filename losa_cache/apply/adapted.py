@@ -127,6 +127,12 @@ class AdaptedModel:
 
     @torch.inference_mode()
     def _run(self, pixels: Tensor, names: Iterable[str] | None, finish: Finish) -> dict[str, Tensor]:
+        if tuple(pixels.shape[1:]) != self.backbone.input.shape or not len(pixels):
+            shape = " x ".join(map(str, self.backbone.input.shape))
+            raise UserError(
+                f"pixels are of the shape {tuple(pixels.shape)}: give at least one image of {shape}, as "
+                "backbone.input.transform() makes them."
+            )
         members = self._members
         chosen = list(dict.fromkeys(members.by_name if names is None else names))
         for name in chosen:
@@ -153,6 +159,8 @@ class AdaptedModel:
 
     def _fitted(self, name: str, adapter: TrainedAdapter) -> TrainedAdapter:
         """Put an adapter around the backbone's own tail, on its device."""
+        if not isinstance(adapter, TrainedAdapter):
+            raise UserError(f"adapter {name!r} is {adapter!r:.60}: load it first, with losa_cache.load_adapter.")
         require_fits(name, adapter, self.backbone)
         pooled = form_of(adapter) == ROWS
         tokens = self._pooling.rows if pooled else self.backbone.tokens

@@ -13,7 +13,7 @@ import yaml
 
 from losa_cache.data.names import OWN_NAMES
 from losa_cache.inputs_config import RANDOM
-from losa_cache.tasks import CLASSIFICATION, get_task
+from losa_cache.tasks import CLASSIFICATION, Metric, get_task
 from losa_cache.text import shown
 
 SHOWN = 50  # classes that are listed
@@ -77,7 +77,7 @@ def _result(config: Config, kind: str, entry: Figures) -> dict[str, Any]:
         "metrics": [
             {"type": "accuracy", "name": metric.title, "value": round(entry[metric.name] / 100, 6)}
             for metric in get_task(CLASSIFICATION).metrics
-            if metric.share and metric.name in entry
+            if metric.share and isinstance(entry.get(metric.name), int | float)
         ],
     }
 
@@ -139,9 +139,13 @@ def _figures(task: str, metrics: Sequence[Figures]) -> list[str]:
     rule = "|---" * (len(titles) + 2) + "|"
     lines = [f"| split | samples | {' | '.join(titles)} |", rule]
     for entry in metrics:
-        values = [metric.show(entry[metric.name]).removesuffix(f" {metric.unit}") for metric in known]
+        values = [_shown(metric, entry.get(metric.name)) for metric in known]
         lines.append(f"| {plain(entry['split'])} | {entry['samples']} | {' | '.join(values)} |")
     return lines
+
+
+def _shown(metric: Metric, value: object) -> str:
+    return metric.show(value).removesuffix(f" {metric.unit}") if isinstance(value, int | float) else ""
 
 
 def _classes(names: Sequence[str]) -> str:

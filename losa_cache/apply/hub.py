@@ -85,7 +85,7 @@ def push(
     Raises:
         UserError: if there is no adapter, it is of an earlier version, or the hub refuses it.
     """
-    from losa_cache.sidenet.adapter_file import load_adapter_config
+    from losa_cache.sidenet.adapter_file import load_adapter, load_adapter_config
 
     require_repo(repo)
     config, files = load_adapter_config(Path(run)), find_files(Path(run))
@@ -95,7 +95,10 @@ def push(
             "to publish it."
         )
     metrics, folder, hub = read_metrics(files.folder), files.folder, _hub()
-    own = (folder / CARD).read_text("utf-8") if (folder / CARD).exists() else ""
+    load_adapter(folder, config)  # what is published is whole
+    if linked := [name for name in FILES if (folder / name).is_symlink()]:
+        raise UserError(f"{str(folder / linked[0])!r} is a link, which may lead anywhere: put a file in its place.")
+    own = (folder / CARD).read_text("utf-8", "replace") if (folder / CARD).exists() else ""
     edited = own not in ("", card(config, metrics))
     text = own if edited else card(config, metrics, license=license, repo=repo)
     with _said(f"adapter {str(run)!r} cannot be published as {repo!r}"):

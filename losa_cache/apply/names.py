@@ -39,6 +39,8 @@ def name_adapters(texts: Sequence[str]) -> dict[str, str]:
                 "hub:owner/name."
             )
         name = name or _default(place)
+        if name in (".", ".."):
+            raise UserError(f"{name!r} can be no adapter's name, {text!r}: give another one.")
         if name in places:
             raise UserError(
                 f"two adapters are called {name!r}, {places[name]!r} and {place!r}: give one another name, as in "
@@ -57,7 +59,10 @@ def _split(text: str) -> tuple[str, str]:
 
 
 def _is_place(place: str) -> bool:
-    return place.startswith(HUB) or ("\0" not in place and has_adapter(Path(place)))
+    try:
+        return place.startswith(HUB) or ("\0" not in place and has_adapter(Path(place)))
+    except OSError:  # a name that is too long
+        return False
 
 
 def _default(place: str) -> str:

@@ -7,7 +7,7 @@ stands alone. Adapters of earlier versions may have no seal, no digest and no ta
 
 import hashlib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from msgspec import Meta, Struct
@@ -18,7 +18,7 @@ from torch import Tensor
 from losa_cache.errors import UserError
 from losa_cache.files import with_seal, without_seal, write_json, write_whole
 from losa_cache.outside import UnreadableError, fit, read_file, read_json
-from losa_cache.points import HEADS, LAST, TAPS, tapped_points
+from losa_cache.points import HEADS, LAST, STARTS, TAPS, tapped_points
 from losa_cache.sidenet.adapter import Adapter
 from losa_cache.sidenet.adapter_folder import FORMAT, VERSION, AdapterFiles, find_files, new_files
 from losa_cache.sidenet.spec import SIDES
@@ -50,12 +50,44 @@ class _Named(Struct):
     name: str
 
 
-class _Fields(Struct):
-    """What is read of a cache's fields here, or by those who ask whether an adapter fits a cache."""
+class _Backbone(Struct):
+    name: str
+    weights: str
 
-    backbone: dict[str, Any]
-    input: dict[str, Any]
+
+Number = Annotated[float, Meta(gt=-1e6, lt=1e6)]
+
+
+class _Input(Struct):
+    """The preprocessing (``losa_cache.data.transforms.InputSpec``)."""
+
+    size: tuple[Annotated[int, Meta(ge=1, le=4)], Size, Size]
+    mean: Annotated[list[Number], Meta(min_length=1, max_length=4)]
+    std: Annotated[list[Annotated[float, Meta(gt=0, lt=1e6)]], Meta(min_length=1, max_length=4)]
+    interpolation: Literal["bicubic", "bilinear", "nearest", "lanczos", "box", "hamming"]
+    crop_pct: Annotated[float, Meta(gt=0, le=4)]
+    crop_mode: Literal["center", "squash", "border"]
+    frames: Annotated[int, Meta(ge=1, le=2**16)] = 1
+    stride: Annotated[int, Meta(ge=0, le=2**16)] = 1
+
+
+class _Sampling(Struct):
+    seed: Annotated[int, Meta(ge=0)]
+
+
+class _Views(Struct):
+    clips: Annotated[int, Meta(ge=1, le=2**16)]
+
+
+class _Fields(Struct):
+    """What is read of a cache's fields here, or by those who ask whether an adapter fits a cache or a backbone."""
+
+    backbone: _Backbone
+    input: _Input
     tap: str
+    precision: str
+    sampling: _Sampling
+    views: _Views
     dataset: _Named
 
 
@@ -164,6 +196,10 @@ def _require_known(config: dict[str, Any]) -> None:
 def _require_whole(config: _Config) -> None:
     """Refuse a config whose parts do not go together."""
     own = config.adapter
+    if config.start not in STARTS:
+        raise UnreadableError(f"start is {config.start!r}")
+    if list(config.layers) != sorted(set(config.layers)):
+        raise UnreadableError(f"layers is {config.layers}")
     if config.tap not in TAPS:
         raise UnreadableError(f"tap is {config.tap!r}")
     if own.side not in SIDES:

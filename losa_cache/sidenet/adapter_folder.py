@@ -6,11 +6,13 @@ earlier versions hold two files in PEFT's names, which are no PEFT adapter.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct
 
 from losa_cache.errors import UserError
 from losa_cache.files import write_json
-from losa_cache.outside import UnreadableError, read_json
+from losa_cache.outside import UnreadableError, fit, read_json
 
 FOLDER = "adapter"
 """The folder of a run that holds its adapter."""
@@ -19,6 +21,14 @@ HUB = "hub:"
 """In front of owner/name: an adapter on the Hugging Face hub."""
 FORMAT, VERSION = "losa-cache adapter", 1
 _EARLIER = ("adapter_model.safetensors", "adapter_config.json")
+
+
+class _Entry(Struct):
+    """What every entry of the metrics has; the figures are those of the task."""
+
+    on: str
+    split: str
+    samples: Annotated[int, Meta(ge=0)]
 
 
 @dataclass(frozen=True)
@@ -94,7 +104,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     if not file.exists():
         return []
     try:
-        return read_json(file, list[dict[str, Any]])
+        found = read_json(file, list[dict[str, Any]])
+        fit(found, list[_Entry])
+        return found
     except UnreadableError as error:
         raise UserError(f"{str(file)!r} cannot be read: {error}. Delete it, and evaluate again.") from error
 

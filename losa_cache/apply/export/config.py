@@ -45,7 +45,7 @@ class ExportConfig:
         if self.path.suffix != SUFFIXES[self.format]:
             raise UserError(
                 f"out is {self.out!r}: name a file that ends in {SUFFIXES[self.format]}, as those of format "
-                f"{self.format} do."
+                f"{self.format} do, or choose another --format."
             )
         if os.path.lexists(self.path):
             raise UserError(f"{self.out!r} exists: choose another --out.")

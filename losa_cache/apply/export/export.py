@@ -167,7 +167,7 @@ def _work_folder(out: Path) -> Generator[Path, None, None]:
     Raises:
         UserError: if the system refuses to write.
     """
-    folder = out.with_name(f"{out.name}.partial")
+    folder = out.with_name(f".{out.name}.losa-cache-{os.getpid()}")
     try:
         clear(folder)
         folder.mkdir(parents=True)

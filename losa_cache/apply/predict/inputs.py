@@ -109,4 +109,7 @@ def _listed(path: Path) -> Iterator[Item]:
 
 
 def _item(path: Path, problem: str = "") -> Item:
-    return Item(plain(os.path.normpath(path)), path, problem)
+    name = os.path.normpath(path)
+    if ".." in path.parts and os.path.realpath(path) != os.path.realpath(name):  # it leads elsewhere behind a link
+        name = str(path)
+    return Item(plain(name), path, problem)

@@ -154,7 +154,11 @@ class Output:
                 for name in part.ids:
                     self.known.add(name)
                 count += len(part)
-        except ValueError as error:
+            if self._journal.header is None and not self.info.exists():
+                raise ValueError(f"{self.info.name}, which says what it is from, is not there")
+        except OSError:
+            raise
+        except Exception as error:  # whatever the readers of the formats make of a damaged file
             raise UserError(
                 f"{str(self.path)!r} is there, and is no such output ({error}): choose another --out, or remove it."
             ) from error
@@ -178,6 +182,11 @@ class Output:
                 "both."
             )
         self.rows = self._base
+        if there not in (self._base, self._base + sum(map(len, self._journal.rows()))):
+            raise UserError(
+                f"{str(self.path)!r} has other rows than {str(self._journal.path)!r} was begun with: remove the one "
+                "that you do not want."
+            )
         for rows, skipped in self._journal.batches():
             self.rows += len(rows)
             self.skipped += len(skipped)

@@ -33,7 +33,7 @@ from losa_cache.machine.allocator import keep_freed_memory
 from losa_cache.machine.device import choose_device, default_workers
 from losa_cache.machine.sizes import parse_bytes
 from losa_cache.options import lists_options, with_options
-from losa_cache.train.trained_adapter import TrainedAdapter
+from losa_cache.train.trained_adapter import TrainedAdapter, load_adapter
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +41,7 @@ CLOSE = ("float32", "float16", "bfloat16")
 """Precisions of caches whose values are about those that the backbone gives; all others are coarser."""
 
 Take = Callable[[Table, Rows], None]
+Adapters = str | Path | TrainedAdapter | Sequence[str | Path] | Mapping[str, "TrainedAdapter | str | Path"]
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ SHOWN = 100
 
 @lists_options(PredictConfig)
 def predict(
-    adapters: str | Path | Sequence[str | Path] | Mapping[str, TrainedAdapter],
+    adapters: Adapters,
     inputs: str | Path | ActivationCache | Sequence[str | Path],
     *,
     config: PredictConfig | None = None,
@@ -90,7 +91,7 @@ def predict(
 
     Args:
         adapters: finished runs, adapters' folders or ``hub:owner/name``, each with ``NAME=`` before it where it is to
-            have another name; or loaded ones by name.
+            have another name; or loaded ones, or places, by name; or a loaded one.
         inputs: images, videos, folders of these, patterns (``photos/*.jpg``) and CSV files that list paths; or one
             cache.
         config: the options.
@@ -132,11 +133,14 @@ def _paths(inputs: str | Path | Sequence[str | Path]) -> list[str]:
     return paths
 
 
-def _loaded(
-    adapters: str | Path | Sequence[str | Path] | Mapping[str, TrainedAdapter], device: str | None
-) -> dict[str, TrainedAdapter]:
+def _loaded(adapters: Adapters, device: str | None) -> dict[str, TrainedAdapter]:
+    if isinstance(adapters, TrainedAdapter):
+        return {"adapter": adapters}
     if isinstance(adapters, Mapping):
-        return dict(adapters)
+        return {
+            name: own if isinstance(own, TrainedAdapter) else load_adapter(own, device=device)
+            for name, own in adapters.items()
+        }
     names = [adapters] if isinstance(adapters, str | Path) else adapters
     return open_adapters([str(name) for name in names], device=device)
 

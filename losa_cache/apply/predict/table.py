@@ -193,7 +193,10 @@ def joined(parts: list[Rows]) -> Rows:
 
 def plain(text: str) -> str:
     """Give text that every format can hold: bytes of a file name that are no UTF-8 are escaped."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    try:
+        return text.encode().decode()
+    except UnicodeEncodeError:  # backslashes of its own are doubled, so that no other name looks the same
+        return text.replace("\\", "\\\\").encode("utf-8", "backslashreplace").decode()
 
 
 def _number(cell: str, classes: dict[str, int] | None) -> float:

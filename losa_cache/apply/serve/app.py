@@ -245,7 +245,11 @@ def _require_own(request: Request, local: bool) -> None:
     """
     host = request.headers.get("host", "")
     origin = request.headers.get("origin")
-    if (local and not _is_own_name(host)) or (origin is not None and urlsplit(origin).netloc != host):
+    try:
+        own = not (local and not _is_own_name(host)) and (origin is None or urlsplit(origin).netloc == host)
+    except ValueError:  # it is no address
+        own = False
+    if not own:
         raise RefusedError(403, f"a page of {(origin or host)[:200]!r} may not change the adapters of this server.")
 
 

@@ -6,6 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
 from losa_cache.apply.adapted import AdaptedModel
 from losa_cache.apply.names import name_adapters
 from losa_cache.apply.open import backbone_fields, require_one_backbone
@@ -131,7 +133,7 @@ class Service:
         async with self._adding:  # one at a time: each is read into memory
             path = await asyncio.to_thread(own.find, folder)
             called = next(iter(name_adapters([str(path)]))) if name is None else name
-            if not called or len(called) > LONGEST_NAME or "/" in called or shown(called) != called:
+            if called in ("", ".", "..") or len(called) > LONGEST_NAME or "/" in called or shown(called) != called:
                 raise RefusedError(422, f"{called[:LONGEST_NAME]!r} can be no adapter's name: give another one.")
             if called in self.adapters:
                 raise RefusedError(
@@ -146,10 +148,25 @@ class Service:
             if wrong := differences(self._fields, backbone_fields(adapter)):
                 raise RefusedError(409, f"adapter {called!r} does not fit the server's backbone: {'; '.join(wrong)}.")
             try:
-                await asyncio.wrap_future(self._batcher.between(lambda: self._model.add(called, adapter)))
+                await asyncio.wrap_future(self._batcher.between(lambda: self._add(called, adapter)))
             except UserError as error:
                 raise RefusedError(409, own.hide(str(error))) from error
         return called
+
+    def _add(self, name: str, adapter: TrainedAdapter) -> None:
+        """Add an adapter that computes: one that cannot would break the batches of the others.
+
+        Raises:
+            UserError: if it does not fit, or does not compute.
+        """
+        black = torch.zeros(1, *self.backbone.input.shape, dtype=torch.uint8)
+        try:
+            found = AdaptedModel(self.backbone, {name: adapter})(black)[name]
+        except (RuntimeError, TypeError, ValueError, KeyError) as error:
+            raise UserError(f"adapter {name!r} cannot be computed ({type(error).__name__}): save it anew.") from error
+        if not bool(found.isfinite().all()):
+            raise UserError(f"adapter {name!r} gives values that are not finite: save it anew.")
+        self._model.add(name, adapter)
 
     async def remove(self, name: str) -> None:
         """Remove an adapter.

@@ -40,7 +40,7 @@ class CsvTable(Format):
 
 def _text(lines: Iterable[Iterable[object]]) -> bytes:
     text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows(lines)
+    csv.writer(text, lineterminator="\r\n").writerows(lines)  # as RFC 4180 has it; then \r is quoted, too
     return text.getvalue().encode()
 
 
