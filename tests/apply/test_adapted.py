@@ -222,6 +222,16 @@ def test_other_preprocessing_is_refused(trained):
         lc.AdaptedModel(backbone, {"x": lc.load_adapter(trained[2] / "default", device="cpu")})
 
 
+def test_what_cannot_be_computed_is_said(trained):
+    _, pixels, folder = trained
+    model = lc.AdaptedModel(tiny_backbone(), load(folder, ["default"]))
+    for wrong in (pixels[:0], pixels[..., :4], pixels.flatten(1)):
+        with pytest.raises(lc.UserError, match="give at least one image of 3 x 8 x 8"):
+            model(wrong)
+    with pytest.raises(lc.UserError, match=r"load it first, with losa_cache\.load_adapter"):
+        model.add("other", str(folder / "default"))
+
+
 def test_a_whole_batch_may_pass_in_parts(trained):
     """As it does where the backbone is streamed through a device's memory."""
     _, pixels, folder = trained

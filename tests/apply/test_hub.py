@@ -188,6 +188,28 @@ def test_an_adapter_of_an_earlier_version_is_not_published(hub, run, tmp_path):
     assert hub.asked == []
 
 
+def test_no_link_is_followed_and_nothing_broken_is_published(hub, run, tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text("secret")
+    card = run / "adapter" / "README.md"
+    card.unlink()
+    card.symlink_to(secret)
+    with pytest.raises(lc.UserError, match=r"README\.md' is a link"):
+        lc.push(run, "me/cats")
+    card.unlink()
+    (run / "adapter" / "adapter.safetensors").unlink()
+    with pytest.raises(lc.UserError, match="cannot be loaded"):
+        lc.push(run, "me/cats")
+    assert hub.asked == []
+
+
+def test_the_command_line_evaluates_what_is_on_the_hub(hub, run, tiny_cache, monkeypatch, capsys):
+    lc.push(run, "me/cats")
+    code, out, said = command(monkeypatch, capsys, "eval", "hub:me/cats", "--cache", str(tiny_cache.path), "--json")
+    assert code == 0, said
+    assert json.loads(out)["samples"] == len(tiny_cache.samples)
+
+
 def test_the_command_publishes(hub, run, monkeypatch, capsys):
     code, out, said = command(monkeypatch, capsys, "push", run, "me/cats", "--revision", "v1", "--json")
     assert code == 0, said

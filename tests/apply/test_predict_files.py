@@ -343,3 +343,44 @@ def test_a_missing_pyarrow_is_a_sentence(monkeypatch):
     monkeypatch.delitem(sys.modules, "pyarrow.parquet", raising=False)
     with pytest.raises(lc.UserError, match=r"^a .parquet file needs pyarrow"):
         find_format(Path("x.parquet"), embeds=False)
+
+
+def test_names_that_look_alike_when_escaped_are_told_apart(made, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = [os.fsdecode(b"inv\xff.png"), "inv\\udcff.png", "a\rb.png"]
+    (tmp_path / "photos").mkdir()
+    for number, name in enumerate(names):
+        picture(number).save(tmp_path / "photos" / name)
+    (tmp_path / "real" / "sub").mkdir(parents=True)
+    picture(7).save(tmp_path / "real" / "x.png")
+    picture(8).save(tmp_path / "x.png")
+    (tmp_path / "link").symlink_to("real/sub")
+    listed = ["photos", "x.png", "link/../x.png"]
+    found = lc.predict(str(made / "birds"), listed, out="out.csv", backbone=tiny_backbone(), device="cpu", workers=1)
+    assert found.rows == 5
+    with open("out.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len({row["id"] for row in rows}) == 5
+    again = lc.predict(str(made / "birds"), listed, out="out.csv", backbone=tiny_backbone(), device="cpu", workers=1)
+    assert (again.rows, again.skipped_count) == (5, 0)
+
+
+def test_what_lies_beside_an_output_stays(made, tmp_path):
+    copied(made, tmp_path)
+    for word in ("old", "new"):
+        (tmp_path / f"out.zarr.{word}").mkdir()
+        (tmp_path / f"out.zarr.{word}" / "mine").write_text("mine")
+    for _ in range(2):
+        predict(made, tmp_path, ".zarr")
+    assert {path.read_text() for path in tmp_path.glob("out.zarr.*/mine")} == {"mine"}
+    assert len(list(tmp_path.glob("out.zarr.*/mine"))) == 2
+
+
+def test_an_output_without_what_says_where_it_is_from_is_not_added_to(made, tmp_path):
+    copied(made, tmp_path)
+    predict(made, tmp_path, ".csv")
+    (tmp_path / "out.csv.info.json").unlink()
+    before = (tmp_path / "out.csv").read_bytes()
+    with pytest.raises(lc.UserError, match=r"out\.csv\.info\.json, which says what it is from, is not there"):
+        predict(made, tmp_path, ".csv")
+    assert (tmp_path / "out.csv").read_bytes() == before

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import losa_cache as lc
 from losa_cache.apply.serve import guard
@@ -353,6 +354,25 @@ def test_adapters_that_do_not_fit_are_refused(folder):
     fields["input"] = {**fields["input"], "frames": 4}
     with pytest.raises(UserError, match="'first' takes clips of 4 frames"):
         Service(tiny_backbone(), video, ServeConfig())
+
+
+def test_an_adapter_that_computes_nothing_finite_is_not_added(folder, tmp_path, expected):
+    shutil.copytree(folder / "second" / "adapter", tmp_path / "broken")
+    tensors = load_file(tmp_path / "broken" / "adapter.safetensors")
+    save_file({name: value * 1e30 for name, value in tensors.items()}, tmp_path / "broken" / "adapter.safetensors")
+    config = json.loads((tmp_path / "broken" / "config.json").read_text())
+    del config["seal"], config["sha256"]
+    (tmp_path / "broken" / "config.json").write_text(json.dumps(config))
+    with serving(load(folder, ["first"]), adapter_dir=str(tmp_path)) as (port, _):
+        status, said, _ = ask(port, "/adapters", b'{"folder": "broken"}')
+        assert status == 409
+        assert "gives values that are not finite" in said["error"]
+        for name in ("..", "."):
+            body = json.dumps({"folder": "broken", "name": name}).encode()
+            assert ask(port, "/adapters", body)[0] == 422
+        for headers in ({"Host": "[::1"}, {"Origin": "http://[x"}):
+            status, said, _ = ask(port, "/adapters/first", method="DELETE", headers=headers)
+            assert status == 403, said
 
 
 def test_the_pages_need_nothing_from_elsewhere_and_the_reference_has_every_route(port):

@@ -100,12 +100,23 @@ def test_what_eval_measures_is_written_beside_the_adapter(caches, tmp_path):
         ({"version": 2}, "it is of version 2, and this losa-cache reads 1"),
         ({"tail": None}, "cannot be loaded"),
         ({"more": 1}, "more is unknown"),
+        ({"start": "middle"}, "start is 'middle'"),
+        ({"layers": [1, 1, 3, 4]}, r"layers is \[1, 1, 3, 4\]"),
+        ({"fields": {"precision": None}}, "precision"),
+        ({"fields": {"input": {"std": [0.0, 0.5, 0.5]}}}, "std"),
+        ({"fields": {"input": {"size": [3, 0, 8]}}}, "size"),
+        ({"fields": {"views": {"clips": 0}}}, "clips"),
+        ({"fields": {"backbone": {"weights": 5}}}, "weights"),
     ],
 )
 def test_an_adapter_of_another_format_is_refused(change, message, caches, tmp_path):
     run = lc.train(caches[0], head="last", out=tmp_path / "run", **TRAINED).run
     file = run / "adapter" / "config.json"
-    config = json.loads(file.read_text()) | change
+    config = json.loads(file.read_text())
+    for name, value in change.pop("fields", {}).items():
+        of = config["cache"]["fields"]
+        of[name] = of[name] | value if isinstance(value, dict) else value
+    config |= change
     del config["seal"]
     file.write_text(json.dumps(with_seal(config)))
     with pytest.raises(lc.UserError, match=message):

@@ -192,11 +192,14 @@ def joined(parts: list[Rows]) -> Rows:
 
 
 def plain(text: str) -> str:
-    """Give text that every format can hold: bytes of a file name that are no UTF-8 are escaped."""
-    try:
-        return text.encode().decode()
-    except UnicodeEncodeError:  # backslashes of its own are doubled, so that no other name looks the same
+    """Give text that every format can hold: bytes of a file name that are no UTF-8 are escaped.
+
+    Backslashes of names that have such bytes, or seem to have escaped ones, are doubled: no two names look the same.
+    """
+    escaped = text.encode("utf-8", "backslashreplace").decode()
+    if escaped != text or "\\udc" in text:
         return text.replace("\\", "\\\\").encode("utf-8", "backslashreplace").decode()
+    return text
 
 
 def _number(cell: str, classes: dict[str, int] | None) -> float:
