@@ -11,7 +11,7 @@ from losa_cache.backbone import Backbone, load_backbone
 from losa_cache.backbone.names import CHECKPOINT, VIDEO
 from losa_cache.backbone.vivit import CENTRAL, INFLATIONS
 from losa_cache.cache.identity import differences
-from losa_cache.cache.registry import known_stores
+from losa_cache.cache.registry import known_stores, knows
 from losa_cache.cache.store import open_cache
 from losa_cache.data.transforms import InputSpec
 from losa_cache.errors import UserError
@@ -97,10 +97,12 @@ def _sources(adapter: TrainedAdapter) -> Iterator[str]:
         return
     for path in known_stores():
         try:
-            manifest = open_cache(path).manifest
+            cache = open_cache(path)
         except UserError:
             continue
-        if manifest.fields["backbone"] == backbone and (options := manifest.options) and options.get("weights"):
+        manifest = cache.manifest
+        ours = manifest.fields["backbone"] == backbone and knows(cache.path, manifest)  # others may name any file
+        if ours and (options := manifest.options) and options.get("weights"):
             yield str(options["weights"])
             return
     yield PRETRAINED
