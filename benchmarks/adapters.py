@@ -56,7 +56,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--counts", type=int, nargs="*", default=[1, 10, 100])
     parser.add_argument("--head", default="all", choices=("all", "last"))
-    parser.add_argument("--precision", default="bfloat16", help="of the caches that the adapters were trained from")
+    parser.add_argument(
+        "--precision", default="bfloat16", help="Precision of the caches that the adapters were trained from."
+    )
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     device = choose_device()

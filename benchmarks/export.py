@@ -83,7 +83,12 @@ def measure(label: str, make: Callable[[], Exportable], batch: int, repeats: int
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", action="append", help="width x rank of the side network; several are allowed")
-    parser.add_argument("--backbone", action="append", default=[], help="of 12 blocks and 197 tokens")
+    parser.add_argument(
+        "--backbone",
+        action="append",
+        default=[],
+        help="Add a whole model of this backbone, which must have 12 blocks and 197 tokens.",
+    )
     parser.add_argument("--head", default="all", help="what the classifier reads: all or last")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=7)

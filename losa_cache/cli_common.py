@@ -26,6 +26,11 @@ def expanded(value: Any) -> Any:
     return type(value)(given_path(value)) if isinstance(value, str | Path) and str(value).startswith("~") else value
 
 
+def all_expanded(values: list[str]) -> list[str]:
+    """Expand each path of a list."""
+    return [str(expanded(value)) for value in values]
+
+
 def existing(value: Any) -> Any:
     """Expand the path of a cache, and refuse it where nothing is: at once, before any library is imported."""
     place = expanded(value)

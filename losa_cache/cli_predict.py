@@ -11,7 +11,7 @@ import typer
 from losa_cache.apply.predict.arguments import require_one_kind, split_arguments
 from losa_cache.apply.predict.config import PredictConfig
 from losa_cache.apply.predict.formats import find_format
-from losa_cache.cli_common import Json, expanded, print_result
+from losa_cache.cli_common import Json, all_expanded, print_result
 from losa_cache.cli_options import takes_options
 from losa_cache.errors import UserError
 from losa_cache.extract.meter import Meter
@@ -24,10 +24,6 @@ SKIPPED = 2
 """Exit code where an input was skipped; the others have their answers."""
 
 
-def _expanded(values: list[str]) -> list[str]:
-    return [expanded(value) for value in values]
-
-
 @takes_options
 def predict(
     what: Annotated[
@@ -36,7 +32,7 @@ def predict(
             metavar="ADAPTER... INPUT...",
             help="Adapters: finished runs, adapters' folders or hub:owner/name; NAME=ADAPTER gives one another name. "
             "Inputs: images, videos, folders, patterns and CSV lists of them, or one cache.",
-            callback=_expanded,
+            callback=all_expanded,
         ),
     ],
     config: PredictConfig,

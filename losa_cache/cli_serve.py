@@ -7,12 +7,8 @@ import typer
 
 from losa_cache.apply.names import name_adapters
 from losa_cache.apply.serve.config import ServeConfig
-from losa_cache.cli_common import Device, expanded
+from losa_cache.cli_common import Device, all_expanded
 from losa_cache.cli_options import takes_options
-
-
-def _expanded(values: list[str]) -> list[str]:
-    return [expanded(value) for value in values]
 
 
 @takes_options
@@ -23,7 +19,7 @@ def serve(
             metavar="ADAPTER...",
             help="Adapters of one backbone: finished runs, adapters' folders or hub:owner/name; NAME=ADAPTER gives one "
             "another name.",
-            callback=_expanded,
+            callback=all_expanded,
         ),
     ],
     config: ServeConfig,

@@ -97,7 +97,7 @@ def _body(config: Config, metrics: Sequence[Figures], repo: str) -> list[str]:
         f"# {plain(repo or _title(config))}",
         "",
         f"A side network (`{shape['side']}`{rank}) beside a frozen {plain(backbone['name'])}, trained on "
-        f"{plain(fields['dataset']['name'])} by [losa-cache](https://pypi.org/project/losa-cache/): Low-Rank Side "
+        f"{plain(fields['dataset']['name'])} by losa-cache: Low-Rank Side "
         "Adaptation (Mercea et al., CVPR 2024). It holds no weights of the backbone.",
         "",
         "## Use",

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from losa_cache.apply.names import is_adapter, name_adapters
+from losa_cache.apply.names import name_adapters
 from losa_cache.backbone import Backbone, load_backbone
 from losa_cache.backbone.names import CHECKPOINT, VIDEO
 from losa_cache.backbone.vivit import CENTRAL, INFLATIONS
@@ -18,8 +18,6 @@ from losa_cache.errors import UserError
 from losa_cache.inputs_config import PRETRAINED, RANDOM
 from losa_cache.outside import UnreadableError, fit
 from losa_cache.train.trained_adapter import TrainedAdapter, load_adapter
-
-__all__ = ["backbone_fields", "backbone_for", "is_adapter", "open_adapters", "require_fits", "require_one_backbone"]
 
 
 def open_adapters(texts: Sequence[str], *, device: str | None = None) -> dict[str, TrainedAdapter]:

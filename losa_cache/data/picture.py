@@ -40,7 +40,7 @@ def load_image(path: Path, *, max_pixels: int | None = None) -> Image.Image:
 
     Args:
         path: of the file.
-        max_pixels: a larger picture is refused before it is decoded.
+        max_pixels: a larger picture, or one stored in larger tiles, is refused before it is decoded.
 
     Raises:
         OSError, ValueError: or whatever else the decoder raises.
@@ -48,8 +48,8 @@ def load_image(path: Path, *, max_pixels: int | None = None) -> Image.Image:
     if not stat.S_ISREG(path.stat().st_mode):  # opening a named pipe would wait for its writer
         raise OSError("it is no regular file")
     with Image.open(path) as image:
-        if max_pixels is not None and image.width * image.height > max_pixels:
-            raise ValueError(f"it has {image.width} x {image.height} pixels, more than {max_pixels} (--max-pixels)")
+        if max_pixels is not None and (large := _larger(image, max_pixels)):
+            raise ValueError(f"it has {large} (--max-pixels)")
         return _decode(image, str(path))
 
 
@@ -67,12 +67,17 @@ def read_image(file: BinaryIO, *, max_pixels: int, formats: tuple[str, ...]) -> 
     """
     Image.init()  # or Pillow knows only a few of its decoders by name
     with Image.open(file, formats=formats) as image:
-        tags: Any = getattr(image, "tag_v2", {})
-        tile = [max(np.atleast_1d(tags.get(tag, 1))) for tag in _TILE]
-        for width, height in (image.size, tile):
-            if width * height > max_pixels:
-                raise OverflowError(f"{width} x {height} pixels, more than {max_pixels}")
+        if large := _larger(image, max_pixels):
+            raise OverflowError(large)
         return _decode(image, "")
+
+
+def _larger(image: Image.Image, max_pixels: int) -> str:
+    """Say how large a picture is, or a tile that it is stored in, if that is more than the limit."""
+    tags: Any = getattr(image, "tag_v2", {})
+    tile = [max(np.atleast_1d(tags.get(tag, 1))) for tag in _TILE]
+    sizes = ((width, height) for width, height in (image.size, tile) if width * height > max_pixels)
+    return next((f"{width} x {height} pixels, more than {max_pixels}" for width, height in sizes), "")
 
 
 def _decode(image: ImageFile.ImageFile, name: str) -> Image.Image:

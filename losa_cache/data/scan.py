@@ -93,7 +93,7 @@ def class_folders(base: Path, suffixes: tuple[str, ...], left: Left) -> list[str
     for entry in _entries(base):
         if hidden(entry.name):
             left.add(HIDDEN, entry.name)
-        elif not _is_folder(entry):
+        elif not is_folder(entry):
             left.add(BESIDE if entry.name.lower().endswith(suffixes) else OTHERS, entry.name)
         elif _key(base / entry.name) in above:
             left.add(LOOPS, entry.name)
@@ -171,7 +171,7 @@ def _walk(
             path = entry.name if here == HERE else f"{here}/{entry.name}"
             if hidden(entry.name):
                 left.add(HIDDEN, path)
-            elif _is_folder(entry):
+            elif is_folder(entry):
                 if entry.is_symlink() or through_link:
                     links.append(path)
                 else:
@@ -216,7 +216,8 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         return sorted(entries, key=lambda entry: entry.name)
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Tell whether an entry is a folder, or a link to one."""
     try:
         return entry.is_dir()
     except OSError:  # a link that leads in circles

@@ -75,8 +75,8 @@ class _Sampling(Struct):
     seed: Annotated[int, Meta(ge=0)]
 
 
-class _Views(Struct):
-    clips: Annotated[int, Meta(ge=1, le=2**16)]
+class _Views(Struct, frozen=True):
+    clips: Annotated[int, Meta(ge=1, le=2**16)] = 1
 
 
 class _Fields(Struct):
@@ -87,8 +87,8 @@ class _Fields(Struct):
     tap: str
     precision: str
     sampling: _Sampling
-    views: _Views
     dataset: _Named
+    views: _Views = _Views()  # the caches of early versions have none
 
 
 class _Cache(Struct):

@@ -8,7 +8,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from losa_cache.errors import UserError
 
@@ -201,11 +201,8 @@ class Task(ABC):
         """Give the answer for each sample, as it is kept beside its target: by default the prediction itself."""
         return predictions
 
-    answer_columns: ClassVar[tuple[str, ...]] = ("value",)
-    """What :meth:`answers` gives of each answer, in its order."""
-
     def answers(self, predictions: "Tensor", classes: Sequence[str], top_k: int) -> list[list[dict[str, Any]]]:
-        """Give the answers for each sample, for people and for files, by ``answer_columns``.
+        """Give the answers for each sample, for people and for files: by default its ``value``.
 
         Args:
             predictions: ``(batch, ...)``.

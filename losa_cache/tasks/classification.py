@@ -92,10 +92,8 @@ class Classification(Task):
         """Give the likeliest class."""
         return predictions.argmax(-1)
 
-    answer_columns = ("rank", "class", "probability")
-
     def answers(self, predictions: "Tensor", classes: Sequence[str], top_k: int) -> list[list[dict[str, Any]]]:
-        """Give the likeliest classes, with their probabilities."""
+        """Give the likeliest classes: ``rank``, ``class`` and ``probability``."""
         likeliest = predictions.float().exp().topk(min(top_k, predictions.shape[-1]))
         return [
             [

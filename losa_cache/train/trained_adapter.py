@@ -9,6 +9,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from losa_cache.cache.location import Location
+from losa_cache.cache.manifest import UPRIGHT
 from losa_cache.cache.registry import known_stores
 from losa_cache.cache.store import ActivationCache, open_cache
 from losa_cache.errors import UserError
@@ -51,6 +52,11 @@ class TrainedAdapter(nn.Module):
     def task(self) -> Task:
         """What was learned: it turns outputs into predictions (:mod:`losa_cache.tasks`)."""
         return get_task(self.config.get("task", CLASSIFICATION))
+
+    @property
+    def upright(self) -> bool:
+        """Whether the pictures it was trained on were turned as their metadata say."""
+        return self.config["cache"]["fields"].get("orientation") == UPRIGHT
 
     @property
     def digest(self) -> str:

@@ -38,7 +38,7 @@ def train(cache, out, **options):
 
 
 def probabilities(run, cache):
-    """Of each sample by its id: what the adapter makes of a cache, in its classes' order."""
+    """Give the probabilities of each sample of a cache, by its id, in the order of the classes."""
     model = lc.load_adapter(run, cache=cache.path, device="cpu")
     found = {}
     options = {"points": model.points, "shuffle": False, "device": "cpu"}

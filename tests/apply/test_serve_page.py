@@ -9,7 +9,7 @@ from time import monotonic
 
 import pytest
 
-from tests.apply.serving import CLASSES, KINDS, MARKUP, ask, grey, load, make_adapters, pictures, png, serving
+from tests.apply.serving import CLASSES, KINDS, MARKUP, ask, grey, load, pictures, png, serving
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
@@ -89,13 +89,6 @@ class Browser:
         os.close(self._out)
         self._process.wait()
         os.close(self._in)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    found = tmp_path_factory.mktemp("page")
-    make_adapters(found)
-    return found
 
 
 @pytest.fixture(scope="module")

@@ -56,7 +56,7 @@ def test_answers_are_the_likeliest_classes_with_their_probabilities():
     for each, probabilities in zip(found, expected, strict=True):
         given = [own["probability"] for own in each]
         assert given == pytest.approx(sorted(probabilities, reverse=True)[:2], rel=1e-6)
-        assert tuple(each[0]) == TASK.answer_columns
+        assert tuple(each[0]) == ("rank", "class", "probability")
     assert [len(each) for each in TASK.answers(TASK.predictions(outputs)[0], ["a", "b", "c"], 9)] == [3, 3]
 
 

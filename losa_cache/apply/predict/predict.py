@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from losa_cache.apply.adapted import AdaptedModel
-from losa_cache.apply.open import backbone_fields, backbone_for, open_adapters, require_one_backbone
+from losa_cache.apply.open import backbone_for, open_adapters, require_one_backbone
 from losa_cache.apply.predict.answers import Answering, table_of
 from losa_cache.apply.predict.arguments import is_cache, require_input, require_one_kind
 from losa_cache.apply.predict.config import PredictConfig
@@ -24,7 +24,6 @@ from losa_cache.apply.predict.known import Known
 from losa_cache.apply.predict.output import Output
 from losa_cache.apply.predict.table import IMAGES, Rows, Table, plain
 from losa_cache.backbone import Backbone
-from losa_cache.cache.manifest import UPRIGHT
 from losa_cache.cache.store import ActivationCache, open_cache
 from losa_cache.errors import UserError
 from losa_cache.extract.meter import Meter
@@ -217,7 +216,7 @@ class _Run:
             batch_size=self.config.batch_size,
             workers=self.config.workers or default_workers(),
             clips=_clips(own),
-            upright=backbone_fields(own)["orientation"] == UPRIGHT,
+            upright=own.upright,
             max_pixels=self.config.max_pixels,
         )
 

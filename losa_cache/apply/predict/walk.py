@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from losa_cache.data.scan import hidden
+from losa_cache.data.scan import hidden, is_folder
 
 
 def walk(folder: Path, suffixes: tuple[str, ...], unread: list[tuple[Path, str]]) -> Iterator[Path]:
@@ -45,15 +45,8 @@ def _names(folder: Path, suffixes: tuple[str, ...]) -> tuple[list[str], list[str
         for entry in entries:
             if hidden(entry.name):
                 continue
-            if _is_folder(entry):
+            if is_folder(entry):
                 folders.append(entry.name)
             elif entry.name.lower().endswith(suffixes):
                 files.append(entry.name)
     return sorted(files), sorted(folders)
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link that leads in circles
-        return False

@@ -20,7 +20,6 @@ from losa_cache.apply.serve.pixels import Pixels
 from losa_cache.apply.serve.refused import RefusedError, busy
 from losa_cache.backbone import Backbone
 from losa_cache.cache.identity import differences
-from losa_cache.cache.manifest import UPRIGHT
 from losa_cache.errors import UserError
 from losa_cache.machine.device import default_workers
 from losa_cache.text import shown
@@ -52,12 +51,12 @@ class Service:
         self._folder = None if config.adapter_dir is None else AdapterDir(config.adapter_dir)
         require_images(adapters)
         require_one_backbone(adapters)
-        self._fields = backbone_fields(next(iter(adapters.values())))  # that later ones must share, too
+        first = next(iter(adapters.values()))
+        self._fields = backbone_fields(first)  # that later ones must share, too
         self._model = AdaptedModel(backbone, adapters)
         self._inside, self._adding = 0, asyncio.Lock()
         self.metrics = Metrics(waiting=lambda: self._inside, adapters=lambda: len(self._model.adapters))
-        turned = self._fields["orientation"] == UPRIGHT
-        self._pixels = Pixels(backbone.input, turned=turned, max_pixels=config.max_pixels)
+        self._pixels = Pixels(backbone.input, turned=first.upright, max_pixels=config.max_pixels)
         self._decoding = ThreadPoolExecutor(config.workers or default_workers(), "decode")
         answers = Answers(self._model, self.metrics)
         self._batcher = Batcher(answers, most=config.max_batch, wait=config.max_wait_ms / 1000)

@@ -79,7 +79,7 @@ class ZarrGroup(Format):
 
 def _beside(path: Path) -> tuple[Path, Path]:
     """Name the places of a group that is being written, and of the one that it replaces."""
-    return tuple(path.with_name(f".{path.name}.losa-cache-{word}") for word in ("new", "old"))  # type: ignore[return-value]
+    return path.with_name(f".{path.name}.losa-cache-new"), path.with_name(f".{path.name}.losa-cache-old")
 
 
 FORMAT = ZarrGroup()
