@@ -19,7 +19,20 @@ from losa_cache.train.sample_files import require_sample_files
 
 PANEL = "Searched options (4,8,16; random, tpe: 1e-4..1e-2)"
 SEARCHED = tuple(name for name in KINDS if name not in ("epochs", "seed"))
-FIXED = ("task", "epochs", "sampling", "limit", "val_fraction", "val_ids")
+FIXED = (
+    "task",
+    "targets",
+    "loss",
+    "class_weights",
+    "metric",
+    "group_by",
+    "decoder",
+    "epochs",
+    "sampling",
+    "limit",
+    "val_fraction",
+    "val_ids",
+)
 """Options of every trial."""
 CACHES = ("val_cache", "test_cache")
 

@@ -9,6 +9,7 @@ from losa_cache.cache.schema import check_attributes
 from losa_cache.errors import UserError
 from losa_cache.outside import UnreadableError
 from losa_cache.points import ALL, TAPS, stored_points
+from losa_cache.targets.target_set import LABELS
 
 PROTOCOL = 4
 KEY = "losa_cache"
@@ -82,6 +83,10 @@ class Manifest:
     def shape(self) -> tuple[int, int, int]:
         """Shape of the values of a row: points, tokens, channels."""
         return len(self.points), int(self.tokens["total"]), self.width
+
+    def names_of(self, targets: str) -> list[str] | None:
+        """Give the names of a target set's classes, labels or columns; ``None``: it is not there."""
+        return self.classes if targets == LABELS else None
 
     @property
     def views(self) -> int:

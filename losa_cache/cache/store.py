@@ -25,9 +25,10 @@ from losa_cache.cache.receipt import Receipt
 from losa_cache.cache.registry import known_stores
 from losa_cache.cache.shard import ShardReader
 from losa_cache.cache.storage import StorePath, receipts_of, shard_path
-from losa_cache.errors import UserError, no_cache, no_training_cache
+from losa_cache.errors import UserError, nearest, no_cache, no_training_cache
 from losa_cache.outside import UnreadableError, parse_json
 from losa_cache.points import ALL
+from losa_cache.targets.target_set import CLASS, LABELS, TargetSet
 
 HELD_OUT_SPLITS = ("test", "val", "valid", "validation", "val200")
 
@@ -67,6 +68,25 @@ class ActivationCache:
     def samples(self) -> NDArray[np.int64]:
         """Numbers of the samples that have all their views, which are all samples except the skipped ones."""
         return np.flatnonzero((self.labels.reshape(-1, self.manifest.views) >= 0).all(axis=1))
+
+    @property
+    def target_kinds(self) -> dict[str, str]:
+        """The kind of each target set, by name; first its own labels."""
+        return {LABELS: CLASS}
+
+    def target_set(self, name: str) -> TargetSet:
+        """Read a target set.
+
+        Raises:
+            UserError: if there is none of this name.
+        """
+        if name not in self.target_kinds:
+            known = list(self.target_kinds)
+            raise UserError(
+                f"cache {str(self.path)!r} has no target set {name!r}: choose one of {', '.join(known)}"
+                f"{nearest(name, known)}."
+            )
+        return TargetSet(LABELS, CLASS, self.manifest.classes, self.labels[:: self.manifest.views])
 
     @property
     def sample_ids(self) -> list[str]:

@@ -23,7 +23,7 @@ from losa_cache.sidenet.adapter import Adapter
 from losa_cache.sidenet.adapter_folder import FORMAT, VERSION, AdapterFiles, find_files, new_files
 from losa_cache.sidenet.spec import SIDES
 from losa_cache.sidenet.tail import FrozenTail
-from losa_cache.tasks import CLASSIFICATION
+from losa_cache.tasks import CLASSIFICATION, get_task
 
 TAIL = "tail."  # before the names of the frozen tail's tensors
 HEADER = 2**24  # bytes that a safetensors file has beside its tensors, at most
@@ -103,6 +103,14 @@ class _Probe(Struct, forbid_unknown_fields=True):
     share: Annotated[float, Meta(ge=0)]
 
 
+class _Targets(Struct, forbid_unknown_fields=True):
+    """The target set that it learned."""
+
+    name: str
+    kind: str
+    fingerprint: str
+
+
 class _Config(Struct):
     """An adapter's config, but for what this file does not read of it."""
 
@@ -115,6 +123,8 @@ class _Config(Struct):
     probe: _Probe | None = None
     task: str = CLASSIFICATION  # adapters of earlier versions do not name it
     tail: dict[str, Any] | None = None  # nor this
+    targets: _Targets | None = None  # nor these two
+    constants: dict[str, Any] = {}
 
 
 _UNREAD = ("format", "version", "software", "run", "pretrained", "sha256", "seal")
@@ -208,10 +218,15 @@ def _require_whole(config: _Config) -> None:
         raise UnreadableError(f"depth is {own.depth} of {len(config.layers)} layers")
     if own.head not in HEADS:
         raise UnreadableError(f"head is {own.head!r}")
-    if config.task == CLASSIFICATION and own.classes < 2:
-        raise UnreadableError(f"it has {own.classes} class")
-    if config.task == CLASSIFICATION and own.classes != len(config.classes):
+    try:
+        task = get_task(config.task).restored(config.constants)
+        outputs = task.outputs(config.classes)
+    except (UserError, ValueError) as error:
+        raise UnreadableError(str(error).removesuffix(".")) from error
+    if own.classes != outputs:
         raise UnreadableError(f"it counts {own.classes} classes and names {len(config.classes)}")
+    if config.targets is not None and config.targets.kind != task.kind:
+        raise UnreadableError(f"the task {config.task} does not learn targets of the kind {config.targets.kind!r}")
 
 
 def load_adapter(path: Path, config: dict[str, Any], tail: FrozenTail | None = None) -> Adapter:

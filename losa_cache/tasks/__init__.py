@@ -1,5 +1,7 @@
 """Kinds of tasks, found by name: every module here but ``base`` is one, whose ``TASK`` says all about it.
 
+Packages here are none: ``measures`` computes metrics.
+
 Names are known without importing torch, numpy or a task.
 """
 
@@ -19,7 +21,7 @@ CLASSIFICATION = "classification"
 @cache
 def task_names() -> tuple[str, ...]:
     """Name the tasks that are known, in alphabetical order."""
-    return tuple(sorted(module.name for module in iter_modules(__path__) if module.name != "base"))
+    return tuple(sorted(module.name for module in iter_modules(__path__) if module.name != "base" and not module.ispkg))
 
 
 def require_task(name: str) -> None:

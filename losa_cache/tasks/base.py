@@ -7,15 +7,22 @@ training loop, many trials at a time, sweeps, evaluation and reports know nothin
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from losa_cache.errors import UserError
+from losa_cache.errors import UserError, nearest
 
 if TYPE_CHECKING:
+    from typing import Self
+
     import numpy as np
     from numpy.typing import NDArray
-    from torch import Tensor
+    from torch import Tensor, nn
+
+    from losa_cache.targets.target_set import TargetSet
+    from losa_cache.train.config import TrainConfig
 
 Terms = Callable[["Tensor", "Tensor"], "Tensor"]
 
@@ -52,8 +59,11 @@ class Metric:
         higher: whether a higher value is better.
         digits: behind the point, in a sentence.
         terms: predictions ``(K, samples, ...)`` (:meth:`Task.predictions`) and targets to what is averaged over all
-            samples, ``(K, samples, S)``.
-        value: the S means, in float64, to the figure. By default it is the first mean itself.
+            samples, ``(K, samples, S)``. ``None``: no means give the figure, and ``whole`` computes it.
+        value: the S means, in float64, to the figure. By default it is the first mean itself. NaN: the figure is not
+            defined on these samples.
+        whole: the predictions and targets of all samples to the figure of each trial, ``(K,)``: for what depends on
+            the order of all predictions, such as the area under a ROC curve.
         share: whether it is the share of samples that are right, in percent: one term, 0 or 1. Then its standard error
             is known, and differences are given in points.
     """
@@ -63,14 +73,15 @@ class Metric:
     unit: str
     higher: bool
     digits: int
-    terms: Terms
+    terms: Terms | None = None
     value: Callable[[Sequence[float]], float] = first
     share: bool = False
+    whole: Terms | None = None
 
     @property
     def is_mean(self) -> bool:
         """Whether it is the mean of one term: then two values on the same samples can be compared sample by sample."""
-        return self.share or self.value is first
+        return self.terms is not None and (self.share or self.value is first)
 
     @property
     def held_out(self) -> str:
@@ -100,8 +111,8 @@ class Metric:
         return f"{mean:.{self.digits}f} ± {self.show(spread)}"
 
     def merit(self, value: float) -> float:
-        """Give a number that is higher where the value is better, to put values in order."""
-        return value if self.higher else -value
+        """Give a number that is higher where the value is better, to put values in order; NaN is worst."""
+        return -math.inf if math.isnan(value) else value if self.higher else -value
 
     def error(self, value: float, samples: int) -> float | None:
         """Give one standard error of a value that was measured on so many samples; ``None``: it is not known."""
@@ -111,11 +122,22 @@ class Metric:
 class Task(ABC):
     """A kind of task.
 
+    A task that a data set was fitted to (:meth:`fitted`) is a copy that holds what it took from the training samples.
+
     Attributes:
         name: of its module, and of ``TrainConfig.task``.
+        kind: of the target sets that it learns from (``losa_cache.targets.target_set.KINDS``).
+        dense: whether there is an output for each patch: outputs are ``(K, batch, outputs, rows, columns)``.
         metrics: of an evaluation, in the order in which a run's metrics have them. One is ``loss``; it decides between
             settings that the selection metric cannot tell apart.
+        more: metrics that ``--metric`` can name, too. They are computed where they are named, and by
+            ``losa-cache eval``.
         selected_by: name of the metric that trials are chosen by.
+        training_losses: names of the losses that it can be trained with, the default first. Empty: there is one.
+        training_loss: the one that it is trained with.
+        weighs_classes: whether the loss takes a weight for each class (``--class-weights``).
+        constants: what was taken from training samples and is needed to use an adapter, as JSON: its config holds it.
+        concludes: whether it takes something from held-out samples when the training is over (:meth:`concluded`).
         loss_options: fields of ``TrainConfig`` that the loss takes by name, each a number. Trials that train together
             may differ in them.
         balances: whether targets are classes that ``--sampling balanced`` can draw equally often.
@@ -127,8 +149,16 @@ class Task(ABC):
     """
 
     name: str
+    kind: str = "class"
+    dense: bool = False
     metrics: tuple[Metric, ...]
+    more: tuple[Metric, ...] = ()
     selected_by: str
+    training_losses: tuple[str, ...] = ()
+    training_loss: str = ""
+    weighs_classes: bool = False
+    constants: Mapping[str, Any] = MappingProxyType({})
+    concludes: bool = False
     loss_options: tuple[str, ...] = ()
     balances: bool = False
     mixes: bool = False
@@ -136,31 +166,101 @@ class Task(ABC):
     compares: bool = False
 
     @abstractmethod
-    def outputs(self, classes: Sequence[str]) -> int:
+    def outputs(self, names: Sequence[str]) -> int:
         """Say how many outputs the classifier has.
 
         Args:
-            classes: names of the classes that labels number.
+            names: of the classes, labels or columns of the target set.
 
         Raises:
-            UserError: for a data set from which the task cannot be learned.
+            UserError: for a target set from which the task cannot be learned.
         """
 
-    def targets(self, labels: "NDArray[np.int64]", classes: Sequence[str]) -> "NDArray[Any]":
-        """Read the targets off a data set's labels, or a cache's.
+    def targets(self, given: "TargetSet") -> "TargetSet":
+        """Read the targets off a target set of this task's kind: by default they are its values.
 
         Args:
-            labels: the number of each sample's class, ``(N,)``; -1 where a sample was skipped, which is never asked
-                for.
-            classes: their names.
+            given: what a cache or a data set holds. Entries of samples that were skipped are never asked for.
 
         Returns:
-            targets ``(N, ...)``, which batches have in place of the labels: by default the labels themselves.
+            a target set whose values batches have in place of the labels.
 
         Raises:
-            UserError: if the labels are no targets of this task.
+            UserError: if these are no targets of this task.
         """
-        return labels
+        return given
+
+    def fitted(
+        self, targets: "TargetSet", train: "NDArray[np.int64]", config: "TrainConfig", weights: "Mapping[str, float]"
+    ) -> "Self":
+        """Give a copy that knows what the task takes from the training samples, and from the options of a run.
+
+        Args:
+            targets: as :meth:`targets` gave them.
+            train: numbers of the training samples.
+            config: the options.
+            weights: of the classes, by name, where a file gives them.
+
+        Raises:
+            UserError: for training samples from which the task cannot be learned.
+        """
+        return self.choosing(config.metric).trained_by(config.loss)
+
+    def choosing(self, metric: str | None) -> "Self":
+        """Give a copy that chooses by another metric, one of ``metrics`` or ``more``; ``None``: by its own.
+
+        Raises:
+            UserError: for a metric that it does not have.
+        """
+        if metric is None or metric == self.selected_by:
+            return self
+        known = {own.name: own for own in (*self.metrics, *self.more)}
+        if metric not in known:
+            raise UserError(
+                f"metric is {metric!r}, which the task {self.name!r} does not have: choose one of {', '.join(known)}"
+                f"{nearest(metric, list(known))}."
+            )
+        chosen = copy(self)
+        chosen.selected_by = metric
+        if known[metric] not in self.metrics:
+            chosen.metrics = (*self.metrics, known[metric])
+        return chosen
+
+    def trained_by(self, loss: str | None) -> "Self":
+        """Give a copy that is trained with another loss, one of ``training_losses``; ``None``: with the first.
+
+        Raises:
+            UserError: for a loss that it does not have.
+        """
+        known = self.training_losses
+        if loss is not None and loss not in known:
+            choices = f"choose one of {', '.join(known)}{nearest(loss, list(known))}" if known else "leave it out"
+            raise UserError(f"loss is {loss!r}, which the task {self.name!r} does not have: {choices}.")
+        trained = copy(self)
+        trained.training_loss = loss or (known[0] if known else "")
+        return trained
+
+    def restored(self, constants: "Mapping[str, Any]") -> "Self":
+        """Give a copy for a trained adapter, with the constants that its config holds.
+
+        Raises:
+            ValueError: for constants that are not those of this task.
+        """
+        if constants:
+            raise ValueError(f"the task {self.name!r} has no constants")
+        return self
+
+    def concluded(self, predictions: "Tensor", targets: "Tensor") -> "Self":
+        """Give a copy that knows what the task takes from held-out samples when the training is over.
+
+        Args:
+            predictions: of one trial on all held-out samples, ``(N, ...)``.
+            targets: theirs, ``(N, ...)``.
+        """
+        return self
+
+    def fold(self, classifier: "nn.Linear") -> None:  # noqa: B027 (most tasks scale nothing)
+        """Put what outputs are scaled by into the trained classifier's weights, so that an adapter needs none of it."""
 
     @abstractmethod
     def losses(self, outputs: "Tensor", targets: "Tensor", **options: "Tensor") -> "Tensor":
@@ -206,7 +306,7 @@ class Task(ABC):
 
         Args:
             predictions: ``(batch, ...)``.
-            classes: names of the classes.
+            classes: names of the classes, labels or columns.
             top_k: how many of several possible answers are wanted, the likeliest first.
         """
         decided = self.decided(predictions)
@@ -214,9 +314,13 @@ class Task(ABC):
         return [[{"value": value}] for value in (decided[:, 0] if single else decided).tolist()]
 
     def selection_terms(self, predictions: "Tensor", targets: "Tensor") -> "Tensor":
-        """Give the terms of the selection metric, ``(K, batch, S)``, with which trials are compared image by image."""
-        if self.compares:
+        """Give the terms of the selection metric, ``(K, batch, S)``, with which trials are compared image by image.
+
+        Asked only where it has terms.
+        """
+        if self.compares and self.selection.share:
             return (self.decided(predictions) == targets)[..., None]
+        assert self.selection.terms is not None
         return self.selection.terms(predictions, targets)
 
     def calibrated(self, predictions: "Tensor", targets: "Tensor") -> "Tensor":

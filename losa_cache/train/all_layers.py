@@ -74,7 +74,7 @@ def start(
     train = some(chosen.train, features)
     rows, labels = pooled(model, data.source, data, train, config, progress)
     model.reader.standardise(rows.flatten(1, 2))
-    classes, device = len(data.manifest.classes), model.blend.share.device
+    classes, device = len(data.targets.names), model.blend.share.device
     too_much = len(chosen.train) * features * classes > MOST_WORK
     if alone or too_much or len(chosen.train) < LEAST or not data.task.probes:
         model.blend.share.copy_(torch.tensor([0.0, 1.0]))
@@ -114,7 +114,7 @@ def refit(adapters: Sequence[Adapter], data: TrainingData, config: TrainConfig, 
     rows, labels = pooled(first, data.source, data, chosen.train, config) if seen is None else seen
     more, theirs = pooled(first, data.plain, data, chosen.held_out, config)
     x, y = torch.cat([rows, more]).flatten(1), torch.cat([labels, theirs])
-    fit = fit_at(float(first.blend.c), x, y, len(data.manifest.classes), first.blend.share.device)
+    fit = fit_at(float(first.blend.c), x, y, len(data.targets.names), first.blend.share.device)
     for adapter in adapters:
         assert adapter.probe is not None
         _set(adapter.probe, fit)
@@ -133,7 +133,7 @@ def unfit(adapter: Adapter, data: TrainingData, config: TrainConfig, *, c: float
     """
     assert adapter.probe is not None
     rows, labels = pooled(adapter, data.source, data, data.chosen.train, config)
-    fit = fit_at(c, rows.flatten(1), labels, len(data.manifest.classes), adapter.probe.weight.device)
+    fit = fit_at(c, rows.flatten(1), labels, len(data.targets.names), adapter.probe.weight.device)
     _set(adapter.probe, Fit(share * fit.weight, share * fit.bias))
 
 

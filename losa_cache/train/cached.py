@@ -88,7 +88,7 @@ class CachedSource:
             larger tensor on the device. 0: block outputs come as values.
         residency: where block outputs are kept between batches.
         samples: numbers of the samples that will be requested, and so are kept in memory; by default all.
-        targets: targets of all rows, ``(rows, ...)``; by default the cache's labels.
+        targets: targets of all samples, ``(samples, ...)``; by default the cache's labels.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class CachedSource:
         self._bandwidth: Bandwidth | None = None
         views = cache.manifest.views
         self._starts = view_starts(len(cache.ids) // views, views=views, seed=seed)
-        self._labels = torch.from_numpy(cache.labels if targets is None else targets).to(device)
+        self._labels = torch.from_numpy(cache.labels[::views] if targets is None else targets).to(device)
         self._watch = Stopwatch(device)
         stored = cache.manifest.points
         self._encoding = cache.encoding().select([stored.index(point) for point in points]).to(device)
@@ -123,16 +123,16 @@ class CachedSource:
         """Yield a batch for each request: one view of each of its samples."""
         rows = [rows_of(request, self._starts, views=self.cache.manifest.views) for request in requests]
         places = torch.from_numpy(joined(rows)).to(self.device)
-        labels = self._labels[places].split([len(batch) for batch in rows])
+        samples = places.div(self.cache.manifest.views, rounding_mode="floor").split([len(batch) for batch in rows])
         filled_batches = self._watch.waiting("read", self._loader.batches(rows))
         largest = longest(rows)
-        for filled, batch_labels in zip(filled_batches, labels, strict=True):
+        for filled, wanted in zip(filled_batches, samples, strict=True):
             if filled.nbytes:
                 self._watch.add("reading", filled.seconds)
                 self._watch.add("gigabytes", filled.nbytes / 1e9)
             with self._watch.computing("decode"):
                 blocks, fixed = self._values(filled.blocks, largest)
-            yield Batch(blocks, batch_labels, [self.cache.ids[row] for row in filled.rows], fixed)
+            yield Batch(blocks, self._labels[wanted], [self.cache.ids[row] for row in filled.rows], fixed)
 
     def spent(self) -> dict[str, float]:
         """Give the seconds that the loop waited, and what was read (``losa_cache.train.bottleneck``)."""

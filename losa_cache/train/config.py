@@ -11,7 +11,7 @@ from losa_cache.layers import require_layers
 from losa_cache.options import Option
 from losa_cache.points import ALL_LAYERS, EMBEDDING, HEADS, LAST, STARTS, require_tap
 from losa_cache.sidenet.spec import DEFAULT, SIDES, SideSpec, listed, side_spec, stackable
-from losa_cache.tasks import CLASSIFICATION, require_task, task_names
+from losa_cache.tasks import CLASSIFICATION, Task, get_task, require_task, task_names
 
 SHUFFLE, BALANCED = "shuffle", "balanced"
 PAPER = "paper"
@@ -24,6 +24,7 @@ and the classifier behind it. Its optimiser is not published: ``paper`` follows 
 EARLIER: dict[str, Any] = {"head": LAST, "dropout": 0.0}
 """What runs and sweeps of earlier versions did, whose options do not say."""
 
+DECODERS = ("linear", "conv")
 NUMBER = (int, float)
 BOUNDS: tuple[tuple[str, Any, float, float], ...] = (
     ("epochs", int, 1, 10**9),
@@ -46,7 +47,17 @@ class TrainConfig:
     """Hyper-parameters. The defaults are *not from the paper*; ``RECIPES`` has others.
 
     Attributes:
-        task: what is learned, by its name in :mod:`losa_cache.tasks`: ``classification``.
+        task: what is learned, by its name in :mod:`losa_cache.tasks`.
+        targets: name of the target set of the cache that is learned. Default: the cache's own labels for tasks that
+            learn classes; for other tasks the only target set of their kind.
+        loss: training loss, by its name (``Task.training_losses``); by default the task's first.
+        class_weights: weight of each class in the loss: ``balanced``, or a CSV file that begins with the line
+            ``name,weight``. Default: all classes weigh the same.
+        metric: metric that searches, the choice and reports look at (``Task.metrics``, ``Task.more``); by default the
+            task's own.
+        group_by: name of a target set of the cache whose classes are groups, such as patients, or a CSV file that
+            begins with the line ``id,group``: all samples of a group are held out, or none.
+        decoder: of tasks with an output for each patch: ``linear`` or ``conv``.
         side: name of the side network (``losa_cache.sidenet.spec.SIDES``): ``losa``; ``mlp`` or ``ladder``, of Table 3;
             ``linear``: the linear probe, which is the
                 baseline; ``fusion``, one attention query over the class token and
@@ -78,6 +89,35 @@ class TrainConfig:
     """
 
     task: Annotated[str, Option(f"Task to learn: {', '.join(task_names())}.")] = CLASSIFICATION
+    targets: Annotated[
+        str | None,
+        Option(
+            "Target set of the cache to learn (losa-cache targets lists them); default: the cache's labels, or the "
+            "only target set that the task can learn."
+        ),
+    ] = None
+    loss: Annotated[str | None, Option("Training loss; default: the task's own.")] = None
+    class_weights: Annotated[
+        str | None,
+        Option(
+            "Weights of the classes in the loss: balanced, or a CSV file of weights with the heading name,weight.",
+            path=True,
+        ),
+    ] = None
+    metric: Annotated[
+        str | None, Option("Metric by which searches choose and reports compare; default: the task's own.")
+    ] = None
+    group_by: Annotated[
+        str | None,
+        Option(
+            "Groups of which all samples are held out or none, such as patients: a target set of classes in the "
+            "cache, or a CSV file with the heading id,group.",
+            path=True,
+        ),
+    ] = None
+    decoder: Annotated[
+        str, Option("Decoder of tasks with an output for each patch: linear or conv (two small convolutions).")
+    ] = "linear"
     side: Annotated[
         str,
         Option(
@@ -153,6 +193,11 @@ class TrainConfig:
     ] = 0
 
     @property
+    def learns(self) -> Task:
+        """The task, with the metric and the loss that are asked for, before it is fitted to a data set."""
+        return get_task(self.task).choosing(self.metric).trained_by(self.loss)
+
+    @property
     def spec(self) -> SideSpec:
         """What is known of the side network."""
         return side_spec(self.side)
@@ -179,6 +224,14 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         require_task(self.task)
+        task = self.learns
+        if self.class_weights is not None and not task.weighs_classes:
+            raise UserError(
+                f"class-weights is {self.class_weights!r}, but the loss of the task {self.task!r} weighs no classes: "
+                "leave it out."
+            )
+        if self.decoder not in DECODERS:
+            raise UserError(f"unknown decoder {self.decoder!r}: choose one of {', '.join(DECODERS)}.")
         side_spec(self.side)  # refuses an unknown one
         if self.start not in STARTS:
             raise UserError(f"unknown start {self.start!r}: choose one of {', '.join(STARTS)}.")

@@ -75,6 +75,8 @@ def evaluate_each(
     """
     total = torch.empty(0)
     sums: list[Tensor] = []
+    means = [metric for metric in task.metrics if metric.terms is not None]
+    everything: list[tuple[Tensor, Tensor]] = []  # predictions and targets, only if a metric takes all at once
     done = 0
     requests = requests_in_order(samples, batch_size, clips=clips)
     for request, batch in zip(requests, source.batches(requests), strict=True):
@@ -85,12 +87,21 @@ def evaluate_each(
         if request.view == clips - 1:
             predictions = task.average_clips(total, clips)
             keep(predictions, batch)
-            scored = [metric.terms(predictions, batch.labels).sum(1).double() for metric in task.metrics]
+            scored = [metric.terms(predictions, batch.labels).sum(1).double() for metric in means if metric.terms]
             sums = [before + own for before, own in zip(sums, scored, strict=True)] if sums else scored
+            if len(means) < len(task.metrics):
+                everything.append((predictions, batch.labels))
         progress(done / (len(samples) * clips))
     cuts = list(pairwise(accumulate((own.shape[1] for own in sums), initial=0)))
-    means = (torch.cat(sums, 1) / len(samples)).tolist()  # brought to the host at once
-    return [
-        {metric.name: metric.value(own[start:stop]) for metric, (start, stop) in zip(task.metrics, cuts, strict=True)}
-        for own in means
+    averages = (torch.cat(sums, 1) / len(samples)).tolist()  # brought to the host at once
+    figures = [
+        {metric.name: metric.value(own[start:stop]) for metric, (start, stop) in zip(means, cuts, strict=True)}
+        for own in averages
     ]
+    if everything:
+        of_all, targets = torch.cat([own for own, _ in everything], 1), torch.cat([own for _, own in everything])
+        for metric in task.metrics:
+            if metric.whole is not None:
+                for own, figure in zip(figures, metric.whole(of_all, targets).tolist(), strict=True):
+                    own[metric.name] = figure
+    return [{metric.name: own[metric.name] for metric in task.metrics} for own in figures]

@@ -21,7 +21,8 @@ from losa_cache.points import EMBEDDING
 from losa_cache.sidenet.adapter_file import load_adapter, load_adapter_config
 from losa_cache.sidenet.adapter_folder import HUB, find_files, local_folder
 from losa_cache.sidenet.spec import SIDES
-from losa_cache.tasks import CLASSIFICATION, Task
+from losa_cache.targets.target_set import LABELS
+from losa_cache.tasks import CLASSIFICATION, Task, get_task
 from losa_cache.train.all_layers import unfit
 from losa_cache.train.batch import Batch
 from losa_cache.train.config import SHUFFLE, OnlineConfig, TrainConfig
@@ -134,11 +135,12 @@ def evaluated(
         require_fit(run, f"cache {str(chosen.path)!r}", adapter_config, chosen.manifest)
     elif online is not None and split is not None:
         online = replace(online, split=split, limit=None, tap=adapter_config["cache"]["fields"]["tap"])
-    config = replace(config, layers=adapter_config["layers"], sampling=SHUFFLE)
+    config = replace(config, layers=adapter_config["layers"], sampling=SHUFFLE, class_weights=None)
+    task = get_task(config.task).restored(adapter_config.get("constants", {})).choosing(config.metric)
     if not on_own_samples:
         config = replace(config, val_fraction=0, val_ids=None, limit=None)
     placement = Placement.choose(device)
-    with open_training_data(chosen, online, config, placement, backbone=backbone, dataset=dataset) as data:
+    with open_training_data(chosen, online, config, placement, backbone=backbone, dataset=dataset, task=task) as data:
         manifest = data.manifest
         name = str(chosen.path) if chosen is not None else manifest.fields["dataset"]["name"]
         if chosen is None:
@@ -189,6 +191,7 @@ def read_trained(run: Path) -> tuple[dict[str, Any], TrainConfig, dict[str, Any]
     adapter_config = load_adapter_config(run)
     if _is_alone(run):
         options = {name: adapter_config[name] for name in ("layers", "start", "task")}
+        options["targets"] = target_name(adapter_config)
         config = TrainConfig(side=adapter_config["adapter"]["side"], val_fraction=0, **options)
         return adapter_config, config, {"cache": None, "online": None}
     directory = Run(run)
@@ -235,12 +238,19 @@ def misfit(adapter_config: dict[str, Any], manifest: Manifest, *, labels: bool =
     if adapter_config.get("start") == EMBEDDING and EMBEDDING not in manifest.points:
         wrong.append("start (the embedding is not cached)")
     if labels:
-        wrong += differences({"classes": adapter_config["classes"]}, {"classes": manifest.classes})
+        names = manifest.names_of(target_name(adapter_config))
+        wrong += differences({"classes": adapter_config["classes"]}, {"classes": names})
     sizes = {"width": manifest.width}
     if not SIDES[adapter_config["adapter"]["side"]].pooled_rows:  # those go with all tokens as with pooled rows
         sizes["tokens"] = manifest.tokens["total"]
     wrong += differences({name: adapter_config["adapter"][name] for name in sizes}, sizes)
     return "; ".join(wrong)
+
+
+def target_name(adapter_config: Mapping[str, Any]) -> str:
+    """Say which target set an adapter has learned; adapters of earlier versions learned the labels."""
+    targets: dict[str, str] | None = adapter_config.get("targets")
+    return LABELS if targets is None else targets["name"]
 
 
 def apart(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:

@@ -283,4 +283,5 @@ def finish(
         undo = None if blend is None or not refitted else {"c": float(blend.c), "share": float(blend.share[0])}
         done.append(undo)
         adapter.fold()
+        data.task.fold(adapter.classifier)
     return done

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,7 +142,8 @@ class Run:
         Raises:
             UserError: if they cannot be written.
         """
-        line = json.dumps(metrics) + "\n"
+        told = {name: None if isinstance(value, float) and isnan(value) else value for name, value in metrics.items()}
+        line = json.dumps(told) + "\n"
         with self._writing():
             append(self.path / METRICS, line.encode())
         self._lines.append(line)

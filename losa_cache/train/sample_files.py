@@ -4,13 +4,16 @@ import csv
 import io
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from losa_cache.errors import UserError
 from losa_cache.outside import UnreadableError, open_file, read_file
+from losa_cache.targets.class_weights import BALANCED as CLASSES_BALANCED
 from losa_cache.train.config import BALANCED, SHUFFLE, TrainConfig
 
 HEADER = ["id", "weight"]
+CLASS_HEADER = ["name", "weight"]
 MOST_BYTES = 2**30  # ids of ten million samples
 
 
@@ -29,6 +32,13 @@ def require_sample_files(config: TrainConfig) -> None:
         _require_opens(config.sampling, "sampling")
     if config.val_ids is not None:
         _require_opens(config.val_ids, "val-ids")
+    if config.class_weights not in (None, CLASSES_BALANCED):
+        if not os.path.exists(config.class_weights):
+            raise UserError(
+                f"class-weights is {config.class_weights!r}, and there is no such file: choose {CLASSES_BALANCED} or a "
+                "CSV file of weights."
+            )
+        _require_opens(config.class_weights, "class-weights")
 
 
 def _require_opens(path: str, option: str) -> None:
@@ -56,31 +66,32 @@ def read_sample_file(path: str, option: str) -> bytes:
         raise _unreadable(path, option, error) from error
 
 
-def parse_weights(content: bytes, path: str) -> dict[str, float]:
-    """Parse weights by id from CSV: the line ``id,weight``, then one line for each sample, with CSV's usual quotes.
+def parse_weights(content: bytes, path: str, header: Sequence[str] = HEADER) -> dict[str, float]:
+    """Parse weights from CSV: the line ``id,weight``, then one line for each sample, with CSV's usual quotes.
 
     Args:
         content: UTF-8.
         path: of the file, for messages.
+        header: the first line; ``CLASS_HEADER`` for weights of classes.
 
     Raises:
-        UserError: for another first line, a line that is not an id and a finite weight of at least 0, or an id that
+        UserError: for another first line, a line that is not a name and a finite weight of at least 0, or an id that
             comes twice.
     """
     lines = csv.reader(io.StringIO(_text(content), newline=""), strict=True)
     weights: dict[str, float] = {}
     try:
-        if next(lines, None) != HEADER:
-            raise UserError(f"weights {str(path)!r} must begin with the line {','.join(HEADER)}: put it first.")
+        if next(lines, None) != [*header]:
+            raise UserError(f"weights {str(path)!r} must begin with the line {','.join(header)}: put it first.")
         for fields in lines:
             if not fields:
                 continue
-            weight = _number(fields[1]) if len(fields) == len(HEADER) else math.nan
+            weight = _number(fields[1]) if len(fields) == len(header) else math.nan
             if not 0 <= weight < math.inf:
-                line = ",".join(fields)[:80]
+                line, first = ",".join(fields)[:80], "an id" if header is HEADER else "a name"
                 raise UserError(
-                    f"line {lines.line_num} of {str(path)!r} is {line!r}: it must be an id and a weight, finite and "
-                    "at least 0."
+                    f"line {lines.line_num} of {str(path)!r} is {line!r}: it must be {first} and a weight, finite "
+                    "and at least 0."
                 )
             if fields[0] in weights:
                 raise UserError(f"line {lines.line_num} of {str(path)!r} weighs {fields[0]!r} again: leave one out.")

@@ -1,7 +1,11 @@
 """The adapter of a run: built when it begins, and written with all that describes it when it ends."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from losa_cache.apply.card import card
 from losa_cache.cache.manifest import Manifest
@@ -13,8 +17,11 @@ from losa_cache.sidenet.adapter import Adapter
 from losa_cache.sidenet.adapter_file import load_adapter_config, save_adapter
 from losa_cache.sidenet.adapter_folder import CARD, add_metrics, find_files, read_metrics
 from losa_cache.sidenet.tail import FrozenTail
+from losa_cache.targets.target_set import TargetSet
 from losa_cache.tasks import Task, get_task
+from losa_cache.train.batch import Batch
 from losa_cache.train.config import TrainConfig
+from losa_cache.train.evaluate import evaluate
 from losa_cache.train.run import Run
 from losa_cache.train.training_data import TrainingData, used_layers, used_points
 
@@ -22,9 +29,14 @@ OWN = "held out of training"
 """The split of samples that a run held out of its own."""
 
 
-def new_adapter(manifest: Manifest, tail: FrozenTail, config: TrainConfig) -> Adapter:
-    """Build an untrained adapter for block outputs as a manifest describes them."""
-    adapter = Adapter(**_adapter_arguments(manifest, config), tail=tail)
+def new_adapter(
+    manifest: Manifest, tail: FrozenTail, config: TrainConfig, names: Sequence[str] | None = None
+) -> Adapter:
+    """Build an untrained adapter for block outputs as a manifest describes them.
+
+    ``names`` are those of the target set that it learns; by default the classes of the cache's labels.
+    """
+    adapter = Adapter(**_adapter_arguments(manifest, config, names or manifest.classes), tail=tail)
     adapter.begin(config.dropout)
     return adapter
 
@@ -46,11 +58,13 @@ def save_run(
         {
             "run": run.digest(),
             "task": config.task,
-            "adapter": _adapter_arguments(manifest, config),
+            "adapter": _adapter_arguments(manifest, config, data.targets.names),
             "layers": data.layers,
             "tap": manifest.fields["tap"],
             "start": EMBEDDING if config.reads_embedding else "output",
-            "classes": manifest.classes,
+            "classes": list(data.targets.names),
+            "targets": described(data.targets),
+            "constants": dict(_concluded(adapter, data, config).constants),
             "cache": {"identity": manifest.identity, "fields": manifest.fields},
             "software": manifest.software,
             "pretrained": _weights_of(run, manifest) == PRETRAINED,
@@ -100,7 +114,28 @@ def _last_figures(run: Run, task: Task) -> dict[str, float] | None:
     return {metric.name: last[metric.held_out] for metric in held_out} if held_out else None
 
 
-def _adapter_arguments(manifest: Manifest, config: TrainConfig) -> dict[str, Any]:
+def _concluded(adapter: Adapter, data: TrainingData, config: TrainConfig) -> Task:
+    """Give the task with what it takes from the held-out samples, if it takes something and there are some."""
+    if not data.task.concludes or not len(data.chosen.held_out):
+        return data.task
+    predictions: list[Tensor] = []
+    targets: list[Tensor] = []
+
+    def keep(predicted: Tensor, batch: Batch) -> None:
+        predictions.append(predicted[0])
+        targets.append(batch.labels)
+
+    options = {"batch_size": config.batch_size, "autocast": data.autocast, "clips": data.manifest.clips}
+    evaluate(adapter, data.plain, data.chosen.held_out, task=data.task, keep=keep, **options)
+    return data.task.concluded(torch.cat(predictions), torch.cat(targets))
+
+
+def described(targets: TargetSet) -> dict[str, str]:
+    """Say in an adapter's config which target set it learned."""
+    return {"name": targets.name, "kind": targets.kind, "fingerprint": targets.fingerprint}
+
+
+def _adapter_arguments(manifest: Manifest, config: TrainConfig, names: Sequence[str]) -> dict[str, Any]:
     layers, grid = used_layers(manifest.layers, config), manifest.tokens["grid"]
     return {
         "side": config.side,
@@ -108,7 +143,7 @@ def _adapter_arguments(manifest: Manifest, config: TrainConfig) -> dict[str, Any
         "tokens": manifest.tokens["total"],
         "width": manifest.width,
         "rank": config.rank,
-        "classes": get_task(config.task).outputs(manifest.classes),
+        "classes": get_task(config.task).outputs(names),
         "seed": config.seed,
         "grid": grid if len(grid) == 3 else None,  # of a video
     } | (

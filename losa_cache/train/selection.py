@@ -7,6 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from losa_cache.errors import UserError
+from losa_cache.targets.class_weights import BALANCED as CLASSES_BALANCED
+from losa_cache.targets.target_set import CLASS, TargetSet
 from losa_cache.tasks import get_task
 from losa_cache.train.config import BALANCED, SHUFFLE, TrainConfig
 from losa_cache.train.sample_files import parse_ids, parse_weights, read_sample_file, require_sample_files
@@ -37,13 +39,13 @@ class Selection:
 
 
 def select(
-    samples: NDArray[np.int64], ids: Sequence[str], labels: NDArray[np.int64], config: TrainConfig, *, fold: int = 0
+    samples: NDArray[np.int64], ids: Sequence[str], targets: TargetSet, config: TrainConfig, *, fold: int = 0
 ) -> Selection:
     """Hold samples out, limit and weigh the rest.
 
     Args:
         samples: numbers of those that are there.
-        ids, labels: of all samples.
+        ids, targets: of all samples.
         config: the options.
         fold: which part ``val_fraction`` holds out, as of :func:`losa_cache.train.sampler.hold_out`.
 
@@ -66,10 +68,13 @@ def select(
         train, held_out = hold_out_ids(samples, ids, parse_ids(files["val_ids"], config.val_ids))
     if config.limit is not None:
         train = first_by_hash(train, ids, config.limit)
+    if config.class_weights not in (None, CLASSES_BALANCED):
+        files["class_weights"] = read_sample_file(config.class_weights, "class-weights")
     if config.sampling == SHUFFLE:
         return Selection(train, held_out, None, files)
+    classes = targets.values if targets.kind == CLASS else np.zeros(len(targets.values), np.int64)
     if config.sampling == BALANCED:
-        return Selection(train, held_out, balanced_weights(labels[train]), files)
+        return Selection(train, held_out, balanced_weights(classes[train]), files)
     files["sampling"] = read_sample_file(config.sampling, "sampling")
     given = parse_weights(files["sampling"], config.sampling)
-    return Selection(train, held_out, weights_by_id(train, ids, labels[train], given), files)
+    return Selection(train, held_out, weights_by_id(train, ids, classes[train], given), files)

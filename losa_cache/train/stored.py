@@ -15,7 +15,12 @@ from losa_cache.train.config import EARLIER, OnlineConfig, TrainConfig
 from losa_cache.train.sample_files import MOST_BYTES
 
 # Files that options name. The run keeps a copy, since it is resumed and evaluated when theirs may have changed or gone.
-KEPT_FILES = {"sampling": "sampling.csv", "val_ids": "val_ids.txt"}
+KEPT_FILES = {
+    "sampling": "sampling.csv",
+    "val_ids": "val_ids.txt",
+    "class_weights": "class_weights.csv",
+    "group_by": "group_by.csv",
+}
 CONFIG = "config.json"
 ORIGIN = ("cache", "online", "fields")
 

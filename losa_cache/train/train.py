@@ -238,7 +238,7 @@ def _staged(cache: ActivationCache | None, folder: str | Path | None, progress: 
 def _ready_adapter(data: TrainingData, config: TrainConfig) -> Adapter:
     """Build the adapter on its device, once the device has room for a batch."""
     keep_freed_memory()
-    adapter = new_adapter(data.manifest, data.tail, config).to(data.device)
+    adapter = new_adapter(data.manifest, data.tail, config, data.targets.names).to(data.device)
     manifest = data.manifest
     require_memory(
         adapter,

@@ -51,7 +51,7 @@ class TrainedAdapter(nn.Module):
     @property
     def task(self) -> Task:
         """What was learned: it turns outputs into predictions (:mod:`losa_cache.tasks`)."""
-        return get_task(self.config.get("task", CLASSIFICATION))
+        return get_task(self.config.get("task", CLASSIFICATION)).restored(self.config.get("constants", {}))
 
     @property
     def upright(self) -> bool:

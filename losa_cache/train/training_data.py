@@ -2,7 +2,7 @@
 
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,6 +20,8 @@ from losa_cache.options import given, options_of
 from losa_cache.points import ALL, EMBEDDING, input_points, stored_points, tapped_points
 from losa_cache.sidenet.pooled import pooling_of
 from losa_cache.sidenet.tail import FrozenTail
+from losa_cache.targets.choose import choose_targets, require_kind
+from losa_cache.targets.target_set import CLASS, LABELS, TargetSet
 from losa_cache.tasks import Task, get_task
 from losa_cache.train.batch import Source
 from losa_cache.train.cached import open_cached
@@ -28,6 +30,7 @@ from losa_cache.train.memoised import MemoisedSource
 from losa_cache.train.mixed import MixedSource
 from losa_cache.train.placement import Placement
 from losa_cache.train.pooled_source import PooledSource
+from losa_cache.train.sample_files import CLASS_HEADER, parse_weights
 from losa_cache.train.selection import Selection, select
 
 if TYPE_CHECKING:
@@ -54,7 +57,8 @@ class TrainingData:
         source: of training batches.
         plain: of evaluation batches.
         placement: where it is read to.
-        task: what is learned.
+        task: what is learned, fitted to the training samples.
+        targets: what is learned of every sample.
     """
 
     manifest: Manifest
@@ -66,6 +70,7 @@ class TrainingData:
     plain: Source
     placement: Placement
     task: Task
+    targets: TargetSet
 
     @property
     def device(self) -> torch.device:
@@ -98,22 +103,31 @@ def open_training_data(
     passes: int = 1,
     backbone: "Backbone | None" = None,
     dataset: "Samples | None" = None,
+    task: Task | None = None,
 ) -> TrainingData:
     """Open a cache, or images and their backbone, or both (arguments as in ``losa_cache.train``).
 
-    ``passes`` says how often the samples will be asked for.
+    ``passes`` says how often the samples will be asked for; ``task`` is one that was fitted before, in place of one
+    that is fitted to the training samples.
 
     Raises:
         UserError: for options that cannot work, and for things that do not belong together.
     """
     if online is not None:
-        return from_backbone(online, config, placement, cache=cache, passes=passes, backbone=backbone, dataset=dataset)
+        given: dict[str, Any] = {"passes": passes, "backbone": backbone, "dataset": dataset, "task": task}
+        return from_backbone(online, config, placement, cache=cache, **given)
     assert cache is not None, "neither a cache nor a backbone"
-    return from_cache(cache, config, placement, passes=passes)
+    return from_cache(cache, config, placement, passes=passes, task=task)
 
 
 def from_cache(
-    cache: ActivationCache, config: TrainConfig, placement: Placement, *, passes: int, trials: int = 1
+    cache: ActivationCache,
+    config: TrainConfig,
+    placement: Placement,
+    *,
+    passes: int,
+    trials: int = 1,
+    task: Task | None = None,
 ) -> TrainingData:
     """Learn from a cache (arguments as of :func:`open_training_data`), for so many trials at a time.
 
@@ -126,9 +140,10 @@ def from_cache(
     layers = used_layers(manifest.layers, config)
     points = used_points(manifest.fields["tap"], manifest.layers, config, holds=manifest.holds)
     _require_start(cache, points)
-    chosen = selected(cache, config)
+    targets = targets_of(cache, config)
+    chosen = selected(cache, config, targets)
+    task = task or fitted(config, targets, chosen)
     samples, tail = np.concatenate([chosen.train, chosen.held_out]), frozen_tail(cache)
-    task = get_task(config.task)
     pooling, views = pooling_of(tail.config), manifest.views
     pooled = len(samples) * views * len(points) * pooling.rows * manifest.width * 4  # bytes
     whole = config.spec.pooled_rows and not config.spec.last_layer and manifest.holds == ALL
@@ -140,7 +155,7 @@ def from_cache(
         points,
         placement,
         samples=samples,
-        targets=task.targets(cache.labels, manifest.classes),
+        targets=targets.values,
         passes=1 if once else passes,
         seed=config.seed,
         batch_size=config.batch_size,
@@ -149,16 +164,45 @@ def from_cache(
     if once:
         count = len(cache.ids) // views
         source = PooledSource(source, pooling, samples, count=count, views=views, seed=config.seed)
-    return TrainingData(manifest, tail, layers, points, chosen, source, source, placement, task)
+    return TrainingData(manifest, tail, layers, points, chosen, source, source, placement, task, targets)
 
 
-def selected(cache: ActivationCache, config: TrainConfig) -> Selection:
+def targets_of(cache: ActivationCache, config: TrainConfig) -> TargetSet:
+    """Give the target set of a cache that a run learns, as its task reads it.
+
+    Raises:
+        UserError: if the cache has none of the name, or of the task's kind.
+    """
+    task = get_task(config.task)
+    name = config.targets or choose_targets(task, cache.target_kinds, cache.path)
+    return task.targets(require_kind(task, cache.target_set(name)))
+
+
+def fitted(config: TrainConfig, targets: TargetSet, chosen: Selection) -> Task:
+    """Fit the task to the training samples.
+
+    Raises:
+        UserError: for targets from which it cannot be learned.
+    """
+    weights = {}
+    if "class_weights" in chosen.files:
+        assert config.class_weights is not None
+        weights = parse_weights(chosen.files["class_weights"], config.class_weights, CLASS_HEADER)
+    return get_task(config.task).fitted(targets, chosen.train, config, weights)
+
+
+def selected(cache: ActivationCache, config: TrainConfig, targets: TargetSet | None = None) -> Selection:
     """Choose the samples of a run from a cache.
+
+    Args:
+        cache: to learn from.
+        config: the options.
+        targets: what is learned of them; by default read from the cache.
 
     Raises:
         UserError: for a choice that cannot be.
     """
-    return select(cache.samples, cache.sample_ids, cache.labels[:: cache.manifest.views], config)
+    return select(cache.samples, cache.sample_ids, targets or targets_of(cache, config), config)
 
 
 def from_backbone(
@@ -170,6 +214,7 @@ def from_backbone(
     passes: int = 1,
     backbone: "Backbone | None" = None,
     dataset: "Samples | None" = None,
+    task: Task | None = None,
 ) -> TrainingData:
     """Learn from the backbone itself, or from it and a cache in every batch.
 
@@ -183,6 +228,7 @@ def from_backbone(
         cache: of the same samples.
         passes: as of :func:`open_training_data`, for the cache.
         backbone, dataset: loaded ones, in place of those named.
+        task: as of :func:`open_training_data`.
 
     Raises:
         UserError: for options that cannot work, and for a cache of other samples, weights or preprocessing.
@@ -222,24 +268,25 @@ def from_backbone(
             sources = Sources(cache.path, cache.layout, cache.manifest, inputs.samples)
             sources.require_unchanged(range(cache.layout.shards), renew=False)
     samples = np.arange(len(inputs.samples)) if cache is None else cache.samples
-    chosen = select(samples, inputs.samples.ids, inputs.samples.labels, config)
+    targets = targets_of(cache, config) if cache is not None else _targets_of_images(inputs.samples, config)
+    chosen = select(samples, inputs.samples.ids, targets, config)
+    task = task or fitted(config, targets, chosen)
     layers = used_layers(manifest.layers, config)
     points = used_points(manifest.fields["tap"], manifest.layers, config)
     if cache is not None:
         _require_start(cache, points)
-    task, classes = get_task(config.task), manifest.classes
     _require_mixing(task, online)
     workers = online.workers or default_workers()
     encoding = fit_encoding(inputs, workers=workers) if cache is None else cache.encoding()
     encoded = (manifest if cache is None else cache.manifest).points
     inputs.samples.require_augmentable(online.augment)
-    batch_augmentation = BatchAugmentation(online.mixup, online.cutmix, online.reprob, len(classes))
+    batch_augmentation = BatchAugmentation(online.mixup, online.cutmix, online.reprob, len(targets.names))
     fresh = OnlineSource(
         inputs,
         points,
         encoding,
         encoded,
-        targets=task.targets(inputs.samples.labels, classes),
+        targets=targets.values,
         workers=workers,
         augment=online.augment,
         batch_augmentation=batch_augmentation,
@@ -254,13 +301,14 @@ def from_backbone(
             points,
             placement,
             samples=asked,
-            targets=task.targets(cache.labels, classes),
+            targets=targets.values,
             passes=passes,
             seed=config.seed,
             batch_size=config.batch_size,
         )
-        source = MixedSource(fresh, cached, online.share, lambda targets: task.soft(targets, task.outputs(classes)))
-        return TrainingData(manifest, tail, layers, points, chosen, source, cached, placement, task)
+        outputs = task.outputs(targets.names)
+        source = MixedSource(fresh, cached, online.share, lambda hard: task.soft(hard, outputs))
+        return TrainingData(manifest, tail, layers, points, chosen, source, cached, placement, task, targets)
     held_out = len(chosen.held_out)
     size = held_out * len(points) * manifest.tokens["total"] * manifest.width * encoding.precision.dtype.itemsize
     keep = size <= KEEP_SHARE * available_memory(torch.device("cpu"))
@@ -272,7 +320,14 @@ def from_backbone(
             held_out,
             readable_bytes(size),
         )
-    return TrainingData(manifest, tail, layers, points, chosen, fresh, plain, placement, task)
+    return TrainingData(manifest, tail, layers, points, chosen, fresh, plain, placement, task, targets)
+
+
+def _targets_of_images(samples: "Samples", config: TrainConfig) -> TargetSet:
+    """Give what a run without a cache learns: the classes of a data set."""
+    task = get_task(config.task)
+    labels = TargetSet(LABELS, CLASS, samples.classes, samples.labels)
+    return task.targets(require_kind(task, labels))
 
 
 def _require_mixing(task: Task, online: OnlineConfig) -> None:

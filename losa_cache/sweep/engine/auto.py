@@ -25,7 +25,7 @@ from losa_cache.sweep.engine.choice import Choice, choose, sure
 from losa_cache.sweep.engine.cross_validation import MOST_TRIALS, cross_validate
 from losa_cache.sweep.engine.folds import count_folds
 from losa_cache.sweep.report.findings import say_options
-from losa_cache.tasks import Metric, get_task
+from losa_cache.tasks import Metric
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.loop import Progress, Report
 from losa_cache.train.placement import Placement
@@ -33,7 +33,7 @@ from losa_cache.train.run import require_place
 from losa_cache.train.sampler import first_by_hash
 from losa_cache.train.selection import Selection, select
 from losa_cache.train.train import TrainResult, train
-from losa_cache.train.training_data import from_cache
+from losa_cache.train.training_data import from_cache, targets_of
 
 Grid = Mapping[str, Sequence[Any]]
 """Values by field of :class:`TrainConfig`."""
@@ -222,10 +222,9 @@ def search(
         raise UserError("--auto has nothing to choose between: leave out an option that it searches (--lr or another).")
     splits = split(cache, config)
     judges = np.concatenate([own.held_out for own in splits])
-    task, classes = get_task(config.task), cache.manifest.classes
-    targets = task.targets(cache.labels, classes)[:: cache.manifest.views]
+    task, targets = config.learns, targets_of(cache, config)
     remedy = "hold out more with --val-fraction or --val-ids, or train without --auto"
-    task.require_choosable(targets[judges], classes, remedy)
+    task.require_choosable(targets.values[judges], targets.names, remedy)
     keep_freed_memory()
     whole = config if config.val_ids is not None else replace(config, val_fraction=0.0)
     trials = len(settings) * len(splits)
@@ -252,15 +251,15 @@ def split(cache: ActivationCache, config: TrainConfig) -> list[Selection]:
     Raises:
         UserError: for options that leave a part empty, or name unknown samples.
     """
-    ids, labels = cache.sample_ids, cache.labels[:: cache.manifest.views]
+    ids, targets = cache.sample_ids, targets_of(cache, config)
     if config.val_ids is not None:
-        return [select(cache.samples, ids, labels, config)]
+        return [select(cache.samples, ids, targets, config)]
     if not config.val_fraction:
         raise UserError("nothing is held out to choose by: set --val-fraction or --val-ids, or leave out --auto.")
     samples = first_by_hash(cache.samples, ids, config.limit)
     unlimited = replace(config, limit=None)
     folds = count_folds(len(samples), config.val_fraction)
-    return [select(samples, ids, labels, unlimited, fold=fold) for fold in range(folds)]
+    return [select(samples, ids, targets, unlimited, fold=fold) for fold in range(folds)]
 
 
 def _combinations(grid: Grid) -> list[dict[str, Any]]:

@@ -34,7 +34,7 @@ def most_trials(largest: TrainConfig, data: TrainingData) -> int:
     kept = []
     trained = 0
     for count in (1, 2):
-        adapters = [new_adapter(manifest, data.tail, largest).to(device) for _ in range(count)]
+        adapters = [new_adapter(manifest, data.tail, largest, data.targets.names).to(device) for _ in range(count)]
         stack = AdapterStack(adapters).to(device)
         kept.append(saved_bytes(partial(stack, blocks), (*blocks, *stack.parameters()), autocast))
         trained = sum(p.nbytes for p in stack.parameters() if p.requires_grad) // count

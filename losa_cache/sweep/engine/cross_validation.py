@@ -86,7 +86,9 @@ class _Trials:
         for places in together(configs, most):
             held = HeldOut(parts, [folds[place] for place in places]) if shared else None
             own = [configs[place] for place in places]
-            adapters = [new_adapter(data.manifest, data.tail, config).to(data.device) for config in own]
+            adapters = [
+                new_adapter(data.manifest, data.tail, config, data.targets.names).to(data.device) for config in own
+            ]
             cohort = Cohort(places, own, adapters, data, held)
             while not cohort.done:
                 cohort.run_epoch(judge=cohort.epoch == own[0].epochs - 1)
@@ -98,7 +100,7 @@ class _Trials:
         """Train one after the other the trials that cannot be stacked."""
         config, chosen, data = self._settings[place], self._splits[fold], self._data
         autocast = data.autocast
-        adapter = new_adapter(data.manifest, data.tail, config).to(data.device)
+        adapter = new_adapter(data.manifest, data.tail, config, data.targets.names).to(data.device)
         optimizer = make_optimizer(adapter, config)
         step = make_step(adapter, optimizer, config, autocast=autocast)
         for epoch in range(config.epochs):
@@ -139,7 +141,7 @@ class _Trials:
 
     def _setting(self, place: int, judged: Sequence[HeldOutResults]) -> Setting:
         """Join the splits of a setting; a value that is no number says that it failed."""
-        adapter = new_adapter(self._data.manifest, self._data.tail, self._settings[place])
+        adapter = new_adapter(self._data.manifest, self._data.tail, self._settings[place], self._data.targets.names)
         parameters = adapter.parameter_counts()["side"]
         metric = self._data.task.selection
         losses = np.concatenate([own.losses for own in judged])

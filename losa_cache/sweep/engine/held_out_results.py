@@ -25,7 +25,8 @@ class HeldOutResults:
 
     Attributes:
         terms: terms of the selection metric (:attr:`losa_cache.tasks.Metric.terms`), float32 ``(S, n)``. For top-1
-            there is one row: 1 if the first guess is right, else 0.
+            there is one row: 1 if the first guess is right, else 0. A metric that is computed from all predictions at
+            once has one row, too: the figure itself, for every image.
         losses: losses of the task, float32 ``(n,)``, at the calibration that is best for all images
             (:meth:`losa_cache.tasks.Task.calibrated`). For classification this is the cross entropy in nats at one
             temperature.
@@ -46,19 +47,35 @@ class ResultCollector:
         self._task = task
         self._parts: list[Tensor] = []
         self._losses: list[Tensor] = []
+        self._whole: list[tuple[Tensor, Tensor]] = []
 
     def __call__(self, predictions: Tensor, batch: Batch) -> None:
         """Take the predictions for a batch, ``(K, batch, ...)``."""
-        self._parts.append(self._task.selection_terms(predictions, batch.labels).float().mT.cpu())
+        if self._task.selection.terms is not None:
+            self._parts.append(self._task.selection_terms(predictions, batch.labels).float().mT.cpu())
+        else:
+            self._whole.append((predictions.cpu(), batch.labels.cpu()))
         self._losses.append(self._task.calibrated(predictions, batch.labels).float().cpu())
 
     def results(self, whose: Sequence[NDArray[np.bool_]] | None = None) -> list[HeldOutResults]:
         """Give the results of each trial, on all images or on those that it held out."""
-        each = zip(torch.cat(self._parts, 2), torch.cat(self._losses, 2), strict=True)
-        if whose is None:
-            return [_at_best(terms, losses) for terms, losses in each]
-        masks = map(torch.from_numpy, whose)
-        return [_at_best(own[:, mask], losses[:, mask]) for (own, losses), mask in zip(each, masks, strict=True)]
+        losses = torch.cat(self._losses, 2)
+        trials, _, images = losses.shape
+        masks = [torch.ones(images, dtype=torch.bool)] * trials if whose is None else [*map(torch.from_numpy, whose)]
+        if self._parts:
+            terms = [own[:, mask] for own, mask in zip(torch.cat(self._parts, 2), masks, strict=True)]
+        else:
+            terms = self._figures(masks)
+        return [_at_best(own, each[:, mask]) for own, each, mask in zip(terms, losses, masks, strict=True)]
+
+    def _figures(self, masks: Sequence[Tensor]) -> list[Tensor]:
+        whole = self._task.selection.whole
+        assert whole is not None
+        predictions, targets = (
+            torch.cat(parts, at) for parts, at in zip(zip(*self._whole, strict=True), (1, 0), strict=True)
+        )
+        figures = [whole(own[None, mask], targets[mask]) for own, mask in zip(predictions, masks, strict=True)]
+        return [figure.float()[:, None].expand(1, int(mask.sum())) for figure, mask in zip(figures, masks, strict=True)]
 
 
 def _at_best(terms: Tensor, losses: Tensor) -> HeldOutResults:

@@ -28,6 +28,7 @@ class TrialRecord:
             (nats), ``val_top1`` (percent), ``train_seconds``; of another task than classification its metrics.
         command: shell command that trains this trial alone.
         task: its task.
+        chosen_by: metric by which trials are chosen; ``None``: the task's own.
     """
 
     number: int
@@ -37,6 +38,7 @@ class TrialRecord:
     curve: list[dict[str, Any]]
     command: str
     task: str = CLASSIFICATION
+    chosen_by: str | None = None
 
     def __post_init__(self) -> None:
         if self.state not in STATES:
@@ -50,7 +52,7 @@ class TrialRecord:
     @property
     def metric(self) -> Metric:
         """The metric by which trials are chosen."""
-        return get_task(self.task).selection
+        return get_task(self.task).choosing(self.chosen_by).selection
 
     @property
     def loss(self) -> float | None:
@@ -129,6 +131,7 @@ class SweepRecord:
             sentences; ``None``: of an earlier version.
         to_beat: the probe of the same cache; ``None``: of an earlier version.
         task: what the trials learn.
+        chosen_by: metric by which trials are chosen; ``None``: the task's own.
     """
 
     title: str
@@ -148,6 +151,7 @@ class SweepRecord:
     choice: dict[str, Any] | None = None
     to_beat: ToBeat | None = None
     task: str = CLASSIFICATION
+    chosen_by: str | None = None
 
     def __post_init__(self) -> None:
         if self.chosen is not None and self.chosen_trial is None:
@@ -156,7 +160,7 @@ class SweepRecord:
     @property
     def metric(self) -> Metric:
         """The metric by which trials are chosen."""
-        return get_task(self.task).selection
+        return get_task(self.task).choosing(self.chosen_by).selection
 
     @property
     def chosen_trial(self) -> TrialRecord | None:
@@ -164,11 +168,13 @@ class SweepRecord:
         return next((trial for trial in self.trials if trial.number == self.chosen), None)
 
     def to_json(self) -> dict[str, Any]:
-        """Give all fields as JSON; a task only where it is not classification."""
+        """Give all fields as JSON; a task only where it is not classification, a metric only where one was named."""
         content = asdict(self)
         for part in (content, *content["trials"]):
             if part["task"] == CLASSIFICATION:
                 del part["task"]
+            if part["chosen_by"] is None:
+                del part["chosen_by"]
         return content
 
     @classmethod

@@ -24,14 +24,14 @@ from losa_cache.sweep.engine.held_out_results import HeldOutResults
 from losa_cache.sweep.engine.progress import LOST, Progress, Trial, load_progress
 from losa_cache.sweep.engine.record import Group, SweepRecord, ToBeat, TrialRecord, seed_groups
 from losa_cache.sweep.engine.trial import describe, require_epochs, trial_path
-from losa_cache.tasks import Metric, get_task
+from losa_cache.tasks import Metric
 from losa_cache.text import shown
 from losa_cache.train.evaluate_run import evaluate_run, known_test_cache
 from losa_cache.train.placement import Placement
 from losa_cache.train.saved import new_adapter
 from losa_cache.train.selection import Selection
 from losa_cache.train.train import resume, train
-from losa_cache.train.training_data import frozen_tail
+from losa_cache.train.training_data import frozen_tail, targets_of
 
 RECORD, RETRAINED = "record.json", "retrained"
 
@@ -85,15 +85,17 @@ def list_trials(
         UserError: for a trial whose directory lacks what it trained, or was altered.
     """
     records, tail = [], frozen_tail(cache)
+    names = targets_of(cache, config.base).names
     for number, trial in enumerate(trials):
         if trial.state == LOST:
             continue
         options = replace(config.base, **trial.options)
-        adapter = new_adapter(cache.manifest, tail, options)
+        adapter = new_adapter(cache.manifest, tail, options, names)
         curve = require_epochs(folder, number, trial.epochs, trial.files)
         parameters = adapter.parameter_counts()["side"]
         command = describe(options, config.cache)
-        records.append(TrialRecord(number, trial.state, trial.options, parameters, curve, command, options.task))
+        kept = (number, trial.state, trial.options, parameters, curve, command)
+        records.append(TrialRecord(*kept, options.task, options.metric))
     return records
 
 
@@ -138,7 +140,7 @@ def record_of(
 ) -> SweepRecord:
     """Build the record."""
     manifest, base = cache.manifest, config.base
-    metric = get_task(base.task).selection
+    metric = base.learns.selection
     held = len(samples.held_out)
     if config.val_cache is not None:
         validated = f"all {held} samples of {config.val_cache}"
@@ -176,6 +178,7 @@ def record_of(
         choice=choice.to_json(metric),
         to_beat=to_beat,
         task=base.task,
+        chosen_by=base.metric,
     )
 
 

@@ -135,7 +135,7 @@ def _concluded(running: Sweep) -> SweepRecord:
     images = len(samples.held_out)
     complete = [trial.number for trial in trials if trial.state == COMPLETE]
     judged = load_held_out_results({number: trial_path(folder, number) for number in complete}, images)
-    choice = choose(trials, get_task(running.config.base.task).selection, images, judged)
+    choice = choose(trials, running.config.base.learns.selection, images, judged)
     if choice is None:
         raise UserError(f"no trial of {str(folder)!r} finished: lower the learning rates, or leave out --pruner.")
     best = next(trial for trial in trials if trial.number == choice.chosen)
@@ -168,7 +168,7 @@ def summary(result: SweepResult) -> dict[str, Any]:
     record = result.record
     best = record.chosen_trial
     assert best is not None, "a finished sweep has chosen"
-    task, test = get_task(record.task), record.test
+    task, test = get_task(record.task).choosing(record.chosen_by), record.test
     names = sorted((metric.name for metric in task.metrics), key=lambda name: name == "loss")
     tested = {} if test is None else {f"test_{name}": test[name] for name in names}
     return {

@@ -36,7 +36,7 @@ from losa_cache.sweep.engine.study import StudyCopy
 from losa_cache.sweep.engine.sweep_data import SweepData
 from losa_cache.sweep.engine.trial import Trials, load_group, require_epochs, trial_path
 from losa_cache.sweep.report.trackers import open_trackers
-from losa_cache.tasks import Metric, get_task
+from losa_cache.tasks import Metric
 from losa_cache.text import shown
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.loop import finish
@@ -124,7 +124,7 @@ class Sweep:
             raise UserError("this sweep's study is in its own folder: leave out --storage.")
         self._storage = storage
         self._require_kept()
-        self._metric = get_task(self.config.base.task).selection
+        self._metric = self.config.base.learns.selection
         self.cache = open_cache(self.config.cache)
         require_trainable(self.config.space, self.config.base)
         self._require_stackable()
@@ -281,7 +281,9 @@ class Sweep:
 
     def _cohort(self, trials: list[tuple[int, TrainConfig]]) -> Cohort:
         data = self._data.of(trials[0][1])
-        adapters = [new_adapter(data.manifest, data.tail, config).to(data.device) for _, config in trials]
+        adapters = [
+            new_adapter(data.manifest, data.tail, config, data.targets.names).to(data.device) for _, config in trials
+        ]
         numbers, configs = [number for number, _ in trials], [config for _, config in trials]
         return Cohort(numbers, configs, adapters, data)
 

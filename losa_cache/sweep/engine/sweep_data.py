@@ -10,12 +10,11 @@ from losa_cache.errors import UserError
 from losa_cache.sweep.engine.config import SweepConfig
 from losa_cache.sweep.engine.probes import lines_to_beat
 from losa_cache.sweep.engine.record import ToBeat
-from losa_cache.tasks import get_task
 from losa_cache.train.config import SHUFFLE, TrainConfig
 from losa_cache.train.evaluate_run import apart
 from losa_cache.train.placement import Placement
 from losa_cache.train.selection import Selection
-from losa_cache.train.training_data import TrainingData, from_cache, selected
+from losa_cache.train.training_data import TrainingData, from_cache, selected, targets_of
 
 
 class SweepData:
@@ -70,7 +69,7 @@ class SweepData:
 
     def to_beat(self, path: Path) -> ToBeat:
         """Give the probe that trials have to beat, on the same samples; it is kept in a file (``path``)."""
-        task, chosen = get_task(self._base.task), self.chosen()
+        task, chosen = self._base.learns, self.chosen()
         if not task.probes:
             return ToBeat([], f"There is no probe to beat: none learns the task {task.name!r}.")
         judges = self._cache if self._val is None else self._val
@@ -83,9 +82,10 @@ class SweepData:
             UserError: for too few samples, or samples of one class.
         """
         cache = self._cache if self._val is None else self._val
-        task, classes = get_task(self._base.task), cache.manifest.classes
-        targets = task.targets(cache.labels, classes)[:: cache.manifest.views][self.chosen().held_out]
-        task.require_choosable(targets, classes, "hold out more with --val-fraction, --val-ids or --val-cache")
+        targets = targets_of(cache, self._base)
+        held_out = targets.values[self.chosen().held_out]
+        remedy = "hold out more with --val-fraction, --val-ids or --val-cache"
+        self._base.learns.require_choosable(held_out, targets.names, remedy)
 
     def close(self) -> None:
         """Close all sources."""

@@ -99,7 +99,7 @@ def _tested(record: SweepRecord) -> str:
     trained = "trained again by itself for it" if test["retrained"] else "as the sweep trained it"
     return (
         f"Split {test['split']} of {test['on']}, {test['samples']:,} samples, once, with the chosen trial alone, "
-        f"{trained}: {get_task(record.task).say(test, errors=test['samples'])}."
+        f"{trained}: {get_task(record.task).choosing(record.chosen_by).say(test, errors=test['samples'])}."
     )
 
 
