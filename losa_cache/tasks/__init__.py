@@ -19,7 +19,7 @@ CLASSIFICATION = "classification"
 @cache
 def task_names() -> tuple[str, ...]:
     """Name the tasks that are known, in alphabetical order."""
-    return tuple(sorted(module.name for module in iter_modules(__path__) if module.name != "base"))
+    return tuple(sorted(module.name for module in iter_modules(__path__) if not module.ispkg and module.name != "base"))
 
 
 def require_task(name: str) -> None:
