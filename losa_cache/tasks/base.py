@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
+from importlib import import_module
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,26 @@ def standard_error(share: float, samples: int) -> float:
     """
     middle = (share / 100 * samples + 2) / (samples + 4)
     return 100 * math.sqrt(middle * (1 - middle) / (samples + 4))
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A function of :mod:`losa_cache.tasks.measures`, which is imported with torch when it is called first.
+
+    Attributes:
+        module: of the function.
+        name: of the function.
+        scale: its result is multiplied by it: 100 gives percent.
+    """
+
+    module: str
+    name: str
+    scale: float = 1
+
+    def __call__(self, predictions: "Tensor", targets: "Tensor", weights: "Tensor | None" = None) -> "Tensor":
+        """Give the figure of each trial, or of each draw of weights (arguments as of the function)."""
+        measure = getattr(import_module(f"losa_cache.tasks.measures.{self.module}"), self.name)
+        return self.scale * measure(predictions, targets, weights)
 
 
 def first(means: Sequence[float]) -> float:
@@ -76,7 +97,7 @@ class Metric:
     terms: Terms | None = None
     value: Callable[[Sequence[float]], float] = first
     share: bool = False
-    whole: Terms | None = None
+    whole: Measure | None = None
 
     @property
     def is_mean(self) -> bool:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from losa_cache.errors import UserError
 from losa_cache.targets.class_weights import class_weights
 from losa_cache.targets.target_set import TargetSet
-from losa_cache.tasks.base import Metric, Task
+from losa_cache.tasks.base import Measure, Metric, Task
 
 if TYPE_CHECKING:
     from typing import Self
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from losa_cache.train.config import TrainConfig
 
 AMONG = 5
-BINS = 15
 CROSS_ENTROPY, FOCAL = "cross-entropy", "focal"
 GAMMA = 2.0  # of the focal loss, as Lin et al. recommend
 TEMPERATURES = [2 ** (step / 4) for step in range(-12, 13)]
@@ -49,71 +48,30 @@ def _percent(means: Sequence[float]) -> float:
     return 100 * means[0]
 
 
-def _counts(log_probabilities: "Tensor", labels: "Tensor") -> "Tensor":
-    """Mark for each class whether it is right, predicted and the sample's, ``(K, samples, 3 classes)``."""
-    from torch import cat
-    from torch.nn.functional import one_hot
-
-    predicted = one_hot(log_probabilities.argmax(-1), log_probabilities.shape[-1])
-    actual = one_hot(labels, log_probabilities.shape[-1]).expand_as(predicted)
-    return cat([predicted * actual, predicted, actual], -1)
-
-
-def _by_class(means: Sequence[float]) -> NDArray[np.float64]:
-    """Take means of :func:`_counts` apart, and leave out classes without samples."""
-    right, predicted, actual = np.reshape(means, (3, -1))
-    there = actual > 0
-    return np.stack([right, predicted, actual])[:, there]
-
-
-def _mean_recall(means: Sequence[float]) -> float:
-    right, _, actual = _by_class(means)
-    return 100 * float((right / actual).mean())
-
-
-def _mean_f1(means: Sequence[float]) -> float:
-    right, predicted, actual = _by_class(means)
-    return 100 * float((2 * right / (predicted + actual)).mean())
-
-
-def _confidences(log_probabilities: "Tensor", labels: "Tensor") -> "Tensor":
-    """Put how much surer the answer is than right into the bin of its probability, ``(K, samples, 15)``."""
-    from torch.nn.functional import one_hot
-
-    highest, answers = log_probabilities.max(-1)
-    sure = highest.double().exp()
-    bins = (sure * BINS).long().clamp(max=BINS - 1)
-    return one_hot(bins, BINS) * (sure - (answers == labels).double())[..., None]
-
-
-def _gap(means: Sequence[float]) -> float:
-    return 100 * math.fsum(abs(mean) for mean in means)
-
-
-def _area(log_probabilities: "Tensor", labels: "Tensor") -> "Tensor":
-    """Give the area under the ROC curve of the second of two classes, ``(K,)``; NaN for more classes."""
-    from losa_cache.tasks.measures.ranking import area_under_roc
-
-    if log_probabilities.shape[-1] != 2:
-        return log_probabilities.new_full((len(log_probabilities),), math.nan)
-    return area_under_roc(log_probabilities[..., 1] - log_probabilities[..., 0], labels)
-
-
 LOSS = Metric("loss", "loss", "", higher=False, digits=3, terms=_likelihood)
 """Cross entropy, in nats, without smoothing."""
 TOP1 = Metric("top1", "top-1", "%", higher=True, digits=1, terms=_first_right, value=_percent, share=True)
 TOP5 = Metric("top5", "top-5", "%", higher=True, digits=1, terms=_any_right, value=_percent, share=True)
 """The share of samples whose class is among the five likeliest; with fewer than 6 classes it is 100."""
 BALANCED_ACCURACY = Metric(
-    "balanced_accuracy", "balanced accuracy", "%", higher=True, digits=1, terms=_counts, value=_mean_recall
+    "balanced_accuracy",
+    "balanced accuracy",
+    "%",
+    higher=True,
+    digits=1,
+    whole=Measure("class_counts", "balanced_accuracy", 100),
 )
-"""The mean over the classes of the share of a class's samples that are right."""
-MACRO_F1 = Metric("macro_f1", "macro F1", "%", higher=True, digits=1, terms=_counts, value=_mean_f1)
-"""The mean of F1 over the classes that have samples."""
-ECE = Metric("ece", "calibration error", "%", higher=False, digits=1, terms=_confidences, value=_gap)
-"""Expected calibration error in 15 bins of equal width (Guo et al., ICML 2017)."""
-AUROC = Metric("auroc", "AUROC", "", higher=True, digits=3, whole=_area)
-"""Area under the ROC curve of the second of two classes; NaN where there are more."""
+MACRO_F1 = Metric("macro_f1", "macro F1", "%", higher=True, digits=1, whole=Measure("class_counts", "macro_f1", 100))
+ECE = Metric(
+    "ece",
+    "calibration error",
+    "%",
+    higher=False,
+    digits=1,
+    whole=Measure("calibration", "calibration_error", 100),
+)
+AUROC = Metric("auroc", "AUROC", "", higher=True, digits=3, whole=Measure("auroc", "two_class_auroc"))
+"""Of the second of two classes."""
 
 
 class Classification(Task):
@@ -142,6 +100,11 @@ class Classification(Task):
         self, targets: TargetSet, train: NDArray[np.int64], config: "TrainConfig", weights: Mapping[str, float]
     ) -> "Self":
         """Take the weights of the classes, too."""
+        if config.metric == AUROC.name and len(targets.names) != 2:
+            raise UserError(
+                f"metric is {AUROC.name!r}, which is of two classes, and there are {len(targets.names)}: choose "
+                "another --metric."
+            )
         task = copy(super().fitted(targets, train, config, weights))
         counts = np.bincount(targets.values[train], minlength=len(targets.names))
         task.weights = class_weights(config.class_weights, counts, targets.names, weights)

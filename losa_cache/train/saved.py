@@ -125,7 +125,7 @@ def _concluded(adapter: Adapter, data: TrainingData, config: TrainConfig) -> Tas
         predictions.append(predicted[0])
         targets.append(batch.labels)
 
-    options = {"batch_size": config.batch_size, "autocast": data.autocast, "clips": data.manifest.clips}
+    options: dict[str, Any] = {"batch_size": config.batch_size, "autocast": data.autocast, "clips": data.manifest.clips}
     evaluate(adapter, data.plain, data.chosen.held_out, task=data.task, keep=keep, **options)
     return data.task.concluded(torch.cat(predictions), torch.cat(targets))
 
