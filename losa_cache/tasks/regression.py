@@ -1,0 +1,133 @@
+"""One or more numbers an image: *not from the paper*."""
+
+from collections.abc import Mapping, Sequence
+from copy import copy
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from losa_cache.errors import UserError
+from losa_cache.targets.target_set import NUMBERS, TargetSet
+from losa_cache.tasks.base import Measure, Metric, Task
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from torch import Tensor, nn
+
+    from losa_cache.train.config import TrainConfig
+
+MSE, L1, HUBER = "mse", "l1", "huber"
+MEAN, DEVIATION = "mean", "deviation"
+
+
+def _squared(numbers: "Tensor", targets: "Tensor") -> "Tensor":
+    return (numbers - targets).square().mean(-1, keepdim=True)
+
+
+LOSS = Metric("loss", "loss", "", higher=False, digits=4, terms=_squared)
+"""Mean squared error in the unit of the targets, averaged over columns."""
+R2 = Metric("r2", "R²", "", higher=True, digits=3, whole=Measure("regression", "r2"))
+MAE = Metric(
+    "mae", "mean absolute error", "", higher=False, digits=3, whole=Measure("regression", "mean_absolute_error")
+)
+RMSE = Metric("rmse", "RMSE", "", higher=False, digits=3, whole=Measure("regression", "root_mean_squared_error"))
+SPEARMAN = Metric("spearman", "Spearman", "", higher=True, digits=3, whole=Measure("spearman", "spearman"))
+
+
+class Regression(Task):
+    """One or more numbers an image. Targets are float32 ``(batch, columns)``. Predictions are in the targets' unit.
+
+    The classifier learns targets whose columns have mean 0 and standard deviation 1 on the training samples. When the
+    training is over, mean and deviation go into its weights, so that an adapter gives numbers in the targets' unit.
+    """
+
+    name = "regression"
+    kind = NUMBERS
+    metrics = (LOSS, R2, MAE)
+    more = (RMSE, SPEARMAN)
+    selected_by = "r2"
+    training_losses = (MSE, L1, HUBER)
+    training_loss = MSE
+    standardised = False
+    """Whether outputs are still standardised: only while an adapter is trained."""
+
+    def outputs(self, names: Sequence[str]) -> int:
+        """Say how many columns there are."""
+        if not names:
+            raise UserError("the target set has no columns: the task 'regression' needs at least 1.")
+        return len(names)
+
+    def fitted(
+        self, targets: TargetSet, train: NDArray[np.int64], config: "TrainConfig", weights: Mapping[str, float]
+    ) -> "Self":
+        """Take mean and standard deviation of every column; a column of equal numbers is refused."""
+        task = copy(super().fitted(targets, train, config, weights))
+        numbers = targets.values[train].astype(np.float64)
+        mean, deviation = numbers.mean(0), numbers.std(0)
+        if constant := [name for name, own in zip(targets.names, deviation, strict=True) if not own > 0]:
+            raise UserError(
+                f"column {constant[0]!r} is {numbers[0, list(targets.names).index(constant[0])]:g} in all {len(train)} "
+                "training samples, from which nothing can be learned: leave it out of the target set."
+            )
+        task.constants = {MEAN: mean.tolist(), DEVIATION: deviation.tolist()}
+        task.standardised = True
+        return task
+
+    def losses(self, outputs: "Tensor", targets: "Tensor", **options: "Tensor") -> "Tensor":
+        """Give the loss of every sample on standardised targets, the mean over the columns."""
+        from torch.nn.functional import huber_loss, l1_loss, mse_loss
+
+        kind = {MSE: mse_loss, L1: l1_loss, HUBER: huber_loss}[self.training_loss]
+        wanted = (targets - outputs.new_tensor(self.constants[MEAN])) / outputs.new_tensor(self.constants[DEVIATION])
+        return kind(outputs, wanted.to(outputs).expand_as(outputs), reduction="none").mean(-1)
+
+    def predictions(self, outputs: "Tensor") -> "Tensor":
+        """Give numbers in the unit of the targets."""
+        if not self.standardised:
+            return outputs
+        return outputs * outputs.new_tensor(self.constants[DEVIATION]) + outputs.new_tensor(self.constants[MEAN])
+
+    def fold(self, classifier: "nn.Linear") -> None:
+        """Have the classifier give numbers in the unit of the targets."""
+        from torch import no_grad
+
+        with no_grad():
+            deviation = classifier.weight.new_tensor(self.constants[DEVIATION])
+            classifier.weight.mul_(deviation[:, None])
+            classifier.bias.mul_(deviation).add_(classifier.bias.new_tensor(self.constants[MEAN]))
+
+    def answers(self, predictions: "Tensor", classes: Sequence[str], top_k: int) -> list[list[dict[str, Any]]]:
+        """Give every column's number: ``name`` and ``value``."""
+        return [
+            [{"name": name, "value": value} for name, value in zip(classes, numbers, strict=True)]
+            for numbers in predictions.tolist()
+        ]
+
+    def calibrated(self, predictions: "Tensor", targets: "Tensor") -> "Tensor":
+        """Give the squared error of every sample in standard deviations of the training targets."""
+        deviation = predictions.new_tensor(self.constants[DEVIATION])
+        return ((predictions - targets) / deviation).square().mean(-1)[:, None]
+
+    def restored(self, constants: Mapping[str, Any]) -> "Self":
+        """Take mean and deviation, which the weights hold already."""
+        columns = [constants.get(name) for name in (MEAN, DEVIATION)]
+        numbers = all(isinstance(own, list) and all(isinstance(one, float) for one in own) for own in columns)
+        if constants.keys() != {MEAN, DEVIATION} or not numbers:
+            raise ValueError("the constants are not the mean and the deviation of every column")
+        task = copy(self)
+        task.constants = constants
+        return task
+
+    def require_choosable(self, targets: NDArray[Any], classes: Sequence[str], remedy: str) -> None:
+        """Refuse too few images, and images whose numbers are all equal."""
+        super().require_choosable(targets, classes, remedy)
+        if (targets == targets[0]).all():
+            raise UserError(
+                f"the numbers of all {len(targets)} held-out images are equal, so they tell no settings apart; "
+                f"{remedy}."
+            )
+
+
+TASK = Regression()
