@@ -113,6 +113,12 @@ def fit(content: object, shape: type[Shape], *, strict: bool = True) -> Shape:
         raise UnreadableError(f"it is not as it should be ({error})") from error
 
 
+def require(agrees: bool, otherwise: str) -> None:
+    """Raise a ``ValueError`` where two things do not agree."""
+    if not agrees:
+        raise ValueError(otherwise)
+
+
 def read_json(path: Path, shape: type[Shape], *, at_most: int = MOST_BYTES) -> Shape:
     """Read a JSON file: :func:`read_file`, then :func:`parse_json`.
 

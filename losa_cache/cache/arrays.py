@@ -13,11 +13,11 @@ from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ShardingCodec, Zstd
 
 from losa_cache.cache.location import sizes
 from losa_cache.cache.manifest import MOST_TOLD, Manifest
-from losa_cache.cache.schema import precision_of, require
+from losa_cache.cache.schema import precision_of
 from losa_cache.cache.storage import StorePath
 from losa_cache.errors import UserError
 from losa_cache.machine.memory import available_memory
-from losa_cache.outside import UnreadableError
+from losa_cache.outside import UnreadableError, require
 
 Shape = tuple[int | None, ...]
 

@@ -61,6 +61,7 @@ def inspect_cache(
         "layers_read": cache.precision.layers_read,
         "statistics": point_statistics(cache, looked_at, scheduler=scheduler, progress=progress),
         "classes": _histogram(cache),
+        "targets": [{"name": name} | declared for name, declared in manifest.targets.items()],
         "health": {
             "complete": manifest.complete,
             "shards": layout.shards,

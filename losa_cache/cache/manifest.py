@@ -7,11 +7,12 @@ from typing import Any
 from losa_cache.cache.identity import identity_hash
 from losa_cache.cache.schema import check_attributes
 from losa_cache.errors import UserError
-from losa_cache.outside import UnreadableError
+from losa_cache.outside import UnreadableError, require
 from losa_cache.points import ALL, TAPS, stored_points
 from losa_cache.targets.target_set import LABELS
 
-PROTOCOL = 4
+PROTOCOL, WITH_TARGETS = 4, 5
+"""Protocol of a cache, and of one that has target sets beside its labels."""
 KEY = "losa_cache"
 MOST_TOLD = 300  # letters of a message
 UPRIGHT = "upright"
@@ -41,7 +42,9 @@ class Manifest:
         skipped: samples that did not decode, ``{"row", "id", "reason"}``; their rows read as NaN, their labels as -1.
         overflowed: values beyond the precision's range, stored as the largest finite value.
         non_finite: values that the backbone itself gave as infinite or NaN.
-        identity: hash of ``protocol`` and ``fields``.
+        targets: the target sets beside the labels, by name: ``{"kind", "names", "fingerprint"}``. They are no part of
+            the identity: block outputs do not depend on them.
+        identity: hash of ``fields`` and the number 4, whatever the protocol.
     """
 
     fields: dict[str, Any]
@@ -57,11 +60,16 @@ class Manifest:
     skipped: list[dict[str, Any]] = field(default_factory=list)
     overflowed: int = 0
     non_finite: int = 0
-    protocol: int = PROTOCOL
+    targets: dict[str, dict[str, Any]] = field(default_factory=dict)
     identity: str = ""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "identity", identity_hash({"protocol": self.protocol, **self.fields}))
+        object.__setattr__(self, "identity", identity_hash({"protocol": PROTOCOL, **self.fields}))
+
+    @property
+    def protocol(self) -> int:
+        """The protocol that the cache follows: without target sets that of older versions, which can read it."""
+        return WITH_TARGETS if self.targets else PROTOCOL
 
     @property
     def layers(self) -> list[int]:
@@ -86,7 +94,9 @@ class Manifest:
 
     def names_of(self, targets: str) -> list[str] | None:
         """Give the names of a target set's classes, labels or columns; ``None``: it is not there."""
-        return self.classes if targets == LABELS else None
+        if targets == LABELS:
+            return self.classes
+        return list(self.targets[targets]["names"]) if targets in self.targets else None
 
     @property
     def views(self) -> int:
@@ -117,7 +127,11 @@ class Manifest:
 
     def to_attributes(self) -> dict[str, Any]:
         """Give the attributes of the Zarr group."""
-        return {KEY: asdict(self)}
+        content = asdict(self)
+        identity = content.pop("identity")
+        if not self.targets:
+            del content["targets"]
+        return {KEY: content | {"protocol": self.protocol, "identity": identity}}
 
     def completed(self, **counts: Any) -> "Manifest":
         """Give the same manifest marked as complete, with the counts of the extraction."""
@@ -134,13 +148,14 @@ class Manifest:
         content = attributes.get(KEY)
         if not isinstance(content, Mapping):
             raise UserError(f"{where!r} is a Zarr group but no activation cache.")
-        if content.get("protocol") != PROTOCOL:
+        protocol = content.get("protocol")
+        if protocol not in (PROTOCOL, WITH_TARGETS):
             raise UserError(
-                f"{where!r} follows protocol {str(content.get('protocol'))[:MOST_TOLD]}; this losa-cache reads "
-                f"protocol {PROTOCOL}: use the version that wrote it, or extract again."
+                f"{where!r} follows protocol {str(protocol)[:MOST_TOLD]}; this losa-cache reads protocols {PROTOCOL} "
+                f"and {WITH_TARGETS}: use the version that wrote it, or extract again."
             )
         try:
-            manifest = cls(**content)
+            manifest = cls(**{name: value for name, value in content.items() if name != "protocol"})
             if manifest.fields["tap"] not in TAPS:  # it names a folder
                 raise ValueError(f"tap {manifest.fields['tap']!r}")
             if not manifest.layers or not isinstance(manifest.fields["embedding"], bool):
@@ -148,9 +163,10 @@ class Manifest:
             if manifest.views < 1 or manifest.clips not in (1, manifest.views):
                 raise ValueError(f"views.count {manifest.views}, views.clips {manifest.clips}")
             check_attributes(content)
+            require(protocol == manifest.protocol, f"protocol {protocol} with {len(manifest.targets)} target sets")
         except (TypeError, KeyError, ValueError, RecursionError, UnreadableError) as error:
             reason = str(error)[:MOST_TOLD]
-            raise UserError(f"the attributes of {where!r} are not as protocol {PROTOCOL} says ({reason}).") from error
+            raise UserError(f"the attributes of {where!r} are not as protocol {protocol} says ({reason}).") from error
         if manifest.identity != content["identity"]:
             raise UserError(f"the attributes of {where!r} were altered: they do not agree with their identity hash.")
         return manifest

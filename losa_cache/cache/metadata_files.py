@@ -7,7 +7,8 @@ The copy is their receipt: it says what each file must be, and a damaged file is
 
 import shutil
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -26,6 +27,7 @@ from losa_cache.cache.manifest import Manifest
 from losa_cache.cache.precision import get_precision
 from losa_cache.cache.storage import StorePath
 from losa_cache.cache.stores.local import LocalPath
+from losa_cache.cache.target_arrays import TARGETS
 from losa_cache.errors import UserError
 from losa_cache.files import clear, publish, sync_tree, unsealed, write_sealed, write_whole
 from losa_cache.outside import UnreadableError, fit, parse_json
@@ -208,10 +210,22 @@ class WritableMetadata(MetadataFiles):
         """Write copy and store (arguments as of :func:`build_metadata`)."""
 
     @abstractmethod
-    def finish(self, manifest: Manifest, labels: NDArray[np.int64]) -> None:
-        """Write the final labels and attributes, first to the copy and then to the store; the store's root comes
-        last.
+    def change(self, manifest: Manifest, edit: Callable[[zarr.Group], None]) -> None:
+        """Write other arrays and attributes, first to the copy and then to the store; the store's root comes last.
+
+        Args:
+            manifest: the new attributes.
+            edit: is given the group in the making, and changes its arrays. Where nothing differs in the end, nothing
+                is written.
         """
+
+    def finish(self, manifest: Manifest, labels: NDArray[np.int64]) -> None:
+        """Write the final labels and attributes, as :meth:`change` does."""
+
+        def edit(group: zarr.Group) -> None:
+            group["labels"][...] = labels  # type: ignore[index]
+
+        self.change(manifest, edit)
 
     @abstractmethod
     def repair(self, identity: str | None = None) -> None:
@@ -261,20 +275,21 @@ class LocalMetadata(WritableMetadata):
         sync_tree(partial)
         publish(partial, self.store)
 
-    def finish(self, manifest: Manifest, labels: NDArray[np.int64]) -> None:
+    def change(self, manifest: Manifest, edit: Callable[[zarr.Group], None]) -> None:
         """As :class:`WritableMetadata` says; a copy that is already final stays as it is, because others may be reading
         it.
         """
         self._begin_copy()
         group = zarr.open_group(LocalStore(self._next), mode="r+")
         with zarr.config.set({"array.write_empty_chunks": True}):
-            group["labels"][...] = labels  # type: ignore[index]
+            edit(group)
         group.attrs.put(manifest.to_attributes())
         if _listed(self._next) == self.files():
             shutil.rmtree(self._next)
         else:
             self._replace_copy()
         _copy_files(self.damaged()[0], self.copy, self.store)
+        self._remove_unlisted()
 
     def repair(self, identity: str | None = None) -> None:
         """As :class:`WritableMetadata` says."""
@@ -300,14 +315,21 @@ class LocalMetadata(WritableMetadata):
         self._require_one(apart, apart)
         write_sealed(self.copy / LIST, {"files": _listed(self.copy)})
 
+    def _remove_unlisted(self) -> None:
+        """Remove what is left of target sets that the cache has no more; readers ignore it."""
+        listed, folder = self.files(), self.store / TARGETS
+        for name, _ in list(folder.scan()):
+            if f"{TARGETS}/{name}" not in listed:
+                (folder / name).unlink()
+        for below in sorted([folder, *folder.rglob("*")], reverse=True):  # the deepest first
+            with suppress(OSError):  # it holds something, or is a file
+                below.rmdir()
+
     def _begin_copy(self) -> None:
         clear(self._next)
-        for path in self.store.rglob("*"):
-            name = path.relative_to(self.store).as_posix()
-            if path.is_dir() or not is_metadata(name):
-                continue
+        for name in self.names():
             try:
-                content = path.read()
+                content = (self.store / name).read()
             except (OSError, UnreadableError) as error:
                 raise UserError(
                     f"{name} of {str(self.store)!r} cannot be read ({error}): extract again to another --out."

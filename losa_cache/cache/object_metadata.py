@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from losa_cache.cache.checked import sha256
 from losa_cache.cache.metadata_files import LIST, ROOT, LocalMetadata, WritableMetadata, is_metadata
 from losa_cache.cache.object_store import ObjectPath
+from losa_cache.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,10 @@ class ObjectMetadata(WritableMetadata):
         self.local.create(*arguments, **arrays)
         self._push({})
 
-    def finish(self, *arguments: Any) -> None:
+    def change(self, *arguments: Any) -> None:
         """As ``WritableMetadata`` says, after either of the others."""
-        before = self._contents()
-        self.local.finish(*arguments)
+        before = self._digests()
+        self.local.change(*arguments)
         self._push(before)
 
     def repair(self, identity: str | None = None) -> None:
@@ -57,7 +59,7 @@ class ObjectMetadata(WritableMetadata):
                     continue
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 (folder / name).write_bytes(content)
-        before = self._contents()
+        before = self._digests()
         self.local.repair(identity)
         self._push(before)
 
@@ -65,20 +67,30 @@ class ObjectMetadata(WritableMetadata):
     def _folders(self) -> tuple[tuple[Path, ObjectPath], tuple[Path, ObjectPath]]:
         return (self.local.copy, self.copy), (self.local.store, self.store)
 
-    def _contents(self) -> dict[ObjectPath, bytes]:
-        """Read every file in the scratch folder; give the contents by their place in the store, in the order of
-        upload.
-        """
+    def _files(self) -> dict[ObjectPath, Path]:
+        """Give every file in the scratch folder by its place in the store, in the order of upload."""
         return {
-            there / name: (folder / name).read_bytes()
+            there / name: folder / name
             for folder, there in self._folders
             for name in _last(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
         }
 
-    def _push(self, before: dict[ObjectPath, bytes]) -> None:
-        for place, content in self._contents().items():
-            if before.get(place) != content:
+    def _digests(self) -> dict[ObjectPath, str]:
+        return {place: sha256(file.read_bytes()) for place, file in self._files().items()}
+
+    def _push(self, before: dict[ObjectPath, str]) -> None:
+        """Upload what is new or differs, then remove what is no more.
+
+        A server may refuse to remove objects. What stays is not listed, so no reader looks at it.
+        """
+        files = self._files()
+        for place, file in files.items():
+            content = file.read_bytes()
+            if before.get(place) != sha256(content):
                 place.write(content)
+        for place in before.keys() - files.keys():
+            with suppress(UserError):
+                place.unlink(missing_ok=True)
 
 
 def _last(names: Iterable[str]) -> list[str]:

@@ -14,8 +14,9 @@ from losa_cache.cache.precision import Precision, get_precision
 from losa_cache.errors import UserError
 from losa_cache.inputs_config import InputsConfig
 from losa_cache.options import OptionField, options_of
-from losa_cache.outside import fit
+from losa_cache.outside import fit, require
 from losa_cache.points import ALL, POOLED, stored_points
+from losa_cache.targets.check import require_name, require_names
 
 MOST = 2**31 - 1  # of whatever is counted but rows
 LARGEST = 1.7976931348623157e308  # the largest finite number
@@ -154,6 +155,14 @@ class Skipped(TypedDict):
     reason: str
 
 
+class Targets(TypedDict):
+    """An entry of ``targets``."""
+
+    kind: Literal["class", "multilabel", "numbers", "mask", "depth"]
+    names: list[str]
+    fingerprint: Annotated[str, Meta(pattern="^sha256:[0-9a-f]{64}$")]
+
+
 class Attributes(TypedDict):
     """The attributes of a cache."""
 
@@ -172,6 +181,7 @@ class Attributes(TypedDict):
     skipped: list[Skipped]
     overflowed: Rows
     non_finite: Rows
+    targets: NotRequired[dict[str, Targets]]
 
 
 def _stored(field: OptionField) -> Any:
@@ -240,6 +250,9 @@ def check_attributes(content: Mapping[str, Any]) -> None:
         require(not isinstance(one, list) or len(one) == points, "the encoding's errors or bits are not one a point")
     rows = [entry["row"] for entry in attributes["skipped"]]
     require(len(set(rows)) == len(rows), "a row is skipped twice")
+    for name, declared in attributes.get("targets", {}).items():  # it names a folder
+        require_name(name)
+        require_names(declared["kind"], declared["names"])
 
 
 def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -268,9 +281,3 @@ def precision_of(name: str) -> Precision:
         return get_precision(name)
     except UserError as error:
         raise ValueError(str(error)) from error
-
-
-def require(agrees: bool, otherwise: str) -> None:
-    """Raise a ``ValueError`` where two things do not agree."""
-    if not agrees:
-        raise ValueError(otherwise)

@@ -25,10 +25,12 @@ from losa_cache.cache.receipt import Receipt
 from losa_cache.cache.registry import known_stores
 from losa_cache.cache.shard import ShardReader
 from losa_cache.cache.storage import StorePath, receipts_of, shard_path
+from losa_cache.cache.target_arrays import place_of
 from losa_cache.errors import UserError, nearest, no_cache, no_training_cache
-from losa_cache.outside import UnreadableError, parse_json
+from losa_cache.outside import UnreadableError, parse_json, require
 from losa_cache.points import ALL
-from losa_cache.targets.target_set import CLASS, LABELS, TargetSet
+from losa_cache.targets.check import checked_shape, require_values
+from losa_cache.targets.target_set import CLASS, DTYPES, LABELS, UNKNOWN, TargetSet
 
 HELD_OUT_SPLITS = ("test", "val", "valid", "validation", "val200")
 
@@ -72,21 +74,35 @@ class ActivationCache:
     @property
     def target_kinds(self) -> dict[str, str]:
         """The kind of each target set, by name; first its own labels."""
-        return {LABELS: CLASS}
+        return {LABELS: CLASS} | {name: declared["kind"] for name, declared in self.manifest.targets.items()}
 
     def target_set(self, name: str) -> TargetSet:
-        """Read a target set.
+        """Read a target set: its values are in the order of the samples.
 
         Raises:
-            UserError: if there is none of this name.
+            UserError: if there is none of this name, or it breaks the protocol.
         """
+        if name == LABELS:
+            views = self.labels.reshape(-1, self.manifest.views)
+            values = np.where((views >= 0).all(axis=1), views[:, 0], UNKNOWN)
+            return TargetSet(LABELS, CLASS, self.manifest.classes, values)
         if name not in self.target_kinds:
             known = list(self.target_kinds)
             raise UserError(
                 f"cache {str(self.path)!r} has no target set {name!r}: choose one of {', '.join(known)}"
                 f"{nearest(name, known)}."
             )
-        return TargetSet(LABELS, CLASS, self.manifest.classes, self.labels[:: self.manifest.views])
+        with _decoding(f"the target set {name!r} of {str(self.path)!r} cannot be read"):
+            kind, names, fingerprint = (self.manifest.targets[name][key] for key in ("kind", "names", "fingerprint"))
+            place, samples = place_of(name), len(self.labels) // self.manifest.views
+            shape = checked_shape(kind, samples, len(names), self.manifest.fields["input"]["size"][1:])
+            array = _array(self.path, self.digests, place)
+            targets = TargetSet(
+                name, kind, names, read_array(array, self.path / place, place, dtype=DTYPES[kind], shape=shape)
+            )
+            require_values(targets, samples)
+            require(targets.fingerprint == fingerprint, f"{place} is not what the attributes say")
+        return targets
 
     @property
     def sample_ids(self) -> list[str]:

@@ -104,7 +104,7 @@ class Multilabel(Task):
         return task
 
     def losses(self, outputs: "Tensor", targets: "Tensor", **options: "Tensor") -> "Tensor":
-        """Give the binary cross entropy of every sample in nats, or the asymmetric loss: the mean over its known labels.
+        """Give the binary cross entropy of every sample in nats, or the asymmetric loss: a mean over known labels.
 
         (Ridnik et al., "Asymmetric Loss For Multi-Label Classification", ICCV 2021, equations 4 to 7.) Weights multiply
         the part of labels that apply.
