@@ -64,6 +64,28 @@ class Measure:
         return self.scale * measure(predictions, targets, weights)
 
 
+class Vector:
+    """Numbers that a loss reads on the device.
+
+    They are copied to a device once, when they are first asked for: a step that is recorded as a CUDA graph may not
+    copy from the host.
+
+    Args:
+        values: the numbers.
+    """
+
+    def __init__(self, values: Sequence[float]) -> None:
+        self.values = [float(value) for value in values]
+        self._copies: dict[tuple[Any, Any], Tensor] = {}
+
+    def like(self, tensor: "Tensor") -> "Tensor":
+        """Give them in the dtype of a tensor, and on its device."""
+        key = (tensor.device, tensor.dtype)
+        if key not in self._copies:
+            self._copies[key] = tensor.new_tensor(self.values)
+        return self._copies[key]
+
+
 def first(means: Sequence[float]) -> float:
     """Give the one mean of a metric that is a mean over samples."""
     return means[0]
@@ -372,6 +394,12 @@ class Task(ABC):
             raise UserError(
                 f"{images} held out cannot tell settings apart: a choice takes at least {LEAST}{enough}; {remedy}."
             )
+
+    def selected_figure(self, predictions: "Tensor", targets: "Tensor") -> float:
+        """Give the selection metric of one trial: predictions ``(1, N, ...)`` of all samples, and their targets."""
+        if self.selection.whole is not None:
+            return float(self.selection.whole(predictions, targets))
+        return self.selection.value(self.selection_terms(predictions, targets)[0].double().mean(0).tolist())
 
     @property
     def selection(self) -> Metric:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from losa_cache.errors import UserError
 from losa_cache.targets.class_weights import class_weights
 from losa_cache.targets.target_set import TargetSet
-from losa_cache.tasks.base import Measure, Metric, Task
+from losa_cache.tasks.base import Measure, Metric, Task, Vector
 
 if TYPE_CHECKING:
     from typing import Self
@@ -87,7 +87,7 @@ class Classification(Task):
     training_loss = CROSS_ENTROPY
     loss_options = ("label_smoothing",)
     weighs_classes = balances = mixes = probes = compares = True
-    weights: Sequence[float] | None = None
+    weights: Vector | None = None
     """A weight for each class, of which the mean over the training samples is 1; ``None``: all are 1."""
 
     def outputs(self, names: Sequence[str]) -> int:
@@ -107,7 +107,8 @@ class Classification(Task):
             )
         task = copy(super().fitted(targets, train, config, weights))
         counts = np.bincount(targets.values[train], minlength=len(targets.names))
-        task.weights = class_weights(config.class_weights, counts, targets.names, weights)
+        chosen = class_weights(config.class_weights, counts, targets.names, weights)
+        task.weights = None if chosen is None else Vector(chosen)
         return task
 
     def losses(self, outputs: "Tensor", targets: "Tensor", **options: "Tensor") -> "Tensor":
@@ -118,7 +119,7 @@ class Classification(Task):
         each = -((1 - smoothing) * right + smoothing * found.mean(2))
         if self.training_loss == FOCAL:
             each = each * (1 - right.exp()) ** GAMMA
-        return each if self.weights is None else each * outputs.new_tensor(self.weights)[targets]
+        return each if self.weights is None else each * self.weights.like(outputs)[targets]
 
     def loss(self, outputs: "Tensor", targets: "Tensor", **options: float) -> "Tensor":
         """Give torch's own cross entropy, which takes mixed targets, too; or the mean of the weighted or focal losses.

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from losa_cache.errors import UserError
-from losa_cache.targets.class_weights import class_weights
+from losa_cache.targets.class_weights import BALANCED, class_weights
 from losa_cache.targets.target_set import MULTILABEL, TargetSet
-from losa_cache.tasks.base import Measure, Metric, Task
+from losa_cache.tasks.base import Measure, Metric, Task, Vector
 
 if TYPE_CHECKING:
     from typing import Self
@@ -71,7 +71,7 @@ class Multilabel(Task):
     training_loss = CROSS_ENTROPY
     weighs_classes = True
     concludes = True
-    weights: Sequence[float] | None = None
+    weights: Vector | None = None
     """Of each label where it applies, in relation to where it does not; ``None``: 1."""
 
     @property
@@ -97,10 +97,10 @@ class Multilabel(Task):
                 f"label {missing[0]!r} applies to none of the {len(train)} training samples: add samples that have it, "
                 "or leave it out of the target set."
             )
-        if config.class_weights == "balanced":
-            task.weights = [float(weight) for weight in not_so / applies]
-        else:
-            task.weights = class_weights(config.class_weights, applies, targets.names, weights)
+        if config.class_weights == BALANCED:
+            task.weights = Vector(not_so / applies)
+        elif config.class_weights is not None:
+            task.weights = Vector(class_weights(config.class_weights, applies, targets.names, weights) or [])
         return task
 
     def losses(self, outputs: "Tensor", targets: "Tensor", **options: "Tensor") -> "Tensor":
@@ -111,13 +111,13 @@ class Multilabel(Task):
         """
         from torch.nn.functional import logsigmoid
 
-        weights = outputs.new_ones(()) if self.weights is None else outputs.new_tensor(self.weights)
+        present = -logsigmoid(outputs) * (1 if self.weights is None else self.weights.like(outputs))
         if self.training_loss == ASYMMETRIC:
             shifted = (outputs.sigmoid() - MARGIN).clamp(min=0)
             absent = -(shifted**GAMMA) * (1 - shifted).clamp(min=1e-8).log()
         else:
             absent = -logsigmoid(-outputs)
-        return _mean_known((-logsigmoid(outputs) * weights).where(targets == 1, absent), targets)
+        return _mean_known(present.where(targets == 1, absent), targets)
 
     def predictions(self, outputs: "Tensor") -> "Tensor":
         """Give probabilities."""

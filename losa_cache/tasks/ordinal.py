@@ -1,8 +1,8 @@
 """Classes with an order, such as grades of a disease: *not from the paper*.
 
 There is an output for each class but the last: how probable it is that the true class is a higher one, if it is no
-lower one. So the probabilities that the true class is above the first, the second and so on fall, whatever the weights are
-(CORN: Shi, Cao and Raschka, "Deep Neural Networks for Rank-Consistent Ordinal Regression Based On Conditional
+lower one. So the probabilities that the true class is above the first, the second and so on fall, whatever the weights
+are (CORN: Shi, Cao and Raschka, "Deep Neural Networks for Rank-Consistent Ordinal Regression Based On Conditional
 Probabilities", 2021). CORAL, by the same authors, needs weights that all outputs share; CORN does not, so its
 classifier is linear like that of the other tasks.
 """

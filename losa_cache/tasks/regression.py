@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from losa_cache.errors import UserError
 from losa_cache.targets.target_set import NUMBERS, TargetSet
-from losa_cache.tasks.base import Measure, Metric, Task
+from losa_cache.tasks.base import Measure, Metric, Task, Vector
 
 if TYPE_CHECKING:
     from typing import Self
@@ -50,6 +50,8 @@ class Regression(Task):
     selected_by = "r2"
     training_losses = (MSE, L1, HUBER)
     training_loss = MSE
+    mean, deviation = Vector([0.0]), Vector([1.0])
+    """Of each column, on the training samples."""
     standardised = False
     """Whether outputs are still standardised: only while an adapter is trained."""
 
@@ -71,8 +73,8 @@ class Regression(Task):
                 f"column {constant[0]!r} is {numbers[0, list(targets.names).index(constant[0])]:g} in all {len(train)} "
                 "training samples, from which nothing can be learned: leave it out of the target set."
             )
-        task.constants = {MEAN: mean.tolist(), DEVIATION: deviation.tolist()}
-        task.standardised = True
+        task.mean, task.deviation, task.standardised = Vector(mean), Vector(deviation), True
+        task.constants = {MEAN: task.mean.values, DEVIATION: task.deviation.values}
         return task
 
     def losses(self, outputs: "Tensor", targets: "Tensor", **options: "Tensor") -> "Tensor":
@@ -80,23 +82,22 @@ class Regression(Task):
         from torch.nn.functional import huber_loss, l1_loss, mse_loss
 
         kind = {MSE: mse_loss, L1: l1_loss, HUBER: huber_loss}[self.training_loss]
-        wanted = (targets - outputs.new_tensor(self.constants[MEAN])) / outputs.new_tensor(self.constants[DEVIATION])
+        wanted = (targets - self.mean.like(outputs)) / self.deviation.like(outputs)
         return kind(outputs, wanted.to(outputs).expand_as(outputs), reduction="none").mean(-1)
 
     def predictions(self, outputs: "Tensor") -> "Tensor":
         """Give numbers in the unit of the targets."""
         if not self.standardised:
             return outputs
-        return outputs * outputs.new_tensor(self.constants[DEVIATION]) + outputs.new_tensor(self.constants[MEAN])
+        return outputs * self.deviation.like(outputs) + self.mean.like(outputs)
 
     def fold(self, classifier: "nn.Linear") -> None:
         """Have the classifier give numbers in the unit of the targets."""
         from torch import no_grad
 
         with no_grad():
-            deviation = classifier.weight.new_tensor(self.constants[DEVIATION])
-            classifier.weight.mul_(deviation[:, None])
-            classifier.bias.mul_(deviation).add_(classifier.bias.new_tensor(self.constants[MEAN]))
+            classifier.weight.mul_(self.deviation.like(classifier.weight)[:, None])
+            classifier.bias.mul_(self.deviation.like(classifier.bias)).add_(self.mean.like(classifier.bias))
 
     def answers(self, predictions: "Tensor", classes: Sequence[str], top_k: int) -> list[list[dict[str, Any]]]:
         """Give every column's number: ``name`` and ``value``."""
@@ -107,8 +108,7 @@ class Regression(Task):
 
     def calibrated(self, predictions: "Tensor", targets: "Tensor") -> "Tensor":
         """Give the squared error of every sample in standard deviations of the training targets."""
-        deviation = predictions.new_tensor(self.constants[DEVIATION])
-        return ((predictions - targets) / deviation).square().mean(-1)[:, None]
+        return ((predictions - targets) / self.deviation.like(predictions)).square().mean(-1)[:, None]
 
     def restored(self, constants: Mapping[str, Any]) -> "Self":
         """Take mean and deviation, which the weights hold already."""
@@ -118,6 +118,7 @@ class Regression(Task):
             raise ValueError("the constants are not the mean and the deviation of every column")
         task = copy(self)
         task.constants = constants
+        task.mean, task.deviation = Vector(constants[MEAN]), Vector(constants[DEVIATION])
         return task
 
     def require_choosable(self, targets: NDArray[Any], classes: Sequence[str], remedy: str) -> None:

@@ -22,7 +22,6 @@ from losa_cache.probe.tuning import cross_validation, fit_at, held_out_fold, jud
 from losa_cache.sidenet.adapter import Adapter
 from losa_cache.sidenet.operand import dense
 from losa_cache.sidenet.stack import AdapterStack
-from losa_cache.tasks import Task
 from losa_cache.tasks.base import ENOUGH
 from losa_cache.train.batch import Source
 from losa_cache.train.config import TrainConfig
@@ -228,10 +227,7 @@ def weigh(
     shares = torch.stack([fit_shares(shared, own, truth) for own in each])
     model.blend.share.copy_(shares.view(model.blend.share.shape))
     task = data.task
-    probe_only, *side_only = (_judged(task, logits, truth) for logits in (shared, *each))
+    both = (shared, *each)
+    probe_only, *side_only = (task.selected_figure(task.predictions(logits[None]), truth) for logits in both)
     metric = task.selected_by
     return [{f"probe_{metric}": probe_only, f"side_{metric}": own} for own in side_only]
-
-
-def _judged(task: Task, logits: Tensor, labels: Tensor) -> float:
-    return task.selection.value([float((task.decided(logits) == labels).double().mean())])

@@ -15,7 +15,7 @@ from losa_cache.errors import UserError
 from losa_cache.machine.memory import peak_memory
 from losa_cache.outside import UnreadableError
 from losa_cache.sidenet.adapter import Adapter
-from losa_cache.tasks import get_task
+from losa_cache.tasks import Task
 from losa_cache.train import all_layers
 from losa_cache.train.batch import Source
 from losa_cache.train.bottleneck import limiter, time_metrics
@@ -60,10 +60,18 @@ def make_optimizer(adapter: Adapter, config: TrainConfig) -> torch.optim.AdamW:
 
 
 def make_step(
-    adapter: Adapter, optimizer: torch.optim.AdamW, config: TrainConfig, *, autocast: torch.dtype | None
+    adapter: Adapter,
+    optimizer: torch.optim.AdamW,
+    config: TrainConfig,
+    *,
+    autocast: torch.dtype | None,
+    task: Task | None = None,
 ) -> AdapterStep:
-    """Make the training step; on CUDA it is replayed as a graph."""
-    task = get_task(config.task)
+    """Make the training step; on CUDA it is replayed as a graph.
+
+    ``task`` is the one that was fitted to the training samples; by default that of the options, fitted to nothing.
+    """
+    task = task or config.learns
     return AdapterStep(
         adapter,
         optimizer,
@@ -193,7 +201,7 @@ def fit(
     """
     device, autocast = data.device, data.autocast
     optimizer = make_optimizer(adapter, config)
-    step = make_step(adapter, optimizer, config, autocast=autocast)
+    step = make_step(adapter, optimizer, config, autocast=autocast, task=data.task)
     done, passed, watch = 0, EpochProgress(), Stopwatch(device)
     steps = math.ceil(len(data.chosen.train) / config.batch_size)
     if (state := run.load_checkpoint(device, at_most=largest_size(adapter))) is not None:

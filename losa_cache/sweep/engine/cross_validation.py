@@ -102,7 +102,7 @@ class _Trials:
         autocast = data.autocast
         adapter = new_adapter(data.manifest, data.tail, config, data.targets.names).to(data.device)
         optimizer = make_optimizer(adapter, config)
-        step = make_step(adapter, optimizer, config, autocast=autocast)
+        step = make_step(adapter, optimizer, config, autocast=autocast, task=data.task)
         for epoch in range(config.epochs):
             try:
                 train_epoch(
