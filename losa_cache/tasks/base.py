@@ -189,6 +189,8 @@ class Task(ABC):
         probes: whether a logistic regression on pooled rows learns the same, as classifiers over all layers and the
             line to beat have it (``losa_cache.probe``).
         compares: whether a prediction is right or wrong, so that ``losa_cache.compare`` can count images.
+        ranks: whether predictions are of the classes or labels, and grow with their probability: then tables name the
+            likeliest, and :meth:`probability` is asked for. Otherwise predictions are numbers.
     """
 
     name: str
@@ -207,6 +209,7 @@ class Task(ABC):
     mixes: bool = False
     probes: bool = False
     compares: bool = False
+    ranks: bool = False
 
     @abstractmethod
     def outputs(self, names: Sequence[str]) -> int:
@@ -343,6 +346,18 @@ class Task(ABC):
     def decided(self, predictions: "Tensor") -> "Tensor":
         """Give the answer for each sample, as it is kept beside its target: by default the prediction itself."""
         return predictions
+
+    def probability(self, predictions: "Tensor") -> "Tensor":
+        """Turn predictions into probabilities, each by itself: by default they are such. Asked only where it ranks."""
+        return predictions
+
+    def columns(self, names: "Sequence[str]") -> "Sequence[str]":
+        """Name the numbers that it predicts, for the columns of a table; none: they are counted. Asked if it ranks not.
+
+        Args:
+            names: of the target set's classes, labels or columns.
+        """
+        return ()
 
     def answers(self, predictions: "Tensor", classes: Sequence[str], top_k: int) -> list[list[dict[str, Any]]]:
         """Give the answers for each sample, for people and for files: by default its ``value``.

@@ -80,13 +80,13 @@ class Classification(Task):
     """
 
     name = "classification"
-    metrics = (LOSS, TOP1, TOP5)
-    more = (BALANCED_ACCURACY, MACRO_F1, ECE, AUROC)
+    metrics: tuple[Metric, ...] = (LOSS, TOP1, TOP5)
+    more: tuple[Metric, ...] = (BALANCED_ACCURACY, MACRO_F1, ECE, AUROC)
     selected_by = "top1"
-    training_losses = (CROSS_ENTROPY, FOCAL)
+    training_losses: tuple[str, ...] = (CROSS_ENTROPY, FOCAL)
     training_loss = CROSS_ENTROPY
-    loss_options = ("label_smoothing",)
-    weighs_classes = balances = mixes = probes = compares = True
+    loss_options: tuple[str, ...] = ("label_smoothing",)
+    weighs_classes = balances = mixes = probes = compares = ranks = True
     weights: Vector | None = None
     """A weight for each class, of which the mean over the training samples is 1; ``None``: all are 1."""
 
@@ -156,9 +156,13 @@ class Classification(Task):
         """Give the likeliest class."""
         return predictions.argmax(-1)
 
+    def probability(self, predictions: "Tensor") -> "Tensor":
+        """Give probabilities."""
+        return predictions.exp()
+
     def answers(self, predictions: "Tensor", classes: Sequence[str], top_k: int) -> list[list[dict[str, Any]]]:
         """Give the likeliest classes: ``rank``, ``class`` and ``probability``."""
-        likeliest = predictions.float().exp().topk(min(top_k, predictions.shape[-1]))
+        likeliest = self.probability(predictions.float()).topk(min(top_k, predictions.shape[-1]))
         return [
             [
                 {"rank": rank, "class": classes[number], "probability": probability}

@@ -69,8 +69,7 @@ class Multilabel(Task):
     selected_by = "map"
     training_losses = (CROSS_ENTROPY, ASYMMETRIC)
     training_loss = CROSS_ENTROPY
-    weighs_classes = True
-    concludes = True
+    weighs_classes = concludes = ranks = True
     weights: Vector | None = None
     """Of each label where it applies, in relation to where it does not; ``None``: 1."""
 

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from losa_cache.train.config import TrainConfig
 
-MSE, L1, HUBER = "mse", "l1", "huber"
 MEAN, DEVIATION = "mean", "deviation"
 
 
@@ -48,8 +47,8 @@ class Regression(Task):
     metrics = (LOSS, R2, MAE)
     more = (RMSE, SPEARMAN)
     selected_by = "r2"
-    training_losses = (MSE, L1, HUBER)
-    training_loss = MSE
+    training_losses = ("mse", "l1", "huber")
+    training_loss = "mse"
     mean, deviation = Vector([0.0]), Vector([1.0])
     """Of each column, on the training samples."""
     standardised = False
@@ -81,9 +80,15 @@ class Regression(Task):
         """Give the loss of every sample on standardised targets, the mean over the columns."""
         from torch.nn.functional import huber_loss, l1_loss, mse_loss
 
-        kind = {MSE: mse_loss, L1: l1_loss, HUBER: huber_loss}[self.training_loss]
         wanted = (targets - self.mean.like(outputs)) / self.deviation.like(outputs)
-        return kind(outputs, wanted.to(outputs).expand_as(outputs), reduction="none").mean(-1)
+        match self.training_loss:
+            case "l1":
+                each = l1_loss(outputs, wanted.expand_as(outputs), reduction="none")
+            case "huber":
+                each = huber_loss(outputs, wanted.expand_as(outputs), reduction="none")
+            case _:
+                each = mse_loss(outputs, wanted.expand_as(outputs), reduction="none")
+        return each.mean(-1)
 
     def predictions(self, outputs: "Tensor") -> "Tensor":
         """Give numbers in the unit of the targets."""
@@ -98,6 +103,10 @@ class Regression(Task):
         with no_grad():
             classifier.weight.mul_(self.deviation.like(classifier.weight)[:, None])
             classifier.bias.mul_(self.deviation.like(classifier.bias)).add_(self.mean.like(classifier.bias))
+
+    def columns(self, names: Sequence[str]) -> Sequence[str]:
+        """Name the columns as the target set does."""
+        return names
 
     def answers(self, predictions: "Tensor", classes: Sequence[str], top_k: int) -> list[list[dict[str, Any]]]:
         """Give every column's number: ``name`` and ``value``."""

@@ -2,17 +2,12 @@
 
 import hashlib
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
-import pytest
 import zarr
 
-from losa_cache.cache.identity import identity_hash
-from losa_cache.cache.stage import stage_cache
 from losa_cache.cache.store import open_cache
-from losa_cache.errors import UserError
 from losa_cache.extract.verify import verify_cache
 from losa_cache.targets.add import add_targets, remove_targets
 from losa_cache.targets.target_set import CLASS, DEPTH, MASK, MULTILABEL, NUMBERS, TargetSet

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from losa_cache.apply.predict.table import FEATURES, IMAGES, NUMBERS, RANKED, Answer, Rows, Table, Values, plain
-from losa_cache.tasks.classification import Classification
+from losa_cache.tasks import Task
 from losa_cache.train.trained_adapter import TrainedAdapter
 
 
@@ -27,12 +27,13 @@ def _answer(name: str, adapter: TrainedAdapter, top_k: int, embed: bool) -> Answ
     digest = adapter.digest
     if embed:
         return Answer(plain(name), FEATURES, adapter.features, digest)
-    if isinstance(adapter.task, Classification):
+    if adapter.task.ranks:
         classes = tuple(map(plain, adapter.classes))
         return Answer(plain(name), RANKED, 2 * min(top_k, len(classes)), digest, classes)
     outputs = torch.zeros(1, 1, int(adapter.config["adapter"]["classes"]))
     decided = adapter.task.decided(adapter.task.predictions(outputs))
-    return Answer(plain(name), NUMBERS, decided[0, 0].numel(), digest)
+    columns = tuple(map(plain, adapter.task.columns(adapter.classes)))
+    return Answer(plain(name), NUMBERS, decided[0, 0].numel(), digest, columns)
 
 
 class Answering:
@@ -74,7 +75,7 @@ class Answering:
             if answer.kind == FEATURES:
                 numbers = total / clips
             elif answer.kind == RANKED:
-                numbers = _ranked(adapter.task.average_clips(total, clips), answer.width // 2)
+                numbers = _ranked(adapter.task, adapter.task.average_clips(total, clips), answer.width // 2)
             else:
                 numbers = adapter.task.decided(adapter.task.average_clips(total, clips))
             found.append(np.ascontiguousarray(numbers.reshape(-1, answer.width).float().cpu().numpy()))
@@ -85,7 +86,7 @@ class Answering:
         return Rows([], tuple(np.empty((0, answer.width), np.float32) for answer in self.table.answers))
 
 
-def _ranked(log_probabilities: Tensor, count: int) -> Tensor:
+def _ranked(task: Task, predictions: Tensor, count: int) -> Tensor:
     """Give numbers and probabilities of the most probable classes in turn, ``(..., batch, 2 count)``."""
-    shares, classes = log_probabilities.topk(count)
-    return torch.stack([classes.float(), shares.exp()], -1).flatten(-2)
+    likeliest, classes = predictions.topk(count)
+    return torch.stack([classes.float(), task.probability(likeliest)], -1).flatten(-2)

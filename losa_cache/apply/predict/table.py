@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 RANKED, NUMBERS, FEATURES = "ranked", "numbers", "features"
-"""Kinds of answers: the most probable classes; what another task than classification predicts; a feature vector."""
+"""Kinds of answers: the most probable classes or labels; the numbers that a task predicts; a feature vector."""
 IMAGES = "images"
 
 Values = NDArray[np.float32]
@@ -24,7 +24,7 @@ class Answer:
             ``numbers``, ``features``: what the task, or the side network, gives.
         width: numbers of a row.
         digest: of the adapter's weights.
-        classes: their names, where they are ranked.
+        classes: names of the classes or labels, where they are ranked; names of the numbers, where they have names.
     """
 
     name: str
@@ -39,7 +39,8 @@ class Answer:
         if self.kind == FEATURES:
             return [self.name]
         if self.kind == NUMBERS:
-            return [f"{self.name}.value_{place + 1}" for place in range(self.width)]
+            names = self.classes or [f"value_{place + 1}" for place in range(self.width)]
+            return [f"{self.name}.{name}" for name in names]
         return [
             f"{self.name}.{what}_{place + 1}" for place in range(self.width // 2) for what in ("class", "probability")
         ]

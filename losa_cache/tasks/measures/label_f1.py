@@ -36,7 +36,7 @@ def macro_label_f1(
 def best_thresholds(probabilities: Tensor, targets: Tensor) -> Tensor:
     """Give for each label the threshold with the highest F1 on these samples, float64 ``(C,)``.
 
-    Of several it is the highest. It lies halfway between two neighbouring probabilities.
+    Of several it is the highest. It lies halfway between two neighbouring probabilities, or between the lowest and 0.
 
     Args:
         probabilities: ``(N, C)``.
@@ -51,7 +51,7 @@ def best_thresholds(probabilities: Tensor, targets: Tensor) -> Tensor:
     f1 = (2 * right / (called + positives.sum(-1, keepdim=True))).where(known, -1.0)
     best = f1.argmax(-1, keepdim=True)
     last = order.last.gather(-1, best)
-    after = order.scores.gather(-1, (last + 1).clamp_max(len(targets) - 1))
+    after = order.scores.gather(-1, (last + 1).clamp_max(len(targets) - 1)).where(last + 1 < len(targets), 0.0)
     lowest = order.scores.gather(-1, last)
     middle = (lowest + after.clamp_min(0)) / 2
     return torch.where(positives.any(-1), middle[:, 0], MIDDLE)

@@ -1,0 +1,141 @@
+"""Target sets of a cache are learned, evaluated, searched and predicted, whatever their task."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import average_precision_score, f1_score, mean_absolute_error, r2_score
+
+import losa_cache as lc
+from losa_cache.cache.store import open_cache
+from losa_cache.targets.add import add_targets
+from losa_cache.targets.target_set import CLASS, MULTILABEL, NUMBERS, TargetSet
+from losa_cache.train.config import TrainConfig
+from tests.conftest import results, tiny_backbone, tiny_samples
+
+OPTIONS = {"rank": 2, "epochs": 3, "batch_size": 8, "lr": 1e-2, "val_fraction": 0.4}
+
+
+@pytest.fixture
+def cache(tiny_cache):
+    """With a target set of each kind that is made of the labels."""
+    labels = tiny_cache.target_set("labels").values
+    noise = np.random.default_rng(0)
+    numbers = np.stack([1000 + 50 * labels, -labels], 1) + noise.normal(size=(len(labels), 2))
+    many = np.stack([labels == 0, labels > 0, labels % 2 == 0], 1).astype(np.int8)
+    many[noise.random(many.shape) < 0.1] = -1
+    for targets in (
+        TargetSet("size", NUMBERS, ["weight", "height"], numbers.astype(np.float32)),
+        TargetSet("many", MULTILABEL, ["first", "others", "even"], many),
+        TargetSet("grade", CLASS, ["low", "middle", "high"], labels % 3),
+    ):
+        add_targets(tiny_cache, targets)
+    return open_cache(tiny_cache.path)
+
+
+def outputs_of(run, cache, targets):
+    """What the adapter of a run gives for the samples that it held out, in float64, and their targets."""
+    model, found, places = lc.load_adapter(run, device="cpu"), [], []
+    of_id = {name: place for place, name in enumerate(cache.sample_ids)}
+    with lc.batches(cache, points=model.points, val_fraction=OPTIONS["val_fraction"], device="cpu") as batches:
+        for batch in batches.held_out():
+            found.append(model(batch.blocks).detach().double())
+            places += [of_id[name] for name in batch.ids]
+    return model, torch.cat(found).numpy(), cache.target_set(targets).values[places]
+
+
+def test_numbers(cache, tmp_path):
+    run = lc.train(cache, task="regression", out=tmp_path / "run", device="cpu", **OPTIONS).run
+    model, outputs, targets = outputs_of(run, cache, "size")
+    figures = lc.evaluate_run(run, device="cpu")
+    assert figures["r2"] == pytest.approx(r2_score(targets, outputs), rel=1e-4)
+    assert figures["mae"] == pytest.approx(mean_absolute_error(targets, outputs), rel=1e-4)
+    assert results(run)[-1]["val_r2"] == pytest.approx(figures["r2"], abs=1e-3)
+    config = json.loads((run / "adapter" / "config.json").read_text())
+    stored = cache.target_set("size")
+    assert config["targets"] == {"name": "size", "kind": "numbers", "fingerprint": stored.fingerprint}
+    assert config["classes"] == model.classes == ["weight", "height"]
+    lc.predict({"a": run}, cache, out=tmp_path / "out.csv", device="cpu")
+    with open(tmp_path / "out.csv") as file:
+        (first, *_) = csv.DictReader(file)
+    assert list(first) == ["id", "a.weight", "a.height"]
+    assert 900 < float(first["a.weight"]) < 1300
+
+
+def test_several_labels_and_thresholds_that_held_out_samples_chose(cache, tmp_path):
+    run = lc.train(cache, task="multilabel", out=tmp_path / "run", device="cpu", **OPTIONS).run
+    model, outputs, targets = outputs_of(run, cache, "many")
+    known = targets >= 0
+    expected = [average_precision_score(targets[k, c], outputs[k, c]) for c, k in enumerate(known.T)]
+    assert lc.evaluate_run(run, device="cpu")["map"] == pytest.approx(100 * np.mean(expected), rel=1e-6)
+    chance = 1 / (1 + np.exp(-outputs))
+    for label, chosen in enumerate(model.task.thresholds):
+        truth, own = targets[known[:, label], label], chance[known[:, label], label]
+        best = max(f1_score(truth, own >= threshold) for threshold in own)
+        assert f1_score(truth, own >= chosen) == pytest.approx(best)
+    entry = model.task.answers(torch.from_numpy(chance), model.classes, 3)[0]
+    assert {own["class"]: own["predicted"] for own in entry} == {
+        name: chance[0, place] >= model.task.thresholds[place] for place, name in enumerate(model.classes)
+    }
+
+
+def test_ordered_classes_and_classes_that_were_added(cache, tmp_path):
+    run = lc.train(cache, task="ordinal", targets="grade", out=tmp_path / "run", device="cpu", **OPTIONS).run
+    model, outputs, targets = outputs_of(run, cache, "grade")
+    above = (1 / (1 + np.exp(-outputs))).cumprod(1)
+    assert lc.evaluate_run(run, device="cpu")["mae"] == pytest.approx(np.abs((above > 0.5).sum(1) - targets).mean())
+    options = OPTIONS | {"head": "last"}  # a probe would be fitted to the held-out samples, too
+    added = lc.train(cache, targets="grade", out=tmp_path / "classes", device="cpu", **options).run
+    model, outputs, targets = outputs_of(added, cache, "grade")
+    assert model.classes == ["low", "middle", "high"]
+    assert lc.evaluate_run(added, device="cpu")["top1"] == pytest.approx(100 * (outputs.argmax(1) == targets).mean())
+
+
+@pytest.mark.parametrize("task", ["regression", "multilabel"])
+def test_trials_end_where_each_ends_alone_and_the_best_is_chosen(cache, tmp_path, task):
+    config = TrainConfig(task=task, **(OPTIONS | {"lr": None}), head="last")
+    rates = [1e-4, 3e-2]
+    found = lc.sweep(cache, space={"lr": rates}, config=config, out=tmp_path / "sweep", device="cpu")
+    metric = found.record.metric
+    for number, rate in enumerate(rates):
+        alone = results(lc.train(cache, out=tmp_path / f"{number}", config=config, lr=rate, device="cpu").run)
+        for ours, theirs in zip(results(tmp_path / "sweep" / "trials" / f"{number:04}"), alone, strict=True):
+            for name in ("train_loss", "val_loss", metric.held_out):
+                assert ours[name] == pytest.approx(theirs[name], rel=1e-3)
+    values = [trial.value for trial in found.record.trials]
+    assert values[found.record.chosen] == max(values)
+    auto = lc.train_auto(cache, config=config, grid={"lr": rates}, out=tmp_path / "auto", device="cpu")
+    assert auto.found.options["lr"] in rates
+
+
+def test_trials_are_chosen_by_the_metric_that_is_named(cache, tmp_path):
+    config = TrainConfig(**(OPTIONS | {"lr": None}), head="last", metric="macro_f1", loss="focal")
+    found = lc.sweep(cache, space={"lr": [1e-4, 3e-2]}, config=config, out=tmp_path / "sweep", device="cpu")
+    values = [trial.curve[-1]["val_macro_f1"] for trial in found.record.trials]
+    assert [trial.value for trial in found.record.trials] == values
+    assert values[found.record.chosen] == max(values)
+    assert "macro F1" in found.record.protocol
+
+
+def test_a_mixed_run_learns_the_caches_targets(cache, tmp_path):
+    online = lc.OnlineConfig(backbone="tiny", dataset="tiny", workers=1, precision="float32", share=0.5)
+    given = {"backbone": tiny_backbone(), "dataset": tiny_samples(), "device": "cpu"}
+    options = OPTIONS | {"task": "regression", "epochs": 1}
+    mixed = lc.train(cache, online=online, out=tmp_path / "mixed", **given, **options).run
+    cached = lc.train(cache, out=tmp_path / "cached", device="cpu", **options).run
+    assert results(mixed)[0]["val_mae"] == pytest.approx(results(cached)[0]["val_mae"], rel=1e-3)
+
+
+def test_what_cannot_be_learned_is_a_sentence(cache, tmp_path):
+    options = OPTIONS | {"out": tmp_path / "run", "device": "cpu"}
+    with pytest.raises(lc.UserError, match="has no target set 'sizes': choose one of labels, .*nearest: size"):
+        lc.train(cache, task="regression", targets="sizes", **options)
+    with pytest.raises(lc.UserError, match="'size' holds numbers, and the task 'classification' learns one class"):
+        lc.train(cache, targets="size", **options)
+    lc.train(cache, task="regression", **options)
+    bare = TargetSet("size", NUMBERS, ["weight"], cache.target_set("size").values[:, :1])
+    add_targets(cache, bare)
+    with pytest.raises(lc.UserError, match="does not fit cache .*: classes"):
+        lc.evaluate_run(tmp_path / "run", cache=cache.path, device="cpu")
