@@ -15,7 +15,7 @@ from losa_cache.cache.identity import differences
 from losa_cache.cache.precision import EncodedBatch
 from losa_cache.cache.reader import BlockReader
 from losa_cache.cache.receipt import Receipt
-from losa_cache.cache.registry import knows, remember
+from losa_cache.cache.registry import OPENED, knows, remember
 from losa_cache.cache.schema import check_options
 from losa_cache.cache.store import ActivationCache
 from losa_cache.calibrate import images_at_once, run_views
@@ -111,14 +111,12 @@ def reopen_images(
         named = given(data_dir=data_dir)
         options = _trusted_options(cache, named, weights=False)
         options |= _whole(named, options)
-        config = InputsConfig(
-            **{name: options[name] for name in ("backbone", "dataset", "split", "data_dir") if name in options}
-        )
-        dataset = load_given(config)
+        known = {name: options[name] for name in OPENED if name in options}
+        dataset = load_given(InputsConfig(**known))
     if dataset.fingerprint != cache.manifest.fields["dataset"]["fingerprint"]:
         raise UserError(
-            f"cache {str(cache.path)!r} was extracted from other images than {dataset.name!r} {dataset.split!r} has now: "
-            "say with --data-dir where its images lie."
+            f"cache {str(cache.path)!r} was extracted from other images than {dataset.name!r} "
+            f"{dataset.split!r} has now: say with --data-dir where they lie."
         )
     places = {name: place for place, name in enumerate(dataset.ids)}
     return dataset.select(np.array([places[name] for name in cache.sample_ids], dtype=np.int64))

@@ -72,9 +72,7 @@ def read_csv(path: Path, *, kind: str | None, task: str | None, columns: Sequenc
     elif kind == NUMBERS:
         names, entries = reader.numbers()
     else:
-        raise UserError(
-            f"{str(path)!r} is a file, and the task {task!r} takes a folder with a picture for each sample."
-        )
+        raise UserError(f"{str(path)!r} is a file, and the task {task!r} takes a folder of pictures: name one.")
     return Table(path, kind, ids, names, entries)
 
 
@@ -113,8 +111,8 @@ class _Reader:
         """
         if len(self.cells) > 1:
             raise UserError(
-                f"{str(self.path)!r} has {len(self.cells)} columns ({', '.join(map(repr, list(self.cells)[:3]))}), and a "
-                "sample has one class: name its column with --columns."
+                f"{str(self.path)!r} has the columns {', '.join(map(repr, list(self.cells)[:3]))}, and a sample has "
+                "one class: name its column with --columns."
             )
         ((name, column),) = self.cells.items()
         for place, cell in enumerate(column):
@@ -159,9 +157,10 @@ class _Reader:
         return list(self.cells), values
 
     def _bad(self, column: str, place: int, wanted: str) -> UserError:
+        remedy = "; if it is no target, name those with --columns" if len(self.cells) > 1 else ""
         return UserError(
-            f"column {column!r} of {str(self.path)!r} holds {self.cells[column][place][:80]!r} for {self.ids[place]!r}: "
-            f"it must be {wanted}."
+            f"column {column!r} of {str(self.path)!r} holds {self.cells[column][place][:80]!r} for "
+            f"{self.ids[place]!r}: it must be {wanted}{remedy}."
         )
 
 
@@ -190,15 +189,14 @@ def _cells(path: Path, columns: Sequence[str] | None) -> tuple[list[str], Column
         raise UserError(f"{str(path)!r} has the column {twice[0]!r} twice: name each once.")
     for number, row in zip(numbers[1:], rest, strict=True):
         if len(row) != len(first):
-            raise UserError(
-                f"line {number} of {str(path)!r} has {len(row)} cells, and the heading {len(first)}: mend it."
-            )
+            raise UserError(f"line {number} of {str(path)!r} has {len(row)} cells, the heading {len(first)}: mend it.")
         if not row[0]:
             raise UserError(f"line {number} of {str(path)!r} has no id: add it.")
     ids = [row[0] for row in rows[1:]]
     if again := [name for name, count in Counter(ids).items() if count > 1]:
         raise UserError(
-            f"{str(path)!r} names {len(again)} ids more than once, the first of them {again[0]!r}: leave one line of each."
+            f"{str(path)!r} names {len(again)} ids more than once, the first of them {again[0]!r}: leave one line "
+            "of each."
         )
     taken = _taken(path, first[1:], columns)
     return ids, {name: [row[first.index(name)] for row in rest] for name in taken}

@@ -100,8 +100,8 @@ class Pictures(Source):
         if not known[stored].all():
             value = int(stored[~known[stored]][0])
             raise UserError(
-                f"{name!r} of {str(self.path)!r} holds the value {value}, and {CLASSES} names {len(self.names)} classes, "
-                f"from 0: name its class there, or pass --ignore {value} if it stands for none."
+                f"{name!r} of {str(self.path)!r} holds the value {value}, and {CLASSES} names {len(self.names)} "
+                f"classes, from 0: name its class there, or pass --ignore {value} if it stands for none."
             )
 
     def _named(self, values: NDArray[Any]) -> list[str]:

@@ -83,8 +83,8 @@ def _places(
     if len(again):
         sample = found[again[0]]
         raise UserError(
-            f"{given[again[0]]!r} and {given[places[sample]]!r} of {str(source)!r} are both the sample {ids[sample]!r} by "
-            f"their {rule}, as {len(again)} targets are in all: name samples by their ids."
+            f"{given[again[0]]!r} and {given[places[sample]]!r} of {str(source)!r} are both the sample {ids[sample]!r} "
+            f"by their {rule}; {len(again)} samples have several targets: name samples by their ids."
         )
     return places
 
@@ -129,7 +129,7 @@ def _ends_of(path: str) -> list[str]:
 
 RULES: dict[str, Rule] = {
     "ids": _whole,
-    "ends of paths": _ends,
+    "paths' ends": _ends,
     "file names": _by(lambda name: PurePosixPath(_plain(name)).name),
     "file names without suffix": _by(lambda name: PurePosixPath(_plain(name)).stem),
 }

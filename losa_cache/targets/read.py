@@ -59,9 +59,7 @@ def open_source(
     if columns is not None:
         raise UserError(f"columns are those of a table, and {str(place)!r} is a folder: leave them out.")
     if kind not in (None, MASK, DEPTH):
-        raise UserError(
-            f"{str(place)!r} is a folder, and targets of the task {task!r} are read from a CSV file: name one."
-        )
+        raise UserError(f"{str(place)!r} is a folder, and the task {task!r} takes a CSV file: name one.")
     from losa_cache.targets.from_folder import read_folder
 
     return read_folder(place, kind=kind or MASK, ignored=ignore)
