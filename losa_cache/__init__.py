@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from losa_cache.sidenet.tail import FrozenTail
     from losa_cache.sweep.engine.auto import train_auto
     from losa_cache.sweep.engine.run import resume_sweep, sweep
+    from losa_cache.targets.add import add_targets, remove_targets
+    from losa_cache.targets.target_set import TargetSet
     from losa_cache.train.batch import Batch
     from losa_cache.train.batches import Batches, TensorBatch, batches
     from losa_cache.train.config import OnlineConfig, TrainConfig
@@ -65,11 +67,13 @@ _HOMES = {
     "ProbeResult": "losa_cache.probe.probe",
     "Samples": "losa_cache.data.samples",
     "StackedAdamW": "losa_cache.train.stacked_adamw",
+    "TargetSet": "losa_cache.targets.target_set",
     "TensorBatch": "losa_cache.train.batches",
     "TrainConfig": "losa_cache.train.config",
     "TrainResult": "losa_cache.train.train",
     "TrainedAdapter": "losa_cache.train.trained_adapter",
     "UserError": "losa_cache.errors",
+    "add_targets": "losa_cache.targets.add",
     "batches": "losa_cache.train.batches",
     "compare": "losa_cache.compare.compare",
     "evaluate_run": "losa_cache.train.evaluate_run",
@@ -83,6 +87,7 @@ _HOMES = {
     "predict": "losa_cache.apply.predict.predict",
     "probe": "losa_cache.probe.probe",
     "push": "losa_cache.apply.hub",
+    "remove_targets": "losa_cache.targets.add",
     "resume": "losa_cache.train.train",
     "resume_sweep": "losa_cache.sweep.engine.run",
     "sweep": "losa_cache.sweep.engine.run",
@@ -112,11 +117,13 @@ __all__ = [
     "ProbeResult",
     "Samples",
     "StackedAdamW",
+    "TargetSet",
     "TensorBatch",
     "TrainConfig",
     "TrainResult",
     "TrainedAdapter",
     "UserError",
+    "add_targets",
     "batches",
     "compare",
     "evaluate_run",
@@ -130,6 +137,7 @@ __all__ = [
     "predict",
     "probe",
     "push",
+    "remove_targets",
     "resume",
     "resume_sweep",
     "sweep",

@@ -10,7 +10,18 @@ import typer
 import losa_cache
 from losa_cache.__main__ import main
 from losa_cache.cache.registry import require_known_store
-from losa_cache.cli_common import Device, Json, Residency, existing, existing_run, expanded, given, print_result, refuse
+from losa_cache.cli_common import (
+    Device,
+    Json,
+    Residency,
+    Store,
+    existing,
+    existing_run,
+    expanded,
+    given,
+    print_result,
+    refuse,
+)
 from losa_cache.cli_compare import compare
 from losa_cache.cli_export import export
 from losa_cache.cli_options import Values, takes_options
@@ -19,6 +30,7 @@ from losa_cache.cli_probe import probe
 from losa_cache.cli_push import push
 from losa_cache.cli_serve import serve
 from losa_cache.cli_sweep import sweep, train_chosen, vtab
+from losa_cache.cli_targets import targets
 from losa_cache.data.names import require_data_set, require_split
 from losa_cache.errors import UserError
 from losa_cache.extract.config import ExtractConfig, PlanConfig, Rate
@@ -44,7 +56,6 @@ def _cache(text: str) -> Any:
     return typer.Option(help=text, callback=existing)
 
 
-Store = Annotated[str, typer.Argument(help="Cache: a .zarr folder, or its URL.", callback=existing)]
 Scheduler = Annotated[
     str | None,
     typer.Option(
@@ -253,6 +264,7 @@ app.command()(compare)
 app.command()(serve)
 app.command()(push)
 app.command()(export)
+app.command()(targets)
 
 
 @app.command()

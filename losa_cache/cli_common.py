@@ -60,6 +60,7 @@ def _residency(value: str) -> str:
     return value
 
 
+Store = Annotated[str, typer.Argument(help="Cache: a .zarr folder, or its URL.", callback=existing)]
 Json = Annotated[bool, typer.Option("--json/--no-json", help="Print the result as JSON on stdout.")]
 Device = Annotated[
     str | None,

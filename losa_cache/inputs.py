@@ -94,7 +94,7 @@ def open_inputs(
     config = with_options(InputsConfig, config, given(backbone=backbone, dataset=dataset) | options)
     chosen = precision_for(config.precision, config.tokens)
     require_decoder(config.decoder, device, augment=config.augment, budget=max_device_memory)
-    samples = _load_samples(config)
+    samples = load_given(config)
     require_files(config.decoder, samples)
     trunk, budget = _load_backbone(config, device, max_device_memory)
     require_decoder(config.decoder, device, augment=config.augment, budget=budget)
@@ -131,7 +131,8 @@ def open_inputs(
     return Inputs(trunk, samples, manifest, compute)
 
 
-def _load_samples(config: InputsConfig) -> Samples:
+def load_given(config: InputsConfig) -> Samples:
+    """Load the data set that options name, or give the loaded one."""
     if not isinstance(config.dataset, str):
         return config.dataset
     folder, home = given_path(config.data_dir) if config.data_dir is not None else None, find_home()

@@ -20,7 +20,7 @@ from torch import Tensor
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from zarr.storage import LocalStore
 
-from losa_cache.cache.checked import REPAIR, sha256
+from losa_cache.cache.checked import REPAIR, require_own, sha256
 from losa_cache.cache.compression import LEVEL
 from losa_cache.cache.layout import Layout
 from losa_cache.cache.manifest import Manifest
@@ -284,6 +284,28 @@ class LocalMetadata(WritableMetadata):
         with zarr.config.set({"array.write_empty_chunks": True}):
             edit(group)
         group.attrs.put(manifest.to_attributes())
+        self._install()
+
+    def follow(self, source: MetadataFiles, digests: Mapping[str, str]) -> None:
+        """Become the metadata files of another cache of the same shards, in the order of :meth:`change`.
+
+        Args:
+            source: of the other cache.
+            digests: sha256 of its files, by name.
+
+        Raises:
+            UserError: for a file of the other cache that is damaged.
+        """
+        clear(self._next)
+        for name, digest in digests.items():
+            content = (source.store / name).read()
+            require_own(name, content, {name: digest}, source.store)
+            (self._next / name).parent.mkdir(parents=True, exist_ok=True)
+            (self._next / name).write_bytes(content)
+        self._install()
+
+    def _install(self) -> None:
+        """Put the new copy in its place, then its files into the store, and remove what is no more."""
         if _listed(self._next) == self.files():
             shutil.rmtree(self._next)
         else:

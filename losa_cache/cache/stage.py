@@ -14,12 +14,13 @@ import numpy as np
 from losa_cache.cache.byte_source import ByteSource, CutShortError
 from losa_cache.cache.checked import REPAIR
 from losa_cache.cache.health import ShardCheck, check_shard
-from losa_cache.cache.metadata_files import LIST, LocalMetadata
+from losa_cache.cache.metadata_files import LIST, ROOT, LocalMetadata
 from losa_cache.cache.receipt import Receipt
 from losa_cache.cache.shard import DamagedShardError
 from losa_cache.cache.storage import receipts_of, shard_path
 from losa_cache.cache.store import ActivationCache, open_cache
 from losa_cache.cache.stores.local import LocalPath
+from losa_cache.cache.target_arrays import TARGETS
 from losa_cache.errors import UserError
 from losa_cache.files import publish, reason, remedy, sync_tree, write_whole
 from losa_cache.lock import lock, unlock
@@ -37,8 +38,9 @@ def stage_cache(
 ) -> ActivationCache:
     """Copy a cache to ``folder/<name>-<identity>.zarr``, its receipts beside it, and open the copy.
 
-    If the copy is there already, it is opened. If it was begun, the missing shards are copied. If two processes make
-    the same copy, the second waits for the first.
+    If the copy is there already, it is opened; where target sets were added to the cache or removed since, the copy
+    follows. If it was begun, the missing shards are copied. If two processes make the same copy, the second waits for
+    the first.
 
     Args:
         cache: complete, on a server or a slow disk.
@@ -54,7 +56,7 @@ def stage_cache(
         receipts_of(target).mkdir(parents=True, exist_ok=True)
         with _alone(target):
             if target.exists():
-                _require_copy(cache, target)
+                _bring_up_to_date(cache, target)
             else:
                 _Copy(cache, target, progress).make()
     except OSError as error:
@@ -65,8 +67,10 @@ def stage_cache(
     return open_cache(target)
 
 
-def _require_copy(cache: ActivationCache, target: LocalPath) -> None:
-    """Refuse a copy that differs from the cache: a cache extracted again from replaced files may have the same name.
+def _bring_up_to_date(cache: ActivationCache, target: LocalPath) -> None:
+    """Have a copy follow the cache in its target sets, and refuse one that differs in anything else.
+
+    A cache extracted again from replaced files may have the same name.
 
     Raises:
         UserError: naming it.
@@ -77,10 +81,18 @@ def _require_copy(cache: ActivationCache, target: LocalPath) -> None:
         with ThreadPoolExecutor(REMOTE_PIECES, "receipt") as threads:
             return list(threads.map(lambda shard: Receipt(one.receipts, shard, identity).read()["digest"], shards))
 
+    metadata = LocalMetadata(target, receipts_of(target))
+    if metadata.copied:
+        metadata.repair()  # where it was killed while it followed
     copied = open_cache(target)
-    same = copied.manifest.identity == identity and copied.digests == cache.digests
+    same = copied.manifest.identity == identity and _but_for_targets(copied) == _but_for_targets(cache)
     try:
-        if same and (cache.digests is None or content(copied) == content(cache)):
+        if same and cache.digests is None:
+            if copied.manifest.targets == cache.manifest.targets:
+                return
+        elif same and content(copied) == content(cache):
+            if copied.digests != cache.digests:
+                metadata.follow(cache.metadata, cache.digests)
             return
     except DamagedShardError as error:
         raise UserError(
@@ -90,6 +102,15 @@ def _require_copy(cache: ActivationCache, target: LocalPath) -> None:
         f"{str(target)!r} is not a copy of {str(cache.path)!r} as it is now: delete it and "
         f"{str(receipts_of(target))!r}, or choose another --stage."
     )
+
+
+def _but_for_targets(cache: ActivationCache) -> dict[str, str] | None:
+    """Give the sha256 of the metadata files that do not depend on target sets."""
+    if cache.digests is None:
+        return None
+    return {
+        name: digest for name, digest in cache.digests.items() if name != ROOT and not name.startswith(f"{TARGETS}/")
+    }
 
 
 @contextmanager

@@ -45,12 +45,16 @@ def load_image(path: Path, *, max_pixels: int | None = None) -> Image.Image:
     Raises:
         OSError, ValueError: or whatever else the decoder raises.
     """
-    if not stat.S_ISREG(path.stat().st_mode):  # opening a named pipe would wait for its writer
-        raise OSError("it is no regular file")
+    _require_regular(path)
     with Image.open(path) as image:
         if max_pixels is not None and (large := _larger(image, max_pixels)):
             raise ValueError(f"it has {large} (--max-pixels)")
         return _decode(image, str(path))
+
+
+def _require_regular(path: Path) -> None:
+    if not stat.S_ISREG(path.stat().st_mode):  # opening a named pipe would wait for its writer
+        raise OSError("it is no regular file")
 
 
 def read_image(file: BinaryIO, *, max_pixels: int, formats: tuple[str, ...]) -> Image.Image:
@@ -128,8 +132,29 @@ def converted(image: Image.Image, mode: str) -> Image.Image:
 
 def upright(image: Image.Image) -> Image.Image:
     """Turn a picture as its EXIF orientation, or its video's display matrix, says."""
-    turn = image.info[TURN] if TURN in image.info else _TURNS.get(exif_orientation(image))
+    turn = turn_of(image)
     return image if turn is None else image.transpose(turn)
+
+
+def turn_of(image: Image.Image) -> Image.Transpose | None:
+    """Say how a picture is to be turned; ``None``: it is upright."""
+    turn: Image.Transpose | None = image.info[TURN] if TURN in image.info else _TURNS.get(exif_orientation(image))
+    return turn
+
+
+def stored_frame(path: Path) -> tuple[tuple[int, int], Image.Transpose | None]:
+    """Read width and height of a picture as it is stored, and how it is to be turned, without its pixels.
+
+    Pillow turns a TIFF file itself: that is decoded, and counts as stored upright.
+
+    Raises:
+        OSError, ValueError: or whatever else the decoder raises.
+    """
+    _require_regular(path)
+    with Image.open(path) as image:
+        if image.format == "TIFF":
+            return _decode(image, "").size, None
+        return image.size, turn_of(image)
 
 
 def exif_orientation(image: Image.Image) -> int:

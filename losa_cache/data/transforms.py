@@ -76,13 +76,23 @@ class InputSpec:
         A tensor stays on its device; pixels resized there may differ by a few grey levels.
         """
         resize: Callable[[Image.Image | Tensor], Tensor] = create_transform(
-            input_size=self.size,
-            interpolation=self.interpolation,
-            crop_pct=self.crop_pct,
-            crop_mode=self.crop_mode,
-            normalize=False,
+            input_size=self.size, interpolation=self.interpolation, **self._frame
         )
         return resize
+
+    def nearest(self) -> Callable[[Image.Image], Tensor]:
+        """Build the same resize and crop for an image of one channel, whose values are taken over and never mixed.
+
+        What lies beyond the image is 0.
+        """
+        resize: Callable[[Image.Image], Tensor] = create_transform(
+            input_size=(1, *self.size[1:]), interpolation="nearest", mean=(0.0,), **self._frame
+        )
+        return resize
+
+    @property
+    def _frame(self) -> dict[str, Any]:
+        return {"crop_pct": self.crop_pct, "crop_mode": self.crop_mode, "normalize": False}
 
     def augmentation(self, policy: str) -> Callable[[Image.Image], Tensor]:
         """Build timm's training transform: random resized crop, horizontal flip and a policy; not yet normalised.

@@ -15,7 +15,7 @@ from losa_cache.cache.identity import differences
 from losa_cache.cache.precision import EncodedBatch
 from losa_cache.cache.reader import BlockReader
 from losa_cache.cache.receipt import Receipt
-from losa_cache.cache.registry import knows, remember
+from losa_cache.cache.registry import OPENED, knows, remember
 from losa_cache.cache.schema import check_options
 from losa_cache.cache.store import ActivationCache
 from losa_cache.calibrate import images_at_once, run_views
@@ -26,9 +26,10 @@ from losa_cache.extract import pipeline
 from losa_cache.extract.create_cache import create_cache, sources_of
 from losa_cache.extract.meter import Meter
 from losa_cache.extract.plan import default_batch, views_of
-from losa_cache.inputs import Inputs, open_inputs
-from losa_cache.inputs_config import PRETRAINED, RANDOM
+from losa_cache.inputs import Inputs, load_given, open_inputs
+from losa_cache.inputs_config import PRETRAINED, RANDOM, InputsConfig
 from losa_cache.machine.device import choose_device, default_workers
+from losa_cache.options import given
 from losa_cache.outside import UnreadableError
 
 HALF_NOISE, FLOAT_NOISE = 0.02, 1e-4  # relative, of matrix products in another batch or on another device
@@ -54,9 +55,8 @@ def reopen(
     Raises:
         UserError: if they cannot be opened, or are not those of the cache.
     """
-    given = {"backbone": backbone, "dataset": dataset, "data_dir": data_dir, "weights": weights}
-    given = {name: value for name, value in given.items() if value is not None}
-    options = _trusted_options(cache, given) if cache.manifest.options else {}
+    named = given(backbone=backbone, dataset=dataset, data_dir=data_dir, weights=weights)
+    options = _trusted_options(cache, named) if cache.manifest.options else {}
     options.pop("batch_size", None)
     if not options:
         if backbone is None or dataset is None:
@@ -77,10 +77,8 @@ def reopen(
             "clips": cache.manifest.clips,
             "decoder": fields.get("decoder", PILLOW),
         }
-    if "data_dir" in given and isinstance(options.get("dataset"), str) and not is_name(options["dataset"]):
-        given["dataset"] = str(given.pop("data_dir"))  # the data set is a folder, by its path
     options["ignore_orientation"] = not cache.manifest.upright  # older caches do not say
-    options |= given
+    options |= _whole(named, options)
     inputs = open_inputs(**options, device=choose_device(device))
     ours, theirs = ({**m.fields, "compute": None} for m in (inputs.manifest, cache.manifest))
     if wrong := differences(ours, theirs):
@@ -91,7 +89,47 @@ def reopen(
     return inputs
 
 
-def _trusted_options(cache: ActivationCache, given: Mapping[str, Any]) -> dict[str, Any]:
+def reopen_images(
+    cache: ActivationCache, *, dataset: Samples | None = None, data_dir: str | Path | None = None
+) -> Samples:
+    """Open the images from which a cache was extracted, in the order of its samples, without the backbone.
+
+    Args:
+        cache: complete.
+        dataset: the loaded one, if the cache was extracted from such.
+        data_dir: where the images lie now; by default where they were at extraction.
+
+    Raises:
+        UserError: if they cannot be opened, or are not those of the cache.
+    """
+    if dataset is None:
+        if not cache.manifest.options:
+            raise UserError(
+                f"cache {str(cache.path)!r} was extracted from loaded images: only Python, which can be given them "
+                "(dataset=), can look at them again."
+            )
+        named = given(data_dir=data_dir)
+        options = _trusted_options(cache, named, weights=False)
+        options |= _whole(named, options)
+        known = {name: options[name] for name in OPENED if name in options}
+        dataset = load_given(InputsConfig(**known))
+    if dataset.fingerprint != cache.manifest.fields["dataset"]["fingerprint"]:
+        raise UserError(
+            f"cache {str(cache.path)!r} was extracted from other images than {dataset.name!r} "
+            f"{dataset.split!r} has now: say with --data-dir where they lie."
+        )
+    places = {name: place for place, name in enumerate(dataset.ids)}
+    return dataset.select(np.array([places[name] for name in cache.sample_ids], dtype=np.int64))
+
+
+def _whole(named: dict[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the options that a user gives now: if the data set is a folder, by its path, another folder is its name."""
+    if "data_dir" in named and isinstance(options.get("dataset"), str) and not is_name(options["dataset"]):
+        named["dataset"] = str(named.pop("data_dir"))
+    return named
+
+
+def _trusted_options(cache: ActivationCache, given: Mapping[str, Any], *, weights: bool = True) -> dict[str, Any]:
     """Give a cache's options, unless they would open or fetch what this user has never named.
 
     A cache from elsewhere may name any folder or checkpoint of this machine, or one to download. Its options are used
@@ -100,6 +138,7 @@ def _trusted_options(cache: ActivationCache, given: Mapping[str, Any]) -> dict[s
     Args:
         cache: a cache with options.
         given: options that the user gives now.
+        weights: whether the backbone is opened, too.
 
     Raises:
         UserError: saying which options must be given.
@@ -114,7 +153,7 @@ def _trusted_options(cache: ActivationCache, given: Mapping[str, Any]) -> dict[s
     asked = []
     if not given.keys() & {"data_dir", "dataset"} and not is_embedded(options["dataset"]):
         asked.append("--data-dir, the folder of its images")
-    if not given.keys() & {"weights", "backbone"} and not _comes_along(options):
+    if weights and not given.keys() & {"weights", "backbone"} and not _comes_along(options):
         asked.append("--weights, a file or the word pretrained")
     if asked:
         raise UserError(

@@ -1,45 +1,101 @@
 """Add target sets to a finished cache, and remove them: the backbone is not run again."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
 
 from losa_cache.cache.location import Location, locate
 from losa_cache.cache.metadata_files import ROOT, MetadataFiles
 from losa_cache.cache.storage import WriterLock, receipts_of
 from losa_cache.cache.store import ActivationCache, open_cache
 from losa_cache.cache.target_arrays import put_targets, remove_array
+from losa_cache.data.samples import Samples
+from losa_cache.data.transforms import InputSpec
 from losa_cache.errors import UserError, nearest, no_cache
+from losa_cache.extract.recompute import reopen_images
 from losa_cache.files import reason, remedy
 from losa_cache.targets.check import require_name, require_names, require_values
+from losa_cache.targets.frame import Frames
+from losa_cache.targets.read import open_source, read_targets
+from losa_cache.targets.source import Progress, Source
 from losa_cache.targets.target_set import KINDS, TargetSet
 
 Cache = ActivationCache | str | Location
-Declared = dict[str, dict[str, Any]]
 
 
-def add_targets(cache: Cache, source: TargetSet) -> TargetSet:
+def add_targets(
+    cache: Cache,
+    source: str | Path | Source | TargetSet,
+    *,
+    task: str | None = None,
+    name: str | None = None,
+    columns: Sequence[str] | None = None,
+    ignore: int | None = None,
+    subset: bool = False,
+    dataset: Samples | None = None,
+    data_dir: str | Path | None = None,
+    progress: Progress = lambda _: None,
+) -> TargetSet:
     """Write a target set into a finished cache; one of the same name is replaced.
 
     The block outputs, the receipts of the shards and the identity stay as they are.
 
     Args:
         cache: a complete cache, or its place.
-        source: a target set, whose values are in the order of ``cache.sample_ids``.
+        source: a CSV file; a folder of masks or depth maps; or a target set, whose values are in the order of
+            ``cache.sample_ids``.
+        task: that learns the targets; ``None``: a folder holds masks, and the cells of a table say what they are.
+        name: of the target set; ``None``: that of the file or folder.
+        columns: of a table, to take; ``None``: all.
+        ignore: a value of masks that stands for no class, besides 255.
+        subset: leave out targets of samples that the cache does not have. Otherwise they are refused.
+        dataset: the loaded images, if the cache was extracted from such; only masks and depth maps need them.
+        data_dir: where the images lie now; by default where they were at extraction.
+        progress: is called with the share of the targets that is read.
 
     Returns:
         the target set, as the cache has it.
 
     Raises:
-        UserError: if the cache is not complete, has no receipts or cannot be written, or for targets that cannot be.
+        UserError: if the cache is not complete, has no receipts or cannot be written, or for targets that cannot be
+            used.
     """
+    if isinstance(source, str | Path):
+        source = open_source(source, task=task, columns=columns, ignore=ignore)
     with _writing(cache) as (lock, opened):
-        _require_sound(source, opened)
-        declared = {"kind": source.kind, "names": list(source.names), "fingerprint": source.fingerprint}
-        manifest = replace(opened.manifest, targets=opened.manifest.targets | {source.name: declared})
-        lock.metadata.change(manifest, lambda group: put_targets(group, source))
-    return open_cache(opened.path).target_set(source.name)
+        if isinstance(source, Source):
+            frames = _frames(opened, dataset, data_dir) if source.framed else None
+            wanted = opened.samples.tolist()
+            targets = read_targets(
+                source, opened.sample_ids, name=name, wanted=wanted, subset=subset, frames=frames, progress=progress
+            )
+        else:
+            targets = source if name is None else replace(source, name=name)
+        _require_sound(targets, opened)
+        declared = {"kind": targets.kind, "names": list(targets.names), "fingerprint": targets.fingerprint}
+        manifest = replace(opened.manifest, targets=opened.manifest.targets | {targets.name: declared})
+        lock.metadata.change(manifest, lambda group: put_targets(group, targets))
+    return open_cache(opened.path).target_set(targets.name)
+
+
+def _frames(cache: ActivationCache, dataset: Samples | None, data_dir: str | Path | None) -> Frames:
+    """Find the images that dense targets belong to.
+
+    Raises:
+        UserError: for a cache of several views or of videos, or images that are not there.
+    """
+    manifest = cache.manifest
+    if manifest.views > 1 or manifest.fields["input"]["frames"] > 1:
+        kind = "of videos" if manifest.clips > 1 or manifest.fields["input"]["frames"] > 1 else "of augmented views"
+        raise UserError(
+            f"cache {str(cache.path)!r} is {kind}, and masks and depth maps follow the plain view of an image: extract "
+            "a cache of one view."
+        )
+    samples = reopen_images(cache, dataset=dataset, data_dir=data_dir)
+    fields = dict(manifest.fields["input"])
+    spec = InputSpec(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+    return Frames(samples, spec, manifest.upright)
 
 
 def remove_targets(cache: Cache, name: str) -> None:

@@ -1,0 +1,150 @@
+"""Targets from a folder of masks or depth maps, one picture for each image."""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from losa_cache.data.label_files import read_lines
+from losa_cache.data.scan import HERE, Left, scan
+from losa_cache.errors import UserError
+from losa_cache.outside import UnreadableError
+from losa_cache.targets.check import DEPTH_NAMES, require_names
+from losa_cache.targets.pictures import READERS, SUFFIXES
+from losa_cache.targets.source import Progress, Source
+from losa_cache.targets.target_set import DEPTH, DTYPES, IGNORED, MASK
+
+if TYPE_CHECKING:  # it loads torch
+    from losa_cache.targets.frame import Frames
+
+CLASSES = "classes.txt"
+"""File of a folder of masks that names its classes, one a line, in the order of their numbers."""
+THREADS = 8
+EVERY = 50  # samples between two reports
+
+
+@dataclass(frozen=True)
+class Pictures(Source):
+    """Masks or depth maps of a folder; their ids are their paths.
+
+    Attributes:
+        names: of the classes; ``None``: the folder does not say.
+        ignored: a value of masks that stands for no class, besides 255.
+    """
+
+    names: list[str] | None
+    ignored: int | None
+
+    @property
+    def framed(self) -> bool:
+        """They follow the transform of their images."""
+        return True
+
+    def values(
+        self, places: NDArray[np.int64], frames: "Frames | None", progress: Progress
+    ) -> tuple[list[str], NDArray[Any]]:
+        """Read every picture and send it through the transform of its image: resized by the nearest, and cropped."""
+        assert frames is not None
+        fill = np.array(np.nan if self.kind == DEPTH else IGNORED, dtype=DTYPES[self.kind])
+        values = np.full((len(places), *frames.spec.size[1:]), fill)
+        wanted = np.flatnonzero(places >= 0)
+        with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1), "targets") as threads:
+
+            def read(sample: int) -> None:
+                values[sample] = self._read(places[sample], sample, frames, fill)
+
+            for done, _ in enumerate(threads.map(read, wanted.tolist()), 1):
+                if not done % EVERY or done == len(wanted):
+                    progress(done / len(wanted))
+        return self._named(values), values
+
+    def _read(self, place: int, sample: int, frames: "Frames", fill: NDArray[Any]) -> NDArray[Any]:
+        name, image = self.ids[place], frames.samples.ids[sample]
+        try:
+            stored = READERS[self.kind](self.path / name)
+        except Exception as error:  # decoders raise anything
+            raise self._bad(name, "cannot be read", error) from error
+        if self.kind == MASK:
+            self._require_known(name, stored)
+            stored[stored == self.ignored] = IGNORED
+        try:
+            (width, height), turn = frames.stored(sample)
+        except Exception as error:
+            raise self._bad(image, "is an image that cannot be read", error) from error
+        if stored.shape != (height, width):
+            upright = (width, height) if turn is not None else None
+            if stored.shape != upright:
+                raise UserError(
+                    f"{name!r} of {str(self.path)!r} has {stored.shape[1]} x {stored.shape[0]} pixels, and its image "
+                    f"{image!r} {width} x {height}: a {self.kind} has a value for each pixel of its image."
+                )
+            (width, height), turn = (height, width), None  # it was turned already
+        found: NDArray[Any] = np.append(fill, stored.ravel())[frames.pixels((width, height), turn)]
+        return found
+
+    def _bad(self, name: str, what: str, error: Exception) -> UserError:
+        return UserError(f"{name!r} of {str(self.path)!r} {what} ({error}): mend it.")
+
+    def _require_known(self, name: str, stored: NDArray[np.uint8]) -> None:
+        if self.names is None:
+            return
+        known = np.zeros(IGNORED + 1, dtype=bool)
+        known[: len(self.names)] = known[IGNORED] = True
+        if self.ignored is not None:
+            known[self.ignored] = True
+        if not known[stored].all():
+            value = int(stored[~known[stored]][0])
+            raise UserError(
+                f"{name!r} of {str(self.path)!r} holds the value {value}, and {CLASSES} names {len(self.names)} "
+                f"classes, from 0: name its class there, or pass --ignore {value} if it stands for none."
+            )
+
+    def _named(self, values: NDArray[Any]) -> list[str]:
+        if self.kind == DEPTH:
+            return DEPTH_NAMES
+        if self.names is not None:
+            return self.names
+        known = values[values != IGNORED]
+        if not known.size or not known.max():
+            raise UserError(
+                f"the masks of {str(self.path)!r} hold no class but 0 (255 and --ignore are none): number the classes "
+                f"from 0, or name them in {CLASSES}."
+            )
+        return [str(number) for number in range(int(known.max()) + 1)]
+
+
+def read_folder(path: Path, *, kind: str, ignored: int | None) -> Pictures:
+    """List the masks or depth maps of a folder; none is read yet.
+
+    Args:
+        path: of the folder; its pictures may lie in folders below it.
+        kind: of the target set, ``mask`` or ``depth``.
+        ignored: a value of masks that stands for no class, besides 255.
+
+    Raises:
+        UserError: for a folder without such pictures, one that cannot be read, or class names that cannot be.
+    """
+    suffixes = SUFFIXES[kind]
+    try:
+        entries = scan(path, [HERE], suffixes, Left())
+    except OSError as error:
+        raise UserError(f"{str(path)!r} cannot be read ({error.strerror}): name a folder.") from error
+    if not entries:
+        raise UserError(f"{str(path)!r} holds no files of a {kind} ({', '.join(suffixes)}): name the folder that does.")
+    names = list(_names(path)) if kind == MASK and (path / CLASSES).exists() else None
+    return Pictures(path, kind, [entry.path for entry in entries], names, ignored)
+
+
+def _names(path: Path) -> Iterator[str]:
+    file = path / CLASSES
+    try:
+        names = [line for _, line in read_lines(file)]
+        require_names(MASK, names)
+    except (UnreadableError, ValueError) as error:
+        raise UserError(f"{str(file)!r} cannot name the classes ({error}): write a name in each line.") from error
+    yield from names
