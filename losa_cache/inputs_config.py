@@ -115,6 +115,8 @@ class ImageConfig:
             whole: makes a path absolute.
         """
         found = {"data_dir": self.data_dir}
+        if (targets := getattr(self, "targets_from", None)) is not None:
+            found["targets_from"] = targets
         if str(self.weights) not in (PRETRAINED, RANDOM):
             found["weights"] = self.weights
         if not is_name(dataset):

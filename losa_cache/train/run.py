@@ -76,7 +76,8 @@ class Run:
         Args:
             path: of the directory.
             config: the options.
-            origin: ``cache`` (path), ``online`` (options) and ``fields`` (identity) of what it trains on.
+            origin: ``cache`` (path), ``online`` (options), ``fields`` (identity) and ``targets`` (name, kind and
+                fingerprint) of what it trains on.
             files: content of the files that options name, by option.
             beside: content of more files, by name.
 

@@ -23,6 +23,7 @@ KEPT_FILES = {
 }
 CONFIG = "config.json"
 ORIGIN = ("cache", "online", "fields")
+LATER = ("targets",)  # runs of earlier versions do not say
 
 
 class _Origin(Struct):
@@ -31,6 +32,7 @@ class _Origin(Struct):
     cache: str | None
     online: OnlineConfig | None
     fields: dict[str, Any]
+    targets: dict[str, str] | None = None
 
 
 def read_run(folder: Path) -> tuple[TrainConfig, dict[str, Any], bool]:
@@ -40,8 +42,9 @@ def read_run(folder: Path) -> tuple[TrainConfig, dict[str, Any], bool]:
         folder: the run directory.
 
     Returns:
-        the options; ``cache`` (path), ``online`` (options) and ``fields`` (identity) of what it trains on; and whether
-        the config has a seal, which runs of earlier versions lack.
+        the options; ``cache`` (path), ``online`` (options), ``fields`` (identity) and ``targets`` (name, kind and
+        fingerprint; ``None``: the run does not say) of what it trains on; and whether the config has a seal, which runs
+        of earlier versions lack.
 
     Raises:
         UserError: if this is no run directory, or one that was altered.
@@ -116,14 +119,19 @@ def _fitted(content: dict[str, Any]) -> tuple[TrainConfig, dict[str, Any]]:
     """
     if missing := {"train", *ORIGIN} - content.keys():
         raise UnreadableError(f"it lacks {', '.join(sorted(missing))}")
-    known = {"": {"train", *ORIGIN, "files", "seal"}, "train.": _names(TrainConfig), "online.": _names(OnlineConfig)}
+    known = {
+        "": {"train", *ORIGIN, *LATER, "files", "seal"},
+        "train.": _names(TrainConfig),
+        "online.": _names(OnlineConfig),
+    }
     parts = {"": content, "train.": content["train"], "online.": content["online"]}
     for where, part in parts.items():
         if isinstance(part, dict) and (surprises := part.keys() - known[where]):
             raise UnreadableError(f"{where}{min(surprises)} is unknown")
     try:
         options = fit(content["train"], dict[str, Any])
-        config, origin = fit(EARLIER | options, TrainConfig), {name: content[name] for name in ORIGIN}
+        config = fit(EARLIER | options, TrainConfig)
+        origin = {name: content[name] for name in ORIGIN} | {name: content.get(name) for name in LATER}
         fit(origin, _Origin)
     except UserError as error:
         raise UnreadableError(str(error).removesuffix(".")) from error

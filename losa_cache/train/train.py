@@ -21,7 +21,7 @@ from losa_cache.train.loop import DivergedError, Progress, Report, fit
 from losa_cache.train.memory_check import require_memory
 from losa_cache.train.placement import Placement
 from losa_cache.train.run import RUNS, Run, TakenError, next_run_path, require_place
-from losa_cache.train.saved import new_adapter, save_run
+from losa_cache.train.saved import described, new_adapter, save_run
 from losa_cache.train.training_data import TrainingData, open_training_data
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ def resume(
             report=report,
             progress=progress,
             staging=staging,
-            check=lambda data: _require_same(directory, data, origin["fields"]),
+            check=lambda data: _require_same(directory, data, origin),
         )
 
 
@@ -210,9 +210,11 @@ def _trained(
             return _fit(run, data, adapter, config, report=report, progress=progress)
 
 
-def _require_same(run: Run, data: TrainingData, fields: dict[str, Any]) -> None:
+def _require_same(run: Run, data: TrainingData, origin: dict[str, Any]) -> None:
     """Refuse training data that is not what a run began with; another device may compute in another dtype."""
-    ours, theirs = ({**f, "compute": None} for f in (data.manifest.fields, fields))
+    targets = None if origin["targets"] is None else described(data.targets)
+    ours = data.manifest.fields | {"targets": targets, "compute": None}
+    theirs = origin["fields"] | {"targets": origin["targets"], "compute": None}
     if wrong := differences(ours, theirs):
         raise UserError(f"run {str(run.path)!r} began with other data: it differs in {'; '.join(wrong)}.")
 
@@ -290,4 +292,5 @@ def origin_of(cache: ActivationCache | None, online: OnlineConfig | None, data: 
         "cache": None if cache is None else str(cache.path.resolve()),
         "online": None if online is None else online.to_json(),
         "fields": data.manifest.fields,
+        "targets": described(data.targets),
     }

@@ -20,22 +20,22 @@ from losa_cache.options import given, options_of
 from losa_cache.points import ALL, EMBEDDING, input_points, stored_points, tapped_points
 from losa_cache.sidenet.pooled import pooling_of
 from losa_cache.sidenet.tail import FrozenTail
-from losa_cache.targets.choose import choose_targets, require_kind
-from losa_cache.targets.target_set import CLASS, LABELS, TargetSet
+from losa_cache.targets.target_set import TargetSet
 from losa_cache.tasks import Task, get_task
 from losa_cache.train.batch import Source
 from losa_cache.train.cached import open_cached
 from losa_cache.train.config import OnlineConfig, TrainConfig
+from losa_cache.train.learned import fitted, opened_targets, require_augmentable, targets_of, targets_of_images
 from losa_cache.train.memoised import MemoisedSource
 from losa_cache.train.mixed import MixedSource
 from losa_cache.train.placement import Placement
 from losa_cache.train.pooled_source import PooledSource
-from losa_cache.train.sample_files import CLASS_HEADER, parse_weights
 from losa_cache.train.selection import Selection, select
 
 if TYPE_CHECKING:
     from losa_cache.backbone import Backbone
     from losa_cache.data.samples import Samples
+    from losa_cache.inputs import Inputs
 
 log = logging.getLogger(__name__)
 
@@ -167,30 +167,6 @@ def from_cache(
     return TrainingData(manifest, tail, layers, points, chosen, source, source, placement, task, targets)
 
 
-def targets_of(cache: ActivationCache, config: TrainConfig) -> TargetSet:
-    """Give the target set of a cache that a run learns, as its task reads it.
-
-    Raises:
-        UserError: if the cache has none of the name, or of the task's kind.
-    """
-    task = get_task(config.task)
-    name = config.targets or choose_targets(task, cache.target_kinds, cache.path)
-    return task.targets(require_kind(task, cache.target_set(name)))
-
-
-def fitted(config: TrainConfig, targets: TargetSet, chosen: Selection) -> Task:
-    """Fit the task to the training samples.
-
-    Raises:
-        UserError: for targets from which it cannot be learned.
-    """
-    weights = {}
-    if "class_weights" in chosen.files:
-        assert config.class_weights is not None
-        weights = parse_weights(chosen.files["class_weights"], config.class_weights, CLASS_HEADER)
-    return get_task(config.task).fitted(targets, chosen.train, config, weights)
-
-
 def selected(cache: ActivationCache, config: TrainConfig, targets: TargetSet | None = None) -> Selection:
     """Choose the samples of a run from a cache.
 
@@ -233,10 +209,11 @@ def from_backbone(
     Raises:
         UserError: for options that cannot work, and for a cache of other samples, weights or preprocessing.
     """
+    require_augmentable(get_task(config.task), online)
+    given_targets = opened_targets(online, config, cache)
     from losa_cache.calibrate import fit_encoding
     from losa_cache.data.augment import BatchAugmentation
     from losa_cache.inputs import open_inputs
-    from losa_cache.sources import Sources
     from losa_cache.train.online import OnlineSource
 
     if cache is not None:
@@ -258,24 +235,15 @@ def from_backbone(
     )
     manifest = inputs.manifest
     if cache is not None:
-        ours, theirs = ({name: fields.get(name) for name in SAME_SAMPLES} for fields in (manifest.fields, stored))
-        if wrong := differences(ours, theirs):
-            raise UserError(
-                f"cache {str(cache.path)!r} is not of these images by this backbone: it differs in {'; '.join(wrong)}. "
-                "Give the options it was extracted with, or another --cache."
-            )
-        if inputs.samples.file is not None:
-            sources = Sources(cache.path, cache.layout, cache.manifest, inputs.samples)
-            sources.require_unchanged(range(cache.layout.shards), renew=False)
+        _require_same_images(cache, inputs)
     samples = np.arange(len(inputs.samples)) if cache is None else cache.samples
-    targets = targets_of(cache, config) if cache is not None else _targets_of_images(inputs.samples, config)
+    targets = targets_of(cache, config) if cache is not None else targets_of_images(inputs, config, given_targets)
     chosen = select(samples, inputs.samples.ids, targets, config)
     task = task or fitted(config, targets, chosen)
     layers = used_layers(manifest.layers, config)
     points = used_points(manifest.fields["tap"], manifest.layers, config)
     if cache is not None:
         _require_start(cache, points)
-    _require_mixing(task, online)
     workers = online.workers or default_workers()
     encoding = fit_encoding(inputs, workers=workers) if cache is None else cache.encoding()
     encoded = (manifest if cache is None else cache.manifest).points
@@ -323,24 +291,24 @@ def from_backbone(
     return TrainingData(manifest, tail, layers, points, chosen, fresh, plain, placement, task, targets)
 
 
-def _targets_of_images(samples: "Samples", config: TrainConfig) -> TargetSet:
-    """Give what a run without a cache learns: the classes of a data set."""
-    task = get_task(config.task)
-    labels = TargetSet(LABELS, CLASS, samples.classes, samples.labels)
-    return task.targets(require_kind(task, labels))
-
-
-def _require_mixing(task: Task, online: OnlineConfig) -> None:
-    """Refuse mixup and cutmix of targets that cannot be mixed.
+def _require_same_images(cache: ActivationCache, inputs: "Inputs") -> None:
+    """Refuse a cache of other images, or of another backbone.
 
     Raises:
-        UserError: naming the task.
+        UserError: naming the fields that differ, or the files.
     """
-    if (online.mixup or online.cutmix) and not task.mixes:
+    from losa_cache.sources import Sources
+
+    each = (inputs.manifest.fields, cache.manifest.fields)
+    ours, theirs = ({name: fields.get(name) for name in SAME_SAMPLES} for fields in each)
+    if wrong := differences(ours, theirs):
         raise UserError(
-            f"mixup is {online.mixup} and cutmix is {online.cutmix}, but targets of the task {task.name!r} cannot be "
-            "mixed: leave both out."
+            f"cache {str(cache.path)!r} is not of these images by this backbone: it differs in {'; '.join(wrong)}. "
+            "Give the options it was extracted with, or another --cache."
         )
+    if inputs.samples.file is not None:
+        sources = Sources(cache.path, cache.layout, cache.manifest, inputs.samples)
+        sources.require_unchanged(range(cache.layout.shards), renew=False)
 
 
 def used_layers(available: list[int], config: TrainConfig) -> list[int]:

@@ -27,11 +27,12 @@ from losa_cache.sweep.engine.trial import describe, require_epochs, trial_path
 from losa_cache.tasks import Metric
 from losa_cache.text import shown
 from losa_cache.train.evaluate_run import evaluate_run, known_test_cache
+from losa_cache.train.learned import targets_of
 from losa_cache.train.placement import Placement
 from losa_cache.train.saved import new_adapter
 from losa_cache.train.selection import Selection
 from losa_cache.train.train import resume, train
-from losa_cache.train.training_data import frozen_tail, targets_of
+from losa_cache.train.training_data import frozen_tail
 
 RECORD, RETRAINED = "record.json", "retrained"
 

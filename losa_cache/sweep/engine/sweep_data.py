@@ -12,9 +12,10 @@ from losa_cache.sweep.engine.probes import lines_to_beat
 from losa_cache.sweep.engine.record import ToBeat
 from losa_cache.train.config import SHUFFLE, TrainConfig
 from losa_cache.train.evaluate_run import apart
+from losa_cache.train.learned import targets_of
 from losa_cache.train.placement import Placement
 from losa_cache.train.selection import Selection
-from losa_cache.train.training_data import TrainingData, from_cache, selected, targets_of
+from losa_cache.train.training_data import TrainingData, from_cache, selected
 
 
 class SweepData:

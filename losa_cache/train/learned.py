@@ -1,0 +1,89 @@
+"""What a run learns of its samples: its target set, and its task fitted to it."""
+
+from typing import TYPE_CHECKING
+
+from losa_cache.cache.store import ActivationCache
+from losa_cache.errors import UserError
+from losa_cache.targets.choose import choose_targets, require_kind
+from losa_cache.targets.read import open_source, read_targets
+from losa_cache.targets.source import Source
+from losa_cache.targets.target_set import CLASS, LABELS, TargetSet
+from losa_cache.tasks import Task, get_task
+from losa_cache.train.config import OnlineConfig, TrainConfig
+from losa_cache.train.sample_files import CLASS_HEADER, parse_weights
+from losa_cache.train.selection import Selection
+
+if TYPE_CHECKING:
+    from losa_cache.inputs import Inputs
+
+
+def targets_of(cache: ActivationCache, config: TrainConfig) -> TargetSet:
+    """Give the target set of a cache that a run learns, as its task reads it.
+
+    Raises:
+        UserError: if the cache has none of the name, or of the task's kind.
+    """
+    task = get_task(config.task)
+    name = config.targets or choose_targets(task, cache.target_kinds, cache.path)
+    return task.targets(require_kind(task, cache.target_set(name)))
+
+
+def opened_targets(online: OnlineConfig, config: TrainConfig, cache: ActivationCache | None) -> Source | None:
+    """Open what an online run learns, before the backbone is loaded.
+
+    Raises:
+        UserError: for what cannot be read, and beside a cache, whose targets are used.
+    """
+    if online.targets_from is None:
+        return None
+    if cache is not None:
+        raise UserError(
+            f"targets-from is {online.targets_from!r}, but the targets are those of the cache {str(cache.path)!r}: "
+            "leave it out, or add them to the cache with losa-cache targets."
+        )
+    return open_source(online.targets_from, task=config.task)
+
+
+def targets_of_images(inputs: "Inputs", config: TrainConfig, source: Source | None) -> TargetSet:
+    """Give what a run without a cache learns: what a file or folder says, or the classes of the data set."""
+    task, samples = get_task(config.task), inputs.samples
+    if source is None:
+        return task.targets(require_kind(task, TargetSet(LABELS, CLASS, samples.classes, samples.labels)))
+    frames = None
+    if source.framed:
+        from losa_cache.targets.frame import Frames
+
+        frames = Frames(samples, inputs.backbone.input, inputs.manifest.upright)
+    # one file may serve all splits of a data set, and a part of the images
+    return task.targets(read_targets(source, samples.ids, subset=True, frames=frames))
+
+
+def fitted(config: TrainConfig, targets: TargetSet, chosen: Selection) -> Task:
+    """Fit the task to the training samples.
+
+    Raises:
+        UserError: for targets from which it cannot be learned.
+    """
+    weights = {}
+    if "class_weights" in chosen.files:
+        assert config.class_weights is not None
+        weights = parse_weights(chosen.files["class_weights"], config.class_weights, CLASS_HEADER)
+    return get_task(config.task).fitted(targets, chosen.train, config, weights)
+
+
+def require_augmentable(task: Task, online: OnlineConfig) -> None:
+    """Refuse mixup and cutmix of targets that cannot be mixed, and augmentation that targets do not follow.
+
+    Raises:
+        UserError: naming the task.
+    """
+    if task.dense and (online.augment is not None or online.reprob):
+        raise UserError(
+            f"augment is {online.augment!r} and reprob is {online.reprob}, but targets of the task {task.name!r} do "
+            "not follow the augmentation of their images: leave both out."
+        )
+    if (online.mixup or online.cutmix) and not task.mixes:
+        raise UserError(
+            f"mixup is {online.mixup} and cutmix is {online.cutmix}, but targets of the task {task.name!r} cannot be "
+            "mixed: leave both out."
+        )
