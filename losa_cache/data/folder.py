@@ -20,6 +20,9 @@ SPLITS = {
 }
 """The names that splits go by, in whatever case, with or without ``set`` behind; a cache calls them by the first."""
 
+UNLABELLED = "unlabelled"
+"""The only class of images that lie in no folders of classes."""
+
 _ENDS = ("", "set", "_set", "-set")  # as in test_set
 _SPLIT_OF = {name + end: split for split, names in SPLITS.items() for name in names for end in _ENDS}
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")  # of seg_train, TestImages, train2017
@@ -30,7 +33,8 @@ def load_folder(root: Path, split: str, name: str = "folder") -> Samples:
     """Read ``<root>/<split>/<class>/**/*`` or, where there are no split folders, ``<root>/<class>/**/*`` as train.
 
     Classes are numbered in the order of their sorted names, as torchvision's ImageFolder does. A class without images
-    keeps its number, so that splits agree. Hidden and system files are left out (``losa_cache.data.scan``) and logged.
+    keeps its number, so that splits agree. Where there are no folders of classes, the images that lie there are of one
+    class, ``unlabelled``: what they show is in target sets (``losa_cache.targets``). Hidden and system files are left out (``losa_cache.data.scan``) and logged.
 
     Raises:
         UserError: for a folder that is missing, unreadable or empty, a split that is not there or not clear, a file
@@ -44,13 +48,15 @@ def load_folder(root: Path, split: str, name: str = "folder") -> Samples:
         base = _split_or_root(root, split, left)
         classes = class_folders(base, EXTENSIONS + video.EXTENSIONS, left)
         _require_no_splits(base, classes)
-        entries = scan(base, classes, EXTENSIONS + video.EXTENSIONS, left)
+        left = left if classes else Left()  # images beside no class folders are those that are read
+        entries = scan(base, classes or [HERE], EXTENSIONS + video.EXTENSIONS, left)
     except OSError as error:
         raise _unreadable(error) from error
     if not entries:
         known = f"images ({', '.join(EXTENSIONS)}) or videos ({', '.join(video.EXTENSIONS)})"
         raise UserError(f"folder {str(base)!r} holds no class folders with {known}.")
     left.say(base)
+    classes = classes or [UNLABELLED]
     if empty := [kind for number, kind in enumerate(classes) if number not in {entry.label for entry in entries}]:
         log.info("%r: %d classes without images keep their numbers (%s).", str(base), len(empty), _names(empty))
     files = [(entry.path, entry.label) for entry in entries]

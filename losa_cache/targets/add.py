@@ -4,22 +4,23 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from losa_cache.cache.location import Location, locate
 from losa_cache.cache.metadata_files import ROOT, MetadataFiles
 from losa_cache.cache.storage import WriterLock, receipts_of
 from losa_cache.cache.store import ActivationCache, open_cache
 from losa_cache.cache.target_arrays import put_targets, remove_array
-from losa_cache.data.samples import Samples
-from losa_cache.data.transforms import InputSpec
 from losa_cache.errors import UserError, nearest, no_cache
-from losa_cache.extract.recompute import reopen_images
 from losa_cache.files import reason, remedy
 from losa_cache.targets.check import require_name, require_names, require_values
-from losa_cache.targets.frame import Frames
 from losa_cache.targets.read import open_source, read_targets
 from losa_cache.targets.source import Progress, Source
 from losa_cache.targets.target_set import KINDS, TargetSet
+
+if TYPE_CHECKING:  # they load timm, which tables do without
+    from losa_cache.data.samples import Samples
+    from losa_cache.targets.frame import Frames
 
 Cache = ActivationCache | str | Location
 
@@ -33,7 +34,7 @@ def add_targets(
     columns: Sequence[str] | None = None,
     ignore: int | None = None,
     subset: bool = False,
-    dataset: Samples | None = None,
+    dataset: "Samples | None" = None,
     data_dir: str | Path | None = None,
     progress: Progress = lambda _: None,
 ) -> TargetSet:
@@ -79,12 +80,16 @@ def add_targets(
     return open_cache(opened.path).target_set(targets.name)
 
 
-def _frames(cache: ActivationCache, dataset: Samples | None, data_dir: str | Path | None) -> Frames:
+def _frames(cache: ActivationCache, dataset: "Samples | None", data_dir: str | Path | None) -> "Frames":
     """Find the images that dense targets belong to.
 
     Raises:
         UserError: for a cache of several views or of videos, or images that are not there.
     """
+    from losa_cache.data.transforms import InputSpec
+    from losa_cache.extract.recompute import reopen_images
+    from losa_cache.targets.frame import Frames
+
     manifest = cache.manifest
     if manifest.views > 1 or manifest.fields["input"]["frames"] > 1:
         kind = "of videos" if manifest.clips > 1 or manifest.fields["input"]["frames"] > 1 else "of augmented views"

@@ -21,6 +21,7 @@ MOST_BYTES = 2**30
 DELIMITERS = "\t,;"  # the first of them that stands in the heading
 JOINED = re.compile("[|;]")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+LARGEST = float(np.finfo(np.float32).max)
 MARKS = {"1": 1, "0": 0, "-1": UNKNOWN, "": UNKNOWN}
 ORDINAL = "ordinal"
 
@@ -151,7 +152,7 @@ class _Reader:
         values = np.empty((len(self.ids), len(self.cells)), dtype=np.float32)
         for number, (name, column) in enumerate(self.cells.items()):
             for place, cell in enumerate(column):
-                if not NUMBER.fullmatch(cell) or abs(float(cell)) > np.finfo(np.float32).max:
+                if not NUMBER.fullmatch(cell) or abs(float(cell)) > LARGEST:
                     raise self._bad(name, place, "a finite number")
                 values[place, number] = float(cell)
         return list(self.cells), values
@@ -195,8 +196,7 @@ def _cells(path: Path, columns: Sequence[str] | None) -> tuple[list[str], Column
     ids = [row[0] for row in rows[1:]]
     if again := [name for name, count in Counter(ids).items() if count > 1]:
         raise UserError(
-            f"{str(path)!r} names {len(again)} ids more than once, the first of them {again[0]!r}: leave one line "
-            "of each."
+            f"{str(path)!r} has several lines for {again[0]!r}, the first of {len(again)} such ids: leave one of each."
         )
     taken = _taken(path, first[1:], columns)
     return ids, {name: [row[first.index(name)] for row in rest] for name in taken}

@@ -78,13 +78,13 @@ def _places(
     """Give the place of each sample's target, and refuse two targets of one sample."""
     targets = np.flatnonzero(found >= 0)
     places = np.full(len(ids), -1, dtype=np.int64)
-    places[found[targets]] = targets
+    places[found[targets[::-1]]] = targets[::-1]  # the first of several
     again = targets[places[found[targets]] != targets]
     if len(again):
         sample = found[again[0]]
         raise UserError(
-            f"{given[again[0]]!r} and {given[places[sample]]!r} of {str(source)!r} are both the sample {ids[sample]!r} "
-            f"by their {rule}; {len(again)} samples have several targets: name samples by their ids."
+            f"{given[places[sample]]!r} and {given[again[0]]!r} of {str(source)!r} are both the sample {ids[sample]!r} "
+            f"by their {rule}, and so on for {len(again)} targets: name samples by their ids."
         )
     return places
 

@@ -1,0 +1,175 @@
+"""Targets from tables: what the cells say, and what is refused."""
+
+import csv
+import io
+import os
+
+import numpy as np
+import pytest
+
+from losa_cache.errors import UserError
+from losa_cache.targets.match import match
+from losa_cache.targets.read import default_name, open_source, read_targets
+from losa_cache.targets.target_set import CLASS, MULTILABEL, NUMBERS
+
+IDS = ["cat/1.jpg", "cat/2.jpg", "dog/1.jpg"]
+
+
+def read(tmp_path, text, ids=IDS, subset=False, **options):
+    path = tmp_path / "table.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return read_targets(open_source(path, **options), ids, subset=subset)
+
+
+def table(*rows, delimiter=","):
+    """What a spreadsheet writes."""
+    file = io.StringIO()
+    csv.writer(file, delimiter=delimiter).writerows(rows)
+    return file.getvalue()
+
+
+READ = {
+    "classes by name": (
+        table(["id", "species"], *zip(IDS, ["tom", "amy", "tom"], strict=True)),
+        None,
+        (CLASS, ["amy", "tom"], [1, 0, 1]),
+    ),
+    "numbered classes by value": (
+        table(["id", "grade"], *zip(IDS, ["10", "9", "2"], strict=True)),
+        "classification",
+        (CLASS, ["2", "9", "10"], [2, 1, 0]),
+    ),
+    "ordered classes": (
+        table(["id", "grade"], *zip(IDS, ["0.5", "-1", "3"], strict=True)),
+        "ordinal",
+        (CLASS, ["-1", "0.5", "3"], [1, 0, 2]),
+    ),
+    "marks": (
+        table(["id", "sun", "rain"], [IDS[0], 1, ""], [IDS[1], -1, 0], [IDS[2], 0, 1]),
+        None,
+        (MULTILABEL, ["sun", "rain"], [[1, -1], [-1, 0], [0, 1]]),
+    ),
+    "one column of marks": (
+        table(["id", "sun"], *zip(IDS, [1, 0, ""], strict=True)),
+        "multilabel",
+        (MULTILABEL, ["sun"], [[1], [0], [-1]]),
+    ),
+    "joined labels": (
+        table(["id", "weather"], *zip(IDS, ["sun|wind", "", " wind ; rain"], strict=True)),
+        None,
+        (MULTILABEL, ["rain", "sun", "wind"], [[0, 1, 1], [0, 0, 0], [1, 0, 1]]),
+    ),
+    "numbers, in another order, with semicolons and a byte order mark": (
+        "\ufeff" + table(["id", "x", "y"], [IDS[2], 3, "-1e2"], [IDS[0], 1.5, 0], [IDS[1], ".5", 7], delimiter=";"),
+        None,
+        (NUMBERS, ["x", "y"], [[1.5, 0], [0.5, 7], [3, -100]]),
+    ),
+    "fractions": (table(["id", "x"], *zip(IDS, [1, 2.5, 3], strict=True)), None, (NUMBERS, ["x"], [[1], [2.5], [3]])),
+    "marks that are numbers": (
+        table(["id", "x", "y"], *[[name, 0, 1] for name in IDS]),
+        "regression",
+        (NUMBERS, ["x", "y"], [[0, 1]] * 3),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", READ)
+def test_the_cells_say_what_they_are(tmp_path, case):
+    text, task, (kind, names, values) = READ[case]
+    found = read(tmp_path, text, task=task)
+    assert (found.kind, list(found.names), found.values.tolist()) == (kind, names, values)
+    assert found.name == "table"
+
+
+GOOD = table(["id", "x"], *[[name, 0.5] for name in IDS])
+REFUSED = {
+    "whole numbers": (
+        table(["id", "n"], *zip(IDS, [1, 2, 3], strict=True)),
+        {},
+        "may be classes or numbers: pass --task",
+    ),
+    "text among numbers": (table(["p", "n", "s"], *[[i, 1, "test"] for i in IDS]), {}, "'s' .*'test'.*--columns"),
+    "a number that is none": (GOOD.replace("0.5", "nan", 1), {"task": "regression"}, "'nan' for 'cat/1.jpg'.* finite"),
+    "infinity": (GOOD.replace("0.5", "1e39", 1), {}, "'1e39' .* finite number"),
+    "an empty number": (GOOD.replace("0.5", "", 1), {"task": "regression"}, "holds '' for 'cat/1.jpg'"),
+    "no class": (GOOD.replace("0.5", "", 1), {"task": "classification"}, "must be a class"),
+    "a name as an ordered class": (GOOD.replace("0.5", "low", 1), {"task": "ordinal"}, "'low' .* order of numbers"),
+    "a number in two ways": (GOOD.replace("0.5", "0.50", 1), {"task": "ordinal"}, "one number in two ways"),
+    "another mark": (table(["i", "a", "b"], *[[i, 2, 1] for i in IDS]), {"task": "multilabel"}, "'2'.* 1, 0, -1 or"),
+    "two columns of classes": (
+        READ["marks"][0],
+        {"task": "classification"},
+        "has the columns 'sun', 'rain'.*one class",
+    ),
+    "an unknown column": (GOOD, {"columns": ["y"]}, "no column 'y'.*'x'"),
+    "a column twice": (GOOD.replace("id,x", "id,id"), {}, "has the column 'id' twice"),
+    "an id twice": (GOOD + f"{IDS[1]},3.5\n", {}, r"several lines for 'cat/2.jpg', the first of 1"),
+    "no id": (GOOD.replace(IDS[1], ""), {}, "line 3 .* has no id"),
+    "a short line": (GOOD + "cat\n", {}, "line 5 .* has 1 cells, the heading 2"),
+    "an open quote": (GOOD + '"cat', {}, "line 5 .* is not CSV"),
+    "a heading alone": ("id,x\n", {}, "holds no targets"),
+    "nothing": ("", {}, "holds no targets"),
+    "another encoding": (GOOD.encode("utf-16"), {}, "not text in UTF-8"),
+    "a missing sample": ("\n".join(GOOD.splitlines()[:3]), {}, "1 of 3 samples have no target .* 'dog/1.jpg'"),
+    "one too many": (
+        GOOD + "cat/9.jpg,1.5\n",
+        {},
+        "targets of 1 samples that are not here.* 'cat/9.jpg': pass --subset",
+    ),
+    "a task of pictures": (GOOD, {"task": "depth"}, "is a file, and the task 'depth' takes a folder"),
+    "an unknown task": (GOOD, {"task": "regresion"}, "unknown task 'regresion'"),
+    "a value of masks": (GOOD, {"ignore": 3}, "ignore is 3, a value of masks"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_mistake_is_one_sentence_with_its_value(tmp_path, case):
+    text, options, words = REFUSED[case]
+    with pytest.raises(UserError, match=words) as told:
+        read(tmp_path, text, **options)
+    assert str(told.value).count("\n") == 0
+
+
+def places(given, ids, **options):
+    return match(given, ids, range(len(ids)), source="t.csv", **({"subset": False} | options))
+
+
+def test_ids_match_by_the_strictest_rule_that_finds_all():
+    assert places(["b", "a"], ["a", "b"]).places.tolist() == [1, 0]
+    whole = places(["train/cat/1.jpg", "train/dog/1.jpg"], ["dog/1.jpg", "cat/1.jpg"])
+    assert (whole.places.tolist(), whole.rule) == ([1, 0], "paths' ends")
+    assert places(["1.jpg", "2.jpg"], ["x/2.jpg", "y/1.jpg"]).places.tolist() == [1, 0]
+    assert places([r"C:\old\2.jpg", r"C:\old\1.jpg"], ["1.jpg", "2.jpg"]).places.tolist() == [1, 0]
+    masks = places(["m/1.png", "m/2.png"], ["images/2.jpg", "images/1.jpg"])
+    assert (masks.places.tolist(), masks.rule) == ([1, 0], "file names without suffix")
+    both = places(
+        ["test/cat/1.jpg", "train/cat/1.jpg", "train/cat/2.jpg"], ["cat/2.jpg", "train/cat/1.jpg"], subset=True
+    )
+    assert (both.places.tolist(), both.left) == ([2, 1], 1)
+
+
+def test_what_is_not_clear_is_refused():
+    with pytest.raises(UserError, match=r"1 of 2 samples have no target .* 'b/1.jpg'"):  # 1.jpg may be of either
+        places(["1.jpg", "a/1.jpg"], ["a/1.jpg", "b/1.jpg"])
+    with pytest.raises(UserError, match=r"'x/1.png' and 'y/1.png' .* are both the sample '1.jpg'"):
+        places(["x/1.png", "y/1.png"], ["1.jpg"])
+
+
+def test_a_sample_that_was_skipped_needs_no_target(tmp_path):
+    (tmp_path / "labels.csv").write_text(table(["id", "x"], [IDS[0], 0.5], [IDS[2], 1.5]))
+    source = open_source(tmp_path / "labels.csv")
+    found = read_targets(source, IDS, wanted=[0, 2])
+    np.testing.assert_array_equal(found.values, np.float32([[0.5], [0], [1.5]]))
+    assert default_name(source) == "numbers"  # "labels" is the name of the cache's own
+
+
+def test_what_is_there_is_not_waited_for_or_guessed(tmp_path):
+    os.mkfifo(tmp_path / "pipe.csv")
+    with pytest.raises(UserError, match="it is a named pipe"):
+        open_source(tmp_path / "pipe.csv")
+    with pytest.raises(UserError, match="there is no file or folder"):
+        open_source(tmp_path / "gone.csv")
+    with pytest.raises(UserError, match=r"holds no files of a mask \(.png\)"):
+        open_source(tmp_path)
+    with pytest.raises(UserError, match="is a folder, and the task 'regression' takes a CSV file"):
+        open_source(tmp_path, task="regression")
