@@ -105,7 +105,7 @@ class _Problem:
     """Features on the axes of their scatter, and the solution at the last C, from which the next one starts."""
 
     def __init__(self, x: Tensor, y: Tensor, classes: int) -> None:
-        self._z, self._axes, squares = _rotated(x)
+        self._z, self._axes, squares = rotated(x)
         if self._z.numel() * classes < LITTLE:
             self._z, self._axes, squares, y = self._z.cpu(), self._axes.cpu(), squares.cpu(), y.cpu()
         self._device, self._y, self._classes = x.device, y, classes
@@ -149,7 +149,7 @@ class _Problem:
         return Fit((self._weight @ self._axes).to(self._device), self._bias.to(self._device))
 
 
-def _rotated(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def rotated(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Write ``x = z @ axes``: the rows of ``axes`` orthonormal, the columns of ``z`` orthogonal.
 
     Returns:

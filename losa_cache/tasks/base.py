@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 Terms = Callable[["Tensor", "Tensor"], "Tensor"]
 
+LOGISTIC, RIDGE = "logistic", "ridge"
+"""Kinds of probes: logistic regression on classes, ridge regression on numbers."""
 LEAST = 5
 """Held-out images that a choice takes. With fewer not even a setting that is right on all of them is ahead of one that
 is wrong on all of them by more than chance (sign test: 2 to the power of -5 is 3 %)."""
@@ -186,8 +188,8 @@ class Task(ABC):
         balances: whether targets are classes that ``--sampling balanced`` can draw equally often.
         mixes: whether targets are class numbers, which mixup and cutmix can mix: then :meth:`soft` gives what is mixed,
             and :meth:`loss` takes it, too.
-        probes: whether a logistic regression on pooled rows learns the same, as classifiers over all layers and the
-            line to beat have it (``losa_cache.probe``).
+        probes: the probe on pooled rows that learns the same, as classifiers over all layers have it
+            (``losa_cache.probe.kinds``): ``LOGISTIC``, which is the line to beat, too, or ``RIDGE``. Empty: none does.
         compares: whether a prediction is right or wrong, so that ``losa_cache.compare`` can count images.
         ranks: whether predictions are of the classes or labels, and grow with their probability: then tables name the
             likeliest, and :meth:`probability` is asked for. Otherwise predictions are numbers.
@@ -207,7 +209,7 @@ class Task(ABC):
     loss_options: tuple[str, ...] = ()
     balances: bool = False
     mixes: bool = False
-    probes: bool = False
+    probes: str = ""
     compares: bool = False
     ranks: bool = False
 
@@ -308,6 +310,9 @@ class Task(ABC):
     def fold(self, classifier: "nn.Linear") -> None:  # noqa: B027 (most tasks scale nothing)
         """Put what outputs are scaled by into the trained classifier's weights, so that an adapter needs none of it."""
 
+    def fold_probe(self, probe: "nn.Linear") -> None:  # noqa: B027
+        """Put it into the weights of a probe, whose outputs are added to those of the classifier."""
+
     @abstractmethod
     def losses(self, outputs: "Tensor", targets: "Tensor", **options: "Tensor") -> "Tensor":
         """Give the training loss of every sample, of K trials.
@@ -330,6 +335,10 @@ class Task(ABC):
         """
         each = {name: outputs.new_full((1, 1), value) for name, value in options.items()}
         return self.losses(outputs[None], targets, **each).mean()
+
+    def probe_targets(self, targets: "Tensor") -> "Tensor":
+        """Give the targets of a probe, ``(N, ...)``, whose outputs are added to the classifier's: by default these."""
+        return targets
 
     def predictions(self, outputs: "Tensor") -> "Tensor":
         """Give what metrics judge: of outputs ``(K, batch, outputs)`` by default they themselves."""

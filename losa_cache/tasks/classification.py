@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from losa_cache.errors import UserError
 from losa_cache.targets.class_weights import class_weights
 from losa_cache.targets.target_set import TargetSet
-from losa_cache.tasks.base import Measure, Metric, Task, Vector
+from losa_cache.tasks.base import LOGISTIC, Measure, Metric, Task, Vector
 
 if TYPE_CHECKING:
     from typing import Self
@@ -86,7 +86,8 @@ class Classification(Task):
     training_losses: tuple[str, ...] = (CROSS_ENTROPY, FOCAL)
     training_loss = CROSS_ENTROPY
     loss_options: tuple[str, ...] = ("label_smoothing",)
-    weighs_classes = balances = mixes = probes = compares = ranks = True
+    weighs_classes = balances = mixes = compares = ranks = True
+    probes = LOGISTIC
     weights: Vector | None = None
     """A weight for each class, of which the mean over the training samples is 1; ``None``: all are 1."""
 

@@ -43,7 +43,8 @@ class Ordinal(Classification):
     training_losses = ()
     training_loss = ""
     loss_options = ()
-    mixes = probes = weighs_classes = False
+    mixes = weighs_classes = False
+    probes = ""
 
     def outputs(self, names: Sequence[str]) -> int:
         """Say how many steps there are from class to class."""

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from losa_cache.errors import UserError
 from losa_cache.targets.target_set import NUMBERS, TargetSet
-from losa_cache.tasks.base import Measure, Metric, Task, Vector
+from losa_cache.tasks.base import RIDGE, Measure, Metric, Task, Vector
 
 if TYPE_CHECKING:
     from typing import Self
@@ -47,6 +47,7 @@ class Regression(Task):
     metrics = (LOSS, R2, MAE)
     more = (RMSE, SPEARMAN)
     selected_by = "r2"
+    probes = RIDGE
     training_losses = ("mse", "l1", "huber")
     training_loss = "mse"
     mean, deviation = Vector([0.0]), Vector([1.0])
@@ -80,7 +81,7 @@ class Regression(Task):
         """Give the loss of every sample on standardised targets, the mean over the columns."""
         from torch.nn.functional import huber_loss, l1_loss, mse_loss
 
-        wanted = (targets - self.mean.like(outputs)) / self.deviation.like(outputs)
+        wanted = self.probe_targets(targets.to(outputs))
         match self.training_loss:
             case "l1":
                 each = l1_loss(outputs, wanted.expand_as(outputs), reduction="none")
@@ -89,6 +90,10 @@ class Regression(Task):
             case _:
                 each = mse_loss(outputs, wanted.expand_as(outputs), reduction="none")
         return each.mean(-1)
+
+    def probe_targets(self, targets: "Tensor") -> "Tensor":
+        """Give standardised targets."""
+        return (targets - self.mean.like(targets)) / self.deviation.like(targets)
 
     def predictions(self, outputs: "Tensor") -> "Tensor":
         """Give numbers in the unit of the targets."""
@@ -100,9 +105,17 @@ class Regression(Task):
         """Have the classifier give numbers in the unit of the targets."""
         from torch import no_grad
 
+        self.fold_probe(classifier)
         with no_grad():
-            classifier.weight.mul_(self.deviation.like(classifier.weight)[:, None])
-            classifier.bias.mul_(self.deviation.like(classifier.bias)).add_(self.mean.like(classifier.bias))
+            classifier.bias.add_(self.mean.like(classifier.bias))
+
+    def fold_probe(self, probe: "nn.Linear") -> None:
+        """Have the probe give differences in the unit of the targets: the classifier adds the mean."""
+        from torch import no_grad
+
+        with no_grad():
+            probe.weight.mul_(self.deviation.like(probe.weight)[:, None])
+            probe.bias.mul_(self.deviation.like(probe.bias))
 
     def columns(self, names: Sequence[str]) -> Sequence[str]:
         """Name the columns as the target set does."""

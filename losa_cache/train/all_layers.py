@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from losa_cache.errors import UserError
 from losa_cache.machine.memory import available_memory
-from losa_cache.probe.blend import fit_shares
-from losa_cache.probe.logistic import PATH, Fit
-from losa_cache.probe.tuning import cross_validation, fit_at, held_out_fold, judged
+from losa_cache.probe.kinds import PROBES
+from losa_cache.probe.logistic import Fit
+from losa_cache.probe.tuning import held_out_fold
 from losa_cache.sidenet.adapter import Adapter
 from losa_cache.sidenet.operand import dense
 from losa_cache.sidenet.stack import AdapterStack
@@ -53,7 +53,7 @@ def start(
     C is chosen on the held-out samples if there are enough of them, else by cross-validation over the training samples.
     The loss decides, because logits that are too large would dominate those that are added to them. If the fit would
     take long, the probe is left out, with a share of 0: from so many samples the side network's classifier, which reads
-    the same rows, learns as much. The probe is also left out if a logistic regression cannot learn the task.
+    the same rows, learns as much. The probe is also left out if none learns the task.
 
     Args:
         model: whose reader, probe and ``blend`` are set.
@@ -73,21 +73,20 @@ def start(
     train = some(chosen.train, features)
     rows, labels = pooled(model, data.source, data, train, config, progress)
     model.reader.standardise(rows.flatten(1, 2))
-    classes, device = len(data.targets.names), model.blend.share.device
-    too_much = len(chosen.train) * features * classes > MOST_WORK
+    outputs, device = model.probe.out_features, model.blend.share.device
+    too_much = len(chosen.train) * features * outputs > MOST_WORK
     if alone or too_much or len(chosen.train) < LEAST or not data.task.probes:
         model.blend.share.copy_(torch.tensor([0.0, 1.0]))
         return None
     enough = len(chosen.held_out) >= ENOUGH or len(train) > MOST_FOLDED
     held_out = some(chosen.held_out, features) if enough else chosen.held_out[:0]
     more, theirs = pooled(model, data.plain, data, held_out, config)
-    x, y = torch.cat([rows, more]).flatten(1), torch.cat([labels, theirs])
-    one = held_out_fold(len(train), len(held_out))
-    folds = one if len(held_out) else cross_validation(y.numpy(), seed=0, folds=FOLDS)
-    path = judged(x, y, classes, folds, device, PATH[::2])
-    c, _, _ = min(path, key=lambda tried: tried[2])
+    probe, targets = PROBES[data.task.probes], data.task.probe_targets
+    x, y = torch.cat([rows, more]).flatten(1), targets(torch.cat([labels, theirs]))
+    folds = held_out_fold(len(train), len(held_out)) if len(held_out) else probe.folds(y, FOLDS)
+    c = probe.choose(x, y, outputs, folds, device)
     model.blend.c.fill_(c)
-    _set(model.probe, fit_at(c, rows.flatten(1), labels, classes, device))
+    _set(model.probe, probe.fit(c, rows.flatten(1), targets(labels), outputs, device))
     return (rows, labels) if len(rows) == len(chosen.train) <= MOST_FOLDED else None
 
 
@@ -112,8 +111,9 @@ def refit(adapters: Sequence[Adapter], data: TrainingData, config: TrainConfig, 
         return False
     rows, labels = pooled(first, data.source, data, chosen.train, config) if seen is None else seen
     more, theirs = pooled(first, data.plain, data, chosen.held_out, config)
-    x, y = torch.cat([rows, more]).flatten(1), torch.cat([labels, theirs])
-    fit = fit_at(float(first.blend.c), x, y, len(data.targets.names), first.blend.share.device)
+    x, y = torch.cat([rows, more]).flatten(1), data.task.probe_targets(torch.cat([labels, theirs]))
+    c, device = float(first.blend.c), first.blend.share.device
+    fit = PROBES[data.task.probes].fit(c, x, y, first.probe.out_features, device)
     for adapter in adapters:
         assert adapter.probe is not None
         _set(adapter.probe, fit)
@@ -132,8 +132,10 @@ def unfit(adapter: Adapter, data: TrainingData, config: TrainConfig, *, c: float
     """
     assert adapter.probe is not None
     rows, labels = pooled(adapter, data.source, data, data.chosen.train, config)
-    fit = fit_at(c, rows.flatten(1), labels, len(data.targets.names), adapter.probe.weight.device)
+    task, device = data.task, adapter.probe.weight.device
+    fit = PROBES[task.probes].fit(c, rows.flatten(1), task.probe_targets(labels), adapter.probe.out_features, device)
     _set(adapter.probe, Fit(share * fit.weight, share * fit.bias))
+    task.fold_probe(adapter.probe)
 
 
 @torch.no_grad()
@@ -224,9 +226,10 @@ def weigh(
         labels.append(batch.labels.cpu())
         progress((at + 1) / len(requests))
     each, shared, truth = torch.cat(sides, 1), torch.cat(probes), torch.cat(labels)
-    shares = torch.stack([fit_shares(shared, own, truth) for own in each])
-    model.blend.share.copy_(shares.view(model.blend.share.shape))
     task = data.task
+    fit_shares, wanted = PROBES[task.probes].shares, task.probe_targets(truth)
+    shares = torch.stack([fit_shares(shared, own, wanted) for own in each])
+    model.blend.share.copy_(shares.view(model.blend.share.shape))
     both = (shared, *each)
     probe_only, *side_only = (task.selected_figure(task.predictions(logits[None]), truth) for logits in both)
     metric = task.selected_by

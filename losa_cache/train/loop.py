@@ -292,4 +292,6 @@ def finish(
         done.append(undo)
         adapter.fold()
         data.task.fold(adapter.classifier)
+        if adapter.probe is not None:
+            data.task.fold_probe(adapter.probe)
     return done

@@ -47,7 +47,7 @@ def outputs_of(run, cache, targets):
 
 
 def test_numbers(cache, tmp_path):
-    run = lc.train(cache, task="regression", out=tmp_path / "run", device="cpu", **OPTIONS).run
+    run = lc.train(cache, task="regression", head="last", out=tmp_path / "run", device="cpu", **OPTIONS).run
     model, outputs, targets = outputs_of(run, cache, "size")
     figures = lc.evaluate_run(run, device="cpu")
     assert figures["r2"] == pytest.approx(r2_score(targets, outputs), rel=1e-4)
@@ -62,6 +62,17 @@ def test_numbers(cache, tmp_path):
         (first, *_) = csv.DictReader(file)
     assert list(first) == ["id", "a.weight", "a.height"]
     assert 900 < float(first["a.weight"]) < 1300
+
+
+def test_numbers_with_a_ridge_regression_beside_the_side_network(cache, tmp_path):
+    """What is saved gives the held-out figures of the last epoch again, without what the probe saw of them later."""
+    run = lc.train(cache, task="regression", out=tmp_path / "run", device="cpu", **OPTIONS).run
+    last, figures = results(run)[-1], lc.evaluate_run(run, device="cpu")
+    assert last["val_r2"] == pytest.approx(figures["r2"], abs=1e-4)
+    assert last["val_mae"] == pytest.approx(figures["mae"], rel=1e-4)
+    assert last["val_r2"] > last["val_side_r2"]  # the shares are chosen on these samples
+    _, outputs, targets = outputs_of(run, cache, "size")  # the probe was fitted to these, too
+    assert r2_score(targets, outputs) > last["val_r2"]
 
 
 def test_several_labels_and_thresholds_that_held_out_samples_chose(cache, tmp_path):

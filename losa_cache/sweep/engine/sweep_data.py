@@ -10,6 +10,7 @@ from losa_cache.errors import UserError
 from losa_cache.sweep.engine.config import SweepConfig
 from losa_cache.sweep.engine.probes import lines_to_beat
 from losa_cache.sweep.engine.record import ToBeat
+from losa_cache.tasks.base import LOGISTIC
 from losa_cache.train.config import SHUFFLE, TrainConfig
 from losa_cache.train.evaluate_run import apart
 from losa_cache.train.learned import targets_of
@@ -71,7 +72,7 @@ class SweepData:
     def to_beat(self, path: Path) -> ToBeat:
         """Give the probe that trials have to beat, on the same samples; it is kept in a file (``path``)."""
         task, chosen = self._base.learns, self.chosen()
-        if not task.probes:
+        if task.probes != LOGISTIC:
             return ToBeat([], f"There is no probe to beat: none learns the task {task.name!r}.")
         judges = self._cache if self._val is None else self._val
         return lines_to_beat(path, (self._cache, chosen.train), (judges, chosen.held_out), self._placement.device)

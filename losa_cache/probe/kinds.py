@@ -1,0 +1,72 @@
+"""Kinds of probes on pooled rows that a task may learn beside its side network: their tuning, fit and weight."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from losa_cache.probe import blend, ridge
+from losa_cache.probe.logistic import PATH, Fit
+from losa_cache.probe.tuning import Folds, cross_validation, fit_at, judged
+from losa_cache.tasks.base import LOGISTIC, RIDGE
+
+
+class Probe(ABC):
+    """A linear map from pooled rows ``(N, F)`` to the outputs of a task; targets are ``Task.probe_targets``."""
+
+    @abstractmethod
+    def folds(self, y: Tensor, count: int) -> Folds:
+        """Divide samples with these targets into so many folds."""
+
+    @abstractmethod
+    def choose(self, x: Tensor, y: Tensor, outputs: int, folds: Folds, device: torch.device) -> float:
+        """Choose the regularisation C by the loss on what the folds hold out."""
+
+    @abstractmethod
+    def fit(self, c: float, x: Tensor, y: Tensor, outputs: int, device: torch.device) -> Fit:
+        """Fit all samples at one C."""
+
+    shares: Callable[[Tensor, Tensor, Tensor], Tensor]
+    """The weights of the probe's and of a side network's outputs ``(N, outputs)`` that are best for targets."""
+
+
+class Logistic(Probe):
+    """A logistic regression on class numbers, int64 ``(N,)``."""
+
+    shares = staticmethod(blend.fit_shares)
+
+    def folds(self, y: Tensor, count: int) -> Folds:
+        """Spread the samples of each class evenly."""
+        return cross_validation(y.numpy(), seed=0, folds=count)
+
+    def choose(self, x: Tensor, y: Tensor, outputs: int, folds: Folds, device: torch.device) -> float:
+        """Choose by the cross entropy, half a decade apart."""
+        return min(judged(x, y, outputs, folds, device, PATH[::2]), key=lambda tried: tried[2])[0]
+
+    def fit(self, c: float, x: Tensor, y: Tensor, outputs: int, device: torch.device) -> Fit:
+        """Fit to the optimum."""
+        return fit_at(c, x, y, outputs, device)
+
+
+class Ridge(Probe):
+    """A ridge regression on standardised numbers, ``(N, outputs)``."""
+
+    shares = staticmethod(ridge.fit_shares)
+
+    def folds(self, y: Tensor, count: int) -> Folds:
+        """Divide at random."""
+        return cross_validation(np.zeros(len(y), np.int64), seed=0, folds=count)
+
+    def choose(self, x: Tensor, y: Tensor, outputs: int, folds: Folds, device: torch.device) -> float:
+        """Choose by the squared error."""
+        return ridge.choose_ridge(x, y, folds, device)
+
+    def fit(self, c: float, x: Tensor, y: Tensor, outputs: int, device: torch.device) -> Fit:
+        """Solve for it."""
+        (found,) = ridge.fit_ridge(x.to(device), y.to(device), [c])
+        return found
+
+
+PROBES: dict[str, Probe] = {LOGISTIC: Logistic(), RIDGE: Ridge()}
