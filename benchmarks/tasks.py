@@ -6,8 +6,8 @@
 ``cells``: red cells of DATA_DIR/bccd_count4 are counted. The counts of ``counts.csv`` are learned as numbers, and the
 ranges of its folders as ordered and as plain classes, from the same caches. A predicted count lies in a range, so all
 three are held to the same accuracy; a range stands for the mean count of its training images, so all three have an
-error in cells. ``labels``: which classes of DATA_DIR/camvid cover at least a hundredth of an image is learned as several
-labels.
+error in cells. ``labels``: which classes of DATA_DIR/camvid cover at least a hundredth of an image is learned as
+several labels.
 
 FOLDER holds the caches SET-train.zarr and SET-test.zarr (bccd_count4, camvid) of the images of DATA_DIR, extracted by
 ``losa-cache extract``. They are copied before targets are added. Every line is the mean and the standard deviation over
