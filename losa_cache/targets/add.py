@@ -98,9 +98,7 @@ def _frames(cache: ActivationCache, dataset: "Samples | None", data_dir: str | P
             "a cache of one view."
         )
     samples = reopen_images(cache, dataset=dataset, data_dir=data_dir)
-    fields = dict(manifest.fields["input"])
-    spec = InputSpec(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
-    return Frames(samples, spec, manifest.upright)
+    return Frames(samples, InputSpec.from_fields(manifest.fields["input"]), manifest.upright)
 
 
 def remove_targets(cache: Cache, name: str) -> None:

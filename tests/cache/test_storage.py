@@ -224,6 +224,6 @@ def test_target_sets_come_copy_first_and_root_last_and_go_without_a_trace(whole)
             lc.add_targets("memory://here/c.zarr", counts)
         LAST[0] = 10**9
         lc.add_targets("memory://here/c.zarr", counts)
-        assert OBJECTS == added
+        assert added == OBJECTS
     lc.remove_targets("memory://here/c.zarr", "count")
-    assert OBJECTS == bare
+    assert bare == OBJECTS
