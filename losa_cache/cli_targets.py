@@ -7,6 +7,8 @@ import typer
 
 from losa_cache.cli_common import Json, Store, expanded, print_result, refuse
 from losa_cache.cli_options import takes_options
+from losa_cache.errors import UserError
+from losa_cache.targets.check import require_name
 from losa_cache.targets.read import open_source
 from losa_cache.tasks import task_names
 
@@ -67,6 +69,7 @@ def targets(
     elif source is None:
         refuse(context, "without --from, what the cache has is listed", only=READING)
     else:
+        _require_name(name)
         taken = None if columns is None else [column.strip() for column in columns.split(",")]
         opened = open_source(source, task=task, columns=taken, ignore=ignore)
     from losa_cache.cache.store import open_cache
@@ -79,6 +82,14 @@ def targets(
         with PassBar("reading", 1) as bar:
             add_targets(cache, opened, name=name, subset=subset, data_dir=data_dir, progress=bar.advance)
     print_result(_listed(open_cache(cache), None if as_json else FEW), as_json)
+
+
+def _require_name(name: str | None) -> None:
+    try:
+        if name is not None:
+            require_name(name)
+    except ValueError as error:
+        raise UserError(f"--name cannot be used: {error}.") from error
 
 
 def _listed(cache: "ActivationCache", most: int | None) -> dict[str, Any]:

@@ -61,6 +61,13 @@ def test_the_adapters_guides_python_runs(tmp_path, monkeypatch):
     assert names["model"].adapters.keys() == {"first", "birds"}
 
 
+def test_the_targets_guides_python_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (block,) = fenced("python", DOCS / "guides" / "targets.md")
+    exec(block, {})
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
 def test_the_protocols_python_runs(digits, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "cache.zarr").symlink_to(digits["train"])

@@ -61,7 +61,7 @@ def test_without_flock_extractions_of_one_machine_keep_out(without_locks):
     receipts.mkdir()
     held = lock(receipts / "lock")
     assert held is not None
-    with pytest.raises(UserError, match="another extraction is writing"):
+    with pytest.raises(UserError, match="another process is writing"):
         extract(tiny_backbone(), tiny_samples(), out=without_locks / "c.zarr")
     other = Forked("-c", OTHER, without_locks).wait()
     assert other.stdout == "None\n", other.stderr

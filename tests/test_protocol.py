@@ -12,10 +12,13 @@ from PIL import Image
 
 from losa_cache.cache.identity import identity_hash
 from losa_cache.cache.precision import PRECISIONS, get_precision
+from losa_cache.cache.store import open_cache
 from losa_cache.data.load import load_samples
 from losa_cache.extract.extract import extract
 from losa_cache.points import TAPS
 from losa_cache.sidenet.tail import POOLS
+from losa_cache.targets.add import add_targets
+from losa_cache.targets.target_set import DIMENSIONS, DTYPES, KINDS, NUMBERS, TargetSet
 from tests.conftest import tiny_backbone, tiny_samples
 
 PAGE = (Path(__file__).parent.parent / "docs" / "protocol.md").read_text()
@@ -48,7 +51,10 @@ def cache(tmp_path):
 
 @pytest.fixture
 def int8_cache(tmp_path):
-    return make(tmp_path, "int8")
+    """With a target set, so that it has everything that a cache can have."""
+    cache = make(tmp_path, "int8")
+    add_targets(cache, TargetSet("count", NUMBERS, ["x"], np.ones((23, 1), np.float32)))
+    return open_cache(cache.path)
 
 
 def make(folder, precision, shard_bytes=6_700):
@@ -80,6 +86,20 @@ def test_identity(attributes):
     content = attributes["losa_cache"]
     assert flatten(content["fields"]) == first_cells("Identity")
     assert content["identity"] == identity_hash({"protocol": 4, **content["fields"]})
+    assert content["protocol"] == 5
+
+
+def test_target_sets(attributes, cache):
+    plain = json.loads((cache.path / "zarr.json").read_text())["attributes"]["losa_cache"]
+    assert plain["protocol"] == 4
+    assert first_cells("Attributes") - plain.keys() == {"targets"}
+    (entry,) = attributes["losa_cache"]["targets"].values()
+    section = PAGE.split("\n## Target sets\n")[1]
+    assert entry.keys() == set(re.findall(r'"(\w+)"', re.search(r"An entry is `([^`]*)`", section)[1]))
+    described = json.dumps(["numbers", ["x"], "float32", [23, 1]]).encode()
+    assert entry["fingerprint"] == "sha256:" + hashlib.sha256(described + np.ones(23, "<f4").tobytes()).hexdigest()
+    kinds = {row[0].strip("`"): (row[1].strip("`"), row[2].count(",") + 1) for row in table("Target sets")}
+    assert kinds == {kind: (DTYPES[kind], DIMENSIONS[kind]) for kind in KINDS}
 
 
 def test_points(tmp_path):
@@ -128,15 +148,16 @@ def test_arrays(int8_cache):
         "activations",
         "scales",
         "tail",
+        "targets",
     }
     named = {row[0].strip("`"): row for row in table("Arrays")}
-    general = {name: re.sub("^(tail|scales)/.*", r"\1/<name>", name) for name in stored}
+    general = {name: re.sub("^(tail|scales|targets)/.*", r"\1/<name>", name) for name in stored}
     general["activations/block"] = "activations/<tap>"
     assert set(general.values()) == set(named)
     for name in stored:
         row = named[general[name]]
         data_type = json.loads((cache.path / name / "zarr.json").read_text())["data_type"]
-        assert row[1] in (f"`{data_type}`", "see *Precision*", "see *Precision*, *Prediction*")
+        assert row[1] in (f"`{data_type}`", "see *Precision*", "see *Precision*, *Prediction*", "see *Target sets*")
 
 
 def test_small_arrays_carry_checksums(int8_cache):

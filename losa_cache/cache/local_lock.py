@@ -89,5 +89,5 @@ def lock_or_refuse(file: Path, store: StorePath) -> int:
     """
     handle = lock(file)
     if handle is None:
-        raise UserError(f"another extraction is writing {str(store)!r}: wait for it, or choose another --out.")
+        raise UserError(f"another process is writing the cache {str(store)!r}: wait for it, or choose another --out.")
     return handle

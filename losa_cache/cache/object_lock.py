@@ -130,7 +130,7 @@ class ObjectLock(WriterLock):
             self._sign.write(mine.encode())
             return
         raise UserError(
-            f"another extraction is writing {str(self.path)!r} (on {theirs.get('host')}, process "
+            f"another process is writing the cache {str(self.path)!r} (on {theirs.get('host')}, process "
             f"{theirs.get('process')}, since {theirs.get('since')}): wait for it, or, if it was killed, delete "
             f"{str(self._sign)!r}."
         )

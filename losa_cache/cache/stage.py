@@ -87,10 +87,9 @@ def _bring_up_to_date(cache: ActivationCache, target: LocalPath) -> None:
     copied = open_cache(target)
     same = copied.manifest.identity == identity and _but_for_targets(copied) == _but_for_targets(cache)
     try:
-        if same and cache.digests is None:
-            if copied.manifest.targets == cache.manifest.targets:
-                return
-        elif same and content(copied) == content(cache):
+        if same and cache.digests is None and copied.manifest.targets == cache.manifest.targets:
+            return
+        if same and cache.digests is not None and content(copied) == content(cache):
             if copied.digests != cache.digests:
                 metadata.follow(cache.metadata, cache.digests)
             return

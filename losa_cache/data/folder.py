@@ -34,8 +34,8 @@ def load_folder(root: Path, split: str, name: str = "folder") -> Samples:
 
     Classes are numbered in the order of their sorted names, as torchvision's ImageFolder does. A class without images
     keeps its number, so that splits agree. Where there are no folders of classes, the images that lie there are of one
-    class, ``unlabelled``: what they show is in target sets (``losa_cache.targets``). Hidden and system files are left
-    out (``losa_cache.data.scan``) and logged.
+    class, ``unlabelled``: target sets say what they show (``losa_cache.targets``). Hidden and system files are left out
+    (``losa_cache.data.scan``) and logged.
 
     Raises:
         UserError: for a folder that is missing, unreadable or empty, a split that is not there or not clear, a file

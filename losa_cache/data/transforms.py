@@ -1,6 +1,6 @@
 """Transform a decoded image to the pixels that a backbone expects."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -51,6 +51,14 @@ class InputSpec:
             crop_pct=config["crop_pct"],
             crop_mode=config["crop_mode"],
         )
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> "InputSpec":
+        """Take ``fields.input`` of a cache."""
+        taken: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
+        }
+        return cls(**taken)
 
     def resized(self, mode: str) -> "InputSpec":
         """Follow ``--resize``: ``crop`` keeps timm's resize and crop, ``exact`` squeezes the whole image in.

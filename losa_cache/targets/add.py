@@ -40,7 +40,8 @@ def add_targets(
 ) -> TargetSet:
     """Write a target set into a finished cache; one of the same name is replaced.
 
-    The block outputs, the receipts of the shards and the identity stay as they are.
+    The block outputs, the receipts of the shards and the identity stay as they are. A cache that is open does not see
+    the new target set: open it again.
 
     Args:
         cache: a complete cache, or its place.
@@ -56,7 +57,7 @@ def add_targets(
         progress: is called with the share of the targets that is read.
 
     Returns:
-        the target set, as the cache has it.
+        the target set.
 
     Raises:
         UserError: if the cache is not complete, has no receipts or cannot be written, or for targets that cannot be
@@ -77,7 +78,7 @@ def add_targets(
         declared = {"kind": targets.kind, "names": list(targets.names), "fingerprint": targets.fingerprint}
         manifest = replace(opened.manifest, targets=opened.manifest.targets | {targets.name: declared})
         lock.metadata.change(manifest, lambda group: put_targets(group, targets))
-    return open_cache(opened.path).target_set(targets.name)
+    return targets
 
 
 def _frames(cache: ActivationCache, dataset: "Samples | None", data_dir: str | Path | None) -> "Frames":
@@ -98,9 +99,7 @@ def _frames(cache: ActivationCache, dataset: "Samples | None", data_dir: str | P
             "a cache of one view."
         )
     samples = reopen_images(cache, dataset=dataset, data_dir=data_dir)
-    fields = dict(manifest.fields["input"])
-    spec = InputSpec(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
-    return Frames(samples, spec, manifest.upright)
+    return Frames(samples, InputSpec.from_fields(manifest.fields["input"]), manifest.upright)
 
 
 def remove_targets(cache: Cache, name: str) -> None:

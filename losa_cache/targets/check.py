@@ -33,7 +33,7 @@ def require_name(name: str) -> None:
     require(name != LABELS, f"{LABELS!r} is the name of the cache's own labels")
     require(
         NAME.fullmatch(name) is not None,
-        f"{name[:80]!r} is no name of a target set: that has at most 64 letters, digits, - and _",
+        f"{name[:80]!r} is no name of a target set, which is of 1 to 64 ASCII letters, digits, - and _, no sign first",
     )
 
 

@@ -66,6 +66,8 @@ def read_csv(path: Path, *, kind: str | None, task: str | None, columns: Sequenc
     ids, cells = _cells(path, columns)
     reader = _Reader(path, ids, cells)
     kind = reader.infer() if kind is None else kind
+    names: list[str]
+    entries: NDArray[Any]
     if kind == CLASS:
         names, entries = reader.classes(ordered=task == ORDINAL)
     elif kind == MULTILABEL:

@@ -60,7 +60,7 @@ def match(given: Sequence[str], ids: Sequence[str], wanted: Iterable[int], *, so
         lacking = needed[~np.isin(needed, found)]
         raise UserError(
             f"{len(lacking)} of {len(needed)} samples have no target in {str(source)!r}, the first of them "
-            f"{ids[lacking[0]]!r}: add them, or check that it names samples as losa-cache inspect and the folder do."
+            f"{ids[lacking[0]]!r}: add them, or name the samples by their ids, which are such."
         )
     places = _places(given, ids, found, name, source)
     unknown = np.flatnonzero(found < 0)

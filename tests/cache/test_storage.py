@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 
 import losa_cache as lc
@@ -15,6 +16,7 @@ from losa_cache.errors import UserError
 from losa_cache.extract.extract import extract
 from losa_cache.extract.meter import Meter
 from losa_cache.extract.verify import verify_cache
+from losa_cache.targets.target_set import NUMBERS, TargetSet
 from tests.conftest import tiny_backbone, tiny_samples
 from tests.extract.test_extract import contents
 
@@ -196,3 +198,33 @@ def test_a_path_is_a_place_and_stays_a_path(tmp_path):
     assert dict(place.scan()) == {"labels": 3}
     with pytest.raises(FileNotFoundError):  # no more than its own folder is made
         (place / "gone" / "a" / "b").write(b"")
+
+
+def test_target_sets_come_copy_first_and_root_last_and_go_without_a_trace(whole):
+    cache = write()
+    bare = dict(OBJECTS)
+    counts = TargetSet("count", NUMBERS, ["x"], np.arange(23, dtype=np.float32)[:, None])
+    STEPS.clear()
+    lc.add_targets("memory://here/c.zarr", counts)
+    written = [name for name in STEPS if "/lock" not in name]
+    first = next(at for at, name in enumerate(written) if "c.zarr.receipts/" not in name)
+    assert written[first - 1].endswith("core/files.json")
+    assert written[-1] == "memory://here/c.zarr/zarr.json"
+    assert {name.rpartition("c.zarr/")[2] for name in written[first:]} == {
+        *("targets/zarr.json", "targets/count/zarr.json", "targets/count/c/0/0", "zarr.json")
+    }
+    np.testing.assert_array_equal(lc.open_cache("memory://here/c.zarr").target_set("count").values, counts.values)
+    assert verify_cache(cache.path)["intact"]
+    steps, added = len(STEPS), dict(OBJECTS)
+    for last in range(2, steps, 7):
+        OBJECTS.clear()
+        OBJECTS.update(bare)
+        STEPS.clear()
+        LAST[0] = last
+        with pytest.raises(KilledError):
+            lc.add_targets("memory://here/c.zarr", counts)
+        LAST[0] = 10**9
+        lc.add_targets("memory://here/c.zarr", counts)
+        assert added == OBJECTS
+    lc.remove_targets("memory://here/c.zarr", "count")
+    assert bare == OBJECTS

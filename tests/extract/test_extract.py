@@ -153,7 +153,7 @@ def test_a_second_writer_is_refused_and_the_lock_dies_with_its_owner(tmp_path, r
     process = start_slow(out, options, pause=1.0)
     while not list((tmp_path / "c.zarr.receipts").glob("0*.json")):
         time.sleep(0.002)
-    with pytest.raises(UserError, match="another extraction is writing"):
+    with pytest.raises(UserError, match="another process is writing"):
         extract(tiny_backbone(), tiny_samples(), out=out, **SMALL, **options)
     process.kill()
     process.wait()

@@ -143,7 +143,7 @@ def test_a_second_writer_is_refused_and_the_lock_of_a_dead_one_is_taken_over(url
     process = start(url, pause=0.5)
     while not receipts(url):
         time.sleep(0.01)
-    with pytest.raises(UserError, match="another extraction is writing"):  # by the lock of this machine
+    with pytest.raises(UserError, match="another process is writing"):  # by the lock of this machine
         again(url)
     monkeypatch.setenv("LOSA_CACHE_HOME", str(tmp_path / "elsewhere"))
     owner = json.loads((receipts_of(RemotePath.parse(url)) / "lock").read())

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import zarr
 
+from losa_cache.cache.inspect import inspect_cache
 from losa_cache.cache.stage import stage_cache
 from losa_cache.cache.store import open_cache
 from losa_cache.errors import UserError
@@ -15,7 +16,7 @@ from losa_cache.extract.verify import verify_cache
 from losa_cache.files import write_sealed
 from losa_cache.targets.add import add_targets, remove_targets
 from losa_cache.targets.target_set import CLASS, DEPTH, MASK, MULTILABEL, NUMBERS, TargetSet
-from tests.conftest import losa_cache
+from tests.conftest import losa_cache, tiny_backbone, tiny_samples
 from tests.extract.test_extract import contents
 from tests.forked import Forked
 
@@ -33,17 +34,19 @@ SETS = {
 def test_every_kind_is_read_back_by_us_and_by_zarr_alone_and_none_changes_the_cache(tiny_cache):
     before = contents(tiny_cache.path), contents(tiny_cache.receipts)
     for given in SETS.values():
-        kept = add_targets(tiny_cache, given)
-        np.testing.assert_array_equal(kept.values, given.values)
+        add_targets(tiny_cache, given)
     cache = open_cache(tiny_cache.path)
     assert cache.target_kinds == {"labels": CLASS} | {given.name: given.kind for given in SETS.values()}
     assert cache.manifest.identity == tiny_cache.manifest.identity
     assert json.loads((cache.path / "zarr.json").read_text())["attributes"]["losa_cache"]["protocol"] == 5
     for given in SETS.values():
         np.testing.assert_array_equal(zarr.open_array(cache.path / "targets" / given.name)[:], given.values)
+        np.testing.assert_array_equal(cache.target_set(given.name).values, given.values)
         assert cache.target_set(given.name).fingerprint == given.fingerprint
         assert list(cache.target_set(given.name).names) == list(given.names)
-    assert verify_cache(cache.path)["intact"]
+    assert [(one["name"], one["kind"]) for one in inspect_cache(cache.path)["targets"]] == [
+        (given.name, given.kind) for given in SETS.values()
+    ]
     other = TargetSet("count", NUMBERS, ["y"], -SETS[NUMBERS].values)
     add_targets(str(cache.path), other)
     np.testing.assert_array_equal(open_cache(cache.path).target_set("count").values, other.values)
@@ -120,10 +123,13 @@ def test_a_damaged_array_is_found_named_and_mended(tiny_cache):
     add_targets(tiny_cache, SETS[MASK])
     chunk = tiny_cache.path / "targets/mask/c/0/0/0"
     chunk.write_bytes(chunk.read_bytes()[:-1] + b"?")
+    shard = tiny_cache.shard_path(1)
+    shard.write_bytes(shard.read_bytes()[:50] + b"?" + shard.read_bytes()[51:])
     with pytest.raises(UserError, match="targets/mask/c/0/0/0 differs .* verify --repair mends it"):
         open_cache(tiny_cache.path).target_set("mask")
     assert verify_cache(tiny_cache.path)["damaged"]["files"] == ["targets/mask/c/0/0/0"]
-    assert verify_cache(tiny_cache.path, repair=True)["intact"]
+    mended = verify_cache(tiny_cache.path, repair=True, backbone=tiny_backbone(), dataset=tiny_samples())
+    assert (mended["repaired"], mended["intact"]) == (True, True)
     np.testing.assert_array_equal(open_cache(tiny_cache.path).target_set("mask").values, SETS[MASK].values)
 
 
