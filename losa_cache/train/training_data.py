@@ -1,6 +1,7 @@
 """The training data of a run: a cache, a backbone with images, or both."""
 
 import logging
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -178,7 +179,25 @@ def selected(cache: ActivationCache, config: TrainConfig, targets: TargetSet | N
     Raises:
         UserError: for a choice that cannot be.
     """
-    return select(cache.samples, cache.sample_ids, targets or targets_of(cache, config), config)
+    groups = groups_of(cache, config)
+    return select(cache.samples, cache.sample_ids, targets or targets_of(cache, config), config, groups=groups)
+
+
+def groups_of(cache: ActivationCache | None, config: TrainConfig) -> TargetSet | None:
+    """Give the target set of a cache, if there is one, that ``group_by`` names; ``None``: it names a file, or nothing.
+
+    Raises:
+        UserError: if it names neither.
+    """
+    asked = config.group_by
+    if asked is None or cache is None or (asked not in cache.target_kinds and os.path.lexists(asked)):
+        return None
+    if asked not in cache.target_kinds:
+        raise UserError(
+            f"group-by is {asked!r}, which is neither a target set of the cache {str(cache.path)!r} "
+            f"({', '.join(cache.target_kinds)}) nor a CSV file: name one of them."
+        )
+    return cache.target_set(asked)
 
 
 def from_backbone(
@@ -238,7 +257,7 @@ def from_backbone(
         _require_same_images(cache, inputs)
     samples = np.arange(len(inputs.samples)) if cache is None else cache.samples
     targets = targets_of(cache, config) if cache is not None else targets_of_images(inputs, config, given_targets)
-    chosen = select(samples, inputs.samples.ids, targets, config)
+    chosen = select(samples, inputs.samples.ids, targets, config, groups=groups_of(cache, config))
     task = task or fitted(config, targets, chosen)
     layers = used_layers(manifest.layers, config)
     points = used_points(manifest.fields["tap"], manifest.layers, config)
