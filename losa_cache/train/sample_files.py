@@ -30,21 +30,26 @@ def require_sample_files(config: TrainConfig) -> None:
                 f"sampling is {str(config.sampling)!r}, and there is no such file: choose {SHUFFLE}, {BALANCED} or a "
                 "CSV file of weights."
             )
-        _require_opens(config.sampling, "sampling")
+        require_opens(config.sampling, "sampling")
     if config.val_ids is not None:
-        _require_opens(config.val_ids, "val-ids")
+        require_opens(config.val_ids, "val-ids")
     if config.class_weights not in (None, CLASSES_BALANCED):
         if not os.path.exists(config.class_weights):
             raise UserError(
                 f"class-weights is {config.class_weights!r}, and there is no such file: choose {CLASSES_BALANCED} or a "
                 "CSV file of weights."
             )
-        _require_opens(config.class_weights, "class-weights")
+        require_opens(config.class_weights, "class-weights")
     if config.group_by is not None and config.group_by.endswith(".csv"):
-        _require_opens(config.group_by, "group-by")
+        require_opens(config.group_by, "group-by")
 
 
-def _require_opens(path: str, option: str) -> None:
+def require_opens(path: str, option: str) -> None:
+    """Refuse a file that cannot be opened.
+
+    Raises:
+        UserError: naming the option.
+    """
     try:
         open_file(Path(path)).close()
     except UnreadableError as error:

@@ -1,7 +1,6 @@
 """The training data of a run: a cache, a backbone with images, or both."""
 
 import logging
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +25,14 @@ from losa_cache.tasks import Task, get_task
 from losa_cache.train.batch import Source
 from losa_cache.train.cached import open_cached
 from losa_cache.train.config import OnlineConfig, TrainConfig
-from losa_cache.train.learned import fitted, opened_targets, require_augmentable, targets_of, targets_of_images
+from losa_cache.train.learned import (
+    fitted,
+    groups_of,
+    opened_targets,
+    require_augmentable,
+    targets_of,
+    targets_of_images,
+)
 from losa_cache.train.memoised import MemoisedSource
 from losa_cache.train.mixed import MixedSource
 from losa_cache.train.placement import Placement
@@ -181,23 +187,6 @@ def selected(cache: ActivationCache, config: TrainConfig, targets: TargetSet | N
     """
     groups = groups_of(cache, config)
     return select(cache.samples, cache.sample_ids, targets or targets_of(cache, config), config, groups=groups)
-
-
-def groups_of(cache: ActivationCache | None, config: TrainConfig) -> TargetSet | None:
-    """Give the target set of a cache, if there is one, that ``group_by`` names; ``None``: it names a file, or nothing.
-
-    Raises:
-        UserError: if it names neither.
-    """
-    asked = config.group_by
-    if asked is None or cache is None or (asked not in cache.target_kinds and os.path.lexists(asked)):
-        return None
-    if asked not in cache.target_kinds:
-        raise UserError(
-            f"group-by is {asked!r}, which is neither a target set of the cache {str(cache.path)!r} "
-            f"({', '.join(cache.target_kinds)}) nor a CSV file: name one of them."
-        )
-    return cache.target_set(asked)
 
 
 def from_backbone(

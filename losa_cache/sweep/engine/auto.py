@@ -27,14 +27,14 @@ from losa_cache.sweep.engine.folds import count_folds
 from losa_cache.sweep.report.findings import say_options
 from losa_cache.tasks import Metric
 from losa_cache.train.config import TrainConfig
-from losa_cache.train.learned import targets_of
+from losa_cache.train.learned import groups_of, targets_of
 from losa_cache.train.loop import Progress, Report
 from losa_cache.train.placement import Placement
 from losa_cache.train.run import require_place
 from losa_cache.train.sampler import first_by_hash
 from losa_cache.train.selection import Selection, select
 from losa_cache.train.train import TrainResult, train
-from losa_cache.train.training_data import from_cache, groups_of, selected
+from losa_cache.train.training_data import from_cache, selected
 
 Grid = Mapping[str, Sequence[Any]]
 """Values by field of :class:`TrainConfig`."""
