@@ -39,7 +39,7 @@ from losa_cache.options import options_of
 from losa_cache.sweep.engine.config import options_of_sweep
 from losa_cache.terminal import Commands
 from losa_cache.train.config import OnlineConfig, TrainConfig, of_recipe
-from losa_cache.train.sample_files import require_sample_files
+from losa_cache.train.sample_files import require_opens, require_sample_files
 from losa_cache.train.stored import options_of_run, read_run
 
 __all__ = ["app", "main"]
@@ -247,16 +247,35 @@ def evaluate(
             help="For a run that was trained online: evaluate on this split of its data set, by running the backbone."
         ),
     ] = None,
+    group_by: Annotated[
+        str | None,
+        _path(
+            "Groups over which means are reported, too: a target set of classes in the cache, or a CSV file with the "
+            "heading id,group; default: those of the run."
+        ),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        _path("Folder for a report: all metrics with intervals, tables as CSV, charts, and one HTML file of them."),
+    ] = None,
+    images: Annotated[
+        Path | None,
+        _path("Folder of the data set: a report of masks or depth maps shows the images behind them."),
+    ] = None,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Evaluate a run's adapter: top-1, top-5 and loss."""
+    """Evaluate a run's adapter: all metrics of its task, and an interval of the one that trials are chosen by."""
+    if group_by is not None and group_by.endswith(".csv"):
+        require_opens(group_by, "group-by")
     from losa_cache import evaluate_run
     from losa_cache.display import PassBar
 
+    shown: dict[str, Any] = {"group_by": group_by, "report": report, "images": images}
     with PassBar("evaluating", 1) as bar:
-        result = evaluate_run(run, cache=cache, split=split, device=device, progress=bar.advance)
-    print_result(result, as_json)
+        result = evaluate_run(run, cache=cache, split=split, device=device, **shown, progress=bar.advance)
+    tables = result.pop("tables")
+    print_result(result | {"tables": tables} if as_json else result, as_json)
 
 
 app.command()(predict)

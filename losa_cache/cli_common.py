@@ -120,5 +120,10 @@ def print_result(result: dict[str, Any], as_json: bool) -> None:
             for entry in value:
                 say("  " + ", ".join(f"{key} {inner}" for key, inner in entry.items()))
             continue
-        text = f"{value:.3f}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
-        say(f"{name.ljust(width)}  {text}")
+        say(f"{name.ljust(width)}  {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list) and value and all(isinstance(own, float) for own in value):
+        return " to ".join(f"{own:.3f}" for own in value)  # an interval
+    return f"{value:.3f}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)

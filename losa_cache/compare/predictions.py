@@ -95,9 +95,11 @@ def images_digest(fields: dict[str, Any], ids: list[str], labels: list[int]) -> 
 
 
 def _ordered(found: Evaluated, run: str, adapter: str, cache: str) -> Predictions:
-    order = sorted(range(len(found.ids)), key=found.ids.__getitem__)
-    ids = [found.ids[place] for place in order]
-    predicted, labels = ([column[place] for place in order] for column in (found.predicted, found.labels))
+    outcome = found.outcome
+    order = sorted(range(len(outcome.ids)), key=outcome.ids.__getitem__)
+    ids = [outcome.ids[place] for place in order]
+    decided = found.task.decided(outcome.predictions)
+    predicted, labels = (column[order].tolist() for column in (decided, outcome.targets))
     images = images_digest(found.manifest.fields, ids, labels)
     return Predictions(run, adapter, cache, images, predicted, labels, found.parameters)
 

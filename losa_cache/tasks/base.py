@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
+    from losa_cache.report.details import Details
+    from losa_cache.report.outcome import Outcome
     from losa_cache.targets.target_set import TargetSet
     from losa_cache.train.config import TrainConfig
 
@@ -379,6 +381,12 @@ class Task(ABC):
         decided = self.decided(predictions)
         single = decided.ndim == 2 and decided.shape[1] == 1
         return [[{"value": value}] for value in (decided[:, 0] if single else decided).tolist()]
+
+    def details(self, outcome: "Outcome") -> "Details":
+        """Give the tables and charts of an evaluation: by default none."""
+        from losa_cache.report.details import Details
+
+        return Details()
 
     def selection_terms(self, predictions: "Tensor", targets: "Tensor") -> "Tensor":
         """Give the terms of the selection metric, ``(K, batch, S)``, with which trials are compared image by image.

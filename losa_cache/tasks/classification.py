@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from losa_cache.report.details import Details
+    from losa_cache.report.outcome import Outcome
     from losa_cache.train.config import TrainConfig
 
 AMONG = 5
@@ -171,6 +173,12 @@ class Classification(Task):
             ]
             for numbers, probabilities in zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
         ]
+
+    def details(self, outcome: "Outcome") -> "Details":
+        """Show a line for each class, the confusion matrix and the calibration."""
+        from losa_cache.report.classes import class_details
+
+        return class_details(outcome.predictions, self.decided(outcome.predictions), outcome.targets, outcome.names)
 
     def calibrated(self, predictions: "Tensor", targets: "Tensor") -> "Tensor":
         """Give the cross entropy at each of 25 temperatures, from 1/8 to 8.

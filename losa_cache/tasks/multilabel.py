@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from losa_cache.report.details import Details
+    from losa_cache.report.outcome import Outcome
     from losa_cache.train.config import TrainConfig
 
 CROSS_ENTROPY, ASYMMETRIC = "cross-entropy", "asymmetric"
@@ -141,6 +143,12 @@ class Multilabel(Task):
             ]
             for of_sample in zip(*parts, strict=True)
         ]
+
+    def details(self, outcome: "Outcome") -> "Details":
+        """Show a line for each label, and the calibration."""
+        from losa_cache.report.labels import label_details
+
+        return label_details(outcome.predictions, outcome.targets, outcome.names, self.thresholds)
 
     def calibrated(self, predictions: "Tensor", targets: "Tensor") -> "Tensor":
         """Give the binary cross entropy of every sample."""

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from losa_cache.report.details import Details
+    from losa_cache.report.outcome import Outcome
     from losa_cache.train.config import TrainConfig
 
 MEAN, DEVIATION = "mean", "deviation"
@@ -127,6 +129,12 @@ class Regression(Task):
             [{"name": name, "value": value} for name, value in zip(classes, numbers, strict=True)]
             for numbers in predictions.tolist()
         ]
+
+    def details(self, outcome: "Outcome") -> "Details":
+        """Show a line for each column, and predictions against targets."""
+        from losa_cache.report.columns import column_details
+
+        return column_details(outcome.predictions, outcome.targets, outcome.names)
 
     def calibrated(self, predictions: "Tensor", targets: "Tensor") -> "Tensor":
         """Give the squared error of every sample in standard deviations of the training targets."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from losa_cache.cache.identity import differences
 from losa_cache.cache.location import Location
@@ -17,16 +17,21 @@ from losa_cache.cache.registry import known_stores
 from losa_cache.cache.store import HELD_OUT_SPLITS, ActivationCache, open_cache
 from losa_cache.errors import UserError
 from losa_cache.files import write_json
+from losa_cache.folders import require_writable
 from losa_cache.points import EMBEDDING
+from losa_cache.report.evaluation import figures_of, flat, tables_of
+from losa_cache.report.outcome import EXAMPLES, Outcome, OutcomeCollector
+from losa_cache.report.write import write_report
 from losa_cache.sidenet.adapter_file import load_adapter, load_adapter_config
 from losa_cache.sidenet.adapter_folder import HUB, find_files, local_folder
 from losa_cache.sidenet.spec import SIDES
+from losa_cache.sweep.report.drawing import require_matplotlib
 from losa_cache.targets.target_set import LABELS
 from losa_cache.tasks import CLASSIFICATION, Task, get_task
 from losa_cache.train.all_layers import unfit
-from losa_cache.train.batch import Batch
 from losa_cache.train.config import SHUFFLE, OnlineConfig, TrainConfig
 from losa_cache.train.evaluate import evaluate
+from losa_cache.train.evaluation_groups import groups_to_report
 from losa_cache.train.loop import Progress
 from losa_cache.train.placement import Placement
 from losa_cache.train.run import Run
@@ -47,17 +52,16 @@ class Evaluated:
     Attributes:
         figures: ``on`` (the cache, or the data set), ``split``, ``samples``, and the metrics of the run's task.
         manifest: of what it was evaluated on.
-        ids: of the samples.
-        predicted, labels: of each sample, the number of its class; of another task its answer and its target.
+        outcome: the predictions, beside their targets.
+        groups: number of each sample's group, from 0; ``None``: there are none.
         parameters: trained ones, ``{"side", "classifier"}``.
         task: of the run.
     """
 
     figures: dict[str, Any]
     manifest: Manifest
-    ids: list[str]
-    predicted: list[Any]
-    labels: list[Any]
+    outcome: Outcome
+    groups: NDArray[np.int64] | None
     parameters: dict[str, int]
     task: Task
 
@@ -74,6 +78,9 @@ def evaluate_run(
     backbone: "Backbone | None" = None,
     dataset: "Samples | None" = None,
     device: str | None = None,
+    group_by: str | None = None,
+    report: str | Path | None = None,
+    images: str | Path | None = None,
     progress: Progress = lambda share: None,
 ) -> dict[str, Any]:
     """Evaluate what a finished run has trained on plain images.
@@ -85,22 +92,50 @@ def evaluate_run(
         split: of an online run's data set, through the backbone, in place of a cache.
         backbone, dataset: those that an online run was given as objects; or, with ``split``, that split.
         device: by default the GPU where there is one.
+        group_by: groups of the evaluated samples, as of ``TrainConfig.group_by``; by default those of the run.
+        report: a folder for figures with intervals, tables and charts (:func:`losa_cache.report.write.write_report`).
+        images: the data set's folder, from which a report of maps shows the images behind them.
         progress: is given the share done, after every batch.
 
     Returns:
         ``on`` (the cache, or the data set), ``split``, ``samples``, and the metrics of the run's task: ``loss``,
-        ``top1``, ``top5``; also written to ``eval.json`` in the run, and beside the adapter.
+        ``top1``, ``top5`` and others; ``NAME_interval``, the 95 % interval of the metric that trials are chosen by,
+        over samples or over groups; where there are groups, their number and ``group_NAME``, metrics of the mean
+        prediction of each; and ``tables``, a line for each class, label or column. All of it is also written to
+        ``eval.json`` in the run, and but for the tables beside the adapter.
 
     Raises:
         UserError: if adapter and data do not belong together, or there is nothing to evaluate on.
     """
     folder = local_folder(run)
+    if report is not None:
+        require_matplotlib()
+        require_writable(Path(report).parent)
+    elif images is not None:
+        raise UserError(f"images is {str(images)!r}, but only a report shows images: name its folder with --report.")
     evaluation = evaluated(
-        folder, cache=cache, split=split, backbone=backbone, dataset=dataset, device=device, progress=progress
+        folder,
+        cache=cache,
+        split=split,
+        backbone=backbone,
+        dataset=dataset,
+        device=device,
+        group_by=group_by,
+        images=None if images is None else Path(images),
+        progress=progress,
     )
+    task, outcome, groups = evaluation.task, evaluation.outcome, evaluation.groups
+    figures = figures_of(task, outcome, evaluation.figures, groups, intervals=report is not None)
+    details = task.details(outcome)
+    about = {name: evaluation.figures[name] for name in ("on", "split", "samples")}
+    about |= {} if groups is None else {"groups": int(groups.max()) + 1}
+    result, tables = about | flat(figures), {"tables": tables_of(details)}
     if not str(run).startswith(HUB):
-        _store(folder, evaluation.figures, evaluation.task)
-    return evaluation.figures
+        _store(folder, result, tables, task)
+    if report is not None:
+        about |= {"adapter": folder.name, "backbone": evaluation.manifest.fields["backbone"]["name"]}
+        write_report(Path(report), about, figures, details, task=task)
+    return result | tables
 
 
 def evaluated(
@@ -111,6 +146,8 @@ def evaluated(
     backbone: "Backbone | None" = None,
     dataset: "Samples | None" = None,
     device: str | None = None,
+    group_by: str | None = None,
+    images: Path | None = None,
     progress: Progress = lambda share: None,
 ) -> Evaluated:
     """Evaluate as :func:`evaluate_run`, sample by sample, and write nothing."""
@@ -137,8 +174,12 @@ def evaluated(
         online = replace(online, split=split, limit=None, tap=adapter_config["cache"]["fields"]["tap"])
     config = replace(config, layers=adapter_config["layers"], sampling=SHUFFLE, class_weights=None)
     task = get_task(config.task).restored(adapter_config.get("constants", {})).choosing(config.metric)
+    if images is not None and not (task.dense and images.is_dir()):
+        what = "which is no folder" if task.dense else f"but a report of the task {task.name!r} shows no images"
+        raise UserError(f"images is {str(images)!r}, {what}: leave it out.")
+    groups_of_run = config.group_by
     if not on_own_samples:
-        config = replace(config, val_fraction=0, val_ids=None, limit=None)
+        config = replace(config, val_fraction=0, val_ids=None, limit=None, group_by=None)
     placement = Placement.choose(device)
     with open_training_data(chosen, online, config, placement, backbone=backbone, dataset=dataset, task=task) as data:
         manifest = data.manifest
@@ -149,13 +190,9 @@ def evaluated(
         adapter = load_adapter(directory, of_tokens(adapter_config, manifest), data.tail).to(data.device)
         if on_own_samples and (probe := adapter_config.get("probe")) is not None:
             unfit(adapter, data, config, **probe)
-        ids: list[str] = []
-        kept: list[tuple[Tensor, Tensor]] = []
-
-        def keep(predictions: Tensor, batch: Batch) -> None:
-            ids.extend(batch.ids)
-            kept.append((data.task.decided(predictions[0]).cpu(), batch.labels.cpu()))
-
+        if group_by is not None and chosen is not None:  # refused before anything is computed
+            groups_to_report(group_by, None, chosen, samples, [chosen.sample_ids[sample] for sample in samples])
+        kept = OutcomeCollector(data.task, data.targets.names)
         metrics = evaluate(
             adapter,
             data.source,
@@ -165,16 +202,19 @@ def evaluated(
             autocast=data.autocast,
             clips=manifest.clips,
             progress=progress,
-            keep=keep,
+            keep=kept,
         )
-    predicted, labels = (torch.cat(parts).tolist() for parts in zip(*kept, strict=True))
+    outcome = kept.outcome()
+    if images is not None:
+        from losa_cache.report.images import images_of  # with timm's transforms, which nothing else here takes
+
+        outcome = replace(outcome, images=images_of(images, outcome.ids[:EXAMPLES], manifest))
     tested = OWN if on_own_samples else manifest.fields["dataset"]["split"]
     return Evaluated(
         figures={"on": name, "split": tested, "samples": len(samples), **metrics},
         manifest=manifest,
-        ids=ids,
-        predicted=predicted,
-        labels=labels,
+        outcome=outcome,
+        groups=groups_to_report(group_by, groups_of_run, chosen, samples, outcome.ids),
         parameters=adapter.parameter_counts(),
         task=data.task,
     )
@@ -209,12 +249,12 @@ def _is_alone(folder: Path) -> bool:
     return files.stands_alone and files.folder == folder
 
 
-def _store(run: Path, result: dict[str, Any], task: Task) -> None:
+def _store(run: Path, result: dict[str, Any], tables: dict[str, Any], task: Task) -> None:
     """Write the result to the run and beside its adapter. Where nobody may write, a warning does: the caller has it."""
     path = run / "eval.json"
     try:
         if not _is_alone(run):
-            write_json(path, result)
+            write_json(path, result | tables)
         if find_files(run).stands_alone:
             describe(run, result | {"on": Path(result["on"]).name})  # folders of this machine are nobody's business
     except OSError as error:

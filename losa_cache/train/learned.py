@@ -1,5 +1,6 @@
 """What a run learns of its samples: its target set, and its task fitted to it."""
 
+import os
 from typing import TYPE_CHECKING
 
 from losa_cache.cache.store import ActivationCache
@@ -26,6 +27,23 @@ def targets_of(cache: ActivationCache, config: TrainConfig) -> TargetSet:
     task = get_task(config.task)
     name = config.targets or choose_targets(task, cache.target_kinds, cache.path)
     return task.targets(require_kind(task, cache.target_set(name)))
+
+
+def groups_of(cache: ActivationCache | None, config: TrainConfig) -> TargetSet | None:
+    """Give the target set of a cache, if there is one, that ``group_by`` names; ``None``: it names a file, or nothing.
+
+    Raises:
+        UserError: if it names neither.
+    """
+    asked = config.group_by
+    if asked is None or cache is None or (asked not in cache.target_kinds and os.path.lexists(asked)):
+        return None
+    if asked not in cache.target_kinds:
+        raise UserError(
+            f"group-by is {asked!r}, which is neither a target set of the cache {str(cache.path)!r} "
+            f"({', '.join(cache.target_kinds)}) nor a CSV file: name one of them."
+        )
+    return cache.target_set(asked)
 
 
 def opened_targets(online: OnlineConfig, config: TrainConfig, cache: ActivationCache | None) -> Source | None:

@@ -14,6 +14,7 @@ from losa_cache.train.config import BALANCED, SHUFFLE, TrainConfig
 
 HEADER = ["id", "weight"]
 CLASS_HEADER = ["name", "weight"]
+GROUP_HEADER = ["id", "group"]
 MOST_BYTES = 2**30  # ids of ten million samples
 
 
@@ -29,19 +30,26 @@ def require_sample_files(config: TrainConfig) -> None:
                 f"sampling is {str(config.sampling)!r}, and there is no such file: choose {SHUFFLE}, {BALANCED} or a "
                 "CSV file of weights."
             )
-        _require_opens(config.sampling, "sampling")
+        require_opens(config.sampling, "sampling")
     if config.val_ids is not None:
-        _require_opens(config.val_ids, "val-ids")
+        require_opens(config.val_ids, "val-ids")
     if config.class_weights not in (None, CLASSES_BALANCED):
         if not os.path.exists(config.class_weights):
             raise UserError(
                 f"class-weights is {config.class_weights!r}, and there is no such file: choose {CLASSES_BALANCED} or a "
                 "CSV file of weights."
             )
-        _require_opens(config.class_weights, "class-weights")
+        require_opens(config.class_weights, "class-weights")
+    if config.group_by is not None and config.group_by.endswith(".csv"):
+        require_opens(config.group_by, "group-by")
 
 
-def _require_opens(path: str, option: str) -> None:
+def require_opens(path: str, option: str) -> None:
+    """Refuse a file that cannot be opened.
+
+    Raises:
+        UserError: naming the option.
+    """
     try:
         open_file(Path(path)).close()
     except UnreadableError as error:
@@ -64,6 +72,35 @@ def read_sample_file(path: str, option: str) -> bytes:
         return read_file(Path(path), at_most=MOST_BYTES)
     except UnreadableError as error:
         raise _unreadable(path, option, error) from error
+
+
+def parse_groups(content: bytes, path: str) -> dict[str, str]:
+    """Parse groups by id from CSV: the line ``id,group``, then one line for each sample, with CSV's usual quotes.
+
+    Args:
+        content: UTF-8.
+        path: of the file, for messages.
+
+    Raises:
+        UserError: for another first line, a line that is not an id and the name of a group, or an id that comes twice.
+    """
+    lines = csv.reader(io.StringIO(_text(content), newline=""), strict=True)
+    groups: dict[str, str] = {}
+    try:
+        if next(lines, None) != GROUP_HEADER:
+            raise UserError(f"groups {str(path)!r} must begin with the line {','.join(GROUP_HEADER)}: put it first.")
+        for fields in filter(None, lines):
+            if len(fields) != len(GROUP_HEADER) or not fields[1]:
+                line = ",".join(fields)[:80]
+                raise UserError(
+                    f"line {lines.line_num} of {str(path)!r} is {line!r}: it must be an id and the name of its group."
+                )
+            if fields[0] in groups:
+                raise UserError(f"line {lines.line_num} of {str(path)!r} groups {fields[0]!r} again: leave one out.")
+            groups[fields[0]] = fields[1]
+    except csv.Error as error:
+        raise UserError(f"line {lines.line_num} of {str(path)!r} is not CSV ({error}): mend it.") from error
+    return groups
 
 
 def parse_weights(content: bytes, path: str, header: Sequence[str] = HEADER) -> dict[str, float]:

@@ -105,7 +105,7 @@ def rows_of_samples(samples: NDArray[np.int64], *, views: int) -> NDArray[np.int
 
 
 def hold_out(
-    samples: NDArray[np.int64], ids: Sequence[str], fraction: float, fold: int = 0
+    samples: NDArray[np.int64], ids: Sequence[str], fraction: float, fold: int = 0, *, what: str = "samples"
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Split samples into a training and a held-out part by a hash of the sample ids.
 
@@ -116,6 +116,7 @@ def hold_out(
         ids: ids of all samples.
         fraction: held-out share, 0 <= fraction < 1.
         fold: which part in the order of the hashes is held out, from 0; different parts share no sample.
+        what: what they are, for messages.
 
     Raises:
         UserError: for another fraction, or one that leaves a part empty.
@@ -125,7 +126,7 @@ def hold_out(
     count = round(len(samples) * fraction)
     if count == len(samples) or (fraction > 0 and count == 0):
         raise UserError(
-            f"val-fraction {fraction} of {len(samples)} samples leaves none to train on or none to validate on: "
+            f"val-fraction {fraction} of {len(samples)} {what} leaves none to train on or none to validate on: "
             "choose another."
         )
     chosen = _first_by_hash(samples, ids, round(len(samples) * fraction * (fold + 1)))

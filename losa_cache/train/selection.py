@@ -1,6 +1,6 @@
 """Which samples a run trains on, how often each, and which it holds out: the options, with their files read."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,20 @@ from losa_cache.targets.class_weights import BALANCED as CLASSES_BALANCED
 from losa_cache.targets.target_set import CLASS, TargetSet
 from losa_cache.tasks import get_task
 from losa_cache.train.config import BALANCED, SHUFFLE, TrainConfig
-from losa_cache.train.sample_files import parse_ids, parse_weights, read_sample_file, require_sample_files
+from losa_cache.train.groups import (
+    groups_by_id,
+    hold_out_groups,
+    require_apart,
+    require_every_class,
+    require_groups,
+)
+from losa_cache.train.sample_files import (
+    parse_groups,
+    parse_ids,
+    parse_weights,
+    read_sample_file,
+    require_sample_files,
+)
 from losa_cache.train.sampler import (
     Weights,
     balanced_weights,
@@ -30,16 +43,24 @@ class Selection:
         train, held_out: their numbers, ascending.
         weights: of the training samples; ``None``: each comes once an epoch.
         files: content of the files that options name, by option.
+        groups: of all samples, a target set of classes; ``None``: there are none.
     """
 
     train: NDArray[np.int64]
     held_out: NDArray[np.int64]
     weights: Weights | None
     files: dict[str, bytes]
+    groups: TargetSet | None = None
 
 
 def select(
-    samples: NDArray[np.int64], ids: Sequence[str], targets: TargetSet, config: TrainConfig, *, fold: int = 0
+    samples: NDArray[np.int64],
+    ids: Sequence[str],
+    targets: TargetSet,
+    config: TrainConfig,
+    *,
+    groups: TargetSet | None = None,
+    fold: int | None = None,
 ) -> Selection:
     """Hold samples out, limit and weigh the rest.
 
@@ -47,7 +68,9 @@ def select(
         samples: numbers of those that are there.
         ids, targets: of all samples.
         config: the options.
-        fold: which part ``val_fraction`` holds out, as of :func:`losa_cache.train.sampler.hold_out`.
+        groups: the target set that ``config.group_by`` names; ``None``: it names a file, or nothing.
+        fold: which of several parts ``val_fraction`` holds out, as of :func:`losa_cache.train.sampler.hold_out`;
+            ``None``: the first is the only one.
 
     Raises:
         UserError: for files that cannot be read or do not fit the samples, and where a side is left empty.
@@ -61,20 +84,44 @@ def select(
     if not len(samples):
         raise UserError("there are no samples to train or evaluate on.")
     files: dict[str, bytes] = {}
-    if config.val_ids is None:
-        train, held_out = hold_out(samples, ids, config.val_fraction, fold)
-    else:
+    if config.group_by is not None:
+        if groups is None:
+            files["group_by"] = read_sample_file(config.group_by, "group-by")
+            groups = groups_by_id(ids, parse_groups(files["group_by"], config.group_by))
+        require_groups(samples, ids, groups, config.group_by)
+    if config.val_ids is not None:
         files["val_ids"] = read_sample_file(config.val_ids, "val-ids")
-        train, held_out = hold_out_ids(samples, ids, parse_ids(files["val_ids"], config.val_ids))
+    train, held_out = _parts(samples, ids, config, files, groups, fold or 0)
+    if groups is not None and len(held_out):
+        require_every_class(train, held_out, targets, several=fold is not None)
     if config.limit is not None:
         train = first_by_hash(train, ids, config.limit)
     if config.class_weights not in (None, CLASSES_BALANCED):
         files["class_weights"] = read_sample_file(config.class_weights, "class-weights")
     if config.sampling == SHUFFLE:
-        return Selection(train, held_out, None, files)
+        return Selection(train, held_out, None, files, groups)
     classes = targets.values if targets.kind == CLASS else np.zeros(len(targets.values), np.int64)
     if config.sampling == BALANCED:
-        return Selection(train, held_out, balanced_weights(classes[train]), files)
+        return Selection(train, held_out, balanced_weights(classes[train]), files, groups)
     files["sampling"] = read_sample_file(config.sampling, "sampling")
     given = parse_weights(files["sampling"], config.sampling)
-    return Selection(train, held_out, weights_by_id(train, ids, classes[train], given), files)
+    return Selection(train, held_out, weights_by_id(train, ids, classes[train], given), files, groups)
+
+
+def _parts(
+    samples: NDArray[np.int64],
+    ids: Sequence[str],
+    config: TrainConfig,
+    files: Mapping[str, bytes],
+    groups: TargetSet | None,
+    fold: int,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Split samples into a training part and a held-out part (arguments as of :func:`select`)."""
+    if config.val_ids is None:
+        if groups is None:
+            return hold_out(samples, ids, config.val_fraction, fold)
+        return hold_out_groups(samples, groups, config.val_fraction, fold)
+    train, held_out = hold_out_ids(samples, ids, parse_ids(files["val_ids"], config.val_ids))
+    if groups is not None:
+        require_apart(train, held_out, groups)
+    return train, held_out

@@ -25,7 +25,14 @@ from losa_cache.tasks import Task, get_task
 from losa_cache.train.batch import Source
 from losa_cache.train.cached import open_cached
 from losa_cache.train.config import OnlineConfig, TrainConfig
-from losa_cache.train.learned import fitted, opened_targets, require_augmentable, targets_of, targets_of_images
+from losa_cache.train.learned import (
+    fitted,
+    groups_of,
+    opened_targets,
+    require_augmentable,
+    targets_of,
+    targets_of_images,
+)
 from losa_cache.train.memoised import MemoisedSource
 from losa_cache.train.mixed import MixedSource
 from losa_cache.train.placement import Placement
@@ -178,7 +185,8 @@ def selected(cache: ActivationCache, config: TrainConfig, targets: TargetSet | N
     Raises:
         UserError: for a choice that cannot be.
     """
-    return select(cache.samples, cache.sample_ids, targets or targets_of(cache, config), config)
+    groups = groups_of(cache, config)
+    return select(cache.samples, cache.sample_ids, targets or targets_of(cache, config), config, groups=groups)
 
 
 def from_backbone(
@@ -238,7 +246,7 @@ def from_backbone(
         _require_same_images(cache, inputs)
     samples = np.arange(len(inputs.samples)) if cache is None else cache.samples
     targets = targets_of(cache, config) if cache is not None else targets_of_images(inputs, config, given_targets)
-    chosen = select(samples, inputs.samples.ids, targets, config)
+    chosen = select(samples, inputs.samples.ids, targets, config, groups=groups_of(cache, config))
     task = task or fitted(config, targets, chosen)
     layers = used_layers(manifest.layers, config)
     points = used_points(manifest.fields["tap"], manifest.layers, config)

@@ -73,6 +73,7 @@ def test_areas(random):
     scores = (predictions[..., 1] - predictions[..., 0]).numpy()
     np.testing.assert_allclose(two_class_auroc(predictions, labels), [sk.roc_auc_score(labels, own) for own in scores])
     assert math.isnan(auroc(torch.rand(1, 4), torch.ones(4, dtype=torch.bool)))
+    assert two_class_auroc(*classes(random, 3)).isnan().all()
 
 
 def test_average_precision(random):

@@ -27,14 +27,14 @@ from losa_cache.sweep.engine.folds import count_folds
 from losa_cache.sweep.report.findings import say_options
 from losa_cache.tasks import Metric
 from losa_cache.train.config import TrainConfig
-from losa_cache.train.learned import targets_of
+from losa_cache.train.learned import groups_of, targets_of
 from losa_cache.train.loop import Progress, Report
 from losa_cache.train.placement import Placement
 from losa_cache.train.run import require_place
 from losa_cache.train.sampler import first_by_hash
 from losa_cache.train.selection import Selection, select
 from losa_cache.train.train import TrainResult, train
-from losa_cache.train.training_data import from_cache
+from losa_cache.train.training_data import from_cache, selected
 
 Grid = Mapping[str, Sequence[Any]]
 """Values by field of :class:`TrainConfig`."""
@@ -44,7 +44,7 @@ DECAYS = (1e-4, 1e-2, 1e-1)
 """Weight decays that are searched."""
 SHARE = 0.2
 """Of the samples, held out by each split: a fifth."""
-READ = {"side", "layers", "start", "sampling", "limit", "val_fraction", "val_ids"}
+READ = {"side", "layers", "start", "sampling", "limit", "val_fraction", "val_ids", "group_by"}
 """Fields that decide what is read, which is the same for all settings."""
 FILE = "auto.json"
 
@@ -254,13 +254,15 @@ def split(cache: ActivationCache, config: TrainConfig) -> list[Selection]:
     """
     ids, targets = cache.sample_ids, targets_of(cache, config)
     if config.val_ids is not None:
-        return [select(cache.samples, ids, targets, config)]
+        return [selected(cache, config, targets)]
     if not config.val_fraction:
         raise UserError("nothing is held out to choose by: set --val-fraction or --val-ids, or leave out --auto.")
     samples = first_by_hash(cache.samples, ids, config.limit)
     unlimited = replace(config, limit=None)
     folds = count_folds(len(samples), config.val_fraction)
-    return [select(samples, ids, targets, unlimited, fold=fold) for fold in range(folds)]
+    groups = groups_of(cache, config)
+    splits = [select(samples, ids, targets, unlimited, groups=groups, fold=fold) for fold in range(folds)]
+    return [own for own in splits if len(own.held_out)]  # there may be fewer groups than splits
 
 
 def _combinations(grid: Grid) -> list[dict[str, Any]]:

@@ -106,4 +106,4 @@ class SweepData:
 
 def _whole(config: TrainConfig) -> TrainConfig:
     """Take all samples of a validation cache."""
-    return replace(config, sampling=SHUFFLE, limit=None, val_fraction=0.0, val_ids=None)
+    return replace(config, sampling=SHUFFLE, limit=None, val_fraction=0.0, val_ids=None, group_by=None)

@@ -1,5 +1,6 @@
 """Area under the receiver operating characteristic."""
 
+import torch
 from torch import Tensor
 
 from losa_cache.tasks.measures.ordering import Ordering
@@ -17,13 +18,22 @@ def auroc(scores: Tensor, positive: Tensor, weights: Tensor | None = None) -> Te
         weights: as in :mod:`losa_cache.tasks.measures`.
     """
     order = Ordering.of(scores)
-    each = counted(weights, scores)
-    positives, negatives = order.sort(each * positive), order.sort(each * ~positive)
-    below, through = order.before_and_through(negatives)
+    each, ordered = order.sort(counted(weights, scores)), order.sort(positive[None])
+    positives, negatives = each * ordered, each * ~ordered
+    below, through = order.before(negatives), order.through(negatives)
     pairs = positives.sum(-1) * negatives.sum(-1)
     return undefined((positives * (below + through)).sum(-1) / (2 * pairs), scores)
 
 
 def two_class_auroc(log_probabilities: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Give the AUROC of the second class, of log-probabilities ``(K, N, 2)`` and labels 0 or 1, ``(N,)``."""
+    """Give the AUROC of the second of two classes, ``(M,)``; NaN where there are more.
+
+    Args:
+        log_probabilities: ``(K, N, C)``.
+        labels: int64 ``(N,)``.
+        weights: as in :mod:`losa_cache.tasks.measures`.
+    """
+    if log_probabilities.shape[-1] != 2:
+        trials = max(len(log_probabilities), 1 if weights is None else len(weights))
+        return log_probabilities.new_full((trials,), torch.nan)
     return auroc(log_probabilities[..., 1] - log_probabilities[..., 0], labels == 1, weights)

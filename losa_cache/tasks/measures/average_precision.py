@@ -19,10 +19,9 @@ def average_precision(scores: Tensor, targets: Tensor, weights: Tensor | None = 
     """
     by_label, truth = scores.transpose(1, 2), targets.T
     order = Ordering.of(by_label, descending=True)
-    each = counted(weights, scores)[:, None]
-    positives = order.sort(each * (truth == 1))
-    _, right = order.before_and_through(positives)
-    _, called = order.before_and_through(order.sort(each * (truth >= 0)))
+    each, ordered = order.sort(counted(weights, scores)[:, None]), order.sort(truth[None])
+    positives = each * (ordered == 1)
+    right, called = order.through(positives), order.through(each * (ordered >= 0))
     gained = (positives * (right / called.clamp_min(1e-300))).sum(-1)
     return undefined(gained / positives.sum(-1), scores)
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 LEVEL, DRAWS, SEED = 0.95, 1000, 0
-AT_ONCE = 2**22
+AT_ONCE = 2**20
 """Values that lie in memory for the draws computed together."""
 
 

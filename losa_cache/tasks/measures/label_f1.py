@@ -44,14 +44,13 @@ def best_thresholds(probabilities: Tensor, targets: Tensor) -> Tensor:
     """
     known = targets.T >= 0
     # what is not known goes behind everything that is, where it changes no F1
-    order = Ordering.of(probabilities.T.double().where(known, -1.0), descending=True)
-    positives, known = order.sort(targets.T == 1), order.sort(known)
-    _, right = order.before_and_through(positives.double())
-    _, called = order.before_and_through(known.double())
+    order = Ordering.of(probabilities.T.double().where(known, -1.0)[None], descending=True)
+    positives, known = order.sort(targets.T[None] == 1), order.sort(known[None])
+    right, called = order.through(positives.double()), order.through(known.double())
     f1 = (2 * right / (called + positives.sum(-1, keepdim=True))).where(known, -1.0)
     best = f1.argmax(-1, keepdim=True)
     last = order.last.gather(-1, best)
     after = order.scores.gather(-1, (last + 1).clamp_max(len(targets) - 1)).where(last + 1 < len(targets), 0.0)
     lowest = order.scores.gather(-1, last)
     middle = (lowest + after.clamp_min(0)) / 2
-    return torch.where(positives.any(-1), middle[:, 0], MIDDLE)
+    return torch.where(positives.any(-1), middle[..., 0], MIDDLE)[0]

@@ -35,6 +35,6 @@ def spearman(predictions: Tensor, targets: Tensor, weights: Tensor | None = None
 def _ranks(values: Tensor, weights: Tensor) -> Tensor:
     """Rank values ``(..., N)``, less one half; equal ones get the mean of their ranks."""
     order = Ordering.of(values)
-    before, through = order.before_and_through(order.sort(weights))
-    ranks = (before + through) / 2
+    ordered = order.sort(weights)
+    ranks = (order.before(ordered) + order.through(ordered)) / 2
     return ranks.scatter(-1, order.places.expand_as(ranks), ranks)
