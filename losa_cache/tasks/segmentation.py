@@ -13,6 +13,7 @@ from losa_cache.errors import UserError
 from losa_cache.targets.class_weights import class_weights
 from losa_cache.targets.target_set import IGNORED, MASK, TargetSet
 from losa_cache.tasks.base import Metric, Task
+from losa_cache.tasks.measures.sizes import SIZE, size_of
 
 if TYPE_CHECKING:
     from typing import Self
@@ -113,13 +114,67 @@ class Segmentation(Task):
     ) -> "Self":
         """Take the weights of the classes and the masks' size, too; masks without any class are refused."""
         counts = np.zeros(IGNORED + 1, np.int64)
-        for sample in train:  # all at once they would be copied
-            counts += np.bincount(targets.values[sample].ravel(), minlength=IGNORED + 1)
+        for sample in train:  # not all at once: that would copy every mask
+            counts += np.bincount(targets.values[sample].ravel(), minlength=len(counts))
         if not counts[:IGNORED].any():
             raise UserError(
                 f"no pixel of the {len(train)} training masks has a class (all are {IGNORED}, which is ignored): "
                 "choose another target set with --targets."
             )
-        task = self._of(targets.names, targets.values.shape[1:])
+        task = copy(super().fitted(targets, train, config, weights))
         task.weights = class_weights(config.class_weights, counts[: len(targets.names)], targets.names, weights)
-        return task.choosing(config.metric).trained_by(config.loss)
+        task.constants = {SIZE: list(targets.values.shape[1:])}
+        return task
+
+    def restored(self, constants: Mapping[str, Any]) -> "Self":
+        """Take the masks' size.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        task = copy(self)
+        task.constants = {SIZE: size_of(constants)}
+        return task
+
+    def losses(self, outputs: "Tensor", targets: "Tensor", **options: "Tensor") -> "Tensor":
+        """Give the mean cross entropy of every sample's pixels, in nats; pixels weigh as their classes do."""
+        from losa_cache.tasks.measures.maps import losses
+
+        weights = None if self.weights is None else outputs.new_tensor(self.weights)
+        return losses(outputs, targets, partial(_cross_entropy, weights=weights))
+
+    def decided(self, predictions: "Tensor") -> "Tensor":
+        """Give masks: the likeliest class of each pixel, uint8 ``(..., H, W)``."""
+        from torch import uint8
+
+        from losa_cache.tasks.measures.maps import enlarged
+
+        return enlarged(predictions, tuple(self.constants[SIZE])).argmax(-3).to(uint8)
+
+    def answers(self, predictions: "Tensor", classes: Sequence[str], top_k: int) -> list[list[dict[str, Any]]]:
+        """Give the classes that cover most of each image: ``rank``, ``class``, and its ``share`` of the pixels."""
+        from torch import stack
+
+        masks = self.decided(predictions)
+        shares = stack([(masks == number).flatten(1).double().mean(1) for number in range(len(classes))], 1)
+        largest = shares.topk(min(top_k, len(classes)))
+        return [
+            [
+                {"rank": rank, "class": classes[number], "share": share}
+                for rank, (number, share) in enumerate(zip(numbers, each, strict=True), 1)
+            ]
+            for numbers, each in zip(largest.indices.tolist(), largest.values.tolist(), strict=True)
+        ]
+
+    def require_choosable(self, targets: NDArray[Any], classes: Sequence[str], remedy: str) -> None:
+        """Refuse too few images, and images whose pixels have one class, or none."""
+        super().require_choosable(targets, classes, remedy)
+        known = {int(number) for mask in targets for number in np.unique(mask)} - {IGNORED}
+        if len(known) < 2:
+            only = f"are of class {classes[known.pop()]!r}" if known else "have no class"
+            raise UserError(
+                f"all pixels of the {len(targets)} held-out images {only}, so they tell no settings apart; {remedy}."
+            )
+
+
+TASK = Segmentation()

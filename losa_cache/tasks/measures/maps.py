@@ -71,7 +71,7 @@ class _Losses(torch.autograd.Function):
             with torch.enable_grad():
                 start = low.detach().requires_grad_()
                 found = judge(_large(start, part), part)
-            gradients += torch.autograd.grad(found.sum(), start)
+                gradients += torch.autograd.grad(found.sum(), start)
             each.append(found.detach())
         ctx.save_for_backward(torch.cat(gradients).view_as(outputs))
         return torch.cat(each).unflatten(0, outputs.shape[:2])
