@@ -15,6 +15,7 @@ from losa_cache.sidenet.adapter import Adapter
 from losa_cache.sidenet.decoder import HIDDEN, Decoders, Layer
 from losa_cache.sidenet.operand import Block, dense
 from losa_cache.sidenet.pooled import Pooling, pooling_of
+from losa_cache.sidenet.products import wide
 from losa_cache.sidenet.readout import Whole
 from losa_cache.sidenet.tail import FrozenTail
 
@@ -76,35 +77,44 @@ class DenseAdapter(Adapter):
 
     def forward(self, blocks: Sequence[Block]) -> Tensor:
         """Outputs ``(batch, classes, rows, columns)`` from the side network's inputs, y_0 the last."""
-        return self._decoded(*self.patches(normed(blocks, self.pooling)))
+        return self._decoded(*self._patches(normed(blocks, self.pooling)))
 
     def refined(self, blocks: Sequence[Block]) -> tuple[Tensor, Tensor | None]:
         """Run the side network.
 
         Returns:
-            what :meth:`outputs` takes: the tokens of the patches of y_k, ``(batch, P, width)``; and, with
-            ``head="all"``, those of all blocks but y_0, one behind the other, ``(batch, P, (points - 1) width)``.
+            what :meth:`outputs` takes: the tokens that the decoder reads of every patch, one behind the other and y_k
+            the last, ``(batch, P, F)``; and ``None``.
         """
-        others, y = self.patches(normed(blocks, self.pooling))
-        return y, torch.cat(list(others), 2) if others else None
+        return self.refined_of(normed(blocks, self.pooling)), None
 
-    def patches(self, blocks: Sequence[Block]) -> tuple[Sequence[Tensor], Tensor]:
-        """Run the side network on blocks that are layer-normed already, if it norms them (:func:`patches_of`)."""
-        return patches_of(self.side, blocks, self.tail, self.pooling, self.prefix)
+    def refined_of(self, blocks: Sequence[Block]) -> Tensor:
+        """Do the same from blocks that are layer-normed already, if it norms them."""
+        others, y = self._patches(blocks)
+        return torch.cat([*others, y.to(wide(y))], 2)
 
     def outputs(self, refined: Tensor, rows: Tensor | None = None) -> Tensor:
         """Compute outputs ``(batch, classes, rows, columns)`` from what :meth:`refined` gives."""
-        return self._decoded(() if rows is None else rows.split(refined.shape[2], 2), refined)
+        *others, y = refined.split(self.tail.config["width"], 2)
+        return self._decoded(others, y)
 
     def features(self, refined: Tensor, rows: Tensor | None = None) -> Tensor:
         """Average y_k over the patches, to a vector a sample, ``(batch, width)``."""
-        return refined.mean(1)
+        return refined[..., -self.tail.config["width"] :].mean(1)
+
+    @property
+    def feature_length(self) -> int:
+        """Length of the vector that :meth:`features` gives."""
+        return int(self.tail.config["width"])
 
     def parameter_counts(self) -> dict[str, int]:
         """Trained parameters of the side network and of the decoder, which stands in the classifier's place."""
         decoder = [*self.before.parameters(), *self.classifier.parameters()]
         side = sum(p.numel() for p in self.side.parameters())
         return {"side": side, "classifier": sum(p.numel() for p in decoder)}
+
+    def _patches(self, blocks: Sequence[Block]) -> tuple[Sequence[Tensor], Tensor]:
+        return patches_of(self.side, blocks, self.tail, self.pooling, self.prefix)
 
     def _decoded(self, others: Sequence[Tensor], y: Tensor) -> Tensor:
         layers: list[Layer] = [(own.weight[None], own.bias[None]) for own in (self.classifier, *self.before)]

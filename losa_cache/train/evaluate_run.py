@@ -17,7 +17,7 @@ from losa_cache.cache.registry import known_stores
 from losa_cache.cache.store import HELD_OUT_SPLITS, ActivationCache, open_cache
 from losa_cache.errors import UserError
 from losa_cache.files import write_json
-from losa_cache.points import EMBEDDING
+from losa_cache.points import EMBEDDING, LAST
 from losa_cache.sidenet.adapter_file import load_adapter, load_adapter_config
 from losa_cache.sidenet.adapter_folder import HUB, find_files, local_folder
 from losa_cache.sidenet.spec import SIDES
@@ -154,7 +154,8 @@ def evaluated(
 
         def keep(predictions: Tensor, batch: Batch) -> None:
             ids.extend(batch.ids)
-            kept.append((data.task.decided(predictions[0]).cpu(), batch.labels.cpu()))
+            if not data.task.dense:  # maps of many samples would fill the memory
+                kept.append((data.task.decided(predictions[0]).cpu(), batch.labels.cpu()))
 
         metrics = evaluate(
             adapter,
@@ -167,7 +168,7 @@ def evaluated(
             progress=progress,
             keep=keep,
         )
-    predicted, labels = (torch.cat(parts).tolist() for parts in zip(*kept, strict=True))
+    predicted, labels = (torch.cat(parts).tolist() for parts in zip(*kept, strict=True)) if kept else ([], [])
     tested = OWN if on_own_samples else manifest.fields["dataset"]["split"]
     return Evaluated(
         figures={"on": name, "split": tested, "samples": len(samples), **metrics},
@@ -192,7 +193,8 @@ def read_trained(run: Path) -> tuple[dict[str, Any], TrainConfig, dict[str, Any]
     if _is_alone(run):
         options = {name: adapter_config[name] for name in ("layers", "start", "task")}
         options["targets"] = target_name(adapter_config)
-        config = TrainConfig(side=adapter_config["adapter"]["side"], val_fraction=0, **options)
+        own = adapter_config["adapter"]
+        config = TrainConfig(side=own["side"], head=own.get("head", LAST), val_fraction=0, **options)
         return adapter_config, config, {"cache": None, "online": None}
     directory = Run(run)
     config, origin = directory.config()
@@ -241,7 +243,8 @@ def misfit(adapter_config: dict[str, Any], manifest: Manifest, *, labels: bool =
         names = manifest.names_of(target_name(adapter_config))
         wrong += differences({"classes": adapter_config["classes"]}, {"classes": names})
     sizes = {"width": manifest.width}
-    if not SIDES[adapter_config["adapter"]["side"]].pooled_rows:  # those go with all tokens as with pooled rows
+    own = adapter_config["adapter"]
+    if own.get("dense") or not SIDES[own["side"]].pooled_rows:  # those go with all tokens as with pooled rows
         sizes["tokens"] = manifest.tokens["total"]
     wrong += differences({name: adapter_config["adapter"][name] for name in sizes}, sizes)
     return "; ".join(wrong)
