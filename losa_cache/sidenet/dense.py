@@ -56,7 +56,7 @@ class DenseAdapter(Adapter):
         head: str = LAST,
         points: int = 1,
     ) -> None:
-        sizes: dict[str, int] = {"depth": depth, "tokens": tokens, "width": width, "rank": rank, "seed": seed}
+        sizes: dict[str, Any] = {"depth": depth, "tokens": tokens, "width": width, "rank": rank, "seed": seed}
         super().__init__(side=side, classes=classes, tail=tail, **sizes)
         if not self.spec.tail:
             raise UserError(f"side network {side!r} gives one vector an image, of which no map can be made.")

@@ -49,19 +49,23 @@ class DenseStack(AdapterStack):
         self.grid, self.prefix = first.grid, first.prefix
         self.before = nn.ModuleList(map(_Layer, zip(*(own.before for own in adapters), strict=True)))
 
+    @property
+    def _layers(self) -> list[_Layer]:
+        return [layer for layer in self.before if isinstance(layer, _Layer)]
+
     def forward(self, blocks: Sequence[Block]) -> Tensor:
         """Outputs ``(K, batch, classes, rows, columns)`` from the k block outputs."""
         others, y = patches_of(self.side, normed(blocks, self.pooling), self.tail, self.pooling, self.prefix)
-        layers = [(layer.weight, layer.bias) for layer in self.before]
+        layers = [(layer.weight, layer.bias) for layer in self._layers]
         return Decoders((self.weight, self.bias), *layers)(others, y, self.grid)
 
     @torch.no_grad()
     def unstack(self, adapters: Sequence[Adapter]) -> None:
         """Write each trial's weights back into an adapter of its rank."""
         super().unstack(adapters)
-        for layer, own in zip(self.before, zip(*(own.before for own in adapters), strict=True), strict=True):
+        for layer, own in zip(self._layers, zip(*(own.before for own in adapters), strict=True), strict=True):
             layer.unstack(own)
 
     def decayed(self) -> list[tuple[nn.Parameter, bool]]:
         """List the trained tensors, trial first, and whether weight decay is for them: matrices, as in one adapter."""
-        return [*super().decayed(), *(own for layer in self.before for own in layer.decayed())]
+        return [*super().decayed(), *(own for layer in self._layers for own in layer.decayed())]

@@ -138,17 +138,21 @@ def described(targets: TargetSet) -> dict[str, str]:
 
 def _adapter_arguments(manifest: Manifest, config: TrainConfig, names: Sequence[str]) -> dict[str, Any]:
     layers, grid = used_layers(manifest.layers, config), manifest.tokens["grid"]
-    return {
-        "side": config.side,
-        "depth": 1 if config.spec.last_layer else len(tapped_points(manifest.fields["tap"], layers)),
-        "tokens": manifest.tokens["total"],
-        "width": manifest.width,
-        "rank": config.rank,
-        "classes": get_task(config.task).outputs(names),
-        "seed": config.seed,
-        "grid": grid if len(grid) == 3 else None,  # of a video
-    } | (
-        {"head": ALL_LAYERS, "points": len(used_points(manifest.fields["tap"], manifest.layers, config))}
-        if config.reads_all
-        else {}
-    ) | ({"dense": {"decoder": config.decoder, "grid": grid}} if config.dense else {})
+    return (
+        {
+            "side": config.side,
+            "depth": 1 if config.spec.last_layer else len(tapped_points(manifest.fields["tap"], layers)),
+            "tokens": manifest.tokens["total"],
+            "width": manifest.width,
+            "rank": config.rank,
+            "classes": get_task(config.task).outputs(names),
+            "seed": config.seed,
+            "grid": grid if len(grid) == 3 else None,  # of a video
+        }
+        | (
+            {"head": ALL_LAYERS, "points": len(used_points(manifest.fields["tap"], manifest.layers, config))}
+            if config.reads_all
+            else {}
+        )
+        | ({"dense": {"decoder": config.decoder, "grid": grid}} if config.dense else {})
+    )

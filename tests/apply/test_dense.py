@@ -63,7 +63,7 @@ def test_files_that_hold_no_maps_are_refused(runs, tmp_path):
 
 @pytest.mark.slow
 def test_an_exported_file_gives_outputs_of_patches_and_says_what_becomes_of_them(runs, tmp_path):
-    cache, each = runs
+    _, each = runs
     told = lc.export(each["segmentation"], out=tmp_path / "side.pt2", format="torch", side_only=True)
     assert told["maps"] == {"rows": 2, "columns": 2, "enlarge": "bilinear", "size": [8, 8], "values": "logits"}
     blocks = [torch.randn(3, 5, 32) for _ in range(4)]

@@ -1,4 +1,4 @@
-"""Adapters of dense tasks: against torch's own layers on tokens that lie next to each other, and K at once against one."""
+"""Adapters of dense tasks: against torch's own layers on tokens that lie in a grid, and K at once against one."""
 
 import pytest
 import torch
@@ -65,9 +65,7 @@ def test_trials_trained_together_end_where_each_ends_alone(decoder, head):
     torch.manual_seed(0)
     batches = [[torch.randn(5, TOKENS, WIDTH).double() for _ in range(DEPTH)] for _ in range(4)]
     targets = torch.randn(5, OUTPUTS, *GRID).double()
-    together, alone = (
-        [adapter(decoder, head, rank=rank, seed=at) for at, rank in enumerate(RANKS)] for _ in range(2)
-    )
+    together, alone = ([adapter(decoder, head, rank=rank, seed=at) for at, rank in enumerate(RANKS)] for _ in range(2))
     start = together[0].classifier.weight.detach().clone()
     stack = stack_adapters(together)
     optimizer = StackedAdamW(stack.decayed(), weight_decay=DECAYS, clip_grad=CLIPS)
@@ -99,4 +97,6 @@ def test_refuses_what_gives_no_maps():
         adapter(side="attentive")
     with pytest.raises(ValueError, match="7 tokens are not 3 x 3 patches"):
         sizes = {"depth": 1, "tokens": TOKENS, "width": WIDTH, "rank": 2, "classes": 2}
-        DenseAdapter(**sizes, side="losa", tail=tail_of("token", WIDTH, prefix=1), dense={"decoder": "conv", "grid": [3, 3]})
+        DenseAdapter(
+            **sizes, side="losa", tail=tail_of("token", WIDTH, prefix=1), dense={"decoder": "conv", "grid": [3, 3]}
+        )

@@ -59,7 +59,9 @@ def test_the_loss_of_masks_is_torchs_over_the_pixels_of_a_class(few, weights):
     weight = torch.tensor(counts.sum() / (3 * counts) if weights else [1.0] * 3, dtype=torch.float64)
     expected = []
     for logits in large(found):
-        each = F.cross_entropy(logits, torch.from_numpy(target.values).long(), weight, ignore_index=255, reduction="none")
+        each = F.cross_entropy(
+            logits, torch.from_numpy(target.values).long(), weight, ignore_index=255, reduction="none"
+        )
         known = (target.values != 255).sum((1, 2)).clip(1)
         expected.append(each.sum((1, 2)) / torch.from_numpy(known))
     ours, theirs = task.losses(found, torch.from_numpy(target.values)), torch.stack(expected)

@@ -34,7 +34,9 @@ def number(monkeypatch):
 
 
 def test_names_are_known_and_tasks_found_without_torch():
-    with pytest.raises(lc.UserError, match="unknown task 'clasification': choose one of classification, .*; nearest: classification"):
+    with pytest.raises(
+        lc.UserError, match="unknown task 'clasification': choose one of classification, .*; nearest: classification"
+    ):
         TrainConfig(task="clasification")
     told = (
         "import sys; from losa_cache.tasks import get_task; assert 'numpy' not in sys.modules; "

@@ -94,7 +94,9 @@ def test_an_online_run_learns_the_same_maps(dense_cache, tmp_path):
     for name in ("train_loss", "val_rmse"):
         assert results(mixed)[0][name] == pytest.approx(results(cached)[0][name], rel=1e-4)
     cropped = OnlineConfig(backbone="tiny", dataset="tiny", workers=1, precision="float32", augment="crop")
-    with pytest.raises(lc.UserError, match="augment is 'crop' and reprob is 0.0, but targets of the task 'depth' do not"):
+    with pytest.raises(
+        lc.UserError, match="augment is 'crop' and reprob is 0.0, but targets of the task 'depth' do not"
+    ):
         lc.train(dense_cache, online=cropped, out=tmp_path / "no", **given, **options)
 
 
@@ -105,7 +107,10 @@ def test_what_makes_no_maps_is_refused(dense_cache, tmp_path):
     config = run / "adapter/config.json"
     written = json.loads(config.read_text())
     assert isinstance(lc.load_adapter(run, device="cpu").adapter, DenseAdapter)
-    for dense, told in ((None, "does not go with no decoder"), ({"decoder": "deep", "grid": [2, 2]}, "decoder is 'deep'")):
+    for dense, told in (
+        (None, "does not go with no decoder"),
+        ({"decoder": "deep", "grid": [2, 2]}, "decoder is 'deep'"),
+    ):
         config.write_text(json.dumps(written | {"adapter": written["adapter"] | {"dense": dense}}))
         with pytest.raises(lc.UserError, match=told):
             lc.load_adapter(run, device="cpu")

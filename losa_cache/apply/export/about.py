@@ -36,9 +36,9 @@ def about(
 
     Returns:
         JSON-able values by name: ``task``, ``classes`` (in the order of the logits), ``inputs`` (dtype and shape by
-        name), ``output``, of a dense task ``maps`` (:func:`maps`), ``preprocessing`` (``None`` where block outputs go in), ``backbone`` (name and hash of its
-        weights), ``adapter`` (its side network, the points that it reads, and the digest of its tensors) and
-        ``software``.
+        name), ``output``, ``maps`` of a dense task (:func:`maps`), ``preprocessing`` (``None`` where block outputs go
+        in), ``backbone`` (name and hash of its weights), ``adapter`` (its side network, the points that it reads, and
+        the digest of its tensors) and ``software``.
     """
     fields = config["cache"]["fields"]
     dtype = "float32" if spec is None else "uint8"

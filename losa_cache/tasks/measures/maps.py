@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
 CPU_VALUES, GPU_VALUES = 2**19, 2**27
@@ -24,7 +23,8 @@ def enlarged(outputs: Tensor, size: tuple[int, int]) -> Tensor:
 
     As products with two small matrices it takes half the time of ``interpolate`` on a CPU, forth and back.
     """
-    down, across = (_weights(*lengths, outputs.dtype, outputs.device) for lengths in zip(outputs.shape[-2:], size))
+    lengths = zip(outputs.shape[-2:], size, strict=True)
+    down, across = (_weights(*own, outputs.dtype, outputs.device) for own in lengths)
     return (down @ outputs) @ across.mT
 
 
@@ -62,11 +62,12 @@ class _Losses(torch.autograd.Function):
     """Losses whose gradients are computed with them, map by map: nothing of the maps' size is kept until then."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, outputs: Tensor, maps: Tensor, judge: Judge) -> Tensor:
+    def forward(ctx: Any, outputs: Tensor, maps: Tensor, judge: Judge) -> Tensor:
         """Compute losses and, if they will be asked for, gradients."""
         if not ctx.needs_input_grad[0]:
             return judged(outputs, maps, judge)
-        each, gradients = [], []
+        each: list[Tensor] = []
+        gradients: list[Tensor] = []
         for low, part in _parts(outputs, maps):
             with torch.enable_grad():
                 start = low.detach().requires_grad_()

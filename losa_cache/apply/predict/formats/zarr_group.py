@@ -1,7 +1,7 @@
 """Zarr v3: a group with an array ``ids`` and one for each adapter.
 
-It is ``features/NAME``, float32 ``(inputs, features)``; or ``maps/NAME``, ``(inputs, rows, columns)``: float32, or uint8
-where pixels are numbers of classes, whose names are the attribute ``classes``.
+It is ``features/NAME``, float32 ``(inputs, features)``; or ``maps/NAME``, ``(inputs, rows, columns)``: float32, or
+uint8 where pixels are numbers of classes, whose names are the attribute ``classes``.
 """
 
 import os
