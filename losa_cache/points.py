@@ -25,6 +25,9 @@ STARTS = ("output", EMBEDDING)
 ALL_LAYERS, LAST = "all", "last"
 HEADS = (ALL_LAYERS, LAST)
 """What a classifier reads: pooled rows of all layers, or what the frozen tail makes of y_k."""
+LINEAR, CONV = "linear", "conv"
+DECODERS = (LINEAR, CONV)
+"""What makes outputs of the patches of their tokens: a linear map, or a small convolutional network."""
 ALL, POOLED = "all", "pooled"
 TOKENS = (ALL, POOLED)
 """What a cache holds of a point: all of its tokens, or the class token and the mean of the patches."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from losa_cache.apply.block_output import NORMED, PLAIN, ROWS
+from losa_cache.sidenet.dense import DenseAdapter
 from losa_cache.sidenet.losa import LoSA
 from losa_cache.sidenet.losa_stack import padded
 from losa_cache.sidenet.operand import Block, Projected
@@ -26,7 +27,7 @@ class Group:
     """Adapters that read the same points in the same form, and whose side networks have one shape.
 
     Args:
-        adapters: one; or several LoSAs, or low-rank MLPs, for images.
+        adapters: one; or several LoSAs, or low-rank MLPs, for images, of tasks with one answer an image.
 
     Attributes:
         adapters: in the order of the results.
@@ -39,10 +40,12 @@ class Group:
         self.adapters = tuple(adapters)
         first = self.adapters[0].adapter
         self.points, self.form = self.adapters[0].points, form_of(self.adapters[0])
-        self.pooling, self._tail, self._tokens, self._spec = first.pooling, first.tail, first.tokens, first.spec
+        self._dense = first if isinstance(first, DenseAdapter) else None
+        self.pooling = None if self._dense is not None else first.pooling
+        self._tail, self._tokens, self._spec = first.tail, first.tokens, first.spec
         sides = [adapter.adapter.side for adapter in self.adapters]
         losas = [side for side in sides if isinstance(side, LoSA)]
-        self.projects = len(losas) == len(sides)
+        self.projects = len(losas) == len(sides) and self._dense is None  # a decoder reads blocks, too
         self._single, self._packed = sides[0], None
         if self.projects:
             self._kinds, self._length = losas[0].kinds, min(side.segment_length for side in losas)
@@ -94,6 +97,8 @@ class Group:
         Returns:
             what ``Adapter.refined`` gives of each, ``(K, ...)``.
         """
+        if self._dense is not None:
+            return self._dense.refined_of(blocks)[None]
         if not self._spec.tail:
             return self._single(blocks)[None]
         readout = self._tail.readout(self._tokens) if self.pooling is None else self.pooling.readout(self._tokens)
@@ -121,7 +126,7 @@ def group_up(adapters: Sequence[TrainedAdapter]) -> list[list[TrainedAdapter]]:
     for adapter in adapters:
         own = adapter.adapter
         key: object = id(adapter)
-        if isinstance(own.side, LoSA):
+        if isinstance(own.side, LoSA) and not isinstance(own, DenseAdapter):
             key = (own.name, form_of(adapter), tuple(adapter.points))
         groups = alike.setdefault(key, [[]])
         whole = own.pooling is None and isinstance(own.tail.readout(own.tokens), Whole)

@@ -139,7 +139,7 @@ def require_fits(name: str, adapter: TrainedAdapter, backbone: Backbone) -> None
         "input": asdict(backbone.input),
         "width": backbone.width,
     }
-    if not adapter.adapter.spec.pooled_rows:
+    if adapter.task.dense or not adapter.adapter.spec.pooled_rows:
         theirs["tokens"], ours["tokens"] = shape["tokens"], backbone.tokens
     wrong = differences(theirs, ours)
     if missing := [layer for layer in adapter.config["layers"] if layer > backbone.depth]:

@@ -121,6 +121,12 @@ class Adapter(nn.Module):
             return (rows[:, -refined.shape[1] :] + refined).flatten(1)
         return self.tail.from_rows(refined) if self.reads_tail else refined
 
+    @property
+    def feature_length(self) -> int:
+        """Length of the vector that :meth:`features` gives."""
+        width = int(self.tail.config["width"])
+        return self.classifier.in_features if self.pooling is None else self.pooling.rows * width
+
     def begin(self, dropout: float) -> None:
         """Make ready for training a classifier over all layers: what :meth:`fold` ends."""
         if self.reader is not None:

@@ -18,9 +18,10 @@ from torch import Tensor
 from losa_cache.errors import UserError
 from losa_cache.files import with_seal, without_seal, write_json, write_whole
 from losa_cache.outside import UnreadableError, fit, read_file, read_json
-from losa_cache.points import HEADS, LAST, STARTS, TAPS, tapped_points
+from losa_cache.points import DECODERS, HEADS, LAST, STARTS, TAPS, tapped_points
 from losa_cache.sidenet.adapter import Adapter
 from losa_cache.sidenet.adapter_folder import FORMAT, VERSION, AdapterFiles, find_files, new_files
+from losa_cache.sidenet.build import build_adapter
 from losa_cache.sidenet.spec import SIDES
 from losa_cache.sidenet.tail import FrozenTail
 from losa_cache.tasks import CLASSIFICATION, get_task
@@ -29,6 +30,13 @@ TAIL = "tail."  # before the names of the frozen tail's tensors
 HEADER = 2**24  # bytes that a safetensors file has beside its tensors, at most
 
 Size = Annotated[int, Meta(ge=1, le=2**24)]
+
+
+class _Dense(Struct, forbid_unknown_fields=True):
+    """Of an adapter of a dense task (:class:`losa_cache.sidenet.dense.DenseAdapter`)."""
+
+    decoder: str
+    grid: tuple[Size, Size]
 
 
 class _Arguments(Struct, forbid_unknown_fields=True):
@@ -43,6 +51,7 @@ class _Arguments(Struct, forbid_unknown_fields=True):
     seed: Annotated[int, Meta(ge=0)] = 0
     grid: Annotated[list[Size], Meta(min_length=3, max_length=3)] | None = None
     head: str = LAST
+    dense: _Dense | None = None
     points: Annotated[int, Meta(ge=1, le=2**13)] = 1
 
 
@@ -225,6 +234,10 @@ def _require_whole(config: _Config) -> None:
         raise UnreadableError(str(error).removesuffix(".")) from error
     if own.classes != outputs:
         raise UnreadableError(f"it counts {own.classes} classes and names {len(config.classes)}")
+    if task.dense != (own.dense is not None):
+        raise UnreadableError(f"the task {config.task} does not go with {'a' if own.dense else 'no'} decoder")
+    if own.dense is not None and own.dense.decoder not in DECODERS:
+        raise UnreadableError(f"decoder is {own.dense.decoder!r}")
     if config.targets is not None and config.targets.kind != task.kind:
         raise UnreadableError(f"the task {config.task} does not learn targets of the kind {config.targets.kind!r}")
 
@@ -245,7 +258,7 @@ def load_adapter(path: Path, config: dict[str, Any], tail: FrozenTail | None = N
     try:
         with torch.device("meta"):  # takes no memory, whatever sizes the config names
             declared = _declared_tail(config, files) if tail is None or files.stands_alone else tail
-            empty = Adapter(**config["adapter"], tail=declared)
+            empty = build_adapter(config["adapter"], declared)
             wanted = empty.trained_state() | (_named(declared) if files.stands_alone and empty.reads_tail else {})
         raw = read_file(files.tensors, at_most=HEADER + sum(value.nbytes for value in wanted.values()))
         if "sha256" in config and hashlib.sha256(raw).hexdigest() != config["sha256"]:
@@ -255,7 +268,7 @@ def load_adapter(path: Path, config: dict[str, Any], tail: FrozenTail | None = N
         kept = {name.removeprefix(TAIL): tensors.pop(name) for name in list(tensors) if name.startswith(TAIL)}
         if tail is None:
             tail = FrozenTail(config["tail"], kept if empty.reads_tail else None)
-        adapter = Adapter(**config["adapter"], tail=tail)
+        adapter = build_adapter(config["adapter"], tail)
         adapter.load_state_dict(tensors, strict=False)
     except (UnreadableError, UserError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"adapter {str(files.tensors)!r} cannot be loaded ({str(error).removesuffix('.')}).") from error
@@ -278,7 +291,7 @@ def rebuild(adapter: Adapter, config: dict[str, Any], tail: FrozenTail, *, token
         tokens: rows n of a block output.
     """
     with torch.device("meta"):
-        found = Adapter(**config["adapter"] | {"tokens": tokens}, tail=tail)
+        found = build_adapter(config["adapter"] | {"tokens": tokens}, tail)
     found.load_state_dict(adapter.trained_state(), strict=False, assign=True)
     return found.eval()
 

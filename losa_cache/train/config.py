@@ -9,7 +9,7 @@ from losa_cache.errors import LARGEST_SEED, UserError, require_counts
 from losa_cache.inputs_config import AUGMENT, BACKBONE, DATASET, WORKERS, ImageConfig, of_images
 from losa_cache.layers import require_layers
 from losa_cache.options import Option
-from losa_cache.points import ALL_LAYERS, EMBEDDING, HEADS, LAST, STARTS, require_tap
+from losa_cache.points import ALL_LAYERS, DECODERS, EMBEDDING, HEADS, LAST, LINEAR, STARTS, require_tap
 from losa_cache.sidenet.spec import DEFAULT, SIDES, SideSpec, listed, side_spec, stackable
 from losa_cache.tasks import CLASSIFICATION, Task, get_task, require_task, task_names
 
@@ -24,7 +24,6 @@ and the classifier behind it. Its optimiser is not published: ``paper`` follows 
 EARLIER: dict[str, Any] = {"head": LAST, "dropout": 0.0}
 """What runs and sweeps of earlier versions did, whose options do not say."""
 
-DECODERS = ("linear", "conv")
 NUMBER = (int, float)
 BOUNDS: tuple[tuple[str, Any, float, float], ...] = (
     ("epochs", int, 1, 10**9),
@@ -117,7 +116,7 @@ class TrainConfig:
     ] = None
     decoder: Annotated[
         str, Option("Decoder of tasks with an output for each patch: linear or conv (two small convolutions).")
-    ] = "linear"
+    ] = LINEAR
     side: Annotated[
         str,
         Option(
@@ -213,14 +212,27 @@ class TrainConfig:
         return self.start == EMBEDDING and self.spec.start
 
     @property
+    def dense(self) -> bool:
+        """Whether there is an output for each patch, made by a decoder."""
+        return get_task(self.task).dense
+
+    @property
     def reads_all(self) -> bool:
-        """Whether the classifier reads all layers: some side networks have their own way, whatever the head."""
-        return self.head == ALL_LAYERS and self.spec.start
+        """Whether the classifier reads all layers: some side networks have their own way, whatever the head.
+
+        A decoder reads what the head says beside every side network.
+        """
+        return self.head == ALL_LAYERS and (self.spec.start or self.dense)
+
+    @property
+    def reads_last(self) -> bool:
+        """Whether the last layer alone is read, whatever layers and tap were chosen."""
+        return self.spec.last_layer and not (self.dense and self.reads_all)
 
     @property
     def reads_all_tokens(self) -> bool:
-        """Whether the side network reads more of a point than pooled caches hold."""
-        return not self.spec.pooled_rows
+        """Whether more of a point is read than pooled caches hold."""
+        return self.dense or not self.spec.pooled_rows
 
     def __post_init__(self) -> None:
         require_task(self.task)
@@ -232,6 +244,11 @@ class TrainConfig:
             )
         if self.decoder not in DECODERS:
             raise UserError(f"unknown decoder {self.decoder!r}: choose one of {', '.join(DECODERS)}.")
+        if self.dense and not side_spec(self.side).tail:
+            raise UserError(
+                f"side is {self.side!r}, which gives one vector an image, and the task {self.task!r} needs tokens of "
+                f"patches: choose another."
+            )
         side_spec(self.side)  # refuses an unknown one
         if self.start not in STARTS:
             raise UserError(f"unknown start {self.start!r}: choose one of {', '.join(STARTS)}.")

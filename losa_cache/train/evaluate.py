@@ -76,6 +76,7 @@ def evaluate_each(
     total = torch.empty(0)
     sums: list[Tensor] = []
     means = [metric for metric in task.metrics if metric.terms is not None]
+    scores = {metric.terms for metric in means if metric.terms}  # several metrics may have the same terms
     everything: list[tuple[Tensor, Tensor]] = []  # predictions and targets, only if a metric takes all at once
     done = 0
     requests = requests_in_order(samples, batch_size, clips=clips)
@@ -87,7 +88,8 @@ def evaluate_each(
         if request.view == clips - 1:
             predictions = task.average_clips(total, clips)
             keep(predictions, batch)
-            scored = [metric.terms(predictions, batch.labels).sum(1).double() for metric in means if metric.terms]
+            terms = {score: score(predictions, batch.labels).sum(1).double() for score in scores}
+            scored = [terms[metric.terms] for metric in means if metric.terms]
             sums = [before + own for before, own in zip(sums, scored, strict=True)] if sums else scored
             if len(means) < len(task.metrics):
                 everything.append((predictions, batch.labels))

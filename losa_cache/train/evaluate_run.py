@@ -18,7 +18,7 @@ from losa_cache.cache.store import HELD_OUT_SPLITS, ActivationCache, open_cache
 from losa_cache.errors import UserError
 from losa_cache.files import write_json
 from losa_cache.folders import require_writable
-from losa_cache.points import EMBEDDING
+from losa_cache.points import EMBEDDING, LAST
 from losa_cache.report.evaluation import figures_of, flat, tables_of
 from losa_cache.report.outcome import EXAMPLES, Outcome, OutcomeCollector
 from losa_cache.report.write import write_report
@@ -232,7 +232,8 @@ def read_trained(run: Path) -> tuple[dict[str, Any], TrainConfig, dict[str, Any]
     if _is_alone(run):
         options = {name: adapter_config[name] for name in ("layers", "start", "task")}
         options["targets"] = target_name(adapter_config)
-        config = TrainConfig(side=adapter_config["adapter"]["side"], val_fraction=0, **options)
+        own = adapter_config["adapter"]
+        config = TrainConfig(side=own["side"], head=own.get("head", LAST), val_fraction=0, **options)
         return adapter_config, config, {"cache": None, "online": None}
     directory = Run(run)
     config, origin = directory.config()
@@ -281,7 +282,8 @@ def misfit(adapter_config: dict[str, Any], manifest: Manifest, *, labels: bool =
         names = manifest.names_of(target_name(adapter_config))
         wrong += differences({"classes": adapter_config["classes"]}, {"classes": names})
     sizes = {"width": manifest.width}
-    if not SIDES[adapter_config["adapter"]["side"]].pooled_rows:  # those go with all tokens as with pooled rows
+    own = adapter_config["adapter"]
+    if own.get("dense") or not SIDES[own["side"]].pooled_rows:  # those go with all tokens as with pooled rows
         sizes["tokens"] = manifest.tokens["total"]
     wrong += differences({name: adapter_config["adapter"][name] for name in sizes}, sizes)
     return "; ".join(wrong)

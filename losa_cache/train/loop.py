@@ -238,7 +238,7 @@ def fit(
 
     with Interrupt() as interrupt:
         rows = None
-        if state is None and config.reads_all:
+        if state is None and adapter.reader is not None:
             rows = all_layers.start(adapter, data, config, progress=lambda share: unless_stopped())
         while done < config.epochs:
             mean = train_epoch(

@@ -16,6 +16,7 @@ from losa_cache.points import ALL_LAYERS, EMBEDDING, tapped_points
 from losa_cache.sidenet.adapter import Adapter
 from losa_cache.sidenet.adapter_file import load_adapter_config, save_adapter
 from losa_cache.sidenet.adapter_folder import CARD, add_metrics, find_files, read_metrics
+from losa_cache.sidenet.build import build_adapter
 from losa_cache.sidenet.tail import FrozenTail
 from losa_cache.targets.target_set import TargetSet
 from losa_cache.tasks import Task, get_task
@@ -36,7 +37,7 @@ def new_adapter(
 
     ``names`` are those of the target set that it learns; by default the classes of the cache's labels.
     """
-    adapter = Adapter(**_adapter_arguments(manifest, config, names or manifest.classes), tail=tail)
+    adapter = build_adapter(_adapter_arguments(manifest, config, names or manifest.classes), tail)
     adapter.begin(config.dropout)
     return adapter
 
@@ -137,17 +138,21 @@ def described(targets: TargetSet) -> dict[str, str]:
 
 def _adapter_arguments(manifest: Manifest, config: TrainConfig, names: Sequence[str]) -> dict[str, Any]:
     layers, grid = used_layers(manifest.layers, config), manifest.tokens["grid"]
-    return {
-        "side": config.side,
-        "depth": 1 if config.spec.last_layer else len(tapped_points(manifest.fields["tap"], layers)),
-        "tokens": manifest.tokens["total"],
-        "width": manifest.width,
-        "rank": config.rank,
-        "classes": get_task(config.task).outputs(names),
-        "seed": config.seed,
-        "grid": grid if len(grid) == 3 else None,  # of a video
-    } | (
-        {"head": ALL_LAYERS, "points": len(used_points(manifest.fields["tap"], manifest.layers, config))}
-        if config.reads_all
-        else {}
+    return (
+        {
+            "side": config.side,
+            "depth": 1 if config.spec.last_layer else len(tapped_points(manifest.fields["tap"], layers)),
+            "tokens": manifest.tokens["total"],
+            "width": manifest.width,
+            "rank": config.rank,
+            "classes": get_task(config.task).outputs(names),
+            "seed": config.seed,
+            "grid": grid if len(grid) == 3 else None,  # of a video
+        }
+        | (
+            {"head": ALL_LAYERS, "points": len(used_points(manifest.fields["tap"], manifest.layers, config))}
+            if config.reads_all
+            else {}
+        )
+        | ({"dense": {"decoder": config.decoder, "grid": grid}} if config.dense else {})
     )

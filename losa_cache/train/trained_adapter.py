@@ -14,7 +14,7 @@ from losa_cache.cache.registry import known_stores
 from losa_cache.cache.store import ActivationCache, open_cache
 from losa_cache.errors import UserError
 from losa_cache.machine.device import choose_device
-from losa_cache.points import ALL
+from losa_cache.points import ALL, LAST
 from losa_cache.sidenet import adapter_file
 from losa_cache.sidenet.adapter import Adapter
 from losa_cache.sidenet.adapter_folder import find_files, local_folder
@@ -69,10 +69,7 @@ class TrainedAdapter(nn.Module):
     @property
     def features(self) -> int:
         """Length of the vector of :meth:`embed`."""
-        pooling = self.adapter.pooling
-        return (
-            self.adapter.classifier.in_features if pooling is None else pooling.rows * self.config["adapter"]["width"]
-        )
+        return self.adapter.feature_length
 
     def forward(self, blocks: Sequence[Block]) -> Tensor:
         """Compute logits ``(batch, classes)`` from block outputs, each ``(batch, tokens, width)``.
@@ -146,7 +143,9 @@ def load_adapter(
 
 
 def _points(config: dict[str, Any], layers: list[int], holds: str) -> list[str]:
-    reads = TrainConfig(side=config["adapter"]["side"], layers=config["layers"], start=config["start"])
+    own = config["adapter"]
+    task, head = config.get("task", CLASSIFICATION), own.get("head", LAST)
+    reads = TrainConfig(task=task, head=head, side=own["side"], layers=config["layers"], start=config["start"])
     return used_points(config["tap"], layers, reads, holds=holds)
 
 

@@ -143,7 +143,7 @@ def from_cache(
     """
     manifest = cache.manifest
     if config.reads_all_tokens:
-        require_all_tokens(cache, f"--side {config.side}")
+        require_all_tokens(cache, f"--task {config.task}" if config.dense else f"--side {config.side}")
     layers = used_layers(manifest.layers, config)
     points = used_points(manifest.fields["tap"], manifest.layers, config, holds=manifest.holds)
     _require_start(cache, points)
@@ -153,7 +153,7 @@ def from_cache(
     samples, tail = np.concatenate([chosen.train, chosen.held_out]), frozen_tail(cache)
     pooling, views = pooling_of(tail.config), manifest.views
     pooled = len(samples) * views * len(points) * pooling.rows * manifest.width * 4  # bytes
-    whole = config.spec.pooled_rows and not config.spec.last_layer and manifest.holds == ALL
+    whole = not config.reads_all_tokens and not config.reads_last and manifest.holds == ALL
     once = whole and passes > 1 and pooled <= KEEP_SHARE * available_memory(placement.device)
     image = len(manifest.tokens["grid"]) == 2  # the layers of a video's side network want whole values
     folds = config.spec.folds_codes and not config.reads_all
@@ -322,7 +322,7 @@ def _require_same_images(cache: ActivationCache, inputs: "Inputs") -> None:
 def used_layers(available: list[int], config: TrainConfig) -> list[int]:
     """Block numbers that a run reads: some side networks look at the last only."""
     chosen = choose_layers(config.layers, available)
-    return chosen[-1:] if config.spec.last_layer else chosen
+    return chosen[-1:] if config.reads_last else chosen
 
 
 def used_points(tap: str, available: list[int], config: TrainConfig, *, holds: str = ALL) -> list[str]:
@@ -332,9 +332,9 @@ def used_points(tap: str, available: list[int], config: TrainConfig, *, holds: s
     makes of it. One that refines no y_0 reads what is tapped, and nothing behind it.
     """
     layers = used_layers(available, config)
-    if config.spec.last_layer:
+    if config.reads_last:
         return stored_points(tap, layers, embedding=False, tokens=holds)[-1:]
-    if not config.spec.start:
+    if not config.spec.start and not config.reads_all:
         return tapped_points(tap, layers)
     return input_points(tap, layers, start=config.start)
 

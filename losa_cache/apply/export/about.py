@@ -36,9 +36,9 @@ def about(
 
     Returns:
         JSON-able values by name: ``task``, ``classes`` (in the order of the logits), ``inputs`` (dtype and shape by
-        name), ``output``, ``preprocessing`` (``None`` where block outputs go in), ``backbone`` (name and hash of its
-        weights), ``adapter`` (its side network, the points that it reads, and the digest of its tensors) and
-        ``software``.
+        name), ``output``, ``maps`` of a dense task (:func:`maps`), ``preprocessing`` (``None`` where block outputs go
+        in), ``backbone`` (name and hash of its weights), ``adapter`` (its side network, the points that it reads, and
+        the digest of its tensors) and ``software``.
     """
     fields = config["cache"]["fields"]
     dtype = "float32" if spec is None else "uint8"
@@ -51,10 +51,29 @@ def about(
             name: {"dtype": dtype, "shape": ["batch", *shape]} for name, shape in zip(names, shapes, strict=True)
         },
         "output": output_name(config),
+        **({"maps": maps(config)} if config["adapter"].get("dense") else {}),
         "preprocessing": None if spec is None else preprocessing(spec, str(fields.get("orientation") or "stored")),
         "backbone": dict(fields["backbone"]),
         "adapter": own | places | {"sha256": config.get("sha256"), "run": config.get("run")},
         "software": {name: version(name) for name in ("losa-cache", "torch", "timm")},
+    }
+
+
+def maps(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Say what becomes of the outputs of a dense task, ``(batch, outputs, rows, columns)``: one for every patch.
+
+    Returns:
+        ``rows`` and ``columns``; ``enlarge``: how and to which height and width (``size``, that of the crop), before
+        anything else is made of them; ``values``: ``logits`` of the classes, or ``log_depth``, the natural logarithm.
+    """
+    rows, columns = config["adapter"]["dense"]["grid"]
+    values = "log_depth" if config["task"] == "depth" else "logits"
+    return {
+        "rows": rows,
+        "columns": columns,
+        "enlarge": "bilinear",
+        "size": list(config["constants"]["size"]),
+        "values": values,
     }
 
 

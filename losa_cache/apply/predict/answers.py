@@ -1,12 +1,14 @@
 """From outputs of adapters to the numbers of a table."""
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from losa_cache.apply.predict.table import FEATURES, IMAGES, NUMBERS, RANKED, Answer, Rows, Table, Values, plain
+from losa_cache.apply.predict.table import FEATURES, IMAGES, MAPS, NUMBERS, RANKED, Answer, Rows, Table, Values, plain
+from losa_cache.targets.target_set import MASK
 from losa_cache.tasks import Task
 from losa_cache.train.trained_adapter import TrainedAdapter
 
@@ -30,6 +32,10 @@ def _answer(name: str, adapter: TrainedAdapter, top_k: int, embed: bool) -> Answ
     if adapter.task.ranks:
         classes = tuple(map(plain, adapter.classes))
         return Answer(plain(name), RANKED, 2 * min(top_k, len(classes)), digest, classes)
+    if adapter.task.dense:
+        shape = tuple(adapter.task.constants["size"])
+        classes = tuple(map(plain, adapter.classes)) if adapter.task.kind == MASK else ()
+        return Answer(plain(name), MAPS, math.prod(shape), digest, classes, shape)
     outputs = torch.zeros(1, 1, int(adapter.config["adapter"]["classes"]))
     decided = adapter.task.decided(adapter.task.predictions(outputs))
     columns = tuple(map(plain, adapter.task.columns(adapter.classes)))

@@ -32,7 +32,8 @@ class PredictConfig:
     out: Annotated[
         str | None,
         Option(
-            "File to write: .csv, .jsonl or .parquet; with --embed .npy, .parquet or .zarr. Default: a table.",
+            "File to write: .csv, .jsonl or .parquet; .zarr for maps; with --embed .npy, .parquet or .zarr. "
+            "Default: a table.",
             path=True,
         ),
     ] = None

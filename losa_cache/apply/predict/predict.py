@@ -118,6 +118,10 @@ def predict(
     )
     run = _Run(config, loaded, table, meter or Meter(), backbone)
     run.require_fit(cache)
+    if take is not None and table.maps:
+        raise UserError(
+            "the adapter predicts a map for each image, which is not printed: write them with --out maps.zarr."
+        )
     if out is None or kind is None:
         return _in_memory(run, cache, paths, take)
     return _to_file(run, cache, paths, Output(out, kind, table))

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-RANKED, NUMBERS, FEATURES = "ranked", "numbers", "features"
-"""Kinds of answers: the most probable classes or labels; the numbers that a task predicts; a feature vector."""
+RANKED, NUMBERS, MAPS, FEATURES = "ranked", "numbers", "maps", "features"
+"""Kinds of answers: the most probable classes or labels; the numbers, or the map, that a task predicts; a feature
+vector."""
 IMAGES = "images"
 
 Values = NDArray[np.float32]
@@ -21,10 +22,12 @@ class Answer:
     Attributes:
         name: of the adapter.
         kind: ``ranked``: the number of a class and its probability, in turn, the most probable class first.
-            ``numbers``, ``features``: what the task, or the side network, gives.
+            ``numbers``, ``maps``, ``features``: what the task, or the side network, gives.
         width: numbers of a row.
         digest: of the adapter's weights.
-        classes: names of the classes or labels, where they are ranked; names of the numbers, where they have names.
+        classes: names of the classes or labels, where they are ranked; names of the numbers, where they have names; of
+            the classes that pixels number.
+        shape: rows and columns of a map.
     """
 
     name: str
@@ -32,11 +35,12 @@ class Answer:
     width: int
     digest: str
     classes: tuple[str, ...] = ()
+    shape: tuple[int, ...] = ()
 
     @property
     def columns(self) -> list[str]:
-        """Names of its columns in a flat table; a feature vector has one."""
-        if self.kind == FEATURES:
+        """Names of its columns in a flat table; a feature vector, or a map, has one."""
+        if self.kind in (FEATURES, MAPS):
             return [self.name]
         if self.kind == NUMBERS:
             names = self.classes or [f"value_{place + 1}" for place in range(self.width)]
@@ -89,13 +93,21 @@ class Table:
         return all(answer.kind == FEATURES for answer in self.answers)
 
     @property
+    def maps(self) -> bool:
+        """Whether it holds maps, perhaps beside other answers."""
+        return any(answer.kind == MAPS for answer in self.answers)
+
+    @property
     def columns(self) -> list[str]:
         """Names of the columns of a flat table."""
         return ["id", *(name for answer in self.answers for name in answer.columns)]
 
     def described(self) -> dict[str, Any]:
         """Give as JSON what two outputs must agree in to be one."""
-        own = [asdict(answer) | {"classes": list(answer.classes)} for answer in self.answers]
+        own = [{name: list(v) if isinstance(v, tuple) else v for name, v in asdict(a).items()} for a in self.answers]
+        for answer in own:
+            if not answer["shape"]:  # outputs of earlier versions do not say it
+                del answer["shape"]
         return {"of": self.of, "adapters": own}
 
     def cells(self, rows: Rows) -> Iterator[list[str | np.float32]]:
@@ -133,7 +145,7 @@ class Table:
     def entry(self, rows: Rows, place: int) -> dict[str, Any]:
         """Give a row as a dictionary: ``id``, and by adapter a list of ``{"class", "probability"}``, or of numbers.
 
-        A feature vector stays an array.
+        A feature vector stays an array, and so does a map.
         """
         found: dict[str, Any] = {}
         for answer, values in zip(self.answers, rows.values, strict=True):
@@ -144,7 +156,8 @@ class Table:
                     {"class": answer.classes[int(number)], "probability": shortest(share)} for number, share in pairs
                 ]
             else:
-                found[answer.name] = own if answer.kind == FEATURES else [shortest(number) for number in own]
+                whole = own.reshape(answer.shape) if answer.kind == MAPS else own
+                found[answer.name] = [shortest(number) for number in own] if answer.kind == NUMBERS else whole
         return {"id": rows.ids[place], ("features" if self.embeds else "predictions"): found}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from losa_cache.sidenet.adapter import Adapter
-from losa_cache.sidenet.stack import AdapterStack
+from losa_cache.sidenet.build import stack_adapters
 from losa_cache.sweep.engine.folds import HeldOut
 from losa_cache.sweep.engine.held_out_results import HeldOutResults, ResultCollector
 from losa_cache.train import all_layers
@@ -51,7 +51,7 @@ class Cohort:
         self.data, self.epoch = data, 0
         self.judged: dict[int, HeldOutResults] = {}
         self._adapters = list(adapters)
-        self._stack = AdapterStack(adapters).to(data.device)
+        self._stack = stack_adapters(adapters).to(data.device)
         self._optimizer = StackedAdamW(
             self._stack.decayed(),
             weight_decay=[config.weight_decay for config in configs],

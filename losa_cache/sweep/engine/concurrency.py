@@ -9,7 +9,7 @@ import torch
 from losa_cache.cache.precision import get_precision
 from losa_cache.layers import choose_layers
 from losa_cache.machine.memory import available_memory
-from losa_cache.sidenet.stack import AdapterStack
+from losa_cache.sidenet.build import stack_adapters
 from losa_cache.sweep.engine.space import Choices
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.memory_check import saved_bytes
@@ -35,7 +35,7 @@ def most_trials(largest: TrainConfig, data: TrainingData) -> int:
     trained = 0
     for count in (1, 2):
         adapters = [new_adapter(manifest, data.tail, largest, data.targets.names).to(device) for _ in range(count)]
-        stack = AdapterStack(adapters).to(device)
+        stack = stack_adapters(adapters).to(device)
         kept.append(saved_bytes(partial(stack, blocks), (*blocks, *stack.parameters()), autocast))
         trained = sum(p.nbytes for p in stack.parameters() if p.requires_grad) // count
     each = (kept[1] - kept[0]) * largest.batch_size // SAMPLES + COPIES * trained

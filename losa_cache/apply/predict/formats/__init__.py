@@ -13,7 +13,7 @@ def find_format(path: Path, *, embeds: bool) -> Format:
 
     Args:
         path: of the output.
-        embeds: whether feature vectors are to be written, or predictions.
+        embeds: whether feature vectors are to be written, or predictions, which may be maps.
 
     Raises:
         UserError: for a suffix of no format, one that does not hold what is wanted, or a package that is missing.
@@ -21,7 +21,8 @@ def find_format(path: Path, *, embeds: bool) -> Format:
     formats = _formats()
     suitable = [suffix for suffix, own in formats.items() if (own.features if embeds else own.predictions)]
     suffix = path.suffix.lower()
-    if suffix not in suitable:
+    maps = suffix in formats and formats[suffix].maps and not embeds
+    if suffix not in suitable and not maps:
         what = "feature vectors (--embed)" if embeds else "predictions"
         hint = " Add --embed to write feature vectors." if suffix in formats and not embeds else ""
         raise UserError(f"--out is {str(path)!r}, but {what} are written to {', '.join(suitable)}.{hint}")

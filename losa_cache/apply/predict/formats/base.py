@@ -18,11 +18,12 @@ class Format(ABC):
 
     Attributes:
         suffix: of its files.
-        predictions, features: which tables it holds.
+        predictions, maps, features: which tables it holds.
     """
 
     suffix: str
     predictions: bool = False
+    maps: bool = False
     features: bool = False
 
     def require(self) -> None:  # noqa: B027
@@ -34,6 +35,8 @@ class Format(ABC):
 
     def refuse(self, table: Table) -> str:
         """Say why it cannot hold this table, as a sentence without its end; empty where it can."""
+        if table.maps and not self.maps:
+            return "maps are written to .zarr"
         return ""
 
     @abstractmethod

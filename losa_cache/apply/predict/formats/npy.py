@@ -22,7 +22,7 @@ class Npy(Format):
 
     def refuse(self, table: Table) -> str:
         """One array holds the vectors of one adapter."""
-        return (
+        return super().refuse(table) or (
             "" if len(table.answers) == 1 else "a .npy file holds the features of one adapter: choose .zarr or .parquet"
         )
 
