@@ -122,6 +122,15 @@ def test_depths_are_metres(tmp_path):
         np.testing.assert_array_equal(read_depth(tmp_path / name), np.where(metres > 0, metres, np.nan).astype("f4"))
 
 
+def test_no_object_is_made_of_an_array_file(tmp_path):
+    samples, frames = folder(tmp_path, {})
+    (tmp_path / "masks").mkdir()
+    for number in range(2):
+        np.save(tmp_path / f"masks/{number}.npy", np.array([[print]]), allow_pickle=True)
+    with pytest.raises(UserError, match=r"'0.npy' .* cannot be read .*Python objects"):
+        read_targets(open_source(tmp_path / "masks", task="depth"), samples.ids, frames=frames)
+
+
 def folder(tmp_path, masks, names=None):
     for number in range(2):
         save(tmp_path / f"images/{number}.png", Image.new("RGB", (12, 10), (9 * number, 0, 0)))
