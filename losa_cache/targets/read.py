@@ -11,20 +11,11 @@ from losa_cache.targets.check import NAME
 from losa_cache.targets.from_csv import read_csv
 from losa_cache.targets.match import match
 from losa_cache.targets.source import Progress, Source
-from losa_cache.targets.target_set import CLASS, DEPTH, LABELS, MASK, MULTILABEL, NUMBERS, TargetSet
+from losa_cache.targets.target_set import DEPTH, LABELS, MASK, TargetSet
+from losa_cache.tasks import get_task
 
 if TYPE_CHECKING:
     from losa_cache.targets.frame import Frames
-
-KIND_OF = {
-    "classification": CLASS,
-    "ordinal": CLASS,
-    "multilabel": MULTILABEL,
-    "regression": NUMBERS,
-    "segmentation": MASK,
-    "depth": DEPTH,
-}
-"""The kind of targets that each task learns from."""
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +38,7 @@ def open_source(
     Raises:
         UserError: for what cannot be such a source.
     """
-    place, kind = given_path(path), None if task is None else _kind(task)
+    place, kind = given_path(path), None if task is None else get_task(task).kind
     if ignore is not None and not 0 <= ignore <= 255:
         raise UserError(f"ignore is {ignore}: it must be a value of a mask, from 0 to 255.")
     if not place.exists():
@@ -102,9 +93,3 @@ def default_name(source: Source) -> str:
     """Name a target set after its file or folder, or where that cannot be, after what it is."""
     stem = source.path.stem if source.path.is_file() else source.path.resolve().name
     return stem if stem != LABELS and NAME.fullmatch(stem) else source.kind
-
-
-def _kind(task: str) -> str:
-    from losa_cache.tasks import get_task
-
-    return KIND_OF[task] if task in KIND_OF else get_task(task).kind
