@@ -14,12 +14,13 @@ from torch import Tensor
 from zarr.codecs import BloscCodec
 
 from losa_cache.cache.arrays import CONSTANTS, check_activations, check_rows, read_array, told
+from losa_cache.cache.build import unpack_ids
 from losa_cache.cache.byte_source import ByteSource
 from losa_cache.cache.checked import REPAIR, CheckedStore, require_own
 from losa_cache.cache.layout import Layout
 from losa_cache.cache.location import Location, locate, sizes
 from losa_cache.cache.manifest import Manifest
-from losa_cache.cache.metadata_files import ROOT, MetadataFiles, unpack_ids
+from losa_cache.cache.metadata_files import ROOT, MetadataFiles
 from losa_cache.cache.precision import Encoding, Precision, get_precision
 from losa_cache.cache.receipt import Receipt
 from losa_cache.cache.registry import known_stores
