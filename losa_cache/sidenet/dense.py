@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from losa_cache.errors import UserError
 from losa_cache.points import ALL_LAYERS, CONV, LAST
 from losa_cache.sidenet.adapter import Adapter
-from losa_cache.sidenet.decoder import HIDDEN, Decoders, Layer
+from losa_cache.sidenet.decoder import DETAIL, HIDDEN, Decoders, Layer
 from losa_cache.sidenet.operand import Block, dense
 from losa_cache.sidenet.pooled import Pooling, pooling_of
 from losa_cache.sidenet.products import wide
@@ -34,7 +34,8 @@ class DenseAdapter(Adapter):
     Attributes:
         grid: rows and columns of patches.
         prefix: tokens before those of the patches.
-        before: the decoder's layers before ``classifier``, which is its last one: none, or two of ``conv``.
+        before: the decoder's layers before ``classifier``, which is its last one: none, or two of ``conv``. Of
+            ``conv`` rows and columns of outputs are ``DETAIL`` times those of the grid.
 
     Raises:
         UserError: for a side network that gives no tokens.
@@ -71,8 +72,11 @@ class DenseAdapter(Adapter):
             self.before = nn.ModuleList()
             if dense["decoder"] == CONV:
                 self.before += [nn.Linear(features, HIDDEN), nn.Conv2d(HIDDEN, HIDDEN, 3, padding=1)]
-            self.classifier = nn.Linear(HIDDEN if self.before else features, classes)
+                self.classifier = nn.Linear(features + HIDDEN, classes * DETAIL**2)
+            else:
+                self.classifier = nn.Linear(features, classes)
             nn.init.trunc_normal_(self.classifier.weight, std=0.01)
+            nn.init.zeros_(self.classifier.weight[:, features:])
             nn.init.zeros_(self.classifier.bias)
 
     def forward(self, blocks: Sequence[Block]) -> Tensor:

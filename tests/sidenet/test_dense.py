@@ -39,10 +39,16 @@ def by_torch(own, blocks, head):
     y = own.side.plain(blocks) if own.name == "losa" else blocks[-1]
     tokens = [*blocks[:-1], y] if head == "all" else [own.tail.fc_norm(own.tail.norm(y))]
     features = torch.cat(tokens, 2)[:, 1:].mT.unflatten(2, GRID)  # as an image of many channels
+    mixed = features
     for at, layer in enumerate(own.before):
         weight = layer.weight[..., None, None] if at == 0 else layer.weight
-        features = F.gelu(F.conv2d(features, weight, layer.bias, padding=at))
-    return F.conv2d(features, own.classifier.weight[..., None, None], own.classifier.bias)
+        mixed = F.gelu(F.conv2d(mixed, weight, layer.bias, padding=at))
+    read = torch.cat([features, mixed], 1) if len(own.before) else features
+    found = F.conv2d(read, own.classifier.weight[..., None, None], own.classifier.bias)
+    if not len(own.before):
+        return found
+    places = found.view(len(found), OUTPUTS, 4, 4, *GRID)  # rows and columns in a patch, then those of patches
+    return places.permute(0, 1, 4, 2, 5, 3).reshape(len(found), OUTPUTS, 4 * GRID[0], 4 * GRID[1])
 
 
 @pytest.mark.parametrize("side", ["losa", "linear"])
@@ -52,7 +58,7 @@ def test_maps_are_those_of_convolutions_over_the_grid(decoder, head, pool, side)
     own = shaken(adapter(decoder, head, side, pool=pool))
     blocks = [torch.randn(4, TOKENS, WIDTH).double() for _ in range(DEPTH)]
     expected = by_torch(own, blocks, head)
-    assert expected.shape == (4, OUTPUTS, *GRID)
+    assert expected.shape == (4, OUTPUTS, *(own * (4 if decoder == "conv" else 1) for own in GRID))
     torch.testing.assert_close(own(blocks), expected)
     refined = own.refined(blocks)
     torch.testing.assert_close(own.outputs(*refined), expected)

@@ -8,6 +8,8 @@ from typing import Any
 from timm.data import IMAGENET_DEFAULT_MEAN
 
 from losa_cache.data.transforms import InputSpec
+from losa_cache.points import CONV
+from losa_cache.sidenet.decoder import DETAIL
 from losa_cache.tasks import CLASSIFICATION
 
 LOGITS, OUTPUTS = "logits", "outputs"
@@ -60,13 +62,14 @@ def about(
 
 
 def maps(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Say what becomes of the outputs of a dense task, ``(batch, outputs, rows, columns)``: one for every patch.
+    """Say what becomes of the outputs of a dense task, ``(batch, outputs, rows, columns)``: of patches, or parts of them.
 
     Returns:
         ``rows`` and ``columns``; ``enlarge``: how and to which height and width (``size``, that of the crop), before
         anything else is made of them; ``values``: ``logits`` of the classes, or ``log_depth``, the natural logarithm.
     """
-    rows, columns = config["adapter"]["dense"]["grid"]
+    dense = config["adapter"]["dense"]
+    rows, columns = (length * (DETAIL if dense["decoder"] == CONV else 1) for length in dense["grid"])
     values = "log_depth" if config["task"] == "depth" else "logits"
     return {
         "rows": rows,
