@@ -65,14 +65,15 @@ class SheetChart:
         size = (WIDTH, each * len(self.rows) + 0.25 * (len(self.legend) / 4 + 1))
         figure = Figure(size, dpi=120, layout="constrained", facecolor="white")
         grid = figure.subplots(len(self.rows), len(self.heads), squeeze=False)
-        for line, (title, pictures) in zip(grid, self.rows, strict=True):
+        for number, (line, (title, pictures)) in enumerate(zip(grid, self.rows, strict=True)):
             values = np.concatenate([[], *(own[np.isfinite(own)] for own in pictures if own.ndim == 2)])
             scale: dict[str, Any] = {"vmin": values.min(), "vmax": values.max()} if len(values) else {}
-            for axes, picture, head in zip(line, pictures, self.heads, strict=True):
+            heads = self.heads if number == 0 else [""] * len(self.heads)
+            told = [f"{heads[0]}\n{plain(title, 40)}".strip(), *heads[1:]]
+            for axes, picture, head in zip(line, pictures, told, strict=True):
                 axes.imshow(picture, interpolation="nearest", **scale)
                 axes.set_axis_off()
-                axes.set_title(head if line is grid[0] else "", fontsize=9, color=INK)
-            line[0].set_title(f"{line[0].get_title()}\n{plain(title, 40)}".strip(), fontsize=8, color=INK)
+                axes.set_title(head, fontsize=8, color=INK)
         if self.legend:
             patches = [Patch(color=tuple((colour / 255).tolist()), label=plain(name)) for name, colour in self.legend]
             figure.legend(handles=patches, loc="outside upper left", ncols=4, frameon=False, fontsize=8)

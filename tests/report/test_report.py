@@ -114,6 +114,26 @@ def test_tables_are_those_of_scikit_learn(random, tmp_path):
     assert table.records()[1]["R2"] == pytest.approx(sk.r2_score(numbers[:, 1], numbers[:, 1] + 0.1), rel=1e-4)
 
 
+def test_masks_have_a_line_a_class_over_all_images(random):
+    task = get_task("segmentation").restored({"size": [8, 8]})
+    masks = torch.randint(3, (N, 8, 8), generator=random).to(torch.uint8)
+    masks[0] = 255
+    logits = torch.randn(N, 4, 4, 4, generator=random)
+    outcome = outcome_of(task, logits, masks)
+    assert (len(outcome.predictions), len(outcome.ids)) == (12, N)  # more than examples are not kept
+    (table,), (sheet,) = (vars(task.details(outcome))[name] for name in ("tables", "charts"))
+    decided = torch.nn.functional.interpolate(logits, size=(8, 8), mode="bilinear").argmax(1)
+    truth, own = masks[1:].flatten(), decided[1:].flatten()
+    expected = sk.jaccard_score(truth, own, average=None, labels=range(4))
+    assert [line["iou"] for line in table.records()] == pytest.approx(expected.tolist())
+    assert [line["precision"] for line in table.records()] == pytest.approx(
+        sk.precision_score(truth, own, average=None, labels=range(4)).tolist()
+    )
+    assert len(sheet.rows) == 12 and (sheet.rows[0][1][0] == 128).all()  # nothing of the first mask is known
+    low, high = outcome.interval(task.selection)
+    assert low < 100 * expected.mean() < high
+
+
 def test_a_report_is_one_page_with_the_charts_beside_it(random, tmp_path):
     task, outcome = get_task("classification"), classes(random)
     values = {metric.name: float(outcome.figure(metric)) for metric in task.metrics}
