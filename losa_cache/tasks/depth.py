@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from losa_cache.report.details import Details
+    from losa_cache.report.outcome import Outcome
     from losa_cache.train.config import TrainConfig
 
 MEAN, DEVIATION = "mean", "deviation"
@@ -170,6 +172,12 @@ class Depth(Task):
         return [
             [{"name": name, "value": float(values[at])} for name, values in told.items()] for at in range(len(depths))
         ]
+
+    def details(self, outcome: "Outcome") -> "Details":
+        """Show example maps."""
+        from losa_cache.report.maps import depth_details
+
+        return depth_details(outcome, self.decided(outcome.predictions).numpy())
 
     def require_choosable(self, targets: NDArray[Any], classes: Sequence[str], remedy: str) -> None:
         """Refuse too few images, and images of which nothing was measured."""

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from losa_cache.report.details import Details
+    from losa_cache.report.outcome import Outcome
     from losa_cache.train.config import TrainConfig
 
 
@@ -165,6 +167,13 @@ class Segmentation(Task):
             ]
             for numbers, each in zip(largest.indices.tolist(), largest.values.tolist(), strict=True)
         ]
+
+    def details(self, outcome: "Outcome") -> "Details":
+        """Show a line for each class, and example masks."""
+        from losa_cache.report.maps import mask_details
+
+        counts = _counts(outcome.terms[MIOU.name].mean(0).tolist())
+        return mask_details(outcome, self.decided(outcome.predictions).numpy(), counts)
 
     def require_choosable(self, targets: NDArray[Any], classes: Sequence[str], remedy: str) -> None:
         """Refuse too few images, and images whose pixels have one class, or none."""
