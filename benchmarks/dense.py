@@ -96,27 +96,30 @@ def compare(
     arguments: argparse.Namespace, setting: Setting, method: str, train: lc.ActivationCache, val: lc.ActivationCache
 ) -> None:
     """Choose a method's rate, train it with every seed, and test it."""
-    tuned = {"part": "tuned", "method": method, "rates": arguments.rates}
-    chosen = _once(arguments.out, setting, tuned, lambda: _tuned(setting, method, train, arguments.rates))
+    tried = {}
+    for rate in arguments.rates if len(arguments.rates) > 1 else ():
+        config = setting.config(**METHODS[method], lr=rate, val_fraction=TUNED_ON)
+        key = {"part": "tuning", "method": method, "lr": rate}
+        tried[rate] = _once(arguments.out, setting, key, lambda config=config: _held_out(train, config))["miou"]
+    rate = max(tried, key=lambda own: tried[own]) if tried else arguments.rates[0]
     for seed in range(arguments.seeds):
 
         def tested(seed: int = seed) -> dict[str, Any]:
-            config = setting.config(**METHODS[method], lr=chosen["lr"], seed=seed, val_fraction=0.0)
+            config = setting.config(**METHODS[method], lr=rate, seed=seed, val_fraction=0.0)
             with _folder() as folder:
                 result = lc.train(train, config=config, out=folder / "run")
                 figures = lc.evaluate_run(result.run, cache=val.path)
-            return {name: figures[name] for name in ("miou", "pixel_accuracy", "loss")} | result.parameters
+            ious = {line["class"]: line["iou"] for line in figures["tables"]["classes"]}
+            whole = {name: figures[name] for name in ("miou", "pixel_accuracy", "loss")}
+            return whole | {"iou": ious} | result.parameters
 
-        _once(arguments.out, setting, {"part": "test", "method": method, "seed": seed, "lr": chosen["lr"]}, tested)
+        _once(arguments.out, setting, {"part": "test", "method": method, "seed": seed, "lr": rate}, tested)
 
 
-def _tuned(setting: Setting, method: str, train: lc.ActivationCache, rates: list[float]) -> dict[str, Any]:
-    found = {}
-    for rate in rates:
-        with _folder() as folder:
-            config = setting.config(**METHODS[method], lr=rate, val_fraction=TUNED_ON)
-            found[rate] = lc.train(train, config=config, out=folder / "run").metrics["val_miou"]
-    return {"lr": max(found, key=lambda rate: found[rate]), "held_out_miou": found}
+def _held_out(train: lc.ActivationCache, config: TrainConfig) -> dict[str, Any]:
+    with _folder() as folder:
+        metrics = lc.train(train, config=config, out=folder / "run").metrics
+    return {"miou": metrics["val_miou"], "pixel_accuracy": metrics["val_pixel_accuracy"]}
 
 
 def measure(arguments: argparse.Namespace, setting: Setting, train: lc.ActivationCache) -> None:

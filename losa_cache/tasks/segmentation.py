@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from losa_cache.errors import UserError
 from losa_cache.targets.class_weights import class_weights
 from losa_cache.targets.target_set import IGNORED, MASK, TargetSet
-from losa_cache.tasks.base import Metric, Task
+from losa_cache.tasks.base import Metric, Task, Vector
 from losa_cache.tasks.measures.sizes import SIZE, size_of
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class Segmentation(Task):
     dense = weighs_classes = True
     metrics = (LOSS, MIOU, ACCURACY)
     selected_by = "miou"
-    weights: Sequence[float] | None = None
+    weights: Vector | None = None
     """A weight for each class, of which the mean over the training pixels is 1; ``None``: all are 1."""
 
     def outputs(self, names: Sequence[str]) -> int:
@@ -124,7 +124,8 @@ class Segmentation(Task):
                 "choose another target set with --targets."
             )
         task = copy(super().fitted(targets, train, config, weights))
-        task.weights = class_weights(config.class_weights, counts[: len(targets.names)], targets.names, weights)
+        chosen = class_weights(config.class_weights, counts[: len(targets.names)], targets.names, weights)
+        task.weights = None if chosen is None else Vector(chosen)
         task.constants = {SIZE: list(targets.values.shape[1:])}
         return task
 
@@ -142,7 +143,7 @@ class Segmentation(Task):
         """Give the mean cross entropy of every sample's pixels, in nats; pixels weigh as their classes do."""
         from losa_cache.tasks.measures.maps import losses
 
-        weights = None if self.weights is None else outputs.new_tensor(self.weights)
+        weights = None if self.weights is None else self.weights.like(outputs)
         return losses(outputs, targets, partial(_cross_entropy, weights=weights))
 
     def decided(self, predictions: "Tensor") -> "Tensor":

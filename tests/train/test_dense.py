@@ -60,6 +60,9 @@ def test_a_run_is_evaluated_and_its_adapter_gives_the_same_maps_anywhere(task, s
         known = truth != 255
         accuracy = 100 * (decided[held_out] == truth)[known].double().mean()
         assert figures["pixel_accuracy"] == pytest.approx(float(accuracy))
+        told = figures["tables"]["classes"]
+        assert [own["class"] for own in told] == CLASSES
+        assert figures["miou"] == pytest.approx(100 * np.mean([own["iou"] for own in told if own["iou"] is not None]))
     else:
         error = (decided[held_out] - truth).square().nanmean().sqrt()
         assert figures["rmse"] == pytest.approx(float(error), rel=1e-5)

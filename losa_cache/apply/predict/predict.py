@@ -118,7 +118,7 @@ def predict(
     )
     run = _Run(config, loaded, table, meter or Meter(), backbone)
     run.require_fit(cache)
-    if take is not None and table.maps:
+    if out is None and take is not None and table.maps:
         raise UserError(
             "the adapter predicts a map for each image, which is not printed: write them with --out maps.zarr."
         )
