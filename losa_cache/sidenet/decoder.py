@@ -1,11 +1,11 @@
 """From tokens of patches to maps: the decoder of dense tasks. *Not from the paper*, which classifies images and videos.
 
 Of every patch it reads a token of each point, one after the other as F features. ``linear`` is a linear map of each
-patch by itself, to C outputs. ``conv`` gives C outputs to each of ``DETAIL`` x ``DETAIL`` places in a patch: by a linear
-map of its features and of ``HIDDEN`` channels beside them. These come from the features by a linear map and a 3 x 3
-convolution over neighbouring patches, with a GELU behind each. It starts as the linear map of the features alone. The
-places are put in order as in sub-pixel convolution (Shi et al., "Real-Time Single Image and Video Super-Resolution Using
-an Efficient Sub-Pixel Convolutional Neural Network", CVPR 2016).
+patch by itself, to C outputs. ``conv`` gives C outputs to each of ``DETAIL`` x ``DETAIL`` places in a patch: by a
+linear map of its features and of ``HIDDEN`` channels beside them. These come from the features by a linear map and a
+3 x 3 convolution over neighbouring patches, with a GELU behind each. It starts as the linear map of the features alone.
+The places are put in order as in sub-pixel convolution (Shi et al., "Real-Time Single Image and Video Super-Resolution
+Using an Efficient Sub-Pixel Convolutional Neural Network", CVPR 2016).
 """
 
 from collections.abc import Sequence

@@ -9,7 +9,7 @@ from losa_cache.errors import LARGEST_SEED, UserError, require_counts
 from losa_cache.inputs_config import AUGMENT, BACKBONE, DATASET, WORKERS, ImageConfig, of_images
 from losa_cache.layers import require_layers
 from losa_cache.options import Option
-from losa_cache.points import ALL_LAYERS, DECODERS, EMBEDDING, HEADS, LAST, LINEAR, STARTS, require_tap
+from losa_cache.points import ALL_LAYERS, CONV, DECODERS, EMBEDDING, HEADS, LAST, STARTS, require_tap
 from losa_cache.sidenet.spec import DEFAULT, SIDES, SideSpec, listed, side_spec, stackable
 from losa_cache.tasks import CLASSIFICATION, Task, get_task, require_task, task_names
 
@@ -56,7 +56,7 @@ class TrainConfig:
             task's own.
         group_by: name of a target set of the cache whose classes are groups, such as patients, or a CSV file that
             begins with the line ``id,group``: all samples of a group are held out, or none.
-        decoder: of tasks with an output for each patch: ``linear`` or ``conv``.
+        decoder: of masks and depth maps, ``conv`` or ``linear`` (``losa_cache.sidenet.decoder``).
         side: name of the side network (``losa_cache.sidenet.spec.SIDES``): ``losa``; ``mlp`` or ``ladder``, of Table 3;
             ``linear``: the linear probe, which is the
                 baseline; ``fusion``, one attention query over the class token and
@@ -115,8 +115,12 @@ class TrainConfig:
         ),
     ] = None
     decoder: Annotated[
-        str, Option("Decoder of tasks with an output for each patch: linear or conv (two small convolutions).")
-    ] = LINEAR
+        str,
+        Option(
+            "Decoder of masks and depth maps: conv (16 outputs a patch, from it and its neighbours) or linear (one "
+            "output a patch)."
+        ),
+    ] = CONV
     side: Annotated[
         str,
         Option(

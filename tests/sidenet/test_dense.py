@@ -32,6 +32,10 @@ def shaken(own):
     return own
 
 
+def places(decoder):
+    return [length * (4 if decoder == "conv" else 1) for length in GRID]
+
+
 def by_torch(own, blocks, head):
     """Maps of one decoder, as its definition says."""
     if head == "all":
@@ -58,7 +62,7 @@ def test_maps_are_those_of_convolutions_over_the_grid(decoder, head, pool, side)
     own = shaken(adapter(decoder, head, side, pool=pool))
     blocks = [torch.randn(4, TOKENS, WIDTH).double() for _ in range(DEPTH)]
     expected = by_torch(own, blocks, head)
-    assert expected.shape == (4, OUTPUTS, *(own * (4 if decoder == "conv" else 1) for own in GRID))
+    assert expected.shape == (4, OUTPUTS, *places(decoder))
     torch.testing.assert_close(own(blocks), expected)
     refined = own.refined(blocks)
     torch.testing.assert_close(own.outputs(*refined), expected)
@@ -70,7 +74,7 @@ def test_maps_are_those_of_convolutions_over_the_grid(decoder, head, pool, side)
 def test_trials_trained_together_end_where_each_ends_alone(decoder, head):
     torch.manual_seed(0)
     batches = [[torch.randn(5, TOKENS, WIDTH).double() for _ in range(DEPTH)] for _ in range(4)]
-    targets = torch.randn(5, OUTPUTS, *GRID).double()
+    targets = torch.randn(5, OUTPUTS, *places(decoder)).double()
     together, alone = ([adapter(decoder, head, rank=rank, seed=at) for at, rank in enumerate(RANKS)] for _ in range(2))
     start = together[0].classifier.weight.detach().clone()
     stack = stack_adapters(together)

@@ -62,7 +62,7 @@ def about(
 
 
 def maps(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Say what becomes of the outputs of a dense task, ``(batch, outputs, rows, columns)``: of patches, or parts of them.
+    """Say what becomes of the outputs of a dense task, ``(batch, outputs, rows, columns)``: of patches or their parts.
 
     Returns:
         ``rows`` and ``columns``; ``enlarge``: how and to which height and width (``size``, that of the crop), before
