@@ -16,13 +16,14 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
+from losa_cache.cache.manifest import Manifest
 from losa_cache.cache.store import ActivationCache
 from losa_cache.errors import UserError
 from losa_cache.files import unsealed, write_sealed
 from losa_cache.outside import UnreadableError, fit, read_file
 from losa_cache.sidenet.adapter_file import load_adapter_config
 from losa_cache.sidenet.adapter_folder import find_files
-from losa_cache.train.evaluate_run import Evaluated, evaluated
+from losa_cache.train.evaluate_run import Evaluated, evaluated, target_name
 from losa_cache.train.loop import Progress
 from losa_cache.train.run import Run
 
@@ -42,7 +43,7 @@ class Predictions:
 
     Attributes:
         run, adapter: digests of the run's config and of its adapter's tensors.
-        cache: identity of the test cache.
+        cache: identity of the test cache, and the end of the fingerprint of a target set beside its labels.
         images: digest of the data set's fingerprint, the ids and the labels: the same for the same images.
         predicted, labels: the number of each image's class, in the order of their ids.
         parameters: numbers of trained parameters, ``{"side", "classifier"}``.
@@ -75,7 +76,7 @@ def predictions(run: Path, cache: ActivationCache, *, device: str | None, progre
         UserError: if the run is not finished, was altered, or does not fit the cache.
     """
     known = read_kept(run / NAME, Predictions)
-    wanted = (Run(run).digest(), _adapter_digest(run), cache.manifest.identity)
+    wanted = (Run(run).digest(), _adapter_digest(run), _judges(run, cache.manifest))
     if known is not None and (known.run, known.adapter, known.cache) == wanted:
         return known
     made = _ordered(evaluated(run, cache=cache.path, device=device, progress=progress), *wanted)
@@ -102,6 +103,12 @@ def _ordered(found: Evaluated, run: str, adapter: str, cache: str) -> Prediction
     predicted, labels = (column[order].tolist() for column in (decided, outcome.targets))
     images = images_digest(found.manifest.fields, ids, labels)
     return Predictions(run, adapter, cache, images, predicted, labels, found.parameters)
+
+
+def _judges(run: Path, manifest: Manifest) -> str:
+    """Name what a run is tested on: the cache and, where that is not its labels, the target set, which may change."""
+    described = manifest.targets.get(target_name(load_adapter_config(run)))
+    return manifest.identity if described is None else f"{manifest.identity} {described['fingerprint'][-16:]}"
 
 
 def _adapter_digest(run: Path) -> str:

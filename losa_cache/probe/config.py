@@ -11,10 +11,14 @@ class ProbeConfig:
     """Which images a probe is fitted to, and which it is tuned on.
 
     Attributes:
+        targets: name of the target set of classes that is learned; by default the cache's labels.
         val_fraction, val_ids, limit: what is held out, and how many others are fitted, as of ``losa_cache.train``.
         seed: of the folds.
     """
 
+    targets: Annotated[
+        str | None, Option("Target set of classes in the cache to learn; default: the cache's labels.")
+    ] = None
     val_fraction: Annotated[
         float,
         Option(

@@ -73,6 +73,7 @@ def read_features(
     samples: NDArray[np.int64],
     placement: Placement,
     *,
+    labels: NDArray[np.int64] | None = None,
     progress: Callable[[float], None] = lambda share: None,
 ) -> Features:
     """Read a cache once. Blocks are decoded and pooled on the device, and only the rows are kept, in host memory.
@@ -83,6 +84,7 @@ def read_features(
         cache: a cache of all tokens, or of pooled rows.
         samples: numbers of the samples; the features come in this order.
         placement: where blocks are decoded and pooled, and where activations are kept.
+        labels: the class of every sample of the cache; by default the cache's own.
         progress: is called with the finished share.
 
     Raises:
@@ -118,8 +120,10 @@ def read_features(
     finally:
         source.close()
     ids = cache.sample_ids
-    labels = torch.from_numpy(cache.labels[:: cache.manifest.views][samples])
-    return Features(rows, features, labels, [ids[sample] for sample in samples.tolist()], points)
+    known = cache.labels[:: cache.manifest.views] if labels is None else labels
+    return Features(
+        rows, features, torch.from_numpy(known[samples]), [ids[sample] for sample in samples.tolist()], points
+    )
 
 
 def _is_pooled(cache: ActivationCache) -> bool:

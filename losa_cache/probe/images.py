@@ -16,6 +16,7 @@ from losa_cache.probe.tuning import FOLDS, Folds, cross_validation, held_out_fol
 from losa_cache.tasks import CLASSIFICATION, get_task
 from losa_cache.tasks.base import ENOUGH, LEAST
 from losa_cache.train.config import TrainConfig
+from losa_cache.train.learned import targets_of
 from losa_cache.train.sampler import first_by_hash
 from losa_cache.train.training_data import selected
 
@@ -62,10 +63,11 @@ def choose_images(
             "val-fraction is 0, so that nothing is held out to choose on: give a share above 0, or name images in a "
             "file with --val-ids."
         )
-    chosen = selected(cache, config)
+    targets = targets_of(cache, config)
+    chosen = selected(cache, config, targets)
     train, held_out = chosen.train, chosen.held_out
     test = np.empty(0, np.int64) if tested is None else tested.samples
-    labels, classes = cache.labels[:: cache.manifest.views], cache.manifest.classes
+    labels, classes = targets.values, targets.names
     require_classes(labels[train], classes)
     cross = config.val_ids is None and len(held_out) < ENOUGH
     notes = []

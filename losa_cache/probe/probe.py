@@ -30,8 +30,10 @@ from losa_cache.probe.lines import Data, probe_features
 from losa_cache.probe.logistic import Fit
 from losa_cache.probe.record import Counts, ProbeRecord
 from losa_cache.probe.report import write_report
+from losa_cache.targets.target_set import LABELS
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.evaluate_run import of_same_images, test_cache_for, unfit_for_test
+from losa_cache.train.learned import targets_of
 from losa_cache.train.placement import Placement
 from losa_cache.train.run import RUNS, next_run_path, require_place
 
@@ -99,21 +101,29 @@ def probe(
     if cache is None:
         cache = latest_training_cache(all_tokens=False)
     opened = cache if isinstance(cache, ActivationCache) else open_cache(cache)
-    tested = _test_cache(opened, test)
-    images = choose_images(opened, tested, TrainConfig(**asdict(chosen)), placement.device)
+    options_of_train = TrainConfig(**asdict(chosen))
+    targets = targets_of(opened, options_of_train)
+    tested = _test_cache(opened, test, targets.name)
+    images = choose_images(opened, tested, options_of_train, placement.device)
     reading = perf_counter()
-    train = read_features(opened, images.fitted, placement, progress=lambda share: progress(0.2 * share))
+    train = read_features(
+        opened, images.fitted, placement, labels=targets.values, progress=lambda share: progress(0.2 * share)
+    )
     test_features = None
     if tested is not None:
         test_features = read_features(
-            tested, images.test, placement, progress=lambda share: progress(0.2 + 0.2 * share)
+            tested,
+            images.test,
+            placement,
+            labels=targets_of(tested, options_of_train).values,
+            progress=lambda share: progress(0.2 + 0.2 * share),
         )
     reading = perf_counter() - reading
-    data = Data(train, test_features, len(opened.manifest.classes), images.folds, placement.device)
+    data = Data(train, test_features, len(targets.names), images.folds, placement.device)
     found = probe_features(data, lambda share: progress(0.4 + 0.6 * share))
     fields = opened.manifest.fields
     record = ProbeRecord(
-        title=f"Probes of {fields['dataset']['name']}: {fields['backbone']['name']}",
+        title=f"Probes of {fields['dataset']['name']}{_of(targets.name)}: {fields['backbone']['name']}",
         cache=str(opened.path),
         identity=opened.manifest.identity,
         test_cache=None if tested is None else str(tested.path),
@@ -137,10 +147,12 @@ def probe(
     )
 
 
-def _test_cache(cache: ActivationCache, test: str | Location | ActivationCache | None) -> ActivationCache | None:
-    """Open the test cache, or find one; ``None`` if there is none."""
+def _test_cache(
+    cache: ActivationCache, test: str | Location | ActivationCache | None, targets: str
+) -> ActivationCache | None:
+    """Open the test cache of the same target set, or find one; ``None`` if there is none."""
     if test is None:
-        return test_cache_for(cache.manifest)
+        return test_cache_for(cache.manifest, targets)
     opened = test if isinstance(test, ActivationCache) else open_cache(test)
     if opened.manifest.identity == cache.manifest.identity:
         raise UserError(f"{str(opened.path)!r} is the cache that is fitted: give another one as the test.")
@@ -148,9 +160,13 @@ def _test_cache(cache: ActivationCache, test: str | Location | ActivationCache |
         raise UserError(
             f"cache {str(opened.path)!r} is of the images that are fitted: give one of another split as the test."
         )
-    if problem := unfit_for_test(cache.manifest, opened.manifest):
+    if problem := unfit_for_test(cache.manifest, opened.manifest, targets):
         raise UserError(f"cache {str(opened.path)!r} is no test of {str(cache.path)!r}: it differs in {problem}.")
     return opened
+
+
+def _of(targets: str) -> str:
+    return "" if targets == LABELS else f", {targets}"
 
 
 def _written(record: ProbeRecord, out: str | Path | None, name: str) -> Path:

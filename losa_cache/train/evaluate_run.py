@@ -328,22 +328,23 @@ def known_test_cache(run: Path, *, but: str | None = None) -> ActivationCache | 
     return _held_out_cache(load_adapter_config(run), _place(_opened(origin["cache"])), but=but)
 
 
-def test_cache_for(manifest: Manifest) -> ActivationCache | None:
+def test_cache_for(manifest: Manifest, targets: str = LABELS) -> ActivationCache | None:
     """Find the most recent complete cache of a held-out split that an adapter from a cache could be tested on."""
-    return _held_out_cache(_as_adapter(manifest), _place(manifest))
+    return _held_out_cache(_as_adapter(manifest, targets), _place(manifest))
 
 
-def unfit_for_test(manifest: Manifest, test: Manifest) -> str:
+def unfit_for_test(manifest: Manifest, test: Manifest, targets: str = LABELS) -> str:
     """Say in which fields another cache is no test of what was fitted to one; empty where it is."""
-    return misfit(_as_adapter(manifest), test)
+    return misfit(_as_adapter(manifest, targets), test)
 
 
-def _as_adapter(manifest: Manifest) -> dict[str, Any]:
-    """Write down what a linear probe of a cache would say of itself, as far as it is held to other caches."""
+def _as_adapter(manifest: Manifest, targets: str) -> dict[str, Any]:
+    """Write down what a linear probe of a target set would say of itself, as far as it is held to other caches."""
     return {
         "cache": {"fields": manifest.fields},
         "layers": manifest.layers,
-        "classes": manifest.classes,
+        "classes": manifest.names_of(targets),
+        "targets": {"name": targets},
         "adapter": {"side": "linear", "width": manifest.width, "tokens": manifest.tokens["total"]},
     }
 

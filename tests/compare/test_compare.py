@@ -16,6 +16,8 @@ from losa_cache.compare.report import write_report
 from losa_cache.compare.table import text
 from losa_cache.extract.extract import extract
 from losa_cache.sidenet.adapter_file import load_adapter, load_adapter_config
+from losa_cache.targets.add import add_targets
+from losa_cache.targets.target_set import CLASS, TargetSet
 from losa_cache.train.training_data import frozen_tail
 from tests.conftest import tiny_backbone, tiny_samples
 from tests.sweep.test_report import Page
@@ -53,6 +55,19 @@ def by_hand(run, cache):
             logits = adapter([torch.from_numpy(values[row : row + 1, layer]) for layer in layers])
         found[name] = int(logits.argmax()) == int(cache.labels[row])
     return found
+
+
+def test_what_is_kept_of_a_target_set_is_forgotten_with_it(folder, tmp_path):
+    train, test = (open_cache(folder / f"{name}.zarr") for name in ("train", "test"))
+    halves = [(np.arange(len(cache.samples)) % 3 > 0).astype(np.int64) for cache in (train, test)]
+    for cache, values in zip((train, test), halves, strict=True):
+        add_targets(cache, TargetSet("half", CLASS, ["x", "y"], values))
+    run = lc.train(train.path, out=tmp_path / "run", targets="half", rank=2, head="last", **OPTIONS | {"epochs": 1}).run
+    found = lc.compare(run, folder / "test.zarr", device="cpu").methods[0].top1
+    assert found == pytest.approx(lc.evaluate_run(run, cache=test.path, device="cpu")["top1"])
+    add_targets(test, TargetSet("half", CLASS, ["x", "y"], 1 - halves[1]))
+    again = lc.compare(run, folder / "test.zarr", device="cpu").methods[0].top1
+    assert again == pytest.approx(100 - found) and found != 50
 
 
 def test_methods_are_settings_and_pairs_are_by_image(folder):

@@ -23,6 +23,8 @@ from losa_cache.probe.neighbours import by_class_mean, vote
 from losa_cache.probe.record import ALL, Counts, ProbeRecord, text
 from losa_cache.probe.tuning import cross_validation, held_out_fold, tune
 from losa_cache.sidenet.pooled import pooling_of
+from losa_cache.targets.add import add_targets
+from losa_cache.targets.target_set import CLASS, TargetSet
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.placement import Placement
 from losa_cache.train.training_data import frozen_tail, selected
@@ -76,6 +78,22 @@ def test_what_is_held_out_is_what_train_holds_out(tiny_cache, tmp_path):
     assert held == set(ids.read_text().split())
     assert len(held) == 6
     assert len(ours) == 23 - 6
+
+
+def test_another_target_set_is_probed_and_tested(tiny_cache, tmp_path):
+    test = extract(tiny_backbone(), tiny_samples(17, split="test"), precision="float32", out=tmp_path / "test.zarr")
+    places = [int(name[-3:]) for name in tiny_cache.sample_ids], [int(name[-3:]) for name in test.sample_ids]
+    for cache, numbers in zip((tiny_cache, test), places, strict=True):
+        add_targets(cache, TargetSet("even", CLASS, ["even", "odd"], np.array(numbers) % 2))
+    found = lc.probe(tiny_cache.path, targets="even", val_fraction=0.3, out=tmp_path / "probe", device="cpu")
+    assert found.record.title.startswith("Probes of tiny, even:") and found.record.test_cache == str(test.path)
+    assert found.test_labels.tolist() == [int(name[-3:]) % 2 for name in found.test_ids]
+    assert {len(fit.bias) for fit in found.fits.values()} == {2}
+    with pytest.raises(lc.UserError, match="no target set 'evn'"):
+        lc.probe(tiny_cache.path, targets="evn", device="cpu")
+    add_targets(test, TargetSet("even", CLASS, ["odd", "even"], np.array(places[1]) % 2))
+    with pytest.raises(lc.UserError, match="is no test of .* it differs in classes"):
+        lc.probe(tiny_cache.path, test=test.path, targets="even", device="cpu")
 
 
 def test_folds_hold_every_class_evenly_and_depend_on_the_seed_alone():

@@ -9,10 +9,16 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from losa_cache.cache.store import open_cache
 from losa_cache.extract.extract import extract
 from losa_cache.files import write_sealed
 from losa_cache.probe.features import read_features
+from losa_cache.sweep.engine.config import SweepConfig
 from losa_cache.sweep.engine.probes import ALL, lines_to_beat
+from losa_cache.sweep.engine.space import Choices
+from losa_cache.sweep.engine.sweep_data import SweepData
+from losa_cache.targets.add import add_targets
+from losa_cache.targets.target_set import CLASS, TargetSet
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.placement import Placement
 from losa_cache.train.training_data import selected
@@ -42,6 +48,19 @@ def test_it_is_fitted_to_training_samples_alone_and_for_the_test_to_all(tiny_cac
         assert line.held_out_top1 == top1(line, chosen.train, tiny_cache, chosen.held_out)
         assert line.test_top1 == top1(line, np.concatenate([chosen.train, chosen.held_out]), test, test.samples)
     assert [line.reads for line in found.lines] == ["last layer", "all layers"]
+
+
+def test_it_learns_what_the_trials_learn(tiny_cache, tmp_path):
+    two = TargetSet("two", CLASS, ["x", "y"], (tiny_cache.labels > 0).astype(np.int64))
+    add_targets(tiny_cache, two)
+    cache = open_cache(tiny_cache.path)
+    sweep = SweepConfig(
+        cache=str(cache.path), space={"rank": Choices([2])}, base=TrainConfig(targets="two", val_fraction=0.3)
+    )
+    found = SweepData(cache, sweep, Placement(CPU), trials=1).to_beat(tmp_path / "probe.json")
+    alone = probed(replace(cache, labels=two.values), tmp_path / "alone.json")
+    assert [line.held_out_top1 for line in found.lines] == [line.held_out_top1 for line in alone.lines]
+    assert found.lines != probed(cache, tmp_path / "labels.json").lines
 
 
 def test_few_held_out_samples_choose_nothing(tiny_cache, tmp_path):

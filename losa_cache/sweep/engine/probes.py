@@ -23,6 +23,7 @@ from losa_cache.probe.images import require_classes, share_that_fits
 from losa_cache.probe.logistic import PATH, Fit
 from losa_cache.probe.tuning import best_of, cross_validation, fit_at, held_out_fold, judged
 from losa_cache.sweep.engine.record import ProbeLine, ToBeat
+from losa_cache.targets.target_set import LABELS
 from losa_cache.tasks.base import ENOUGH
 from losa_cache.train.all_layers import FOLDS, MOST_FOLDED
 from losa_cache.train.placement import Placement
@@ -37,7 +38,13 @@ Part = tuple[ActivationCache, NDArray[np.int64]]
 
 
 def lines_to_beat(
-    path: Path, train: Part, held_out: Part, device: torch.device, *, test: ActivationCache | None = None
+    path: Path,
+    train: Part,
+    held_out: Part,
+    device: torch.device,
+    *,
+    targets: str = LABELS,
+    test: ActivationCache | None = None,
 ) -> ToBeat:
     """Fit the probe of the last layer and that of all layers, or read them from a file.
 
@@ -46,6 +53,7 @@ def lines_to_beat(
         train: training samples of the trials.
         held_out: held-out samples of the trials.
         device: device that computes.
+        targets: name of the target set of classes that the trials learn.
         test: a cache to test on, after a fit to the samples of both. Probes that were stored without a test are fitted
             again.
 
@@ -60,7 +68,7 @@ def lines_to_beat(
         return kept
     log.info("fitting the probe of the last layer and of all layers, the line to beat.")
     try:
-        found = _fitted(train, held_out, device, test)
+        found = _fitted(train, held_out, device, targets, test)
     except UserError as error:
         return ToBeat([], f"There is no probe to beat: {error}")
     write_sealed(path, asdict(found))
@@ -75,23 +83,27 @@ def _kept(path: Path) -> ToBeat | None:
         return None
 
 
-def _fitted(train: Part, held_out: Part, device: torch.device, test: ActivationCache | None) -> ToBeat:
+def _fitted(train: Part, held_out: Part, device: torch.device, targets: str, test: ActivationCache | None) -> ToBeat:
     cache, samples = train
+    known = cache.target_set(targets)
     count, judges, tested = len(samples), len(held_out[1]), 0 if test is None else len(test.samples)
     if count > MOST_FOLDED:
         raise UserError(
             f"{count:,} training samples are more than {MOST_FOLDED:,}, which would take longer than the trials: "
             "losa-cache probe fits them."
         )
-    require_classes(cache.labels[:: cache.manifest.views][samples], cache.manifest.classes)
+    require_classes(known.values[samples], known.names)
     if share_that_fits(cache, count + judges, tested, FOLDS, device) < 1:
         raise UserError(
             "memory does not hold the pooled rows of all samples; losa-cache probe takes as many as it holds."
         )
     placement = Placement(device)  # what is read once is not kept
-    features = _both(read_features(cache, samples, placement), read_features(*held_out, placement))
-    tests = None if test is None else read_features(test, test.samples, placement)
-    classes = len(cache.manifest.classes)
+    ours, theirs, tests = (
+        None if part is None else read_features(*part, placement, labels=part[0].target_set(targets).values)
+        for part in (train, held_out, None if test is None else (test, test.samples))
+    )
+    assert ours is not None and theirs is not None
+    features, classes = _both(ours, theirs), len(known.names)
     lines = [_line(reads, features, count, tests, classes, device) for reads in (LAST, ALL)]
     by = "these" if judges >= ENOUGH else f"cross-validation over the {count:,} in {FOLDS} folds"
     told = (

@@ -148,7 +148,8 @@ def record_of(
     elif base.val_ids is not None:
         validated = f"{held} samples of the training cache, held out by their ids (--val-ids {base.val_ids})"
     else:
-        by = f"a hash of their ids (--val-fraction {base.val_fraction})"
+        whose = "ids" if base.group_by is None else "groups"
+        by = f"a hash of their {whose} (--val-fraction {base.val_fraction})"
         validated = f"{held} samples of the training cache, held out by {by}"
     protocol = (
         f"Trials were trained on {len(samples.train)} samples and judged by their {metric.title} after the last epoch "

@@ -75,7 +75,8 @@ class SweepData:
         if task.probes != LOGISTIC:
             return ToBeat([], f"There is no probe to beat: none learns the task {task.name!r}.")
         judges = self._cache if self._val is None else self._val
-        return lines_to_beat(path, (self._cache, chosen.train), (judges, chosen.held_out), self._placement.device)
+        parts, device = ((self._cache, chosen.train), (judges, chosen.held_out)), self._placement.device
+        return lines_to_beat(path, *parts, device, targets=targets_of(self._cache, self._base).name)
 
     def require_choosable(self) -> None:
         """Refuse a held-out part on which no trial can be chosen.
