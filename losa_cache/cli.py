@@ -270,12 +270,13 @@ def evaluate(
         require_opens(group_by, "group-by")
     from losa_cache import evaluate_run
     from losa_cache.display import PassBar
+    from losa_cache.files import without_nan
 
     shown: dict[str, Any] = {"group_by": group_by, "report": report, "images": images}
     with PassBar("evaluating", 1) as bar:
         result = evaluate_run(run, cache=cache, split=split, device=device, **shown, progress=bar.advance)
     tables = result.pop("tables")
-    print_result(result | {"tables": tables} if as_json else result, as_json)
+    print_result(without_nan(result | {"tables": tables}) if as_json else result, as_json)
 
 
 app.command()(predict)

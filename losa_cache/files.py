@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import shutil
 import stat
@@ -119,6 +120,15 @@ def append(path: Path, content: bytes) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write JSON whole or not at all, durably."""
     write_whole(path, json.dumps(content, indent=2).encode())
+
+
+def without_nan(content: Any) -> Any:
+    """Give JSON in which numbers that are not defined are null: JSON has no NaN."""
+    if isinstance(content, dict):
+        return {name: without_nan(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [without_nan(value) for value in content]
+    return None if isinstance(content, float) and math.isnan(content) else content
 
 
 def write_sealed(path: Path, content: dict[str, Any]) -> None:

@@ -12,7 +12,8 @@ class ProbeConfig:
 
     Attributes:
         targets: name of the target set of classes that is learned; by default the cache's labels.
-        val_fraction, val_ids, limit: what is held out, and how many others are fitted, as of ``losa_cache.train``.
+        val_fraction, val_ids, group_by, limit: what is held out, and how many others are fitted, as of
+            ``losa_cache.train``.
         seed: of the folds.
     """
 
@@ -26,6 +27,14 @@ class ProbeConfig:
         ),
     ] = 0.1
     val_ids: Annotated[str | None, Option("File of ids, one a line: hold out exactly these images.", path=True)] = None
+    group_by: Annotated[
+        str | None,
+        Option(
+            "Groups of which all images are held out or none: a target set of classes in the cache, or a CSV file "
+            "with the heading id,group.",
+            path=True,
+        ),
+    ] = None
     limit: Annotated[
         int | None, Option("Fit only this many images; the held-out images stay the same. Default: all.")
     ] = None

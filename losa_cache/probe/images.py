@@ -52,8 +52,9 @@ def choose_images(
 ) -> Images:
     """Choose the images, as many as memory holds.
 
-    If held-out images are named by their ids, everything is chosen on them: they may show other people or places, which
-    folds would mix. If they are drawn as a share, they are used if there are enough of them; otherwise there are folds.
+    If held-out images are named by their ids, or are groups, everything is chosen on them: they show other people or
+    places, which folds would mix. If they are drawn as a share, they are used if there are enough of them; otherwise
+    there are folds.
 
     Raises:
         UserError: if nothing can be tuned.
@@ -69,7 +70,7 @@ def choose_images(
     test = np.empty(0, np.int64) if tested is None else tested.samples
     labels, classes = targets.values, targets.names
     require_classes(labels[train], classes)
-    cross = config.val_ids is None and len(held_out) < ENOUGH
+    cross = config.val_ids is None and config.group_by is None and len(held_out) < ENOUGH
     notes = []
     share = share_that_fits(cache, len(train) + len(held_out), len(test), FOLDS if cross else 1, device)
     if share < 1:

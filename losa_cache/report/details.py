@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 Cell = str | int | float | None
 """``None``: not defined."""
+NOTHING = "\N{EN DASH}"
+"""What people see in its place."""
 
 
 def defined(value: float) -> float | None:
@@ -51,7 +53,7 @@ class Table:
 
 
 def _shown(cell: Cell) -> str:
-    return "–" if cell is None else f"{cell:.3f}" if isinstance(cell, float) else f"{cell}"  # noqa: RUF001
+    return NOTHING if cell is None else f"{cell:.3f}" if isinstance(cell, float) else f"{cell}"
 
 
 class Chart(Protocol):

@@ -1,13 +1,14 @@
 """An evaluation as a folder: JSON, tables as CSV, charts as PNG, and all of it as one HTML file."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from losa_cache.errors import UserError
-from losa_cache.files import write_whole
-from losa_cache.report.details import Details
+from losa_cache.files import without_nan, write_whole
+from losa_cache.report.details import NOTHING, Details
 from losa_cache.report.evaluation import Figure, tables_of
 from losa_cache.sweep.report.drawing import png
 from losa_cache.sweep.report.html_page import render
@@ -44,7 +45,7 @@ def write_report(
         "tables": tables_of(details),
     }
     files = {
-        f"{NAME}.json": json.dumps(content, indent=2).encode(),
+        f"{NAME}.json": json.dumps(without_nan(content), indent=2).encode(),
         **{f"{table.name}.csv": table.csv() for table in details.tables},
         **{f"{name}.png": picture for name, picture, _ in drawn},
         f"{NAME}.html": _html({"task": task.name, **about}, figures, details, drawn, task.selected_by).encode(),
@@ -81,11 +82,10 @@ def _html(
 
 def _cells(figure: Figure, selects: bool) -> list[str]:
     metric = figure.metric
-    ends = "–" if figure.low is None else f"{metric.show(figure.low)} to {metric.show(figure.high or 0)}"  # noqa: RUF001
-    return [
-        "▸" if selects else "",
-        figure.title,
-        metric.show(figure.value),
-        ends,
-        "higher" if metric.higher else "lower",
-    ]
+    ends = (
+        NOTHING
+        if figure.low is None or figure.high is None
+        else f"{metric.show(figure.low)} to {metric.show(figure.high)}"
+    )
+    value = NOTHING if math.isnan(figure.value) else metric.show(figure.value)
+    return ["▸" if selects else "", figure.title, value, ends, "higher" if metric.higher else "lower"]

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from msgspec import Meta, Struct
 
 from losa_cache.errors import UserError
-from losa_cache.files import write_json
+from losa_cache.files import without_nan, write_json
 from losa_cache.outside import UnreadableError, fit, read_json
 
 FOLDER = "adapter"
@@ -119,4 +119,4 @@ def add_metrics(path: Path, entry: dict[str, Any]) -> None:
         UserError: as of :func:`read_metrics`.
     """
     others = [known for known in read_metrics(path) if known.get("split") != entry["split"]]
-    write_json(find_files(path).folder / METRICS, [*others, entry])
+    write_json(find_files(path).folder / METRICS, [*others, without_nan(entry)])

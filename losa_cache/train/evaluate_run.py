@@ -16,7 +16,7 @@ from losa_cache.cache.manifest import Manifest
 from losa_cache.cache.registry import known_stores
 from losa_cache.cache.store import HELD_OUT_SPLITS, ActivationCache, open_cache
 from losa_cache.errors import UserError
-from losa_cache.files import write_json
+from losa_cache.files import without_nan, write_json
 from losa_cache.folders import require_writable
 from losa_cache.points import EMBEDDING, LAST
 from losa_cache.report.evaluation import figures_of, flat, tables_of
@@ -255,7 +255,7 @@ def _store(run: Path, result: dict[str, Any], tables: dict[str, Any], task: Task
     path = run / "eval.json"
     try:
         if not _is_alone(run):
-            write_json(path, result | tables)
+            write_json(path, without_nan(result | tables))
         if find_files(run).stands_alone:
             describe(run, result | {"on": Path(result["on"]).name})  # folders of this machine are nobody's business
     except OSError as error:

@@ -70,6 +70,12 @@ def test_what_is_held_out_is_what_train_holds_out(tiny_cache, tmp_path):
         assert "cross-validation" in images.folds.told
         together = sorted(place for _, held in images.folds.parts for place in held.tolist())
         assert together == list(range(len(images.fitted)))
+    groups = tmp_path / "groups.csv"
+    groups.write_text("id,group\n" + "".join(f"{own},{int(own[-3:]) % 5}\n" for own in tiny_cache.sample_ids))
+    grouped = TrainConfig(val_fraction=0.3, group_by=str(groups))
+    images, expected = choose_images(tiny_cache, None, grouped, CPU), selected(tiny_cache, grouped)
+    ((_, theirs),) = images.folds.parts  # folds would mix the groups
+    assert images.fitted[theirs].tolist() == expected.held_out.tolist()
     ids = tmp_path / "ids.txt"
     ids.write_text("\n".join(f"image-{number:03d}" for number in range(6)))
     images = choose_images(tiny_cache, None, TrainConfig(val_ids=str(ids)), CPU)

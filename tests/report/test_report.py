@@ -3,9 +3,11 @@
 import csv
 import io
 import json
+import math
 import sys
 from types import SimpleNamespace
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -18,13 +20,14 @@ from losa_cache.data.transforms import InputSpec
 from losa_cache.report.classes import class_details
 from losa_cache.report.columns import column_details
 from losa_cache.report.details import Details
-from losa_cache.report.evaluation import figures_of
+from losa_cache.report.evaluation import Figure, figures_of
 from losa_cache.report.images import images_of
 from losa_cache.report.labels import label_details
 from losa_cache.report.maps import depth_details, mask_details
 from losa_cache.report.outcome import Outcome, OutcomeCollector
 from losa_cache.report.sheet_chart import colours, painted
 from losa_cache.report.write import write_report
+from losa_cache.sidenet.adapter_folder import add_metrics, read_metrics
 from losa_cache.tasks import get_task
 from tests.sweep.test_report import HOSTILE, Page
 
@@ -222,3 +225,14 @@ def test_eval_reports_groups_and_writes_a_folder(tiny_cache, tmp_path, capsys, m
     (tmp_path / "few.csv").write_text("id,group\nimage-001,x\n")
     with pytest.raises(lc.UserError, match="few.csv' gives no group to 1[01] of the samples"):
         lc.evaluate_run(run, group_by=str(tmp_path / "few.csv"))
+
+
+def test_what_is_not_defined_is_null_in_files(tiny_cache, tmp_path):
+    run = lc.train(tiny_cache, out=tmp_path / "run", epochs=1, rank=2, head="last", val_fraction=0.3, device="cpu").run
+    add_metrics(run, {"on": "a", "split": "test", "samples": 3, "top1": math.nan})
+    assert read_metrics(run)[-1]["top1"] is None
+    figures = [Figure("top1", get_task("classification").selection, math.nan)]
+    about = {"on": "a", "split": "test", "samples": 3, "adapter": "run"}
+    write_report(tmp_path / "report", about, figures, Details(), task=get_task("classification"))
+    strict = msgspec.json.decode((tmp_path / "report/evaluation.json").read_bytes())  # takes no NaN
+    assert strict["figures"]["top1"]["value"] is None
