@@ -93,7 +93,8 @@ def cells(data: Path, caches: Path, seeds: int, work: Path) -> None:
     true = dict(zip(pair[1].sample_ids, counts[1], strict=True))
 
     def judged(found: Any, number: Callable[[NDArray[Any]], NDArray[Any]]) -> tuple[float, float]:
-        count, truth = number(np.array(found.predicted)), np.array([true[name] for name in found.ids])
+        decided = found.task.decided(found.outcome.predictions).numpy()
+        count, truth = number(decided), np.array([true[name] for name in found.outcome.ids])
         places = [np.searchsorted(ends, np.rint(own)).clip(max=len(ends) - 1) for own in (count, truth)]
         return float(np.abs(count - truth).mean()), 100 * float((places[0] == places[1]).mean())
 

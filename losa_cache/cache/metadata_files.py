@@ -265,6 +265,16 @@ class LocalMetadata(WritableMetadata):
             (self._next / name).write_bytes(content)
         self._install()
 
+    @property
+    def left_halfway(self) -> bool:
+        """Whether a kill left the store's files behind those of the copy: the root's ``zarr.json`` comes last."""
+        if self._old.is_dir() or not self.copy.is_dir():
+            return True
+        try:
+            return _sha256(self.store / ROOT) != self.files()[ROOT]
+        except (OSError, ValueError, KeyError):
+            return False
+
     def _install(self) -> None:
         """Put the new copy in its place, then its files into the store, and remove what is no more."""
         if _listed(self._next) == self.files():

@@ -82,8 +82,8 @@ def _bring_up_to_date(cache: ActivationCache, target: LocalPath) -> None:
             return list(threads.map(lambda shard: Receipt(one.receipts, shard, identity).read()["digest"], shards))
 
     metadata = LocalMetadata(target, receipts_of(target))
-    if metadata.copied:
-        metadata.repair()  # where it was killed while it followed
+    if metadata.copied and metadata.left_halfway:  # it was killed while it followed: nothing else is put back here
+        metadata.repair()
     copied = open_cache(target)
     same = copied.manifest.identity == identity and _but_for_targets(copied) == _but_for_targets(cache)
     try:
