@@ -1,5 +1,6 @@
 """Everything that an evaluation tells: figures of samples and of groups, with intervals, and what the task shows."""
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from losa_cache.report.details import Details
 from losa_cache.report.outcome import Outcome, by_group, metrics_of
 from losa_cache.tasks import Metric, Task
 
+log = logging.getLogger(__name__)
 GROUP = "group_"
 """In front of the name of a metric: of means over groups."""
 
@@ -68,6 +70,8 @@ def figures_of(
             figures.append(Figure(metric.name, metric, value, *(ends or (None, None))))
     of_groups = None if groups is None else by_group(task, outcome, groups)
     if of_groups is None:
+        if groups is not None:
+            log.warning("there are no means over groups: samples of one group have different targets, or are maps.")
         return figures
     for known in tuple(figures):
         value = float(of_groups.figure(known.metric))

@@ -358,6 +358,13 @@ class Task(ABC):
         """Give the answer for each sample, as it is kept beside its target: by default the prediction itself."""
         return predictions
 
+    def likeliest(self, predictions: "Tensor", count: int) -> "Tensor":
+        """Number so many classes or labels of each sample, ``(..., count)``: its answer first, then by probability.
+
+        Asked only where the task ranks.
+        """
+        return predictions.topk(count).indices
+
     def probability(self, predictions: "Tensor") -> "Tensor":
         """Turn predictions into probabilities, each by itself: by default they are such. Asked only where it ranks."""
         return predictions

@@ -46,14 +46,15 @@ def _any_right(log_probabilities: "Tensor", labels: "Tensor") -> "Tensor":
     return _right(log_probabilities, labels).any(2, keepdim=True)
 
 
-def _percent(means: Sequence[float]) -> float:
+def percent(means: Sequence[float]) -> float:
+    """Give a share in percent."""
     return 100 * means[0]
 
 
 LOSS = Metric("loss", "loss", "", higher=False, digits=3, terms=_likelihood)
 """Cross entropy, in nats, without smoothing."""
-TOP1 = Metric("top1", "top-1", "%", higher=True, digits=1, terms=_first_right, value=_percent, share=True)
-TOP5 = Metric("top5", "top-5", "%", higher=True, digits=1, terms=_any_right, value=_percent, share=True)
+TOP1 = Metric("top1", "top-1", "%", higher=True, digits=1, terms=_first_right, value=percent, share=True)
+TOP5 = Metric("top5", "top-5", "%", higher=True, digits=1, terms=_any_right, value=percent, share=True)
 """The share of samples whose class is among the five likeliest; with fewer than 6 classes it is 100."""
 BALANCED_ACCURACY = Metric(
     "balanced_accuracy",
@@ -165,13 +166,14 @@ class Classification(Task):
 
     def answers(self, predictions: "Tensor", classes: Sequence[str], top_k: int) -> list[list[dict[str, Any]]]:
         """Give the likeliest classes: ``rank``, ``class`` and ``probability``."""
-        likeliest = self.probability(predictions.float()).topk(min(top_k, predictions.shape[-1]))
+        chosen = self.likeliest(predictions, min(top_k, predictions.shape[-1]))
+        shares = self.probability(predictions.float()).gather(-1, chosen)
         return [
             [
                 {"rank": rank, "class": classes[number], "probability": probability}
                 for rank, (number, probability) in enumerate(zip(numbers, probabilities, strict=True), 1)
             ]
-            for numbers, probabilities in zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
+            for numbers, probabilities in zip(chosen.tolist(), shares.tolist(), strict=True)
         ]
 
     def details(self, outcome: "Outcome") -> "Details":

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from losa_cache.tasks.base import Metric
-from losa_cache.tasks.classification import LOSS, TOP1, Classification
+from losa_cache.tasks.classification import LOSS, Classification, percent
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,12 +21,18 @@ def _apart(log_probabilities: "Tensor", labels: "Tensor") -> "Tensor":
     return (median(log_probabilities) - labels).abs().double()[..., None]
 
 
+def _right(log_probabilities: "Tensor", labels: "Tensor") -> "Tensor":
+    return (median(log_probabilities) == labels)[..., None]
+
+
 def median(log_probabilities: "Tensor") -> "Tensor":
     """Give the lowest class above which at most half of the probability lies, int64 ``(...)``."""
     above = 1 - log_probabilities.double().exp().cumsum(-1)[..., :-1]
     return (above > 0.5).sum(-1)
 
 
+TOP1 = Metric("top1", "top-1", "%", higher=True, digits=1, terms=_right, value=percent, share=True)
+"""The share of samples whose median class is the true one."""
 MAE = Metric("mae", "mean absolute error", "classes", higher=False, digits=3, terms=_apart)
 """How many classes the answer is away from the true one."""
 
@@ -70,6 +76,13 @@ class Ordinal(Classification):
         before = cat([outputs.new_zeros(*outputs.shape[:-1], 1), reached], -1)
         stops = cat([logsigmoid(-outputs), outputs.new_zeros(*outputs.shape[:-1], 1)], -1)
         return before + stops
+
+    def likeliest(self, predictions: "Tensor", count: int) -> "Tensor":
+        """Put the median class first, then the others by probability."""
+        from torch.nn.functional import one_hot
+
+        first = one_hot(median(predictions), predictions.shape[-1])  # log-probabilities are at most 0
+        return predictions.where(first == 0, 1.0).topk(count).indices
 
     def decided(self, predictions: "Tensor") -> "Tensor":
         """Give the median class."""

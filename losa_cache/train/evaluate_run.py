@@ -36,7 +36,7 @@ from losa_cache.train.loop import Progress
 from losa_cache.train.placement import Placement
 from losa_cache.train.run import Run
 from losa_cache.train.saved import OWN, describe
-from losa_cache.train.training_data import open_training_data
+from losa_cache.train.training_data import TrainingData, open_training_data
 
 if TYPE_CHECKING:
     from losa_cache.backbone import Backbone
@@ -186,7 +186,7 @@ def evaluated(
         name = str(chosen.path) if chosen is not None else manifest.fields["dataset"]["name"]
         if chosen is None:
             require_fit(run, f"data set {name!r}", adapter_config, manifest)
-        samples = data.chosen.held_out if on_own_samples else data.chosen.train
+        samples = _judges(run, data, adapter_config) if on_own_samples else data.chosen.train
         adapter = load_adapter(directory, of_tokens(adapter_config, manifest), data.tail).to(data.device)
         if on_own_samples and (probe := adapter_config.get("probe")) is not None:
             unfit(adapter, data, config, **probe)
@@ -218,6 +218,21 @@ def evaluated(
         parameters=adapter.parameter_counts(),
         task=data.task,
     )
+
+
+def _judges(run: str | Path, data: TrainingData, adapter_config: dict[str, Any]) -> NDArray[np.int64]:
+    """Give the samples that a run held out of its own.
+
+    Raises:
+        UserError: if the target set was replaced since: the figures would be of something that nobody trained.
+    """
+    learned = adapter_config.get("targets")
+    if learned is not None and learned["fingerprint"] != data.targets.fingerprint:
+        raise UserError(
+            f"the target set {learned['name']!r} is not the one that run {str(run)!r} learned: put that one back, or "
+            "name a test cache with --cache."
+        )
+    return data.chosen.held_out
 
 
 def read_trained(run: Path) -> tuple[dict[str, Any], TrainConfig, dict[str, Any]]:

@@ -146,7 +146,17 @@ def test_what_cannot_be_learned_is_a_sentence(cache, tmp_path):
     with pytest.raises(lc.UserError, match="'size' holds numbers, and the task 'classification' learns one class"):
         lc.train(cache, targets="size", **options)
     lc.train(cache, task="regression", **options)
-    bare = TargetSet("size", NUMBERS, ["weight"], cache.target_set("size").values[:, :1])
+    config = TrainConfig(task="regression", **(OPTIONS | {"lr": None}), head="last")
+    lc.sweep(cache, space={"lr": [1e-3, 1e-2]}, config=config, out=tmp_path / "sweep", device="cpu")
+    for finished in ("record.json", "report.html"):
+        (tmp_path / "sweep" / finished).unlink()
+    stored = cache.target_set("size")
+    add_targets(cache, TargetSet("size", NUMBERS, stored.names, 2 * stored.values))
+    with pytest.raises(lc.UserError, match="the targets of cache of the sweep .* is another one now"):
+        lc.resume_sweep(tmp_path / "sweep", device="cpu")
+    with pytest.raises(lc.UserError, match="target set 'size' is not the one that run .* learned: put that one back"):
+        lc.evaluate_run(tmp_path / "run", device="cpu")
+    bare = TargetSet("size", NUMBERS, ["weight"], stored.values[:, :1])
     add_targets(cache, bare)
     with pytest.raises(lc.UserError, match="does not fit cache .*: classes"):
         lc.evaluate_run(tmp_path / "run", cache=cache.path, device="cpu")

@@ -69,6 +69,12 @@ def test_ordinal_outputs_are_probabilities_of_the_classes_and_their_loss_is_the_
     cost = (torch.arange(4)[:, None] - torch.arange(4)).abs().double()
     assert torch.equal(ORDINAL.decided(predictions), (expected @ cost).argmin(-1))
     assert ORDINAL.outputs(NAMES) == 3
+    medians = (expected @ cost).argmin(-1)
+    assert torch.equal(ORDINAL.likeliest(predictions, 4)[..., 0], medians)
+    others = ORDINAL.likeliest(predictions, 4)[..., 1:]
+    assert bool((expected.gather(-1, others).diff(dim=-1) <= 0).all())
+    (top1,) = [metric for metric in ORDINAL.metrics if metric.name == "top1"]
+    assert torch.equal(top1.terms(predictions, labels)[..., 0], medians == labels)
     (mae,) = [metric for metric in ORDINAL.metrics if metric.name == "mae"]
     answers = (expected[0] @ cost).argmin(-1)
     assert float(mae.terms(predictions, labels)[0].mean()) == pytest.approx(

@@ -93,6 +93,6 @@ class Answering:
 
 
 def _ranked(task: Task, predictions: Tensor, count: int) -> Tensor:
-    """Give numbers and probabilities of the most probable classes in turn, ``(..., batch, 2 count)``."""
-    likeliest, classes = predictions.topk(count)
-    return torch.stack([classes.float(), task.probability(likeliest)], -1).flatten(-2)
+    """Give numbers and probabilities of the answer and the most probable classes in turn, ``(..., batch, 2 count)``."""
+    classes = task.likeliest(predictions, count)
+    return torch.stack([classes.float(), task.probability(predictions.gather(-1, classes))], -1).flatten(-2)

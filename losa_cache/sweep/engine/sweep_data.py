@@ -47,9 +47,14 @@ class SweepData:
         self._open: dict[str, TrainingData] = {}
 
     def identities(self) -> dict[str, str]:
-        """Give the identity of each cache, by option."""
-        found = {"cache": self._cache.manifest.identity}
-        return found if self._val is None else found | {"val_cache": self._val.manifest.identity}
+        """Give the identity of each cache, by option, and the fingerprints of the target sets that are learned."""
+        caches = {"cache": self._cache} | ({} if self._val is None else {"val_cache": self._val})
+        found = {option: cache.manifest.identity for option, cache in caches.items()}
+        for option, cache in caches.items():
+            found[f"targets_of_{option}"] = targets_of(cache, self._base).fingerprint
+        if self._base.group_by in self._cache.target_kinds:
+            found["groups"] = self._cache.target_set(str(self._base.group_by)).fingerprint
+        return found
 
     def of(self, config: TrainConfig) -> TrainingData:
         """Give the training data of a trial."""
