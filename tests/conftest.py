@@ -36,15 +36,11 @@ for number in (signal.SIGINT, signal.SIGHUP):  # ignored where the tests run in 
 
 
 def pytest_collection_modifyitems(items):
-    """Mark as long what a list says, and what needs the embedded default's caches or a server.
-
-    These go first: no process then begins a long test when the others have nothing left to do.
-    """
+    """Mark as long what a list says, and what needs the embedded default's caches or a server."""
     listed = set(Path(__file__).with_name("long.txt").read_text().splitlines())
     for item in items:
         if item.nodeid.partition("[")[0] in listed or {"digits", "s3"} & set(item.fixturenames):
             item.add_marker("long")
-    items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
 @pytest.fixture(autouse=True)
