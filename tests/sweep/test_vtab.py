@@ -167,6 +167,7 @@ def test_stopped_it_goes_on_and_what_is_finished_is_read(caches, tmp_path):
         run(tmp_path / "other", moved)
 
 
+@pytest.mark.slow  # ten seconds of images of one known task's size
 def test_a_task_of_the_nineteen_counts_at_its_full_size(tmp_path):
     store(grey("kitti", BOTH, 1000), tmp_path / "caches" / "train.zarr")
     store(grey("kitti", "test", 711), tmp_path / "caches" / "test.zarr")
