@@ -41,6 +41,7 @@ def options(verb):
     return {name for own in verb.params for name in (*own.opts, *own.secondary_opts)} | {"--help"}
 
 
+@pytest.mark.slow  # CI has a limit of time
 def test_the_library_guides_python_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (block,) = fenced("python", DOCS / "guides" / "library.md")

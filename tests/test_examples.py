@@ -32,6 +32,7 @@ def home(digits, tmp_path, monkeypatch):
         receipts_of(there).symlink_to(receipts_of(digits[split]))
 
 
+@pytest.mark.slow  # CI has a limit of time
 def test_every_example_runs(home, digits, capsys):
     said = {}
     for example in sorted(EXAMPLES.glob("*.py")):

@@ -131,6 +131,7 @@ def test_what_cannot_work_is_one_sentence(options, said, tiny_cache, tmp_path, m
         sweep(tiny_cache, **{"config": BASE, "out": tmp_path / "s", "device": "cpu"} | options)
 
 
+@pytest.mark.slow  # CI has a limit of time
 def test_the_command_line_sweeps_and_prints_the_winners_command(digits, tmp_path):
     arguments = ["--cache", str(digits["train"]), "--test-cache", str(digits["test"]), "--device", "cpu"]
     arguments += ["--rank", "2,4", "--lr", "3e-3", "--layers", "4", "--epochs", "2", "--val-fraction", "0.2"]

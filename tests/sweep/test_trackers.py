@@ -39,6 +39,7 @@ def test_mlflow_has_every_trial_and_its_end(tiny_cache, tmp_path, monkeypatch):
             assert logged == [line["val_loss"] for line in results(trial_path(tmp_path / "sweep", trial.number))]
 
 
+@pytest.mark.slow  # CI has a limit of time
 def test_wandb_has_every_trial(tiny_cache, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")

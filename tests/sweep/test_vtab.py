@@ -202,6 +202,7 @@ REASONS = {
 }
 
 
+@pytest.mark.slow  # CI has a limit of time
 def test_what_cannot_be_used_is_named_with_its_reason(tmp_path):
     folder = tmp_path / "caches"
     two(folder, "cifar")
