@@ -261,8 +261,7 @@ class LocalMetadata(WritableMetadata):
         for name, digest in digests.items():
             content = (source.store / name).read()
             require_own(name, content, {name: digest}, source.store)
-            (self._next / name).parent.mkdir(parents=True, exist_ok=True)
-            (self._next / name).write_bytes(content)
+            self._put(name, content)
         self._install()
 
     @property
@@ -327,8 +326,12 @@ class LocalMetadata(WritableMetadata):
                 raise UserError(
                     f"{name} of {str(self.store)!r} cannot be read ({error}): extract again to another --out."
                 ) from error
-            (self._next / name).parent.mkdir(parents=True, exist_ok=True)
-            (self._next / name).write_bytes(content)
+            self._put(name, content)
+
+    def _put(self, name: str, content: bytes) -> None:
+        """Write a file of the next copy, which is synced and renamed as a whole."""
+        (self._next / name).parent.mkdir(parents=True, exist_ok=True)
+        (self._next / name).write_bytes(content)
 
     def _replace_copy(self) -> None:
         write_sealed(self._next / LIST, {"files": _listed(self._next)})

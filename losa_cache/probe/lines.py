@@ -12,7 +12,7 @@ from losa_cache.probe.features import Features
 from losa_cache.probe.neighbours import by_class_mean, choose_neighbours, judge_class_mean, vote
 from losa_cache.probe.record import ALL, CLASS_MEAN, NEIGHBOURS, REGRESSION, TAIL, Line
 from losa_cache.probe.tuning import Folds, Tuned, tune
-from losa_cache.tasks.base import standard_error
+from losa_cache.tasks.measures.metric import standard_error
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LETTERS = 30
-"""Of names that fit beside each other below the matrix."""
+"""Letters of all names together that fit beside each other below the matrix."""
 NUMBERED, NAMED = 16, 48
 """The most classes whose cells have room for a number, and whose rows have room for a name."""
 

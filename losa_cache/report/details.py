@@ -57,18 +57,15 @@ def _shown(cell: Cell) -> str:
 
 
 class Chart(Protocol):
-    """A chart.
-
-    Attributes:
-        name: of its file, without a suffix.
-        caption: what it shows, as a sentence.
-    """
+    """A chart of a report."""
 
     @property
-    def name(self) -> str: ...  # noqa: D102
+    def name(self) -> str:
+        """The name of its file, without a suffix."""
 
     @property
-    def caption(self) -> str: ...  # noqa: D102
+    def caption(self) -> str:
+        """What it shows, as a sentence."""
 
     def draw(self) -> "Figure":
         """Draw it with matplotlib."""

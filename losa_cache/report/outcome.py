@@ -12,6 +12,7 @@ from losa_cache.tasks import Metric, Task
 from losa_cache.tasks.measures.bootstrap import interval
 from losa_cache.tasks.measures.totals import totals
 from losa_cache.train.batch import Batch
+from losa_cache.train.evaluate import NOTHING, Scored
 
 EXAMPLES = 12
 """Samples of which a dense task keeps its predictions: a report shows them."""
@@ -78,9 +79,9 @@ class OutcomeCollector:
     _parts: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     _terms: dict[str, list[Tensor]] = field(default_factory=dict)
 
-    def __call__(self, predictions: Tensor, batch: Batch) -> None:
-        """Take the predictions of one adapter for a batch, ``(1, batch, ...)``."""
-        for name, terms in _terms(self.task, predictions, batch.labels).items():
+    def __call__(self, predictions: Tensor, batch: Batch, scored: Scored = NOTHING) -> None:
+        """Take the predictions of one adapter for a batch, ``(1, batch, ...)``, and terms that are computed already."""
+        for name, terms in _terms(self.task, predictions, batch.labels, scored).items():
             self._terms.setdefault(name, []).append(terms)
         wanted = max(0, EXAMPLES - len(self._ids)) if self.task.dense else len(batch.ids)
         if wanted:
@@ -94,11 +95,12 @@ class OutcomeCollector:
         return Outcome(self._ids, predictions, targets, terms, self.names)
 
 
-def _terms(task: Task, predictions: Tensor, targets: Tensor) -> dict[str, Tensor]:
-    """Compute the terms of one adapter for every metric that has some, on the CPU; those of equal functions once."""
+def _terms(task: Task, predictions: Tensor, targets: Tensor, scored: Scored = NOTHING) -> dict[str, Tensor]:
+    """Give the terms of one adapter for every metric that has some, on the CPU; what is not ``scored`` is computed."""
     named = {metric.name: metric.terms for metric in metrics_of(task) if metric.terms is not None}
-    computed = {terms: terms(predictions, targets)[0].cpu() for terms in dict.fromkeys(named.values())}
-    return {name: computed[terms] for name, terms in named.items()}
+    missing = set(named.values()) - scored.keys()
+    computed = {**scored, **{score: score(predictions, targets) for score in missing}}
+    return {name: computed[score][0].cpu() for name, score in named.items()}
 
 
 def by_group(task: Task, outcome: Outcome, groups: NDArray[np.int64]) -> Outcome | None:

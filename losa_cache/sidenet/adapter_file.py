@@ -33,7 +33,7 @@ Size = Annotated[int, Meta(ge=1, le=2**24)]
 
 
 class _Dense(Struct, forbid_unknown_fields=True):
-    """Of an adapter of a dense task (:class:`losa_cache.sidenet.dense.DenseAdapter`)."""
+    """The further arguments of :class:`losa_cache.sidenet.dense.DenseAdapter`."""
 
     decoder: str
     grid: tuple[Size, Size]

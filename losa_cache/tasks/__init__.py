@@ -10,7 +10,8 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from losa_cache.errors import UserError, nearest
-from losa_cache.tasks.base import Metric, Task
+from losa_cache.tasks.base import Task
+from losa_cache.tasks.measures.metric import Metric
 
 __all__ = ["CLASSIFICATION", "Metric", "Task", "get_task", "require_task", "task_names"]
 

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from losa_cache.errors import UserError
 from losa_cache.targets.class_weights import class_weights
 from losa_cache.targets.target_set import TargetSet
-from losa_cache.tasks.base import LOGISTIC, Measure, Metric, Task, Vector
+from losa_cache.tasks.base import LOGISTIC, Task, Vector
+from losa_cache.tasks.measures.metric import Measure, Metric
 
 if TYPE_CHECKING:
     from typing import Self
@@ -74,7 +75,7 @@ ECE = Metric(
     whole=Measure("calibration", "calibration_error", 100),
 )
 AUROC = Metric("auroc", "AUROC", "", higher=True, digits=3, whole=Measure("auroc", "two_class_auroc"))
-"""Of the second of two classes."""
+"""The area under the ROC curve of the second of two classes."""
 
 
 class Classification(Task):

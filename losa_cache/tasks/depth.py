@@ -10,19 +10,20 @@ from numpy.typing import NDArray
 
 from losa_cache.errors import UserError
 from losa_cache.targets.target_set import DEPTH, TargetSet
-from losa_cache.tasks.base import Metric, Task
+from losa_cache.tasks.base import Vector
+from losa_cache.tasks.measures.metric import Metric
 from losa_cache.tasks.measures.sizes import SIZE, size_of
+from losa_cache.tasks.measures.standardised import DEVIATION, MEAN, Standardised
 
 if TYPE_CHECKING:
     from typing import Self
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from losa_cache.report.details import Details
     from losa_cache.report.outcome import Outcome
     from losa_cache.train.config import TrainConfig
 
-MEAN, DEVIATION = "mean", "deviation"
 NEAR = 1.25
 """Largest ratio of two depths that count as near each other in delta 1."""
 
@@ -80,7 +81,7 @@ DELTA1 = Metric("delta1", "delta 1", "%", higher=True, digits=1, terms=_terms, v
 """The share of measured pixels whose depth is predicted within a factor of 1.25."""
 
 
-class Depth(Task):
+class Depth(Standardised):
     """A depth a pixel. Targets are float32 ``(batch, H, W)``, above 0, and NaN where nothing was measured.
 
     Predictions are natural logarithms of patches: they are enlarged to the size of a map where they meet one. The
@@ -93,8 +94,6 @@ class Depth(Task):
     dense = True
     metrics = (LOSS, RMSE, DELTA1, RELATIVE)
     selected_by = "rmse"
-    standardised = False
-    """Whether outputs are still standardised: only while an adapter is trained."""
 
     def outputs(self, names: Sequence[str]) -> int:
         """Give 1: the logarithm."""
@@ -120,7 +119,7 @@ class Depth(Task):
             )
         size = list(targets.values.shape[1:])
         task.constants = {MEAN: float(mean), DEVIATION: math.sqrt(variance), SIZE: size}
-        task.standardised = True
+        task.mean, task.deviation, task.standardised = Vector([mean]), Vector([math.sqrt(variance)]), True
         return task
 
     def restored(self, constants: Mapping[str, Any]) -> "Self":
@@ -139,25 +138,11 @@ class Depth(Task):
 
         return losses(self.predictions(outputs), targets, _log_error)
 
-    def predictions(self, outputs: "Tensor") -> "Tensor":
-        """Give logarithms of depths, in the unit of the targets."""
-        if not self.standardised:
-            return outputs
-        return outputs * self.constants[DEVIATION] + self.constants[MEAN]
-
     def calibrated(self, predictions: "Tensor", targets: "Tensor") -> "Tensor":
         """Give the loss of every sample."""
         from losa_cache.tasks.measures.maps import judged
 
         return judged(predictions, targets, _log_error)[:, None]
-
-    def fold(self, classifier: "nn.Linear") -> None:
-        """Have the decoder's last layer give logarithms in the unit of the targets."""
-        from torch import no_grad
-
-        with no_grad():
-            classifier.weight.mul_(self.constants[DEVIATION])
-            classifier.bias.mul_(self.constants[DEVIATION]).add_(self.constants[MEAN])
 
     def decided(self, predictions: "Tensor") -> "Tensor":
         """Give depths, float32 ``(..., H, W)``."""

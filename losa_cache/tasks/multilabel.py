@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from losa_cache.errors import UserError
 from losa_cache.targets.class_weights import BALANCED, class_weights
 from losa_cache.targets.target_set import MULTILABEL, TargetSet
-from losa_cache.tasks.base import Measure, Metric, Task, Vector
+from losa_cache.tasks.base import Task, Vector
+from losa_cache.tasks.measures.metric import Measure, Metric
 
 if TYPE_CHECKING:
     from typing import Self
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 CROSS_ENTROPY, ASYMMETRIC = "cross-entropy", "asymmetric"
 GAMMA, MARGIN = 4.0, 0.05
-"""Of the asymmetric loss: the exponent for labels that do not apply, and what is taken from their probability. Labels
+"""The asymmetric loss has this exponent for labels that do not apply, and takes this from their probability. Labels
 that apply have the exponent 0, as their authors recommend for most data sets."""
 THRESHOLDS = "thresholds"
 MIDDLE = 0.5
@@ -73,7 +74,7 @@ class Multilabel(Task):
     training_loss = CROSS_ENTROPY
     weighs_classes = concludes = ranks = True
     weights: Vector | None = None
-    """Of each label where it applies, in relation to where it does not; ``None``: 1."""
+    """The weight of each label where it applies, in relation to where it does not; ``None``: 1."""
 
     @property
     def thresholds(self) -> list[float] | None:

@@ -10,8 +10,8 @@ classifier is linear like that of the other tasks.
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from losa_cache.tasks.base import Metric
 from losa_cache.tasks.classification import LOSS, Classification, percent
+from losa_cache.tasks.measures.metric import Metric
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,18 +9,18 @@ from numpy.typing import NDArray
 
 from losa_cache.errors import UserError
 from losa_cache.targets.target_set import NUMBERS, TargetSet
-from losa_cache.tasks.base import RIDGE, Measure, Metric, Task, Vector
+from losa_cache.tasks.base import RIDGE, Vector
+from losa_cache.tasks.measures.metric import Measure, Metric
+from losa_cache.tasks.measures.standardised import DEVIATION, MEAN, Standardised
 
 if TYPE_CHECKING:
     from typing import Self
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from losa_cache.report.details import Details
     from losa_cache.report.outcome import Outcome
     from losa_cache.train.config import TrainConfig
-
-MEAN, DEVIATION = "mean", "deviation"
 
 
 def _squared(numbers: "Tensor", targets: "Tensor") -> "Tensor":
@@ -37,7 +37,7 @@ RMSE = Metric("rmse", "RMSE", "", higher=False, digits=3, whole=Measure("regress
 SPEARMAN = Metric("spearman", "Spearman", "", higher=True, digits=3, whole=Measure("spearman", "spearman"))
 
 
-class Regression(Task):
+class Regression(Standardised):
     """One or more numbers an image. Targets are float32 ``(batch, columns)``. Predictions are in the targets' unit.
 
     The classifier learns targets whose columns have mean 0 and standard deviation 1 on the training samples. When the
@@ -52,10 +52,6 @@ class Regression(Task):
     probes = RIDGE
     training_losses = ("mse", "l1", "huber")
     training_loss = "mse"
-    mean, deviation = Vector([0.0]), Vector([1.0])
-    """Of each column, on the training samples."""
-    standardised = False
-    """Whether outputs are still standardised: only while an adapter is trained."""
 
     def outputs(self, names: Sequence[str]) -> int:
         """Say how many columns there are."""
@@ -96,28 +92,6 @@ class Regression(Task):
     def probe_targets(self, targets: "Tensor") -> "Tensor":
         """Give standardised targets."""
         return (targets - self.mean.like(targets)) / self.deviation.like(targets)
-
-    def predictions(self, outputs: "Tensor") -> "Tensor":
-        """Give numbers in the unit of the targets."""
-        if not self.standardised:
-            return outputs
-        return outputs * self.deviation.like(outputs) + self.mean.like(outputs)
-
-    def fold(self, classifier: "nn.Linear") -> None:
-        """Have the classifier give numbers in the unit of the targets."""
-        from torch import no_grad
-
-        self.fold_probe(classifier)
-        with no_grad():
-            classifier.bias.add_(self.mean.like(classifier.bias))
-
-    def fold_probe(self, probe: "nn.Linear") -> None:
-        """Have the probe give differences in the unit of the targets: the classifier adds the mean."""
-        from torch import no_grad
-
-        with no_grad():
-            probe.weight.mul_(self.deviation.like(probe.weight)[:, None])
-            probe.bias.mul_(self.deviation.like(probe.bias))
 
     def columns(self, names: Sequence[str]) -> Sequence[str]:
         """Name the columns as the target set does."""

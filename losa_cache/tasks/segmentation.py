@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from losa_cache.errors import UserError
 from losa_cache.targets.class_weights import class_weights
 from losa_cache.targets.target_set import IGNORED, MASK, TargetSet
-from losa_cache.tasks.base import Metric, Task, Vector
+from losa_cache.tasks.base import Task, Vector
+from losa_cache.tasks.measures.metric import Metric
 from losa_cache.tasks.measures.sizes import SIZE, size_of
 
 if TYPE_CHECKING:

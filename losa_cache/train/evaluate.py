@@ -1,7 +1,8 @@
 """The metrics of adapters on a source."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate, pairwise
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,17 @@ from torch import Tensor
 from losa_cache.sidenet.adapter import Adapter
 from losa_cache.sidenet.operand import Block
 from losa_cache.tasks import Task
+from losa_cache.tasks.measures.metric import Terms
 from losa_cache.train.batch import Batch, Source
 from losa_cache.train.sampler import requests_in_order
 
-Keep = Callable[[Tensor, Batch], None]
+Scored = Mapping[Terms, Tensor]
+"""The terms ``(K, batch, S)`` of a task's metrics, by the function that computed them."""
+NOTHING: Scored = MappingProxyType({})
+Keep = Callable[[Tensor, Batch, Scored], None]
 
 
-def keep_nothing(predictions: Tensor, batch: Batch) -> None:
+def keep_nothing(predictions: Tensor, batch: Batch, scored: Scored) -> None:
     """Do nothing with predictions."""
 
 
@@ -70,8 +75,8 @@ def evaluate_each(
 ) -> list[dict[str, float]]:
     """Evaluate K adapters in one pass, as :func:`evaluate` does; ``forward`` gives outputs ``(K, batch, outputs)``.
 
-    ``keep`` is called with the predictions of each sample, ``(K, batch, ...)``, and their batch, in the order of the
-    samples; for videos once, with the last clip. It must not read the batch's blocks.
+    ``keep`` is called with the predictions of each sample, ``(K, batch, ...)``, their batch, and the terms of the
+    metrics, in the order of the samples; for videos once, with the last clip. It must not read the batch's blocks.
     """
     total = torch.empty(0)
     sums: list[Tensor] = []
@@ -87,9 +92,10 @@ def evaluate_each(
         done += len(batch.ids)
         if request.view == clips - 1:
             predictions = task.average_clips(total, clips)
-            keep(predictions, batch)
-            terms = {score: score(predictions, batch.labels).sum(1).double() for score in scores}
-            scored = [terms[metric.terms] for metric in means if metric.terms]
+            terms = {score: score(predictions, batch.labels) for score in scores}
+            keep(predictions, batch, terms)
+            added = {score: own.sum(1).double() for score, own in terms.items()}
+            scored = [added[metric.terms] for metric in means if metric.terms]
             sums = [before + own for before, own in zip(sums, scored, strict=True)] if sums else scored
             if len(means) < len(task.metrics):
                 everything.append((predictions, batch.labels))

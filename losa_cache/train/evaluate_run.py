@@ -21,11 +21,9 @@ from losa_cache.folders import require_writable
 from losa_cache.points import EMBEDDING, LAST
 from losa_cache.report.evaluation import figures_of, flat, tables_of
 from losa_cache.report.outcome import EXAMPLES, Outcome, OutcomeCollector
-from losa_cache.report.write import write_report
 from losa_cache.sidenet.adapter_file import load_adapter, load_adapter_config
 from losa_cache.sidenet.adapter_folder import HUB, find_files, local_folder
 from losa_cache.sidenet.spec import SIDES
-from losa_cache.sweep.report.drawing import require_matplotlib
 from losa_cache.targets.target_set import LABELS
 from losa_cache.tasks import CLASSIFICATION, Task, get_task
 from losa_cache.train.all_layers import unfit
@@ -109,6 +107,8 @@ def evaluate_run(
     """
     folder = local_folder(run)
     if report is not None:
+        from losa_cache.sweep.report.drawing import require_matplotlib
+
         require_matplotlib()
         require_writable(Path(report).parent)
     elif images is not None:
@@ -133,6 +133,8 @@ def evaluate_run(
     if not str(run).startswith(HUB):
         _store(folder, result, tables, task)
     if report is not None:
+        from losa_cache.report.write import write_report  # with jinja2, which only a report needs
+
         about |= {"adapter": folder.name, "backbone": evaluation.manifest.fields["backbone"]["name"]}
         write_report(Path(report), about, figures, details, task=task)
     return result | tables

@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 
 from losa_cache.cache.store import ActivationCache
 from losa_cache.errors import UserError
-from losa_cache.targets.target_set import CLASS
-from losa_cache.train.groups import groups_by_id
+from losa_cache.train.groups import groups_by_id, require_groups
 from losa_cache.train.sample_files import parse_groups, read_sample_file
 
 log = logging.getLogger(__name__)
@@ -56,20 +55,11 @@ def _numbers(
     named: str, cache: ActivationCache | None, samples: NDArray[np.int64], ids: Sequence[str]
 ) -> NDArray[np.int64]:
     if cache is not None and named in cache.target_kinds:
-        groups = cache.target_set(named)
-        if groups.kind != CLASS:
-            raise UserError(f"group-by is {named!r}, a target set of the kind {groups.kind!r}: name one of classes.")
-        values: NDArray[np.int64] = groups.values[samples]
-    elif os.path.lexists(named):
-        values = groups_by_id(ids, parse_groups(read_sample_file(named, "group-by"), named)).values
-    else:
+        return require_groups(samples, cache.sample_ids, cache.target_set(named), named).values[samples]
+    if not os.path.lexists(named):
         raise UserError(
             f"group-by is {named!r}, which is neither a target set of what is evaluated nor a CSV file: name one of "
             "them."
         )
-    if len(missing := np.flatnonzero(values < 0)):
-        raise UserError(
-            f"group-by {named!r} gives no group to {len(missing)} of the samples, the first {ids[missing[0]]!r}: add a "
-            "line for each."
-        )
-    return values
+    groups = groups_by_id(ids, parse_groups(read_sample_file(named, "group-by"), named))
+    return require_groups(np.arange(len(ids)), ids, groups, named).values

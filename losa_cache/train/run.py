@@ -10,7 +10,6 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ import torch
 from msgspec import Struct
 
 from losa_cache.errors import UserError
-from losa_cache.files import append, publish, with_seal, write_json, write_whole
+from losa_cache.files import append, publish, with_seal, without_nan, write_json, write_whole
 from losa_cache.folders import require_writable
 from losa_cache.lock import lock, unlock
 from losa_cache.outside import UnreadableError, fit, read_file
@@ -143,8 +142,7 @@ class Run:
         Raises:
             UserError: if they cannot be written.
         """
-        told = {name: None if isinstance(value, float) and isnan(value) else value for name, value in metrics.items()}
-        line = json.dumps(told) + "\n"
+        line = json.dumps(without_nan(metrics)) + "\n"
         with self._writing():
             append(self.path / METRICS, line.encode())
         self._lines.append(line)

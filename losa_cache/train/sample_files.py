@@ -4,8 +4,9 @@ import csv
 import io
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from losa_cache.errors import UserError
 from losa_cache.outside import UnreadableError, open_file, read_file
@@ -15,6 +16,7 @@ from losa_cache.train.config import BALANCED, SHUFFLE, TrainConfig
 HEADER = ["id", "weight"]
 CLASS_HEADER = ["name", "weight"]
 GROUP_HEADER = ["id", "group"]
+T = TypeVar("T")
 MOST_BYTES = 2**30  # ids of ten million samples
 
 
@@ -24,24 +26,32 @@ def require_sample_files(config: TrainConfig) -> None:
     Raises:
         UserError: naming the option.
     """
-    if config.sampling not in (SHUFFLE, BALANCED):
-        if not os.path.exists(config.sampling):
-            raise UserError(
-                f"sampling is {str(config.sampling)!r}, and there is no such file: choose {SHUFFLE}, {BALANCED} or a "
-                "CSV file of weights."
-            )
-        require_opens(config.sampling, "sampling")
+    _require_weights(config.sampling, "sampling", f"{SHUFFLE}, {BALANCED}", (SHUFFLE, BALANCED))
     if config.val_ids is not None:
         require_opens(config.val_ids, "val-ids")
-    if config.class_weights not in (None, CLASSES_BALANCED):
-        if not os.path.exists(config.class_weights):
-            raise UserError(
-                f"class-weights is {config.class_weights!r}, and there is no such file: choose {CLASSES_BALANCED} or a "
-                "CSV file of weights."
-            )
-        require_opens(config.class_weights, "class-weights")
+    _require_weights(config.class_weights, "class-weights", CLASSES_BALANCED, (None, CLASSES_BALANCED))
     if config.group_by is not None and config.group_by.endswith(".csv"):
         require_opens(config.group_by, "group-by")
+
+
+def _require_weights(value: str | None, option: str, words: str, known: Sequence[str | None]) -> None:
+    """Refuse a value that is neither a word nor a file that can be opened.
+
+    Args:
+        value: of the option.
+        option: its name, for messages.
+        words: that it may be, for messages.
+        known: values that name no file.
+
+    Raises:
+        UserError: naming the option.
+    """
+    if value in known:
+        return
+    assert value is not None
+    if not os.path.exists(value):
+        raise UserError(f"{option} is {value!r}, and there is no such file: choose {words} or a CSV file of weights.")
+    require_opens(value, option)
 
 
 def require_opens(path: str, option: str) -> None:
@@ -84,23 +94,8 @@ def parse_groups(content: bytes, path: str) -> dict[str, str]:
     Raises:
         UserError: for another first line, a line that is not an id and the name of a group, or an id that comes twice.
     """
-    lines = csv.reader(io.StringIO(_text(content), newline=""), strict=True)
-    groups: dict[str, str] = {}
-    try:
-        if next(lines, None) != GROUP_HEADER:
-            raise UserError(f"groups {str(path)!r} must begin with the line {','.join(GROUP_HEADER)}: put it first.")
-        for fields in filter(None, lines):
-            if len(fields) != len(GROUP_HEADER) or not fields[1]:
-                line = ",".join(fields)[:80]
-                raise UserError(
-                    f"line {lines.line_num} of {str(path)!r} is {line!r}: it must be an id and the name of its group."
-                )
-            if fields[0] in groups:
-                raise UserError(f"line {lines.line_num} of {str(path)!r} groups {fields[0]!r} again: leave one out.")
-            groups[fields[0]] = fields[1]
-    except csv.Error as error:
-        raise UserError(f"line {lines.line_num} of {str(path)!r} is not CSV ({error}): mend it.") from error
-    return groups
+    wanted = "an id and the name of its group"
+    return _by_name(content, path, GROUP_HEADER, ("groups", "groups"), wanted, lambda text: text or None)
 
 
 def parse_weights(content: bytes, path: str, header: Sequence[str] = HEADER) -> dict[str, float]:
@@ -115,27 +110,50 @@ def parse_weights(content: bytes, path: str, header: Sequence[str] = HEADER) -> 
         UserError: for another first line, a line that is not a name and a finite weight of at least 0, or an id that
             comes twice.
     """
+    first = "an id" if header is HEADER else "a name"
+    return _by_name(
+        content, path, header, ("weights", "weighs"), f"{first} and a weight, finite and at least 0", _weight
+    )
+
+
+def _by_name(
+    content: bytes,
+    path: str,
+    header: Sequence[str],
+    what: tuple[str, str],
+    wanted: str,
+    read: Callable[[str], T | None],
+) -> dict[str, T]:
+    """Parse CSV of two columns, a name and a value.
+
+    Args:
+        content: UTF-8.
+        path: of the file, for messages.
+        header: the first line.
+        what: the file gives, and what it does with a name, for messages: ``weights``, ``weighs``.
+        wanted: what a line must be, for messages.
+        read: gives the value of a cell; ``None``: it is none.
+
+    Raises:
+        UserError: for another first line, a line without a value, or a name that comes twice.
+    """
+    noun, verb = what
     lines = csv.reader(io.StringIO(_text(content), newline=""), strict=True)
-    weights: dict[str, float] = {}
+    found: dict[str, T] = {}
     try:
         if next(lines, None) != [*header]:
-            raise UserError(f"weights {str(path)!r} must begin with the line {','.join(header)}: put it first.")
-        for fields in lines:
-            if not fields:
-                continue
-            weight = _number(fields[1]) if len(fields) == len(header) else math.nan
-            if not 0 <= weight < math.inf:
-                line, first = ",".join(fields)[:80], "an id" if header is HEADER else "a name"
-                raise UserError(
-                    f"line {lines.line_num} of {str(path)!r} is {line!r}: it must be {first} and a weight, finite "
-                    "and at least 0."
-                )
-            if fields[0] in weights:
-                raise UserError(f"line {lines.line_num} of {str(path)!r} weighs {fields[0]!r} again: leave one out.")
-            weights[fields[0]] = weight
+            raise UserError(f"{noun} {str(path)!r} must begin with the line {','.join(header)}: put it first.")
+        for fields in filter(None, lines):
+            value = read(fields[1]) if len(fields) == len(header) else None
+            if value is None:
+                line = ",".join(fields)[:80]
+                raise UserError(f"line {lines.line_num} of {str(path)!r} is {line!r}: it must be {wanted}.")
+            if fields[0] in found:
+                raise UserError(f"line {lines.line_num} of {str(path)!r} {verb} {fields[0]!r} again: leave one out.")
+            found[fields[0]] = value
     except csv.Error as error:
         raise UserError(f"line {lines.line_num} of {str(path)!r} is not CSV ({error}): mend it.") from error
-    return weights
+    return found
 
 
 def parse_ids(content: bytes, path: str) -> list[str]:
@@ -159,8 +177,10 @@ def _text(content: bytes) -> str:
     return content.decode("utf-8-sig", "surrogateescape")
 
 
-def _number(text: str) -> float:
+def _weight(text: str) -> float | None:
+    """Read a weight; ``None`` if it is no finite number of at least 0."""
     try:
-        return float(text)
+        weight = float(text)
     except ValueError:
-        return math.nan
+        return None
+    return weight if 0 <= weight < math.inf else None

@@ -22,7 +22,7 @@ from losa_cache.targets.target_set import TargetSet
 from losa_cache.tasks import Task, get_task
 from losa_cache.train.batch import Batch
 from losa_cache.train.config import TrainConfig
-from losa_cache.train.evaluate import evaluate
+from losa_cache.train.evaluate import Scored, evaluate
 from losa_cache.train.run import Run
 from losa_cache.train.training_data import TrainingData, used_layers, used_points
 
@@ -122,7 +122,7 @@ def _concluded(adapter: Adapter, data: TrainingData, config: TrainConfig) -> Tas
     predictions: list[Tensor] = []
     targets: list[Tensor] = []
 
-    def keep(predicted: Tensor, batch: Batch) -> None:
+    def keep(predicted: Tensor, batch: Batch, scored: Scored) -> None:
         predictions.append(predicted[0])
         targets.append(batch.labels)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from losa_cache.sweep.engine.record import SweepRecord, effects, pareto_front, seed_groups, seed_spread
 from losa_cache.sweep.report.findings import findings, say
-from losa_cache.tasks.base import standard_error
+from losa_cache.tasks.measures.metric import standard_error
 from tests.sweep.records import sweep, trial
 
 TEST = {"on": "t.zarr", "split": "test", "samples": 500, "top1": 80.0, "top5": 99.0, "loss": 0.5, "retrained": True}

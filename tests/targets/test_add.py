@@ -92,7 +92,7 @@ while killed:
 """
 
 
-@pytest.mark.parametrize("every", [401, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [101, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_change_killed_at_any_step_is_mended_and_done_by_the_next(tiny_cache, tmp_path, every):
     """Replacing one set and removing another, killed at every so many steps on the file system."""
     for kind in (CLASS, MULTILABEL):

@@ -126,7 +126,7 @@ def test_no_object_is_made_of_an_array_file(tmp_path):
     samples, frames = folder(tmp_path, {})
     (tmp_path / "masks").mkdir()
     for number in range(2):
-        np.save(tmp_path / f"masks/{number}.npy", np.array([[print]]), allow_pickle=True)
+        np.save(tmp_path / f"masks/{number}.npy", np.array([[print]]))
     with pytest.raises(UserError, match=r"'0.npy' .* cannot be read .*Python objects"):
         read_targets(open_source(tmp_path / "masks", task="depth"), samples.ids, frames=frames)
 

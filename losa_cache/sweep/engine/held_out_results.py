@@ -15,6 +15,7 @@ from losa_cache.files import write_whole
 from losa_cache.outside import UnreadableError, read_file
 from losa_cache.tasks import Task
 from losa_cache.train.batch import Batch
+from losa_cache.train.evaluate import NOTHING, Scored
 
 FILE = "held_out.npy"
 
@@ -49,10 +50,13 @@ class ResultCollector:
         self._losses: list[Tensor] = []
         self._whole: list[tuple[Tensor, Tensor]] = []
 
-    def __call__(self, predictions: Tensor, batch: Batch) -> None:
-        """Take the predictions for a batch, ``(K, batch, ...)``."""
-        if self._task.selection.terms is not None:
-            self._parts.append(self._task.selection_terms(predictions, batch.labels).float().mT.cpu())
+    def __call__(self, predictions: Tensor, batch: Batch, scored: Scored = NOTHING) -> None:
+        """Take the predictions for a batch, ``(K, batch, ...)``, and the terms of metrics that are computed already."""
+        score = self._task.selection.terms
+        if score is not None:
+            known = score in scored and not self._task.compares
+            terms = scored[score] if known else self._task.selection_terms(predictions, batch.labels)
+            self._parts.append(terms.float().mT.cpu())
         else:
             self._whole.append((predictions.cpu(), batch.labels.cpu()))
         self._losses.append(self._task.calibrated(predictions, batch.labels).float().cpu())

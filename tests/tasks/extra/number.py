@@ -6,7 +6,8 @@ from dataclasses import replace
 import numpy as np
 
 from losa_cache.errors import UserError
-from losa_cache.tasks.base import Metric, Task
+from losa_cache.tasks.base import Task
+from losa_cache.tasks.measures.metric import Metric
 
 
 def _off(numbers, targets):
