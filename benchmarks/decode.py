@@ -15,7 +15,8 @@ from time import perf_counter
 from stages import make_images
 
 from losa_cache.data.decode import Decoder, View
-from losa_cache.data.folder import load_folder
+from losa_cache.data.request import Request
+from losa_cache.data.sources.folder import load
 from losa_cache.data.transforms import InputSpec
 
 SPEC = InputSpec((3, 224, 224), (0.5,) * 3, (0.5,) * 3, "bicubic", 0.9, "center")
@@ -30,7 +31,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=".") as work:
         make_images(Path(work), arguments.images)
-        samples = load_folder(Path(work), "train")
+        samples = load(Request(work, "train"))
         roads = {
             f"plain, {arguments.workers} threads": Decoder(samples, SPEC, workers=arguments.workers),
             "plain, 1 thread": Decoder(samples, SPEC, workers=1),

@@ -136,7 +136,9 @@ def load_given(config: InputsConfig) -> Samples:
     if not isinstance(config.dataset, str):
         return config.dataset
     folder, home = given_path(config.data_dir) if config.data_dir is not None else None, find_home()
-    return load_samples(config.dataset, split=config.split, data_dir=folder, home=home and home / "data")
+    return load_samples(
+        config.dataset, split=config.split, data_dir=folder, home=home and home / "data", columns=config.columns
+    )
 
 
 def _load_backbone(config: InputsConfig, device: torch.device, budget: int | None) -> tuple[Backbone, int | None]:

@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from losa_cache.cache.precision_names import require_precision
-from losa_cache.data.names import is_name, require_data_set, require_decoder_name, require_split
+from losa_cache.data.columns import parse_columns
+from losa_cache.data.names import (
+    is_name,
+    located,
+    require_columns,
+    require_data_set,
+    require_decoder_name,
+    require_split,
+)
 from losa_cache.errors import UserError, require_counts, require_seed
 from losa_cache.layers import require_layers
 from losa_cache.options import Option
@@ -48,6 +56,7 @@ class ImageConfig:
             the options of video backbones are not used.
         dataset: a name (``load_samples``) or loaded samples, for which ``split`` and ``data_dir`` are not used.
         split, data_dir: the part of the data set, and the folder that holds it.
+        columns: of a table, to take: ``image=file,label=species,age`` (``load_samples``).
         weights, img_size, resize: of the backbone; of a video backbone also
         frames, stride, inflation: as of ``load_backbone``.
         clips: rows for each video, 1 or more, evenly spaced over it.
@@ -61,6 +70,13 @@ class ImageConfig:
         str, of_images("Split of the data set: train, val or test; for vtab: train800val200, train800, val200 or test.")
     ] = "train"
     data_dir: Annotated[str | None, of_images("Folder that holds the data set.", path=True)] = None
+    columns: Annotated[
+        str | None,
+        of_images(
+            "Columns of a table: image=COLUMN,label=COLUMN, and further columns, each of which becomes a target set; "
+            "default: columns with common names."
+        ),
+    ] = None
     weights: Annotated[
         str,
         of_images(
@@ -119,9 +135,8 @@ class ImageConfig:
             found["targets_from"] = targets
         if str(self.weights) not in (PRETRAINED, RANDOM):
             found["weights"] = self.weights
-        if not is_name(dataset):
-            found["dataset"] = dataset
-        return {name: None if path is None else str(whole(Path(path))) for name, path in found.items()}
+        written = {name: None if path is None else str(whole(Path(path))) for name, path in found.items()}
+        return written if is_name(dataset) else written | {"dataset": located(dataset, whole)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,6 +215,8 @@ class InputsConfig(ImageConfig):
         if isinstance(self.dataset, str):
             require_data_set(self.dataset, self.data_dir)
             require_split(self.dataset, self.split)
+            require_columns(self.dataset, self.columns)
+            parse_columns(self.columns)
         require_layers(self.layers)
         require_tap(self.tap)
         require_tokens(self.tokens)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from losa_cache.backbone.names import DIGITS_WEIGHTS, vit_digits
-from losa_cache.data.digits import PRETRAINING_CLASSES, digit_scans
+from losa_cache.data.sources.digits import PRETRAINING_CLASSES, digit_scans
 from losa_cache.data.transforms import InputSpec
 
 SYMMETRIES, WIDTH = 8, 96

@@ -2,19 +2,21 @@
 
 from pathlib import Path
 
-from losa_cache.data.builtin import load_builtin
-from losa_cache.data.digits import load_digits_split
-from losa_cache.data.folder import load_folder
-from losa_cache.data.kinetics400 import load_kinetics400
-from losa_cache.data.names import ON_DISK, TORCHVISION, plain, require_data_set
-from losa_cache.data.places365 import load_places365
+from losa_cache.data.columns import parse_columns
+from losa_cache.data.names import kind_of, require_columns, require_data_set
+from losa_cache.data.request import Request
 from losa_cache.data.samples import Samples
-from losa_cache.data.vtab import load_vtab
-
-_ON_DISK = dict(zip(ON_DISK, (load_folder, load_kinetics400, load_places365, load_vtab), strict=True))
+from losa_cache.data.spec import load_source
 
 
-def load_samples(name: str, *, split: str = "train", data_dir: Path | None = None, home: Path | None = None) -> Samples:
+def load_samples(
+    name: str,
+    *,
+    split: str = "train",
+    data_dir: Path | None = None,
+    home: Path | None = None,
+    columns: str | None = None,
+) -> Samples:
     """Load a split of a data set.
 
     Args:
@@ -24,16 +26,13 @@ def load_samples(name: str, *, split: str = "train", data_dir: Path | None = Non
             ``val200`` or ``test``.
         data_dir: where the files are; for torchvision sets its root (default ``home``), for ``vtab`` the
             folder of one task.
+        home: where a set that torchvision downloads is kept, if ``data_dir`` does not say it.
+        columns: of a table, to take: ``image=file,label=species,age``.
 
     Raises:
         UserError: for an unknown name (with the nearest ones) or files that are not as expected.
     """
-    key = plain(name)
     require_data_set(name, data_dir)
-    if key == "digits":
-        return load_digits_split(split)
-    if data_dir is not None and key in _ON_DISK:
-        return _ON_DISK[key](data_dir, split)
-    if key in TORCHVISION:
-        return load_builtin(key, data_dir or home or Path("data"), split)
-    return load_folder(Path(name), split)
+    require_columns(name, columns)
+    kind, rest = kind_of(name)
+    return load_source(kind).load(Request(rest, split, data_dir, home, parse_columns(columns)))

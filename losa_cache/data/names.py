@@ -1,23 +1,11 @@
 """Names of data sets, their splits, and decoders. This module imports no library, so that a command refuses at once."""
 
+from collections.abc import Callable
 from pathlib import Path
 
+from losa_cache.data.spec import SPECS
 from losa_cache.errors import UserError, nearest
 
-ON_DISK = ("folder", "kinetics400", "places365", "vtab")
-OWN_NAMES = ("digits", *ON_DISK)
-_CLASSES = (
-    "Caltech101 Caltech256 CIFAR10 CIFAR100 Country211 DTD EuroSAT FashionMNIST FGVCAircraft Flowers102 Food101 GTSRB",
-    "ImageNet Imagenette KMNIST MNIST OxfordIIITPet RenderedSST2 StanfordCars STL10 SUN397 SVHN USPS",
-)
-TORCHVISION = {name.lower(): name for line in _CLASSES for name in line.split()}
-"""torchvision's classification sets: the class of each, by the name that it has here."""
-SPLITS = {
-    "digits": ("train", "test"),
-    "places365": ("train", "val"),
-    "vtab": ("train800", "val200", "train800val200", "test"),
-}
-"""The splits of the data sets that always have the same ones. Files or torchvision say which the others have."""
 PILLOW, NVJPEG = DECODERS = ("pillow", "nvjpeg")
 """What decodes image files."""
 
@@ -27,30 +15,82 @@ def plain(name: str) -> str:
     return name.lower().replace("_", "").replace("-", "")
 
 
+TORCHVISION = "builtin"
+"""The kind of torchvision's classification sets."""
+_KINDS = {plain(name): kind for kind, spec in SPECS.items() if not spec.prefix for name in spec.names or (kind,)}
+"""The kind of data set behind each name."""
+OWN_NAMES = tuple(name for name, kind in _KINDS.items() if kind != TORCHVISION)
+"""The names that are not torchvision's."""
+
+
+def kind_of(name: str) -> tuple[str, str]:
+    """Give the kind of a data set, and its plain name or what stands behind its prefix.
+
+    What has no known name, prefix or suffix is the path of a folder.
+    """
+    prefix, colon, rest = name.partition(":")
+    if colon and prefix.lower() in SPECS and SPECS[prefix.lower()].prefix:
+        return prefix.lower(), rest
+    if is_name(name):
+        return _KINDS[plain(name)], plain(name)
+    suffixed = (kind for kind, spec in SPECS.items() if spec.suffixes and name.lower().endswith(spec.suffixes))
+    return next(suffixed, "folder"), name
+
+
 def is_name(name: str) -> bool:
-    """Tell whether a data set is known by this name; else it is a folder's path."""
-    return plain(name) in (*OWN_NAMES, *TORCHVISION)
+    """Tell whether a data set is known by this name; else it has a prefix, or is a path."""
+    return plain(name) in _KINDS
+
+
+def located(name: str, whole: Callable[[Path], Path]) -> str:
+    """Write a data set such that the path in it, if there is one, holds from any working directory.
+
+    Args:
+        name: of the data set.
+        whole: makes a path absolute.
+    """
+    kind, rest = kind_of(name)
+    if is_name(name) or (SPECS[kind].remote and not Path(rest).exists()):
+        return name
+    return f"{kind}:{whole(Path(rest))}" if rest != name else str(whole(Path(name)))
 
 
 def is_embedded(name: str) -> bool:
     """Tell whether a data set comes with a package: nothing else is opened for it."""
-    return plain(name) == "digits"
+    return SPECS[kind_of(name)[0]].embedded
 
 
 def require_data_set(name: str, data_dir: str | Path | None) -> None:
-    """Refuse a data set that is neither known by name nor a folder, or lies in a folder that is not named.
+    """Refuse a data set that is neither known by name nor there, or lies in a folder that is not named.
 
     Raises:
         UserError: naming the nearest ones, or asking for ``--data-dir``.
     """
-    if plain(name) in ON_DISK and data_dir is None:
-        raise UserError(f"data set {plain(name)!r} needs --data-dir: the folder that holds it.")
-    if not is_name(name) and not Path(name).is_dir():
-        known = [*OWN_NAMES, *TORCHVISION]
+    kind, rest = kind_of(name)
+    spec = SPECS[kind]
+    if is_name(name):
+        if spec.needs_folder and data_dir is None:
+            raise UserError(f"data set {kind!r} needs --data-dir: the folder that holds it.")
+    elif spec.prefix:
+        if not rest or not (spec.remote or Path(rest).exists()):
+            raise UserError(f"data set {name!r}: there is no {rest!r}: name a file or folder behind {kind}:.")
+    elif not Path(name).is_dir():
+        prefixes = [f"{kind}:..." for kind, spec in SPECS.items() if spec.prefix]
         raise UserError(
-            f"unknown data set {name!r}: it is no folder either{nearest(plain(name), known)}. "
-            f"Known: {', '.join(OWN_NAMES)} and torchvision's {', '.join(TORCHVISION)}."
+            f"unknown data set {name!r}: it is no folder either{nearest(plain(name), [*_KINDS])}. Known: "
+            f"{', '.join([*OWN_NAMES, *prefixes])} and torchvision's "
+            f"{', '.join(map(str.lower, SPECS[TORCHVISION].names))}."
         )
+
+
+def require_columns(name: str, columns: str | None) -> None:
+    """Refuse columns of a data set that is no table.
+
+    Raises:
+        UserError: naming them.
+    """
+    if columns is not None and not SPECS[kind_of(name)[0]].columns:
+        raise UserError(f"columns is {columns!r}, but data set {name!r} is no table: leave it out.")
 
 
 def require_split(name: str, split: str) -> None:
@@ -59,9 +99,10 @@ def require_split(name: str, split: str) -> None:
     Raises:
         UserError: naming the splits that it has.
     """
-    known = SPLITS.get(plain(name))
-    if known is not None and split not in known:
-        raise UserError(f"{plain(name)} has no split {split!r}: choose one of {', '.join(known)}.")
+    kind, _ = kind_of(name)
+    known = SPECS[kind].splits
+    if known and split not in known:
+        raise UserError(f"{kind} has no split {split!r}: choose one of {', '.join(known)}.")
 
 
 def require_decoder_name(name: str) -> None:

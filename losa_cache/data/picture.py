@@ -8,6 +8,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, ImageFile
 
+from losa_cache.data.pixel_rules import AS_DECLARED, PixelRules
+
 log = logging.getLogger(__name__)
 
 TURN = "losa_cache.turn"
@@ -32,7 +34,7 @@ _DARK = 4095  # where no value of 16 bits lies above it, a scanner of 12 bits ma
 _noted: set[str] = set()
 
 
-def load_image(path: Path, *, max_pixels: int | None = None) -> Image.Image:
+def load_image(path: Path, rules: PixelRules = AS_DECLARED, *, max_pixels: int | None = None) -> Image.Image:
     """Decode a file fully, so that a truncated file fails here and not in the transform. Greys are scaled to 8 bits.
 
     If the file has several pictures (animations, TIFF pages), the first one is decoded. Colour profiles are not
@@ -40,6 +42,7 @@ def load_image(path: Path, *, max_pixels: int | None = None) -> Image.Image:
 
     Args:
         path: of the file.
+        rules: how values that are not 8-bit RGB become pixels.
         max_pixels: a larger picture, or one stored in larger tiles, is refused before it is decoded.
 
     Raises:
@@ -57,11 +60,14 @@ def _require_regular(path: Path) -> None:
         raise OSError("it is no regular file")
 
 
-def read_image(file: BinaryIO, *, max_pixels: int, formats: tuple[str, ...]) -> Image.Image:
+def read_image(
+    file: BinaryIO, rules: PixelRules = AS_DECLARED, *, max_pixels: int, formats: tuple[str, ...]
+) -> Image.Image:
     """Decode a picture from outside, as :func:`load_image` does.
 
     Args:
         file: its bytes.
+        rules: how values that are not 8-bit RGB become pixels.
         max_pixels: a larger picture, or one stored in larger tiles, is refused before it is decoded.
         formats: Pillow's names of the decoders that may be tried.
 

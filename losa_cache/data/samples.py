@@ -11,6 +11,7 @@ from PIL import Image
 
 from losa_cache.data.clips import Clip
 from losa_cache.data.picture import load_image
+from losa_cache.data.pixel_rules import AS_DECLARED, PixelRules
 from losa_cache.errors import UserError
 
 
@@ -28,6 +29,7 @@ class Samples:
         fingerprint: ``"sha256:..."`` over ids, labels and file sizes (over the pixels, if they are in memory).
         clip: for videos, gives the frames of an index and a clip, decoded one by one; ``None`` for images.
         file: gives the file of an index; ``None`` if samples do not lie in files of their own.
+        pixels: by which rules ``load`` brought values that are not 8-bit RGB to pixels.
 
     Raises:
         UserError: for labels beyond the classes.
@@ -42,6 +44,7 @@ class Samples:
     fingerprint: str
     clip: Callable[[int, Clip], Iterator[Image.Image]] | None = None
     file: Callable[[int], Path] | None = None
+    pixels: PixelRules = AS_DECLARED
 
     def __post_init__(self) -> None:
         if len(self.labels) and not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
@@ -138,6 +141,8 @@ def from_files(
     root: Path,
     files: Sequence[tuple[str, int]],
     sizes: Sequence[int] | None = None,
+    *,
+    pixels: PixelRules = AS_DECLARED,
 ) -> Samples:
     """Build samples from ``(path relative to root, label)`` pairs.
 
@@ -146,6 +151,7 @@ def from_files(
         root: folder of the files.
         files: their paths and labels.
         sizes: in bytes, if they are known already; a missing file has the size -1.
+        pixels: how values that are not 8-bit RGB become pixels.
 
     Raises:
         UserError: for a file that is there twice.
@@ -163,9 +169,10 @@ def from_files(
         classes=tuple(classes),
         ids=[path for path, _ in files],
         labels=np.array([label for _, label in files], dtype=np.int64),
-        load=lambda i: load_image(root / files[i][0]),
+        load=lambda i: load_image(root / files[i][0], pixels),
         fingerprint=hash_lines(f"{path}\t{label}\t{size}" for (path, label), size in zip(files, sizes, strict=True)),
         file=lambda i: root / files[i][0],
+        pixels=pixels,
     )
 
 

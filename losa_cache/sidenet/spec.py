@@ -8,7 +8,6 @@ A side network is one file of ``losa_cache/sidenet/networks``; the file's name i
 * ``stack(networks)``, if many of them train together: a :class:`~losa_cache.sidenet.network.SideStack`.
 """
 
-import ast
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
 from losa_cache.errors import UserError
+from losa_cache.literals import read_literals
 
 if TYPE_CHECKING:
     from torch import nn
@@ -88,11 +88,7 @@ def read_spec(path: Path) -> SideSpec:
     Raises:
         ValueError: if it has none, or one that is not made of literals.
     """
-    for statement in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "SPEC":
-            assert isinstance(statement.value, ast.Call), f"SPEC of {path} is not SideSpec(...)"
-            return SideSpec(**{str(fact.arg): ast.literal_eval(fact.value) for fact in statement.value.keywords})
-    raise ValueError(f"{path} has no SPEC = SideSpec(...)")
+    return SideSpec(**read_literals(path, "SPEC"))
 
 
 def _read_all() -> dict[str, SideSpec]:

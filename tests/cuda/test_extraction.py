@@ -12,7 +12,8 @@ from losa_cache.cache.precision import EncodedBatch, get_precision
 from losa_cache.cache.store import open_cache
 from losa_cache.calibrate import fit_encoding
 from losa_cache.data.decode import Decoder
-from losa_cache.data.folder import load_folder
+from losa_cache.data.request import Request
+from losa_cache.data.sources.folder import load
 from losa_cache.data.transforms import InputSpec
 from losa_cache.errors import UserError
 from losa_cache.extract import on_cuda
@@ -159,7 +160,7 @@ def test_a_cache_decoded_by_nvjpeg_is_another_one_and_comes_out_the_same_again(t
     (tmp_path / "data/train/x").mkdir(parents=True)
     for seed in range(24):
         picture(seed).save(tmp_path / f"data/train/x/{seed:02d}.jpg", quality=95)
-    samples = load_folder(tmp_path / "data", "train")
+    samples = load(Request(str(tmp_path / "data"), "train"))
     options = {"decoder": "nvjpeg", **SMALL}
     ours, again = (extract(backbone(), samples, out=tmp_path / f"{n}.zarr", **options) for n in "ab")
     theirs = extract(backbone(), samples, out=tmp_path / "c.zarr", **SMALL)

@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from losa_cache.data.folder import load_folder
+from losa_cache.data.request import Request
 from losa_cache.data.samples import Samples
+from losa_cache.data.sources.folder import load
 
 MODES = {"a.jpg": "RGB", "b.jpg": "L", "c.png": "RGB", "d.jpg": "CMYK", "e.jpg": "RGB", "f.jpg": "RGB"}
 
@@ -26,4 +27,4 @@ def folder(root: Path) -> Samples:
     cut.write_bytes(cut.read_bytes()[:-200])
     gone = root / "train/x/f.jpg"
     gone.write_bytes(b"\xff\xd8\xff" + b"\0" * 50 + b"\xff\xd9")
-    return load_folder(root, "train")
+    return load(Request(str(root), "train"))

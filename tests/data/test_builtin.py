@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from torchvision import datasets
 
-from losa_cache.data import builtin
 from losa_cache.data.load import load_samples
+from losa_cache.data.sources import builtin
 from losa_cache.errors import UserError
 
 
@@ -122,7 +122,7 @@ def test_each_sample_has_its_own_file_with_torchvisions_picture(tmp_path, layout
         assert sorted(samples.labels.tolist()) == labels
     else:
         assert samples.labels.tolist() == labels
-    kind = getattr(datasets, builtin.TORCHVISION[name])
+    kind = getattr(datasets, builtin.CLASSES[name])
     options = {"split": split} if "split" in inspect.signature(kind.__init__).parameters else {}
     theirs = kind(str(tmp_path), **options)
     for i in range(len(labels)):
@@ -137,9 +137,9 @@ def test_every_set_is_one_of_files_that_are_tested_or_lies_in_memory():
         "dtd",
         "imagenet",
     }  # tests/data/test_datasets.py; an ImageFolder
-    assert tested | in_memory == builtin.TORCHVISION.keys()
+    assert tested | in_memory == builtin.CLASSES.keys()
     for name in in_memory:
-        kind = getattr(datasets, builtin.TORCHVISION[name])
+        kind = getattr(datasets, builtin.CLASSES[name])
         assert any("self.data" in inspect.getsource(base) for base in kind.__mro__[:-1])
     assert issubclass(datasets.ImageNet, datasets.ImageFolder)
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from losa_cache.data.digits import PRETRAINING_CLASSES, digit_scans
 from losa_cache.data.load import load_samples
 from losa_cache.data.samples import Samples
+from losa_cache.data.sources.digits import PRETRAINING_CLASSES, digit_scans
 from losa_cache.errors import UserError
 
 

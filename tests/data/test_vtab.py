@@ -7,7 +7,7 @@ import pytest
 import losa_cache as lc
 from losa_cache.data.load import load_samples
 from losa_cache.data.names import is_name
-from losa_cache.data.vtab import GROUPS, TASKS
+from losa_cache.data.sources.vtab import GROUPS, TASKS
 from losa_cache.errors import UserError
 from tests.data.vtab_roots import LABELS, write_task
 

@@ -13,7 +13,7 @@ from PIL import Image
 import losa_cache as lc
 from losa_cache.data.load import load_samples
 from losa_cache.data.samples import Samples, hash_lines
-from losa_cache.data.vtab import BOTH, TASKS
+from losa_cache.data.sources.vtab import BOTH, TASKS
 from losa_cache.errors import UserError
 from losa_cache.extract.extract import extract
 from losa_cache.sweep.engine.record import ProbeLine, ToBeat

@@ -12,7 +12,7 @@ from pathlib import Path
 from losa_cache.apply.predict.table import plain
 from losa_cache.apply.predict.walk import walk
 from losa_cache.data import video
-from losa_cache.data.folder import EXTENSIONS
+from losa_cache.data.sources.folder import EXTENSIONS
 from losa_cache.errors import UserError
 from losa_cache.outside import UnreadableError, open_file
 

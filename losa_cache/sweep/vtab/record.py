@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from losa_cache.data.vtab import GROUPS, TASKS
+from losa_cache.data.sources.vtab import GROUPS, TASKS
 from losa_cache.sweep.engine.record import ToBeat
 
 PAPER_BACKBONE = "vit_base_patch16_224.orig_in21k"

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from losa_cache.data.vtab import GROUPS, TASKS, VAL
+from losa_cache.data.sources.vtab import GROUPS, TASKS, VAL
 from losa_cache.sweep.vtab.record import PAPER, PAPER_PARAMETERS, Mean, VtabRecord, means_of, paper_means, paper_top1
 from losa_cache.text import columns
 

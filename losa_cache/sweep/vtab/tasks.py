@@ -8,7 +8,17 @@ from pathlib import Path
 from losa_cache.cache.identity import differences
 from losa_cache.cache.store import ActivationCache, open_cache
 from losa_cache.data.label_files import read_list
-from losa_cache.data.vtab import BOTH, NAME, TASKS, TEST, TRAIN, TRAINING_SAMPLES, VAL, VALIDATION_SAMPLES, list_path
+from losa_cache.data.sources.vtab import (
+    BOTH,
+    NAME,
+    TASKS,
+    TEST,
+    TRAIN,
+    TRAINING_SAMPLES,
+    VAL,
+    VALIDATION_SAMPLES,
+    list_path,
+)
 from losa_cache.errors import UserError
 from losa_cache.folders import require_folder_of_caches
 from losa_cache.sweep.vtab.record import LeftOut

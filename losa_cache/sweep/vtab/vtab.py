@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from losa_cache.data.vtab import BOTH, TEST, TRAIN, VAL
+from losa_cache.data.sources.vtab import BOTH, TEST, TRAIN, VAL
 from losa_cache.errors import UserError
 from losa_cache.files import reason, write_json, write_whole
 from losa_cache.folders import settled_path

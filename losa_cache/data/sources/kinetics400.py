@@ -6,12 +6,17 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from losa_cache.data.folder import SPLITS, find, load_folder, split_folder
 from losa_cache.data.label_files import read_lines
+from losa_cache.data.request import Request
 from losa_cache.data.samples import Samples
+from losa_cache.data.sources import folder
+from losa_cache.data.sources.folder import SPLITS, find, split_folder
+from losa_cache.data.spec import SourceSpec
 from losa_cache.data.video import EXTENSIONS, from_videos
 from losa_cache.errors import UserError
 from losa_cache.outside import UnreadableError
+
+SPEC = SourceSpec(needs_folder=True)
 
 NAME, CLASSES = "kinetics400", 400
 
@@ -23,7 +28,7 @@ Entries = list[tuple[str, str]]
 """Paths of videos, as a list gives them, and labels."""
 
 
-def load_kinetics400(root: Path, split: str) -> Samples:
+def load(request: Request) -> Samples:
     """Read a split from its list or, if there is no list, from ``<root>/<split>/<class>/*``.
 
     A list lies in the folder, or in ``annotations`` below it, and has a name such as ``train.csv`` or ``val.txt``. It
@@ -39,9 +44,10 @@ def load_kinetics400(root: Path, split: str) -> Samples:
     Raises:
         UserError: for a list that does not parse or leads out of the folder, or files that are not as expected.
     """
+    root, split = request.root, request.split
     lists = {key: path for key in ("train", "val", split) if (path := _list_of(root, key)) is not None}
     if split not in lists:
-        return load_folder(root, split, name=NAME)
+        return folder.load(request, name=NAME)
     entries = {key: _read(path, root) for key, path in lists.items()}
     labels = {label for listed in entries.values() for _, label in listed}
     numbered = all(label.isdecimal() for label in labels)

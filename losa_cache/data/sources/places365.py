@@ -4,8 +4,12 @@ from pathlib import Path
 
 from losa_cache.data.label_files import read_list
 from losa_cache.data.names import require_split
+from losa_cache.data.request import Request
 from losa_cache.data.samples import Samples, from_files
+from losa_cache.data.spec import SourceSpec
 from losa_cache.errors import UserError
+
+SPEC = SourceSpec(needs_folder=True, splits=("train", "val"))
 
 _LISTS = {"train": "places365_train_standard.txt", "val": "places365_val.txt"}
 _CATEGORIES = "categories_places365.txt"
@@ -15,12 +19,13 @@ _FOLDERS = {
 }
 
 
-def load_places365(root: Path, split: str) -> Samples:
+def load(request: Request) -> Samples:
     """Read the list of a split (lines ``/a/airfield/00000001.jpg 0``) and the image folder that is there.
 
     Raises:
         UserError: for another split, a missing list or image folder, or a line that does not parse.
     """
+    root, split = request.root, request.split
     require_split("places365", split)
     folder = next((root / name for name in _FOLDERS[split] if (root / name).is_dir()), None)
     if folder is None:
@@ -40,7 +45,7 @@ def load_places365(root: Path, split: str) -> Samples:
         files.append((name.lstrip("/"), label))
     if not files:
         raise UserError(f"{_LISTS[split]} names no images: set --data-dir.")
-    return from_files("places365", split, classes, folder, files)
+    return from_files("places365", split, classes, folder, files, pixels=request.pixels)
 
 
 def _read(path: Path) -> list[tuple[int, str, int]]:

@@ -9,23 +9,58 @@ import numpy as np
 from numpy.typing import NDArray
 from torchvision import datasets
 
-from losa_cache.data.names import TORCHVISION
 from losa_cache.data.picture import load_image
+from losa_cache.data.request import Request
 from losa_cache.data.samples import Samples, hash_lines
 from losa_cache.data.scan import hidden
+from losa_cache.data.spec import SourceSpec
 from losa_cache.errors import UserError
 
+SPEC = SourceSpec(
+    names=(
+        "Caltech101",
+        "Caltech256",
+        "CIFAR10",
+        "CIFAR100",
+        "Country211",
+        "DTD",
+        "EuroSAT",
+        "FashionMNIST",
+        "FGVCAircraft",
+        "Flowers102",
+        "Food101",
+        "GTSRB",
+        "ImageNet",
+        "Imagenette",
+        "KMNIST",
+        "MNIST",
+        "OxfordIIITPet",
+        "RenderedSST2",
+        "StanfordCars",
+        "STL10",
+        "SUN397",
+        "SVHN",
+        "USPS",
+    )
+)
 
-def load_builtin(name: str, root: Path, split: str) -> Samples:
-    """Load a torchvision set below ``root``, downloading it there first if torchvision can.
+CLASSES = {name.lower(): name for name in SPEC.names}
+"""torchvision's classification sets: the class of each, by the name that it has here."""
+
+
+def load(request: Request) -> Samples:
+    """Load a torchvision set, downloading it first if torchvision can.
+
+    It lies below the folder of the request, below ``home`` where none is named, or below ``data``.
 
     Sets without splits (Caltech, EuroSAT, SUN397) count as ``train`` as a whole.
 
     Raises:
         UserError: for a split that the set does not have, or a set that is not there and cannot be fetched.
     """
-    kind = getattr(datasets, TORCHVISION[name])
-    parameters = inspect.signature(kind.__init__).parameters
+    name, split, root = request.name, request.split, request.folder or request.home or Path("data")
+    collection = getattr(datasets, CLASSES[name])
+    parameters = inspect.signature(collection.__init__).parameters
     options: dict[str, Any] = {}
     if "train" in parameters:
         _require(name, split, ("train", "test"))
@@ -34,7 +69,7 @@ def load_builtin(name: str, root: Path, split: str) -> Samples:
         options["split"] = split
     else:
         _require(name, split, ("train",))
-    data = _open(kind, name, root, options, "download" in parameters)
+    data = _open(collection, name, root, options, "download" in parameters)
     labels = _labels(data)
     ids = [f"{split}/{i:07d}" for i in range(len(labels))]
     classes = getattr(data, "classes", None) or getattr(data, "categories", None)
@@ -48,12 +83,13 @@ def load_builtin(name: str, root: Path, split: str) -> Samples:
         classes=tuple(str(c) for c in classes) if classes else tuple(str(i) for i in range(int(labels.max()) + 1)),
         ids=ids,
         labels=labels,
-        load=(lambda i: data[i][0]) if files is None else (lambda i: load_image(files[i])),
+        load=(lambda i: data[i][0]) if files is None else (lambda i: load_image(files[i], request.pixels)),
         fingerprint=hash_lines(
             (f"{i}\t{label}" for i, label in zip(ids, labels, strict=True)),
             b"" if pixels is None else np.ascontiguousarray(pixels).tobytes(),
         ),
         file=None if files is None else files.__getitem__,
+        pixels=request.pixels,
     )
 
 

@@ -6,12 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from losa_cache.data.label_files import read_list
-from losa_cache.data.names import SPLITS, require_split
+from losa_cache.data.names import require_split
+from losa_cache.data.request import Request
 from losa_cache.data.samples import Samples, from_files
+from losa_cache.data.spec import SourceSpec
 from losa_cache.errors import UserError
 
+SPEC = SourceSpec(needs_folder=True, splits=("train800", "val200", "train800val200", "test"))
+
 NAME = "vtab"
-TRAIN, VAL, BOTH, TEST = SPLITS[NAME]
+TRAIN, VAL, BOTH, TEST = SPEC.splits
 TRAINING_SAMPLES, VALIDATION_SAMPLES = 1000, 200
 GROUPS = ("natural", "specialised", "structured")
 
@@ -57,8 +61,8 @@ TASKS = {
 """By the name of the folder, in the order of the paper's Table 1."""
 
 
-def load_vtab(root: Path, split: str) -> Samples:
-    """Read a split of the task whose folder ``root`` is: ``<root>/<split>.txt``, lines ``images/test/000000.jpg 3``.
+def load(request: Request) -> Samples:
+    """Read a split of the task whose folder is named: ``<root>/<split>.txt``, lines ``images/test/000000.jpg 3``.
 
     If both lists are there, ``train800val200`` is read as ``train800`` followed by ``val200``, so that a sample's id
     says to which of the two it belongs. NOAH's own list of the thousand images names copies of them with new numbers.
@@ -70,16 +74,18 @@ def load_vtab(root: Path, split: str) -> Samples:
         UserError: for another split, a list that is missing or does not parse, a path that leads out of the folder, a
             label out of range, or lists that do not agree with each other.
     """
+    root, split = request.root, request.split
     require_split(NAME, split)
     task = Path(os.path.abspath(root)).name
-    lists = {name: _read(list_path(root, name), task) for name in SPLITS[NAME] if list_path(root, name).is_file()}
+    lists = {name: _read(list_path(root, name), task) for name in SPEC.splits if list_path(root, name).is_file()}
     parts = (TRAIN, VAL) if split == BOTH and TRAIN in lists and VAL in lists else (split,)
     for part in parts:
         if part not in lists:
             lists[part] = _read(list_path(root, part), task)
     _require_agreement(lists, root)
     files = [entry for part in parts for entry in lists[part].items()]
-    return from_files(f"{NAME}/{task}", split, [str(number) for number in range(_classes(lists, task))], root, files)
+    classes = [str(number) for number in range(_classes(lists, task))]
+    return from_files(f"{NAME}/{task}", split, classes, root, files, pixels=request.pixels)
 
 
 def list_path(root: Path, split: str) -> Path:

@@ -6,9 +6,13 @@ import re
 from pathlib import Path
 
 from losa_cache.data import video
+from losa_cache.data.request import Request
 from losa_cache.data.samples import Samples, from_files
 from losa_cache.data.scan import HERE, Left, class_folders, hidden, scan
+from losa_cache.data.spec import SourceSpec
 from losa_cache.errors import UserError
+
+SPEC = SourceSpec(needs_folder=True)
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +33,7 @@ _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")  # of seg_train, TestImages, train201
 _SHOWN = 3  # names in a message
 
 
-def load_folder(root: Path, split: str, name: str = "folder") -> Samples:
+def load(request: Request, name: str = "folder") -> Samples:
     """Read ``<root>/<split>/<class>/**/*`` or, where there are no split folders, ``<root>/<class>/**/*`` as train.
 
     Classes are numbered in the order of their sorted names, as torchvision's ImageFolder does. A class without images
@@ -41,9 +45,9 @@ def load_folder(root: Path, split: str, name: str = "folder") -> Samples:
         UserError: for a folder that is missing, unreadable or empty, a split that is not there or not clear, a file
             in two classes, splits in the place of classes, or a mixture of images and videos.
     """
+    root, split = request.root, canonical(request.split)
     if not root.is_dir():
         raise UserError(f"there is no folder {str(root)!r}: --data-dir names a folder of class folders.")
-    split = canonical(split)
     left = Left()
     try:
         base = _split_or_root(root, split, left)
@@ -64,7 +68,7 @@ def load_folder(root: Path, split: str, name: str = "folder") -> Samples:
     sizes = [entry.size for entry in entries]
     videos = [path for path, _ in files if path.lower().endswith(video.EXTENSIONS)]
     if not videos:
-        return from_files(name, split, classes, base, files, sizes)
+        return from_files(name, split, classes, base, files, sizes, pixels=request.pixels)
     if len(videos) < len(files):
         image = next(path for path, _ in files if path.lower().endswith(EXTENSIONS))
         raise UserError(

@@ -10,8 +10,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from losa_cache.data.names import require_split
+from losa_cache.data.request import Request
 from losa_cache.data.samples import Samples, hash_lines
+from losa_cache.data.spec import SourceSpec
 from losa_cache.extras import extra
+
+SPEC = SourceSpec(embedded=True, splits=("train", "test"))
 
 PRETRAINING_CLASSES, DOWNSTREAM_CLASSES = range(5), range(5, 10)
 
@@ -23,19 +27,20 @@ def digit_scans(classes: range) -> tuple[NDArray[np.uint8], NDArray[np.int64], N
         UserError: if scikit-learn is not installed.
     """
     with extra("sklearn", "data set 'digits' needs scikit-learn", "digits"):
-        from sklearn.datasets import load_digits
-    bunch = load_digits()
+        from sklearn import datasets
+    bunch = datasets.load_digits()
     places = np.flatnonzero(np.isin(bunch.target, list(classes)))
     scans = np.rint(bunch.images[places] * (255 / 16)).astype(np.uint8)
     return scans, bunch.target[places].astype(np.int64), places
 
 
-def load_digits_split(split: str) -> Samples:
+def load(request: Request) -> Samples:
     """Load the downstream task: 448 images to train on, 448 to test.
 
     Raises:
         UserError: for another split.
     """
+    split = request.split
     require_split("digits", split)
     scans, digits, places = digit_scans(DOWNSTREAM_CLASSES)
     order = np.random.default_rng(0).permutation(len(scans))
