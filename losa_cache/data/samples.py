@@ -1,9 +1,10 @@
 """A data set, as the rest of the package sees it."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,8 @@ from losa_cache.data.clips import Clip
 from losa_cache.data.picture import load_image
 from losa_cache.data.pixel_rules import AS_DECLARED, PixelRules
 from losa_cache.errors import UserError
+from losa_cache.targets.check import require_name
+from losa_cache.targets.source import Source
 
 
 @dataclass(frozen=True)
@@ -30,9 +33,11 @@ class Samples:
         clip: for videos, gives the frames of an index and a clip, decoded one by one; ``None`` for images.
         file: gives the file of an index; ``None`` if samples do not lie in files of their own.
         pixels: by which rules ``load`` brought values that are not 8-bit RGB to pixels.
+        targets: target sets that come with the data, by name, beside the labels. Their ids are those of the samples, of
+            more samples, or what :mod:`losa_cache.targets.match` matches with these.
 
     Raises:
-        UserError: for labels beyond the classes.
+        UserError: for labels beyond the classes, or a name that no target set can have.
     """
 
     name: str
@@ -45,8 +50,14 @@ class Samples:
     clip: Callable[[int, Clip], Iterator[Image.Image]] | None = None
     file: Callable[[int], Path] | None = None
     pixels: PixelRules = AS_DECLARED
+    targets: Mapping[str, Source] = field(default_factory=lambda: MappingProxyType({}))
 
     def __post_init__(self) -> None:
+        for target in self.targets:
+            try:
+                require_name(target)
+            except ValueError as error:
+                raise UserError(f"data set {self.name!r} cannot have a target set {target[:80]!r}: {error}.") from error
         if len(self.labels) and not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
             raise UserError(
                 f"data set {self.name!r} has labels from {self.labels.min()} to {self.labels.max()}, but "

@@ -23,6 +23,7 @@ from losa_cache.machine.allocator import keep_freed_memory
 from losa_cache.machine.device import choose_device, default_workers
 from losa_cache.machine.sizes import parse_bytes
 from losa_cache.options import given, lists_options, with_options
+from losa_cache.targets.add import add_targets_of
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,8 @@ def extract(
 ) -> ActivationCache:
     """Run a frozen backbone once over a data set and write its block outputs to a cache.
 
-    A cache of the same identity at ``out`` is resumed, or returned at once if it is complete. The call sets the
+    A cache of the same identity at ``out`` is resumed, or returned at once if it is complete. Target sets that come with
+    the data are added to it once it is complete. The call sets the
     process's malloc to keep freed memory (``losa_cache.machine.allocator``).
 
     Args:
@@ -87,6 +89,7 @@ def extract(
                 meter=meter,
             )
             cache = writer.finish()
+    cache = add_targets_of(inputs.samples, cache)
     whole = meter.images == cache.layout.samples  # not a part that was left
     remember(cache.path, cache.manifest, kept, meter.seconds if whole else None)
     return cache

@@ -1,5 +1,6 @@
 """Add target sets to a finished cache, and remove them: the backbone is not run again."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,6 +22,8 @@ from losa_cache.targets.target_set import KINDS, TargetSet
 if TYPE_CHECKING:  # they load timm, which tables do without
     from losa_cache.data.samples import Samples
     from losa_cache.targets.frame import Frames
+
+log = logging.getLogger(__name__)
 
 Cache = ActivationCache | str | Location
 
@@ -79,6 +82,36 @@ def add_targets(
         manifest = replace(opened.manifest, targets=opened.manifest.targets | {targets.name: declared})
         lock.metadata.change(manifest, lambda group: put_targets(group, targets))
     return targets
+
+
+def add_targets_of(samples: "Samples", cache: ActivationCache) -> ActivationCache:
+    """Write the target sets that come with the data into a finished cache: those that it lacks, and tables that say
+    something else now.
+
+    Masks and depth maps are read only if the cache lacks them.
+
+    Args:
+        samples: of the cache, or more of them.
+        cache: complete.
+
+    Returns:
+        the cache with its target sets.
+
+    Raises:
+        UserError: for targets that cannot be used, or a cache that cannot be written.
+    """
+    for name, source in samples.targets.items():
+        stored = cache.manifest.targets.get(name)
+        if source.framed:
+            if stored is None:
+                add_targets(cache, source, name=name, subset=True, dataset=samples)
+            continue
+        targets = read_targets(source, cache.sample_ids, name=name, wanted=cache.samples.tolist(), subset=True)
+        if stored is None or stored["fingerprint"] != targets.fingerprint:
+            add_targets(cache, targets)
+            if stored is not None:
+                log.warning("the target set %r of %r is another now, and was replaced.", name, str(cache.path))
+    return open_cache(cache.path) if samples.targets else cache
 
 
 def _frames(cache: ActivationCache, dataset: "Samples | None", data_dir: str | Path | None) -> "Frames":

@@ -4,7 +4,7 @@ import os
 from typing import TYPE_CHECKING
 
 from losa_cache.cache.store import ActivationCache
-from losa_cache.errors import UserError
+from losa_cache.errors import UserError, nearest
 from losa_cache.targets.choose import choose_targets, require_kind
 from losa_cache.targets.read import open_source, read_targets
 from losa_cache.targets.source import Source
@@ -15,6 +15,7 @@ from losa_cache.train.sample_files import CLASS_HEADER, parse_weights
 from losa_cache.train.selection import Selection
 
 if TYPE_CHECKING:
+    from losa_cache.data.samples import Samples
     from losa_cache.inputs import Inputs
 
 
@@ -29,14 +30,14 @@ def targets_of(cache: ActivationCache, config: TrainConfig) -> TargetSet:
     return task.targets(require_kind(task, cache.target_set(name)))
 
 
-def groups_of(cache: ActivationCache | None, config: TrainConfig) -> TargetSet | None:
-    """Give the target set of a cache, if there is one, that ``group_by`` names; ``None``: it names a file, or nothing.
+def groups_of(cache: ActivationCache, config: TrainConfig) -> TargetSet | None:
+    """Give the target set of a cache that ``group_by`` names; ``None``: it names a file, or nothing.
 
     Raises:
         UserError: if it names neither.
     """
     asked = config.group_by
-    if asked is None or cache is None or (asked not in cache.target_kinds and os.path.lexists(asked)):
+    if asked is None or (asked not in cache.target_kinds and os.path.lexists(asked)):
         return None
     if asked not in cache.target_kinds:
         raise UserError(
@@ -44,6 +45,12 @@ def groups_of(cache: ActivationCache | None, config: TrainConfig) -> TargetSet |
             f"({', '.join(cache.target_kinds)}) nor a CSV file: name one of them."
         )
     return cache.target_set(asked)
+
+
+def groups_of_images(samples: "Samples", config: TrainConfig) -> TargetSet | None:
+    """Give the target set that comes with images and that ``group_by`` names; ``None``: it names a file, or nothing."""
+    source = samples.targets.get(config.group_by or "")
+    return None if source is None else read_targets(source, samples.ids, name=config.group_by, subset=True)
 
 
 def opened_targets(online: OnlineConfig, config: TrainConfig, cache: ActivationCache | None) -> Source | None:
@@ -63,8 +70,15 @@ def opened_targets(online: OnlineConfig, config: TrainConfig, cache: ActivationC
 
 
 def targets_of_images(inputs: "Inputs", config: TrainConfig, source: Source | None) -> TargetSet:
-    """Give what a run without a cache learns: what a file or folder says, or the classes of the data set."""
-    task, samples = get_task(config.task), inputs.samples
+    """Give what a run without a cache learns: what a file or folder says, a target set that comes with the images, or
+    their classes.
+
+    Raises:
+        UserError: if there is none of the name, or of the task's kind.
+    """
+    task, samples, name = get_task(config.task), inputs.samples, None
+    if source is None and (name := _own_targets(samples, config)) != LABELS:
+        source = samples.targets[name]
     if source is None:
         return task.targets(require_kind(task, TargetSet(LABELS, CLASS, samples.classes, samples.labels)))
     frames = None
@@ -73,7 +87,21 @@ def targets_of_images(inputs: "Inputs", config: TrainConfig, source: Source | No
 
         frames = Frames(samples, inputs.backbone.input, inputs.manifest.upright)
     # one file may serve all splits of a data set, and a part of the images
-    return task.targets(read_targets(source, samples.ids, subset=True, frames=frames))
+    return task.targets(require_kind(task, read_targets(source, samples.ids, name=name, subset=True, frames=frames)))
+
+
+def _own_targets(samples: "Samples", config: TrainConfig) -> str:
+    """Name the target set that comes with images and that a run learns."""
+    task, asked = get_task(config.task), config.targets
+    fitting = [name for name, source in samples.targets.items() if source.kind == task.kind]
+    if asked is None:
+        return fitting[0] if len(fitting) == 1 and task.kind != CLASS else LABELS
+    if asked not in (known := [LABELS, *samples.targets]):
+        raise UserError(
+            f"data set {samples.name!r} has no target set {asked!r}: choose one of {', '.join(known)}"
+            f"{nearest(asked, known)}."
+        )
+    return asked
 
 
 def fitted(config: TrainConfig, targets: TargetSet, chosen: Selection) -> Task:

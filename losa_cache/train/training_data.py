@@ -28,6 +28,7 @@ from losa_cache.train.config import OnlineConfig, TrainConfig
 from losa_cache.train.learned import (
     fitted,
     groups_of,
+    groups_of_images,
     opened_targets,
     require_augmentable,
     targets_of,
@@ -246,7 +247,8 @@ def from_backbone(
         _require_same_images(cache, inputs)
     samples = np.arange(len(inputs.samples)) if cache is None else cache.samples
     targets = targets_of(cache, config) if cache is not None else targets_of_images(inputs, config, given_targets)
-    chosen = select(samples, inputs.samples.ids, targets, config, groups=groups_of(cache, config))
+    groups = groups_of(cache, config) if cache is not None else groups_of_images(inputs.samples, config)
+    chosen = select(samples, inputs.samples.ids, targets, config, groups=groups)
     task = task or fitted(config, targets, chosen)
     layers = used_layers(manifest.layers, config)
     points = used_points(manifest.fields["tap"], manifest.layers, config)

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -12,9 +12,11 @@ from losa_cache.cache.inspect import inspect_cache
 from losa_cache.cache.stage import stage_cache
 from losa_cache.cache.store import open_cache
 from losa_cache.errors import UserError
+from losa_cache.extract.extract import extract
 from losa_cache.extract.verify import verify_cache
 from losa_cache.files import write_sealed
 from losa_cache.targets.add import add_targets, remove_targets
+from losa_cache.targets.source import Source
 from losa_cache.targets.target_set import CLASS, DEPTH, MASK, MULTILABEL, NUMBERS, TargetSet
 from tests.conftest import losa_cache, tiny_backbone, tiny_samples
 from tests.extract.test_extract import contents
@@ -54,6 +56,40 @@ def test_every_kind_is_read_back_by_us_and_by_zarr_alone_and_none_changes_the_ca
         remove_targets(cache.path, given.name)
     assert (contents(tiny_cache.path), contents(tiny_cache.receipts)) == before  # byte for byte, protocol 4 again
     assert not (tiny_cache.path / "targets").exists()
+
+
+@dataclass(frozen=True)
+class Counts(Source):
+    """A number for each id, as a data set may bring it."""
+
+    counts: tuple[int, ...]
+
+    def values(self, places, frames, progress):
+        return ["n"], np.array(self.counts, np.float32)[places][:, None]
+
+
+def test_targets_that_come_with_the_data_follow_it_into_new_and_finished_caches(tiny_cache, tmp_path, caplog):
+    def made(counts, **more):
+        source = Counts(tmp_path / "t.csv", NUMBERS, [*samples.ids, "another"], (*counts, 99))
+        named = replace(samples, targets={"count": source})
+        return extract(tiny_backbone(), named, precision="float32", shard_bytes=13_000, **more)
+
+    samples = tiny_samples()
+    by_id = dict(zip(samples.ids, range(N), strict=True))
+    for cache in (made(range(N), limit=9, out=tmp_path / "new.zarr"), made(range(N), out=tiny_cache.path)):
+        assert cache.target_set("count").values[:, 0].tolist() == [by_id[name] for name in cache.sample_ids]
+    assert cache.manifest.identity == tiny_cache.manifest.identity
+    assert cache.shard_sizes() == tiny_cache.shard_sizes()
+    before = contents(cache.path)
+    made(range(N), out=tiny_cache.path)
+    assert contents(cache.path) == before
+    assert not caplog.records
+    changed = made(range(1, N + 1), out=tiny_cache.path).target_set("count").values[:, 0]
+    assert changed.tolist() == [by_id[name] + 1 for name in cache.sample_ids]
+    assert "'count'" in caplog.text
+    assert "replaced" in caplog.text
+    with pytest.raises(UserError, match="cannot have a target set 'labels'"):
+        replace(samples, targets={"labels": Counts(tmp_path, NUMBERS, samples.ids, tuple(range(N)))})
 
 
 KILLER = """
