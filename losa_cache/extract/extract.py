@@ -40,9 +40,9 @@ def extract(
 ) -> ActivationCache:
     """Run a frozen backbone once over a data set and write its block outputs to a cache.
 
-    A cache of the same identity at ``out`` is resumed, or returned at once if it is complete. Target sets that come with
-    the data are added to it once it is complete. The call sets the
-    process's malloc to keep freed memory (``losa_cache.machine.allocator``).
+    A cache of the same identity at ``out`` is resumed, or returned at once if it is complete. Target sets that come
+    with the data are added to a complete cache. The call sets the process's malloc to keep freed memory
+    (``losa_cache.machine.allocator``).
 
     Args:
         backbone: a name (``load_backbone``) or a loaded backbone, in place of that of ``config``.

@@ -76,8 +76,9 @@ def targets_of_images(inputs: "Inputs", config: TrainConfig, source: Source | No
     Raises:
         UserError: if there is none of the name, or of the task's kind.
     """
-    task, samples, name = get_task(config.task), inputs.samples, None
-    if source is None and (name := _own_targets(samples, config)) != LABELS:
+    task, samples = get_task(config.task), inputs.samples
+    name = _targets_of_data(samples, config) if source is None else None
+    if name is not None and name != LABELS:
         source = samples.targets[name]
     if source is None:
         return task.targets(require_kind(task, TargetSet(LABELS, CLASS, samples.classes, samples.labels)))
@@ -90,7 +91,7 @@ def targets_of_images(inputs: "Inputs", config: TrainConfig, source: Source | No
     return task.targets(require_kind(task, read_targets(source, samples.ids, name=name, subset=True, frames=frames)))
 
 
-def _own_targets(samples: "Samples", config: TrainConfig) -> str:
+def _targets_of_data(samples: "Samples", config: TrainConfig) -> str:
     """Name the target set that comes with images and that a run learns."""
     task, asked = get_task(config.task), config.targets
     fitting = [name for name, source in samples.targets.items() if source.kind == task.kind]
