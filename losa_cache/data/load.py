@@ -35,4 +35,6 @@ def load_samples(
     require_data_set(name, data_dir)
     require_columns(name, columns)
     kind, rest = kind_of(name)
-    return load_source(kind).load(Request(rest, split, data_dir, home, parse_columns(columns)))
+    samples = load_source(kind).load(Request(rest, split, data_dir, home, parse_columns(columns)))
+    samples.left.say()
+    return samples

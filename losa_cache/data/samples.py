@@ -1,6 +1,7 @@
 """A data set, as the rest of the package sees it."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from losa_cache.data.clips import Clip
+from losa_cache.data.left import Left
 from losa_cache.data.picture import load_image
 from losa_cache.data.pixel_rules import AS_DECLARED, PixelRules
 from losa_cache.errors import UserError
@@ -32,9 +34,12 @@ class Samples:
         fingerprint: ``"sha256:..."`` over ids, labels and file sizes (over the pixels, if they are in memory).
         clip: for videos, gives the frames of an index and a clip, decoded one by one; ``None`` for images.
         file: gives the file of an index; ``None`` if samples do not lie in files of their own.
+        encoded: gives the stored bytes of an image that lies in no file of its own; ``None`` if it has a file, or if
+            there are no such bytes.
         pixels: by which rules ``load`` brought values that are not 8-bit RGB to pixels.
         targets: target sets that come with the data, by name, beside the labels. Their ids are those of the samples, of
             more samples, or what :mod:`losa_cache.targets.match` matches with these.
+        left: what was left out of the data set.
 
     Raises:
         UserError: for labels beyond the classes, or a name that no target set can have.
@@ -49,8 +54,10 @@ class Samples:
     fingerprint: str
     clip: Callable[[int, Clip], Iterator[Image.Image]] | None = None
     file: Callable[[int], Path] | None = None
+    encoded: Callable[[int], bytes] | None = None
     pixels: PixelRules = AS_DECLARED
     targets: Mapping[str, Source] = field(default_factory=lambda: MappingProxyType({}))
+    left: Left = field(default_factory=Left)
 
     def __post_init__(self) -> None:
         for target in self.targets:
@@ -113,7 +120,7 @@ class Samples:
 
     def select(self, indices: NDArray[np.int64]) -> "Samples":
         """Keep these samples, in this order; the fingerprint stays that of the whole data set."""
-        load, clip, file = self.load, self.clip, self.file
+        load, clip, file, encoded = self.load, self.clip, self.file, self.encoded
         return replace(
             self,
             ids=[self.ids[i] for i in indices],
@@ -121,6 +128,7 @@ class Samples:
             load=lambda i: load(int(indices[i])),
             clip=None if clip is None else lambda i, wanted: clip(int(indices[i]), wanted),
             file=None if file is None else lambda i: file(int(indices[i])),
+            encoded=None if encoded is None else lambda i: encoded(int(indices[i])),
         )
 
     def require_augmentable(self, augment: str | None) -> None:
@@ -167,22 +175,48 @@ def from_files(
     Raises:
         UserError: for a file that is there twice.
     """
-    known: set[str] = set()
-    for path, _ in files:
-        if path in known:
-            raise UserError(f"data set {name!r} lists {path!r} twice: leave one out.")
-        known.add(path)
+    labels = np.array([label for _, label in files], dtype=np.int64)
+    return from_paths(name, split, classes, root, [path for path, _ in files], labels, sizes, pixels=pixels)
+
+
+def from_paths(
+    name: str,
+    split: str,
+    classes: Sequence[str],
+    root: Path,
+    paths: Sequence[str],
+    labels: NDArray[np.int64],
+    sizes: Sequence[int] | NDArray[np.int64] | None = None,
+    *,
+    pixels: PixelRules = AS_DECLARED,
+) -> Samples:
+    """Build samples as :func:`from_files` does, of columns: a million files take little more than their names.
+
+    Args:
+        name, split, classes, root, sizes, pixels: as of :func:`from_files`.
+        paths: relative to ``root``; they are the ids.
+        labels: int64 ``(N,)``.
+
+    Raises:
+        UserError: for a file that is there twice.
+    """
+    if len(set(paths)) < len(paths):
+        twice = next(path for path, count in Counter(paths).items() if count > 1)
+        raise UserError(f"data set {name!r} lists {twice!r} twice: leave one out.")
     if sizes is None:
-        sizes = [_size(root / path) for path, _ in files]
+        sizes = [_size(root / path) for path in paths]
     return Samples(
         name=name,
         split=split,
         classes=tuple(classes),
-        ids=[path for path, _ in files],
-        labels=np.array([label for _, label in files], dtype=np.int64),
-        load=lambda i: load_image(root / files[i][0], pixels),
-        fingerprint=hash_lines(f"{path}\t{label}\t{size}" for (path, label), size in zip(files, sizes, strict=True)),
-        file=lambda i: root / files[i][0],
+        ids=paths,
+        labels=labels,
+        load=lambda i: load_image(root / paths[i], pixels),
+        fingerprint=hash_lines(
+            f"{path}\t{label}\t{size}"
+            for path, label, size in zip(paths, map(int, labels), map(int, sizes), strict=True)
+        ),
+        file=lambda i: root / paths[i],
         pixels=pixels,
     )
 

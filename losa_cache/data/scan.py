@@ -2,24 +2,24 @@
 
 Links to files and folders are followed, because people build data sets from them. A link back to a folder that is being
 read is not followed. A file that is found twice in one class, by links to files or folders, counts once, under its own
-name rather than that of a link.
+name rather than that of a link. Files are kept in columns: a million of them take little more than their names.
 """
 
 import errno
-import logging
 import os
 import stat
+from array import array
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from losa_cache.data.left import ALIKE, BESIDE, HIDDEN, LOOPS, OTHERS, TWICE, Left
 from losa_cache.errors import UserError
-
-log = logging.getLogger(__name__)
 
 SYSTEM = frozenset(
     (
@@ -30,13 +30,6 @@ SYSTEM = frozenset(
 )
 """Names, in lower case, that systems, file servers and archives leave in folders without being asked."""
 
-_SHOWN = 3  # names in a message
-
-HIDDEN = "hidden or system files and folders"
-OTHERS = "files of other kinds"
-BESIDE = "images or videos beside the class folders"
-LOOPS = "links back to a folder that holds them"
-TWICE = "files and folders that a class meets twice, by links"
 HERE = "."
 
 FolderKey = tuple[int, int] | str
@@ -49,38 +42,18 @@ def hidden(name: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A file of a data set.
+class Listing:
+    """The files of a data set, sorted by label and path.
 
     Attributes:
-        path: relative to the base, with the names of links.
-        label: which of the scanned folders it is in.
-        size: in bytes; -1 for a link that leads nowhere.
+        paths: relative to the base, with the names of links.
+        labels: int64; which of the scanned folders each file is in.
+        sizes: int64, in bytes; -1 of a link that leads nowhere.
     """
 
-    path: str
-    label: int
-    size: int
-
-
-@dataclass
-class Left:
-    """What a scan leaves out, for the log: how many of each kind, and the first names."""
-
-    counts: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, list[str]] = field(default_factory=dict)
-
-    def add(self, kind: str, name: str) -> None:
-        """Count one."""
-        self.counts[kind] += 1
-        if len(examples := self.examples.setdefault(kind, [])) < _SHOWN:
-            examples.append(name)
-
-    def say(self, base: Path) -> None:
-        """Log a line for each kind."""
-        for kind, count in self.counts.items():
-            names = ", ".join(map(repr, self.examples[kind])) + (", ..." if count > _SHOWN else "")
-            log.info("%r: left out %d %s (%s).", str(base), count, kind, names)
+    paths: list[str]
+    labels: NDArray[np.int64]
+    sizes: NDArray[np.int64]
 
 
 def class_folders(base: Path, suffixes: tuple[str, ...], left: Left) -> list[str]:
@@ -90,20 +63,21 @@ def class_folders(base: Path, suffixes: tuple[str, ...], left: Left) -> list[str
         OSError: if it cannot be read.
     """
     names, above = [], _above(base)
-    for entry in _entries(base):
-        if hidden(entry.name):
-            left.add(HIDDEN, entry.name)
-        elif not is_folder(entry):
-            left.add(BESIDE if entry.name.lower().endswith(suffixes) else OTHERS, entry.name)
-        elif _key(base / entry.name) in above:
-            left.add(LOOPS, entry.name)
-        else:
-            names.append(entry.name)
-    return names
+    with os.scandir(base) as entries:
+        for entry in entries:
+            if hidden(entry.name):
+                left.add(HIDDEN, entry.name)
+            elif not is_folder(entry):
+                left.add(BESIDE if entry.name.lower().endswith(suffixes) else OTHERS, entry.name)
+            elif _key(base / entry.name) in above:
+                left.add(LOOPS, entry.name)
+            else:
+                names.append(entry.name)
+    return sorted(names)
 
 
-def scan(base: Path, folders: Sequence[str], suffixes: tuple[str, ...], left: Left) -> list[Entry]:
-    """List the wanted files below each of these folders of a base, each real file once, sorted by folder and path.
+def scan(base: Path, folders: Sequence[str], suffixes: tuple[str, ...], left: Left) -> Listing:
+    """List the wanted files below each of these folders of a base, each real file once.
 
     Args:
         base: what paths are relative to.
@@ -116,35 +90,101 @@ def scan(base: Path, folders: Sequence[str], suffixes: tuple[str, ...], left: Le
         UserError: for a file that is in two of the folders, by a link.
     """
     above = _above(base)
-    entries: list[Entry] = []
-    keys: list[tuple[int, int]] = []
+    paths: list[str] = []
+    sizes, keys, ends = array("q"), array("Q"), [0]
     several = False  # whether a file may have been met by two paths
-    for label, folder in enumerate(folders):
+    for folder in folders:
         for path, status, linked in _walk(base, folder, suffixes, above, left):
-            entries.append(Entry(path, label, -1 if status is None else status.st_size))
-            keys.append((0, 0) if status is None else (status.st_dev, status.st_ino))
+            paths.append(path)
+            sizes.append(-1 if status is None else status.st_size)
+            keys.extend((0, 0) if status is None else (status.st_dev, status.st_ino))
             several = several or linked or (status is not None and status.st_nlink > 1)
+        ends.append(len(paths))
+    labels = np.repeat(np.arange(len(folders)), np.diff(ends))
     if several:
-        entries = _once(base, entries, np.array(keys, dtype=np.uint64), left)
-    return sorted(entries, key=lambda entry: (entry.label, entry.path))
+        kept = _once(base, paths, labels, np.array(keys, dtype=np.uint64).reshape(-1, 2), left)
+    else:
+        kept = range(len(paths))
+    del keys
+    starts = np.searchsorted(labels[kept], np.arange(len(folders) + 1)).tolist()
+    order = [place for a, b in pairwise(starts) for place in sorted(kept[a:b], key=paths.__getitem__)]
+    return Listing([paths[place] for place in order], labels[order], np.array(sizes, dtype=np.int64)[order])
 
 
-def _once(base: Path, entries: list[Entry], keys: NDArray[np.uint64], left: Left) -> list[Entry]:
+def _once(base: Path, paths: list[str], labels: NDArray[np.int64], keys: NDArray[np.uint64], left: Left) -> list[int]:
     """Keep the first path to each file; ``keys`` are device and inode, 0 if the file system has no such numbers."""
     _, first, which = np.unique(keys, axis=0, return_index=True, return_inverse=True)
     kept = []
-    for place, (entry, group) in enumerate(zip(entries, which.reshape(-1).tolist(), strict=True)):
-        other = entries[first[group]]
-        if other is entry or not keys[place, 1]:
-            kept.append(entry)
-        elif other.label == entry.label:
-            left.add(TWICE, entry.path)
+    for place, other in enumerate(first[which.reshape(-1)].tolist()):
+        if other == place or not keys[place, 1]:
+            kept.append(place)
+        elif labels[other] == labels[place]:
+            left.add(TWICE, paths[place])
         else:
             raise UserError(
-                f"{other.path!r} and {entry.path!r} in {str(base)!r} are one file in two classes, by a link: remove "
-                "one of them."
+                f"{paths[other]!r} and {paths[place]!r} in {str(base)!r} are one file in two classes, by a link: "
+                "remove one of them."
             )
     return kept
+
+
+def holds_any(base: Path, folder: str, suffixes: tuple[str, ...]) -> bool:
+    """Tell whether a wanted file lies below a folder of a base.
+
+    Raises:
+        OSError: for a folder that cannot be read.
+    """
+    return next(_walk(base, folder, suffixes, _above(base), Left()), None) is not None
+
+
+@dataclass
+class _Folder:
+    """The names in a folder, by what they are; sorted.
+
+    Attributes:
+        folders: real ones.
+        linked_folders: links to folders.
+        files: wanted ones that are no links.
+        linked_files: wanted ones that are links.
+    """
+
+    folders: list[str] = field(default_factory=list)
+    linked_folders: list[str] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
+    linked_files: list[str] = field(default_factory=list)
+
+
+def _read(folder: str, prefix: str, suffixes: tuple[str, ...], left: Left) -> _Folder:
+    """List a folder; names in ``left`` begin with the prefix."""
+    found = _Folder()
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            name = entry.name
+            if hidden(name):
+                left.add(HIDDEN, prefix + name)
+            elif is_folder(entry):
+                (found.linked_folders if entry.is_symlink() else found.folders).append(name)
+            elif not name.lower().endswith(suffixes):
+                left.add(OTHERS, prefix + name)
+            else:
+                (found.linked_files if entry.is_symlink() else found.files).append(name)
+    for names in (found.folders, found.linked_folders, found.files, found.linked_files):
+        names.sort()
+    _note_alike(found.files + found.linked_files, prefix, left)
+    return found
+
+
+def _note_alike(names: list[str], prefix: str, left: Left) -> None:
+    """Note files whose names differ only in case or extension: a copy, or a mask beside its image."""
+    stems = Counter(map(_stem, names))
+    if len(stems) < len(names):
+        for name in names:
+            if stems[_stem(name)] > 1:
+                left.add(ALIKE, prefix + name)
+
+
+def _stem(name: str) -> str:
+    return name.rpartition(".")[0].casefold()
 
 
 def _walk(
@@ -167,21 +207,13 @@ def _walk(
             left.add(LOOPS if key in above else TWICE, here)
             continue
         visited.add(key)
-        for entry in _entries(base / here):
-            path = entry.name if here == HERE else f"{here}/{entry.name}"
-            if hidden(entry.name):
-                left.add(HIDDEN, path)
-            elif is_folder(entry):
-                if entry.is_symlink() or through_link:
-                    links.append(path)
-                else:
-                    real.append(path)
-            elif not entry.name.lower().endswith(suffixes):
-                left.add(OTHERS, path)
-            elif entry.is_symlink():
-                linked_files.append(path)
-            else:
-                yield from _file(base, path, left, linked=through_link)
+        prefix = "" if here == HERE else f"{here}/"
+        found = _read(f"{base}/{here}", prefix, suffixes, left)
+        (links if through_link else real).extend(prefix + name for name in found.folders)
+        links.extend(prefix + name for name in found.linked_folders)
+        linked_files += (prefix + name for name in found.linked_files)
+        for name in found.files:
+            yield from _file(base, prefix + name, left, linked=through_link)
     for path in linked_files:
         yield from _file(base, path, left, linked=True)
 
@@ -189,7 +221,7 @@ def _walk(
 def _file(base: Path, path: str, left: Left, *, linked: bool) -> Iterator[tuple[str, os.stat_result | None, bool]]:
     """Look at a file. A file that is gone, or whose link leads nowhere, stays: it is named when it does not decode."""
     try:
-        status: os.stat_result | None = os.stat(base / path)
+        status: os.stat_result | None = os.stat(f"{base}/{path}")  # a Path for each of a million is slow
     except OSError as error:
         if not linked and error.errno != errno.ENOENT:
             raise
@@ -209,11 +241,6 @@ def _above(base: Path) -> set[FolderKey]:
 def _key(folder: Path) -> FolderKey:
     status = os.stat(folder)
     return (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(folder)
-
-
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    with os.scandir(folder) as entries:
-        return sorted(entries, key=lambda entry: entry.name)
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:

@@ -6,8 +6,9 @@ import os
 import pytest
 from PIL import Image
 
+from losa_cache.data.left import Left
 from losa_cache.data.load import load_samples
-from losa_cache.data.scan import Left, scan
+from losa_cache.data.scan import scan
 from losa_cache.errors import UserError
 
 
@@ -135,15 +136,46 @@ def test_a_root_may_be_hidden(root, tmp_path):
 def test_other_files_and_empty_classes_are_said(root, caplog):
     caplog.set_level(logging.INFO)
     (root / "train/ant").mkdir()
+    put(root / "test/ant/1.png")
+    (root / "train/bee/wing").mkdir(parents=True)
+    (root / "train/bee/legend.xml").write_text("no image")
+    (root / "test/bee").mkdir()
+    (root / "notes.txt").write_text("beside the splits")
+    (root / ".DS_Store").write_text("")
     (root / "train/cat/notes.txt").write_text("no image")
     (root / "train/cat/photo.heic").write_text("no image that is read")
     os.mkfifo(root / "train/cat/pipe.png")
     put(root / "train/stray.png")
     samples = load(root)
     assert (samples.classes, samples.labels.tolist()) == (("ant", "cat", "dog"), [1, 1, 2, 2])
-    assert "left out 3 files of other kinds ('cat/notes.txt', 'cat/photo.heic', 'cat/pipe.png')" in caplog.text
+    assert "left out 4 files of other kinds ('bee/legend.xml', 'cat/notes.txt', 'cat/photo.heic', 'cat/pipe.png')" in (
+        caplog.text
+    )
     assert "left out 1 images or videos beside the class folders ('stray.png')" in caplog.text
-    assert "1 classes without images keep their numbers ('ant')" in caplog.text
+    assert "left out 1 folders without an image or video in any split, which are no classes ('bee')" in caplog.text
+    assert "kept 1 class folders that are empty in this split and not in others ('ant')" in caplog.text
+    assert "left out 1 files and folders beside the split folders ('notes.txt')" in caplog.text
+    assert "left out 1 hidden or system files and folders ('.DS_Store')" in caplog.text
+
+
+def test_of_many_that_are_left_out_five_are_named_in_the_order_of_their_names(root, caplog):
+    caplog.set_level(logging.INFO)
+    for number in (6, 3, 1, 5, 2, 4):
+        (root / f"train/cat/{number}.txt").write_text("")
+    assert list(load(root).ids) == PLAIN
+    names = ", ".join(f"'cat/{number}.txt'" for number in range(1, 6))
+    assert f"left out 6 files of other kinds ({names}, ...)" in caplog.text
+
+
+def test_files_that_differ_only_in_case_or_extension_are_kept_and_said(root, caplog):
+    caplog.set_level(logging.INFO)
+    alike = ["dog/A.png", "dog/a.PNG", "dog/b.Jpg", "dog/b.png"]
+    for name in (*alike, "cat/deep/0.png"):  # 0.png in another folder is not like cat/0.png
+        put(root / "train" / name)
+    samples = load(root)
+    assert set(samples.ids) == {*PLAIN, *alike, "cat/deep/0.png"}
+    names = ", ".join(map(repr, alike))
+    assert f"kept 4 files whose names differ only in case or extension ({names})" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -226,7 +258,7 @@ def test_folders_beside_clear_splits_are_said(root, caplog):
     put(root / "test/cat/9.png")
     put(root / "unlabelled/9.png")
     assert list(load(root).ids) == PLAIN
-    assert "left out 2 folders beside the split folder ('annotations', 'unlabelled')" in caplog.text
+    assert "left out 2 files and folders beside the split folders ('annotations', 'unlabelled')" in caplog.text
 
 
 def test_a_folder_that_cannot_be_listed_is_one_sentence(root, monkeypatch):
@@ -258,4 +290,4 @@ def test_a_file_system_without_inode_numbers_loses_no_file(root, monkeypatch):
         return os.stat_result((found.st_mode, 0, *found[2:]))
 
     monkeypatch.setattr(os, "stat", stat)
-    assert [entry.path for entry in scan(root / "train", ["cat", "dog"], (".png",), Left())] == PLAIN
+    assert scan(root / "train", ["cat", "dog"], (".png",), Left()).paths == PLAIN

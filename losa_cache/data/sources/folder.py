@@ -3,12 +3,16 @@
 import logging
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from losa_cache.data import video
+from losa_cache.data.left import BESIDE_SPLITS, EMPTY, EMPTY_HERE, HIDDEN, Left
 from losa_cache.data.request import Request
-from losa_cache.data.samples import Samples, from_files
-from losa_cache.data.scan import HERE, Left, class_folders, hidden, scan
+from losa_cache.data.samples import Samples, from_paths
+from losa_cache.data.scan import HERE, Listing, class_folders, hidden, holds_any, is_folder, scan
 from losa_cache.data.spec import SourceSpec
 from losa_cache.errors import UserError
 
@@ -24,6 +28,9 @@ SPLITS = {
 }
 """The names that splits go by, in whatever case, with or without ``set`` behind; a cache calls them by the first."""
 
+WANTED = EXTENSIONS + video.EXTENSIONS
+"""What files of a data set end in, in lower case."""
+
 UNLABELLED = "unlabelled"
 """The only class of images that lie in no folders of classes."""
 
@@ -37,9 +44,9 @@ def load(request: Request, name: str = "folder") -> Samples:
     """Read ``<root>/<split>/<class>/**/*`` or, where there are no split folders, ``<root>/<class>/**/*`` as train.
 
     Classes are numbered in the order of their sorted names, as torchvision's ImageFolder does. A class without images
-    keeps its number, so that splits agree. Where there are no folders of classes, the images that lie there are of one
-    class, ``unlabelled``: target sets say what they show (``losa_cache.targets``). Hidden and system files are left out
-    (``losa_cache.data.scan``) and logged.
+    keeps its number if another split has images of it, so that splits agree; otherwise its folder is no class. Where
+    there are no folders of classes, the images that lie there are of one class, ``unlabelled``: target sets say what
+    they show (``losa_cache.targets``). Hidden and system files are left out, and counted in ``Samples.left``.
 
     Raises:
         UserError: for a folder that is missing, unreadable or empty, a split that is not there or not clear, a file
@@ -51,30 +58,57 @@ def load(request: Request, name: str = "folder") -> Samples:
     left = Left()
     try:
         base = _split_or_root(root, split, left)
-        classes = class_folders(base, EXTENSIONS + video.EXTENSIONS, left)
+        classes = class_folders(base, WANTED, below := Left())
         _require_no_splits(base, classes)
-        left = left if classes else Left()  # images beside no class folders are those that are read
-        entries = scan(base, classes or [HERE], EXTENSIONS + video.EXTENSIONS, left)
+        if classes:
+            left.take(below)
+        listing = scan(base, classes or [HERE], WANTED, left)  # images beside no class folders are those that are read
+        if classes:
+            classes, listing = _without_empty(root, base, classes, listing, left)
     except OSError as error:
         raise _unreadable(error) from error
-    if not entries:
+    paths, labels, sizes = listing.paths, listing.labels, listing.sizes
+    if not paths:
         known = f"images ({', '.join(EXTENSIONS)}) or videos ({', '.join(video.EXTENSIONS)})"
         raise UserError(f"folder {str(base)!r} holds no class folders with {known}.")
-    left.say(base)
+    left.base = str(base)
     classes = classes or [UNLABELLED]
-    if empty := [kind for number, kind in enumerate(classes) if number not in {entry.label for entry in entries}]:
-        log.info("%r: %d classes without images keep their numbers (%s).", str(base), len(empty), _names(empty))
-    files = [(entry.path, entry.label) for entry in entries]
-    sizes = [entry.size for entry in entries]
-    videos = [path for path, _ in files if path.lower().endswith(video.EXTENSIONS)]
+    videos = [path for path in paths if path.lower().endswith(video.EXTENSIONS)]
     if not videos:
-        return from_files(name, split, classes, base, files, sizes, pixels=request.pixels)
-    if len(videos) < len(files):
-        image = next(path for path, _ in files if path.lower().endswith(EXTENSIONS))
+        samples = from_paths(name, split, classes, base, paths, labels, sizes, pixels=request.pixels)
+    elif len(videos) < len(paths):
+        image = next(path for path in paths if path.lower().endswith(EXTENSIONS))
         raise UserError(
             f"folder {str(base)!r} holds videos ({videos[0]!r}) and images ({image!r}): keep one kind in it."
         )
-    return video.from_videos(name, split, classes, base, files, sizes)
+    else:
+        samples = video.from_videos(name, split, classes, base, list(zip(paths, labels.tolist(), strict=True)), sizes)
+    return replace(samples, left=left)
+
+
+def other_splits(request: Request) -> list[str]:
+    """List the other splits that have folders.
+
+    Raises:
+        UserError: if the root cannot be read.
+    """
+    split = canonical(request.split)
+    return [other for other in SPLITS if other in _split_folders(request.root) and other != split]
+
+
+def _without_empty(
+    root: Path, base: Path, classes: list[str], listing: Listing, left: Left
+) -> tuple[list[str], Listing]:
+    """Leave out the classes that have no images in any split, and note those that have none in this one."""
+    filled = np.bincount(listing.labels, minlength=len(classes)) > 0
+    others = [root / name for names in _split_folders(root).values() for name in names if base != root]
+    for label in np.flatnonzero(~filled).tolist():
+        kind = classes[label]
+        filled[label] = any(holds_any(other, kind, WANTED) for other in others if (other / kind).is_dir())
+        left.add(EMPTY_HERE if filled[label] else EMPTY, kind)
+    numbers = np.cumsum(filled) - 1
+    kept = [kind for kind, stays in zip(classes, filled.tolist(), strict=True) if stays]
+    return kept, replace(listing, labels=numbers[listing.labels])
 
 
 def canonical(split: str) -> str:
@@ -106,11 +140,11 @@ def find(base: Path, folder: Path) -> list[str]:
         UserError: for a folder below it that cannot be read.
     """
     try:
-        entries = scan(folder, [HERE], EXTENSIONS + video.EXTENSIONS, Left())
+        paths = scan(folder, [HERE], WANTED, Left()).paths
     except OSError as error:
         raise _unreadable(error) from error
     prefix = os.path.relpath(folder, base)
-    return sorted(os.path.normpath(os.path.join(prefix, entry.path)) for entry in entries)
+    return sorted(os.path.normpath(os.path.join(prefix, path)) for path in paths)
 
 
 def _split_folders(root: Path) -> dict[str, list[str]]:
@@ -124,7 +158,8 @@ def _split_folders(root: Path) -> dict[str, list[str]]:
 
 def _folders(root: Path) -> list[str]:
     try:
-        return sorted(entry.name for entry in root.iterdir() if not hidden(entry.name) and entry.is_dir())
+        with os.scandir(root) as entries:
+            return sorted(entry.name for entry in entries if not hidden(entry.name) and is_folder(entry))
     except OSError as error:
         raise _unreadable(error) from error
 
@@ -135,9 +170,7 @@ def _split_or_root(root: Path, split: str, left: Left) -> Path:
     if len(splits) == 1:  # of two or more it is clear that they are splits
         _require_no_classes(root, next(iter(splits.values())), others)
     if (folder := split_folder(root, split)) is not None:
-        for name in others:
-            if root / name != folder:
-                left.add("folders beside the split folder", name)
+        _note_beside(root, {folder.name, *(name for names in splits.values() for name in names)}, left)
         for name in (name for names in splits.values() for name in names):
             if root / name != folder and folder.samefile(root / name):
                 log.warning(
@@ -155,12 +188,18 @@ def _split_or_root(root: Path, split: str, left: Left) -> Path:
     )
 
 
+def _note_beside(root: Path, splits: set[str], left: Left) -> None:
+    """Note what lies beside the folders of splits."""
+    for name in os.listdir(root):
+        if name not in splits:
+            left.add(HIDDEN if hidden(name) else BESIDE_SPLITS, name)
+
+
 def _require_no_classes(root: Path, splits: list[str], others: list[str]) -> None:
     """Refuse folders of images beside a single split folder: either that folder is a class, or the others do not belong
     there.
     """
-    suffixes = EXTENSIONS + video.EXTENSIONS
-    classes = [name for name in others if any(f.lower().endswith(suffixes) for f in os.listdir(root / name))]
+    classes = [name for name in others if any(f.lower().endswith(WANTED) for f in os.listdir(root / name))]
     if classes:
         raise UserError(
             f"folder {str(root)!r} holds {_names(splits)}, the name of a split, beside folders of images "
