@@ -34,9 +34,10 @@ from peak import peak_gigabytes
 from losa_cache.data.load import load_samples
 {more}
 root = Path({root!r})
-start = time.perf_counter()
+start, cpu = time.perf_counter(), time.process_time()
 {part}
-print(json.dumps(dict(seconds=round(time.perf_counter() - start, 2), peak_mb=round(1000 * peak_gigabytes()))))
+seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+print(json.dumps(dict(seconds=round(seconds, 2), cpu_seconds=round(cpu, 2), peak_mb=round(1000 * peak_gigabytes()))))
 """
 
 
