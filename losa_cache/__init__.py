@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from losa_cache.compare.compare import compare
     from losa_cache.data.load import load_samples
     from losa_cache.data.samples import Samples
+    from losa_cache.data.survey import survey
+    from losa_cache.data.survey_config import SurveyConfig
     from losa_cache.errors import UserError
     from losa_cache.extract.config import ExtractConfig, PlanConfig
     from losa_cache.extract.extract import extract
@@ -67,6 +69,7 @@ _HOMES = {
     "ProbeResult": "losa_cache.probe.probe",
     "Samples": "losa_cache.data.samples",
     "StackedAdamW": "losa_cache.train.stacked_adamw",
+    "SurveyConfig": "losa_cache.data.survey_config",
     "TargetSet": "losa_cache.targets.target_set",
     "TensorBatch": "losa_cache.train.batches",
     "TrainConfig": "losa_cache.train.config",
@@ -90,6 +93,7 @@ _HOMES = {
     "remove_targets": "losa_cache.targets.add",
     "resume": "losa_cache.train.train",
     "resume_sweep": "losa_cache.sweep.engine.run",
+    "survey": "losa_cache.data.survey",
     "sweep": "losa_cache.sweep.engine.run",
     "train": "losa_cache.train.train",
     "train_auto": "losa_cache.sweep.engine.auto",
@@ -117,6 +121,7 @@ __all__ = [
     "ProbeResult",
     "Samples",
     "StackedAdamW",
+    "SurveyConfig",
     "TargetSet",
     "TensorBatch",
     "TrainConfig",
@@ -140,6 +145,7 @@ __all__ = [
     "remove_targets",
     "resume",
     "resume_sweep",
+    "survey",
     "sweep",
     "train",
     "train_auto",

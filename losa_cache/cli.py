@@ -23,6 +23,7 @@ from losa_cache.cli_common import (
     refuse,
 )
 from losa_cache.cli_compare import compare
+from losa_cache.cli_data import data
 from losa_cache.cli_export import export
 from losa_cache.cli_options import Values, takes_options
 from losa_cache.cli_predict import predict
@@ -75,6 +76,9 @@ def version(
         typer.echo(losa_cache.__version__)
     elif context.invoked_subcommand is None:
         typer.echo(context.get_help())
+
+
+app.command()(data)
 
 
 @app.command()

@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING, Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from losa_cache.cache.store import ActivationCache
 from losa_cache.extract.limiter import limiter
 from losa_cache.extract.meter import Meter
 from losa_cache.machine.sizes import readable_bytes
 from losa_cache.tasks import CLASSIFICATION, get_task
 from losa_cache.text import shown
-from losa_cache.train.train import TrainResult
 
-if TYPE_CHECKING:  # it loads backbones, which training does without
+if TYPE_CHECKING:  # some verbs do without torch, and training without backbones
     from losa_cache.apply.predict.predict import Predictions
+    from losa_cache.cache.store import ActivationCache
+    from losa_cache.train.train import TrainResult
 
 LINE_SECONDS = 60
 WORTH_SHORTENING = 0.1  # seconds of an epoch
@@ -27,7 +27,7 @@ def note(text: str) -> None:
     console.print(shown(text), soft_wrap=True)
 
 
-def extraction_report(cache: ActivationCache, meter: Meter) -> dict[str, Any]:
+def extraction_report(cache: "ActivationCache", meter: Meter) -> dict[str, Any]:
     """Sum an extraction up; say aloud what was skipped or did not fit the precision."""
     manifest = cache.manifest
     if manifest.skipped:
@@ -99,7 +99,7 @@ def cache_table(caches: list[dict[str, Any]]) -> str:
     return "\n".join([*lines, *(shown(f"cannot be opened: {c['error']}") for c in caches if "error" in c)])
 
 
-def training_report(result: TrainResult) -> dict[str, Any]:
+def training_report(result: "TrainResult") -> dict[str, Any]:
     """Sum a training run up."""
     return {"run": str(result.run), **result.metrics, "parameters": result.parameters}
 

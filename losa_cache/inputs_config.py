@@ -35,6 +35,12 @@ DATASET = (
     "Data set: digits, folder, places365, kinetics400, vtab, a classification set of torchvision, or "
     "the path of a folder of class folders."
 )
+SPLIT = "Split of the data set: train, val or test; for vtab: train800val200, train800, val200 or test."
+DATA_DIR = "Folder that holds the data set."
+COLUMNS = (
+    "Columns of a table: image=COLUMN,label=COLUMN, and further columns, each of which becomes a target set; "
+    "default: columns with common names."
+)
 AUGMENT = (
     "Augmentation, by its name in timm: rand-m9-mstd0.5-inc1, augmix-m3-w3 or 3a, for example; or "
     "crop, for random crop and flip alone."
@@ -66,17 +72,9 @@ class ImageConfig:
 
     backbone: Annotated["str | Backbone", of_images(BACKBONE)]
     dataset: Annotated["str | Samples", of_images(DATASET, path=True)]
-    split: Annotated[
-        str, of_images("Split of the data set: train, val or test; for vtab: train800val200, train800, val200 or test.")
-    ] = "train"
-    data_dir: Annotated[str | None, of_images("Folder that holds the data set.", path=True)] = None
-    columns: Annotated[
-        str | None,
-        of_images(
-            "Columns of a table: image=COLUMN,label=COLUMN, and further columns, each of which becomes a target set; "
-            "default: columns with common names."
-        ),
-    ] = None
+    split: Annotated[str, of_images(SPLIT)] = "train"
+    data_dir: Annotated[str | None, of_images(DATA_DIR, path=True)] = None
+    columns: Annotated[str | None, of_images(COLUMNS)] = None
     weights: Annotated[
         str,
         of_images(

@@ -32,9 +32,21 @@ def load_samples(
     Raises:
         UserError: for an unknown name (with the nearest ones) or files that are not as expected.
     """
+    kind, request = request_of(name, split=split, data_dir=data_dir, home=home, columns=columns)
+    samples = load_source(kind).load(request)
+    samples.left.say()
+    return samples
+
+
+def request_of(
+    name: str, *, split: str, data_dir: Path | None, home: Path | None, columns: str | None
+) -> tuple[str, Request]:
+    """Give the kind of a data set, and what is asked of it; arguments as of :func:`load_samples`.
+
+    Raises:
+        UserError: for an unknown name, or columns of what is no table.
+    """
     require_data_set(name, data_dir)
     require_columns(name, columns)
     kind, rest = kind_of(name)
-    samples = load_source(kind).load(Request(rest, split, data_dir, home, parse_columns(columns)))
-    samples.left.say()
-    return samples
+    return kind, Request(rest, split, data_dir, home, parse_columns(columns))

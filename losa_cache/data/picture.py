@@ -48,14 +48,19 @@ def load_image(path: Path, rules: PixelRules = AS_DECLARED, *, max_pixels: int |
     Raises:
         OSError, ValueError: or whatever else the decoder raises.
     """
-    _require_regular(path)
+    require_regular(path)
     with Image.open(path) as image:
         if max_pixels is not None and (large := _larger(image, max_pixels)):
             raise ValueError(f"it has {large} (--max-pixels)")
         return _decode(image, str(path))
 
 
-def _require_regular(path: Path) -> None:
+def require_regular(path: Path) -> None:
+    """Refuse what is no regular file.
+
+    Raises:
+        OSError: if it is none, or not there.
+    """
     if not stat.S_ISREG(path.stat().st_mode):  # opening a named pipe would wait for its writer
         raise OSError("it is no regular file")
 
@@ -156,7 +161,7 @@ def stored_frame(path: Path) -> tuple[tuple[int, int], Image.Transpose | None]:
     Raises:
         OSError, ValueError: or whatever else the decoder raises.
     """
-    _require_regular(path)
+    require_regular(path)
     with Image.open(path) as image:
         if image.format == "TIFF":
             return _decode(image, "").size, None

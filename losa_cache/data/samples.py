@@ -159,7 +159,7 @@ def from_files(
     classes: Sequence[str],
     root: Path,
     files: Sequence[tuple[str, int]],
-    sizes: Sequence[int] | None = None,
+    sizes: Sequence[int] | NDArray[np.int64] | None = None,
     *,
     pixels: PixelRules = AS_DECLARED,
 ) -> Samples:

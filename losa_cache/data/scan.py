@@ -94,18 +94,20 @@ def scan(base: Path, folders: Sequence[str], suffixes: tuple[str, ...], left: Le
     sizes, keys, ends = array("q"), array("Q"), [0]
     several = False  # whether a file may have been met by two paths
     for folder in folders:
-        for path, status, linked in _walk(base, folder, suffixes, above, left):
+        for path, linked in _walk(base, folder, suffixes, above, left):
+            status = _status(base, path, linked=linked)
+            if status is not None and not stat.S_ISREG(status.st_mode):
+                left.add(OTHERS, path)
+                continue
             paths.append(path)
             sizes.append(-1 if status is None else status.st_size)
             keys.extend((0, 0) if status is None else (status.st_dev, status.st_ino))
             several = several or linked or (status is not None and status.st_nlink > 1)
         ends.append(len(paths))
     labels = np.repeat(np.arange(len(folders)), np.diff(ends))
+    kept: Sequence[int] = range(len(paths))
     if several:
         kept = _once(base, paths, labels, np.array(keys, dtype=np.uint64).reshape(-1, 2), left)
-    else:
-        kept = range(len(paths))
-    del keys
     starts = np.searchsorted(labels[kept], np.arange(len(folders) + 1)).tolist()
     order = [place for a, b in pairwise(starts) for place in sorted(kept[a:b], key=paths.__getitem__)]
     return Listing([paths[place] for place in order], labels[order], np.array(sizes, dtype=np.int64)[order])
@@ -129,7 +131,7 @@ def _once(base: Path, paths: list[str], labels: NDArray[np.int64], keys: NDArray
 
 
 def holds_any(base: Path, folder: str, suffixes: tuple[str, ...]) -> bool:
-    """Tell whether a wanted file lies below a folder of a base.
+    """Tell whether a file of a wanted name lies below a folder of a base.
 
     Raises:
         OSError: for a folder that cannot be read.
@@ -189,11 +191,11 @@ def _stem(name: str) -> str:
 
 def _walk(
     base: Path, folder: str, suffixes: tuple[str, ...], above: set[FolderKey], left: Left
-) -> Iterator[tuple[str, os.stat_result | None, bool]]:
+) -> Iterator[tuple[str, bool]]:
     """Walk real folders and files first, then links, so that a file comes by its own name before any other.
 
     Yields:
-        path, status (``None`` of a link that leads nowhere) and whether a link led there.
+        the path of a file of a wanted name, and whether a link led there.
     """
     visited: set[FolderKey] = set()
     real, links = [folder], deque[str]()
@@ -213,23 +215,19 @@ def _walk(
         links.extend(prefix + name for name in found.linked_folders)
         linked_files += (prefix + name for name in found.linked_files)
         for name in found.files:
-            yield from _file(base, prefix + name, left, linked=through_link)
+            yield prefix + name, through_link
     for path in linked_files:
-        yield from _file(base, path, left, linked=True)
+        yield path, True
 
 
-def _file(base: Path, path: str, left: Left, *, linked: bool) -> Iterator[tuple[str, os.stat_result | None, bool]]:
-    """Look at a file. A file that is gone, or whose link leads nowhere, stays: it is named when it does not decode."""
+def _status(base: Path, path: str, *, linked: bool) -> os.stat_result | None:
+    """Look at a file; ``None``: it is gone, or its link leads nowhere. It is named when it does not decode."""
     try:
-        status: os.stat_result | None = os.stat(f"{base}/{path}")  # a Path for each of a million is slow
+        return os.stat(f"{base}/{path}")  # a Path for each of a million is slow
     except OSError as error:
         if not linked and error.errno != errno.ENOENT:
             raise
-        status = None
-    if status is None or stat.S_ISREG(status.st_mode):
-        yield path, status, linked
-    else:
-        left.add(OTHERS, path)
+        return None
 
 
 def _above(base: Path) -> set[FolderKey]:

@@ -4,10 +4,12 @@ A kind of data set is one file of ``losa_cache/data/sources``; the file's name i
 
 * ``SPEC``, a :class:`SourceSpec` of literals, which is read without running the file;
 * ``load(request)``, which gives the :class:`~losa_cache.data.samples.Samples` of a
-  :class:`~losa_cache.data.request.Request`.
+  :class:`~losa_cache.data.request.Request`;
+* if the splits of a data set are known only from its files, ``other_splits(request)``: the splits that the data set has
+  besides that of the request, and that should have no image in common with it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -68,6 +70,16 @@ def _read_all() -> dict[str, SourceSpec]:
 
 SPECS: Mapping[str, SourceSpec] = MappingProxyType(_read_all())
 """All kinds of data sets, by the names of their files."""
+
+
+def other_splits(kind: str, request: "Request") -> Sequence[str]:
+    """List the splits that should have no image in common with that of a request; none: it is not known.
+
+    Raises:
+        UserError: for files that are not as expected.
+    """
+    listed = getattr(load_source(kind), "other_splits", None)
+    return [split for split in SPECS[kind].splits if split != request.split] if listed is None else listed(request)
 
 
 def load_source(kind: str) -> Source:

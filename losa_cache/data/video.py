@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from losa_cache.data.clips import Clip
@@ -57,7 +58,7 @@ def from_videos(
     classes: Sequence[str],
     root: Path,
     files: Sequence[tuple[str, int]],
-    sizes: Sequence[int] | None = None,
+    sizes: Sequence[int] | NDArray[np.int64] | None = None,
 ) -> Samples:
     """Build samples as :func:`from_files` does; their ``load`` gives the middle frame.
 
@@ -111,6 +112,22 @@ def read_clip(path: Path, clip: Clip) -> Iterator[Image.Image]:
             if (turn := _turn(frame)) is not None:
                 image.info[TURN] = turn
             yield image
+
+
+def read_stream(path: Path) -> tuple[int, int, str, str]:
+    """Read width, height, pixel format and container of a video, as FFmpeg names them, without decoding a frame.
+
+    Raises:
+        ValueError: for a file without a video.
+        av.FFmpegError: for a file that FFmpeg does not read.
+    """
+    import av
+
+    with av.open(f"file:{path}", options=_OPEN) as container:
+        stream = container.streams.best("video")
+        if not isinstance(stream, av.VideoStream):
+            raise ValueError("it holds no video")
+        return stream.width, stream.height, stream.pix_fmt or "", container.format.name
 
 
 def _turn(frame: "VideoFrame") -> Image.Transpose | None:

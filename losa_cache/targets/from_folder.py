@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from losa_cache.data.label_files import read_lines
-from losa_cache.data.scan import HERE, Left, scan
+from losa_cache.data.left import Left
+from losa_cache.data.scan import HERE, scan
 from losa_cache.errors import UserError
 from losa_cache.outside import UnreadableError
 from losa_cache.targets.check import DEPTH_NAMES, require_names
@@ -131,13 +132,13 @@ def read_folder(path: Path, *, kind: str, ignored: int | None) -> Pictures:
     """
     suffixes = SUFFIXES[kind]
     try:
-        entries = scan(path, [HERE], suffixes, Left())
+        paths = scan(path, [HERE], suffixes, Left()).paths
     except OSError as error:
         raise UserError(f"{str(path)!r} cannot be read ({error.strerror}): name a folder.") from error
-    if not entries:
+    if not paths:
         raise UserError(f"{str(path)!r} holds no files of a {kind} ({', '.join(suffixes)}): name the folder that does.")
     names = list(_names(path)) if kind == MASK and (path / CLASSES).exists() else None
-    return Pictures(path, kind, [entry.path for entry in entries], names, ignored)
+    return Pictures(path, kind, paths, names, ignored)
 
 
 def _names(path: Path) -> Iterator[str]:

@@ -60,6 +60,16 @@ def load(request: Request) -> Samples:
     return from_videos(NAME, split, classes, root, files)
 
 
+def other_splits(request: Request) -> list[str]:
+    """List the other splits that have a list or a folder.
+
+    Raises:
+        UserError: if the root cannot be read.
+    """
+    root, split = request.root, folder.canonical(request.split)
+    return [key for key in SPLITS if key != split and (_list_of(root, key) or split_folder(root, key))]
+
+
 def _list_of(root: Path, split: str) -> Path | None:
     names = [kind.format(name) for name in SPLITS.get(split, (split,)) for kind in _LISTS]
     paths = [folder / name for folder in (root, root / "annotations") for name in names]

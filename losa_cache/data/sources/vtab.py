@@ -61,6 +61,11 @@ TASKS = {
 """By the name of the folder, in the order of the paper's Table 1."""
 
 
+def other_splits(request: Request) -> tuple[str, ...]:
+    """List the splits that share no image with that of a request."""
+    return {TRAIN: (VAL, TEST), VAL: (TRAIN, TEST), BOTH: (TEST,), TEST: (BOTH,)}[request.split]
+
+
 def load(request: Request) -> Samples:
     """Read a split of the task whose folder is named: ``<root>/<split>.txt``, lines ``images/test/000000.jpg 3``.
 
