@@ -40,6 +40,7 @@ class Samples:
         targets: target sets that come with the data, by name, beside the labels. Their ids are those of the samples, of
             more samples, or what :mod:`losa_cache.targets.match` matches with these.
         left: what was left out of the data set.
+        earlier: fingerprints that earlier versions gave to the same images in the same order, with other labels.
 
     Raises:
         UserError: for labels beyond the classes, or a name that no target set can have.
@@ -58,6 +59,7 @@ class Samples:
     pixels: PixelRules = AS_DECLARED
     targets: Mapping[str, Source] = field(default_factory=lambda: MappingProxyType({}))
     left: Left = field(default_factory=Left)
+    earlier: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for target in self.targets:
@@ -212,13 +214,16 @@ def from_paths(
         ids=paths,
         labels=labels,
         load=lambda i: load_image(root / paths[i], pixels),
-        fingerprint=hash_lines(
-            f"{path}\t{label}\t{size}"
-            for path, label, size in zip(paths, map(int, labels), map(int, sizes), strict=True)
-        ),
+        fingerprint=fingerprint_of(paths, labels, sizes),
         file=lambda i: root / paths[i],
         pixels=pixels,
     )
+
+
+def fingerprint_of(paths: Sequence[str], labels: NDArray[np.int64], sizes: Sequence[int] | NDArray[np.int64]) -> str:
+    """Hash names, labels and sizes in bytes of files."""
+    columns = zip(paths, map(int, labels), map(int, sizes), strict=True)
+    return hash_lines(f"{path}\t{label}\t{size}" for path, label, size in columns)
 
 
 def hash_lines(lines: Iterable[str], payload: bytes = b"") -> str:

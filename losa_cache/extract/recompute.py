@@ -81,6 +81,8 @@ def reopen(
     options |= _whole(named, options)
     inputs = open_inputs(**options, device=choose_device(device))
     ours, theirs = ({**m.fields, "compute": None} for m in (inputs.manifest, cache.manifest))
+    if _holds_images_of(cache, inputs.samples):
+        ours["dataset"] = ours["dataset"] | {"fingerprint": theirs["dataset"]["fingerprint"]}
     if wrong := differences(ours, theirs):
         raise UserError(
             f"cache {str(cache.path)!r} was extracted from something else: it differs in {'; '.join(wrong)}. "
@@ -113,13 +115,17 @@ def reopen_images(
         options |= _whole(named, options)
         known = {name: options[name] for name in OPENED if name in options}
         dataset = load_given(InputsConfig(**known))
-    if dataset.fingerprint != cache.manifest.fields["dataset"]["fingerprint"]:
+    if not _holds_images_of(cache, dataset):
         raise UserError(
             f"cache {str(cache.path)!r} was extracted from other images than {dataset.name!r} "
             f"{dataset.split!r} has now: say with --data-dir where they lie."
         )
     places = {name: place for place, name in enumerate(dataset.ids)}
     return dataset.select(np.array([places[name] for name in cache.sample_ids], dtype=np.int64))
+
+
+def _holds_images_of(cache: ActivationCache, samples: Samples) -> bool:
+    return cache.manifest.fields["dataset"]["fingerprint"] in (samples.fingerprint, *samples.earlier)
 
 
 def _whole(named: dict[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:

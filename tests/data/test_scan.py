@@ -8,6 +8,7 @@ from PIL import Image
 
 from losa_cache.data.left import Left
 from losa_cache.data.load import load_samples
+from losa_cache.data.samples import from_files
 from losa_cache.data.scan import scan
 from losa_cache.errors import UserError
 
@@ -148,6 +149,11 @@ def test_other_files_and_empty_classes_are_said(root, caplog):
     put(root / "train/stray.png")
     samples = load(root)
     assert (samples.classes, samples.labels.tolist()) == (("ant", "cat", "dog"), [1, 1, 2, 2])
+    files = [("cat/0.png", 1), ("cat/1.png", 1), ("dog/0.png", 2), ("dog/deep/1.png", 2)]
+    base = root / "train"
+    assert samples.fingerprint == from_files("folder", "train", samples.classes, base, files).fingerprint
+    numbered = [(name, label + (label > 0)) for name, label in files]  # as before, when bee was class 1
+    assert samples.earlier == (from_files("folder", "train", "abcd", base, numbered).fingerprint,)
     assert "left out 4 files of other kinds ('bee/legend.xml', 'cat/notes.txt', 'cat/photo.heic', 'cat/pipe.png')" in (
         caplog.text
     )

@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -288,3 +289,20 @@ def test_reading_a_damaged_chunk_in_training_names_sample_and_shard(cache):
     with pytest.raises(UserError, match=rf"sample '{sample}' cannot be read from shard 1 .*verify --repair mends it"):
         lc.train(cache, epochs=1, val_fraction=0, batch_size=4, out=cache.path.with_name("run"))
     assert np.isfinite(frozen_tail(cache).state_dict()["norm.weight"].numpy()).all()
+
+
+def test_a_cache_in_which_an_empty_folder_was_a_class_is_checked_and_its_images_open(tmp_path):
+    (tmp_path / "set/ant").mkdir(parents=True)
+    for name in ("bee/1.png", "cat/20.png"):
+        (tmp_path / "set" / name).parent.mkdir()
+        Image.new("RGB", (8, 8), (len(name), 9, 0)).save(tmp_path / "set" / name)
+    samples = load_samples("folder", data_dir=tmp_path / "set")
+    assert samples.labels.tolist() == [0, 1]
+    (numbered,) = samples.earlier
+    former = replace(samples, classes=("ant", *samples.classes), labels=samples.labels + 1, fingerprint=numbered)
+    cache = extract(tiny_backbone(), former, device="cpu", out=tmp_path / "cache.zarr", batch_size=2)
+    found = verify_cache(cache.path, recompute=2, backbone=tiny_backbone(), dataset=samples, device="cpu")
+    assert found["intact"]
+    assert recompute.reopen_images(cache, dataset=samples).ids == cache.sample_ids
+    with pytest.raises(UserError, match="other images"):
+        recompute.reopen_images(cache, dataset=replace(samples, earlier=()))

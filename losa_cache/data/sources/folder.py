@@ -11,7 +11,7 @@ import numpy as np
 from losa_cache.data import video
 from losa_cache.data.left import BESIDE_SPLITS, EMPTY, EMPTY_HERE, HIDDEN, Left
 from losa_cache.data.request import Request
-from losa_cache.data.samples import Samples, from_paths
+from losa_cache.data.samples import Samples, fingerprint_of, from_paths
 from losa_cache.data.scan import HERE, Listing, class_folders, hidden, holds_any, is_folder, scan
 from losa_cache.data.spec import SourceSpec
 from losa_cache.errors import UserError
@@ -63,6 +63,7 @@ def load(request: Request, name: str = "folder") -> Samples:
         if classes:
             left.take(below)
         listing = scan(base, classes or [HERE], WANTED, left)  # images beside no class folders are those that are read
+        numbers = listing.labels
         if classes:
             classes, listing = _without_empty(root, base, classes, listing, left)
     except OSError as error:
@@ -83,7 +84,8 @@ def load(request: Request, name: str = "folder") -> Samples:
         )
     else:
         samples = video.from_videos(name, split, classes, base, list(zip(paths, labels.tolist(), strict=True)), sizes)
-    return replace(samples, left=left)
+    renumbered = not np.array_equal(numbers, labels)  # earlier versions gave a number to every folder
+    return replace(samples, left=left, earlier=(fingerprint_of(paths, numbers, sizes),) if renumbered else ())
 
 
 def other_splits(request: Request) -> list[str]:
