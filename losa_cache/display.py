@@ -10,8 +10,8 @@ from losa_cache.cache.store import ActivationCache
 from losa_cache.extract.limiter import limiter
 from losa_cache.extract.meter import Meter
 from losa_cache.machine.sizes import readable_bytes
-from losa_cache.tasks import CLASSIFICATION, get_task
 from losa_cache.text import shown
+from losa_cache.train.config import TrainConfig
 from losa_cache.train.train import TrainResult
 
 if TYPE_CHECKING:  # it loads backbones, which training does without
@@ -101,7 +101,7 @@ def cache_table(caches: list[dict[str, Any]]) -> str:
 
 def training_report(result: TrainResult) -> dict[str, Any]:
     """Sum a training run up."""
-    return {"run": str(result.run), **result.metrics, "parameters": result.parameters}
+    return {"run": str(result.run), **result.metrics, "parameters": result.parameters, "samples": result.samples}
 
 
 def _progress(text: str) -> Progress:
@@ -196,9 +196,9 @@ class TrainingBar(PassBar):
 
     _limiter = ""
 
-    def __init__(self, epochs: int, task: str = CLASSIFICATION) -> None:
-        super().__init__("epoch", epochs)
-        self._metric = get_task(task).selection
+    def __init__(self, config: TrainConfig) -> None:
+        super().__init__("epoch", config.epochs)
+        self._metric = config.learns.selection
 
     def staging(self, share: float) -> None:
         """Take the share of the cache that is copied."""

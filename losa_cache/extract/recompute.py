@@ -81,7 +81,7 @@ def reopen(
     options |= _whole(named, options)
     inputs = open_inputs(**options, device=choose_device(device))
     ours, theirs = ({**m.fields, "compute": None} for m in (inputs.manifest, cache.manifest))
-    if wrong := differences(ours, theirs):
+    if wrong := differences(ours, theirs, ("now", "at its extraction")):
         raise UserError(
             f"cache {str(cache.path)!r} was extracted from something else: it differs in {'; '.join(wrong)}. "
             "Say with --data-dir and --weights where its images and weights lie."

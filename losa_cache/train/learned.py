@@ -26,8 +26,19 @@ def targets_of(cache: ActivationCache, config: TrainConfig) -> TargetSet:
         UserError: if the cache has none of the name, or of the task's kind.
     """
     task = get_task(config.task)
-    name = config.targets or choose_targets(task, cache.target_kinds, cache.path)
-    return task.targets(require_kind(task, cache.target_set(name)))
+    return task.targets(require_kind(task, cache.target_set(target_set_of(cache, config))))
+
+
+def target_set_of(cache: ActivationCache, config: TrainConfig) -> str:
+    """Name the target set of a cache that a run learns.
+
+    Raises:
+        UserError: if it names none, and the cache does not make clear which it is.
+    """
+    if config.targets is not None:
+        return config.targets
+    task, classes = get_task(config.task), cache.manifest.classes
+    return choose_targets(task, cache.target_kinds, cache.path, classes=classes, groups=config.group_by)
 
 
 def groups_of(cache: ActivationCache, config: TrainConfig) -> TargetSet | None:
@@ -66,7 +77,7 @@ def opened_targets(online: OnlineConfig, config: TrainConfig, cache: ActivationC
             f"targets-from is {online.targets_from!r}, but the targets are those of the cache {str(cache.path)!r}: "
             "leave it out, or add them to the cache with losa-cache targets."
         )
-    return open_source(online.targets_from, task=config.task)
+    return open_source(online.targets_from, task=config.task, selects=False)
 
 
 def targets_of_images(inputs: "Inputs", config: TrainConfig, source: Source | None) -> TargetSet:
@@ -126,11 +137,16 @@ def require_augmentable(task: Task, online: OnlineConfig) -> None:
     """
     if task.dense and (online.augment is not None or online.reprob):
         raise UserError(
-            f"augment is {online.augment!r} and reprob is {online.reprob}, but targets of the task {task.name!r} do "
-            "not follow the augmentation of their images: leave both out."
+            f"{_told(augment=online.augment, reprob=online.reprob)}, but targets of the task {task.name!r} do not "
+            "follow the augmentation of their images: leave it out."
         )
     if (online.mixup or online.cutmix) and not task.mixes:
         raise UserError(
-            f"mixup is {online.mixup} and cutmix is {online.cutmix}, but targets of the task {task.name!r} cannot be "
-            "mixed: leave both out."
+            f"{_told(mixup=online.mixup, cutmix=online.cutmix)}, but targets of the task {task.name!r} cannot be "
+            "mixed: leave it out."
         )
+
+
+def _told(**options: object) -> str:
+    """Write the options that are not at their default, which is nothing."""
+    return " and ".join(f"{name} is {value!r}" for name, value in options.items() if value)
