@@ -9,7 +9,13 @@ from losa_cache.tasks.base import Task
 
 
 def choose_targets(
-    task: Task, kinds: Mapping[str, str], place: object, *, classes: Sequence[str], groups: str | None = None
+    task: Task,
+    kinds: Mapping[str, str],
+    place: str,
+    *,
+    classes: Sequence[str],
+    groups: str | None = None,
+    adding: str = "losa-cache targets --from FILE",
 ) -> str:
     """Choose the target set that a run learns if it names none: labels, or the only one of the task's kind.
 
@@ -19,9 +25,10 @@ def choose_targets(
     Args:
         task: to be learned.
         kinds: kind of each target set that there is, by name.
-        place: of the cache, for messages.
-        classes: of the cache's labels.
+        place: where they are, for messages: ``cache '/a/b.zarr'``.
+        classes: of the labels.
         groups: a target set that names groups, and is not learned.
+        adding: what adds target sets, for messages.
 
     Raises:
         UserError: if there is none, or several.
@@ -32,19 +39,18 @@ def choose_targets(
     if not fitting and task.kind == CLASS:
         others = [name for name in kinds if name not in (LABELS, groups)]
         each = "; ".join(f"{name}: --task {' or '.join(tasks_of(kinds[name]))}" for name in others)
-        remedy = f"choose the task of a target set ({each})" if others else "add others with losa-cache targets"
+        remedy = f"choose the task of a target set ({each})" if others else f"add others with {adding}"
         raise UserError(
-            f"the labels of cache {str(place)!r} are all {', '.join(map(repr, classes))}, and the task {task.name!r} "
+            f"the labels of {place} are all {', '.join(map(repr, classes))}, and the task {task.name!r} "
             f"needs at least two classes: {remedy}."
         )
     if not fitting:
         raise UserError(
-            f"cache {str(place)!r} has no targets for the task {task.name!r}: add some with losa-cache targets "
-            f"--from FILE --task {task.name}."
+            f"{place} has no targets for the task {task.name!r}: add some with {adding} --task {task.name}."
         )
     if len(fitting) > 1:
         raise UserError(
-            f"cache {str(place)!r} has several target sets for the task {task.name!r}: choose one with --targets: "
+            f"{place} has several target sets for the task {task.name!r}: choose one with --targets: "
             f"{', '.join(fitting)}."
         )
     return fitting[0]

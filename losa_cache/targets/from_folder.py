@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from losa_cache.data.label_files import read_lines
-from losa_cache.data.scan import HERE, Left, scan
+from losa_cache.data.left import Left
+from losa_cache.data.scan import HERE, scan
 from losa_cache.errors import UserError
 from losa_cache.outside import UnreadableError
 from losa_cache.targets.check import DEPTH_NAMES, require_names
@@ -133,10 +134,9 @@ def read_folder(path: Path, *, kind: str, ignored: int | None) -> Pictures:
     """
     suffixes = SUFFIXES[kind]
     try:
-        entries = scan(path, [HERE], suffixes, Left())
+        paths = scan(path, [HERE], suffixes, Left()).paths
     except OSError as error:
         raise UserError(f"{str(path)!r} cannot be read ({error.strerror}): name a folder.") from error
-    paths = [entry.path for entry in entries]
     if not paths:
         raise _none(path, kind)
     return Pictures(path, kind, paths, _names(path, paths) if kind == MASK else None, ignored)
@@ -146,9 +146,9 @@ def _none(path: Path, kind: str) -> UserError:
     """Say that a folder has no such pictures, and name the task that its files are for, if there is one."""
     lacking = f"{str(path)!r} holds no {PLURAL[kind]} ({', '.join(SUFFIXES[kind])})"
     for other in SUFFIXES.keys() - {kind}:
-        if others := scan(path, [HERE], SUFFIXES[other], Left()):
+        if others := scan(path, [HERE], SUFFIXES[other], Left()).paths:
             return UserError(
-                f"{lacking}, but {len(others)} files that may be {PLURAL[other]}, such as {others[0].path!r}: pass "
+                f"{lacking}, but {len(others)} files that may be {PLURAL[other]}, such as {others[0]!r}: pass "
                 f"--task {TASKS[other]}."
             )
     return UserError(f"{lacking}: name the folder that does.")

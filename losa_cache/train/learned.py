@@ -38,7 +38,8 @@ def target_set_of(cache: ActivationCache, config: TrainConfig) -> str:
     if config.targets is not None:
         return config.targets
     task, classes = get_task(config.task), cache.manifest.classes
-    return choose_targets(task, cache.target_kinds, cache.path, classes=classes, groups=config.group_by)
+    place = f"cache {str(cache.path)!r}"
+    return choose_targets(task, cache.target_kinds, place, classes=classes, groups=config.group_by)
 
 
 def groups_of(cache: ActivationCache, config: TrainConfig) -> TargetSet | None:
@@ -105,9 +106,10 @@ def targets_of_images(inputs: "Inputs", config: TrainConfig, source: Source | No
 def _targets_of_data(samples: "Samples", config: TrainConfig) -> str:
     """Name the target set that comes with images and that a run learns."""
     task, asked = get_task(config.task), config.targets
-    fitting = [name for name, source in samples.targets.items() if source.kind == task.kind]
     if asked is None:
-        return fitting[0] if len(fitting) == 1 and task.kind != CLASS else LABELS
+        kinds = {LABELS: CLASS} | {name: source.kind for name, source in samples.targets.items()}
+        place, adding = f"data set {samples.name!r}", "--targets-from FILE"
+        return choose_targets(task, kinds, place, classes=samples.classes, groups=config.group_by, adding=adding)
     if asked not in (known := [LABELS, *samples.targets]):
         raise UserError(
             f"data set {samples.name!r} has no target set {asked!r}: choose one of {', '.join(known)}"

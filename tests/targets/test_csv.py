@@ -210,12 +210,12 @@ def test_classes_of_masks_are_those_of_every_folder_of_them(tmp_path):
 def test_labels_of_one_class_give_way_to_the_target_set_that_the_task_learns():
     one, kinds = ["unlabelled"], {"labels": "class", "weather": "multilabel", "site": "class", "species": "class"}
     task = get_task("classification")
-    assert choose_targets(task, kinds, "x.zarr", classes=["a", "b"]) == "labels"
-    assert choose_targets(task, kinds, "x.zarr", classes=one, groups="site") == "species"
+    assert choose_targets(task, kinds, "cache 'x'", classes=["a", "b"]) == "labels"
+    assert choose_targets(task, kinds, "cache 'x'", classes=one, groups="site") == "species"
     with pytest.raises(UserError, match="several target sets .* choose one with --targets: site, species"):
-        choose_targets(task, kinds, "x.zarr", classes=one)
+        choose_targets(task, kinds, "cache 'x'", classes=one)
     with pytest.raises(UserError, match=r"are all 'unlabelled', .* \(weather: --task multilabel; m: --task segment"):
-        choose_targets(task, {"labels": "class", "weather": "multilabel", "m": "mask"}, "x.zarr", classes=one)
-    with pytest.raises(UserError, match="needs at least two classes: add others with losa-cache targets"):
-        choose_targets(task, {"labels": "class"}, "x.zarr", classes=one)
+        choose_targets(task, {"labels": "class", "weather": "multilabel", "m": "mask"}, "cache 'x'", classes=one)
+    with pytest.raises(UserError, match="of cache 'x' are all .* two classes: add others with losa-cache targets"):
+        choose_targets(task, {"labels": "class"}, "cache 'x'", classes=one)
     assert tasks_of("class") == ["classification", "ordinal"]
