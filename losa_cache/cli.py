@@ -20,7 +20,9 @@ from losa_cache.cli_common import (
     expanded,
     given,
     print_result,
+    print_table,
     refuse,
+    refuse_unused,
 )
 from losa_cache.cli_compare import compare
 from losa_cache.cli_data import data
@@ -173,6 +175,7 @@ def train(
     elif given(context, "val_fraction"):  # an earlier run's list gives way
         config = replace(config, val_ids=None)
     online, mixed = _fresh(context, online, mixed)
+    refuse_unused(context, config)
     config = replace(config, **{name: value for name, value in of_recipe(recipe).items() if not given(context, name)})
     require_sample_files(config)
     if auto:
@@ -201,7 +204,7 @@ def train(
     if opened is None and not online:
         opened = latest_training_cache(all_tokens=config.reads_all_tokens or fresh is not None)
         note(f"cache: {opened.path} (the most recent complete one)")
-    with TrainingBar(config.epochs, config.task) as bar:
+    with TrainingBar(config) as bar:
         shown: dict[str, Any] = {"report": bar, "progress": bar.advance, "staging": bar.staging}
         places: dict[str, Any] = {"out": out, "device": device, "residency": residency, "stage": stage}
         result = run(opened, online=fresh, config=config, **places, **shown)
@@ -223,7 +226,7 @@ def _resume(run: Path, as_json: bool, **places: Any) -> None:
     from losa_cache.display import TrainingBar, training_report
     from losa_cache.train.train import resume
 
-    with TrainingBar(config.epochs, config.task) as bar:
+    with TrainingBar(config) as bar:
         shown: dict[str, Any] = {"report": bar, "progress": bar.advance, "staging": bar.staging}
         result = resume(run, **places, **shown)
     print_result(training_report(result), as_json)
@@ -281,6 +284,9 @@ def evaluate(
         result = evaluate_run(run, cache=cache, split=split, device=device, **shown, progress=bar.advance)
     tables = result.pop("tables")
     print_result(without_nan(result | {"tables": tables}) if as_json else result, as_json)
+    if not as_json:
+        for name, lines in tables.items():
+            print_table(name, lines)
 
 
 app.command()(predict)

@@ -10,13 +10,18 @@ import typer
 from losa_cache.errors import UserError, no_cache
 from losa_cache.folders import given_path
 from losa_cache.machine.device_names import require_device_name
+from losa_cache.report.details import cell
 from losa_cache.sidenet.adapter_folder import HUB
-from losa_cache.text import say
+from losa_cache.tasks import get_task
+from losa_cache.text import columns, say
+from losa_cache.train.config import TrainConfig
 
 CONFIG = "config_file"
 """The parameter of ``--config``."""
 IN_FILE = "DEFAULT_MAP"
 """What typer says of an option that the file of ``--config`` gives."""
+MOST_LINES = 40
+"""Lines of a table that is printed."""
 REPEATED = "losa_cache.repeated"
 """Key of a context's ``meta``: whether ``--config`` names an earlier run, whose options give way to what is given."""
 
@@ -108,6 +113,22 @@ def refuse(context: typer.Context, reason: str, *, but: tuple[str, ...] = (), on
             raise UserError(f"{reason}: leave out --{flag}{place}.")
 
 
+def refuse_unused(context: typer.Context, config: TrainConfig) -> None:
+    """Refuse options of training that were given and that the task has no use for.
+
+    Raises:
+        UserError: naming the option.
+    """
+    task = get_task(config.task)
+    name = f"the task {task.name!r}"
+    if "label_smoothing" not in task.loss_options:
+        refuse(context, f"the loss of {name} smooths no labels", only=("label_smoothing",))
+    if task.dense:
+        refuse(context, f"the decoder of {name} has no dropout", only=("dropout",))
+    else:
+        refuse(context, f"{name} makes no maps, so nothing is decoded", only=("decoder",))
+
+
 def print_result(result: dict[str, Any], as_json: bool) -> None:
     """Print a result: JSON for machines, aligned lines for people."""
     if as_json:
@@ -121,6 +142,14 @@ def print_result(result: dict[str, Any], as_json: bool) -> None:
                 say("  " + ", ".join(f"{key} {inner}" for key, inner in entry.items()))
             continue
         say(f"{name.ljust(width)}  {_shown(value)}")
+
+
+def print_table(name: str, lines: list[dict[str, Any]]) -> None:
+    """Print a table of an evaluation, a line for each class, label or column; a long one is only counted."""
+    if len(lines) > MOST_LINES:
+        say(f"{name}  {len(lines)} lines, which --json or --report gives")
+    elif lines:
+        typer.echo(columns([list(lines[0]), *([cell(value) for value in line.values()] for line in lines)]))
 
 
 def _shown(value: Any) -> str:

@@ -50,7 +50,10 @@ def compare(
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Compare runs on the same test images: accuracy with intervals, paired tests, parameters, seconds, memory."""
+    """Compare runs of the tasks classification and ordinal on the same test images.
+
+    The result has accuracies with intervals, paired tests, parameters, seconds and memory.
+    """
     from losa_cache import compare as run
     from losa_cache.compare.report import write_report
     from losa_cache.compare.table import text

@@ -20,7 +20,7 @@ def export(
     config: ExportConfig,
     as_json: Json = False,
 ) -> None:
-    """Write an adapter and its backbone to one file, for ONNX Runtime or torch: pixels in, logits out."""
+    """Write an adapter and its backbone to one file, for ONNX Runtime or torch: pixels in, outputs of its task out."""
     name_adapters([adapter])  # at once, before torch is imported
     from losa_cache import export as run
     from losa_cache.machine.sizes import readable_bytes
@@ -34,7 +34,7 @@ def export(
         "written to": ", ".join(found["files"]),
         "size": readable_bytes(found["bytes"]),
         "takes": f"{', '.join(found['inputs'])}: {shape['dtype']} ({', '.join(map(str, shape['shape']))})",
-        "gives": f"{found['output']}: float32 (batch, {found['outputs']})",
+        "gives": f"{found['output']}: float32 ({', '.join(map(str, found['shape']))})",
         "difference": f"{found['difference']:.1e} of the largest output, to losa-cache itself on noise",
     }
     print_result(shown, as_json)

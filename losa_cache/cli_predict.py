@@ -3,7 +3,6 @@
 import json
 import sys
 from contextlib import nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
@@ -11,6 +10,7 @@ import typer
 from losa_cache.apply.predict.arguments import require_one_kind, split_arguments
 from losa_cache.apply.predict.config import PredictConfig
 from losa_cache.apply.predict.formats import find_format
+from losa_cache.apply.predict.table import RANKED
 from losa_cache.cli_common import Json, all_expanded, print_result
 from losa_cache.cli_options import takes_options
 from losa_cache.errors import UserError
@@ -45,7 +45,7 @@ def predict(
     if config.embed and config.out is None:
         raise UserError("--embed gives vectors, which are not printed: name a file with --out.")
     if config.out is not None:
-        find_format(Path(config.out), embeds=config.embed)
+        find_format(config.out, embeds=config.embed)
     adapters, inputs = split_arguments(what)
     require_one_kind(inputs)
     from losa_cache.apply.predict.predict import predict as run
@@ -71,25 +71,39 @@ class _Printed:
     def __call__(self, table: "Table", rows: "Rows") -> None:
         """Print some rows."""
         entries = [table.entry(rows, place) for place in range(len(rows))]
-        text = "\n".join(map(json.dumps, entries)) if self._as_json else self._lines(entries)
+        text = "\n".join(map(json.dumps, entries)) if self._as_json else self._lines(table, entries)
         self._stream.write(f"{text}\n")
         self._stream.flush()
 
-    def _lines(self, entries: list[dict[str, Any]]) -> str:
+    def _lines(self, table: "Table", entries: list[dict[str, Any]]) -> str:
         """Lay rows out: a line an input, or, where there are several adapters, a line for each."""
-        named, lines = len(entries[0]["predictions"]) > 1, []
+        named, lines = len(table.answers) > 1, []
+        titles = _titles(table)
         for entry in entries:
-            for name, answers in entry["predictions"].items():
-                lines.append([entry["id"], *([name] if named else []), *map(_cell, answers)])
-        most = max(map(len, lines))
+            for answer in table.answers:
+                cells = [_cell(own) for own in entry["predictions"][answer.name]]
+                if answer.classes and answer.kind != RANKED and titles[: len(cells)] != answer.titles:
+                    cells = [f"{name} {cell}" for name, cell in zip(answer.classes, cells, strict=True)]
+                lines.append([entry["id"], *([answer.name] if named else []), *cells])
         if not self._begun:
-            heading = ["input", *(["adapter"] if named else [])]
-            lines.insert(0, heading + [str(place + 1) for place in range(most - len(heading))])
+            lines.insert(0, ["input", *(["adapter"] if named else []), *titles])
         self._begun = True
+        most = max(map(len, lines))
         return columns([line + [""] * (most - len(line)) for line in lines])
 
 
+def _titles(table: "Table") -> list[str]:
+    """Head the answers: by the names of labels or numbers, if all adapters have the same; otherwise by their place."""
+    longest = max((answer.titles for answer in table.answers), key=len)
+    if all(answer.titles == longest[: len(answer.titles)] for answer in table.answers):
+        return longest
+    return [str(place + 1) for place in range(len(longest))]
+
+
 def _cell(answer: object) -> str:
-    if isinstance(answer, dict):
-        return f"{answer['class']} {100 * answer['probability']:.1f} %"
-    return f"{answer:.6g}"
+    if not isinstance(answer, dict):
+        return f"{answer:.6g}"
+    share = f"{100 * answer['probability']:.1f} %"
+    if "predicted" in answer:
+        return f"{'yes' if answer['predicted'] else 'no'} {share}"
+    return f"{answer['class']} {share}"

@@ -8,7 +8,17 @@ from typing import Annotated, Any
 import typer
 
 from losa_cache.cache.registry import require_known_store
-from losa_cache.cli_common import Device, Json, Residency, existing, expanded, given, print_result, refuse
+from losa_cache.cli_common import (
+    Device,
+    Json,
+    Residency,
+    existing,
+    expanded,
+    given,
+    print_result,
+    refuse,
+    refuse_unused,
+)
 from losa_cache.cli_options import Values, takes_options
 from losa_cache.errors import UserError
 from losa_cache.folders import require_folder_of_caches, settled_path
@@ -99,6 +109,7 @@ def sweep(
     preset = {name: value for name, value in of_recipe(recipe).items() if not given(context, name)}
     base = TrainConfig(**fixed | preset | alone)
     caches = {name: str(settled_path(path)) for name in CACHES if (path := options[name]) is not None}
+    refuse_unused(context, base)
     require_sample_files(base)
     require_trainable(searched, base)
     SweepConfig(cache=cache or "", space=searched, base=base, **options | caches)  # refused before torch is imported
@@ -188,7 +199,7 @@ def train_chosen(context: typer.Context, cache: str | None, config: TrainConfig,
     if not given(context, "val_fraction"):
         config = replace(config, val_fraction=SHARE)
     grid = {name: values for name, values in grid_of(config).items() if not given(context, name)}
-    with PassBar("search", 1) as searching, TrainingBar(config.epochs, config.task) as bar:
+    with PassBar("search", 1) as searching, TrainingBar(config) as bar:
         shown: dict[str, Any] = {"report": bar, "progress": bar.advance, "staging": bar.staging, "told": note}
         found = train_auto(opened, config=config, grid=grid, searching=searching.advance, **places, **shown)
     chosen = {"chosen": found.found.options, "sure": found.found.sure, "protocol": found.found.protocol}

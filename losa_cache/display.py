@@ -9,8 +9,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from losa_cache.extract.limiter import limiter
 from losa_cache.extract.meter import Meter
 from losa_cache.machine.sizes import readable_bytes
-from losa_cache.tasks import CLASSIFICATION, get_task
 from losa_cache.text import shown
+from losa_cache.train.config import TrainConfig
 
 if TYPE_CHECKING:  # some verbs do without torch, and training without backbones
     from losa_cache.apply.predict.predict import Predictions
@@ -101,7 +101,7 @@ def cache_table(caches: list[dict[str, Any]]) -> str:
 
 def training_report(result: "TrainResult") -> dict[str, Any]:
     """Sum a training run up."""
-    return {"run": str(result.run), **result.metrics, "parameters": result.parameters}
+    return {"run": str(result.run), **result.metrics, "parameters": result.parameters, "samples": result.samples}
 
 
 def _progress(text: str) -> Progress:
@@ -196,9 +196,9 @@ class TrainingBar(PassBar):
 
     _limiter = ""
 
-    def __init__(self, epochs: int, task: str = CLASSIFICATION) -> None:
-        super().__init__("epoch", epochs)
-        self._metric = get_task(task).selection
+    def __init__(self, config: TrainConfig) -> None:
+        super().__init__("epoch", config.epochs)
+        self._metric = config.learns.selection
 
     def staging(self, share: float) -> None:
         """Take the share of the cache that is copied."""

@@ -31,6 +31,23 @@ def parsed(verb, *arguments):
 
 
 @pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            ["--task", "regression", "--label-smoothing", "0.1"],
+            "'regression' smooths no labels: leave out --label",
+        ),
+        (["--task", "multilabel", "--decoder", "conv"], "'multilabel' makes no maps, .* leave out --decoder"),
+        (["--task", "depth", "--dropout", "0.2"], "'depth' has no dropout: leave out --dropout"),
+    ],
+)
+def test_an_option_that_the_task_has_no_use_for_is_refused_where_it_was_given(words, told):
+    for verb, more in (("train", []), ("sweep", ["--rank", "2,4"])):
+        with pytest.raises(UserError, match=told):
+            CliRunner().invoke(app, [verb, *words, *more], catch_exceptions=False)
+
+
+@pytest.mark.parametrize(
     ("verb", "shape", "others"),
     [
         ("extract", ExtractConfig, {"bits", "error"}),

@@ -120,6 +120,7 @@ def _body(config: Config, metrics: Sequence[Figures], repo: str) -> list[str]:
         "",
         f"* task: {plain(task)}",
         f"* classes ({len(config['classes'])}): {_classes(config['classes'])}",
+        *_thresholds(config),
         f"* input: {' x '.join(map(str, spec['size']))} (channels, height, width){moving}; "
         f"{plain(spec['interpolation'])}, crop {spec['crop_pct']:g} ({plain(spec['crop_mode'])}), mean "
         f"{_numbers(spec['mean'])}, standard deviation {_numbers(spec['std'])}",
@@ -151,6 +152,16 @@ def _shown(metric: Metric, value: object) -> str:
 def _classes(names: Sequence[str]) -> str:
     more = f" and {len(names) - SHOWN} more (config.json)" if len(names) > SHOWN else ""
     return ", ".join(map(plain, names[:SHOWN])) + more
+
+
+def _thresholds(config: Config) -> list[str]:
+    """Say from which probability on each of several labels is predicted."""
+    chosen = config.get("constants", {}).get("thresholds")
+    if chosen is None:
+        return []
+    each = [f"{plain(name)} {value:.3f}" for name, value in zip(config["classes"], chosen, strict=False)]
+    more = f" and {len(each) - SHOWN} more (config.json)" if len(each) > SHOWN else ""
+    return [f"* thresholds, the probability from which on a label is predicted: {', '.join(each[:SHOWN])}{more}"]
 
 
 def _numbers(values: Sequence[float]) -> str:

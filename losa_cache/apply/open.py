@@ -43,7 +43,7 @@ def require_one_backbone(adapters: Mapping[str, TrainedAdapter]) -> None:
     """
     (first, ours), *others = adapters.items()
     for name, theirs in others:
-        if wrong := differences(backbone_fields(ours), backbone_fields(theirs)):
+        if wrong := differences(backbone_fields(ours), backbone_fields(theirs), ("of the first", "of the second")):
             raise UserError(
                 f"adapters {first!r} and {name!r} cannot share a backbone: they differ in {'; '.join(wrong)}. Use them "
                 "one at a time."
@@ -141,7 +141,7 @@ def require_fits(name: str, adapter: TrainedAdapter, backbone: Backbone) -> None
     }
     if adapter.task.dense or not adapter.adapter.spec.pooled_rows:
         theirs["tokens"], ours["tokens"] = shape["tokens"], backbone.tokens
-    wrong = differences(theirs, ours)
+    wrong = differences(theirs, ours, ("of the adapter", "of the backbone"))
     if missing := [layer for layer in adapter.config["layers"] if layer > backbone.depth]:
         wrong.append(f"layers ({missing} are not among {backbone.depth})")
     if wrong:

@@ -19,34 +19,38 @@ def identity_hash(fields: Mapping[str, Any]) -> str:
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
-def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """Name the fields that differ, each as ``"input.crop_pct (0.9 here, 1.0 there)"``.
+def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], sides: tuple[str, str]) -> list[str]:
+    """Name the fields that differ, each as ``"input.crop_pct (0.9 in training, 1.0 in these data)"``.
 
-    If both values are lists of the same length, the first entry that differs is named: ``"classes[2] ("cat" here, "dog"
-        there)"``. Different fingerprints and missing fields are described in words.
+    If both values are lists of the same length, the first entry that differs is named: ``"classes[2] ("cat" in
+    training, "dog" in these data)"``. Different fingerprints and missing fields are described in words.
+
+    Args:
+        ours, theirs: the fields.
+        sides: what stands behind the values of each, in words.
     """
     a, b = dict(_flatten(ours)), dict(_flatten(theirs))
     return [
-        _difference(name, a.get(name), b.get(name))
+        _difference(name, a.get(name), b.get(name), sides)
         for name in sorted(a.keys() | b.keys())
         if a.get(name) != b.get(name)
     ]
 
 
-def _difference(name: str, ours: Any, theirs: Any) -> str:
+def _difference(name: str, ours: Any, theirs: Any, sides: tuple[str, str]) -> str:
     if name == "dataset.fingerprint" and ours and theirs:
         return f"{name} (files or labels were added, removed or replaced)"
     if name in UNSAID:
-        return f"{name} ({ours or UNSAID[name]} here, {theirs or UNSAID[name]} there)"
+        return f"{name} ({ours or UNSAID[name]} {sides[0]}, {theirs or UNSAID[name]} {sides[1]})"
     if isinstance(ours, list) and isinstance(theirs, list) and (max(len(ours), len(theirs)) > SHORT):
         if len(ours) != len(theirs):
-            return f"{name} ({len(ours)} here, {len(theirs)} there)"
+            return f"{name} ({len(ours)} {sides[0]}, {len(theirs)} {sides[1]})"
         place = next(at for at, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1])
-        return _difference(f"{name}[{place}]", ours[place], theirs[place])
-    here, there = json.dumps(ours), json.dumps(theirs)
-    same = next((at for at, pair in enumerate(zip(here, there, strict=False)) if pair[0] != pair[1]), 0)
-    start = max(0, same - SHOWN // 2) if max(len(here), len(there)) > SHOWN else 0
-    return f"{name} ({_short(here, start)} here, {_short(there, start)} there)"
+        return _difference(f"{name}[{place}]", ours[place], theirs[place], sides)
+    a, b = json.dumps(ours), json.dumps(theirs)
+    same = next((at for at, pair in enumerate(zip(a, b, strict=False)) if pair[0] != pair[1]), 0)
+    start = max(0, same - SHOWN // 2) if max(len(a), len(b)) > SHOWN else 0
+    return f"{name} ({_short(a, start)} {sides[0]}, {_short(b, start)} {sides[1]})"
 
 
 def _flatten(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

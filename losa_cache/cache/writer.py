@@ -354,7 +354,7 @@ def require_root(path: StorePath) -> None:
 
 def _require_same(existing: ActivationCache, manifest: Manifest) -> None:
     if existing.manifest.identity != manifest.identity:
-        named = "; ".join(differences(manifest.fields, existing.manifest.fields))
+        named = "; ".join(differences(manifest.fields, existing.manifest.fields, ("asked for", "in that cache")))
         older = manifest.upright and "orientation" not in existing.manifest.fields
         raise UserError(
             f"{str(existing.path)!r} holds another cache: it differs in {named}. "

@@ -14,7 +14,8 @@ from losa_cache.errors import UserError, no_run_or_cache
 from losa_cache.folders import is_url
 from losa_cache.sidenet.adapter_file import load_adapter_config
 from losa_cache.sidenet.adapter_folder import has_adapter
-from losa_cache.train.evaluate_run import known_test_cache, misfit, of_same_images
+from losa_cache.train.compatible import misfit_of_cache, of_same_images
+from losa_cache.train.held_out_caches import known_test_cache
 from losa_cache.train.run import RUNS
 from losa_cache.train.stored import CONFIG as RUN_CONFIG
 
@@ -142,7 +143,7 @@ def _test_cache(run: Trained, tests: Sequence[ActivationCache]) -> ActivationCac
         problems = [
             "it was trained on these images"
             if of_same_images(config["cache"]["fields"], test.manifest.fields)
-            else misfit(config, test.manifest)
+            else misfit_of_cache(config, test)
             for test in tests
         ]
         for test, problem in zip(tests, problems, strict=True):

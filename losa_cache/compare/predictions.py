@@ -23,7 +23,8 @@ from losa_cache.files import unsealed, write_sealed
 from losa_cache.outside import UnreadableError, fit, read_file
 from losa_cache.sidenet.adapter_file import load_adapter_config
 from losa_cache.sidenet.adapter_folder import find_files
-from losa_cache.train.evaluate_run import Evaluated, evaluated, target_name
+from losa_cache.train.compatible import target_name
+from losa_cache.train.evaluate_run import Evaluated, evaluated
 from losa_cache.train.loop import Progress
 from losa_cache.train.run import Run
 

@@ -15,7 +15,7 @@ from losa_cache.compare.predictions import NAME, Count, Digest, images_digest, k
 from losa_cache.compare.record import Contender
 from losa_cache.errors import UserError
 from losa_cache.probe.probe import ProbeResult, probe
-from losa_cache.train.evaluate_run import test_cache_for, unfit_for_test
+from losa_cache.train.held_out_caches import test_cache_for, unfit_for_test
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ def probe_contenders(
 
 def _test_cache(source: ActivationCache, tests: Sequence[ActivationCache]) -> ActivationCache:
     for test in tests:
-        if not unfit_for_test(source.manifest, test.manifest):
+        if not unfit_for_test(source.manifest, test):
             return test
     known = None if tests else test_cache_for(source.manifest)
     if known is None:

@@ -83,7 +83,7 @@ def reopen(
     ours, theirs = ({**m.fields, "compute": None} for m in (inputs.manifest, cache.manifest))
     if _holds_images_of(cache, inputs.samples):
         ours["dataset"] = ours["dataset"] | {"fingerprint": theirs["dataset"]["fingerprint"]}
-    if wrong := differences(ours, theirs):
+    if wrong := differences(ours, theirs, ("now", "at its extraction")):
         raise UserError(
             f"cache {str(cache.path)!r} was extracted from something else: it differs in {'; '.join(wrong)}. "
             "Say with --data-dir and --weights where its images and weights lie."

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from losa_cache.probe import blend, ridge
@@ -17,8 +18,8 @@ class Probe(ABC):
     """A linear map from pooled rows ``(N, F)`` to the outputs of a task; targets are ``Task.probe_targets``."""
 
     @abstractmethod
-    def folds(self, y: Tensor, count: int) -> Folds:
-        """Divide samples with these targets into so many folds."""
+    def folds(self, y: Tensor, count: int, groups: NDArray[np.int64] | None = None) -> Folds:
+        """Divide samples with these targets into so many folds, none of which shares a group with another."""
 
     @abstractmethod
     def choose(self, x: Tensor, y: Tensor, outputs: int, folds: Folds, device: torch.device) -> float:
@@ -37,9 +38,9 @@ class Logistic(Probe):
 
     shares = staticmethod(blend.fit_shares)
 
-    def folds(self, y: Tensor, count: int) -> Folds:
+    def folds(self, y: Tensor, count: int, groups: NDArray[np.int64] | None = None) -> Folds:
         """Spread the samples of each class evenly."""
-        return cross_validation(y.numpy(), seed=0, folds=count)
+        return cross_validation(y.numpy(), seed=0, folds=count, groups=groups)
 
     def choose(self, x: Tensor, y: Tensor, outputs: int, folds: Folds, device: torch.device) -> float:
         """Choose by the cross entropy, half a decade apart."""
@@ -55,9 +56,9 @@ class Ridge(Probe):
 
     shares = staticmethod(ridge.fit_shares)
 
-    def folds(self, y: Tensor, count: int) -> Folds:
+    def folds(self, y: Tensor, count: int, groups: NDArray[np.int64] | None = None) -> Folds:
         """Divide at random."""
-        return cross_validation(np.zeros(len(y), np.int64), seed=0, folds=count)
+        return cross_validation(np.zeros(len(y), np.int64), seed=0, folds=count, groups=groups)
 
     def choose(self, x: Tensor, y: Tensor, outputs: int, folds: Folds, device: torch.device) -> float:
         """Choose by the squared error."""

@@ -31,8 +31,9 @@ from losa_cache.probe.logistic import Fit
 from losa_cache.probe.record import Counts, ProbeRecord
 from losa_cache.probe.report import write_report
 from losa_cache.targets.target_set import LABELS
+from losa_cache.train.compatible import of_same_images
 from losa_cache.train.config import TrainConfig
-from losa_cache.train.evaluate_run import of_same_images, test_cache_for, unfit_for_test
+from losa_cache.train.held_out_caches import test_cache_for, unfit_for_test
 from losa_cache.train.learned import targets_of
 from losa_cache.train.placement import Placement
 from losa_cache.train.run import RUNS, next_run_path, require_place
@@ -160,8 +161,8 @@ def _test_cache(
         raise UserError(
             f"cache {str(opened.path)!r} is of the images that are fitted: give one of another split as the test."
         )
-    if problem := unfit_for_test(cache.manifest, opened.manifest, targets):
-        raise UserError(f"cache {str(opened.path)!r} is no test of {str(cache.path)!r}: it differs in {problem}.")
+    if problem := unfit_for_test(cache.manifest, opened, targets):
+        raise UserError(f"cache {str(opened.path)!r} is no test of {str(cache.path)!r}: {problem}.")
     return opened
 
 

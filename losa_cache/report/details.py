@@ -49,11 +49,12 @@ class Table:
 
     def shown(self) -> list[list[str]]:
         """Write its lines for people."""
-        return [[_shown(cell) for cell in row] for row in self.rows]
+        return [[cell(value) for value in row] for row in self.rows]
 
 
-def _shown(cell: Cell) -> str:
-    return NOTHING if cell is None else f"{cell:.3f}" if isinstance(cell, float) else f"{cell}"
+def cell(value: Cell) -> str:
+    """Write a cell for people."""
+    return NOTHING if value is None else f"{value:.3f}" if isinstance(value, float) else f"{value}"
 
 
 class Chart(Protocol):

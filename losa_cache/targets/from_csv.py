@@ -24,6 +24,7 @@ NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNOREC
 LARGEST = float(np.finfo(np.float32).max)
 MARKS = {"1": 1, "0": 0, "-1": UNKNOWN, "": UNKNOWN}
 ORDINAL = "ordinal"
+ONE_COLUMN = "give a file without the other columns, or the --task that learns them all, multilabel or regression"
 
 Columns = Mapping[str, Sequence[str]]
 
@@ -49,7 +50,9 @@ class Table(Source):
         return self.names, values
 
 
-def read_csv(path: Path, *, kind: str | None, task: str | None, columns: Sequence[str] | None) -> Table:
+def read_csv(
+    path: Path, *, kind: str | None, task: str | None, columns: Sequence[str] | None, selects: bool = True
+) -> Table:
     """Read a table. Classes and labels are those of the whole file, whichever of its samples are used.
 
     Args:
@@ -58,13 +61,14 @@ def read_csv(path: Path, *, kind: str | None, task: str | None, columns: Sequenc
         kind: of the target set; ``None``: as the cells say.
         task: that is to learn it. Of ``ordinal``, classes are numbers.
         columns: names of those to take; ``None``: all behind the first.
+        selects: whether columns can be named where the file is: messages say how.
 
     Raises:
         UserError: for a file that cannot be read, a line that is not as the heading says, an id that comes twice, a
             cell that the kind does not allow, or cells of which nobody can say whether they are classes or numbers.
     """
     ids, cells = _cells(path, columns)
-    reader = _Reader(path, ids, cells)
+    reader = _Reader(path, ids, cells, "name the columns of targets with --columns" if selects else ONE_COLUMN)
     kind = reader.infer() if kind is None else kind
     names: list[str]
     entries: NDArray[Any]
@@ -86,6 +90,8 @@ class _Reader:
     path: Path
     ids: list[str]
     cells: Columns
+    select: str
+    """What to do where one of several columns is wanted, as the end of a sentence."""
 
     def infer(self) -> str:
         """Say what the cells hold: one class, several labels, or numbers.
@@ -97,9 +103,10 @@ class _Reader:
             marks = all(cell in MARKS for column in self.cells.values() for cell in column)
             return MULTILABEL if marks else NUMBERS
         ((name, column),) = self.cells.items()
-        if not all(NUMBER.fullmatch(cell) for cell in column):
+        filled = [cell for cell in column if cell]
+        if not filled or not all(NUMBER.fullmatch(cell) for cell in filled):
             return MULTILABEL if any(JOINED.search(cell) for cell in column) else CLASS
-        if all(float(cell).is_integer() for cell in column):
+        if all(float(cell).is_integer() for cell in filled):
             raise UserError(
                 f"column {name!r} of {str(self.path)!r} holds whole numbers, which may be classes or numbers: pass "
                 "--task classification, ordinal, multilabel or regression."
@@ -115,7 +122,7 @@ class _Reader:
         if len(self.cells) > 1:
             raise UserError(
                 f"{str(self.path)!r} has the columns {', '.join(map(repr, list(self.cells)[:3]))}, and a sample has "
-                "one class: name its column with --columns."
+                f"one class: {self.select}."
             )
         ((name, column),) = self.cells.items()
         for place, cell in enumerate(column):
@@ -160,10 +167,12 @@ class _Reader:
         return list(self.cells), values
 
     def _bad(self, column: str, place: int, wanted: str) -> UserError:
-        remedy = "; if it is no target, name those with --columns" if len(self.cells) > 1 else ""
+        cell, remedy = self.cells[column][place], ""
+        if len(self.cells) > 1:
+            remedy = f"; if {column!r} is no target, {self.select}"
+        holds = f"holds {cell[:80]!r}" if cell else "is empty"
         return UserError(
-            f"column {column!r} of {str(self.path)!r} holds {self.cells[column][place][:80]!r} for "
-            f"{self.ids[place]!r}: it must be {wanted}{remedy}."
+            f"column {column!r} of {str(self.path)!r} {holds} for {self.ids[place]!r}: it must be {wanted}{remedy}."
         )
 
 

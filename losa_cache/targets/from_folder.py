@@ -1,10 +1,10 @@
 """Targets from a folder of masks or depth maps, one picture for each image."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +27,8 @@ CLASSES = "classes.txt"
 """File of a folder of masks that names its classes, one a line, in the order of their numbers."""
 THREADS = 8
 EVERY = 50  # samples between two reports
+PLURAL = {MASK: "masks", DEPTH: "depth maps"}
+TASKS = {MASK: "segmentation", DEPTH: "depth"}
 
 
 @dataclass(frozen=True)
@@ -136,16 +138,46 @@ def read_folder(path: Path, *, kind: str, ignored: int | None) -> Pictures:
     except OSError as error:
         raise UserError(f"{str(path)!r} cannot be read ({error.strerror}): name a folder.") from error
     if not paths:
-        raise UserError(f"{str(path)!r} holds no files of a {kind} ({', '.join(suffixes)}): name the folder that does.")
-    names = list(_names(path)) if kind == MASK and (path / CLASSES).exists() else None
-    return Pictures(path, kind, paths, names, ignored)
+        raise _none(path, kind)
+    return Pictures(path, kind, paths, _names(path, paths) if kind == MASK else None, ignored)
 
 
-def _names(path: Path) -> Iterator[str]:
-    file = path / CLASSES
+def _none(path: Path, kind: str) -> UserError:
+    """Say that a folder has no such pictures, and name the task that its files are for, if there is one."""
+    lacking = f"{str(path)!r} holds no {PLURAL[kind]} ({', '.join(SUFFIXES[kind])})"
+    for other in SUFFIXES.keys() - {kind}:
+        if others := scan(path, [HERE], SUFFIXES[other], Left()).paths:
+            return UserError(
+                f"{lacking}, but {len(others)} files that may be {PLURAL[other]}, such as {others[0]!r}: pass "
+                f"--task {TASKS[other]}."
+            )
+    return UserError(f"{lacking}: name the folder that does.")
+
+
+def _names(path: Path, pictures: Sequence[str]) -> list[str] | None:
+    """Read the names of the classes, from the folder or from those below it that hold pictures; ``None``: none is.
+
+    Raises:
+        UserError: for files that cannot name classes, or do not name the same ones.
+    """
+    folders = {parent for name in pictures for parent in PurePosixPath(name).parents}
+    files = [file for folder in sorted(folders) if (file := path / folder / CLASSES).exists()]
+    if not files:
+        return None
+    first, *others = ((file, _read_names(file)) for file in files)
+    for file, names in others:
+        if names != first[1]:
+            raise UserError(
+                f"{str(first[0])!r} and {str(file)!r} name different classes: one file names those of all masks, so "
+                f"write it to {str(path / CLASSES)!r} alone."
+            )
+    return first[1]
+
+
+def _read_names(file: Path) -> list[str]:
     try:
         names = [line for _, line in read_lines(file)]
         require_names(MASK, names)
     except (UnreadableError, ValueError) as error:
         raise UserError(f"{str(file)!r} cannot name the classes ({error}): write a name in each line.") from error
-    yield from names
+    return names

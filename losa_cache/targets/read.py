@@ -26,6 +26,7 @@ def open_source(
     task: str | None = None,
     columns: Sequence[str] | None = None,
     ignore: int | None = None,
+    selects: bool = True,
 ) -> Source:
     """Open what targets are read from; a table is read whole. Nothing here imports torch.
 
@@ -34,6 +35,7 @@ def open_source(
         task: that learns the targets; ``None``: a folder holds masks, and the cells of a table say what they are.
         columns: of a table, to take; ``None``: all.
         ignore: a value of masks that stands for no class, besides 255.
+        selects: whether the caller lets users name columns: messages say how.
 
     Raises:
         UserError: for what cannot be such a source.
@@ -46,7 +48,7 @@ def open_source(
     if not place.is_dir():
         if ignore is not None:
             raise UserError(f"ignore is {ignore}, a value of masks, and {str(place)!r} is no folder: leave it out.")
-        return read_csv(place, kind=kind, task=task, columns=columns)
+        return read_csv(place, kind=kind, task=task, columns=columns, selects=selects)
     if columns is not None:
         raise UserError(f"columns are those of a table, and {str(place)!r} is a folder: leave them out.")
     if kind not in (None, MASK, DEPTH):

@@ -47,6 +47,10 @@ def _any_right(log_probabilities: "Tensor", labels: "Tensor") -> "Tensor":
     return _right(log_probabilities, labels).any(2, keepdim=True)
 
 
+def _classes(names: Sequence[str]) -> str:
+    return f"one class, {names[0]!r}" if names else "no classes"
+
+
 def percent(means: Sequence[float]) -> float:
     """Give a share in percent."""
     return 100 * means[0]
@@ -98,7 +102,7 @@ class Classification(Task):
     def outputs(self, names: Sequence[str]) -> int:
         """Say how many classes there are; a data set of one is refused."""
         if len(names) < 2:
-            raise UserError(f"the data set has {len(names)} class(es): a classifier needs at least 2.")
+            raise UserError(f"the targets have {_classes(names)}: a classifier needs at least 2.")
         return len(names)
 
     def fitted(

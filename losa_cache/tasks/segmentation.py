@@ -109,7 +109,7 @@ class Segmentation(Task):
     def outputs(self, names: Sequence[str]) -> int:
         """Say how many classes there are; masks of one are refused."""
         if len(names) < 2:
-            raise UserError(f"the masks have {len(names)} class(es): a segmentation needs at least 2.")
+            raise UserError(f"the masks have one class, {names[0]!r}: a segmentation needs at least 2.")
         return len(names)
 
     def fitted(

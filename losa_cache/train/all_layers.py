@@ -50,10 +50,10 @@ def start(
 ) -> Rows | None:
     """Take the standardisation of the rows from the training samples, and fit the probe to them.
 
-    C is chosen on the held-out samples if there are enough of them, else by cross-validation over the training samples.
-    The loss decides, because logits that are too large would dominate those that are added to them. If the fit would
-    take long, the probe is left out, with a share of 0: from so many samples the side network's classifier, which reads
-    the same rows, learns as much. The probe is also left out if none learns the task.
+    C is chosen on the held-out samples if there are enough of them, else by cross-validation over the training samples,
+    which leaves groups whole. The loss decides, because logits that are too large would dominate those that are added
+    to them. If the fit would take long, the probe is left out, with a share of 0: from so many samples the side
+    network's classifier, which reads the same rows, learns as much. The probe is also left out if none learns the task.
 
     Args:
         model: whose reader, probe and ``blend`` are set.
@@ -83,7 +83,8 @@ def start(
     more, theirs = pooled(model, data.plain, data, held_out, config)
     probe, targets = PROBES[data.task.probes], data.task.probe_targets
     x, y = torch.cat([rows, more]).flatten(1), targets(torch.cat([labels, theirs]))
-    folds = held_out_fold(len(train), len(held_out)) if len(held_out) else probe.folds(y, FOLDS)
+    groups = None if chosen.groups is None else chosen.groups.values[train]
+    folds = held_out_fold(len(train), len(held_out)) if len(held_out) else probe.folds(y, FOLDS, groups)
     c = probe.choose(x, y, outputs, folds, device)
     model.blend.c.fill_(c)
     _set(model.probe, probe.fit(c, rows.flatten(1), targets(labels), outputs, device))

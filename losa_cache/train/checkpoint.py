@@ -74,7 +74,9 @@ def _require_tensors(given: Any, wanted: dict[str, Tensor], what: str = "adapter
     if not isinstance(given, dict) or not all(isinstance(value, Tensor) for value in given.values()):
         raise UnreadableError(f"its {what} is not made of tensors")
     if missing := wanted.keys() - given.keys():
-        raise UnreadableError(f"it lacks {len(missing)} tensor(s) of the {what}, the first {min(missing)}")
+        raise UnreadableError(
+            f"it lacks {len(missing)} tensor{'' if len(missing) == 1 else 's'} of the {what}, the first {min(missing)}"
+        )
     if surprises := given.keys() - wanted.keys():
         raise UnreadableError(f"it holds {min(map(str, surprises))}, which the {what} of this run does not have")
     for name, value in wanted.items():

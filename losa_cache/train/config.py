@@ -11,7 +11,7 @@ from losa_cache.layers import require_layers
 from losa_cache.options import Option
 from losa_cache.points import ALL_LAYERS, CONV, DECODERS, EMBEDDING, HEADS, LAST, STARTS, require_tap
 from losa_cache.sidenet.spec import DEFAULT, SIDES, SideSpec, listed, side_spec, stackable
-from losa_cache.tasks import CLASSIFICATION, Task, get_task, require_task, task_names
+from losa_cache.tasks import CLASSIFICATION, Task, get_task, list_losses, list_metrics, require_task, task_names
 
 SHUFFLE, BALANCED = "shuffle", "balanced"
 PAPER = "paper"
@@ -95,7 +95,7 @@ class TrainConfig:
             "only target set that the task can learn."
         ),
     ] = None
-    loss: Annotated[str | None, Option("Training loss; default: the task's own.")] = None
+    loss: Annotated[str | None, Option(f"Training loss: {list_losses()}; default: the first one of the task.")] = None
     class_weights: Annotated[
         str | None,
         Option(
@@ -104,7 +104,8 @@ class TrainConfig:
         ),
     ] = None
     metric: Annotated[
-        str | None, Option("Metric by which searches choose and reports compare; default: the task's own.")
+        str | None,
+        Option(f"Metric by which searches choose and reports compare: {list_metrics()}; default: the task's own."),
     ] = None
     group_by: Annotated[
         str | None,

@@ -2,7 +2,6 @@
 
 import errno
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,26 +9,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from losa_cache.cache.identity import differences
 from losa_cache.cache.location import Location
 from losa_cache.cache.manifest import Manifest
-from losa_cache.cache.registry import known_stores
-from losa_cache.cache.store import HELD_OUT_SPLITS, ActivationCache, open_cache
+from losa_cache.cache.store import ActivationCache, open_cache
 from losa_cache.errors import UserError
 from losa_cache.files import without_nan, write_json
 from losa_cache.folders import require_writable
-from losa_cache.points import EMBEDDING, LAST
+from losa_cache.points import LAST
 from losa_cache.report.evaluation import figures_of, flat, tables_of
 from losa_cache.report.outcome import EXAMPLES, Outcome, OutcomeCollector
 from losa_cache.sidenet.adapter_file import load_adapter, load_adapter_config
 from losa_cache.sidenet.adapter_folder import HUB, find_files, local_folder
-from losa_cache.sidenet.spec import SIDES
-from losa_cache.targets.target_set import LABELS
 from losa_cache.tasks import CLASSIFICATION, Task, get_task
 from losa_cache.train.all_layers import unfit
+from losa_cache.train.compatible import misfit, misfit_of_cache, of_tokens, require_fit, target_name
 from losa_cache.train.config import SHUFFLE, OnlineConfig, TrainConfig
 from losa_cache.train.evaluate import evaluate
 from losa_cache.train.evaluation_groups import groups_to_report
+from losa_cache.train.held_out_caches import caches_to_test
 from losa_cache.train.loop import Progress
 from losa_cache.train.placement import Placement
 from losa_cache.train.run import Run
@@ -62,10 +59,6 @@ class Evaluated:
     groups: NDArray[np.int64] | None
     parameters: dict[str, int]
     task: Task
-
-
-# an adapter works on whatever agrees in these; data set, order and precision may differ
-BELONG_TOGETHER = ("backbone", "input", "tap")
 
 
 def evaluate_run(
@@ -162,19 +155,18 @@ def evaluated(
             f"split is {split!r}, but --split is for runs that were trained online: leave it out beside --cache, and "
             "for a run from a cache."
         )
-    if chosen is None and split is None:
-        chosen = _held_out_cache(adapter_config, _place(_opened(origin["cache"])))
     on_own_samples = chosen is None and split is None
-    if on_own_samples and origin["cache"] is not None:
-        chosen = open_cache(origin["cache"])
-    if on_own_samples and not config.val_fraction and config.val_ids is None:
-        raise UserError(f"run {str(run)!r} held nothing out and no test cache is known: pass --cache.")
+    if on_own_samples:
+        chosen, on_own_samples = _cache_of_run(run, adapter_config, config, origin)
     if chosen is not None:
         online = None
-        require_fit(run, f"cache {str(chosen.path)!r}", adapter_config, chosen.manifest)
+        require_fit(run, f"cache {str(chosen.path)!r}", misfit_of_cache(adapter_config, chosen))
     elif online is not None and split is not None:
         online = replace(online, split=split, limit=None, tap=adapter_config["cache"]["fields"]["tap"])
-    config = replace(config, layers=adapter_config["layers"], sampling=SHUFFLE, class_weights=None)
+    learned = None if adapter_config.get("targets") is None else target_name(adapter_config)
+    config = replace(
+        config, layers=adapter_config["layers"], targets=learned, sampling=SHUFFLE, class_weights=None
+    )  # of several target sets that the task could learn, it is the one that was learned
     task = get_task(config.task).restored(adapter_config.get("constants", {})).choosing(config.metric)
     if images is not None and not (task.dense and images.is_dir()):
         what = "which is no folder" if task.dense else f"but a report of the task {task.name!r} shows no images"
@@ -187,7 +179,7 @@ def evaluated(
         manifest = data.manifest
         name = str(chosen.path) if chosen is not None else manifest.fields["dataset"]["name"]
         if chosen is None:
-            require_fit(run, f"data set {name!r}", adapter_config, manifest)
+            require_fit(run, f"data set {name!r}", misfit(adapter_config, manifest, data.targets.names))
         samples = _judges(run, data, adapter_config) if on_own_samples else data.chosen.train
         adapter = load_adapter(directory, of_tokens(adapter_config, manifest), data.tail).to(data.device)
         if on_own_samples and (probe := adapter_config.get("probe")) is not None:
@@ -220,6 +212,29 @@ def evaluated(
         parameters=adapter.parameter_counts(),
         task=data.task,
     )
+
+
+def _cache_of_run(
+    run: str | Path, adapter_config: dict[str, Any], config: TrainConfig, origin: dict[str, Any]
+) -> tuple[ActivationCache | None, bool]:
+    """Choose what to evaluate a run on where nothing is named.
+
+    Returns:
+        a known test cache, and false; or the cache that the run was trained from, if it was, and true: the samples that
+        it held out are to be taken.
+
+    Raises:
+        UserError: if it held nothing out.
+    """
+    known = caches_to_test(adapter_config, origin["cache"])
+    if known.chosen is not None:
+        return known.chosen, False
+    if not config.val_fraction and config.val_ids is None:
+        remedy = f"; {known.lacking}" if known.lacking else ": pass --cache"
+        raise UserError(f"run {str(run)!r} held nothing out and no test cache is known{remedy}.")
+    if known.lacking:
+        log.warning("the samples that the run held out of its own are evaluated: %s.", known.lacking)
+    return (None if origin["cache"] is None else open_cache(origin["cache"])), True
 
 
 def _judges(run: str | Path, data: TrainingData, adapter_config: dict[str, Any]) -> NDArray[np.int64]:
@@ -283,129 +298,3 @@ def _store(run: Path, result: dict[str, Any], tables: dict[str, Any], task: Task
             f"{str(path)!r} cannot be written ({error.strerror}): make room and run it again. It would say: "
             f"{task.say(result, 1)} on {result['samples']} samples."
         ) from error
-
-
-def misfit(adapter_config: dict[str, Any], manifest: Manifest, *, labels: bool = True) -> str:
-    """Say in which fields an adapter and block outputs do not belong together; empty where they do.
-
-    ``labels`` says whether the labels count, too: an adapter predicts its own classes of whatever images.
-    """
-    wrong = apart(adapter_config["cache"]["fields"], manifest.fields)
-    if lacking := [layer for layer in adapter_config["layers"] if layer not in manifest.layers]:
-        wrong.append(f"layers ({lacking} are not cached)")
-    if adapter_config.get("start") == EMBEDDING and EMBEDDING not in manifest.points:
-        wrong.append("start (the embedding is not cached)")
-    if labels:
-        names = manifest.names_of(target_name(adapter_config))
-        wrong += differences({"classes": adapter_config["classes"]}, {"classes": names})
-    sizes = {"width": manifest.width}
-    own = adapter_config["adapter"]
-    if own.get("dense") or not SIDES[own["side"]].pooled_rows:  # those go with all tokens as with pooled rows
-        sizes["tokens"] = manifest.tokens["total"]
-    wrong += differences({name: adapter_config["adapter"][name] for name in sizes}, sizes)
-    return "; ".join(wrong)
-
-
-def target_name(adapter_config: Mapping[str, Any]) -> str:
-    """Say which target set an adapter has learned; adapters of earlier versions learned the labels."""
-    targets: dict[str, str] | None = adapter_config.get("targets")
-    return LABELS if targets is None else targets["name"]
-
-
-def apart(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """Say in which fields of two identities their block outputs do not belong together.
-
-    One data set is taken upright, or as stored, in both. Other data sets may have no orientation to follow.
-    """
-    same = ours["dataset"]["name"] == theirs["dataset"]["name"]
-    compared = (*BELONG_TOGETHER, "orientation") if same else BELONG_TOGETHER
-    return differences({k: ours.get(k) for k in compared}, {k: theirs.get(k) for k in compared})
-
-
-def of_tokens(adapter_config: dict[str, Any], manifest: Manifest) -> dict[str, Any]:
-    """Give the config for as many rows as a point has here: all tokens, or pooled ones."""
-    return adapter_config | {"adapter": adapter_config["adapter"] | {"tokens": manifest.tokens["total"]}}
-
-
-def require_fit(
-    run: str | Path, name: str, adapter_config: dict[str, Any], manifest: Manifest, *, labels: bool = True
-) -> None:
-    """Refuse block outputs that an adapter does not go with (arguments as of :func:`misfit`).
-
-    Raises:
-        UserError: naming the fields in which they differ.
-    """
-    if problem := misfit(adapter_config, manifest, labels=labels):
-        raise UserError(f"run {str(run)!r} does not fit {name}: {problem}.")
-
-
-def known_test_cache(run: Path, *, but: str | None = None) -> ActivationCache | None:
-    """Find the most recent complete cache of a held-out split of a finished run's data set, but for one."""
-    _, origin = Run(run).config()
-    return _held_out_cache(load_adapter_config(run), _place(_opened(origin["cache"])), but=but)
-
-
-def test_cache_for(manifest: Manifest, targets: str = LABELS) -> ActivationCache | None:
-    """Find the most recent complete cache of a held-out split that an adapter from a cache could be tested on."""
-    return _held_out_cache(_as_adapter(manifest, targets), _place(manifest))
-
-
-def unfit_for_test(manifest: Manifest, test: Manifest, targets: str = LABELS) -> str:
-    """Say in which fields another cache is no test of what was fitted to one; empty where it is."""
-    return misfit(_as_adapter(manifest, targets), test)
-
-
-def _as_adapter(manifest: Manifest, targets: str) -> dict[str, Any]:
-    """Write down what a linear probe of a target set would say of itself, as far as it is held to other caches."""
-    return {
-        "cache": {"fields": manifest.fields},
-        "layers": manifest.layers,
-        "classes": manifest.names_of(targets),
-        "targets": {"name": targets},
-        "adapter": {"side": "linear", "width": manifest.width, "tokens": manifest.tokens["total"]},
-    }
-
-
-def of_same_images(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
-    """Say whether two identities are of one split of one data set: what is fitted to the one, the other cannot test."""
-    return bool(ours["dataset"] == theirs["dataset"])
-
-
-def _held_out_cache(
-    adapter_config: dict[str, Any], place: tuple[Any, Any] | None, *, but: str | None = None
-) -> ActivationCache | None:
-    """Find the most recent one that fits and was not trained on; of the same folder of images, if there is one.
-
-    Folders of images all have one name, and two of them may have the same classes.
-    """
-    ours, found = adapter_config["cache"]["fields"], None
-    for path in known_stores():
-        if but is not None and path == Path(but).resolve():
-            continue
-        try:
-            cache = open_cache(path)
-        except UserError:
-            continue
-        theirs = cache.manifest.fields
-        tests = theirs["dataset"]["split"] in HELD_OUT_SPLITS and not of_same_images(ours, theirs)
-        if ours["dataset"]["name"] != theirs["dataset"]["name"] or not tests or misfit(adapter_config, cache.manifest):
-            continue
-        if place is None or _place(cache.manifest) == place:
-            return cache
-        found = found or cache
-    return found
-
-
-def _place(manifest: Manifest | None) -> tuple[Any, Any] | None:
-    """Say where a cache's images lay; ``None``: it is not known."""
-    if manifest is None or manifest.options is None:
-        return None
-    return manifest.options.get("dataset"), manifest.options.get("data_dir")
-
-
-def _opened(cache: str | None) -> Manifest | None:
-    """Read the manifest of the cache that a run was trained from; ``None`` where it is gone, or there was none."""
-    try:
-        return None if cache is None else open_cache(cache).manifest
-    except UserError:
-        return None

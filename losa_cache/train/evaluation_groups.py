@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 from collections.abc import Sequence
 
 import numpy as np
@@ -45,7 +46,7 @@ def groups_to_report(
     except UserError as error:
         if asked is not None:
             raise
-        log.warning("no means over groups are reported: %s", error)
+        log.warning("the interval is over samples, as if each were a group, and no group has a mean: %s", error)
         return None
     numbers: NDArray[np.int64] = np.unique(values, return_inverse=True)[1]
     return numbers
@@ -57,9 +58,17 @@ def _numbers(
     if cache is not None and named in cache.target_kinds:
         return require_groups(samples, cache.sample_ids, cache.target_set(named), named).values[samples]
     if not os.path.lexists(named):
-        raise UserError(
-            f"group-by is {named!r}, which is neither a target set of what is evaluated nor a CSV file: name one of "
-            "them."
-        )
+        raise UserError(f"group-by is {named!r}, which is {_unknown(cache)}")
     groups = groups_by_id(ids, parse_groups(read_sample_file(named, "group-by"), named))
     return require_groups(np.arange(len(ids)), ids, groups, named).values
+
+
+def _unknown(cache: ActivationCache | None) -> str:
+    """Say that a name is no group's, and what to do."""
+    if cache is None:
+        return "no CSV file, and target sets are those of a cache: name a file with the heading id,group."
+    place = str(cache.path)
+    return (
+        f"neither a target set of {place!r} nor a CSV file: add it with losa-cache targets {shlex.quote(place)} --from "
+        "FILE, or name a file with the heading id,group."
+    )

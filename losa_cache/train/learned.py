@@ -26,8 +26,20 @@ def targets_of(cache: ActivationCache, config: TrainConfig) -> TargetSet:
         UserError: if the cache has none of the name, or of the task's kind.
     """
     task = get_task(config.task)
-    name = config.targets or choose_targets(task, cache.target_kinds, cache.path)
-    return task.targets(require_kind(task, cache.target_set(name)))
+    return task.targets(require_kind(task, cache.target_set(target_set_of(cache, config))))
+
+
+def target_set_of(cache: ActivationCache, config: TrainConfig) -> str:
+    """Name the target set of a cache that a run learns.
+
+    Raises:
+        UserError: if it names none, and the cache does not make clear which it is.
+    """
+    if config.targets is not None:
+        return config.targets
+    task, classes = get_task(config.task), cache.manifest.classes
+    place = f"cache {str(cache.path)!r}"
+    return choose_targets(task, cache.target_kinds, place, classes=classes, groups=config.group_by)
 
 
 def groups_of(cache: ActivationCache, config: TrainConfig) -> TargetSet | None:
@@ -66,7 +78,7 @@ def opened_targets(online: OnlineConfig, config: TrainConfig, cache: ActivationC
             f"targets-from is {online.targets_from!r}, but the targets are those of the cache {str(cache.path)!r}: "
             "leave it out, or add them to the cache with losa-cache targets."
         )
-    return open_source(online.targets_from, task=config.task)
+    return open_source(online.targets_from, task=config.task, selects=False)
 
 
 def targets_of_images(inputs: "Inputs", config: TrainConfig, source: Source | None) -> TargetSet:
@@ -94,9 +106,10 @@ def targets_of_images(inputs: "Inputs", config: TrainConfig, source: Source | No
 def _targets_of_data(samples: "Samples", config: TrainConfig) -> str:
     """Name the target set that comes with images and that a run learns."""
     task, asked = get_task(config.task), config.targets
-    fitting = [name for name, source in samples.targets.items() if source.kind == task.kind]
     if asked is None:
-        return fitting[0] if len(fitting) == 1 and task.kind != CLASS else LABELS
+        kinds = {LABELS: CLASS} | {name: source.kind for name, source in samples.targets.items()}
+        place, adding = f"data set {samples.name!r}", "--targets-from FILE"
+        return choose_targets(task, kinds, place, classes=samples.classes, groups=config.group_by, adding=adding)
     if asked not in (known := [LABELS, *samples.targets]):
         raise UserError(
             f"data set {samples.name!r} has no target set {asked!r}: choose one of {', '.join(known)}"
@@ -126,11 +139,16 @@ def require_augmentable(task: Task, online: OnlineConfig) -> None:
     """
     if task.dense and (online.augment is not None or online.reprob):
         raise UserError(
-            f"augment is {online.augment!r} and reprob is {online.reprob}, but targets of the task {task.name!r} do "
-            "not follow the augmentation of their images: leave both out."
+            f"{_told(augment=online.augment, reprob=online.reprob)}, but targets of the task {task.name!r} do not "
+            "follow the augmentation of their images: leave it out."
         )
     if (online.mixup or online.cutmix) and not task.mixes:
         raise UserError(
-            f"mixup is {online.mixup} and cutmix is {online.cutmix}, but targets of the task {task.name!r} cannot be "
-            "mixed: leave both out."
+            f"{_told(mixup=online.mixup, cutmix=online.cutmix)}, but targets of the task {task.name!r} cannot be "
+            "mixed: leave it out."
         )
+
+
+def _told(**options: object) -> str:
+    """Write the options that are not at their default, which is nothing."""
+    return " and ".join(f"{name} is {value!r}" for name, value in options.items() if value)

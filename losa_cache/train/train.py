@@ -1,6 +1,8 @@
 """``train`` and ``resume``: train an adapter from a cache, or from images and their backbone."""
 
+import logging
 import re
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -17,6 +19,7 @@ from losa_cache.machine.allocator import keep_freed_memory
 from losa_cache.options import lists_options
 from losa_cache.sidenet.adapter import Adapter
 from losa_cache.train.config import OnlineConfig, TrainConfig, of_recipe
+from losa_cache.train.learned import targets_of
 from losa_cache.train.loop import DivergedError, Progress, Report, fit
 from losa_cache.train.memory_check import require_memory
 from losa_cache.train.placement import Placement
@@ -29,6 +32,9 @@ if TYPE_CHECKING:
     from losa_cache.data.samples import Samples
 
 
+log = logging.getLogger(__name__)
+
+
 @dataclass(frozen=True)
 class TrainResult:
     """The result of a finished run.
@@ -37,12 +43,14 @@ class TrainResult:
         run: its directory.
         metrics: metrics of the last epoch.
         parameters: numbers of trained parameters, ``{"side", "classifier"}``.
+        samples: how many it trained on and held out, ``{"train", "held_out"}``.
         adapter: the trained adapter.
     """
 
     run: Path
     metrics: dict[str, Any]
     parameters: dict[str, int]
+    samples: dict[str, int]
     adapter: Adapter
 
 
@@ -162,10 +170,14 @@ def resume(
     directory = Run(Path(run))
     config, origin = directory.config()
     placement = Placement.choose(device, residency)
+    cache = None if origin["cache"] is None else _cache_of(run, origin["cache"])
+    if cache is not None and origin["targets"] is not None:
+        config = replace(config, targets=origin["targets"]["name"])  # others may have been added since
+        _require_same_targets(run, cache, config, origin["targets"])
     with directory.owned():
         return _trained(
             lambda data: nullcontext(directory),
-            None if origin["cache"] is None else _cache_of(run, origin["cache"]),
+            cache,
             None if origin["online"] is None else OnlineConfig.from_json(origin["online"]),
             config,
             placement,
@@ -205,9 +217,31 @@ def _trained(
         near, online, config, placement, passes=config.epochs, backbone=backbone, dataset=dataset
     ) as data:
         check(data)
+        _tell_samples(data)
         adapter = _ready_adapter(data, config)
         with directory(data) as run:
             return _fit(run, data, adapter, config, report=report, progress=progress)
+
+
+def _require_same_targets(
+    run: str | Path, cache: ActivationCache, config: TrainConfig, learned: Mapping[str, str]
+) -> None:
+    """Refuse a cache whose target set is not the one that a run began with.
+
+    Args:
+        run: its directory.
+        cache: that it learns from.
+        config: its options.
+        learned: what it began with, as its config has it.
+    """
+    name, place = learned["name"], str(cache.path)
+    again = f"add that one again with losa-cache targets {shlex.quote(place)} --from FILE --name {name}"
+    if name not in cache.target_kinds:
+        raise UserError(f"the target set {name!r}, which run {str(run)!r} learns, was removed from {place!r}: {again}.")
+    if cache.target_kinds[name] != learned["kind"] or described(targets_of(cache, config)) != learned:
+        raise UserError(
+            f"the target set {name!r} of {place!r} was replaced since run {str(run)!r} began: {again}, or train anew."
+        )
 
 
 def _require_same(run: Run, data: TrainingData, origin: dict[str, Any]) -> None:
@@ -215,8 +249,19 @@ def _require_same(run: Run, data: TrainingData, origin: dict[str, Any]) -> None:
     targets = None if origin["targets"] is None else described(data.targets)
     ours = data.manifest.fields | {"targets": targets, "compute": None}
     theirs = origin["fields"] | {"targets": origin["targets"], "compute": None}
-    if wrong := differences(ours, theirs):
+    if wrong := differences(ours, theirs, ("now", "when it began")):
         raise UserError(f"run {str(run.path)!r} began with other data: it differs in {'; '.join(wrong)}.")
+
+
+def _tell_samples(data: TrainingData) -> None:
+    """Say what is learned of how many samples."""
+    chosen = data.chosen
+    log.info(
+        "training on %s samples (target set %r); %s.",
+        f"{len(chosen.train):,}",
+        data.targets.name,
+        f"{len(chosen.held_out):,} are held out" if len(chosen.held_out) else "none is held out",
+    )
 
 
 def _cache_of(run: str | Path, path: str) -> ActivationCache:
@@ -283,7 +328,8 @@ def _fit(
         run.close()
     save_run(run, adapter, data, config, probe)
     last = [{"epoch": config.epochs}, *run.metrics()][-1]
-    return TrainResult(run.path, last, adapter.parameter_counts(), adapter)
+    samples = {"train": len(data.chosen.train), "held_out": len(data.chosen.held_out)}
+    return TrainResult(run.path, last, adapter.parameter_counts(), samples, adapter)
 
 
 def origin_of(cache: ActivationCache | None, online: OnlineConfig | None, data: TrainingData) -> dict[str, Any]:

@@ -21,8 +21,9 @@ from losa_cache.sidenet.adapter_folder import find_files, local_folder
 from losa_cache.sidenet.operand import Block
 from losa_cache.sidenet.tail import FrozenTail
 from losa_cache.tasks import CLASSIFICATION, Task, get_task
+from losa_cache.train.compatible import misfit, of_tokens, require_fit, target_name
 from losa_cache.train.config import TrainConfig
-from losa_cache.train.evaluate_run import misfit, of_tokens, read_trained, require_fit
+from losa_cache.train.evaluate_run import read_trained
 from losa_cache.train.training_data import frozen_tail, used_points
 
 
@@ -136,7 +137,7 @@ def load_adapter(
         opened = _fitting(folder, config, origin["cache"])
     else:
         opened = cache if isinstance(cache, ActivationCache) else open_cache(cache)
-        require_fit(folder, f"cache {str(opened.path)!r}", config, opened.manifest)
+        require_fit(folder, f"cache {str(opened.path)!r}", _misfit(config, opened))
     manifest = opened.manifest
     adapter = adapter_file.load_adapter(folder, of_tokens(config, manifest), frozen_tail(opened))
     return TrainedAdapter(adapter, _points(config, manifest.layers, manifest.holds), config).to(where).eval()
@@ -152,13 +153,18 @@ def _points(config: dict[str, Any], layers: list[int], holds: str) -> list[str]:
 def _fitting(run: Path, config: dict[str, Any], trained_from: str | None) -> ActivationCache:
     """Open the cache that a run was trained from, or the most recent one that its adapter fits."""
     for cache in _candidates(trained_from):
-        if not misfit(config, cache.manifest):
+        if not _misfit(config, cache):
             return cache
     gone = "" if trained_from is None else f" ({trained_from!r} is not there, or another one now)"
     raise UserError(
         f"no cache is known that run {str(run)!r} fits{gone}: pass cache=, the path of one that was extracted with the "
         "same backbone."
     )
+
+
+def _misfit(config: dict[str, Any], cache: ActivationCache) -> str:
+    """Compare what an adapter learned, too, where the cache has it."""
+    return misfit(config, cache.manifest, cache.manifest.names_of(target_name(config)))
 
 
 def _candidates(trained_from: str | None) -> Iterator[ActivationCache]:

@@ -311,7 +311,7 @@ def _require_same_images(cache: ActivationCache, inputs: "Inputs") -> None:
 
     each = (inputs.manifest.fields, cache.manifest.fields)
     ours, theirs = ({name: fields.get(name) for name in SAME_SAMPLES} for fields in each)
-    if wrong := differences(ours, theirs):
+    if wrong := differences(ours, theirs, ("of these images", "in the cache")):
         raise UserError(
             f"cache {str(cache.path)!r} is not of these images by this backbone: it differs in {'; '.join(wrong)}. "
             "Give the options it was extracted with, or another --cache."

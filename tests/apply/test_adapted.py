@@ -206,7 +206,7 @@ def test_frozen_tensors_are_there_once(trained):
     [
         (tiny_backbone(1), r"backbone\.name .*; backbone\.weights"),
         (tiny_backbone(depth=3), r"backbone\.weights .*layers \(\[4\] are not among 3\)"),
-        (tiny_backbone(patch_size=2), r"backbone\.weights .*tokens \(5 here, 17 there\)"),
+        (tiny_backbone(patch_size=2), r"backbone\.weights .*tokens \(5 of the adapter, 17 of the backbone\)"),
     ],
 )
 def test_an_adapter_of_another_backbone_is_refused(other, field, trained):

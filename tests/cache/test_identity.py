@@ -13,5 +13,9 @@ def test_is_sha256_of_canonical_json():
 def test_differences_name_fields_and_both_values():
     ours = {"backbone": {"name": "vit_b", "weights": "x"}, "layers": (1, 2), "limit": None}
     theirs = {"backbone": {"name": "vit_h", "weights": "x"}, "layers": [1, 2], "limit": 5}
-    assert differences(ours, theirs) == ['backbone.name ("vit_b" here, "vit_h" there)', "limit (null here, 5 there)"]
-    assert differences(ours, ours) == []
+    sides = ("in a", "of b")
+    assert differences(ours, theirs, sides) == [
+        'backbone.name ("vit_b" in a, "vit_h" of b)',
+        "limit (null in a, 5 of b)",
+    ]
+    assert differences(ours, ours, sides) == []

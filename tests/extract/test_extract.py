@@ -68,7 +68,7 @@ def test_the_same_again_is_reused_without_a_forward_pass(tiny_cache, monkeypatch
         ({"layers": 2}, "layers"),
         ({"tap": "mlp"}, "tap"),
         ({"embedding": True}, "embedding"),
-        ({"tokens": "pooled"}, "tokens (pooled here, all there)"),
+        ({"tokens": "pooled"}, "tokens (pooled asked for, all in that cache)"),
         ({"precision": "float16"}, "precision"),
         ({"seed": 5}, "sampling.seed"),
         ({"dataset": tiny_samples(22)}, "dataset.fingerprint"),

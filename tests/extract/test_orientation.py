@@ -62,7 +62,7 @@ def test_a_run_is_not_evaluated_on_pictures_that_were_turned_otherwise(tmp_path)
     root = folder(tmp_path)
     stored, upright = (make(root, tmp_path / f"{i}.zarr", ignore_orientation=i == 0) for i in (0, 1))
     lc.train(stored, config=lc.TrainConfig(epochs=1, rank=2), out=tmp_path / "run", device="cpu")
-    with pytest.raises(UserError, match=r"does not fit .*: orientation \(as stored here, upright there\)"):
+    with pytest.raises(UserError, match=r"does not fit .*: orientation \(as stored in training, upright in these"):
         lc.evaluate_run(tmp_path / "run", cache=str(upright.path))
     assert lc.evaluate_run(tmp_path / "run", cache=str(stored.path))["samples"] == 9
 
@@ -71,7 +71,7 @@ def test_an_older_cache_is_not_mixed_with_upright_pictures(tmp_path, caplog):
     root = folder(tmp_path)
     older = make(root, tmp_path / "a.zarr", ignore_orientation=True)
     with pytest.raises(
-        UserError, match=r"differs in orientation \(upright here, as stored there\).*--ignore-orientation"
+        UserError, match=r"differs in orientation \(upright asked for, as stored in that cache\).*--ignore-orientation"
     ):
         make(root, tmp_path / "a.zarr")
     assert make(root, tmp_path / "a.zarr", ignore_orientation=True).path == older.path

@@ -114,6 +114,19 @@ def test_folds_hold_every_class_evenly_and_depend_on_the_seed_alone():
     assert any(not torch.equal(a[1], b[1]) for a, b in zip(folds.parts, other.parts, strict=True))
 
 
+def test_folds_leave_groups_whole():
+    rng = np.random.default_rng(0)
+    groups = rng.integers(0, 40, 300)
+    labels = (groups + rng.integers(0, 2, 300)) % 3
+    folds = cross_validation(labels, seed=1, groups=groups)
+    held = [set(groups[theirs]) for _, theirs in folds.parts]
+    assert sum(map(len, held)) == len(set().union(*held)) == len(set(groups))
+    assert sorted(np.concatenate([theirs for _, theirs in folds.parts])) == list(range(300))
+    for ours, theirs in folds.parts:
+        assert not set(groups[ours]) & set(groups[theirs]) and len(ours) + len(theirs) == 300
+        assert (abs(np.bincount(labels[theirs], minlength=3) - np.bincount(labels) / 5) <= 8).all()
+
+
 def test_c_is_chosen_as_scikit_learn_would_and_all_are_fitted_at_it():
     rng = np.random.default_rng(3)
     y = rng.integers(0, 3, 160)

@@ -217,7 +217,10 @@ def test_eval_reports_groups_and_writes_a_folder(tiny_cache, tmp_path, capsys, m
         said[len(options)] = capsys.readouterr().out
     told = json.loads(said[1])
     assert told["tables"]["classes"][0]["class"] == "a" and told["group_top1"] == found["group_top1"]
-    assert "top1_interval" in said[0] and "precision" not in said[0]
+    assert "top1_interval" in said[0]
+    heading, *own = (line.split() for line in said[0].splitlines()[-4:])
+    assert heading == ["class", "support", "precision", "recall", "f1"]
+    assert [cells[:2] for cells in own] == [[line["class"], str(line["support"])] for line in told["tables"]["classes"]]
     with pytest.raises(lc.UserError, match="only a report shows images"):
         lc.evaluate_run(run, images=tmp_path)
     with pytest.raises(lc.UserError, match="a report of the task 'classification' shows no images"):

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from losa_cache.sweep.engine.choice import Setting, choose, difference_error, sure
 from losa_cache.sweep.engine.held_out_results import ResultCollector
-from losa_cache.tasks.classification import TASK, TOP1
+from losa_cache.tasks.classification import MACRO_F1, TASK, TOP1
+from losa_cache.tasks.regression import R2
 from losa_cache.train.batch import Batch
 
 
@@ -44,6 +45,17 @@ def test_a_difference_that_the_images_resolve_is_not_given_up_for_a_lower_loss()
     level = choose([setting(0, range(75), 0.1, of=100), setting(1, range(22, 100), 0.9, of=100)], 100, TOP1)
     assert (level.chosen, level.ahead) == (0, pytest.approx(-3.0))
     assert "-3.0 points from the next one" in sure(level, TOP1)
+
+
+def test_where_no_error_is_known_a_small_lead_is_one_and_equal_values_are_level():
+    told = sure(choose([Setting(0, 0.8001, 0.5, 10), Setting(1, 0.8, 0.4, 10)], 50, R2), R2)
+    assert told == (
+        "On 50 held-out images no other of the 2 settings reaches the R² of the chosen one. "
+        "The chosen one is less than 0.001 ahead of the next one in R²."
+    )
+    told = sure(choose([Setting(0, 0.8, 0.5, 10), Setting(1, 0.8, 0.4, 10)], 50, R2), R2)
+    assert told.startswith("2 of 2 settings have the best R² on 50 held-out images. The chosen one is level with the")
+    assert R2.show_difference(0.01) == "0.010" and MACRO_F1.show_difference(1.5) == "1.5 points"
 
 
 @given(st.integers(0, 30), st.integers(0, 30), st.integers(0, 40))

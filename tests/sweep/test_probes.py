@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import f1_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -19,6 +20,7 @@ from losa_cache.sweep.engine.space import Choices
 from losa_cache.sweep.engine.sweep_data import SweepData
 from losa_cache.targets.add import add_targets
 from losa_cache.targets.target_set import CLASS, TargetSet
+from losa_cache.tasks.classification import MACRO_F1, TASK, TOP1
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.placement import Placement
 from losa_cache.train.training_data import selected
@@ -44,6 +46,15 @@ def test_it_is_fitted_to_training_samples_alone_and_for_the_test_to_all(tiny_cac
         model.fit(ours.of(point, line.rows), ours.labels)
         return pytest.approx(100 * model.score(theirs.of(point, line.rows), theirs.labels))
 
+    f1 = probed(tiny_cache, tmp_path / "probe.json", task=TASK.choosing(MACRO_F1.name))  # fitted again for it
+    for line, own in zip(found.lines, f1.lines, strict=True):
+        ours, theirs = (read_features(tiny_cache, part, Placement(CPU)) for part in (chosen.train, chosen.held_out))
+        point = None if line.reads == ALL else "block.4"
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=line.c, tol=1e-10, max_iter=5000))
+        model.fit(ours.of(point, line.rows), ours.labels)
+        expected = f1_score(theirs.labels, model.predict(theirs.of(point, line.rows)), average="macro")
+        assert own.held_out(MACRO_F1) == pytest.approx(100 * expected)
+        assert (line.held_out(MACRO_F1), line.held_out(TOP1)) == (None, line.held_out_top1)
     for line in found.lines:
         assert line.held_out_top1 == top1(line, chosen.train, tiny_cache, chosen.held_out)
         assert line.test_top1 == top1(line, np.concatenate([chosen.train, chosen.held_out]), test, test.samples)

@@ -14,6 +14,7 @@ from PIL import Image
 from losa_cache.errors import UserError
 from losa_cache.sweep.engine.record import ProbeLine, ToBeat
 from losa_cache.sweep.report.figures import accuracy, curves, draw
+from losa_cache.sweep.report.findings import findings
 from losa_cache.sweep.report.report import write_report
 from tests.sweep.records import sweep, trial
 
@@ -183,6 +184,16 @@ def test_the_line_to_beat_is_level_in_the_figures_and_its_distance_is_said(tmp_p
     text = read(record, tmp_path).text["main"][0]
     assert "The chosen trial is 1.5 points below the better of these" in text
     assert "one standard error of a top-1 on these 100 samples is 3.7 points. How." in text
+    lower = {"ece": 4.0}  # of this metric lower is better
+    lines = [replace(probe.lines[0], others=lower), replace(probe.lines[1], others={"ece": 9.0})]
+    trials = [
+        replace(own, chosen_by="ece", curve=[line | {"val_ece": 6.0} for line in own.curve]) for own in record.trials
+    ]
+    calibrated = replace(record, chosen_by="ece", trials=trials, to_beat=ToBeat(lines, "How."))
+    told = findings(calibrated)["Line to beat"]
+    assert told.startswith("Probe, last layer: calibration error 4.0 % held out") and "71.0" not in told
+    assert "The chosen trial is 2.0 points above the better of these." in told
+    assert findings(replace(calibrated, to_beat=probe))["Line to beat"] == "How."  # of an earlier version
     refused = replace(record, to_beat=ToBeat([], "There is no probe."))
     assert "Line to beatThere is no probe." in read(refused, tmp_path).text["main"][0].replace("\n", "")
 

@@ -68,7 +68,7 @@ def test_the_chosen_trial_alone_is_tested_once(tiny_cache, test_cache, tmp_path)
     assert summary(found)["chosen"] == best.number
     last, whole = stored.to_beat.lines
     assert "fitted to the trials' 16 training samples and judged by the same 7" in record.to_beat.told
-    assert f"Probe, last layer: {last.held_out_top1:.1f} % held out" in page
+    assert f"Probe, last layer: top-1 {last.held_out_top1:.1f} % held out" in page
     assert summary(found)["probe_all_layers_val_top1"] == whole.held_out_top1
 
 

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from losa_cache.errors import UserError
+from losa_cache.targets.choose import choose_targets, tasks_of
 from losa_cache.targets.match import match
 from losa_cache.targets.read import default_name, open_source, read_targets
 from losa_cache.targets.target_set import CLASS, MULTILABEL, NUMBERS
+from losa_cache.tasks import get_task
 
 IDS = ["cat/1.jpg", "cat/2.jpg", "dog/1.jpg"]
 
@@ -91,7 +93,11 @@ REFUSED = {
     "text among numbers": (table(["p", "n", "s"], *[[i, 1, "test"] for i in IDS]), {}, "'s' .*'test'.*--columns"),
     "a number that is none": (GOOD.replace("0.5", "nan", 1), {"task": "regression"}, "'nan' for 'cat/1.jpg'.* finite"),
     "infinity": (GOOD.replace("0.5", "1e39", 1), {}, "'1e39' .* finite number"),
-    "an empty number": (GOOD.replace("0.5", "", 1), {"task": "regression"}, "holds '' for 'cat/1.jpg'"),
+    "an empty number": (
+        GOOD.replace("0.5", "", 1),
+        {"task": "regression"},
+        "is empty for 'cat/1.jpg': it must be a finite number",
+    ),
     "no class": (GOOD.replace("0.5", "", 1), {"task": "classification"}, "must be a class"),
     "a name as an ordered class": (GOOD.replace("0.5", "low", 1), {"task": "ordinal"}, "'low' .* order of numbers"),
     "a number in two ways": (GOOD.replace("0.5", "0.50", 1), {"task": "ordinal"}, "one number in two ways"),
@@ -169,7 +175,47 @@ def test_what_is_there_is_not_waited_for_or_guessed(tmp_path):
         open_source(tmp_path / "pipe.csv")
     with pytest.raises(UserError, match="there is no file or folder"):
         open_source(tmp_path / "gone.csv")
-    with pytest.raises(UserError, match=r"holds no files of a mask \(.png\)"):
+    with pytest.raises(UserError, match=r"holds no masks \(.png\)"):
+        open_source(tmp_path)
+    (tmp_path / "1.npy").write_bytes(b"")
+    with pytest.raises(UserError, match=r"holds no masks .* 1 files .* such as '1.npy': pass --task depth"):
         open_source(tmp_path)
     with pytest.raises(UserError, match="is a folder, and the task 'regression' takes a CSV file"):
         open_source(tmp_path, task="regression")
+
+
+def test_a_column_with_an_empty_cell_among_numbers_is_one_of_numbers(tmp_path):
+    (tmp_path / "height.csv").write_text("id,height\na,1.5\nb,\n")
+    with pytest.raises(UserError, match="column 'height' of .* is empty for 'b': it must be a finite number"):
+        open_source(tmp_path / "height.csv")
+
+
+def test_where_columns_cannot_be_named_nothing_says_so(tmp_path):
+    (tmp_path / "two.csv").write_text("id,sun,rain\na,1,0\n")
+    with pytest.raises(UserError, match="a sample has one class: give a file without the other columns, or the --task"):
+        open_source(tmp_path / "two.csv", task="classification", selects=False)
+
+
+def test_classes_of_masks_are_those_of_every_folder_of_them(tmp_path):
+    for folder in ("train", "test"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "1.png").write_bytes(b"")
+        (tmp_path / folder / "classes.txt").write_text("sky\nroad\n")
+    assert open_source(tmp_path).names == ["sky", "road"]
+    (tmp_path / "test/classes.txt").write_text("road\nsky\n")
+    with pytest.raises(UserError, match="test/classes.txt' and .*train/classes.txt' name different classes"):
+        open_source(tmp_path)
+
+
+def test_labels_of_one_class_give_way_to_the_target_set_that_the_task_learns():
+    one, kinds = ["unlabelled"], {"labels": "class", "weather": "multilabel", "site": "class", "species": "class"}
+    task = get_task("classification")
+    assert choose_targets(task, kinds, "cache 'x'", classes=["a", "b"]) == "labels"
+    assert choose_targets(task, kinds, "cache 'x'", classes=one, groups="site") == "species"
+    with pytest.raises(UserError, match="several target sets .* choose one with --targets: site, species"):
+        choose_targets(task, kinds, "cache 'x'", classes=one)
+    with pytest.raises(UserError, match=r"are all 'unlabelled', .* \(weather: --task multilabel; m: --task segment"):
+        choose_targets(task, {"labels": "class", "weather": "multilabel", "m": "mask"}, "cache 'x'", classes=one)
+    with pytest.raises(UserError, match="of cache 'x' are all .* two classes: add others with losa-cache targets"):
+        choose_targets(task, {"labels": "class"}, "cache 'x'", classes=one)
+    assert tasks_of("class") == ["classification", "ordinal"]

@@ -9,10 +9,17 @@ import torch
 from sklearn.metrics import average_precision_score, f1_score, mean_absolute_error, r2_score
 
 import losa_cache as lc
+from losa_cache.apply.export.about import about
 from losa_cache.cache.store import open_cache
+from losa_cache.extract.extract import extract
+from losa_cache.sweep.engine.config import SweepConfig
+from losa_cache.sweep.engine.run import summary
+from losa_cache.sweep.engine.space import Choices
+from losa_cache.sweep.engine.sweep_data import SweepData
 from losa_cache.targets.add import add_targets
 from losa_cache.targets.target_set import CLASS, MULTILABEL, NUMBERS, TargetSet
 from losa_cache.train.config import TrainConfig
+from losa_cache.train.placement import Placement
 from tests.conftest import results, tiny_backbone, tiny_samples
 
 OPTIONS = {"rank": 2, "epochs": 3, "batch_size": 8, "lr": 1e-2, "val_fraction": 0.4}
@@ -86,6 +93,27 @@ def test_several_labels_and_thresholds_that_held_out_samples_chose(cache, tmp_pa
         truth, own = targets[known[:, label], label], chance[known[:, label], label]
         best = max(f1_score(truth, own >= threshold) for threshold in own)
         assert f1_score(truth, own >= chosen) == pytest.approx(best)
+    lc.predict({"a": run}, cache, out=tmp_path / "out.csv", top_k=1, device="cpu")
+    kept = lc.predict({"a": run}, cache, device="cpu").predictions
+    exact: dict[str, list[float]] = {}
+    with lc.batches(cache, points=model.points, val_fraction=0, device="cpu") as batches:
+        for batch in batches:
+            exact |= dict(zip(batch.ids, model(batch.blocks).sigmoid().tolist(), strict=True))
+    with open(tmp_path / "out.csv") as file:
+        lines = list(csv.DictReader(file))
+    for line, entry in zip(lines, kept, strict=True):
+        labels = entry["predictions"]["a"]
+        assert [label["class"] for label in labels] == model.classes
+        assert [label["predicted"] for label in labels] == [
+            own >= threshold for own, threshold in zip(exact[entry["id"]], model.task.thresholds, strict=True)
+        ]
+        for label, own in zip(labels, exact[line["id"]], strict=True):
+            assert float(line[f"a.{label['class']}.probability"]) == pytest.approx(own, rel=1e-4)
+            assert line[f"a.{label['class']}.predicted"] == str(int(label["predicted"]))
+    assert lc.predict({"a": run}, cache, out=tmp_path / "out.csv", device="cpu").rows == 23  # is read back
+    assert about(model.config, [], [], [], None)["thresholds"] == model.task.thresholds
+    told = ", ".join(f"{name} {own:.3f}" for name, own in zip(model.classes, model.task.thresholds, strict=True))
+    assert f"is predicted: {told}\n" in (run / "adapter/README.md").read_text()
     entry = model.task.answers(torch.from_numpy(chance), model.classes, 3)[0]
     assert {own["class"]: own["predicted"] for own in entry} == {
         name: chance[0, place] >= model.task.thresholds[place] for place, name in enumerate(model.classes)
@@ -128,6 +156,8 @@ def test_trials_are_chosen_by_the_metric_that_is_named(cache, tmp_path):
     assert [trial.value for trial in found.record.trials] == values
     assert values[found.record.chosen] == max(values)
     assert "macro F1" in found.record.protocol
+    for line in found.record.to_beat.lines:
+        assert summary(found)[f"probe_{line.reads.replace(' ', '_')}_val_macro_f1"] == line.others["macro_f1"]
 
 
 def test_a_mixed_run_learns_the_caches_targets(cache, tmp_path):
@@ -143,7 +173,10 @@ def test_what_cannot_be_learned_is_a_sentence(cache, tmp_path):
     options = OPTIONS | {"out": tmp_path / "run", "device": "cpu"}
     with pytest.raises(lc.UserError, match="has no target set 'sizes': choose one of labels, .*nearest: size"):
         lc.train(cache, task="regression", targets="sizes", **options)
-    with pytest.raises(lc.UserError, match="'size' holds numbers, and the task 'classification' learns one class"):
+    with pytest.raises(
+        lc.UserError,
+        match="'size' holds numbers, and the task 'classification' learns .*or --task regression",
+    ):
         lc.train(cache, targets="size", **options)
     lc.train(cache, task="regression", **options)
     config = TrainConfig(task="regression", **(OPTIONS | {"lr": None}), head="last")
@@ -152,11 +185,47 @@ def test_what_cannot_be_learned_is_a_sentence(cache, tmp_path):
         (tmp_path / "sweep" / finished).unlink()
     stored = cache.target_set("size")
     add_targets(cache, TargetSet("size", NUMBERS, stored.names, 2 * stored.values))
-    with pytest.raises(lc.UserError, match="the targets of cache of the sweep .* is another one now"):
+    with pytest.raises(lc.UserError, match="the target set of the sweep .* was replaced"):
         lc.resume_sweep(tmp_path / "sweep", device="cpu")
     with pytest.raises(lc.UserError, match="target set 'size' is not the one that run .* learned: put that one back"):
         lc.evaluate_run(tmp_path / "run", device="cpu")
+    with pytest.raises(lc.UserError, match="target set 'size' of .* was replaced since run .* began: add that one"):
+        lc.resume(tmp_path / "run", device="cpu")
     bare = TargetSet("size", NUMBERS, ["weight"], stored.values[:, :1])
     add_targets(cache, bare)
+    with pytest.raises(lc.UserError, match="target set 'size' of .* was replaced since run .* began"):
+        lc.resume(tmp_path / "run", device="cpu")
     with pytest.raises(lc.UserError, match="does not fit cache .*: classes"):
         lc.evaluate_run(tmp_path / "run", cache=cache.path, device="cpu")
+
+
+def test_an_online_run_of_targets_is_evaluated_on_its_split_and_on_caches_that_have_them(cache, tmp_path, caplog):
+    ids = tiny_samples().ids  # those of the test samples are among them
+    numbers = np.random.default_rng(0).normal(size=len(ids)).astype(np.float32)
+    file = tmp_path / "age.csv"
+    file.write_text("id,age\n" + "".join(f"{name},{own}\n" for name, own in zip(ids, numbers, strict=True)))
+    online = lc.OnlineConfig(backbone="t", dataset="t", workers=1, precision="float32", targets_from=str(file))
+    given = {"backbone": tiny_backbone(), "device": "cpu"}
+    options = OPTIONS | {"task": "regression", "epochs": 1, "head": "last"}
+    run = lc.train(online=online, dataset=tiny_samples(), out=tmp_path / "run", **given, **options).run
+    test = tiny_samples(9, split="test")
+    direct = lc.evaluate_run(run, split="test", dataset=test, **given)
+    cached = extract(given["backbone"], test, precision="float32", out=tmp_path / "test.zarr")
+    command = f"losa-cache targets {cached.path} --from FILE --task regression --name age"
+    with pytest.raises(lc.UserError, match=f"no target set 'age', which was learned: add it with {command}"):
+        lc.evaluate_run(run, cache=cached.path, device="cpu")
+    config = SweepConfig(
+        str(cache.path), {"rank": Choices((2,))}, TrainConfig(targets="grade"), test_cache=str(cached.path)
+    )
+    with pytest.raises(lc.UserError, match="tests no trial: it has no target set 'grade'"):
+        SweepData(cache, config, Placement(torch.device("cpu")), trials=1)
+    own = lc.evaluate_run(run, dataset=tiny_samples(), **given)
+    assert own["split"] == "held out of training" and command in caplog.text
+    add_targets(cached, file, subset=True)
+    added = lc.evaluate_run(run, device="cpu")
+    assert (direct["samples"], added["on"]) == (9, str(cached.path))
+    assert direct["mae"] == pytest.approx(added["mae"], rel=1e-4)
+    rows = lc.predict({"a": run}, cached.path, device="cpu").predictions
+    of_id = dict(zip(ids, numbers, strict=True))
+    apart = [abs(row["predictions"]["a"][0] - of_id[row["id"]]) for row in rows]
+    assert np.mean(apart) == pytest.approx(direct["mae"], rel=1e-4)

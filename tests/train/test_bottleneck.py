@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import losa_cache as lc
 from losa_cache.display import TrainingBar
 from losa_cache.train.bottleneck import NAMES, PARTS, Bandwidth, limiter, time_metrics
+from losa_cache.train.config import TrainConfig
 
 BANDWIDTH = Bandwidth(memory=10.0, disk=2.0)
 
@@ -78,9 +79,11 @@ def test_no_option_is_advised_that_a_side_network_does_not_have():
 def test_an_epoch_that_is_over_at_once_is_not_explained(seconds, said, capsys):
     limit = "limited by reading from disk (90% of the time): memory would shorten it."
     metrics = {"epoch": 1, "train_loss": 1.0, "train_seconds": seconds, "limiter": limit}
-    with TrainingBar(2) as bar:
-        bar(metrics)
-    assert ("limited by" in capsys.readouterr().err) == said
+    with TrainingBar(TrainConfig(epochs=2, metric="macro_f1")) as bar:
+        bar(metrics | {"val_top1": 90.0, "val_macro_f1": 61.0})
+    written = capsys.readouterr().err
+    assert ("limited by" in written) == said
+    assert "epoch 1/2: loss 1.000, val macro F1 61.0 %," in written and "90.0" not in written
 
 
 def test_a_run_says_after_every_epoch_what_limits_it(tiny_cache, tmp_path):

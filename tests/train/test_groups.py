@@ -5,12 +5,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import losa_cache as lc
 from losa_cache.sweep.engine.auto import split
+from losa_cache.sweep.engine.config import SweepConfig
+from losa_cache.sweep.engine.space import Choices
+from losa_cache.sweep.engine.sweep_data import SweepData
 from losa_cache.targets.target_set import CLASS, LABELS, TargetSet
 from losa_cache.train.config import TrainConfig
+from losa_cache.train.evaluation_groups import groups_to_report
 from losa_cache.train.groups import groups_by_id, hold_out_groups
+from losa_cache.train.placement import Placement
 from losa_cache.train.sampler import hold_out
 from losa_cache.train.selection import select
 from losa_cache.train.training_data import selected
@@ -72,8 +78,18 @@ def test_a_split_that_leaves_a_class_out_or_tears_a_group_is_refused(tiny_cache,
         select(np.arange(4), ids, targets, four, groups=groups)
     with pytest.raises(lc.UserError, match="has no sample of class 'b'"):
         select(np.arange(3), ids, targets, four, groups=groups)
+    config = SweepConfig(str(tiny_cache.path), {"rank": Choices((2,))}, TrainConfig(group_by=str(file), val_fraction=0))
+    with pytest.raises(lc.UserError, match="both have samples of 8 groups, the first 'patient-0'"):
+        SweepData(tiny_cache, replace(config, val_cache=str(tiny_cache.path)), Placement(torch.device("cpu")), trials=1)
     with pytest.raises(lc.UserError, match="group-by is 'side', which is neither a target set"):
         selected(tiny_cache, TrainConfig(group_by="side"))
+
+
+def test_groups_that_a_test_cache_lacks_are_named_with_the_command_that_adds_them(tiny_cache, caplog):
+    assert groups_to_report(None, "site", tiny_cache, tiny_cache.samples, tiny_cache.sample_ids) is None
+    assert "the interval is over samples, as if each were a group" in caplog.text
+    assert f"'site', which is neither a target set of '{tiny_cache.path}'" in caplog.text
+    assert f"losa-cache targets {tiny_cache.path} --from FILE" in caplog.text
 
 
 @pytest.mark.parametrize("line, told", [("image-000", "an id and the name of its group"), ("image-001,x", "again")])

@@ -96,12 +96,12 @@ def test_without_a_name_the_latest_cache_is_taken_that_has_what_is_read(caches, 
 
 def test_an_adapter_over_tokens_does_not_fit_pooled_rows(caches, tmp_path):
     run = train(caches["all"], rank=4, out=tmp_path / "run", **OPTIONS).run
-    with pytest.raises(UserError, match=r"does not fit .*tokens \(5 here, 2 there\)"):
+    with pytest.raises(UserError, match=r"does not fit .*tokens \(5 in training, 2 in these data\)"):
         lc.evaluate_run(run, cache=caches["pooled"].path, device="cpu")
 
 
 def test_a_sweep_is_not_validated_on_rows_of_another_kind(caches, tmp_path):
     val = extract(tiny_backbone(), tiny_samples(split="test"), tokens="pooled", out=tmp_path / "val.zarr")
     assert open_cache(val.path).manifest.tokens["total"] == 2
-    with pytest.raises(UserError, match=r"val-cache .* does not fit the cache: tokens \(all here, pooled there\)"):
+    with pytest.raises(UserError, match=r"val-cache .* does not fit .*: tokens \(all in training, pooled in these"):
         lc.sweep(caches["all"], space={"rank": [2, 4]}, out=tmp_path / "sweep", val_cache=str(val.path))

@@ -314,7 +314,7 @@ def test_a_run_whose_cache_moved_or_is_another_now_says_so(trained, tmp_path):
     renamed = replace(tiny_samples(), classes=("a", "c", "b"))
     other = extract(tiny_backbone(), renamed, precision="float32", out=tmp_path / "other.zarr")
     with pytest.raises(
-        lc.UserError, match=r'does not fit .*classes \(\["a", "b", "c"\] here, \["a", "c", "b"\] there\)'
+        lc.UserError, match=r'does not fit .*classes \(\["a", "b", "c"\] in training, \["a", "c", "b"\] in these data\)'
     ):
         lc.evaluate_run(run, cache=other.path, device="cpu")
 

@@ -92,7 +92,7 @@ def test_mixed_runs_take_the_caches_tap_and_refuse_another(tmp_path):
     run = lc.train(cache, online=mixed, **given, **options(tmp_path, "mixed", start="embedding"))
     assert losses(run) == pytest.approx(expected, rel=1e-4)
     other = lc.OnlineConfig("tiny0", "tiny", share=0.5, tap="mlp")
-    with pytest.raises(lc.UserError, match=r"differs in tap \(\"mlp\" here, \"both\" there\)"):
+    with pytest.raises(lc.UserError, match=r"differs in tap \(\"mlp\" of these images, \"both\" in the cache\)"):
         lc.train(cache, online=other, **given, **options(tmp_path, "other"))
 
 
@@ -130,7 +130,7 @@ def test_an_adapter_is_evaluated_on_its_own_tap_and_start_alone(tmp_path):
     direct = lc.evaluate_run(run, split="test", backbone=backbone, dataset=test)["loss"]
     assert on["more"] == pytest.approx(on["fits"], rel=1e-5)
     assert direct == pytest.approx(on["fits"], rel=1e-4)
-    with pytest.raises(lc.UserError, match=r"does not fit .*tap \(\"both\" here, \"block\" there\)"):
+    with pytest.raises(lc.UserError, match=r"does not fit .*tap \(\"both\" in training, \"block\" in these data\)"):
         lc.evaluate_run(run, cache=caches["block"])
     with pytest.raises(lc.UserError, match=r"does not fit .*start \(the embedding is not cached\)"):
         lc.evaluate_run(run, cache=caches["bare"])

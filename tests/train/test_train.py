@@ -19,7 +19,7 @@ from losa_cache.extract.extract import extract
 from losa_cache.files import with_seal
 from losa_cache.points import tapped_points
 from losa_cache.train.cached import CachedSource
-from losa_cache.train.evaluate_run import misfit
+from losa_cache.train.compatible import misfit
 from losa_cache.train.sampler import requests_in_order
 from tests.conftest import results, tiny_backbone, tiny_samples
 
@@ -179,7 +179,7 @@ def test_an_adapter_is_refused_by_a_cache_it_does_not_belong_to(tiny_cache, tmp_
     with pytest.raises(lc.UserError, match=r"layers \(\[1, 3\] are not cached\)"):
         lc.evaluate_run(run, cache=fewer.path)
     config = json.loads((run / "adapter/config.json").read_text())
-    assert misfit(config, tiny_cache.manifest) == ""
+    assert misfit(config, tiny_cache.manifest, ["a", "b", "c"]) == ""
 
 
 @pytest.mark.parametrize(

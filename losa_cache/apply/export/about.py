@@ -38,9 +38,10 @@ def about(
 
     Returns:
         JSON-able values by name: ``task``, ``classes`` (in the order of the logits), ``inputs`` (dtype and shape by
-        name), ``output``, ``maps`` of a dense task (:func:`maps`), ``preprocessing`` (``None`` where block outputs go
-        in), ``backbone`` (name and hash of its weights), ``adapter`` (its side network, the points that it reads, and
-        the digest of its tensors) and ``software``.
+        name), ``output``, ``maps`` of a dense task (:func:`maps`), ``thresholds`` (of several labels, in the order of
+        ``classes``: the probability from which on each is predicted), ``preprocessing`` (``None`` where block outputs
+        go in), ``backbone`` (name and hash of its weights), ``adapter`` (its side network, the points that it reads,
+        and the digest of its tensors) and ``software``.
     """
     fields = config["cache"]["fields"]
     dtype = "float32" if spec is None else "uint8"
@@ -54,6 +55,7 @@ def about(
         },
         "output": output_name(config),
         **({"maps": maps(config)} if config["adapter"].get("dense") else {}),
+        **({"thresholds": thresholds} if (thresholds := config.get("constants", {}).get("thresholds")) else {}),
         "preprocessing": None if spec is None else preprocessing(spec, str(fields.get("orientation") or "stored")),
         "backbone": dict(fields["backbone"]),
         "adapter": own | places | {"sha256": config.get("sha256"), "run": config.get("run")},

@@ -51,8 +51,9 @@ def export(
     """Write a trained adapter, with its frozen backbone or by itself, to a file that other programs run.
 
     The file takes batches of any size, of pixels uint8 ``(batch, *backbone.input.shape)`` or, with ``side_only``, of
-    block outputs float32 ``(batch, tokens, width)``, and gives logits ``(batch, classes)``, float32. All weights are in
-    float32. It says of itself what goes in and what comes out (:func:`losa_cache.apply.export.about.about`).
+    block outputs float32 ``(batch, tokens, width)``. It gives float32 ``(batch, outputs)``, such as logits of classes,
+    or of a dense task ``(batch, outputs, rows, columns)``. All weights are in float32. It says of itself what goes in
+    and what comes out (:func:`losa_cache.apply.export.about.about`).
 
     >>> lc.export("runs/flowers-losa-1", out="flowers.onnx")  # doctest: +SKIP
 
@@ -64,8 +65,9 @@ def export(
 
     Returns:
         ``files`` (one; of ONNX with more than 2 GB of weights a second one that holds these), ``bytes`` of all,
-        ``format``, ``outputs`` (how many a sample has), ``difference`` (the largest between an output of the file and
-        of losa-cache itself, on noise, relative to the largest output), and what the file says of itself.
+        ``format``, ``outputs`` (how many a sample, or a place of its map, has), ``shape`` (of what the file gives),
+        ``difference`` (the largest between an output of the file and of losa-cache itself, on noise, relative to the
+        largest output), and what the file says of itself.
 
     Raises:
         UserError: if the adapter and the backbone do not fit, the exporter lacks an operator, the file gives other
@@ -97,8 +99,8 @@ def export(
         difference = _difference(found, expected)
         files = _put(folder, chosen.path)
     sizes = {"files": [str(path) for path in files], "bytes": sum(path.stat().st_size for path in files)}
-    outputs = loaded.adapter.classifier.out_features
-    return {**sizes, "format": chosen.format, "outputs": outputs, "difference": difference, **says}
+    gives = {"outputs": loaded.adapter.classifier.out_features, "shape": ["batch", *expected[0].shape[1:]]}
+    return {**sizes, "format": chosen.format, **gives, "difference": difference, **says}
 
 
 def _load(adapter: str | Path | TrainedAdapter) -> tuple[str, TrainedAdapter]:

@@ -7,8 +7,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from losa_cache.apply.predict.table import FEATURES, IMAGES, MAPS, NUMBERS, RANKED, Answer, Rows, Table, Values, plain
-from losa_cache.targets.target_set import MASK
+from losa_cache.apply.predict.table import (
+    FEATURES,
+    IMAGES,
+    LABELS,
+    MAPS,
+    NUMBERS,
+    RANKED,
+    Answer,
+    Rows,
+    Table,
+    Values,
+    plain,
+)
+from losa_cache.targets.target_set import MASK, MULTILABEL
 from losa_cache.tasks import Task
 from losa_cache.train.trained_adapter import TrainedAdapter
 
@@ -31,6 +43,8 @@ def _answer(name: str, adapter: TrainedAdapter, top_k: int, embed: bool) -> Answ
         return Answer(plain(name), FEATURES, adapter.features, digest)
     if adapter.task.ranks:
         classes = tuple(map(plain, adapter.classes))
+        if adapter.task.kind == MULTILABEL:
+            return Answer(plain(name), LABELS, 2 * len(classes), digest, classes)
         return Answer(plain(name), RANKED, 2 * min(top_k, len(classes)), digest, classes)
     if adapter.task.dense:
         shape = tuple(adapter.task.constants["size"])
@@ -82,6 +96,8 @@ class Answering:
                 numbers = total / clips
             elif answer.kind == RANKED:
                 numbers = _ranked(adapter.task, adapter.task.average_clips(total, clips), answer.width // 2)
+            elif answer.kind == LABELS:
+                numbers = _labelled(adapter.task, adapter.task.average_clips(total, clips))
             else:
                 numbers = adapter.task.decided(adapter.task.average_clips(total, clips))
             found.append(np.ascontiguousarray(numbers.reshape(-1, answer.width).float().cpu().numpy()))
@@ -96,3 +112,8 @@ def _ranked(task: Task, predictions: Tensor, count: int) -> Tensor:
     """Give numbers and probabilities of the answer and the most probable classes in turn, ``(..., batch, 2 count)``."""
     classes = task.likeliest(predictions, count)
     return torch.stack([classes.float(), task.probability(predictions.gather(-1, classes))], -1).flatten(-2)
+
+
+def _labelled(task: Task, predictions: Tensor) -> Tensor:
+    """Give the probability of each label and whether it is predicted in turn, ``(..., batch, 2 labels)``."""
+    return torch.stack([task.probability(predictions), task.decided(predictions).to(predictions)], -1).flatten(-2)

@@ -18,7 +18,7 @@ class PredictConfig:
 
     Attributes:
         out: a file whose suffix says the format (``losa_cache.apply.predict.formats``); without one nothing is written.
-        top_k: classes of each image; all of them where an adapter has fewer.
+        top_k: classes of each image; all of them where an adapter has fewer, and of several labels.
         embed: give refined feature vectors in place of predictions.
         weights: of the backbone, as of ``losa_cache.load_backbone``; by default what a cache of this user had, or
             timm's own.
@@ -32,12 +32,12 @@ class PredictConfig:
     out: Annotated[
         str | None,
         Option(
-            "File to write: .csv, .jsonl or .parquet; .zarr for maps; with --embed .npy, .parquet or .zarr. "
-            "Default: a table.",
+            "File to write: .csv, .jsonl or .parquet; .zarr for maps, or a folder with a slash at its end (masks/) for "
+            "masks as PNG files; with --embed .npy, .parquet or .zarr. Default: a table.",
             path=True,
         ),
     ] = None
-    top_k: Annotated[int, Option("Most probable classes to give of each image.")] = 5
+    top_k: Annotated[int, Option("Most probable classes to give of each image; of several labels all are given.")] = 5
     embed: Annotated[bool, Option("Write refined feature vectors in place of predictions.")] = False
     weights: Annotated[
         str | None,

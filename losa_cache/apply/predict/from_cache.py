@@ -12,7 +12,7 @@ from losa_cache.apply.predict.table import Rows, plain
 from losa_cache.cache.store import ActivationCache
 from losa_cache.errors import UserError
 from losa_cache.train.cached import open_cached
-from losa_cache.train.evaluate_run import misfit
+from losa_cache.train.compatible import misfit
 from losa_cache.train.placement import Placement
 from losa_cache.train.sampler import requests_in_order
 from losa_cache.train.trained_adapter import TrainedAdapter
@@ -27,7 +27,7 @@ def fitted(adapters: Mapping[str, TrainedAdapter], cache: ActivationCache) -> di
     """
     manifest, tail = cache.manifest, frozen_tail(cache)
     for name, adapter in adapters.items():
-        if wrong := misfit(adapter.config, manifest, labels=False):
+        if wrong := misfit(adapter.config, manifest, None):
             raise UserError(f"adapter {name!r} does not fit cache {str(cache.path)!r}: {wrong}.")
     tokens, holds = manifest.tokens["total"], manifest.holds
     return {name: own.around(tail, tokens=tokens, holds=holds) for name, own in adapters.items()}

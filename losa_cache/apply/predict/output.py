@@ -226,14 +226,14 @@ class Output:
 def apart(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
     """Say in what two tables differ (``Table.described``); empty where they are one."""
     if ours.get("of") != theirs["of"]:
-        return f"what it is of ({ours.get('of')!r} there, {theirs['of']!r} here)"
+        return f"what it is of ({ours.get('of')!r}, and {theirs['of']!r} is asked for)"
     there, here = _by_name(ours), _by_name(theirs)
     if list(there) != list(here):
-        return f"its adapters ({', '.join(map(repr, there))} there, {', '.join(map(repr, here))} here)"
+        return f"its adapters ({', '.join(map(repr, there))}, and {', '.join(map(repr, here))} are asked for)"
     for name, own in here.items():
         for field in ("kind", "width", "classes", "digest"):
             if there[name].get(field) != own[field]:
-                meant = {"width": "the columns (--top-k)", "kind": "--embed", "digest": "the weights"}
+                meant = {"width": "the columns (--top-k)", "kind": "what it holds (--embed)", "digest": "the weights"}
                 return f"{meant.get(field, field)} of adapter {name!r}"
     return ""
 

@@ -107,7 +107,7 @@ def predict(
     paths = [] if isinstance(inputs, ActivationCache) else _paths(inputs)
     require_one_kind(paths)
     out = None if config.out is None else given_path(config.out)
-    kind = None if out is None else find_format(out, embeds=config.embed)
+    kind = None if config.out is None else find_format(config.out, embeds=config.embed)
     if paths and is_cache(paths[0]):
         cache = open_cache(paths[0])
     loaded = _loaded(adapters, config.device)
@@ -120,7 +120,8 @@ def predict(
     run.require_fit(cache)
     if out is None and take is not None and table.maps:
         raise UserError(
-            "the adapter predicts a map for each image, which is not printed: write them with --out maps.zarr."
+            "the adapter predicts a map for each image, which is not printed: write them with --out maps.zarr, or "
+            "masks with --out masks/."
         )
     if out is None or kind is None:
         return _in_memory(run, cache, paths, take)

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-RANKED, NUMBERS, MAPS, FEATURES = "ranked", "numbers", "maps", "features"
-"""Kinds of answers: the most probable classes or labels; the numbers, or the map, that a task predicts; a feature
-vector."""
+RANKED, LABELS, NUMBERS, MAPS, FEATURES = "ranked", "labels", "numbers", "maps", "features"
+"""Kinds of answers: the most probable classes; every label, with its probability and whether it is predicted; the
+numbers, or the map, that a task predicts; a feature vector."""
 IMAGES = "images"
 
 Values = NDArray[np.float32]
@@ -22,10 +22,11 @@ class Answer:
     Attributes:
         name: of the adapter.
         kind: ``ranked``: the number of a class and its probability, in turn, the most probable class first.
+            ``labels``: the probability of each label, and 1 or 0, whether it is predicted, in turn.
             ``numbers``, ``maps``, ``features``: what the task, or the side network, gives.
         width: numbers of a row.
         digest: of the adapter's weights.
-        classes: names of the classes or labels, where they are ranked; names of the numbers, where they have names; of
+        classes: names of the classes, where they are ranked; of the labels; of the numbers, where they have names; of
             the classes that pixels number.
         shape: rows and columns of a map.
     """
@@ -45,9 +46,18 @@ class Answer:
         if self.kind == NUMBERS:
             names = self.classes or [f"value_{place + 1}" for place in range(self.width)]
             return [f"{self.name}.{name}" for name in names]
+        if self.kind == LABELS:
+            return [f"{self.name}.{name}.{what}" for name in self.classes for what in ("probability", "predicted")]
         return [
             f"{self.name}.{what}_{place + 1}" for place in range(self.width // 2) for what in ("class", "probability")
         ]
+
+    @property
+    def titles(self) -> list[str]:
+        """Head the columns of a table for people: a label with its probability is one."""
+        if self.kind in (LABELS, NUMBERS) and self.classes:
+            return list(self.classes)
+        return [str(place + 1) for place in range(self.width // 2 if self.kind == RANKED else self.width)]
 
     @property
     def texts(self) -> list[bool]:
@@ -119,6 +129,9 @@ class Table:
                 if answer.kind == RANKED:
                     for number, probability in own.reshape(-1, 2):
                         line += [answer.classes[int(number)], probability]
+                elif answer.kind == LABELS:
+                    for probability, predicted in own.reshape(-1, 2):
+                        line += [probability, f"{predicted:.0f}"]
                 else:
                     line.extend(own)
             yield line
@@ -145,7 +158,7 @@ class Table:
     def entry(self, rows: Rows, place: int) -> dict[str, Any]:
         """Give a row as a dictionary: ``id``, and by adapter a list of ``{"class", "probability"}``, or of numbers.
 
-        A feature vector stays an array, and so does a map.
+        Of labels, ``predicted`` says whether each is. A feature vector stays an array, and so does a map.
         """
         found: dict[str, Any] = {}
         for answer, values in zip(self.answers, rows.values, strict=True):
@@ -154,6 +167,11 @@ class Table:
                 pairs = own.reshape(-1, 2)
                 found[answer.name] = [
                     {"class": answer.classes[int(number)], "probability": shortest(share)} for number, share in pairs
+                ]
+            elif answer.kind == LABELS:
+                found[answer.name] = [
+                    {"class": name, "probability": shortest(share), "predicted": bool(predicted)}
+                    for name, (share, predicted) in zip(answer.classes, own.reshape(-1, 2), strict=True)
                 ]
             else:
                 whole = own.reshape(answer.shape) if answer.kind == MAPS else own

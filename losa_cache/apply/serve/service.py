@@ -25,6 +25,7 @@ from losa_cache.machine.device import default_workers
 from losa_cache.text import shown
 from losa_cache.train.trained_adapter import TrainedAdapter, load_adapter
 
+SIDES = ("of the server", "of the adapter")
 MOST_ADAPTERS, LONGEST_NAME = 1000, 200
 """That requests may add: the same folder can come under any number of names."""
 
@@ -144,7 +145,7 @@ class Service:
                 adapter = await asyncio.to_thread(load_adapter, path, device=str(self.backbone.device))
             except UserError as error:
                 raise RefusedError(422, own.hide(str(error))) from error
-            if wrong := differences(self._fields, backbone_fields(adapter)):
+            if wrong := differences(self._fields, backbone_fields(adapter), SIDES):
                 raise RefusedError(409, f"adapter {called!r} does not fit the server's backbone: {'; '.join(wrong)}.")
             try:
                 await asyncio.wrap_future(self._batcher.between(lambda: self._add(called, adapter)))

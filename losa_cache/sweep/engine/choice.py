@@ -150,13 +150,9 @@ def sure(choice: Choice, metric: Metric) -> str:
     if choice.rival is None or choice.ahead is None:
         return "There was one setting, so nothing was chosen."
     on = "the held-out images" if choice.images is None else f"{_count(choice.images, 'held-out image')}"
-    told = f"{len(choice.level)} of {choice.settings} settings are within one standard error of the best on {on}"
-    if len(choice.level) == 1:
-        told = f"On {on} no other of the {choice.settings} settings is within one standard error of the chosen one"
-    place = "level with"
-    if abs(choice.ahead) >= metric.resolution:
-        place = f"{'-' if choice.ahead < 0 else '+'}{metric.show_difference(abs(choice.ahead))} from"
-    told += f". The chosen one is {place} the next one in {metric.title}"
+    told = (
+        f"{_level_with(choice, metric, on)}. The chosen one is {_ahead(choice, metric)} the next one in {metric.title}"
+    )
     if choice.error is not None:
         how = "paired over the images" if choice.paired else "as if each had been measured on other images"
         told += f" (one standard error of that difference, {how}: {metric.show_difference(choice.error)})"
@@ -166,6 +162,27 @@ def sure(choice: Choice, metric: Metric) -> str:
     if choice.needed is not None and choice.error is not None and choice.error > RESOLVED:
         told += f" At least {_round_up(choice.needed):,} held-out images would be needed to resolve 1 point."
     return told
+
+
+def _level_with(choice: Choice, metric: Metric, on: str) -> str:
+    """Say how many settings are level with the best."""
+    if choice.error is None:  # then only equal values are level
+        if len(choice.level) == 1:
+            return f"On {on} no other of the {choice.settings} settings reaches the {metric.title} of the chosen one"
+        return f"{len(choice.level)} of {choice.settings} settings have the best {metric.title} on {on}"
+    if len(choice.level) == 1:
+        return f"On {on} no other of the {choice.settings} settings is within one standard error of the chosen one"
+    return f"{len(choice.level)} of {choice.settings} settings are within one standard error of the best on {on}"
+
+
+def _ahead(choice: Choice, metric: Metric) -> str:
+    """Say how far the chosen setting is from the next one; where it won alone, a small lead is still one."""
+    assert choice.ahead is not None
+    if abs(choice.ahead) >= metric.resolution:
+        return f"{'-' if choice.ahead < 0 else '+'}{metric.show_difference(abs(choice.ahead))} from"
+    if len(choice.level) > 1:
+        return "level with"
+    return f"less than {metric.show_difference(2 * metric.resolution)} ahead of"
 
 
 def _decided(choice: Choice, metric: Metric) -> str:

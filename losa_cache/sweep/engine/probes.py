@@ -21,9 +21,10 @@ from losa_cache.outside import UnreadableError, fit, read_file
 from losa_cache.probe.features import Features, read_features
 from losa_cache.probe.images import require_classes, share_that_fits
 from losa_cache.probe.logistic import PATH, Fit
-from losa_cache.probe.tuning import best_of, cross_validation, fit_at, held_out_fold, judged
+from losa_cache.probe.tuning import Folds, best_of, cross_validation, fit_at, held_out_fold, judged
 from losa_cache.sweep.engine.record import ProbeLine, ToBeat
 from losa_cache.targets.target_set import LABELS
+from losa_cache.tasks import CLASSIFICATION, Metric, Task, get_task
 from losa_cache.tasks.base import ENOUGH
 from losa_cache.train.all_layers import FOLDS, MOST_FOLDED
 from losa_cache.train.placement import Placement
@@ -44,6 +45,8 @@ def lines_to_beat(
     device: torch.device,
     *,
     targets: str = LABELS,
+    task: Task | None = None,
+    groups: NDArray[np.int64] | None = None,
     test: ActivationCache | None = None,
 ) -> ToBeat:
     """Fit the probe of the last layer and that of all layers, or read them from a file.
@@ -54,6 +57,9 @@ def lines_to_beat(
         held_out: held-out samples of the trials.
         device: device that computes.
         targets: name of the target set of classes that the trials learn.
+        task: of the trials, with the metric that they are chosen by; by default classification, by top-1. Probes that
+            were stored without that metric are fitted again.
+        groups: group of each training sample, which cross-validation leaves whole; ``None``: there are none.
         test: a cache to test on, after a fit to the samples of both. Probes that were stored without a test are fitted
             again.
 
@@ -63,16 +69,20 @@ def lines_to_beat(
     Raises:
         OSError: if the file cannot be written.
     """
-    kept = _kept(path)
-    if kept is not None and (test is None or all(line.test_top1 is not None for line in kept.lines)):
+    kept, task = _kept(path), task or get_task(CLASSIFICATION)
+    if kept is not None and all(_complete(line, task.selection, tested=test is not None) for line in kept.lines):
         return kept
     log.info("fitting the probe of the last layer and of all layers, the line to beat.")
     try:
-        found = _fitted(train, held_out, device, targets, test)
+        found = _fitted(train, held_out, device, targets, task, groups, test)
     except UserError as error:
         return ToBeat([], f"There is no probe to beat: {error}")
     write_sealed(path, asdict(found))
     return found
+
+
+def _complete(line: ProbeLine, metric: Metric, *, tested: bool) -> bool:
+    return line.held_out(metric) is not None and not (tested and line.test_top1 is None)
 
 
 def _kept(path: Path) -> ToBeat | None:
@@ -83,7 +93,15 @@ def _kept(path: Path) -> ToBeat | None:
         return None
 
 
-def _fitted(train: Part, held_out: Part, device: torch.device, targets: str, test: ActivationCache | None) -> ToBeat:
+def _fitted(
+    train: Part,
+    held_out: Part,
+    device: torch.device,
+    targets: str,
+    task: Task,
+    groups: NDArray[np.int64] | None,
+    test: ActivationCache | None,
+) -> ToBeat:
     cache, samples = train
     known = cache.target_set(targets)
     count, judges, tested = len(samples), len(held_out[1]), 0 if test is None else len(test.samples)
@@ -104,7 +122,10 @@ def _fitted(train: Part, held_out: Part, device: torch.device, targets: str, tes
     )
     assert ours is not None and theirs is not None
     features, classes = _both(ours, theirs), len(known.names)
-    lines = [_line(reads, features, count, tests, classes, device) for reads in (LAST, ALL)]
+    folds = held_out_fold(count, judges)
+    if judges < ENOUGH:
+        folds = cross_validation(features.labels[:count].numpy(), seed=0, folds=FOLDS, groups=groups)
+    lines = [_line(reads, features, count, folds, tests, classes, task, device) for reads in (LAST, ALL)]
     by = "these" if judges >= ENOUGH else f"cross-validation over the {count:,} in {FOLDS} folds"
     told = (
         f"The probes are logistic regressions on pooled rows, fitted to the trials' {count:,} training samples and "
@@ -116,32 +137,42 @@ def _fitted(train: Part, held_out: Part, device: torch.device, targets: str, tes
 
 
 def _line(
-    reads: str, features: Features, count: int, tests: Features | None, classes: int, device: torch.device
+    reads: str,
+    features: Features,
+    count: int,
+    folds: Folds,
+    tests: Features | None,
+    classes: int,
+    task: Task,
+    device: torch.device,
 ) -> ProbeLine:
     """Choose C and the rows, and judge on what lies behind the first samples."""
-    y, judges = features.labels, len(features.labels) - count
-    folds = cross_validation(y[:count].numpy(), seed=0, folds=FOLDS)
-    if judges >= ENOUGH:
-        folds = held_out_fold(count, judges)
+    y = features.labels
     tried = {
         kind: best_of(judged(_rows(features, reads, kind), y, classes, folds, device, PATH)) for kind in features.kinds
     }
     rows = min(tried, key=lambda kind: (-tried[kind][1], tried[kind][2]))
     c, x = tried[rows][0], _rows(features, reads, rows)
-    held_out = _top1(fit_at(c, x[:count], y[:count], classes, device), x[count:], y[count:], device)
+    logits = _logits(fit_at(c, x[:count], y[:count], classes, device), x[count:], device)
+    line, metric = ProbeLine(reads, rows, c, _top1(logits, y[count:])), task.selection
+    if line.held_out(metric) is None:
+        line = replace(line, others={metric.name: task.selected_figure(task.predictions(logits[None]), y[count:])})
     if tests is None:
-        return ProbeLine(reads, rows, c, held_out)
-    whole = fit_at(c, x, y, classes, device)
-    return ProbeLine(reads, rows, c, held_out, _top1(whole, _rows(tests, reads, rows), tests.labels, device))
+        return line
+    tested = _logits(fit_at(c, x, y, classes, device), _rows(tests, reads, rows), device)
+    return replace(line, test_top1=_top1(tested, tests.labels))
 
 
 def _rows(features: Features, reads: str, kind: str) -> Tensor:
     return features.of(None if reads == ALL else features.points[-1], kind)
 
 
-def _top1(found: Fit, x: Tensor, y: Tensor, device: torch.device) -> float:
-    predicted = torch.cat([found(part.to(device)).argmax(1).cpu() for part in x.split(4096)])
-    return 100 * float((predicted == y).double().mean())
+def _logits(found: Fit, x: Tensor, device: torch.device) -> Tensor:
+    return torch.cat([found(part.to(device)).cpu() for part in x.split(4096)])
+
+
+def _top1(logits: Tensor, y: Tensor) -> float:
+    return 100 * float((logits.argmax(1) == y).double().mean())
 
 
 def _both(ours: Features, theirs: Features) -> Features:

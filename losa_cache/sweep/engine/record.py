@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from losa_cache.outside import fit
@@ -11,6 +11,7 @@ from losa_cache.tasks import CLASSIFICATION, Metric, get_task
 
 COMPLETE, PRUNED, FAILED, RUNNING = STATES = ("complete", "pruned", "failed", "running")
 SEED = "seed"
+TOP1 = "top1"
 MANY = 8
 """Numbers of more distinct values than this are drawn as points along an axis."""
 
@@ -75,6 +76,7 @@ class ProbeLine:
         c: chosen C as scikit-learn's, of features of standard deviation 1.
         held_out_top1: in percent, on the held-out samples of the trials, after a fit to their training samples.
         test_top1: in percent, after a fit to all of these; ``None`` if it was not tested.
+        others: values of another metric on the held-out samples, by its name, where trials are chosen by it.
     """
 
     reads: str
@@ -82,6 +84,11 @@ class ProbeLine:
     c: float
     held_out_top1: float
     test_top1: float | None = None
+    others: dict[str, float] = field(default_factory=dict)
+
+    def held_out(self, metric: Metric) -> float | None:
+        """Give the value of a metric on the held-out samples; ``None``: an earlier version did not compute it."""
+        return self.held_out_top1 if metric.name == TOP1 else self.others.get(metric.name)
 
     @property
     def name(self) -> str:
@@ -101,10 +108,10 @@ class ToBeat:
     lines: list[ProbeLine]
     told: str
 
-    @property
-    def best(self) -> ProbeLine | None:
-        """The probe with the best held-out top-1."""
-        return max(self.lines, key=lambda line: line.held_out_top1, default=None)
+    def judged_by(self, metric: Metric) -> list[tuple[ProbeLine, float]]:
+        """List the probes whose value of a metric on the held-out samples is known, with that value."""
+        known = ((line, line.held_out(metric)) for line in self.lines)
+        return [(line, value) for line, value in known if value is not None and math.isfinite(value)]
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ from losa_cache.sweep.engine.record import Group, SweepRecord, ToBeat, TrialReco
 from losa_cache.sweep.engine.trial import describe, require_epochs, trial_path
 from losa_cache.tasks import Metric
 from losa_cache.text import shown
-from losa_cache.train.evaluate_run import evaluate_run, known_test_cache
+from losa_cache.train.evaluate_run import evaluate_run
+from losa_cache.train.held_out_caches import known_test_cache
 from losa_cache.train.learned import targets_of
 from losa_cache.train.placement import Placement
 from losa_cache.train.saved import new_adapter

@@ -187,5 +187,6 @@ def summary(result: SweepResult) -> dict[str, Any]:
 
 
 def _probed(record: SweepRecord) -> dict[str, float]:
-    lines = [] if record.to_beat is None else record.to_beat.lines
-    return {f"probe_{line.reads.replace(' ', '_')}_val_top1": line.held_out_top1 for line in lines}
+    metric = record.metric
+    known = [] if record.to_beat is None else record.to_beat.judged_by(metric)
+    return {f"probe_{line.reads.replace(' ', '_')}_{metric.held_out}": value for line, value in known}

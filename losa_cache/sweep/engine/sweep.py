@@ -33,7 +33,7 @@ from losa_cache.sweep.engine.search import Search
 from losa_cache.sweep.engine.space import Choices, require_trainable
 from losa_cache.sweep.engine.storage import same_database
 from losa_cache.sweep.engine.study import StudyCopy
-from losa_cache.sweep.engine.sweep_data import SweepData
+from losa_cache.sweep.engine.sweep_data import TARGETS, SweepData
 from losa_cache.sweep.engine.trial import Trials, load_group, require_epochs, trial_path
 from losa_cache.sweep.report.trackers import open_trackers
 from losa_cache.tasks import Metric
@@ -237,9 +237,12 @@ class Sweep:
         identities = self._data.identities()
         for option, identity in self.progress.caches.items():
             if identities.get(option) != identity:
+                what, told = option.replace("_", " "), f"is another one now ({identities.get(option)}, not {identity})"
+                if option in TARGETS:
+                    what, told = TARGETS[option], "was replaced"
                 raise UserError(
-                    f"the {option.replace('_', ' ')} of the sweep {str(self.folder)!r} is another one now "
-                    f"({identities.get(option)}, not {identity}): bring the old one back, or begin another sweep."
+                    f"the {what} of the sweep {str(self.folder)!r} {told}: bring the old one back, or begin another "
+                    "sweep."
                 )
         self.progress.caches = identities
 

@@ -4,6 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from losa_cache.cache.identity import differences
 from losa_cache.cache.store import ActivationCache, open_cache
 from losa_cache.errors import UserError
@@ -11,12 +13,19 @@ from losa_cache.sweep.engine.config import SweepConfig
 from losa_cache.sweep.engine.probes import lines_to_beat
 from losa_cache.sweep.engine.record import ToBeat
 from losa_cache.tasks.base import LOGISTIC
+from losa_cache.train.compatible import SIDES, apart, missing_targets
 from losa_cache.train.config import SHUFFLE, TrainConfig
-from losa_cache.train.evaluate_run import apart
-from losa_cache.train.learned import targets_of
+from losa_cache.train.learned import target_set_of, targets_of
 from losa_cache.train.placement import Placement
 from losa_cache.train.selection import Selection
 from losa_cache.train.training_data import TrainingData, from_cache, selected
+
+TARGETS = {
+    "targets_of_cache": "target set",
+    "targets_of_val_cache": "target set of the val cache",
+    "groups": "target set of groups",
+}
+"""What :meth:`SweepData.identities` gives beside the caches, in words."""
 
 
 class SweepData:
@@ -29,7 +38,8 @@ class SweepData:
         trials: each of which reads everything once an epoch.
 
     Raises:
-        UserError: for a validation cache that does not fit, or if nothing is held out.
+        UserError: for a validation cache that does not fit, a test cache without what is learned, or if nothing is held
+            out.
     """
 
     def __init__(self, cache: ActivationCache, config: SweepConfig, placement: Placement, *, trials: int) -> None:
@@ -39,12 +49,29 @@ class SweepData:
         self._trials = min(trials, config.concurrent or trials)
         self._val = None if config.val_cache is None else open_cache(config.val_cache)
         if self._val is not None:
-            held = ({"tokens": own.manifest.holds} for own in (cache, self._val))
-            if wrong := apart(cache.manifest.fields, self._val.manifest.fields) + differences(*held):
+            ours, theirs = ({"tokens": own.manifest.holds} for own in (cache, self._val))
+            if wrong := apart(cache.manifest.fields, self._val.manifest.fields) + differences(ours, theirs, SIDES):
                 raise UserError(f"val-cache {str(self._val.path)!r} does not fit the cache: {'; '.join(wrong)}.")
+            self._require_groups_apart(self._val)
         elif not config.base.val_fraction and config.base.val_ids is None:
             raise UserError("nothing is held out to choose a trial by: set --val-fraction, --val-ids or --val-cache.")
+        if config.test_cache is not None:  # it is read when everything is trained
+            learned = {"task": config.base.task, "targets": {"name": target_set_of(cache, config.base)}}
+            if lacking := missing_targets(learned, open_cache(config.test_cache)):
+                raise UserError(f"test-cache {config.test_cache!r} tests no trial: {lacking}.")
         self._open: dict[str, TrainingData] = {}
+
+    def _require_groups_apart(self, val: ActivationCache) -> None:
+        """Refuse groups of which samples are in both caches: those of the validation cache would not be new."""
+        if self._base.group_by is None:
+            return
+        grouped = replace(_whole(self._base), group_by=self._base.group_by)
+        ours, theirs = (_groups(selected(cache, grouped)) for cache in (self._cache, val))
+        if shared := sorted(ours & theirs):
+            raise UserError(
+                f"the cache and the val-cache {str(val.path)!r} both have samples of {len(shared)} groups, the first "
+                f"{shared[0]!r}: validate on a cache of other groups, or leave out --group-by."
+            )
 
     def identities(self) -> dict[str, str]:
         """Give the identity of each cache, by option, and the fingerprints of the target sets that are learned."""
@@ -81,7 +108,9 @@ class SweepData:
             return ToBeat([], f"There is no probe to beat: none learns the task {task.name!r}.")
         judges = self._cache if self._val is None else self._val
         parts, device = ((self._cache, chosen.train), (judges, chosen.held_out)), self._placement.device
-        return lines_to_beat(path, *parts, device, targets=targets_of(self._cache, self._base).name)
+        targets = targets_of(self._cache, self._base).name
+        groups = None if chosen.groups is None else chosen.groups.values[chosen.train]
+        return lines_to_beat(path, *parts, device, targets=targets, task=task, groups=groups)
 
     def require_choosable(self) -> None:
         """Refuse a held-out part on which no trial can be chosen.
@@ -108,6 +137,12 @@ class SweepData:
             return own
         other = from_cache(self._val, _whole(config), self._placement, **options)
         return replace(own, chosen=replace(own.chosen, held_out=other.chosen.train), plain=other.source)
+
+
+def _groups(chosen: Selection) -> set[str]:
+    """Name the groups of all samples that are trained on."""
+    assert chosen.groups is not None
+    return {chosen.groups.names[number] for number in np.unique(chosen.groups.values[chosen.train])}
 
 
 def _whole(config: TrainConfig) -> TrainConfig:

@@ -149,10 +149,10 @@ def curves(record: SweepRecord) -> "Figure | None":
 
 def _levels(axes: "Axes", record: SweepRecord) -> None:
     """Draw the lines to beat."""
-    lines = [] if record.to_beat is None else record.to_beat.lines
-    for line, style in zip(lines, ("--", ":"), strict=False):
-        name = f"{line.name}: {record.metric.show(line.held_out_top1)}"
-        axes.axhline(line.held_out_top1, color=INK, linewidth=1.1, linestyle=style, label=name, zorder=2.5)
+    known = [] if record.to_beat is None else record.to_beat.judged_by(record.metric)
+    for (line, value), style in zip(known, ("--", ":"), strict=False):
+        name = f"{line.name}: {record.metric.show(value)}"
+        axes.axhline(value, color=INK, linewidth=1.1, linestyle=style, label=name, zorder=2.5)
 
 
 def _close_up(axes: "Axes", best: list[TrialRecord], last: int) -> None:

@@ -104,15 +104,17 @@ def _tested(record: SweepRecord) -> str:
 
 
 def _to_beat(record: SweepRecord, probe: ToBeat) -> str:
-    trial, best, metric = record.chosen_trial, probe.best, record.metric
-    if best is None:
+    trial, metric = record.chosen_trial, record.metric
+    known = probe.judged_by(metric)
+    if not known:
         return probe.told
-    values = "; ".join(f"{line.name}: {_figures(line, metric)}" for line in probe.lines)
+    best = max((value for _, value in known), key=metric.merit)
+    values = "; ".join(f"{line.name}: {_figures(line, value, metric)}" for line, value in known)
     told = f"{values[0].upper()}{values[1:]}."
     if trial is not None and trial.value is not None:
-        ahead = trial.value - best.held_out_top1
+        ahead = trial.value - best
         told += f" The chosen trial is {_place(ahead, metric)} the better of these"
-        error = metric.error(best.held_out_top1, record.validation_samples)
+        error = metric.error(best, record.validation_samples)
         if error is not None:
             told += (
                 f"; one standard error of a {metric.title} on these {record.validation_samples:,} samples is "
@@ -129,9 +131,9 @@ def _place(ahead: float, metric: Metric) -> str:
     return f"{metric.show_difference(abs(ahead))} {'above' if ahead > 0 else 'below'}"
 
 
-def _figures(line: ProbeLine, metric: Metric) -> str:
-    test = "" if line.test_top1 is None else f", test {metric.show(line.test_top1)}"
-    return f"{metric.show(line.held_out_top1)} held out{test} (rows: {line.rows}, C {line.c:.1e})"
+def _figures(line: ProbeLine, value: float, metric: Metric) -> str:
+    test = "" if line.test_top1 is None else f", test top-1 {line.test_top1:.1f} %"
+    return f"{metric.title} {metric.show(value)} held out{test} (rows: {line.rows}, C {line.c:.1e})"
 
 
 def _rivals(record: SweepRecord, groups: list[Group]) -> tuple[Group | None, Group | None]:

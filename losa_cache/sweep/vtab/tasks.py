@@ -22,7 +22,7 @@ from losa_cache.data.sources.vtab import (
 from losa_cache.errors import UserError
 from losa_cache.folders import require_folder_of_caches
 from losa_cache.sweep.vtab.record import LeftOut
-from losa_cache.train.evaluate_run import BELONG_TOGETHER, apart
+from losa_cache.train.compatible import BELONG_TOGETHER, SIDES, apart
 
 ALIKE = (*BELONG_TOGETHER, "layers", "precision")
 """What the caches of all tasks agree in: one table is of one backbone."""
@@ -82,7 +82,7 @@ def require_alike(tasks: Sequence[TaskCaches]) -> None:
     for task in tasks[1:]:
         first, cache = tasks[0].train, task.train
         ours, theirs = ({name: c.manifest.fields[name] for name in ALIKE} for c in (first, cache))
-        if wrong := differences(ours, theirs):
+        if wrong := differences(ours, theirs, ("of the first", "of the second")):
             raise UserError(
                 f"{str(first.path)!r} and {str(cache.path)!r} do not belong in one table: they differ in "
                 f"{'; '.join(wrong)}. Keep the caches of each backbone in a folder of their own."
@@ -155,7 +155,7 @@ def _misfit(train: ActivationCache, test: ActivationCache) -> str | None:
     wrong = apart(train.manifest.fields, test.manifest.fields)
     if lacking := sorted(set(train.manifest.layers) - set(test.manifest.layers)):
         wrong.append(f"layers ({lacking} are not in that of {TEST})")
-    wrong += differences({"classes": train.manifest.classes}, {"classes": test.manifest.classes})
+    wrong += differences({"classes": train.manifest.classes}, {"classes": test.manifest.classes}, SIDES)
     if wrong:
         return f"its caches do not belong together: they differ in {'; '.join(wrong)}"
     if both := set(train.ids) & set(test.ids):

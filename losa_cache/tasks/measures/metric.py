@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Terms = Callable[["Tensor", "Tensor"], "Tensor"]
+PERCENT = "%"
 
 
 def standard_error(share: float, samples: int) -> float:
@@ -63,7 +64,7 @@ class Metric:
         whole: the predictions and targets of all samples to the figure of each trial, ``(K,)``: for what depends on
             the order of all predictions, such as the area under a ROC curve.
         share: whether it is the share of samples that are right, in percent: one term, 0 or 1. Then its standard error
-            is known, and differences are given in points.
+            is known.
     """
 
     name: str
@@ -101,8 +102,8 @@ class Metric:
         return f"{value:.{self.digits + more}f}{' ' * bool(self.unit)}{self.unit}"
 
     def show_difference(self, value: float, more: int = 0) -> str:
-        """Write a difference of two values: of shares in points."""
-        return f"{value:.{self.digits + more}f} points" if self.share else self.show(value, more)
+        """Write a difference of two values: of percentages in points."""
+        return f"{value:.{self.digits + more}f} points" if self.unit == PERCENT else self.show(value, more)
 
     def show_around(self, mean: float, spread: float) -> str:
         """Write a mean and what lies around it: ``97.8 ± 0.2 %``."""

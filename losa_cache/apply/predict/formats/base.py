@@ -36,7 +36,7 @@ class Format(ABC):
     def refuse(self, table: Table) -> str:
         """Say why it cannot hold this table, as a sentence without its end; empty where it can."""
         if table.maps and not self.maps:
-            return "maps are written to .zarr"
+            return "maps are written to .zarr, and masks to a folder of PNG files, whose name ends in a slash, too"
         return ""
 
     @abstractmethod

@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from losa_cache.apply.predict.formats.base import ROWS, Format
-from losa_cache.apply.predict.table import RANKED, Rows, Table
+from losa_cache.apply.predict.table import LABELS, RANKED, Rows, Table
 from losa_cache.files import replacing
 
 
 class JsonLines(Format):
-    """``{"id": ..., "predictions": {NAME: [{"class": ..., "probability": ...}, ...]}}``, best class first."""
+    """``{"id": ..., "predictions": {NAME: [{"class": ..., "probability": ...}, ...]}}``, best class first.
+
+    Several labels are all there, in their own order, each with ``predicted``.
+    """
 
     suffix = ".jsonl"
     predictions = True
@@ -40,8 +43,15 @@ def _cells(table: Table, entry: dict[str, Any]) -> list[str]:
     if (names := list(predictions)) != (wanted := [answer.name for answer in table.answers]):
         raise ValueError(f"it holds predictions of {', '.join(names)[:200]} and not of {', '.join(wanted)}")
     for answer in table.answers:
-        for own in predictions[answer.name]:
-            cells += [own["class"], str(own["probability"])] if answer.kind == RANKED else [str(own)]
+        for place, own in enumerate(predictions[answer.name]):
+            if answer.kind == RANKED:
+                cells += [own["class"], str(own["probability"])]
+            elif answer.kind == LABELS:
+                if own["class"] != answer.classes[place]:
+                    raise ValueError(f"it holds the label {own['class']!r} in place of {answer.classes[place]!r}")
+                cells += [str(own["probability"]), str(int(own["predicted"]))]
+            else:
+                cells.append(str(own))
     return cells
 
 
