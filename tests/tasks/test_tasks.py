@@ -68,7 +68,7 @@ def test_another_task_answers_with_what_it_predicts(number):
 
 
 def test_one_class_is_refused(tmp_path):
-    with pytest.raises(lc.UserError, match="1 class"):
+    with pytest.raises(lc.UserError, match="one class"):
         TASK.outputs(["a"])
     assert TASK.outputs(["a", "b", "c"]) == 3
 
