@@ -38,39 +38,39 @@ def same_content(
     Returns:
         groups of at least two, and the images of each, in the order of the splits.
     """
-    ends = np.cumsum([0, *map(len, splits)])
     keys = (_size, _tail, _whole) if splits[0].file is not None else (_whole,)
-    places = np.arange(ends[-1])
+    counts = list(map(len, splits))
+    places = np.stack(
+        [np.repeat(np.arange(len(splits)), counts), np.concatenate([np.arange(count) for count in counts])], axis=1
+    )
     groups = np.zeros(len(places), dtype=np.int64)
     for done, key in enumerate(keys):
 
-        def key_of(place: int, key: Callable[[Samples, int], bytes] = key) -> bytes:
-            split = int(np.searchsorted(ends, place, side="right")) - 1
-            return key(splits[split], place - int(ends[split]))
+        def key_of(split: int, index: int, key: Callable[[Samples, int], bytes] = key) -> bytes:
+            return key(splits[split], index)
 
         def advance(share: float, done: int = done) -> None:
             progress((done + share) / len(keys))
 
         places, groups = _refined(places, groups, key_of, threads, advance)
-    order = np.argsort(places)
     found: dict[int, list[Place]] = {}
-    for place, group in zip(places[order].tolist(), groups[order].tolist(), strict=True):
-        split = int(np.searchsorted(ends, place, side="right")) - 1
-        found.setdefault(group, []).append((split, place - int(ends[split])))
+    for order in np.lexsort((places[:, 1], places[:, 0])).tolist():
+        split, index = places[order].tolist()
+        found.setdefault(int(groups[order]), []).append((split, index))
     return list(found.values())
 
 
 def _refined(
     places: NDArray[np.int64],
     groups: NDArray[np.int64],
-    key_of: Callable[[int], bytes],
+    key_of: Callable[[int, int], bytes],
     threads: Executor,
     progress: Callable[[float], None],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Part groups by a further key; what is alone then is left out.
 
     Args:
-        places: of images, int64 ``(N,)``.
+        places: of images, int64 ``(N, 2)``: the numbers of their splits, and of the images in these.
         groups: the group of each.
         key_of: gives 16 bytes for a place; raises whatever reading raises.
         threads: that read.
@@ -82,9 +82,9 @@ def _refined(
     content, readable = bytearray(_KEY * len(places)), np.zeros(len(places), dtype=bool)
 
     def read(part: range) -> int:
-        for i, place in zip(part, places[part.start : part.stop].tolist(), strict=True):
+        for i, (split, index) in zip(part, places[part.start : part.stop].tolist(), strict=True):
             with suppress(Exception):  # decoders raise anything; headers name the image
-                content[_KEY * i : _KEY * (i + 1)] = key_of(place)
+                content[_KEY * i : _KEY * (i + 1)] = key_of(split, index)
                 readable[i] = True
         return part.stop
 
