@@ -217,9 +217,9 @@ def _trained(
         near, online, config, placement, passes=config.epochs, backbone=backbone, dataset=dataset
     ) as data:
         check(data)
-        _tell_samples(data)
         adapter = _ready_adapter(data, config)
         with directory(data) as run:
+            _tell_samples(data)
             return _fit(run, data, adapter, config, report=report, progress=progress)
 
 
