@@ -217,9 +217,9 @@ def _trained(
         near, online, config, placement, passes=config.epochs, backbone=backbone, dataset=dataset
     ) as data:
         check(data)
-        _tell_samples(data)
         adapter = _ready_adapter(data, config)
         with directory(data) as run:
+            _tell_samples(data)
             return _fit(run, data, adapter, config, report=report, progress=progress)
 
 
@@ -246,11 +246,14 @@ def _require_same_targets(
 
 def _require_same(run: Run, data: TrainingData, origin: dict[str, Any]) -> None:
     """Refuse training data that is not what a run began with; another device may compute in another dtype."""
-    targets = None if origin["targets"] is None else described(data.targets)
-    ours = data.manifest.fields | {"targets": targets, "compute": None}
-    theirs = origin["fields"] | {"targets": origin["targets"], "compute": None}
+    ours, theirs = data.manifest.fields | {"compute": None}, origin["fields"] | {"compute": None}
     if wrong := differences(ours, theirs, ("now", "when it began")):
         raise UserError(f"run {str(run.path)!r} began with other data: it differs in {'; '.join(wrong)}.")
+    if origin["targets"] not in (None, described(data.targets)):
+        name = origin["targets"]["name"]
+        raise UserError(
+            f"the target set {name!r} was replaced since run {str(run.path)!r} began: put that one back, or train anew."
+        )
 
 
 def _tell_samples(data: TrainingData) -> None:

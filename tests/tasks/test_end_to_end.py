@@ -227,5 +227,8 @@ def test_an_online_run_of_targets_is_evaluated_on_its_split_and_on_caches_that_h
     assert direct["mae"] == pytest.approx(added["mae"], rel=1e-4)
     rows = lc.predict({"a": run}, cached.path, device="cpu").predictions
     of_id = dict(zip(ids, numbers, strict=True))
+    file.write_text(file.read_text().replace("image-000,", "image-000,1"))
+    with pytest.raises(lc.UserError, match="target set 'age' was replaced since run .* began: put that one back"):
+        lc.resume(run, dataset=tiny_samples(), **given)
     apart = [abs(row["predictions"]["a"][0] - of_id[row["id"]]) for row in rows]
     assert np.mean(apart) == pytest.approx(direct["mae"], rel=1e-4)

@@ -1,10 +1,13 @@
 """The contract of an output format: one module a format in this package, found by the suffix of the file's name."""
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from losa_cache.apply.predict.table import Rows, Table
+from losa_cache.files import clear, publish, sync_folder, sync_tree
 
 ROWS = 8192
 """Rows that are read, or written, together."""
@@ -64,3 +67,38 @@ class Format(ABC):
 
     def recover(self, path: Path) -> None:  # noqa: B027
         """Bring back what an interrupted :meth:`write` has moved away; by default it moves nothing."""
+
+
+class FolderFormat(Format):
+    """A table in a folder: a new one is written beside the old one, and put in its place."""
+
+    @contextmanager
+    def replacing(self, path: Path) -> Iterator[Path]:
+        """Give the place of a new folder, which is not there yet, and put it in place when the context ends.
+
+        Raises:
+            OSError: if that cannot be.
+        """
+        new, old = _beside(path)
+        clear(new)
+        yield new
+        sync_tree(new)
+        if path.exists():
+            publish(path, old)
+        publish(new, path)
+        clear(old)
+
+    def recover(self, path: Path) -> None:
+        """Put the old folder back where a kill came between its move and that of the new one."""
+        _, old = _beside(path)
+        if old.exists():
+            if path.exists():
+                clear(old)
+            else:
+                os.replace(old, path)
+                sync_folder(path.parent)
+
+
+def _beside(path: Path) -> tuple[Path, Path]:
+    """Name the places of a folder that is being written, and of the one that it replaces."""
+    return path.with_name(f".{path.name}.losa-cache-new"), path.with_name(f".{path.name}.losa-cache-old")

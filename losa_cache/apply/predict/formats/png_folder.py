@@ -4,7 +4,6 @@
 """
 
 import csv
-import os
 from collections.abc import Iterator
 from itertools import chain, islice
 from itertools import count as counted
@@ -13,16 +12,15 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
-from losa_cache.apply.predict.formats.base import Format
+from losa_cache.apply.predict.formats.base import FolderFormat
 from losa_cache.apply.predict.table import MAPS, Rows, Table
-from losa_cache.files import clear, publish, sync_tree
 from losa_cache.outside import open_file
 
 INDEX, CLASSES, TOGETHER = "index.csv", "classes.txt", 16
 HEAD = ["id", "file"]
 
 
-class PngFolder(Format):
+class PngFolder(FolderFormat):
     """Masks of one adapter, in folders as their images are."""
 
     suffix = "/"
@@ -52,37 +50,22 @@ class PngFolder(Format):
         from losa_cache.report.sheet_chart import colours
 
         (answer,) = table.answers
-        new, old = _beside(path)
-        clear(new)
-        new.mkdir()
         palette, taken = colours(len(answer.classes)).ravel().tolist(), {INDEX, CLASSES}
-        with open(new / INDEX, "w", encoding="utf-8", newline="") as file:
-            index = csv.writer(file, lineterminator="\r\n")
-            index.writerow(HEAD)
-            for part in rows:
-                for name, values in zip(part.ids, part.values[0], strict=True):
-                    place = _place(name, taken)
-                    taken.add(place)
-                    image = Image.fromarray(values.reshape(answer.shape).astype(np.uint8)).convert("P")
-                    image.putpalette(palette)
-                    (new / place).parent.mkdir(parents=True, exist_ok=True)
-                    image.save(new / place)
-                    index.writerow([name, place])
-        (new / CLASSES).write_text("".join(f"{name}\n" for name in answer.classes), "utf-8")
-        sync_tree(new)
-        if path.exists():
-            publish(path, old)
-        publish(new, path)
-        clear(old)
-
-    def recover(self, path: Path) -> None:
-        """Put the old folder back where a kill came between its move and that of the new one."""
-        _, old = _beside(path)
-        if old.exists():
-            if path.exists():
-                clear(old)
-            else:
-                os.replace(old, path)
+        with self.replacing(path) as new:
+            new.mkdir()
+            (new / CLASSES).write_text("".join(f"{name}\n" for name in answer.classes), "utf-8")
+            with open(new / INDEX, "w", encoding="utf-8", newline="") as file:
+                index = csv.writer(file, lineterminator="\r\n")
+                index.writerow(HEAD)
+                for part in rows:
+                    for name, values in zip(part.ids, part.values[0], strict=True):
+                        place = _place(name, taken)
+                        taken.add(place)
+                        image = Image.fromarray(values.reshape(answer.shape).astype(np.uint8))
+                        image.putpalette(palette)  # from then on it is one of indices
+                        (new / place).parent.mkdir(parents=True, exist_ok=True)
+                        image.save(new / place)
+                        index.writerow([name, place])
 
 
 def _place(name: str, taken: set[str]) -> str:
@@ -102,11 +85,6 @@ def _read(path: Path, name: str, shape: tuple[int, ...]) -> "np.ndarray[tuple[in
     if image.mode != "P" or values.shape != shape:
         raise ValueError(f"{name} is no mask of {shape} pixels")
     return values
-
-
-def _beside(path: Path) -> tuple[Path, Path]:
-    """Name the places of a folder that is being written, and of the one that it replaces."""
-    return path.with_name(f".{path.name}.losa-cache-new"), path.with_name(f".{path.name}.losa-cache-old")
 
 
 FORMAT = PngFolder()

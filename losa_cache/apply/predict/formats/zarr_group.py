@@ -4,23 +4,21 @@ It is ``features/NAME``, float32 ``(inputs, features)``; or ``maps/NAME``, ``(in
 uint8 where pixels are numbers of classes, whose names are the attribute ``classes``.
 """
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from losa_cache.apply.predict.formats.base import ROWS, Format
+from losa_cache.apply.predict.formats.base import ROWS, FolderFormat
 from losa_cache.apply.predict.table import MAPS, Answer, Rows, Table, regrouped
-from losa_cache.files import clear, publish, sync_folder, sync_tree
 
 CHUNK, CHUNK_OF_MAPS = 1024, 16
 
 NOT_HERE = "it holds feature vectors and maps: add --embed, or choose .csv, .jsonl or .parquet"
 
 
-class ZarrGroup(Format):
+class ZarrGroup(FolderFormat):
     """Chunks of 1024 vectors, or of 16 maps; ids are strings of any length."""
 
     suffix = ".zarr"
@@ -55,41 +53,25 @@ class ZarrGroup(Format):
         """Write a new group beside the old one, and put it in its place."""
         import zarr
 
-        new, old = _beside(path)
-        clear(new)
-        group = zarr.open_group(new, mode="w", zarr_format=3)
-        content = group.create_group(_content(table))
-        together = CHUNK_OF_MAPS if table.maps else CHUNK
-        size = min(together, max(1, count))
-        ids = group.create_array("ids", shape=(count,), chunks=(size,), dtype=str)
-        arrays = []
-        for answer in table.answers:
-            shape, numbers = _shape(answer), answer.kind == MAPS and answer.classes
-            dtype = "uint8" if numbers else "float32"
-            array = content.create_array(answer.name, shape=(count, *shape), chunks=(size, *shape), dtype=dtype)
-            array.attrs.update({"classes": list(answer.classes)} if numbers else {})
-            arrays.append(array)
-        at = 0
-        for part in regrouped(rows, together):
-            ids[at : at + len(part)] = np.array(part.ids, dtype=object)
-            for array, values in zip(arrays, part.values, strict=True):
-                array[at : at + len(part)] = values.reshape(len(part), *array.shape[1:])
-            at += len(part)
-        sync_tree(new)
-        if path.exists():
-            publish(path, old)
-        publish(new, path)
-        clear(old)
-
-    def recover(self, path: Path) -> None:
-        """Put the old group back where a kill came between its move and that of the new one."""
-        _, old = _beside(path)
-        if old.exists():
-            if path.exists():
-                clear(old)
-            else:
-                os.replace(old, path)
-                sync_folder(path.parent)
+        with self.replacing(path) as new:
+            group = zarr.open_group(new, mode="w", zarr_format=3)
+            content = group.create_group(_content(table))
+            together = CHUNK_OF_MAPS if table.maps else CHUNK
+            size = min(together, max(1, count))
+            ids = group.create_array("ids", shape=(count,), chunks=(size,), dtype=str)
+            arrays = []
+            for answer in table.answers:
+                shape, numbers = _shape(answer), answer.kind == MAPS and answer.classes
+                dtype = "uint8" if numbers else "float32"
+                array = content.create_array(answer.name, shape=(count, *shape), chunks=(size, *shape), dtype=dtype)
+                array.attrs.update({"classes": list(answer.classes)} if numbers else {})
+                arrays.append(array)
+            at = 0
+            for part in regrouped(rows, together):
+                ids[at : at + len(part)] = np.array(part.ids, dtype=object)
+                for array, values in zip(arrays, part.values, strict=True):
+                    array[at : at + len(part)] = values.reshape(len(part), *array.shape[1:])
+                at += len(part)
 
 
 def _content(table: Table) -> str:
@@ -100,11 +82,6 @@ def _content(table: Table) -> str:
 def _shape(answer: Answer) -> tuple[int, ...]:
     """Give the shape of an answer to one input."""
     return answer.shape if answer.kind == MAPS else (answer.width,)
-
-
-def _beside(path: Path) -> tuple[Path, Path]:
-    """Name the places of a group that is being written, and of the one that it replaces."""
-    return path.with_name(f".{path.name}.losa-cache-new"), path.with_name(f".{path.name}.losa-cache-old")
 
 
 FORMAT = ZarrGroup()
