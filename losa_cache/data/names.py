@@ -5,6 +5,7 @@ from pathlib import Path
 
 from losa_cache.data.spec import SPECS
 from losa_cache.errors import UserError, nearest
+from losa_cache.folders import given_path
 
 PILLOW, NVJPEG = DECODERS = ("pillow", "nvjpeg")
 """What decodes image files."""
@@ -52,7 +53,30 @@ def located(name: str, whole: Callable[[Path], Path]) -> str:
     kind, rest = kind_of(name)
     if is_name(name) or (SPECS[kind].remote and not Path(rest).exists()):
         return name
-    return f"{kind}:{whole(Path(rest))}" if rest != name else str(whole(Path(name)))
+    return f"{kind}:{whole(given_path(rest))}" if rest != name else str(whole(given_path(name)))
+
+
+def moved(name: str, place: Path) -> dict[str, str]:
+    """Give the options of a data set whose files lie at another place now: ``dataset``, ``data_dir`` or both.
+
+    Args:
+        name: of the data set.
+        place: the folder of its images. Of a table: the folder that holds it and them, or the table itself. A folder
+            without the table holds its images alone: then the table is where it was.
+    """
+    kind, rest = kind_of(name)
+    if is_name(name):
+        return {"data_dir": str(place)}
+    prefix = f"{kind}:" if SPECS[kind].prefix else ""
+    if not is_table(name) or place.is_file():
+        return {"dataset": f"{prefix}{place}"}
+    table = place / Path(rest).name
+    return {"data_dir": str(place)} | ({"dataset": f"{prefix}{table}"} if table.is_file() else {})
+
+
+def is_table(name: str) -> bool:
+    """Tell whether a data set is a table, whose columns can be chosen."""
+    return SPECS[kind_of(name)[0]].columns
 
 
 def is_embedded(name: str) -> bool:
@@ -72,7 +96,7 @@ def require_data_set(name: str, data_dir: str | Path | None) -> None:
         if spec.needs_folder and data_dir is None:
             raise UserError(f"data set {kind!r} needs --data-dir: the folder that holds it.")
     elif spec.prefix:
-        if not rest or not (spec.remote or Path(rest).exists()):
+        if not rest or not (spec.remote or given_path(rest).exists()):
             raise UserError(f"data set {name!r}: there is no {rest!r}: name a file or folder behind {kind}:.")
     elif not Path(name).is_dir():
         prefixes = [f"{kind}:..." for kind, spec in SPECS.items() if spec.prefix]
@@ -89,7 +113,7 @@ def require_columns(name: str, columns: str | None) -> None:
     Raises:
         UserError: naming them.
     """
-    if columns is not None and not SPECS[kind_of(name)[0]].columns:
+    if columns is not None and not is_table(name):
         raise UserError(f"columns is {columns!r}, but data set {name!r} is no table: leave it out.")
 
 

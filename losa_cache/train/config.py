@@ -289,7 +289,7 @@ class OnlineConfig(ImageConfig):
     Attributes:
         backbone, dataset: names. Objects are given to ``losa_cache.train`` beside this.
         clips: number of clips of a video; training uses one of them in an epoch, in turn.
-        targets_from: CSV file or folder that holds what is learned of the images, as of ``losa-cache targets``; by
+        targets_from: table or folder that holds what is learned of the images, as of ``losa-cache targets``; by
             default it is their classes. Beside a cache, its target sets are used.
         limit: use only this many images of the data set, drawn at random, before any are held out.
         tap: what is read of each block, as in ``losa_cache.extract``; by default as in the cache, or whole blocks.
@@ -306,7 +306,7 @@ class OnlineConfig(ImageConfig):
     targets_from: Annotated[
         str | None,
         of_images(
-            "CSV file, or folder of masks or depth maps, with the targets of the images; default: their classes. "
+            "Table, or folder of masks or depth maps, with the targets of the images; default: their classes. "
             "Beside a cache the targets are those of the cache.",
             path=True,
         ),

@@ -1,7 +1,5 @@
 """Files that choose samples: a weight for each, or the ids of some."""
 
-import csv
-import io
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -10,6 +8,7 @@ from typing import TypeVar
 
 from losa_cache.errors import UserError
 from losa_cache.outside import UnreadableError, open_file, read_file
+from losa_cache.table_file import parse_csv
 from losa_cache.targets.class_weights import BALANCED as CLASSES_BALANCED
 from losa_cache.train.config import BALANCED, SHUFFLE, TrainConfig
 
@@ -138,21 +137,17 @@ def _by_name(
         UserError: for another first line, a line without a value, or a name that comes twice.
     """
     noun, verb = what
-    lines = csv.reader(io.StringIO(_text(content), newline=""), strict=True)
+    names, lines, rows = parse_csv(_text(content), path)
+    if names != [*header]:
+        raise UserError(f"{noun} {str(path)!r} must begin with the line {','.join(header)}: put it first.")
     found: dict[str, T] = {}
-    try:
-        if next(lines, None) != [*header]:
-            raise UserError(f"{noun} {str(path)!r} must begin with the line {','.join(header)}: put it first.")
-        for fields in filter(None, lines):
-            value = read(fields[1]) if len(fields) == len(header) else None
-            if value is None:
-                line = ",".join(fields)[:80]
-                raise UserError(f"line {lines.line_num} of {str(path)!r} is {line!r}: it must be {wanted}.")
-            if fields[0] in found:
-                raise UserError(f"line {lines.line_num} of {str(path)!r} {verb} {fields[0]!r} again: leave one out.")
-            found[fields[0]] = value
-    except csv.Error as error:
-        raise UserError(f"line {lines.line_num} of {str(path)!r} is not CSV ({error}): mend it.") from error
+    for line, (name, cell) in zip(lines, rows, strict=True):
+        value = read(cell)
+        if value is None:
+            raise UserError(f"line {line} of {str(path)!r} is {f'{name},{cell}'[:80]!r}: it must be {wanted}.")
+        if name in found:
+            raise UserError(f"line {line} of {str(path)!r} {verb} {name!r} again: leave one out.")
+        found[name] = value
     return found
 
 
