@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from losa_cache.data import video
 from losa_cache.data.columns import GROUP, IMAGE, LABEL, NAMES, SPLIT, WEIGHT, Columns
 from losa_cache.data.request import Request
-from losa_cache.data.samples import Samples, from_files
+from losa_cache.data.samples import Samples, from_paths
 from losa_cache.data.sources.folder import UNLABELLED, canonical, split_in
 from losa_cache.data.spec import SourceSpec
 from losa_cache.errors import UserError
@@ -38,8 +40,8 @@ def load(request: Request) -> Samples:
     """Read the rows of a split. Their ids are their paths below the folder that holds them.
 
     Relative paths are below the folder of the request, or else that of the table. Absolute paths are followed wherever
-    they lead, since the table is the user's own: where all are, and some lead out of that folder, ids are relative to
-    the folder that all of them have in common. A table without a column of splits is one split: that which its name
+    they lead, since the table is the user's own. Their ids are relative to the folder of the request or, where there is
+    none or a path leads out of it, to the folder that all of them have in common. A table without a column of splits is one split: that which its name
     says (``test.csv``), or ``train``. Without a column of labels all images are of one class, ``unlabelled``.
 
     Raises:
@@ -47,15 +49,14 @@ def load(request: Request) -> Samples:
             have, a cell that cannot be right, or files of which none is there.
     """
     table, roles = _opened(request)
-    split, root = canonical(request.split), request.folder or table.path.parent
+    split = canonical(request.split)
     rows = _rows(table, roles.get(SPLIT), split)
-    base, paths = _paths(table, roles[IMAGE], root)
+    base, paths = _paths(table, roles[IMAGE], request.folder)
     _say_shared(table, paths, rows)
     ids = [paths[row] for row in rows]
     classes, labels = _labels(table, roles.get(LABEL), rows)
     sizes = [_size(os.path.join(base, name)) for name in ids]
     _require_there(table, ids, sizes, base)
-    files = list(zip(ids, labels, strict=True))
     videos = [name for name in ids if name.lower().endswith(video.EXTENSIONS)]
     if videos and len(videos) < len(ids):
         image = next(name for name in ids if not name.lower().endswith(video.EXTENSIONS))
@@ -63,9 +64,11 @@ def load(request: Request) -> Samples:
             f"{str(table.path)!r} names videos ({videos[0]!r}) and images ({image!r}): keep one kind in it."
         )
     if videos:
-        samples = video.from_videos(NAME, split, classes, base, files, sizes)
+        samples = video.from_videos(NAME, split, classes, base, list(zip(ids, labels, strict=True)), sizes)
     else:
-        samples = from_files(NAME, split, classes, base, files, sizes, pixels=request.pixels)
+        samples = from_paths(
+            NAME, split, classes, base, ids, np.array(labels, dtype=np.int64), sizes, pixels=request.pixels
+        )
     return replace(samples, targets=_targets(table, roles, request.columns, rows, ids))
 
 
@@ -119,8 +122,14 @@ def _rows(table: TableFile, column: str | None, split: str) -> Sequence[int]:
     raise UserError(f"{str(table.path)!r} has no split {split!r}; it has: {', '.join(sorted({*splits})[:_SHOWN])}.")
 
 
-def _paths(table: TableFile, column: str, root: Path) -> tuple[Path, list[str]]:
-    """Give the folder of all files, and their paths below it."""
+def _paths(table: TableFile, column: str, folder: Path | None) -> tuple[Path, list[str]]:
+    """Give the folder of all files, and their paths below it.
+
+    Args:
+        table: that names the files.
+        column: of the table, with their paths.
+        folder: that relative paths are below; ``None``: that of the table.
+    """
     cells = table.column(column)
     if any("\\" in cell for cell in cells) and not any("/" in cell for cell in cells):  # as Windows writes them
         cells = [cell.replace("\\", "/") for cell in cells]
@@ -128,18 +137,20 @@ def _paths(table: TableFile, column: str, root: Path) -> tuple[Path, list[str]]:
         if problem := _problem(cell):
             raise UserError(f"{table.where(row)} {problem}.")
     paths = [os.path.normpath(cell) for cell in cells]
-    top = os.path.abspath(root)
-    whole = [os.path.isabs(path) for path in paths]
-    outside = [row for row, path in enumerate(paths) if whole[row] and not path.startswith(os.path.join(top, ""))]
-    if outside and not all(whole):
+    absolute = [row for row, path in enumerate(paths) if os.path.isabs(path)]
+    base = folder or table.path.parent
+    top = os.path.abspath(base)
+    outside = [row for row in absolute if not paths[row].startswith(os.path.join(top, ""))]
+    if len(absolute) == len(paths) and (outside or folder is None):
+        base = Path(top := os.path.commonpath({os.path.dirname(path) for path in paths}))
+    elif outside:
         raise UserError(
-            f"{table.where(outside[0])} names {cells[outside[0]]!r}, which is not below {str(root)!r}, and other lines "
+            f"{table.where(outside[0])} names {cells[outside[0]]!r}, which is not below {str(base)!r}, and other lines "
             "have relative paths: write all paths in one way."
         )
-    if outside:
-        top = os.path.commonpath({os.path.dirname(path) for path in paths})
-    names = [os.path.relpath(path, top) if is_whole else path for path, is_whole in zip(paths, whole, strict=True)]
-    return Path(top) if outside else root, names
+    for row in absolute:
+        paths[row] = os.path.relpath(paths[row], top)
+    return base, paths
 
 
 def _problem(cell: str) -> str:
