@@ -41,8 +41,9 @@ def load(request: Request) -> Samples:
 
     Relative paths are below the folder of the request, or else that of the table. Absolute paths are followed wherever
     they lead, since the table is the user's own. Their ids are relative to the folder of the request or, where there is
-    none or a path leads out of it, to the folder that all of them have in common. A table without a column of splits is one split: that which its name
-    says (``test.csv``), or ``train``. Without a column of labels all images are of one class, ``unlabelled``.
+    none or a path leads out of it, to the folder that all of them have in common. A table without a column of splits is
+    one split: that which its name says (``test.csv``), or ``train``. Without a column of labels all images are of one
+    class, ``unlabelled``.
 
     Raises:
         UserError: for a table that cannot be read, columns that are not there or not clear, a split that it does not
