@@ -1,10 +1,12 @@
 """What a run learns of its samples: its target set, and its task fitted to it."""
 
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from losa_cache.cache.store import ActivationCache
 from losa_cache.errors import UserError, nearest
+from losa_cache.targets.align import aligned
 from losa_cache.targets.choose import choose_targets, require_kind
 from losa_cache.targets.read import open_source, read_targets
 from losa_cache.targets.source import Source
@@ -19,14 +21,21 @@ if TYPE_CHECKING:
     from losa_cache.inputs import Inputs
 
 
-def targets_of(cache: ActivationCache, config: TrainConfig) -> TargetSet:
+def targets_of(cache: ActivationCache, config: TrainConfig, names: Sequence[str] | None = None) -> TargetSet:
     """Give the target set of a cache that a run learns, as its task reads it.
 
+    Args:
+        cache: that holds it.
+        config: the options of the run.
+        names: of the classes, labels or columns of the run, if it has learned from another cache: these are matched by
+            name.
+
     Raises:
-        UserError: if the cache has none of the name, or of the task's kind.
+        UserError: if the cache has none of the name, or of the task's kind; or names that the run does not know.
     """
     task = get_task(config.task)
-    return task.targets(require_kind(task, cache.target_set(target_set_of(cache, config))))
+    targets = task.targets(require_kind(task, cache.target_set(target_set_of(cache, config))))
+    return targets if names is None else aligned(targets, names, f"cache {str(cache.path)!r}")
 
 
 def target_set_of(cache: ActivationCache, config: TrainConfig) -> str:
@@ -81,9 +90,11 @@ def opened_targets(online: OnlineConfig, config: TrainConfig, cache: ActivationC
     return open_source(online.targets_from, task=config.task, selects=False)
 
 
-def targets_of_images(inputs: "Inputs", config: TrainConfig, source: Source | None) -> TargetSet:
+def targets_of_images(
+    inputs: "Inputs", config: TrainConfig, source: Source | None, names: Sequence[str] | None = None
+) -> TargetSet:
     """Give what a run without a cache learns: what a file or folder says, a target set that comes with the images, or
-    their classes.
+    their classes; in the names of a run, as of :func:`targets_of`.
 
     Raises:
         UserError: if there is none of the name, or of the task's kind.
@@ -92,15 +103,17 @@ def targets_of_images(inputs: "Inputs", config: TrainConfig, source: Source | No
     name = _targets_of_data(samples, config) if source is None else None
     if name is not None and name != LABELS:
         source = samples.targets[name]
-    if source is None:
-        return task.targets(require_kind(task, TargetSet(LABELS, CLASS, samples.classes, samples.labels)))
     frames = None
-    if source.framed:
+    if source is not None and source.framed:
         from losa_cache.targets.frame import Frames
 
         frames = Frames(samples, inputs.backbone.input, inputs.manifest.upright)
-    # one file may serve all splits of a data set, and a part of the images
-    return task.targets(require_kind(task, read_targets(source, samples.ids, name=name, subset=True, frames=frames)))
+    if source is None:
+        given = TargetSet(LABELS, CLASS, samples.classes, samples.labels)
+    else:  # one file may serve all splits of a data set, and a part of the images
+        given = read_targets(source, samples.ids, name=name, subset=True, frames=frames)
+    targets = task.targets(require_kind(task, given))
+    return targets if names is None else aligned(targets, names, f"data set {samples.name!r}")
 
 
 def _targets_of_data(samples: "Samples", config: TrainConfig) -> str:

@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 
 def probed(cache, path, **options):
     chosen = selected(cache, TrainConfig(val_fraction=0.3))
-    return lines_to_beat(path, (cache, chosen.train), (cache, chosen.held_out), CPU, **options)
+    return lines_to_beat(path, (cache, chosen.train), (cache, chosen.held_out), CPU, config=TrainConfig(), **options)
 
 
 def test_it_is_fitted_to_training_samples_alone_and_for_the_test_to_all(tiny_cache, tmp_path):
@@ -101,5 +101,7 @@ def test_what_is_kept_is_read_unless_it_was_altered_and_no_refusal_is_kept(tiny_
 
 def test_a_probe_that_would_take_longer_than_the_trials_is_left_out(tiny_cache, tmp_path):
     many = np.zeros(5001, np.int64)
-    found = lines_to_beat(tmp_path / "probe.json", (tiny_cache, many), (tiny_cache, many[:5]), CPU)
+    found = lines_to_beat(
+        tmp_path / "probe.json", (tiny_cache, many), (tiny_cache, many[:5]), CPU, config=TrainConfig()
+    )
     assert found.lines == [] and "5,001 training samples are more than 5,000" in found.told

@@ -1,5 +1,6 @@
 """The training data of a sweep's trials: a source for each choice of block outputs, and one split for all trials."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ class SweepData:
             ours, theirs = ({"tokens": own.manifest.holds} for own in (cache, self._val))
             if wrong := apart(cache.manifest.fields, self._val.manifest.fields) + differences(ours, theirs, SIDES):
                 raise UserError(f"val-cache {str(self._val.path)!r} does not fit the cache: {'; '.join(wrong)}.")
+            targets_of(self._val, self._base, self._names)  # of other classes it is refused here
             self._require_groups_apart(self._val)
         elif not config.base.val_fraction and config.base.val_ids is None:
             raise UserError("nothing is held out to choose a trial by: set --val-fraction, --val-ids or --val-cache.")
@@ -108,9 +110,8 @@ class SweepData:
             return ToBeat([], f"There is no probe to beat: none learns the task {task.name!r}.")
         judges = self._cache if self._val is None else self._val
         parts, device = ((self._cache, chosen.train), (judges, chosen.held_out)), self._placement.device
-        targets = targets_of(self._cache, self._base).name
         groups = None if chosen.groups is None else chosen.groups.values[chosen.train]
-        return lines_to_beat(path, *parts, device, targets=targets, task=task, groups=groups)
+        return lines_to_beat(path, *parts, device, config=self._base, groups=groups)
 
     def require_choosable(self) -> None:
         """Refuse a held-out part on which no trial can be chosen.
@@ -119,7 +120,7 @@ class SweepData:
             UserError: for too few samples, or samples of one class.
         """
         cache = self._cache if self._val is None else self._val
-        targets = targets_of(cache, self._base)
+        targets = targets_of(cache, self._base, self._names)
         held_out = targets.values[self.chosen().held_out]
         remedy = "hold out more with --val-fraction, --val-ids or --val-cache"
         self._base.learns.require_choosable(held_out, targets.names, remedy)
@@ -130,12 +131,17 @@ class SweepData:
             data.close()
         self._open.clear()
 
+    @property
+    def _names(self) -> Sequence[str]:
+        """The names of what trials learn, by which a validation cache is matched."""
+        return targets_of(self._cache, self._base).names
+
     def _opened(self, config: TrainConfig) -> TrainingData:
         options: dict[str, Any] = {"passes": self._passes, "trials": self._trials}
         own = from_cache(self._cache, config, self._placement, **options)
         if self._val is None:
             return own
-        other = from_cache(self._val, _whole(config), self._placement, **options)
+        other = from_cache(self._val, _whole(config), self._placement, names=own.targets.names, **options)
         return replace(own, chosen=replace(own.chosen, held_out=other.chosen.train), plain=other.source)
 
 
