@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from losa_cache.cache.store import ActivationCache
 from losa_cache.errors import UserError, nearest
@@ -12,7 +12,7 @@ from losa_cache.targets.read import open_source, read_targets
 from losa_cache.targets.source import Source
 from losa_cache.targets.target_set import CLASS, LABELS, TargetSet
 from losa_cache.tasks import Task, get_task
-from losa_cache.train.config import OnlineConfig, TrainConfig
+from losa_cache.train.config import WEIGHT, OnlineConfig, TrainConfig
 from losa_cache.train.sample_files import CLASS_HEADER, parse_weights
 from losa_cache.train.selection import Selection
 
@@ -51,27 +51,44 @@ def target_set_of(cache: ActivationCache, config: TrainConfig) -> str:
     return choose_targets(task, cache.target_kinds, place, classes=classes, groups=config.group_by)
 
 
-def groups_of(cache: ActivationCache, config: TrainConfig) -> TargetSet | None:
-    """Give the target set of a cache that ``group_by`` names; ``None``: it names a file, or nothing.
+class NamedSets(TypedDict):
+    """Target sets that options name, as :func:`losa_cache.train.selection.select` takes them.
+
+    Attributes:
+        groups: that ``group_by`` names; ``None``: it names a file, or nothing.
+        weights: the target set of that name, if samples are drawn by it and it is there.
+    """
+
+    groups: TargetSet | None
+    weights: TargetSet | None
+
+
+def named_sets(cache: ActivationCache, config: TrainConfig) -> NamedSets:
+    """Give the target sets of a cache that options name.
 
     Raises:
-        UserError: if it names neither.
+        UserError: if ``group_by`` names neither one of them nor a file.
     """
-    asked = config.group_by
-    if asked is None or (asked not in cache.target_kinds and os.path.lexists(asked)):
-        return None
-    if asked not in cache.target_kinds:
+    asked, known = config.group_by, cache.target_kinds
+    if asked is not None and asked not in known and not os.path.lexists(asked):
         raise UserError(
             f"group-by is {asked!r}, which is neither a target set of the cache {str(cache.path)!r} "
-            f"({', '.join(cache.target_kinds)}) nor a CSV file: name one of them."
+            f"({', '.join(known)}) nor a CSV file: name one of them."
         )
-    return cache.target_set(asked)
+    return {
+        "groups": cache.target_set(asked) if asked is not None and asked in known else None,
+        "weights": cache.target_set(WEIGHT) if config.sampling == WEIGHT and WEIGHT in known else None,
+    }
 
 
-def groups_of_images(samples: "Samples", config: TrainConfig) -> TargetSet | None:
-    """Give the target set that comes with images and that ``group_by`` names; ``None``: it names a file, or nothing."""
-    source = samples.targets.get(config.group_by or "")
-    return None if source is None else read_targets(source, samples.ids, name=config.group_by, subset=True)
+def named_sets_of_images(samples: "Samples", config: TrainConfig) -> NamedSets:
+    """Give the target sets that come with images and that options name."""
+
+    def read(name: str | None) -> TargetSet | None:
+        source = samples.targets.get(name or "")
+        return None if source is None else read_targets(source, samples.ids, name=name, subset=True)
+
+    return {"groups": read(config.group_by), "weights": read(WEIGHT if config.sampling == WEIGHT else None)}
 
 
 def opened_targets(online: OnlineConfig, config: TrainConfig, cache: ActivationCache | None) -> Source | None:

@@ -1,5 +1,7 @@
 """Files that choose samples: a weight for each, or the ids of some."""
 
+import csv
+import io
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -10,7 +12,7 @@ from losa_cache.errors import UserError
 from losa_cache.outside import UnreadableError, open_file, read_file
 from losa_cache.table_file import parse_csv
 from losa_cache.targets.class_weights import BALANCED as CLASSES_BALANCED
-from losa_cache.train.config import BALANCED, SHUFFLE, TrainConfig
+from losa_cache.train.config import BALANCED, SHUFFLE, WEIGHT, TrainConfig
 
 HEADER = ["id", "weight"]
 CLASS_HEADER = ["name", "weight"]
@@ -25,7 +27,8 @@ def require_sample_files(config: TrainConfig) -> None:
     Raises:
         UserError: naming the option.
     """
-    _require_weights(config.sampling, "sampling", f"{SHUFFLE}, {BALANCED}", (SHUFFLE, BALANCED))
+    words = (SHUFFLE, BALANCED, WEIGHT)
+    _require_weights(config.sampling, "sampling", ", ".join(words), words)
     if config.val_ids is not None:
         require_opens(config.val_ids, "val-ids")
     _require_weights(config.class_weights, "class-weights", CLASSES_BALANCED, (None, CLASSES_BALANCED))
@@ -149,6 +152,13 @@ def _by_name(
             raise UserError(f"line {line} of {str(path)!r} {verb} {name!r} again: leave one out.")
         found[name] = value
     return found
+
+
+def written_weights(ids: Sequence[str], weights: Sequence[float]) -> bytes:
+    """Write weights as :func:`parse_weights` reads them."""
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows([HEADER, *zip(ids, weights, strict=True)])
+    return text.getvalue().encode("utf-8", "surrogateescape")
 
 
 def parse_ids(content: bytes, path: str) -> list[str]:

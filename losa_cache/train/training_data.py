@@ -28,8 +28,8 @@ from losa_cache.train.cached import open_cached
 from losa_cache.train.config import OnlineConfig, TrainConfig
 from losa_cache.train.learned import (
     fitted,
-    groups_of,
-    groups_of_images,
+    named_sets,
+    named_sets_of_images,
     opened_targets,
     require_augmentable,
     targets_of,
@@ -190,8 +190,8 @@ def selected(cache: ActivationCache, config: TrainConfig, targets: TargetSet | N
     Raises:
         UserError: for a choice that cannot be.
     """
-    groups = groups_of(cache, config)
-    return select(cache.samples, cache.sample_ids, targets or targets_of(cache, config), config, groups=groups)
+    targets = targets or targets_of(cache, config)
+    return select(cache.samples, cache.sample_ids, targets, config, **named_sets(cache, config))
 
 
 def from_backbone(
@@ -251,12 +251,12 @@ def from_backbone(
     if cache is not None:
         _require_same_images(cache, inputs)
     samples = np.arange(len(inputs.samples)) if cache is None else cache.samples
-    if cache is not None:
-        targets = targets_of(cache, config, names)
-    else:
+    if cache is None:
         targets = targets_of_images(inputs, config, given_targets, names)
-    groups = groups_of(cache, config) if cache is not None else groups_of_images(inputs.samples, config)
-    chosen = select(samples, inputs.samples.ids, targets, config, groups=groups)
+    else:
+        targets = targets_of(cache, config, names)
+    named = named_sets_of_images(inputs.samples, config) if cache is None else named_sets(cache, config)
+    chosen = select(samples, inputs.samples.ids, targets, config, **named)
     task = task or fitted(config, targets, chosen)
     layers = used_layers(manifest.layers, config)
     points = used_points(manifest.fields["tap"], manifest.layers, config)

@@ -15,7 +15,7 @@ from losa_cache.sweep.engine.probes import lines_to_beat
 from losa_cache.sweep.engine.record import ToBeat
 from losa_cache.tasks.base import LOGISTIC
 from losa_cache.train.compatible import SIDES, apart, missing_targets
-from losa_cache.train.config import SHUFFLE, TrainConfig
+from losa_cache.train.config import SHUFFLE, WEIGHT, TrainConfig
 from losa_cache.train.learned import target_set_of, targets_of
 from losa_cache.train.placement import Placement
 from losa_cache.train.selection import Selection
@@ -25,6 +25,7 @@ TARGETS = {
     "targets_of_cache": "target set",
     "targets_of_val_cache": "target set of the val cache",
     "groups": "target set of groups",
+    "weights": "target set of weights",
 }
 """What :meth:`SweepData.identities` gives beside the caches, in words."""
 
@@ -81,8 +82,10 @@ class SweepData:
         found = {option: cache.manifest.identity for option, cache in caches.items()}
         for option, cache in caches.items():
             found[f"targets_of_{option}"] = targets_of(cache, self._base).fingerprint
-        if self._base.group_by in self._cache.target_kinds:
-            found["groups"] = self._cache.target_set(str(self._base.group_by)).fingerprint
+        named = {"groups": self._base.group_by, "weights": WEIGHT if self._base.sampling == WEIGHT else None}
+        for what, name in named.items():
+            if name is not None and name in self._cache.target_kinds:
+                found[what] = self._cache.target_set(name).fingerprint
         return found
 
     def of(self, config: TrainConfig) -> TrainingData:
