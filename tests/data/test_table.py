@@ -10,12 +10,16 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
+import losa_cache as lc
 from losa_cache.data.load import load_samples
 from losa_cache.data.request import Request
 from losa_cache.data.sources import table
 from losa_cache.errors import UserError
+from losa_cache.extract.verify import verify_cache
 from losa_cache.table_file import SUFFIXES
 from losa_cache.targets.read import read_targets
+from losa_cache.train.config import TrainConfig
+from losa_cache.train.training_data import selected
 from tests.data.videos import write_video
 
 HEADING = ["File Name", "Label", "split", "group", "age", "tags"]
@@ -183,3 +187,31 @@ def test_other_formats_refuse_in_a_sentence_too(tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
         load_samples(str(tmp_path / "t.parquet"))
     assert table.SPEC.suffixes == SUFFIXES
+
+
+def test_a_cache_of_a_table_has_its_groups_and_opens_no_table_that_it_names_itself(tmp_path, monkeypatch):
+    folder, theirs = tmp_path / "photos", tmp_path / "theirs.zarr"
+    rows = [[f"{place}.png", "ab"[place % 2], f"p{place // 4}", place] for place in range(12)]
+    folder.mkdir()
+    for name, *_ in rows:
+        Image.effect_noise((9, 9), 80).save(folder / name)
+    write(folder / "t.csv", rows, ["file", "class", "patient", "age"])
+    monkeypatch.chdir(folder)
+    options = {"columns": "group=patient,age:numbers", "precision": "float32", "layers": 2}
+    cache = lc.extract("vit_digits", "table:t.csv", out=tmp_path / "c.zarr", **options)
+    assert cache.target_kinds == {"labels": "class", "group": "class", "age": "numbers"}
+    chosen = selected(cache, TrainConfig(group_by="group", val_fraction=0.3))
+    groups = cache.target_set("group").values
+    assert len(chosen.held_out) and not {*groups[chosen.train]} & {*groups[chosen.held_out]}
+    assert dict(zip(cache.sample_ids, cache.target_set("age").values[:, 0], strict=True)) == {r[0]: r[3] for r in rows}
+    monkeypatch.chdir(tmp_path)
+    assert verify_cache(cache.path, recompute=2)["recomputed"]["wrong"] == []
+    for end in ("", ".receipts"):
+        shutil.copytree(f"{cache.path}{end}", f"{theirs}{end}")
+    (tmp_path / "images alone").mkdir()
+    for where in ({}, {"data_dir": tmp_path / "images alone"}):
+        with pytest.raises(UserError, match=r"not opened: pass --data-dir, the folder of its table 't.csv' and images"):
+            verify_cache(theirs, recompute=2, **where)
+    shutil.move(folder, tmp_path / "moved")
+    for place in (tmp_path / "moved", tmp_path / "moved" / "t.csv"):
+        assert verify_cache(theirs, recompute=2, data_dir=place)["recomputed"]["wrong"] == []
