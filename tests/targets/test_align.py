@@ -34,7 +34,7 @@ def test_values_follow_their_names(kind):
     names, values, expected = CASES[kind]
     found = aligned(TargetSet("t", kind, names, values), OURS, "test.zarr")
     assert (found.values.tolist(), found.values.dtype, list(found.names)) == (expected, values.dtype, OURS)
-    with pytest.raises(UserError, match=r"'t' of 'test.zarr' cannot judge the run: the run knows no 'cat'"):
+    with pytest.raises(UserError, match=r"'t' of test.zarr cannot judge the run: the run knows no 'cat'"):
         aligned(TargetSet("t", kind, names, values), ["elk", "dog"], "test.zarr")
 
 
