@@ -29,9 +29,11 @@ from tests.conftest import tiny_backbone, tiny_samples
 CPU = torch.device("cpu")
 
 
-def probed(cache, path, config=TrainConfig(), **options):  # noqa: B008: it is frozen
+def probed(cache, path, metric=None, **options):
     chosen = selected(cache, TrainConfig(val_fraction=0.3))
-    return lines_to_beat(path, (cache, chosen.train), (cache, chosen.held_out), CPU, config=config, **options)
+    return lines_to_beat(
+        path, (cache, chosen.train), (cache, chosen.held_out), CPU, config=TrainConfig(metric=metric), **options
+    )
 
 
 def test_it_is_fitted_to_training_samples_alone_and_for_the_test_to_all(tiny_cache, tmp_path):
@@ -46,7 +48,7 @@ def test_it_is_fitted_to_training_samples_alone_and_for_the_test_to_all(tiny_cac
         model.fit(ours.of(point, line.rows), ours.labels)
         return pytest.approx(100 * model.score(theirs.of(point, line.rows), theirs.labels))
 
-    f1 = probed(tiny_cache, tmp_path / "probe.json", config=TrainConfig(metric=MACRO_F1.name))  # fitted again for it
+    f1 = probed(tiny_cache, tmp_path / "probe.json", metric=MACRO_F1.name)  # fitted again for it
     for line, own in zip(found.lines, f1.lines, strict=True):
         ours, theirs = (read_features(tiny_cache, part, Placement(CPU)) for part in (chosen.train, chosen.held_out))
         point = None if line.reads == ALL else "block.4"
