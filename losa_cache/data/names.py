@@ -61,22 +61,22 @@ def moved(name: str, place: Path) -> dict[str, str]:
 
     Args:
         name: of the data set.
-        place: the folder of its images. Of a table: the folder that holds it and them, or the table itself. A folder
-            without the table holds its images alone: then the table is where it was.
+        place: the folder of its images. Of a data set that is one file, such as a table: the folder that holds the file
+            and the images, or the file itself. A folder without that file holds images alone: then it is where it was.
     """
     kind, rest = kind_of(name)
     if is_name(name):
         return {"data_dir": str(place)}
     prefix = f"{kind}:" if SPECS[kind].prefix else ""
-    if not is_table(name) or place.is_file():
+    if not is_file(name) or place.is_file():
         return {"dataset": f"{prefix}{place}"}
-    table = place / Path(rest).name
-    return {"data_dir": str(place)} | ({"dataset": f"{prefix}{table}"} if table.is_file() else {})
+    file = place / Path(rest).name
+    return {"data_dir": str(place)} | ({"dataset": f"{prefix}{file}"} if file.is_file() else {})
 
 
-def is_table(name: str) -> bool:
-    """Tell whether a data set is a table, whose columns can be chosen."""
-    return SPECS[kind_of(name)[0]].columns
+def is_file(name: str) -> bool:
+    """Tell whether a data set is one file, such as a table of its images."""
+    return bool(SPECS[kind_of(name)[0]].suffixes)
 
 
 def is_embedded(name: str) -> bool:
@@ -113,7 +113,7 @@ def require_columns(name: str, columns: str | None) -> None:
     Raises:
         UserError: naming them.
     """
-    if columns is not None and not is_table(name):
+    if columns is not None and not SPECS[kind_of(name)[0]].columns:
         raise UserError(f"columns is {columns!r}, but data set {name!r} is no table: leave it out.")
 
 

@@ -19,7 +19,7 @@ from losa_cache.cache.registry import OPENED, knows, remember
 from losa_cache.cache.schema import check_options
 from losa_cache.cache.store import ActivationCache
 from losa_cache.calibrate import images_at_once, run_views
-from losa_cache.data.names import PILLOW, is_embedded, is_name, is_table, kind_of, moved
+from losa_cache.data.names import PILLOW, is_embedded, is_file, is_name, kind_of, moved
 from losa_cache.data.samples import Samples
 from losa_cache.errors import UserError
 from losa_cache.extract import pipeline
@@ -160,8 +160,8 @@ def _trusted_options(cache: ActivationCache, given: Mapping[str, Any], *, weight
     asked = []
     dataset = options["dataset"]
     if not given.keys() & {"dataset", "data_dir" if is_name(dataset) else "dataset"} and not is_embedded(dataset):
-        of = f"table {Path(kind_of(dataset)[1]).name!r} and images" if is_table(dataset) else "images"
-        asked.append(f"--data-dir, the folder of its {of}")
+        file = f"{Path(kind_of(dataset)[1]).name!r} and of " if is_file(dataset) else ""
+        asked.append(f"--data-dir, the folder of {file}its images")
     if weights and not given.keys() & {"weights", "backbone"} and not _comes_along(options):
         asked.append("--weights, a file or the word pretrained")
     if asked:

@@ -210,7 +210,7 @@ def test_a_cache_of_a_table_has_its_groups_and_opens_no_table_that_it_names_itse
         shutil.copytree(f"{cache.path}{end}", f"{theirs}{end}")
     (tmp_path / "images alone").mkdir()
     for where in ({}, {"data_dir": tmp_path / "images alone"}):
-        with pytest.raises(UserError, match=r"not opened: pass --data-dir, the folder of its table 't.csv' and images"):
+        with pytest.raises(UserError, match=r"not opened: pass --data-dir, the folder of 't.csv' and of its images"):
             verify_cache(theirs, recompute=2, **where)
     shutil.move(folder, tmp_path / "moved")
     for place in (tmp_path / "moved", tmp_path / "moved" / "t.csv"):
