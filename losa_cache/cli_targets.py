@@ -27,7 +27,7 @@ def targets(
         Path | None,
         typer.Option(
             "--from",
-            help="What to add: a CSV file with a heading, ids first, or a folder of masks or depth maps; "
+            help="What to add: a table (CSV, JSON lines or Parquet), ids first, or a folder of masks or depth maps; "
             "default: list what the cache has.",
             callback=expanded,
         ),
@@ -36,7 +36,7 @@ def targets(
         str | None,
         typer.Option(
             help=f"Task that learns the targets: {', '.join(task_names())}; default: segmentation for a folder, and "
-            "for a CSV file what its cells say."
+            "for a table what its cells say."
         ),
     ] = None,
     name: Annotated[
@@ -44,7 +44,7 @@ def targets(
         typer.Option(help="Name of the target set; one of this name is replaced; default: that of the file or folder."),
     ] = None,
     columns: Annotated[
-        str | None, typer.Option(help="Columns of the CSV file to take, in a list; default: all behind the first.")
+        str | None, typer.Option(help="Columns of the table to take, in a list; default: all behind the first.")
     ] = None,
     ignore: Annotated[
         int | None, typer.Option(help="Value of the masks that stands for no class, besides 255.")

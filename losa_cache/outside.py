@@ -9,6 +9,7 @@ from typing import Any, BinaryIO, TypeVar
 import msgspec
 
 MOST_BYTES = 64 * 1024 * 1024
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
@@ -64,6 +65,22 @@ def read_file(path: Path, *, at_most: int = MOST_BYTES) -> bytes:
     if len(content) > at_most:
         raise UnreadableError(f"it is larger than {at_most} bytes")
     return content
+
+
+def decoded(content: bytes) -> str:
+    """Decode a text file in UTF-8, with or without a byte order mark.
+
+    Raises:
+        UnreadableError: if it is no such text.
+    """
+    if content.startswith(_UTF16):
+        raise UnreadableError("it is UTF-16, not UTF-8: save it as UTF-8")
+    if b"\0" in content:
+        raise UnreadableError("it holds a zero byte, so it is no text")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UnreadableError("it is not UTF-8") from error
 
 
 def require_regular(path: Path) -> None:

@@ -77,7 +77,7 @@ def probe_contenders(
         if known is not None and (known.source, known.cache) == wanted:
             return _contenders(known, folder, source, test)
     result = probe(source, test=test, device=device)
-    made = _predictions(result, *wanted, test)
+    made = _predictions(result, source, test)
     keep(result.folder / NAME, asdict(made))
     return _contenders(made, result.folder, source, test)
 
@@ -92,10 +92,10 @@ def _test_cache(source: ActivationCache, tests: Sequence[ActivationCache]) -> Ac
     return known
 
 
-def _predictions(result: ProbeResult, source: str, cache: str, test: ActivationCache) -> ProbePredictions:
+def _predictions(result: ProbeResult, source: ActivationCache, test: ActivationCache) -> ProbePredictions:
     order = sorted(range(len(result.test_ids)), key=result.test_ids.__getitem__)
     labels = result.test_labels[order].tolist()
-    record, classes = result.record, len(test.manifest.classes)
+    record, classes = result.record, len(source.manifest.classes)
     last, whole, best = record.last_layer, record.all_layers, record.best
     shown = {"probe, last layer": last, "probe, all layers": whole}
     if best not in (last, whole):
@@ -110,7 +110,8 @@ def _predictions(result: ProbeResult, source: str, cache: str, test: ActivationC
         for name, line in shown.items()
     ]
     ids = [result.test_ids[place] for place in order]
-    return ProbePredictions(source, cache, images_digest(test.manifest.fields, ids, labels), labels, lines)
+    images = images_digest(test.manifest.fields, ids, labels)
+    return ProbePredictions(source.manifest.identity, test.manifest.identity, images, labels, lines)
 
 
 def _contenders(

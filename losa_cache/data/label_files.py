@@ -4,10 +4,9 @@ import os
 from pathlib import Path
 
 from losa_cache.errors import UserError
-from losa_cache.outside import UnreadableError, read_file
+from losa_cache.outside import UnreadableError, decoded, read_file
 
 MOST_BYTES = 1024 * 1024 * 1024  # 20 million lines
-_UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _MOST_DIGITS = 15
 
 
@@ -23,15 +22,7 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
     Raises:
         UnreadableError: if it cannot be read, or is no UTF-8 text.
     """
-    content = read_file(path, at_most=MOST_BYTES)
-    if content.startswith(_UTF16):
-        raise UnreadableError("it is UTF-16, not UTF-8: save it as UTF-8")
-    if b"\0" in content:
-        raise UnreadableError("it holds a zero byte, so it is no text")
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UnreadableError("it is not UTF-8") from error
+    text = decoded(read_file(path, at_most=MOST_BYTES))
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     stripped = (line.lstrip("\ufeff").strip() for line in lines)
     return [(number, line) for number, line in enumerate(stripped, 1) if line]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from losa_cache.data.spec import SPECS
 from losa_cache.errors import UserError, nearest
+from losa_cache.folders import given_path
 
 PILLOW, NVJPEG = DECODERS = ("pillow", "nvjpeg")
 """What decodes image files."""
@@ -52,7 +53,30 @@ def located(name: str, whole: Callable[[Path], Path]) -> str:
     kind, rest = kind_of(name)
     if is_name(name) or (SPECS[kind].remote and not Path(rest).exists()):
         return name
-    return f"{kind}:{whole(Path(rest))}" if rest != name else str(whole(Path(name)))
+    return f"{kind}:{whole(given_path(rest))}" if rest != name else str(whole(given_path(name)))
+
+
+def moved(name: str, place: Path) -> dict[str, str]:
+    """Give the options of a data set whose files lie at another place now: ``dataset``, ``data_dir`` or both.
+
+    Args:
+        name: of the data set.
+        place: the folder of its images. Of a data set that is one file, such as a table: the folder that holds the file
+            and the images, or the file itself. A folder without that file holds images alone: then it is where it was.
+    """
+    kind, rest = kind_of(name)
+    if is_name(name):
+        return {"data_dir": str(place)}
+    prefix = f"{kind}:" if SPECS[kind].prefix else ""
+    if not is_file(name) or place.is_file():
+        return {"dataset": f"{prefix}{place}"}
+    file = place / Path(rest).name
+    return {"data_dir": str(place)} | ({"dataset": f"{prefix}{file}"} if file.is_file() else {})
+
+
+def is_file(name: str) -> bool:
+    """Tell whether a data set is one file, such as a table of its images."""
+    return bool(SPECS[kind_of(name)[0]].suffixes)
 
 
 def is_embedded(name: str) -> bool:
@@ -72,7 +96,7 @@ def require_data_set(name: str, data_dir: str | Path | None) -> None:
         if spec.needs_folder and data_dir is None:
             raise UserError(f"data set {kind!r} needs --data-dir: the folder that holds it.")
     elif spec.prefix:
-        if not rest or not (spec.remote or Path(rest).exists()):
+        if not rest or not (spec.remote or given_path(rest).exists()):
             raise UserError(f"data set {name!r}: there is no {rest!r}: name a file or folder behind {kind}:.")
     elif not Path(name).is_dir():
         prefixes = [f"{kind}:..." for kind, spec in SPECS.items() if spec.prefix]

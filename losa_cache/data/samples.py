@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,9 @@ from losa_cache.data.pixel_rules import AS_DECLARED, PixelRules
 from losa_cache.errors import UserError
 from losa_cache.targets.check import require_name
 from losa_cache.targets.source import Source
+
+if TYPE_CHECKING:
+    from losa_cache.data.from_python import MapStyle
 
 
 @dataclass(frozen=True)
@@ -77,48 +81,43 @@ class Samples:
         return len(self.ids)
 
     @classmethod
-    def from_images(
+    def of(
         cls,
+        data: "MapStyle | Iterable[tuple[Any, int]]",
         name: str,
-        images: Iterable[Image.Image | NDArray[np.uint8]],
-        labels: Sequence[int] | NDArray[np.int64],
-        classes: Sequence[str],
         *,
         split: str = "train",
+        labels: Sequence[int] | NDArray[np.int64] | None = None,
+        classes: Sequence[str] | None = None,
         ids: Sequence[str] | None = None,
+        fingerprint: str | None = None,
     ) -> "Samples":
-        """Build a data set from images in memory, for ``losa_cache.extract(backbone, samples)``.
+        """Build a data set from Python objects, for ``losa_cache.extract(backbone, samples)``.
 
-        The fingerprint covers ids, labels and pixels, so that the same images find their cache again, and other images
-        do not.
+        Images are asked for while the backbone runs, from several threads (``workers=1`` for a data set that allows
+        one). The fingerprint, by which the same data find their cache again, covers ids, labels and pixels of a list.
+        Of another data set it covers ids, labels and the pixels of 16 images, so that not all have to be decoded;
+        where its labels are not known otherwise, every image is asked for once, and all pixels count.
 
         Args:
+            data: a map-style data set of torch, or a list or generator, of pairs of an image and the number of its
+                class; with ``labels``, images alone. An image is one of PIL, an array or a tensor
+                (:func:`losa_cache.data.from_python.picture`).
             name: of the data set; with ``split`` it becomes a part of the cache's name.
-            images: PIL images, or uint8 arrays ``(height, width)`` or ``(height, width, 3)``. A generator is read to
-                its end.
-            labels: for each sample a number, which indexes ``classes``.
-            classes: class names.
             split: runs are tested on caches of ``test`` or ``val``.
+            labels: for each sample a number, which indexes ``classes``; by default ``data.targets`` or ``data.labels``,
+                where the items agree with it, or else what the items say.
+            classes: class names; by default ``data.classes``, ``data.class_to_idx``, or numbers.
             ids: a unique name for each sample; by default its number in six digits.
+            fingerprint: a version of the data, which takes the place of pixels.
 
         Raises:
-            UserError: if the counts differ, an id is there twice, or an array is no image of 8 bits.
+            UserError: if the counts differ, an id is there twice, an image or a class is of no use, or an image is
+                another each time.
         """
-        pictures = [_picture(image, place) for place, image in enumerate(images)]
-        numbers = np.asarray(labels, dtype=np.int64)
-        names = [f"{place:06d}" for place in range(len(pictures))] if ids is None else list(ids)
-        if not len(pictures) == len(numbers) == len(names):
-            raise UserError(
-                f"data set {name!r} has {len(pictures)} images, {len(numbers)} labels and {len(names)} ids: give one "
-                "of each for every sample."
-            )
-        if len(set(names)) < len(names):
-            raise UserError(f"data set {name!r} has an id twice: ids tell samples apart.")
-        told = (
-            f"{own}\t{label}\t{_told(picture)}"
-            for own, label, picture in zip(names, numbers.tolist(), pictures, strict=True)
-        )
-        return cls(name, split, tuple(classes), names, numbers, pictures.__getitem__, hash_lines(told))
+        from losa_cache.data.from_python import samples_of
+
+        return samples_of(data, name, split=split, labels=labels, classes=classes, ids=ids, fingerprint=fingerprint)
 
     def select(self, indices: NDArray[np.int64]) -> "Samples":
         """Keep these samples, in this order; the fingerprint stays that of the whole data set."""
@@ -233,23 +232,6 @@ def hash_lines(lines: Iterable[str], payload: bytes = b"") -> str:
         digest.update(line.encode("utf-8", "surrogateescape") + b"\n")
     digest.update(payload)
     return f"sha256:{digest.hexdigest()}"
-
-
-def _picture(image: Image.Image | NDArray[np.uint8], place: int) -> Image.Image:
-    if isinstance(image, Image.Image):
-        return image
-    if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)):
-        raise UserError(
-            f"image {place} is an array of {image.dtype} {image.shape}: give uint8 (height, width) or (height, width, "
-            "3)."
-        )
-    return Image.fromarray(image)
-
-
-def _told(picture: Image.Image) -> str:
-    """Give bytes that identify a picture: mode, size, and a hash of pixels and palette."""
-    pixels = picture.tobytes() + bytes(picture.getpalette() or ())
-    return f"{picture.mode}\t{picture.size}\t{hashlib.sha256(pixels).hexdigest()}"
 
 
 def _size(path: Path) -> int:

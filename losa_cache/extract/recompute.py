@@ -19,7 +19,7 @@ from losa_cache.cache.registry import OPENED, knows, remember
 from losa_cache.cache.schema import check_options
 from losa_cache.cache.store import ActivationCache
 from losa_cache.calibrate import images_at_once, run_views
-from losa_cache.data.names import PILLOW, is_embedded, is_name
+from losa_cache.data.names import PILLOW, is_embedded, is_file, is_name, kind_of, moved
 from losa_cache.data.samples import Samples
 from losa_cache.errors import UserError
 from losa_cache.extract import pipeline
@@ -55,7 +55,7 @@ def reopen(
     Raises:
         UserError: if they cannot be opened, or are not those of the cache.
     """
-    named = given(backbone=backbone, dataset=dataset, data_dir=data_dir, weights=weights)
+    named = _where(cache, given(backbone=backbone, dataset=dataset, data_dir=data_dir, weights=weights))
     options = _trusted_options(cache, named) if cache.manifest.options else {}
     options.pop("batch_size", None)
     if not options:
@@ -78,7 +78,7 @@ def reopen(
             "decoder": fields.get("decoder", PILLOW),
         }
     options["ignore_orientation"] = not cache.manifest.upright  # older caches do not say
-    options |= _whole(named, options)
+    options |= named
     inputs = open_inputs(**options, device=choose_device(device))
     ours, theirs = ({**m.fields, "compute": None} for m in (inputs.manifest, cache.manifest))
     if _holds_images_of(cache, inputs.samples):
@@ -110,10 +110,9 @@ def reopen_images(
                 f"cache {str(cache.path)!r} was extracted from loaded images: only Python, which can be given them "
                 "(dataset=), can look at them again."
             )
-        named = given(data_dir=data_dir)
-        options = _trusted_options(cache, named, weights=False)
-        options |= _whole(named, options)
-        known = {name: options[name] for name in OPENED if name in options}
+        named = _where(cache, given(data_dir=data_dir))
+        options = _trusted_options(cache, named, weights=False) | named
+        known = {name: options[name] for name in (*OPENED, "columns") if name in options}
         dataset = load_given(InputsConfig(**known))
     if not _holds_images_of(cache, dataset):
         raise UserError(
@@ -128,11 +127,13 @@ def _holds_images_of(cache: ActivationCache, samples: Samples) -> bool:
     return cache.manifest.fields["dataset"]["fingerprint"] in (samples.fingerprint, *samples.earlier)
 
 
-def _whole(named: dict[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Give the options that a user gives now: if the data set is a folder, by its path, another folder is its name."""
-    if "data_dir" in named and isinstance(options.get("dataset"), str) and not is_name(options["dataset"]):
-        named["dataset"] = str(named.pop("data_dir"))
-    return named
+def _where(cache: ActivationCache, named: dict[str, Any]) -> dict[str, Any]:
+    """Give the options that a user gives now, such that they say where the data set of a cache lies."""
+    name = (cache.manifest.options or {}).get("dataset")
+    if "data_dir" not in named or "dataset" in named or not isinstance(name, str):
+        return named
+    place = Path(named["data_dir"])
+    return {option: value for option, value in named.items() if option != "data_dir"} | moved(name, place)
 
 
 def _trusted_options(cache: ActivationCache, given: Mapping[str, Any], *, weights: bool = True) -> dict[str, Any]:
@@ -157,8 +158,10 @@ def _trusted_options(cache: ActivationCache, given: Mapping[str, Any], *, weight
     if knows(cache.path, cache.manifest):
         return options
     asked = []
-    if not given.keys() & {"data_dir", "dataset"} and not is_embedded(options["dataset"]):
-        asked.append("--data-dir, the folder of its images")
+    dataset = options["dataset"]
+    if not given.keys() & {"dataset", "data_dir" if is_name(dataset) else "dataset"} and not is_embedded(dataset):
+        file = f"{Path(kind_of(dataset)[1]).name!r} and of " if is_file(dataset) else ""
+        asked.append(f"--data-dir, the folder of {file}its images")
     if weights and not given.keys() & {"weights", "backbone"} and not _comes_along(options):
         asked.append("--weights, a file or the word pretrained")
     if asked:

@@ -116,7 +116,7 @@ def probe(
             tested,
             images.test,
             placement,
-            labels=targets_of(tested, options_of_train).values,
+            labels=targets_of(tested, options_of_train, targets.names).values,
             progress=lambda share: progress(0.2 + 0.2 * share),
         )
     reading = perf_counter() - reading

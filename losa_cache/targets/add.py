@@ -48,8 +48,8 @@ def add_targets(
 
     Args:
         cache: a complete cache, or its place.
-        source: a CSV file; a folder of masks or depth maps; or a target set, whose values are in the order of
-            ``cache.sample_ids``.
+        source: a table (CSV, JSON lines, Parquet); a folder of masks or depth maps; or a target set, whose values are
+            in the order of ``cache.sample_ids``.
         task: that learns the targets; ``None``: a folder holds masks, and the cells of a table say what they are.
         name: of the target set; ``None``: that of the file or folder.
         columns: of a table, to take; ``None``: all.

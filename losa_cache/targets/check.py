@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from losa_cache.errors import UserError
 from losa_cache.outside import require
 from losa_cache.targets.target_set import (
     CLASS,
@@ -21,6 +22,7 @@ from losa_cache.targets.target_set import (
 )
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+OTHERS = re.compile(r"[^A-Za-z0-9_-]+")
 DEPTH_NAMES = ["depth"]
 
 
@@ -35,6 +37,20 @@ def require_name(name: str) -> None:
         NAME.fullmatch(name) is not None,
         f"{name[:80]!r} is no name of a target set, which is of 1 to 64 ASCII letters, digits, - and _, no sign first",
     )
+
+
+def target_name(column: str) -> str:
+    """Give the name of a target set that is called after a column of a table: other letters become ``_``.
+
+    Raises:
+        UserError: if nothing is left.
+    """
+    name = OTHERS.sub("_", column).strip("_-")[:64]
+    try:
+        require_name(name)
+    except ValueError as error:
+        raise UserError(f"column {column!r} cannot be called so as a target set ({error}): rename it.") from error
+    return name
 
 
 def require_names(kind: str, names: Sequence[str]) -> None:

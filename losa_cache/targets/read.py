@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from losa_cache.errors import UserError
 from losa_cache.folders import given_path
 from losa_cache.targets.check import NAME
-from losa_cache.targets.from_csv import read_csv
+from losa_cache.targets.from_table import read_table
 from losa_cache.targets.match import match
 from losa_cache.targets.source import Progress, Source
 from losa_cache.targets.target_set import DEPTH, LABELS, MASK, TargetSet
@@ -31,7 +31,7 @@ def open_source(
     """Open what targets are read from; a table is read whole. Nothing here imports torch.
 
     Args:
-        path: a CSV file, or a folder of masks or depth maps.
+        path: a table, or a folder of masks or depth maps.
         task: that learns the targets; ``None``: a folder holds masks, and the cells of a table say what they are.
         columns: of a table, to take; ``None``: all.
         ignore: a value of masks that stands for no class, besides 255.
@@ -48,11 +48,11 @@ def open_source(
     if not place.is_dir():
         if ignore is not None:
             raise UserError(f"ignore is {ignore}, a value of masks, and {str(place)!r} is no folder: leave it out.")
-        return read_csv(place, kind=kind, task=task, columns=columns, selects=selects)
+        return read_table(place, kind=kind, task=task, columns=columns, selects=selects)
     if columns is not None:
         raise UserError(f"columns are those of a table, and {str(place)!r} is a folder: leave them out.")
     if kind not in (None, MASK, DEPTH):
-        raise UserError(f"{str(place)!r} is a folder, and the task {task!r} takes a CSV file: name one.")
+        raise UserError(f"{str(place)!r} is a folder, and the task {task!r} takes a table: name one.")
     from losa_cache.targets.from_folder import read_folder
 
     return read_folder(place, kind=kind or MASK, ignored=ignore)

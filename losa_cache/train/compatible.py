@@ -10,6 +10,7 @@ from losa_cache.cache.store import ActivationCache
 from losa_cache.errors import UserError
 from losa_cache.points import EMBEDDING
 from losa_cache.sidenet.spec import side_spec
+from losa_cache.targets.align import unmatched
 from losa_cache.targets.target_set import LABELS
 from losa_cache.tasks import CLASSIFICATION, get_task
 
@@ -19,7 +20,9 @@ SIDES = ("in training", "in these data")
 """How messages tell apart what something was trained on, and what it is given."""
 
 
-def misfit(adapter_config: dict[str, Any], manifest: Manifest, names: Sequence[str] | None) -> str:
+def misfit(
+    adapter_config: dict[str, Any], manifest: Manifest, names: Sequence[str] | None, *, in_order: bool = False
+) -> str:
     """Say in which fields an adapter and block outputs do not belong together; empty where they do.
 
     Args:
@@ -27,6 +30,8 @@ def misfit(adapter_config: dict[str, Any], manifest: Manifest, names: Sequence[s
         manifest: of the block outputs.
         names: of the classes, labels or columns that the adapter is to be judged by; ``None``: it is not judged, since
             it predicts its own classes of whatever images.
+        in_order: whether these must be the adapter's in the same order: for callers to whom a class is its number.
+            Otherwise they are matched by name (:mod:`losa_cache.targets.align`).
     """
     wrong = apart(adapter_config["cache"]["fields"], manifest.fields)
     if lacking := [layer for layer in adapter_config["layers"] if layer not in manifest.layers]:
@@ -34,7 +39,11 @@ def misfit(adapter_config: dict[str, Any], manifest: Manifest, names: Sequence[s
     if adapter_config.get("start") == EMBEDDING and EMBEDDING not in manifest.points:
         wrong.append("start (the embedding is not cached)")
     if names is not None:
-        wrong += differences({"classes": adapter_config["classes"]}, {"classes": list(names)}, SIDES)
+        ours, kind = adapter_config["classes"], get_task(adapter_config.get("task", CLASSIFICATION)).kind
+        if in_order:
+            wrong += differences({"classes": ours}, {"classes": list(names)}, SIDES)
+        elif problem := unmatched(kind, ours, names):
+            wrong.append(f"classes ({problem})")
     sizes = {"width": manifest.width}
     own = adapter_config["adapter"]
     if own.get("dense") or not side_spec(own["side"]).pooled_rows:  # those go with all tokens as with pooled rows

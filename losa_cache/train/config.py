@@ -13,7 +13,7 @@ from losa_cache.points import ALL_LAYERS, CONV, DECODERS, EMBEDDING, HEADS, LAST
 from losa_cache.sidenet.spec import DEFAULT, SIDES, SideSpec, listed, side_spec, stackable
 from losa_cache.tasks import CLASSIFICATION, Task, get_task, list_losses, list_metrics, require_task, task_names
 
-SHUFFLE, BALANCED = "shuffle", "balanced"
+SHUFFLE, BALANCED, WEIGHT = "shuffle", "balanced", "weight"
 PAPER = "paper"
 RECIPES: dict[str, dict[str, Any]] = {
     "default": {},
@@ -78,8 +78,9 @@ class TrainConfig:
         dropout: dropout on what the side network adds to y_0, with ``head="all"``.
         sampling: how an epoch draws its samples; it always has as many draws as there are training
             samples: ``shuffle``, each once;
-            ``balanced``, every class equally often; or a CSV file that begins with the line ``id,weight`` and gives
-            every training sample a weight, finite and at least 0: how often it comes, in relation to the others.
+            ``balanced``, every class equally often; ``weight``, as the target set of that name says, which is a
+            column of numbers; or a CSV file that begins with the line ``id,weight`` and gives every training sample a
+            weight, finite and at least 0: how often it comes, in relation to the others.
         limit: train on only this many samples, chosen by a hash of their ids after the held-out ones are taken. A
             smaller limit takes a subset of a larger one's samples, and all are validated on the same images.
         val_fraction: share of the samples held out for validation, chosen by a hash of their ids.
@@ -173,8 +174,8 @@ class TrainConfig:
     sampling: Annotated[
         str,
         Option(
-            "How an epoch draws samples: shuffle (each once), balanced (every class equally often), or a CSV "
-            "file of weights with the heading id,weight.",
+            "How an epoch draws samples: shuffle (each once), balanced (every class equally often), weight (as the "
+            "target set of that name says), or a CSV file of weights with the heading id,weight.",
             path=True,
         ),
     ] = SHUFFLE
@@ -289,7 +290,7 @@ class OnlineConfig(ImageConfig):
     Attributes:
         backbone, dataset: names. Objects are given to ``losa_cache.train`` beside this.
         clips: number of clips of a video; training uses one of them in an epoch, in turn.
-        targets_from: CSV file or folder that holds what is learned of the images, as of ``losa-cache targets``; by
+        targets_from: table or folder that holds what is learned of the images, as of ``losa-cache targets``; by
             default it is their classes. Beside a cache, its target sets are used.
         limit: use only this many images of the data set, drawn at random, before any are held out.
         tap: what is read of each block, as in ``losa_cache.extract``; by default as in the cache, or whole blocks.
@@ -306,7 +307,7 @@ class OnlineConfig(ImageConfig):
     targets_from: Annotated[
         str | None,
         of_images(
-            "CSV file, or folder of masks or depth maps, with the targets of the images; default: their classes. "
+            "Table, or folder of masks or depth maps, with the targets of the images; default: their classes. "
             "Beside a cache the targets are those of the cache.",
             path=True,
         ),

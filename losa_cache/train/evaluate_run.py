@@ -175,7 +175,8 @@ def evaluated(
     if not on_own_samples:
         config = replace(config, val_fraction=0, val_ids=None, limit=None, group_by=None)
     placement = Placement.choose(device)
-    with open_training_data(chosen, online, config, placement, backbone=backbone, dataset=dataset, task=task) as data:
+    given: dict[str, Any] = {"backbone": backbone, "dataset": dataset, "task": task, "names": adapter_config["classes"]}
+    with open_training_data(chosen, online, config, placement, **given) as data:
         manifest = data.manifest
         name = str(chosen.path) if chosen is not None else manifest.fields["dataset"]["name"]
         if chosen is None:

@@ -94,13 +94,14 @@ def _search(adapter_config: dict[str, Any], place: tuple[Any, Any] | None, *, bu
         same = ours["dataset"]["name"] == theirs["dataset"]["name"]
         if not (same and tests) or misfit(adapter_config, cache.manifest, names):
             continue
-        near = place is None or _place(cache.manifest) == place
+        alike = names is None or {*names} == {*adapter_config["classes"]}
+        near = (place is None and alike) or (place is not None and _place(cache.manifest) == place)
         if names is None:
             if near and not lacking:
                 lacking = f"cache {str(path)!r} was not used, since {missing_targets(adapter_config, cache)}"
         elif near:
             return HeldOutCaches(cache)
-        else:
+        elif alike:  # images of a part of the classes, from elsewhere, may be another task
             elsewhere = elsewhere or cache
     return HeldOutCaches(elsewhere, "" if elsewhere is not None else lacking)
 

@@ -1,16 +1,18 @@
 """What a run learns of its samples: its target set, and its task fitted to it."""
 
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypedDict
 
 from losa_cache.cache.store import ActivationCache
 from losa_cache.errors import UserError, nearest
+from losa_cache.targets.align import aligned
 from losa_cache.targets.choose import choose_targets, require_kind
 from losa_cache.targets.read import open_source, read_targets
 from losa_cache.targets.source import Source
 from losa_cache.targets.target_set import CLASS, LABELS, TargetSet
 from losa_cache.tasks import Task, get_task
-from losa_cache.train.config import OnlineConfig, TrainConfig
+from losa_cache.train.config import WEIGHT, OnlineConfig, TrainConfig
 from losa_cache.train.sample_files import CLASS_HEADER, parse_weights
 from losa_cache.train.selection import Selection
 
@@ -19,14 +21,21 @@ if TYPE_CHECKING:
     from losa_cache.inputs import Inputs
 
 
-def targets_of(cache: ActivationCache, config: TrainConfig) -> TargetSet:
+def targets_of(cache: ActivationCache, config: TrainConfig, names: Sequence[str] | None = None) -> TargetSet:
     """Give the target set of a cache that a run learns, as its task reads it.
 
+    Args:
+        cache: that holds it.
+        config: the options of the run.
+        names: of the classes, labels or columns of the run, if it has learned from another cache: these are matched by
+            name.
+
     Raises:
-        UserError: if the cache has none of the name, or of the task's kind.
+        UserError: if the cache has none of the name, or of the task's kind; or names that the run does not know.
     """
     task = get_task(config.task)
-    return task.targets(require_kind(task, cache.target_set(target_set_of(cache, config))))
+    targets = task.targets(require_kind(task, cache.target_set(target_set_of(cache, config))))
+    return targets if names is None else aligned(targets, names, f"cache {str(cache.path)!r}")
 
 
 def target_set_of(cache: ActivationCache, config: TrainConfig) -> str:
@@ -42,27 +51,44 @@ def target_set_of(cache: ActivationCache, config: TrainConfig) -> str:
     return choose_targets(task, cache.target_kinds, place, classes=classes, groups=config.group_by)
 
 
-def groups_of(cache: ActivationCache, config: TrainConfig) -> TargetSet | None:
-    """Give the target set of a cache that ``group_by`` names; ``None``: it names a file, or nothing.
+class NamedSets(TypedDict):
+    """Target sets that options name, as :func:`losa_cache.train.selection.select` takes them.
+
+    Attributes:
+        groups: that ``group_by`` names; ``None``: it names a file, or nothing.
+        weights: the target set of that name, if samples are drawn by it and it is there.
+    """
+
+    groups: TargetSet | None
+    weights: TargetSet | None
+
+
+def named_sets(cache: ActivationCache, config: TrainConfig) -> NamedSets:
+    """Give the target sets of a cache that options name.
 
     Raises:
-        UserError: if it names neither.
+        UserError: if ``group_by`` names neither one of them nor a file.
     """
-    asked = config.group_by
-    if asked is None or (asked not in cache.target_kinds and os.path.lexists(asked)):
-        return None
-    if asked not in cache.target_kinds:
+    asked, known = config.group_by, cache.target_kinds
+    if asked is not None and asked not in known and not os.path.lexists(asked):
         raise UserError(
             f"group-by is {asked!r}, which is neither a target set of the cache {str(cache.path)!r} "
-            f"({', '.join(cache.target_kinds)}) nor a CSV file: name one of them."
+            f"({', '.join(known)}) nor a CSV file: name one of them."
         )
-    return cache.target_set(asked)
+    return {
+        "groups": cache.target_set(asked) if asked is not None and asked in known else None,
+        "weights": cache.target_set(WEIGHT) if config.sampling == WEIGHT and WEIGHT in known else None,
+    }
 
 
-def groups_of_images(samples: "Samples", config: TrainConfig) -> TargetSet | None:
-    """Give the target set that comes with images and that ``group_by`` names; ``None``: it names a file, or nothing."""
-    source = samples.targets.get(config.group_by or "")
-    return None if source is None else read_targets(source, samples.ids, name=config.group_by, subset=True)
+def named_sets_of_images(samples: "Samples", config: TrainConfig) -> NamedSets:
+    """Give the target sets that come with images and that options name."""
+
+    def read(name: str | None) -> TargetSet | None:
+        source = samples.targets.get(name or "")
+        return None if source is None else read_targets(source, samples.ids, name=name, subset=True)
+
+    return {"groups": read(config.group_by), "weights": read(WEIGHT if config.sampling == WEIGHT else None)}
 
 
 def opened_targets(online: OnlineConfig, config: TrainConfig, cache: ActivationCache | None) -> Source | None:
@@ -81,9 +107,11 @@ def opened_targets(online: OnlineConfig, config: TrainConfig, cache: ActivationC
     return open_source(online.targets_from, task=config.task, selects=False)
 
 
-def targets_of_images(inputs: "Inputs", config: TrainConfig, source: Source | None) -> TargetSet:
+def targets_of_images(
+    inputs: "Inputs", config: TrainConfig, source: Source | None, names: Sequence[str] | None = None
+) -> TargetSet:
     """Give what a run without a cache learns: what a file or folder says, a target set that comes with the images, or
-    their classes.
+    their classes; in the names of a run, as of :func:`targets_of`.
 
     Raises:
         UserError: if there is none of the name, or of the task's kind.
@@ -92,15 +120,17 @@ def targets_of_images(inputs: "Inputs", config: TrainConfig, source: Source | No
     name = _targets_of_data(samples, config) if source is None else None
     if name is not None and name != LABELS:
         source = samples.targets[name]
-    if source is None:
-        return task.targets(require_kind(task, TargetSet(LABELS, CLASS, samples.classes, samples.labels)))
     frames = None
-    if source.framed:
+    if source is not None and source.framed:
         from losa_cache.targets.frame import Frames
 
         frames = Frames(samples, inputs.backbone.input, inputs.manifest.upright)
-    # one file may serve all splits of a data set, and a part of the images
-    return task.targets(require_kind(task, read_targets(source, samples.ids, name=name, subset=True, frames=frames)))
+    if source is None:
+        given = TargetSet(LABELS, CLASS, samples.classes, samples.labels)
+    else:  # one file may serve all splits of a data set, and a part of the images
+        given = read_targets(source, samples.ids, name=name, subset=True, frames=frames)
+    targets = task.targets(require_kind(task, given))
+    return targets if names is None else aligned(targets, names, f"data set {samples.name!r}")
 
 
 def _targets_of_data(samples: "Samples", config: TrainConfig) -> str:

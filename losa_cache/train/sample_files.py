@@ -10,8 +10,9 @@ from typing import TypeVar
 
 from losa_cache.errors import UserError
 from losa_cache.outside import UnreadableError, open_file, read_file
+from losa_cache.table_file import parse_csv
 from losa_cache.targets.class_weights import BALANCED as CLASSES_BALANCED
-from losa_cache.train.config import BALANCED, SHUFFLE, TrainConfig
+from losa_cache.train.config import BALANCED, SHUFFLE, WEIGHT, TrainConfig
 
 HEADER = ["id", "weight"]
 CLASS_HEADER = ["name", "weight"]
@@ -26,7 +27,8 @@ def require_sample_files(config: TrainConfig) -> None:
     Raises:
         UserError: naming the option.
     """
-    _require_weights(config.sampling, "sampling", f"{SHUFFLE}, {BALANCED}", (SHUFFLE, BALANCED))
+    words = (SHUFFLE, BALANCED, WEIGHT)
+    _require_weights(config.sampling, "sampling", ", ".join(words), words)
     if config.val_ids is not None:
         require_opens(config.val_ids, "val-ids")
     _require_weights(config.class_weights, "class-weights", CLASSES_BALANCED, (None, CLASSES_BALANCED))
@@ -138,22 +140,25 @@ def _by_name(
         UserError: for another first line, a line without a value, or a name that comes twice.
     """
     noun, verb = what
-    lines = csv.reader(io.StringIO(_text(content), newline=""), strict=True)
+    names, lines, rows = parse_csv(_text(content), path)
+    if names != [*header]:
+        raise UserError(f"{noun} {str(path)!r} must begin with the line {','.join(header)}: put it first.")
     found: dict[str, T] = {}
-    try:
-        if next(lines, None) != [*header]:
-            raise UserError(f"{noun} {str(path)!r} must begin with the line {','.join(header)}: put it first.")
-        for fields in filter(None, lines):
-            value = read(fields[1]) if len(fields) == len(header) else None
-            if value is None:
-                line = ",".join(fields)[:80]
-                raise UserError(f"line {lines.line_num} of {str(path)!r} is {line!r}: it must be {wanted}.")
-            if fields[0] in found:
-                raise UserError(f"line {lines.line_num} of {str(path)!r} {verb} {fields[0]!r} again: leave one out.")
-            found[fields[0]] = value
-    except csv.Error as error:
-        raise UserError(f"line {lines.line_num} of {str(path)!r} is not CSV ({error}): mend it.") from error
+    for line, (name, cell) in zip(lines, rows, strict=True):
+        value = read(cell)
+        if value is None:
+            raise UserError(f"line {line} of {str(path)!r} is {f'{name},{cell}'[:80]!r}: it must be {wanted}.")
+        if name in found:
+            raise UserError(f"line {line} of {str(path)!r} {verb} {name!r} again: leave one out.")
+        found[name] = value
     return found
+
+
+def written_weights(ids: Sequence[str], weights: Sequence[float]) -> bytes:
+    """Write weights as :func:`parse_weights` reads them."""
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows([HEADER, *zip(ids, weights, strict=True)])
+    return text.getvalue().encode("utf-8", "surrogateescape")
 
 
 def parse_ids(content: bytes, path: str) -> list[str]:

@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 
 from losa_cache.errors import UserError
 from losa_cache.targets.class_weights import BALANCED as CLASSES_BALANCED
-from losa_cache.targets.target_set import CLASS, TargetSet
+from losa_cache.targets.target_set import CLASS, NUMBERS, TargetSet
 from losa_cache.tasks import get_task
-from losa_cache.train.config import BALANCED, SHUFFLE, TrainConfig
+from losa_cache.train.config import BALANCED, SHUFFLE, WEIGHT, TrainConfig
 from losa_cache.train.groups import (
     groups_by_id,
     hold_out_groups,
@@ -24,6 +24,7 @@ from losa_cache.train.sample_files import (
     parse_weights,
     read_sample_file,
     require_sample_files,
+    written_weights,
 )
 from losa_cache.train.sampler import (
     Weights,
@@ -60,6 +61,7 @@ def select(
     config: TrainConfig,
     *,
     groups: TargetSet | None = None,
+    weights: TargetSet | None = None,
     fold: int | None = None,
 ) -> Selection:
     """Hold samples out, limit and weigh the rest.
@@ -69,6 +71,7 @@ def select(
         ids, targets: of all samples.
         config: the options.
         groups: the target set that ``config.group_by`` names; ``None``: it names a file, or nothing.
+        weights: the target set of that name; ``None``: there is none.
         fold: which of several parts ``val_fraction`` holds out, as of :func:`losa_cache.train.sampler.hold_out`;
             ``None``: the first is the only one.
 
@@ -103,9 +106,32 @@ def select(
     classes = targets.values if targets.kind == CLASS else np.zeros(len(targets.values), np.int64)
     if config.sampling == BALANCED:
         return Selection(train, held_out, balanced_weights(classes[train]), files, groups)
-    files["sampling"] = read_sample_file(config.sampling, "sampling")
+    if config.sampling == WEIGHT:  # kept by the run like a file: it is resumed when the target set may have changed
+        files["sampling"] = written_weights(ids, _require_one_weight(weights))
+    else:
+        files["sampling"] = read_sample_file(config.sampling, "sampling")
     given = parse_weights(files["sampling"], config.sampling)
     return Selection(train, held_out, weights_by_id(train, ids, classes[train], given), files, groups)
+
+
+def _require_one_weight(weights: TargetSet | None) -> list[float]:
+    """Give the weights of a target set.
+
+    Raises:
+        UserError: if there is none, or it is not a number of at least 0 for each sample.
+    """
+    if weights is None:
+        raise UserError(
+            f"sampling is {WEIGHT!r}, and there is no target set of that name: extract from a table with such a "
+            f"column, add it with losa-cache targets --name {WEIGHT}, or name a CSV file of weights."
+        )
+    if weights.kind != NUMBERS or len(weights.names) > 1 or (weights.values < 0).any():
+        raise UserError(
+            f"sampling is {WEIGHT!r}, but the target set of that name is not a column of numbers of at least 0: "
+            "replace it, or name a CSV file of weights."
+        )
+    found: list[float] = weights.values[:, 0].tolist()
+    return found
 
 
 def _parts(

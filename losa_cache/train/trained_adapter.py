@@ -163,8 +163,8 @@ def _fitting(run: Path, config: dict[str, Any], trained_from: str | None) -> Act
 
 
 def _misfit(config: dict[str, Any], cache: ActivationCache) -> str:
-    """Compare what an adapter learned, too, where the cache has it."""
-    return misfit(config, cache.manifest, cache.manifest.names_of(target_name(config)))
+    """Compare what an adapter learned, too, where the cache has it: in order, since callers compare numbers."""
+    return misfit(config, cache.manifest, cache.manifest.names_of(target_name(config)), in_order=True)
 
 
 def _candidates(trained_from: str | None) -> Iterator[ActivationCache]:

@@ -1,6 +1,7 @@
 """The training data of a run: a cache, a backbone with images, or both."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +28,8 @@ from losa_cache.train.cached import open_cached
 from losa_cache.train.config import OnlineConfig, TrainConfig
 from losa_cache.train.learned import (
     fitted,
-    groups_of,
-    groups_of_images,
+    named_sets,
+    named_sets_of_images,
     opened_targets,
     require_augmentable,
     targets_of,
@@ -112,20 +113,22 @@ def open_training_data(
     backbone: "Backbone | None" = None,
     dataset: "Samples | None" = None,
     task: Task | None = None,
+    names: Sequence[str] | None = None,
 ) -> TrainingData:
     """Open a cache, or images and their backbone, or both (arguments as in ``losa_cache.train``).
 
     ``passes`` says how often the samples will be asked for; ``task`` is one that was fitted before, in place of one
-    that is fitted to the training samples.
+    that is fitted to the training samples; ``names`` are those of what a run has learned of other samples, as of
+    :func:`losa_cache.train.learned.targets_of`.
 
     Raises:
         UserError: for options that cannot work, and for things that do not belong together.
     """
     if online is not None:
         given: dict[str, Any] = {"passes": passes, "backbone": backbone, "dataset": dataset, "task": task}
-        return from_backbone(online, config, placement, cache=cache, **given)
+        return from_backbone(online, config, placement, cache=cache, names=names, **given)
     assert cache is not None, "neither a cache nor a backbone"
-    return from_cache(cache, config, placement, passes=passes, task=task)
+    return from_cache(cache, config, placement, passes=passes, task=task, names=names)
 
 
 def from_cache(
@@ -136,6 +139,7 @@ def from_cache(
     passes: int,
     trials: int = 1,
     task: Task | None = None,
+    names: Sequence[str] | None = None,
 ) -> TrainingData:
     """Learn from a cache (arguments as of :func:`open_training_data`), for so many trials at a time.
 
@@ -148,7 +152,7 @@ def from_cache(
     layers = used_layers(manifest.layers, config)
     points = used_points(manifest.fields["tap"], manifest.layers, config, holds=manifest.holds)
     _require_start(cache, points)
-    targets = targets_of(cache, config)
+    targets = targets_of(cache, config, names)
     chosen = selected(cache, config, targets)
     task = task or fitted(config, targets, chosen)
     samples, tail = np.concatenate([chosen.train, chosen.held_out]), frozen_tail(cache)
@@ -186,8 +190,8 @@ def selected(cache: ActivationCache, config: TrainConfig, targets: TargetSet | N
     Raises:
         UserError: for a choice that cannot be.
     """
-    groups = groups_of(cache, config)
-    return select(cache.samples, cache.sample_ids, targets or targets_of(cache, config), config, groups=groups)
+    targets = targets or targets_of(cache, config)
+    return select(cache.samples, cache.sample_ids, targets, config, **named_sets(cache, config))
 
 
 def from_backbone(
@@ -200,6 +204,7 @@ def from_backbone(
     backbone: "Backbone | None" = None,
     dataset: "Samples | None" = None,
     task: Task | None = None,
+    names: Sequence[str] | None = None,
 ) -> TrainingData:
     """Learn from the backbone itself, or from it and a cache in every batch.
 
@@ -213,7 +218,7 @@ def from_backbone(
         cache: of the same samples.
         passes: as of :func:`open_training_data`, for the cache.
         backbone, dataset: loaded ones, in place of those named.
-        task: as of :func:`open_training_data`.
+        task, names: as of :func:`open_training_data`.
 
     Raises:
         UserError: for options that cannot work, and for a cache of other samples, weights or preprocessing.
@@ -246,9 +251,12 @@ def from_backbone(
     if cache is not None:
         _require_same_images(cache, inputs)
     samples = np.arange(len(inputs.samples)) if cache is None else cache.samples
-    targets = targets_of(cache, config) if cache is not None else targets_of_images(inputs, config, given_targets)
-    groups = groups_of(cache, config) if cache is not None else groups_of_images(inputs.samples, config)
-    chosen = select(samples, inputs.samples.ids, targets, config, groups=groups)
+    if cache is None:
+        targets = targets_of_images(inputs, config, given_targets, names)
+    else:
+        targets = targets_of(cache, config, names)
+    named = named_sets_of_images(inputs.samples, config) if cache is None else named_sets(cache, config)
+    chosen = select(samples, inputs.samples.ids, targets, config, **named)
     task = task or fitted(config, targets, chosen)
     layers = used_layers(manifest.layers, config)
     points = used_points(manifest.fields["tap"], manifest.layers, config)

@@ -7,7 +7,6 @@ import pytest
 from PIL import Image
 
 from losa_cache.data.load import load_samples
-from losa_cache.data.samples import Samples
 from losa_cache.data.sources.digits import PRETRAINING_CLASSES, digit_scans
 from losa_cache.errors import UserError
 
@@ -157,41 +156,3 @@ def test_a_selection_keeps_ids_labels_and_images_together():
     part = whole.select(np.array([9, 2]))
     assert list(part.ids) == [whole.ids[9], whole.ids[2]]
     assert np.array_equal(np.asarray(part.load(1)), np.asarray(whole.load(2)))
-
-
-def test_images_in_memory_are_a_data_set():
-    pixels = np.random.default_rng(0).integers(0, 256, (4, 6, 5, 3), dtype=np.uint8)
-    classes = ("a", "b")
-    made = Samples.from_images("mine", (own for own in pixels), [0, 1, 1, 0], classes, split="test")
-    assert (made.name, made.split, made.classes, len(made)) == ("mine", "test", classes, 4)
-    assert made.ids == ["000000", "000001", "000002", "000003"]
-    assert [np.array_equal(made.load(i), pixels[i]) for i in range(4)] == [True] * 4
-    assert made.labels.tolist() == [0, 1, 1, 0]
-    again = Samples.from_images("mine", map(Image.fromarray, pixels), [0, 1, 1, 0], classes)
-    assert again.fingerprint == made.fingerprint
-    greys = Samples.from_images("mine", pixels[..., 0], [0, 1, 1, 0], classes)
-    for other in (
-        Samples.from_images("mine", pixels[::-1], [0, 1, 1, 0], classes),
-        Samples.from_images("mine", pixels, [0, 1, 0, 1], classes),
-        Samples.from_images("mine", pixels, [0, 1, 1, 0], classes, ids=list("wxyz")),
-        Samples.from_images("mine", pixels.swapaxes(1, 2), [0, 1, 1, 0], classes),
-        greys,
-    ):
-        assert other.fingerprint != made.fingerprint
-    assert greys.load(0).mode == "L"
-
-
-@pytest.mark.parametrize(
-    ("changed", "said"),
-    [
-        ({"labels": [0]}, "2 images, 1 labels and 2 ids"),
-        ({"ids": ["a", "a"]}, "an id twice"),
-        ({"labels": [0, 2]}, "labels from 0 to 2, but 2 classes"),
-        ({"images": np.zeros((2, 4, 4))}, r"image 0 is an array of float64 \(4, 4\): give uint8"),
-        ({"images": np.zeros((2, 3, 4, 4), dtype=np.uint8)}, r"image 0 is an array of uint8 \(3, 4, 4\)"),
-    ],
-)
-def test_images_in_memory_that_do_not_fit_are_a_sentence(changed, said):
-    given = {"images": np.zeros((2, 4, 4), dtype=np.uint8), "labels": [0, 1], "classes": ("a", "b"), "ids": None}
-    with pytest.raises(UserError, match=said):
-        Samples.from_images("mine", **given | changed)

@@ -20,7 +20,7 @@ from losa_cache.sweep.engine.space import Choices
 from losa_cache.sweep.engine.sweep_data import SweepData
 from losa_cache.targets.add import add_targets
 from losa_cache.targets.target_set import CLASS, TargetSet
-from losa_cache.tasks.classification import MACRO_F1, TASK, TOP1
+from losa_cache.tasks.classification import MACRO_F1, TOP1
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.placement import Placement
 from losa_cache.train.training_data import selected
@@ -29,9 +29,11 @@ from tests.conftest import tiny_backbone, tiny_samples
 CPU = torch.device("cpu")
 
 
-def probed(cache, path, **options):
+def probed(cache, path, metric=None, **options):
     chosen = selected(cache, TrainConfig(val_fraction=0.3))
-    return lines_to_beat(path, (cache, chosen.train), (cache, chosen.held_out), CPU, **options)
+    return lines_to_beat(
+        path, (cache, chosen.train), (cache, chosen.held_out), CPU, config=TrainConfig(metric=metric), **options
+    )
 
 
 def test_it_is_fitted_to_training_samples_alone_and_for_the_test_to_all(tiny_cache, tmp_path):
@@ -46,7 +48,7 @@ def test_it_is_fitted_to_training_samples_alone_and_for_the_test_to_all(tiny_cac
         model.fit(ours.of(point, line.rows), ours.labels)
         return pytest.approx(100 * model.score(theirs.of(point, line.rows), theirs.labels))
 
-    f1 = probed(tiny_cache, tmp_path / "probe.json", task=TASK.choosing(MACRO_F1.name))  # fitted again for it
+    f1 = probed(tiny_cache, tmp_path / "probe.json", metric=MACRO_F1.name)  # fitted again for it
     for line, own in zip(found.lines, f1.lines, strict=True):
         ours, theirs = (read_features(tiny_cache, part, Placement(CPU)) for part in (chosen.train, chosen.held_out))
         point = None if line.reads == ALL else "block.4"
@@ -101,5 +103,7 @@ def test_what_is_kept_is_read_unless_it_was_altered_and_no_refusal_is_kept(tiny_
 
 def test_a_probe_that_would_take_longer_than_the_trials_is_left_out(tiny_cache, tmp_path):
     many = np.zeros(5001, np.int64)
-    found = lines_to_beat(tmp_path / "probe.json", (tiny_cache, many), (tiny_cache, many[:5]), CPU)
+    found = lines_to_beat(
+        tmp_path / "probe.json", (tiny_cache, many), (tiny_cache, many[:5]), CPU, config=TrainConfig()
+    )
     assert found.lines == [] and "5,001 training samples are more than 5,000" in found.told

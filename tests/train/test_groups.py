@@ -92,7 +92,14 @@ def test_groups_that_a_test_cache_lacks_are_named_with_the_command_that_adds_the
     assert f"losa-cache targets {tiny_cache.path} --from FILE" in caplog.text
 
 
-@pytest.mark.parametrize("line, told", [("image-000", "an id and the name of its group"), ("image-001,x", "again")])
+BAD_LINES = {
+    "image-000": "has 1 cells, the heading 2",
+    "image-000,": "an id and the name of its group",
+    "image-001,x": "again",
+}
+
+
+@pytest.mark.parametrize("line, told", BAD_LINES.items())
 def test_a_file_of_groups_is_read_strictly(tiny_cache, file, line, told):
     file.write_text(f"id,group\nimage-001,a\n{line}\n")
     with pytest.raises(lc.UserError, match=f"line 3 of .*{told}"):

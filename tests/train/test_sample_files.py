@@ -31,8 +31,8 @@ BAD = {
     "id,weight\na,nan\n": "line 2 of 'w.csv' is 'a,nan'",
     "id,weight\na,inf\n": "line 2 of 'w.csv' is 'a,inf'",
     "id,weight\na,much\n": "line 2 of 'w.csv' is 'a,much'",
-    "id,weight\na\n": "line 2 of 'w.csv' is 'a'",
-    "id,weight\na,b,1\n": "line 2 of 'w.csv' is 'a,b,1'",
+    "id,weight\na\n": "line 2 of 'w.csv' has 1 cells, the heading 2",
+    "id,weight\na,b,1\n": "line 2 of 'w.csv' has 3 cells, the heading 2",
     "id,weight\na,1\nb,1\na,1\n": "line 4 of 'w.csv' weighs 'a' again",
     'id,weight\n"a,1\n': "line 2 of 'w.csv' is not CSV",
 }

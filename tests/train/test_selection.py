@@ -17,6 +17,8 @@ from losa_cache.cli import main
 from losa_cache.data.samples import Samples
 from losa_cache.extract.extract import extract
 from losa_cache.inputs import open_inputs
+from losa_cache.targets.add import add_targets
+from losa_cache.targets.target_set import NUMBERS, TargetSet
 from losa_cache.tasks.classification import TASK
 from losa_cache.train import loop
 from losa_cache.train.batch import Request
@@ -25,7 +27,7 @@ from losa_cache.train.config import TrainConfig
 from losa_cache.train.mixed import MixedSource
 from losa_cache.train.online import OnlineSource
 from losa_cache.train.placement import Placement
-from losa_cache.train.training_data import open_training_data
+from losa_cache.train.training_data import open_training_data, selected
 from tests.conftest import results, tiny_backbone, tiny_samples
 
 CPU = torch.device("cpu")
@@ -172,9 +174,34 @@ def test_online_limits_are_of_the_training_samples_beside_those_of_the_samples_l
         assert held["samples"] == 5
 
 
+def test_the_target_set_weight_weighs_as_a_file_does_and_the_run_keeps_it(tiny_cache, tmp_path):
+    ids = tiny_cache.sample_ids
+    weights = {name: float(place % 4) for place, name in enumerate(ids)}
+    with open(tmp_path / "w.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("id", "weight"), *weights.items()])
+    with pytest.raises(lc.UserError, match="sampling is 'weight', and there is no target set of that name"):
+        selected(tiny_cache, TrainConfig(sampling="weight"))
+    values = np.array(list(weights.values()), np.float32)[:, None]
+    add_targets(tiny_cache, TargetSet("weight", NUMBERS, ["kg"], values))
+    cache = lc.open_cache(tiny_cache.path)
+    by_file, by_set = (
+        selected(cache, TrainConfig(sampling=own)).weights for own in (str(tmp_path / "w.csv"), "weight")
+    )
+    assert np.array_equal(by_file.values, by_set.values) and np.array_equal(by_file.labels, by_set.labels)
+    lc.train(cache, sampling="weight", side="linear", out=tmp_path / "run", **OPTIONS)
+    with open(tmp_path / "run/sampling.csv", newline="") as file:
+        assert {name: float(weight) for name, weight in list(csv.reader(file))[1:]} == weights
+    add_targets(cache, TargetSet("weight", NUMBERS, ["kg"], values - 2))
+    with pytest.raises(lc.UserError, match="'weight', but the target set of that name is not a column of numbers of"):
+        selected(lc.open_cache(cache.path), TrainConfig(sampling="weight"))
+
+
 REFUSED = {
     "limit": ({"limit": 0}, "limit is 0: it must be at least 1"),
-    "sampling": ({"sampling": "balance"}, "sampling is 'balance', and there is no such file: choose shuffle, balanced"),
+    "sampling": (
+        {"sampling": "balance"},
+        "sampling is 'balance', and there is no such file: choose shuffle, balanced, weight",
+    ),
     "no ids": ({"val_ids": "nowhere.txt"}, "val-ids is 'nowhere.txt', a file that cannot be read"),
     "unknown id": ({"val_ids": "{}/strange.txt"}, r"val-ids names ids that are not there \(1, the first 'image-099'\)"),
     "lacking": ({"sampling": "{}/weights.csv"}, "gives no weight to 3 of the training samples, the first 'image-"),

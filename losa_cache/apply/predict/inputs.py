@@ -12,12 +12,13 @@ from pathlib import Path
 from losa_cache.apply.predict.table import plain
 from losa_cache.apply.predict.walk import walk
 from losa_cache.data import video
+from losa_cache.data.columns import IMAGE, NAMES
 from losa_cache.data.sources.folder import EXTENSIONS
 from losa_cache.errors import UserError
 from losa_cache.outside import UnreadableError, open_file
 
 LIST = ".csv"
-COLUMNS = ("path", "file", "image", "filename", "file_name", "filepath", "file_path", "image_path", "id")
+COLUMNS = (*NAMES[IMAGE], "id")
 """Headings of the column of a list that holds the paths."""
 
 

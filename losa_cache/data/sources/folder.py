@@ -216,7 +216,7 @@ def _require_no_splits(base: Path, classes: list[str]) -> None:
     Among classes these are folders of folders whose names contain a split's name; below a class, two folders that have
     exactly the name of a split.
     """
-    like = {name: split for name in classes if (split := _split_in(name)) and _holds_only_folders(base / name)}
+    like = {name: split for name in classes if (split := split_in(name)) and _holds_only_folders(base / name)}
     if len({*like.values()}) > 1 or (like and len(classes) == 1):
         raise _astray(base, [*like])
     for kind in classes:
@@ -233,7 +233,7 @@ def _astray(folder: Path, splits: list[str]) -> UserError:
     )
 
 
-def _split_in(name: str) -> str | None:
+def split_in(name: str) -> str | None:
     """Say which split a name contains, if it contains one."""
     splits = {_SPLIT_OF[word] for word in map(str.lower, _WORD.findall(name)) if word in _SPLIT_OF}
     return splits.pop() if len(splits) == 1 else None

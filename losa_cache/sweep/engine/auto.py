@@ -27,7 +27,7 @@ from losa_cache.sweep.engine.folds import count_folds
 from losa_cache.sweep.report.findings import say_options
 from losa_cache.tasks import Metric
 from losa_cache.train.config import TrainConfig
-from losa_cache.train.learned import groups_of, targets_of
+from losa_cache.train.learned import named_sets, targets_of
 from losa_cache.train.loop import Progress, Report
 from losa_cache.train.placement import Placement
 from losa_cache.train.run import require_place
@@ -260,8 +260,8 @@ def split(cache: ActivationCache, config: TrainConfig) -> list[Selection]:
     samples = first_by_hash(cache.samples, ids, config.limit)
     unlimited = replace(config, limit=None)
     folds = count_folds(len(samples), config.val_fraction)
-    groups = groups_of(cache, config)
-    splits = [select(samples, ids, targets, unlimited, groups=groups, fold=fold) for fold in range(folds)]
+    named = named_sets(cache, config)
+    splits = [select(samples, ids, targets, unlimited, **named, fold=fold) for fold in range(folds)]
     return [own for own in splits if len(own.held_out)]  # there may be fewer groups than splits
 
 

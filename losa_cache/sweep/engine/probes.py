@@ -23,10 +23,11 @@ from losa_cache.probe.images import require_classes, share_that_fits
 from losa_cache.probe.logistic import PATH, Fit
 from losa_cache.probe.tuning import Folds, best_of, cross_validation, fit_at, held_out_fold, judged
 from losa_cache.sweep.engine.record import ProbeLine, ToBeat
-from losa_cache.targets.target_set import LABELS
-from losa_cache.tasks import CLASSIFICATION, Metric, Task, get_task
+from losa_cache.tasks import Metric, Task
 from losa_cache.tasks.base import ENOUGH
 from losa_cache.train.all_layers import FOLDS, MOST_FOLDED
+from losa_cache.train.config import TrainConfig
+from losa_cache.train.learned import targets_of
 from losa_cache.train.placement import Placement
 
 log = logging.getLogger(__name__)
@@ -44,8 +45,7 @@ def lines_to_beat(
     held_out: Part,
     device: torch.device,
     *,
-    targets: str = LABELS,
-    task: Task | None = None,
+    config: TrainConfig,
     groups: NDArray[np.int64] | None = None,
     test: ActivationCache | None = None,
 ) -> ToBeat:
@@ -56,9 +56,8 @@ def lines_to_beat(
         train: training samples of the trials.
         held_out: held-out samples of the trials.
         device: device that computes.
-        targets: name of the target set of classes that the trials learn.
-        task: of the trials, with the metric that they are chosen by; by default classification, by top-1. Probes that
-            were stored without that metric are fitted again.
+        config: options of the trials: they say which classes are learned, and by which metric trials are chosen. Probes
+            that were stored without that metric are fitted again.
         groups: group of each training sample, which cross-validation leaves whole; ``None``: there are none.
         test: a cache to test on, after a fit to the samples of both. Probes that were stored without a test are fitted
             again.
@@ -69,12 +68,12 @@ def lines_to_beat(
     Raises:
         OSError: if the file cannot be written.
     """
-    kept, task = _kept(path), task or get_task(CLASSIFICATION)
+    kept, task = _kept(path), config.learns
     if kept is not None and all(_complete(line, task.selection, tested=test is not None) for line in kept.lines):
         return kept
     log.info("fitting the probe of the last layer and of all layers, the line to beat.")
     try:
-        found = _fitted(train, held_out, device, targets, task, groups, test)
+        found = _fitted(train, held_out, device, config, groups, test)
     except UserError as error:
         return ToBeat([], f"There is no probe to beat: {error}")
     write_sealed(path, asdict(found))
@@ -97,13 +96,12 @@ def _fitted(
     train: Part,
     held_out: Part,
     device: torch.device,
-    targets: str,
-    task: Task,
+    config: TrainConfig,
     groups: NDArray[np.int64] | None,
     test: ActivationCache | None,
 ) -> ToBeat:
     cache, samples = train
-    known = cache.target_set(targets)
+    known, task = targets_of(cache, config), config.learns
     count, judges, tested = len(samples), len(held_out[1]), 0 if test is None else len(test.samples)
     if count > MOST_FOLDED:
         raise UserError(
@@ -116,11 +114,11 @@ def _fitted(
             "memory does not hold the pooled rows of all samples; losa-cache probe takes as many as it holds."
         )
     placement = Placement(device)  # what is read once is not kept
-    ours, theirs, tests = (
-        None if part is None else read_features(*part, placement, labels=part[0].target_set(targets).values)
-        for part in (train, held_out, None if test is None else (test, test.samples))
-    )
-    assert ours is not None and theirs is not None
+
+    def read(cache: ActivationCache, samples: NDArray[np.int64]) -> Features:
+        return read_features(cache, samples, placement, labels=targets_of(cache, config, known.names).values)
+
+    ours, theirs, tests = read(*train), read(*held_out), None if test is None else read(test, test.samples)
     features, classes = _both(ours, theirs), len(known.names)
     folds = held_out_fold(count, judges)
     if judges < ENOUGH:

@@ -1,5 +1,6 @@
 """The training data of a sweep's trials: a source for each choice of block outputs, and one split for all trials."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from losa_cache.sweep.engine.probes import lines_to_beat
 from losa_cache.sweep.engine.record import ToBeat
 from losa_cache.tasks.base import LOGISTIC
 from losa_cache.train.compatible import SIDES, apart, missing_targets
-from losa_cache.train.config import SHUFFLE, TrainConfig
+from losa_cache.train.config import SHUFFLE, WEIGHT, TrainConfig
 from losa_cache.train.learned import target_set_of, targets_of
 from losa_cache.train.placement import Placement
 from losa_cache.train.selection import Selection
@@ -24,6 +25,7 @@ TARGETS = {
     "targets_of_cache": "target set",
     "targets_of_val_cache": "target set of the val cache",
     "groups": "target set of groups",
+    "weights": "target set of weights",
 }
 """What :meth:`SweepData.identities` gives beside the caches, in words."""
 
@@ -52,6 +54,7 @@ class SweepData:
             ours, theirs = ({"tokens": own.manifest.holds} for own in (cache, self._val))
             if wrong := apart(cache.manifest.fields, self._val.manifest.fields) + differences(ours, theirs, SIDES):
                 raise UserError(f"val-cache {str(self._val.path)!r} does not fit the cache: {'; '.join(wrong)}.")
+            targets_of(self._val, self._base, self._names)  # of other classes it is refused here
             self._require_groups_apart(self._val)
         elif not config.base.val_fraction and config.base.val_ids is None:
             raise UserError("nothing is held out to choose a trial by: set --val-fraction, --val-ids or --val-cache.")
@@ -79,8 +82,10 @@ class SweepData:
         found = {option: cache.manifest.identity for option, cache in caches.items()}
         for option, cache in caches.items():
             found[f"targets_of_{option}"] = targets_of(cache, self._base).fingerprint
-        if self._base.group_by in self._cache.target_kinds:
-            found["groups"] = self._cache.target_set(str(self._base.group_by)).fingerprint
+        named = {"groups": self._base.group_by, "weights": WEIGHT if self._base.sampling == WEIGHT else None}
+        for what, name in named.items():
+            if name is not None and name in self._cache.target_kinds:
+                found[what] = self._cache.target_set(name).fingerprint
         return found
 
     def of(self, config: TrainConfig) -> TrainingData:
@@ -108,9 +113,8 @@ class SweepData:
             return ToBeat([], f"There is no probe to beat: none learns the task {task.name!r}.")
         judges = self._cache if self._val is None else self._val
         parts, device = ((self._cache, chosen.train), (judges, chosen.held_out)), self._placement.device
-        targets = targets_of(self._cache, self._base).name
         groups = None if chosen.groups is None else chosen.groups.values[chosen.train]
-        return lines_to_beat(path, *parts, device, targets=targets, task=task, groups=groups)
+        return lines_to_beat(path, *parts, device, config=self._base, groups=groups)
 
     def require_choosable(self) -> None:
         """Refuse a held-out part on which no trial can be chosen.
@@ -119,7 +123,7 @@ class SweepData:
             UserError: for too few samples, or samples of one class.
         """
         cache = self._cache if self._val is None else self._val
-        targets = targets_of(cache, self._base)
+        targets = targets_of(cache, self._base, self._names)
         held_out = targets.values[self.chosen().held_out]
         remedy = "hold out more with --val-fraction, --val-ids or --val-cache"
         self._base.learns.require_choosable(held_out, targets.names, remedy)
@@ -130,12 +134,17 @@ class SweepData:
             data.close()
         self._open.clear()
 
+    @property
+    def _names(self) -> Sequence[str]:
+        """The names of what trials learn, by which a validation cache is matched."""
+        return targets_of(self._cache, self._base).names
+
     def _opened(self, config: TrainConfig) -> TrainingData:
         options: dict[str, Any] = {"passes": self._passes, "trials": self._trials}
         own = from_cache(self._cache, config, self._placement, **options)
         if self._val is None:
             return own
-        other = from_cache(self._val, _whole(config), self._placement, **options)
+        other = from_cache(self._val, _whole(config), self._placement, names=own.targets.names, **options)
         return replace(own, chosen=replace(own.chosen, held_out=other.chosen.train), plain=other.source)
 
 

@@ -157,7 +157,8 @@ def _tested_probe(path: Path, task: TaskCaches, config: TrainConfig, placement: 
     """
     chosen, train = selected(task.train, config), task.train
     try:
-        return lines_to_beat(path, (train, chosen.train), (train, chosen.held_out), placement.device, test=task.test)
+        parts = ((train, chosen.train), (train, chosen.held_out))
+        return lines_to_beat(path, *parts, placement.device, config=config, test=task.test)
     except OSError as error:
         raise UserError(f"{str(path)!r} cannot be written ({reason(error)}).") from error
 

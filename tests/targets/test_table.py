@@ -115,7 +115,7 @@ REFUSED = {
     "an open quote": (GOOD + '"cat', {}, "line 5 .* is not CSV"),
     "a heading alone": ("id,x\n", {}, "holds no targets"),
     "nothing": ("", {}, "holds no targets"),
-    "another encoding": (GOOD.encode("utf-16"), {}, "not text in UTF-8"),
+    "another encoding": (GOOD.encode("utf-16"), {}, "UTF-16, not UTF-8"),
     "a missing sample": ("\n".join(GOOD.splitlines()[:3]), {}, "1 of 3 samples have no target .* 'dog/1.jpg'"),
     "one too many": (
         GOOD + "cat/9.jpg,1.5\n",
@@ -180,7 +180,7 @@ def test_what_is_there_is_not_waited_for_or_guessed(tmp_path):
     (tmp_path / "1.npy").write_bytes(b"")
     with pytest.raises(UserError, match=r"holds no masks .* 1 files .* such as '1.npy': pass --task depth"):
         open_source(tmp_path)
-    with pytest.raises(UserError, match="is a folder, and the task 'regression' takes a CSV file"):
+    with pytest.raises(UserError, match="is a folder, and the task 'regression' takes a table"):
         open_source(tmp_path, task="regression")
 
 
