@@ -137,7 +137,12 @@ def load_given(config: InputsConfig) -> Samples:
         return config.dataset
     folder, home = given_path(config.data_dir) if config.data_dir is not None else None, find_home()
     return load_samples(
-        config.dataset, split=config.split, data_dir=folder, home=home and home / "data", columns=config.columns
+        config.dataset,
+        split=config.split,
+        data_dir=folder,
+        home=home and home / "data",
+        columns=config.columns,
+        pixels=config.pixels,
     )
 
 
@@ -152,6 +157,7 @@ def _load_backbone(config: InputsConfig, device: torch.device, budget: int | Non
             weights=config.weights,
             img_size=config.img_size,
             resize=config.resize,
+            normalise=config.normalise,
             seed=config.seed,
             frames=config.frames,
             stride=config.stride,
@@ -205,11 +211,15 @@ def describe(
     upright: bool = True,
 ) -> Manifest:
     """Write down everything that decides the numbers, and what stage two needs to know."""
-    newer = {} if decoder == PILLOW else {"decoder": decoder}  # the identities of older caches stay as they are
+    newer: dict[str, Any] = (
+        {} if decoder == PILLOW else {"decoder": decoder}
+    )  # the identities of older caches stay as they are
     if upright and samples.file is not None:  # pictures in memory have no orientation
         newer["orientation"] = UPRIGHT
     if tokens != ALL:
         newer["tokens"] = tokens
+    if pixels := samples.pixels.fields():
+        newer["pixels"] = pixels
     return Manifest(
         fields={
             "backbone": {"name": backbone.name, "weights": backbone.weights},

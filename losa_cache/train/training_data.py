@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # fresh and cached samples may meet in a run where these agree
-SAME_SAMPLES = ("backbone", "input", "tap", "dataset", "sampling", "precision", "decoder", "orientation")
+SAME_SAMPLES = ("backbone", "input", "tap", "dataset", "sampling", "precision", "decoder", "orientation", "pixels")
 KEEP_SHARE = 0.25  # of the free memory, for features of held-out images in the host's, for pooled rows on the device
 
 
@@ -232,6 +232,10 @@ def from_backbone(
     images = {own.name: getattr(online, own.name) for own in options_of(ImageConfig)}
     images |= given(backbone=backbone, dataset=dataset)
     images["ignore_orientation"] = online.ignore_orientation or (cache is not None and not cache.manifest.upright)
+    if cache is not None:  # the cache says how its images were decoded, where the options do not
+        defaults = {own.name: own.default for own in options_of(ImageConfig)}
+        kept = cache.manifest.pixels.options()
+        images |= {name: value for name, value in kept.items() if images[name] == defaults[name]}
     inputs = open_inputs(
         **images,
         layers=config.layers if cache is None else choose_layers(config.layers, cache.manifest.layers),
