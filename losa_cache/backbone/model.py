@@ -21,8 +21,8 @@ from losa_cache.backbone.tail import read_tail
 from losa_cache.backbone.taps import GATES, watch
 from losa_cache.backbone.vivit import CENTRAL, FRAMES, STRIDE, TubeletEmbed, inflate
 from losa_cache.backbone.weights import load_file, map_file, require_sound, weights_hash
-from losa_cache.data.transforms import InputSpec
 from losa_cache.data.normalisation import TIMM
+from losa_cache.data.transforms import InputSpec
 from losa_cache.errors import UserError, require_counts
 from losa_cache.inputs_config import PRETRAINED, RANDOM
 from losa_cache.machine.device import has_bfloat16

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 from msgspec import Meta
 
 from losa_cache.cache.precision import Precision, get_precision
-from losa_cache.data.pixel_rules import MOST_CHANNELS, PixelRules
+from losa_cache.data.pixel_rules import PixelFields, PixelRules
 from losa_cache.errors import UserError
 from losa_cache.inputs_config import InputsConfig
 from losa_cache.options import OptionField, options_of
@@ -74,15 +74,6 @@ class Views(TypedDict):
     clips: Count
 
 
-class Pixels(TypedDict, total=False):
-    """``fields.pixels``: how files that are not 8-bit RGB became pixels."""
-
-    range: str
-    channels: Annotated[list[Annotated[int, Meta(ge=1, le=MOST_CHANNELS)]], Meta(min_length=1, max_length=3)]
-    page: Count
-    profile: bool
-
-
 class Fields(TypedDict):
     """``fields``: what decides the numbers."""
 
@@ -98,7 +89,7 @@ class Fields(TypedDict):
     views: Views
     decoder: NotRequired[str]
     orientation: NotRequired[str]
-    pixels: NotRequired[Pixels]
+    pixels: NotRequired[PixelFields]
     tokens: NotRequired[Literal["pooled"]]
 
 

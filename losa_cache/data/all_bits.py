@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torchvision.io import ImageReadMode, decode_png
 
-from losa_cache.data.values import Values, limits_of
+from losa_cache.data.values import Trust, Values, limits_of
 from losa_cache.extras import extra
 
 TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -50,7 +50,7 @@ def read_tiff(file: BinaryIO, page: int, *, require_size: Callable[[int, int], N
     with TiffFile(file) as tiff:
         if page > (count := len(tiff.pages)):
             raise ValueError(f"it has {count} page{'s'[: count > 1]}, and page is {page}")
-        own = tiff.pages[page - 1]
+        own = tiff.pages[page - 1].aspage()
         require_size(own.imagewidth, own.imagelength * max(1, own.samplesperpixel // 4))
         require_size(own.tilewidth, own.tilelength)
         if own.axes not in _AXES or own.dtype is None or own.dtype.kind not in "iuf":
@@ -65,7 +65,7 @@ def read_tiff(file: BinaryIO, page: int, *, require_size: Callable[[int, int], N
     if own.photometric not in (RGB, WHITE_IS_ZERO, BLACK_IS_ZERO):
         shown = ()
     limits = limits_of(array.dtype, own.bitspersample if array.dtype.kind != "f" else None)
-    trust = "declared" if array.dtype.kind == "u" and array.dtype.itemsize <= 2 else "type"
+    trust: Trust = "declared" if array.dtype.kind == "u" and array.dtype.itemsize <= 2 else "type"
     inverted = own.photometric == WHITE_IS_ZERO
     return Values(array, *limits, trust, shown, inverted), int(orientation)
 

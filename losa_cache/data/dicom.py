@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from losa_cache.data.values import Values, limits_of
+from losa_cache.data.values import Trust, Values, limits_of
 from losa_cache.extras import extra
 
 if TYPE_CHECKING:
@@ -41,7 +41,8 @@ def read_dicom(file: BinaryIO, page: int, *, windowed: bool, require_size: Calla
     """
     with extra("pydicom", "DICOM files need pydicom", "medical"):
         from pydicom import dcmread
-        from pydicom.pixels import apply_color_lut, apply_modality_lut, pixel_array
+        from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
+        from pydicom.pixels.utils import pixel_array
 
     data = dcmread(file)
     if "Rows" not in data or "Columns" not in data:
@@ -68,14 +69,14 @@ def read_dicom(file: BinaryIO, page: int, *, windowed: bool, require_size: Calla
     _lift_groups(data, page - 1)
     greys = apply_modality_lut(np.append(stored, np.array(limits, stored.dtype)), data)
     black, white = sorted((float(greys[-2]), float(greys[-1])))
-    trust = "type" if stored.dtype.kind == "f" else "declared"
+    trust: Trust = "type" if stored.dtype.kind == "f" else "declared"
     values = Values(greys[:-2].reshape(*stored.shape, 1), black, white, trust, inverted=kind == INVERTED)
     return _windowed(values, data) if windowed else values
 
 
 def _windowed(values: Values, data: "Dataset") -> Values:
     """Apply what a file says of its display; without that the values stay."""
-    from pydicom.pixels import apply_voi_lut
+    from pydicom.pixels.processing import apply_voi_lut
 
     if "VOILUTSequence" in data:
         whole = np.rint(values.array).astype(np.int32)

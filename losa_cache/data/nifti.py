@@ -3,7 +3,7 @@
 import gzip
 import zlib
 from collections.abc import Callable
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -39,11 +39,13 @@ def read_nifti(file: BinaryIO, page: int, *, require_size: Callable[[int, int], 
     """
     with extra("nibabel", "NIfTI files need nibabel", "medical"):
         from nibabel import Nifti1Image, Nifti2Image
+        from nibabel.arrayproxy import ArrayProxy
 
     head = file.read(1024)
     file.seek(0)
     kind = Nifti1Image if _inflated(head)[ONE[0] : ONE[0] + 4] == ONE[1] else Nifti2Image
-    image = kind.from_stream(gzip.GzipFile(fileobj=file) if head.startswith(GZIP) else file)
+    stream: Any = gzip.GzipFile(fileobj=file) if head.startswith(GZIP) else file
+    image = kind.from_stream(stream)
     width, height, *slices = image.shape if len(image.shape) > 1 else (*image.shape, 1)
     if len(slices) > 1:
         raise ValueError(f"it has {len(image.shape)} axes, and slices are of three")
@@ -54,12 +56,13 @@ def read_nifti(file: BinaryIO, page: int, *, require_size: Callable[[int, int], 
     dtype = header.get_data_dtype()
     if dtype.kind not in "iuf":
         raise ValueError(f"its values are of the type {dtype}, which is no number")
-    values = np.asarray(image.dataobj[..., page - 1] if slices else image.dataobj[...])
-    slope, shift = image.dataobj.slope, image.dataobj.inter
-    ends = sorted(end * slope + shift for end in limits_of(dtype))
+    stored = image.dataobj
+    assert isinstance(stored, ArrayProxy)
+    values = np.asarray(stored[..., page - 1] if slices else stored[...])
+    black, white = sorted(end * float(stored.slope) + float(stored.inter) for end in limits_of(dtype))
     shown = float(header["cal_min"]), float(header["cal_max"])
     array = values.reshape(width, height).T[::-1, :, None]
-    return Values(array, *shown, "window") if shown[0] < shown[1] else Values(array, *ends, "type")
+    return Values(array, *shown, "window") if shown[0] < shown[1] else Values(array, black, white, "type")
 
 
 def _inflated(head: bytes) -> bytes:

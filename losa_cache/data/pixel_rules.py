@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 from losa_cache.errors import UserError
 
@@ -12,6 +12,15 @@ OUTER = (1.0, 99.0)
 """The percentiles that ``percentile`` means."""
 WHOLE = (0.0, 100.0)
 MOST_CHANNELS = 65535  # that TIFF can count
+
+
+class PixelFields(TypedDict, total=False):
+    """``fields.pixels`` of a cache: the rules, as far as they differ from the default."""
+
+    range: str
+    channels: list[int]
+    page: int
+    profile: bool
 
 
 @dataclass(frozen=True)
@@ -52,9 +61,9 @@ class PixelRules:
     page: int = 1
     profile: bool = False
 
-    def fields(self) -> dict[str, Any]:
+    def fields(self) -> PixelFields:
         """Give what decides the pixels, as far as it differs from the default: ``fields.pixels`` of a cache."""
-        fields: dict[str, Any] = {} if self.range is None else {"range": str(self.range)}
+        fields: PixelFields = {} if self.range is None else {"range": str(self.range)}
         if self.channels:
             fields["channels"] = list(self.channels)
         if self.page > 1:
@@ -79,7 +88,7 @@ class PixelRules:
         Raises:
             UserError: if its ``pixels`` cannot be.
         """
-        known: Mapping[str, Any] = fields.get("pixels", {})
+        known: PixelFields = fields.get("pixels", {})
         channels = ",".join(map(str, known.get("channels", ()))) or None
         return parse_rules(known.get("range", DTYPE), channels, known.get("page", 1), known.get("profile", False))
 
@@ -138,7 +147,8 @@ def parse_channels(text: str | None) -> tuple[int, ...]:
     """
     if text is None:
         return ()
-    numbers = tuple(int(part) if part.strip().isdecimal() else 0 for part in text.split(","))
+    parts = [part.strip() for part in text.split(",")]
+    numbers = tuple(int(part) if part.isdecimal() and len(part) <= len(str(MOST_CHANNELS)) else 0 for part in parts)
     if len(numbers) not in (1, 3) or not all(0 < number <= MOST_CHANNELS for number in numbers):
         raise UserError(f"channels is {text!r}: name one channel, or three as red, green and blue, such as 4,3,2.")
     return numbers

@@ -12,7 +12,7 @@ from PIL import Image
 from losa_cache.data.pixel_rules import WHOLE, PixelRules, ValueRange
 
 LEAST_SHARE = 1 / 16
-"""Of a range: a picture that uses no more of it has at most 16 of the 256 grey levels. So do 12 bits in a file of 16."""
+"""Of a range: a picture that uses no more keeps at most 16 of 256 grey levels. 12 bits in a file of 16 do."""
 
 Trust = Literal["window", "declared", "type"]
 """Where black and white come from: a file names them for display, declares how many bits it has, or has a data type."""
@@ -93,10 +93,11 @@ def require_used(array: NDArray[Any], black: float, white: float, trust: Trust) 
             "and white with --range"
         )
     if 0 < high - low <= LEAST_SHARE * (white - black):
+        example = f"0..{2 ** int(high).bit_length() - 1}" if low >= 0 else f"{low:g}..{high:g}"
         way_out = ", or take it as it is with --range dtype" if trust == "declared" else ""
         raise ValueError(
             f"its values lie between {low:g} and {high:g}, in a sixteenth of what its file can hold ({black:g} to "
-            f"{white:g}): name the values that are black and white with --range, such as 0..4095{way_out}"
+            f"{white:g}): name the values that are black and white with --range, such as {example}{way_out}"
         )
 
 

@@ -355,7 +355,8 @@ class OnlineConfig(ImageConfig):
         """Take what :meth:`to_json` gave; older versions, which did not say, left pictures as they are stored, and dark
         ones dark.
         """
-        return cls(**{"ignore_orientation": True, "range": DTYPE} | content)
+        older: dict[str, Any] = {"ignore_orientation": True, "range": DTYPE}
+        return cls(**older | content)
 
     def to_json(self) -> dict[str, Any]:
         """Give the fields, with paths that hold from any working directory."""
