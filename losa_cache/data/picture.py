@@ -78,9 +78,13 @@ def require_regular(path: Path) -> None:
 
 
 def read_image(
-    file: BinaryIO, rules: PixelRules = AS_DECLARED, *, max_pixels: int, formats: tuple[str, ...] | None
+    file: BinaryIO,
+    rules: PixelRules = AS_DECLARED,
+    *,
+    max_pixels: int | None = None,
+    formats: tuple[str, ...] | None = None,
 ) -> Image.Image:
-    """Decode a picture from outside, as :func:`load_image` does.
+    """Decode a picture of which the bytes are given, as :func:`load_image` does.
 
     Args:
         file: its bytes.
@@ -250,7 +254,9 @@ def turn_of(image: Image.Image) -> Image.Transpose | None:
     return turn
 
 
-def stored_frame(path: Path, rules: PixelRules = AS_DECLARED) -> tuple[tuple[int, int], Image.Transpose | None]:
+def stored_frame(
+    stored: Path | BinaryIO, rules: PixelRules = AS_DECLARED
+) -> tuple[tuple[int, int], Image.Transpose | None]:
     """Read width and height of a picture as it is stored, and how it is to be turned, if possible without its pixels.
 
     Pillow turns a TIFF file itself: that is decoded, and counts as stored upright.
@@ -258,11 +264,17 @@ def stored_frame(path: Path, rules: PixelRules = AS_DECLARED) -> tuple[tuple[int
     Raises:
         OSError, ValueError: or whatever else the decoder raises.
     """
-    require_regular(path)
-    with suppress(UnidentifiedImageError), Image.open(path) as image:
+    if isinstance(stored, Path):
+        require_regular(stored)
+    with suppress(UnidentifiedImageError), Image.open(stored) as image:
         if image.format != "TIFF" and rules.page == 1:
             return image.size, turn_of(image)
-    picture = load_image(path, replace(rules, checked=False))
+    rules = replace(rules, checked=False)
+    if isinstance(stored, Path):
+        picture = load_image(stored, rules)
+    else:
+        stored.seek(0)
+        picture = read_image(stored, rules)
     return picture.size, turn_of(picture)
 
 
