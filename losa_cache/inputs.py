@@ -20,6 +20,7 @@ from losa_cache.data.load import load_samples
 from losa_cache.data.names import NVJPEG, PILLOW
 from losa_cache.data.nvjpeg import require_decoder, require_files
 from losa_cache.data.samples import Samples
+from losa_cache.errors import UserError
 from losa_cache.folders import find_home, given_path
 from losa_cache.inputs_config import InputsConfig
 from losa_cache.layers import choose_layers
@@ -132,8 +133,17 @@ def open_inputs(
 
 
 def load_given(config: InputsConfig) -> Samples:
-    """Load the data set that options name, or give the loaded one."""
+    """Load the data set that options name, or give the loaded one.
+
+    Raises:
+        UserError: if it cannot be loaded, or was loaded by other rules of pixels.
+    """
     if not isinstance(config.dataset, str):
+        if (asked := config.pixels.fields()) and asked != config.dataset.pixels.fields():
+            raise UserError(
+                f"data set {config.dataset.name!r} is loaded already, by other rules of pixels: leave out "
+                f"{' and '.join(asked)}, or load it by load_samples(..., pixels=...)."
+            )
         return config.dataset
     folder, home = given_path(config.data_dir) if config.data_dir is not None else None, find_home()
     return load_samples(
