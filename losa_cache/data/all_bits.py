@@ -1,14 +1,16 @@
 """PNG and TIFF files of which Pillow gives 8 bits, too few channels, or nothing: all bits of all channels."""
 
+import logging
+import struct
 from collections.abc import Callable
 from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torchvision.io import ImageReadMode, decode_png
 
-from losa_cache.data.values import Trust, Values, limits_of
+from losa_cache.data.values import Trust, Values, limits_of, require_page
 from losa_cache.extras import extra
 
 TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -42,14 +44,22 @@ def read_tiff(file: BinaryIO, page: int, *, require_size: Callable[[int, int], N
 
     Raises:
         UserError: if tifffile is not installed.
+        UnidentifiedImageError: if it is no TIFF file, or a damaged one.
         ValueError: for a page that is not there, axes beyond width, height and channels, or values that are no numbers.
     """
-    with extra("tifffile", "this kind of TIFF file needs tifffile", "medical"):
-        from tifffile import TiffFile
+    with extra("tifffile", "Pillow does not read this TIFF file as it should, and tifffile would", "medical"):
+        from tifffile import TiffFile, TiffFileError
 
-    with TiffFile(file) as tiff:
-        if page > (count := len(tiff.pages)):
-            raise ValueError(f"it has {count} page{'s'[: count > 1]}, and page is {page}")
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it says there is raised, too
+    try:
+        opened = TiffFile(file)
+        count = len(opened.pages)
+    except (TiffFileError, struct.error) as error:
+        raise UnidentifiedImageError(f"cannot identify TIFF file: {error}") from error
+    with opened as tiff:
+        if not count:
+            raise UnidentifiedImageError("cannot identify TIFF file: it has no pages")
+        require_page(page, count)
         own = tiff.pages[page - 1].aspage()
         require_size(own.imagewidth, own.imagelength * max(1, own.samplesperpixel // 4))
         require_size(own.tilewidth, own.tilelength)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from losa_cache.data.values import Trust, Values, limits_of
+from losa_cache.data.values import Trust, Values, limits_of, require_page
 from losa_cache.extras import extra
 
 if TYPE_CHECKING:
@@ -48,9 +48,7 @@ def read_dicom(file: BinaryIO, page: int, *, windowed: bool, require_size: Calla
     if "Rows" not in data or "Columns" not in data:
         raise ValueError("it is a DICOM file without an image")
     require_size(int(data.Columns), int(data.Rows))
-    frames = int(data.get("NumberOfFrames") or 1)
-    if page > frames:
-        raise ValueError(f"it has {frames} frame{'s'[: frames > 1]}, and page is {page}")
+    require_page(page, int(data.get("NumberOfFrames") or 1), "frame")
     try:
         stored: NDArray[Any] = pixel_array(data, index=page - 1)
     except (RuntimeError, NotImplementedError) as error:

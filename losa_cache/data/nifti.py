@@ -1,13 +1,14 @@
 """Slices of NIfTI files, by nibabel."""
 
 import gzip
+import logging
 import zlib
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from losa_cache.data.values import Values, limits_of
+from losa_cache.data.values import Values, limits_of, require_page
 from losa_cache.extras import extra
 
 SUFFIXES = (".nii", ".nii.gz")
@@ -41,6 +42,8 @@ def read_nifti(file: BinaryIO, page: int, *, require_size: Callable[[int, int], 
         from nibabel import Nifti1Image, Nifti2Image
         from nibabel.arrayproxy import ArrayProxy
 
+    logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # what it says there is raised, too
+
     head = file.read(1024)
     file.seek(0)
     kind = Nifti1Image if _inflated(head)[ONE[0] : ONE[0] + 4] == ONE[1] else Nifti2Image
@@ -49,8 +52,7 @@ def read_nifti(file: BinaryIO, page: int, *, require_size: Callable[[int, int], 
     width, height, *slices = image.shape if len(image.shape) > 1 else (*image.shape, 1)
     if len(slices) > 1:
         raise ValueError(f"it has {len(image.shape)} axes, and slices are of three")
-    if page > (count := slices[0] if slices else 1):
-        raise ValueError(f"it has {count} slice{'s'[: count > 1]}, and page is {page}")
+    require_page(page, slices[0] if slices else 1, "slice")
     require_size(width, height)
     header = image.header
     dtype = header.get_data_dtype()

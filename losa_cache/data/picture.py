@@ -14,7 +14,7 @@ from losa_cache.data.all_bits import TIFF_MARKS, eight_bit_colours, read_png, re
 from losa_cache.data.dicom import is_dicom, read_dicom
 from losa_cache.data.nifti import is_nifti, read_nifti
 from losa_cache.data.pixel_rules import AS_DECLARED, PixelRules
-from losa_cache.data.values import Values, limits_of, picture_of, require_used, taken
+from losa_cache.data.values import Values, limits_of, picture_of, require_page, require_used, taken
 
 TURN = "losa_cache.turn"
 """Key of ``Image.info``: how a video's frame is to be turned, as ``Image.Transpose``."""
@@ -144,8 +144,7 @@ def _tiff(file: BinaryIO, rules: PixelRules, require_size: Any) -> Image.Image:
 
 def _go_to_page(image: ImageFile.ImageFile, page: int) -> None:
     if page > 1:
-        if page > (count := getattr(image, "n_frames", 1)):
-            raise ValueError(f"it has {count} page{'s'[: count > 1]}, and page is {page}")
+        require_page(page, getattr(image, "n_frames", 1))
         image.seek(page - 1)
 
 

@@ -76,8 +76,18 @@ def taken(array: NDArray[Any], channels: Sequence[int]) -> NDArray[Any]:
     if count == 1 and max(channels) <= 3:
         return array
     if max(channels) > count:
-        raise ValueError(f"it has {count} channel{'s'[: count > 1]}, and channels names number {max(channels)}")
+        raise ValueError(f"it has {count} channel{'s'[: count > 1]}, and no channel {max(channels)} (--channels)")
     return array[..., [number - 1 for number in channels]]
+
+
+def require_page(page: int, count: int, kind: str = "page") -> None:
+    """Refuse a page, frame or slice that a file does not have.
+
+    Raises:
+        ValueError: saying how many there are.
+    """
+    if page > count:
+        raise ValueError(f"it has {count} {kind}{'s'[: count != 1]}, and no {kind} {page} (--page)")
 
 
 def require_used(array: NDArray[Any], black: float, white: float, trust: Trust) -> None:
