@@ -6,9 +6,7 @@ from collections.abc import Callable
 from typing import BinaryIO
 
 import numpy as np
-import torch
 from PIL import Image, UnidentifiedImageError
-from torchvision.io import ImageReadMode, decode_png
 
 from losa_cache.data.values import Trust, Values, limits_of, require_page
 from losa_cache.extras import extra
@@ -25,6 +23,9 @@ def read_png(file: BinaryIO) -> Values:
     Raises:
         RuntimeError: as torchvision does, for a damaged file.
     """
+    import torch  # not before: what only lists a data set need not wait for it
+    from torchvision.io import ImageReadMode, decode_png
+
     content = torch.frombuffer(bytearray(file.read()), dtype=torch.uint8)
     array = decode_png(content, ImageReadMode.UNCHANGED).numpy().transpose(1, 2, 0)
     shown = (1,) if array.shape[-1] < 3 else (1, 2, 3)
