@@ -85,10 +85,10 @@ def test_greys_of_dicom(tmp_path, case):
 
 
 def test_a_look_up_table_for_display(tmp_path):
-    table = np.linspace(255, 0, 4096).astype(np.uint16)
-    lut = sequence(LUTDescriptor=[4096, 0, 8], LUTData=table.tobytes())
+    table = (4095 - np.arange(4096) ** 2 // 4096).astype(np.uint16)
+    lut = sequence(LUTDescriptor=[4096, 0, 12], LUTData=table.tobytes())
     path = dicom(tmp_path / "a", GREYS[0], VOILUTSequence=lut)
-    np.testing.assert_allclose(np.asarray(load_image(path)), table[GREYS[0]], atol=0.51)
+    np.testing.assert_allclose(np.asarray(load_image(path)), table[GREYS[0]] / 4095 * 255, atol=0.51)
 
 
 def test_colours_frames_and_what_is_not_there(tmp_path):
