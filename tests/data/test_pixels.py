@@ -5,7 +5,7 @@ import struct
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from losa_cache.data.normalisation import NORMALISATIONS
 from losa_cache.data.picture import load_image, upright
@@ -202,7 +202,7 @@ def test_a_colour_profile_is_followed_if_that_is_asked(tmp_path, mode):
 
 def test_a_damaged_tiff_is_no_image(tmp_path):
     (tmp_path / "a.tif").write_bytes(b"II*\0" + bytes(500))
-    with pytest.raises(Image.UnidentifiedImageError, match=r"cannot identify image file '.*a\.tif'"):
+    with pytest.raises(UnidentifiedImageError, match=r"cannot identify image file '.*a\.tif'"):
         load_image(tmp_path / "a.tif")
     tifffile.imwrite(tmp_path / "b.tif", BANDS, photometric="minisblack", planarconfig="contig")
     with pytest.raises(ValueError, match=r"8 x 6 pixels, more than 40 \(--max-pixels\)"):
