@@ -107,7 +107,8 @@ def other_splits(request: Request) -> list[str]:
 def _scan(base: Path, folders: list[str], left: Left) -> tuple[tuple[str, ...], Wanted | None, Listing]:
     """List images or videos, or medical images if there are none; say which suffixes and files were wanted."""
     listing = scan(base, folders, WANTED, found := Left())
-    suffixes, also = WANTED, None
+    suffixes: tuple[str, ...] = WANTED
+    also: Wanted | None = None
     if not listing.paths:
         medical_ones = scan(base, folders, medical.SUFFIXES, others := Left(), medical.is_nameless_dicom)
         if medical_ones.paths:
