@@ -73,7 +73,7 @@ def test_a_cache_of_deep_pictures_is_that_of_the_same_in_8_bits_and_says_how(dat
 
     other = make(data, "deep", "c.zarr", **RULES | {"range": "min-max"})
     with pytest.raises(UserError, match=r"pixels\.range \(.*0\.\.4095.*min-max"):
-        lc.evaluate_run(run, cache=other)
+        lc.evaluate_run(run, cache=str(other.path))
     with pytest.raises(UserError, match=r"pixels\.page \(.*1"):
         make(data, "deep", "a.zarr", **RULES | {"page": 1})
 
