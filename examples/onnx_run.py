@@ -17,7 +17,7 @@ session = onnxruntime.InferenceSession(sys.argv[1])
 about = {name: json.loads(text) for name, text in session.get_modelmeta().custom_metadata_map.items()}
 steps = about["preprocessing"]
 for path in sys.argv[2:]:
-    image = Image.open(path)
+    image = Image.open(path)  # of 8 bits a channel; others are decoded first as steps.get("pixels") says
     image = (ImageOps.exif_transpose(image) if steps["orientation"] == "upright" else image).convert(steps["mode"])
     size = steps["size"][::-1]  # width and height; "cover" keeps the aspect ratio, "stretch" (--resize exact) does not
     if steps["resize"] == "cover":

@@ -20,6 +20,7 @@ from losa_cache.data.load import load_samples
 from losa_cache.data.names import NVJPEG, PILLOW
 from losa_cache.data.nvjpeg import require_decoder, require_files
 from losa_cache.data.samples import Samples
+from losa_cache.errors import UserError
 from losa_cache.folders import find_home, given_path
 from losa_cache.inputs_config import InputsConfig
 from losa_cache.layers import choose_layers
@@ -132,12 +133,26 @@ def open_inputs(
 
 
 def load_given(config: InputsConfig) -> Samples:
-    """Load the data set that options name, or give the loaded one."""
+    """Load the data set that options name, or give the loaded one.
+
+    Raises:
+        UserError: if it cannot be loaded, or was loaded by other rules of pixels.
+    """
     if not isinstance(config.dataset, str):
+        if (asked := config.pixels.fields()) and asked != config.dataset.pixels.fields():
+            raise UserError(
+                f"data set {config.dataset.name!r} is loaded already, by other rules of pixels: leave out "
+                f"{' and '.join(asked)}, or load it by load_samples(..., pixels=...)."
+            )
         return config.dataset
     folder, home = given_path(config.data_dir) if config.data_dir is not None else None, find_home()
     return load_samples(
-        config.dataset, split=config.split, data_dir=folder, home=home and home / "data", columns=config.columns
+        config.dataset,
+        split=config.split,
+        data_dir=folder,
+        home=home and home / "data",
+        columns=config.columns,
+        pixels=config.pixels,
     )
 
 
@@ -152,6 +167,7 @@ def _load_backbone(config: InputsConfig, device: torch.device, budget: int | Non
             weights=config.weights,
             img_size=config.img_size,
             resize=config.resize,
+            normalise=config.normalise,
             seed=config.seed,
             frames=config.frames,
             stride=config.stride,
@@ -205,11 +221,15 @@ def describe(
     upright: bool = True,
 ) -> Manifest:
     """Write down everything that decides the numbers, and what stage two needs to know."""
-    newer = {} if decoder == PILLOW else {"decoder": decoder}  # the identities of older caches stay as they are
+    newer: dict[str, Any] = (
+        {} if decoder == PILLOW else {"decoder": decoder}
+    )  # the identities of older caches stay as they are
     if upright and samples.file is not None:  # pictures in memory have no orientation
         newer["orientation"] = UPRIGHT
     if tokens != ALL:
         newer["tokens"] = tokens
+    if pixels := samples.pixels.fields():
+        newer["pixels"] = pixels
     return Manifest(
         fields={
             "backbone": {"name": backbone.name, "weights": backbone.weights},

@@ -15,6 +15,8 @@ from losa_cache.data.names import (
     require_decoder_name,
     require_split,
 )
+from losa_cache.data.normalisation import TIMM, require_normalisation
+from losa_cache.data.pixel_rules import PixelRules, parse_rules
 from losa_cache.errors import UserError, require_counts, require_seed
 from losa_cache.layers import require_layers
 from losa_cache.options import Option
@@ -68,6 +70,9 @@ class ImageConfig:
         clips: rows for each video, 1 or more, evenly spaced over it.
         ignore_orientation: leave pictures as they are stored, as timm and torchvision do, instead of turning them as
             their EXIF orientation or their video's display matrix says.
+        range, channels, page, apply_profile: how files that are not 8-bit RGB become pixels
+            (``losa_cache.data.pixel_rules.parse_rules``).
+        normalise: mean and deviation of the pixels (``losa_cache.data.normalisation``).
     """
 
     backbone: Annotated["str | Backbone", of_images(BACKBONE)]
@@ -120,6 +125,50 @@ class ImageConfig:
             "torchvision do not, either."
         ),
     ] = False
+    range: Annotated[
+        str | None,
+        of_images(
+            "Values that become black and white in images of more than 8 bits: dtype (what the file declares), min-max "
+            "(of each image), percentile (1%..99% of each image), LO%..HI% or LO..HI; default: dtype, and images that "
+            "hardly use it are refused."
+        ),
+    ] = None
+    channels: Annotated[
+        str | None,
+        of_images("Channels to take, counted from 1: three as red, green and blue, such as 4,3,2, or one."),
+    ] = None
+    page: Annotated[
+        int, of_images("Page of a TIFF file, frame of an animation or DICOM file, slice of a NIfTI file, from 1.")
+    ] = 1
+    apply_profile: Annotated[
+        bool,
+        of_images("Convert colours to sRGB by the ICC profile of an image. timm and torchvision ignore profiles."),
+    ] = False
+    normalise: Annotated[
+        str,
+        of_images(
+            "Mean and deviation that pixels are normalised with: imagenet, inception, clip, none, or timm (the "
+            "backbone's own)."
+        ),
+    ] = TIMM
+
+    @property
+    def pixels(self) -> PixelRules:
+        """The rules by which files become pixels.
+
+        Raises:
+            UserError: for options that cannot work.
+        """
+        return parse_rules(self.range, self.channels, self.page, self.apply_profile)
+
+    def require_pixels(self) -> None:
+        """Check the options of pixels.
+
+        Raises:
+            UserError: for one that cannot work.
+        """
+        require_normalisation(self.normalise)
+        parse_rules(self.range, self.channels, self.page, self.apply_profile)
 
     def paths(self, dataset: str, whole: Callable[[Path], Path]) -> dict[str, str | None]:
         """Give the options that name files or folders, written such that they hold from any working directory.
@@ -215,6 +264,7 @@ class InputsConfig(ImageConfig):
             require_split(self.dataset, self.split)
             require_columns(self.dataset, self.columns)
             parse_columns(self.columns)
+        self.require_pixels()
         require_layers(self.layers)
         require_tap(self.tap)
         require_tokens(self.tokens)

@@ -30,7 +30,7 @@ def other_kind(status: os.stat_result) -> str | None:
     return None if stat.S_ISREG(status.st_mode) else _KINDS.get(stat.S_IFMT(status.st_mode), "no regular file")
 
 
-def open_file(path: Path) -> BinaryIO:
+def open_file(path: Path | str) -> BinaryIO:
     """Open a regular file for reading; a pipe, a device or a folder is refused without waiting for it.
 
     Raises:

@@ -124,6 +124,7 @@ def _body(config: Config, metrics: Sequence[Figures], repo: str) -> list[str]:
         f"* input: {' x '.join(map(str, spec['size']))} (channels, height, width){moving}; "
         f"{plain(spec['interpolation'])}, crop {spec['crop_pct']:g} ({plain(spec['crop_mode'])}), mean "
         f"{_numbers(spec['mean'])}, standard deviation {_numbers(spec['std'])}",
+        *_pixels(fields),
         f"* blocks that are read: {', '.join(map(str, config['layers']))} ({plain(config['tap'])})",
         f"* weights of the backbone: `{_hash(backbone['weights'])}`",
     ]
@@ -162,6 +163,11 @@ def _thresholds(config: Config) -> list[str]:
     each = [f"{plain(name)} {value:.3f}" for name, value in zip(config["classes"], chosen, strict=False)]
     more = f" and {len(each) - SHOWN} more (config.json)" if len(each) > SHOWN else ""
     return [f"* thresholds, the probability from which on a label is predicted: {', '.join(each[:SHOWN])}{more}"]
+
+
+def _pixels(fields: Mapping[str, Any]) -> list[str]:
+    rules = ", ".join(f"{name} {value}" for name, value in fields.get("pixels", {}).items())
+    return [f"* decoding of images that are not 8-bit RGB: {plain(rules)}"] if rules else []
 
 
 def _numbers(values: Sequence[float]) -> str:

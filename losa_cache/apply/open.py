@@ -32,7 +32,7 @@ def open_adapters(texts: Sequence[str], *, device: str | None = None) -> dict[st
 def backbone_fields(adapter: TrainedAdapter) -> dict[str, Any]:
     """Give what an adapter says of the backbone and of what the backbone is given: name, weights, preprocessing."""
     fields = adapter.config["cache"]["fields"]
-    return {name: fields.get(name) for name in ("backbone", "input", "orientation")}
+    return {name: fields.get(name) for name in ("backbone", "input", "orientation", "pixels")}
 
 
 def require_one_backbone(adapters: Mapping[str, TrainedAdapter]) -> None:

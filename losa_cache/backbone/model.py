@@ -21,6 +21,7 @@ from losa_cache.backbone.tail import read_tail
 from losa_cache.backbone.taps import GATES, watch
 from losa_cache.backbone.vivit import CENTRAL, FRAMES, STRIDE, TubeletEmbed, inflate
 from losa_cache.backbone.weights import load_file, map_file, require_sound, weights_hash
+from losa_cache.data.normalisation import TIMM
 from losa_cache.data.transforms import InputSpec
 from losa_cache.errors import UserError, require_counts
 from losa_cache.inputs_config import PRETRAINED, RANDOM
@@ -303,6 +304,7 @@ def load_backbone(
     weights: str | Path = PRETRAINED,
     img_size: int | None = None,
     resize: str = "crop",
+    normalise: str = TIMM,
     seed: int = 0,
     frames: int | None = None,
     stride: int | None = None,
@@ -318,6 +320,8 @@ def load_backbone(
             the image model for a ``vivit_...``; for ``vivit`` a folder in Hugging Face's format.
         img_size: pixels of the square input; default: the backbone's own.
         resize: ``"crop"`` as timm's data config says, or ``"exact"``: resize without a crop.
+        normalise: mean and deviation of the pixels: ``"timm"`` (the backbone's own), ``"imagenet"``, ``"inception"``,
+            ``"clip"`` or ``"none"``.
         seed: of random weights.
         frames: of a video; default: 32 (``vivit_digits``: 4), or the checkpoint's own.
         stride: how far apart the frames are; 0: spread evenly over the whole video; default: 2.
@@ -338,7 +342,9 @@ def load_backbone(
             f"inflation is {inflation!r}, but {name!r} is not made of an image model: vivit_b, for one, is."
         )
     if resolved == CHECKPOINT:
-        return _load_checkpoint(weights, img_size=img_size, resize=resize, frames=frames, stride=stride)
+        backbone = _load_checkpoint(weights, img_size=img_size, resize=resize, frames=frames, stride=stride)
+        backbone.input = backbone.input.normalised(normalise)
+        return backbone
     if not (frames is None and stride is None) and not made:
         raise UserError(f"backbone {name!r} takes images: frames and stride are for one of videos, as vivit_b.")
     trunk = resolved.removeprefix(VIDEO)
@@ -361,7 +367,7 @@ def load_backbone(
     config = resolve_model_data_config(model)
     if img_size is not None:
         config["input_size"] = (config["input_size"][0], img_size, img_size)
-    spec = InputSpec.from_timm(config).resized(resize)
+    spec = InputSpec.from_timm(config).resized(resize).normalised(normalise)
     if made:
         spec = replace(
             spec, frames=frames or FEW_FRAMES.get(trunk, FRAMES), stride=STRIDE if stride is None else stride

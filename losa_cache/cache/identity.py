@@ -9,7 +9,14 @@ from losa_cache.points import ALL
 
 SHOWN, SHORT = 40, 4  # letters of a value, entries of a list, that a message has room for
 AS_STORED = "as stored"  # of pictures whose metadata are not followed
-UNSAID = {"orientation": AS_STORED, "tokens": ALL}
+UNSAID = {
+    "orientation": AS_STORED,
+    "tokens": ALL,
+    "pixels.range": "dtype",
+    "pixels.channels": "the file's own",
+    "pixels.page": "1",
+    "pixels.profile": "not applied",
+}
 """Fields that are missing where a cache is as older ones: what that says, in words."""
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from losa_cache.cache.identity import identity_hash
 from losa_cache.cache.schema import check_attributes
+from losa_cache.data.pixel_rules import PixelRules
 from losa_cache.errors import UserError
 from losa_cache.outside import UnreadableError, require
 from losa_cache.points import ALL, TAPS, stored_points
@@ -26,7 +27,8 @@ class Manifest:
         fields: what decides the numbers: ``backbone`` {name, weights}, ``input``, ``tap``, ``layers`` (block numbers),
             ``embedding``, ``precision``, ``compute``, ``dataset`` {name, split, fingerprint}, ``sampling`` {seed,
             limit}, ``views`` {count, augment, clips}; ``decoder``, if it was not Pillow; ``orientation``, if pictures
-            were turned upright; and ``tokens``, if pooled rows are stored.
+            were turned upright; ``pixels``, if they were decoded by other rules than the default; and ``tokens``, if
+            pooled rows are stored.
         tokens: ``{"total", "prefix", "grid": [rows, columns]}`` of a point as it is stored; the grid is [n_t, rows,
             columns] for a video, and [1, 1] for pooled rows.
         width: channels of a block output.
@@ -114,6 +116,11 @@ class Manifest:
     def upright(self) -> bool:
         """Whether pictures were turned as their EXIF orientation or their video's display matrix says."""
         return self.fields.get("orientation") == UPRIGHT
+
+    @property
+    def pixels(self) -> PixelRules:
+        """How files that are not 8-bit RGB became pixels."""
+        return PixelRules.from_fields(self.fields)
 
     @property
     def precision(self) -> str:

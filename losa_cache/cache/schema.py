@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 from msgspec import Meta
 
 from losa_cache.cache.precision import Precision, get_precision
+from losa_cache.data.pixel_rules import PixelFields, PixelRules
 from losa_cache.errors import UserError
 from losa_cache.inputs_config import InputsConfig
 from losa_cache.options import OptionField, options_of
@@ -88,6 +89,7 @@ class Fields(TypedDict):
     views: Views
     decoder: NotRequired[str]
     orientation: NotRequired[str]
+    pixels: NotRequired[PixelFields]
     tokens: NotRequired[Literal["pooled"]]
 
 
@@ -218,6 +220,7 @@ def check_attributes(content: Mapping[str, Any]) -> None:
         f"tokens.total is {tokens['total']}, prefix and grid are {tokens['prefix']} + {rest}",
     )
     precision_of(fields["precision"])
+    pixels_of(fields)
     if holds == POOLED:
         require(tokens["grid"] == [1, 1] and tokens["prefix"] <= 1, f"pooled rows are {tokens}")
         plain = tail["pool"] == "token" and tail["norm"]["type"] == tail["fc_norm"]["type"] == "identity"
@@ -279,5 +282,17 @@ def precision_of(name: str) -> Precision:
     """
     try:
         return get_precision(name)
+    except UserError as error:
+        raise ValueError(str(error)) from error
+
+
+def pixels_of(fields: Mapping[str, Any]) -> PixelRules:
+    """Read the rules of pixels that a cache names.
+
+    Raises:
+        ValueError: if there are no such rules.
+    """
+    try:
+        return PixelRules.from_fields(fields)
     except UserError as error:
         raise ValueError(str(error)) from error

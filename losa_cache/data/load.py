@@ -4,9 +4,11 @@ from pathlib import Path
 
 from losa_cache.data.columns import parse_columns
 from losa_cache.data.names import kind_of, require_columns, require_data_set
+from losa_cache.data.pixel_rules import AS_DECLARED, PixelRules
 from losa_cache.data.request import Request
 from losa_cache.data.samples import Samples
 from losa_cache.data.spec import load_source
+from losa_cache.errors import UserError
 
 
 def load_samples(
@@ -16,6 +18,7 @@ def load_samples(
     data_dir: Path | None = None,
     home: Path | None = None,
     columns: str | None = None,
+    pixels: PixelRules = AS_DECLARED,
 ) -> Samples:
     """Load a split of a data set.
 
@@ -28,18 +31,31 @@ def load_samples(
             folder of one task.
         home: where a set that torchvision downloads is kept, if ``data_dir`` does not say it.
         columns: of a table, to take: ``image=file,label=species,age``.
+        pixels: how values that are not 8-bit RGB become pixels.
 
     Raises:
-        UserError: for an unknown name (with the nearest ones) or files that are not as expected.
+        UserError: for an unknown name (with the nearest ones) or files that are not as expected, and for rules
+            of pixels if the data set does not hold files of images.
     """
-    kind, request = request_of(name, split=split, data_dir=data_dir, home=home, columns=columns)
+    kind, request = request_of(name, split=split, data_dir=data_dir, home=home, columns=columns, pixels=pixels)
     samples = load_source(kind).load(request)
+    if samples.pixels.fields() != (asked := pixels.fields()):
+        raise UserError(
+            f"data set {name!r} does not hold images that these options could decode otherwise: leave out "
+            f"{' and '.join(asked)}."
+        )
     samples.left.say()
     return samples
 
 
 def request_of(
-    name: str, *, split: str, data_dir: Path | None, home: Path | None, columns: str | None
+    name: str,
+    *,
+    split: str,
+    data_dir: Path | None,
+    home: Path | None,
+    columns: str | None,
+    pixels: PixelRules = AS_DECLARED,
 ) -> tuple[str, Request]:
     """Give the kind of a data set, and what is asked of it; arguments as of :func:`load_samples`.
 
@@ -49,4 +65,4 @@ def request_of(
     require_data_set(name, data_dir)
     require_columns(name, columns)
     kind, rest = kind_of(name)
-    return kind, Request(rest, split, data_dir, home, parse_columns(columns))
+    return kind, Request(rest, split, data_dir, home, parse_columns(columns), pixels)

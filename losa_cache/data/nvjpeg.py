@@ -73,10 +73,15 @@ def require_files(name: str, samples: Samples) -> None:
     """Check that the decoder can decode a data set's images.
 
     Raises:
-        UserError: if they are not image files.
+        UserError: if they are not image files, or something is to be done with them that nvJPEG does not do.
     """
     if name == NVJPEG and (samples.file is None or samples.clip is not None):
         raise UserError(f"decoder is {name!r}, but data set {samples.name!r} is not of image files: choose {PILLOW}.")
+    if name == NVJPEG and (asked := [own for own in samples.pixels.fields() if own != "range"]):  # JPEG has 8 bits
+        raise UserError(
+            f"decoder is {name!r}, which takes JPEG files as they are: choose {PILLOW}, or leave out "
+            f"{' and '.join(asked)}."
+        )
 
 
 class DeviceImages:

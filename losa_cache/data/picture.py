@@ -1,16 +1,20 @@
 """Decode an image file to a picture of 8 bits, upright if that is requested."""
 
-import logging
 import stat
+from contextlib import suppress
+from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import Image, ImageCms, ImageFile, UnidentifiedImageError
 
+from losa_cache.data.all_bits import TIFF_MARKS, eight_bit_colours, read_png, read_tiff
+from losa_cache.data.dicom import is_dicom, read_dicom
+from losa_cache.data.nifti import is_nifti, read_nifti
 from losa_cache.data.pixel_rules import AS_DECLARED, PixelRules
-
-log = logging.getLogger(__name__)
+from losa_cache.data.values import Values, limits_of, picture_of, require_page, require_used, taken
 
 TURN = "losa_cache.turn"
 """Key of ``Image.info``: how a video's frame is to be turned, as ``Image.Transpose``."""
@@ -26,19 +30,23 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
-_BITS, _COMPRESSION, _PHOTOMETRIC, _PLANES, _FORMAT = 258, 259, 262, 284, 339  # numbers of TIFF tags
+_BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLES, _PLANES, _FORMAT = 258, 259, 262, 277, 284, 339  # numbers of TIFF tags
 _TILE = (322, 323)  # width and height
 _WHITE_IS_ZERO, _UNCOMPRESSED, _APART, _SIGNED = 0, 1, 2, 2  # values of them
-_DARK = 4095  # where no value of 16 bits lies above it, a scanner of 12 bits may have written them unscaled
+_HEAD = 1024  # bytes that tell what a file is
+_SPACES = {"L": "GRAY", "RGB": "RGB ", "CMYK": "CMYK"}
+"""What a colour profile calls the colours of a picture."""
 
-_noted: set[str] = set()
+
+class _TooLargeError(OverflowError):
+    """Says how large a picture is."""
 
 
 def load_image(path: Path, rules: PixelRules = AS_DECLARED, *, max_pixels: int | None = None) -> Image.Image:
-    """Decode a file fully, so that a truncated file fails here and not in the transform. Greys are scaled to 8 bits.
+    """Decode a file fully, so that a truncated file fails here and not in the transform, to 8 bits a channel.
 
-    If the file has several pictures (animations, TIFF pages), the first one is decoded. Colour profiles are not
-    applied, and the transform drops transparency, as torchvision and timm do.
+    What a file holds decides how it is read, not its name: whatever Pillow reads, DICOM, NIfTI, and TIFF files that
+    Pillow does not read. The transform drops transparency, as torchvision and timm do.
 
     Args:
         path: of the file.
@@ -47,12 +55,16 @@ def load_image(path: Path, rules: PixelRules = AS_DECLARED, *, max_pixels: int |
 
     Raises:
         OSError, ValueError: or whatever else the decoder raises.
+        UserError: if a library is missing that the file needs.
     """
     require_regular(path)
-    with Image.open(path) as image:
-        if max_pixels is not None and (large := _larger(image, max_pixels)):
-            raise ValueError(f"it has {large} (--max-pixels)")
-        return _decode(image, str(path))
+    with path.open("rb") as file:
+        try:
+            return _read(file, rules, max_pixels, None)
+        except _TooLargeError as error:
+            raise ValueError(f"it has {error} (--max-pixels)") from error
+        except UnidentifiedImageError as error:
+            raise UnidentifiedImageError(f"cannot identify image file {str(path)!r}") from error
 
 
 def require_regular(path: Path) -> None:
@@ -66,70 +78,158 @@ def require_regular(path: Path) -> None:
 
 
 def read_image(
-    file: BinaryIO, rules: PixelRules = AS_DECLARED, *, max_pixels: int, formats: tuple[str, ...]
+    file: BinaryIO,
+    rules: PixelRules = AS_DECLARED,
+    *,
+    max_pixels: int | None = None,
+    formats: tuple[str, ...] | None = None,
 ) -> Image.Image:
-    """Decode a picture from outside, as :func:`load_image` does.
+    """Decode a picture of which the bytes are given, as :func:`load_image` does.
 
     Args:
         file: its bytes.
         rules: how values that are not 8-bit RGB become pixels.
         max_pixels: a larger picture, or one stored in larger tiles, is refused before it is decoded.
-        formats: Pillow's names of the decoders that may be tried.
+        formats: Pillow's names of the decoders that may be tried; ``None``: all, DICOM and NIfTI too.
 
     Raises:
         OverflowError: if it is too large.
         OSError, ValueError: or whatever else the decoder raises.
     """
     Image.init()  # or Pillow knows only a few of its decoders by name
-    with Image.open(file, formats=formats) as image:
-        if large := _larger(image, max_pixels):
-            raise OverflowError(large)
-        return _decode(image, "")
+    return _read(file, rules, max_pixels, formats)
 
 
-def _larger(image: Image.Image, max_pixels: int) -> str:
-    """Say how large a picture is, or a tile that it is stored in, if that is more than the limit."""
+def _read(file: BinaryIO, rules: PixelRules, max_pixels: int | None, formats: tuple[str, ...] | None) -> Image.Image:
+    most = max_pixels or 2 * (Image.MAX_IMAGE_PIXELS or 0)  # beyond which Pillow refuses a picture
+
+    def require_size(width: int, height: int) -> None:
+        if width * height > most:
+            raise _TooLargeError(f"{width} x {height} pixels, more than {most}")
+
+    head = file.read(_HEAD)
+    file.seek(0)
+    if formats is None and is_dicom(head):
+        values = read_dicom(file, rules.page, windowed=rules.range is None, require_size=require_size)
+        return picture_of(values, rules)
+    if formats is None and is_nifti(head):
+        return picture_of(read_nifti(file, rules.page, require_size=require_size), rules)
+    try:
+        image = Image.open(file, formats=formats)
+    except UnidentifiedImageError:
+        if not head.startswith(TIFF_MARKS) or (formats is not None and "TIFF" not in formats):
+            raise
+        image = None
+    if image is None:
+        return _tiff(file, rules, require_size)
+    with image:
+        _go_to_page(image, rules.page)
+        if max_pixels is not None:
+            for width, height in _sizes(image):
+                require_size(width, height)
+        if image.format == "TIFF" and _misread(image, rules):
+            return _tiff(file, rules, require_size)
+        if image.format == "PNG" and eight_bit_colours(image) and (rules.range or rules.channels):
+            file.seek(0)
+            return _with_info(picture_of(read_png(file), rules), image)
+        return _decode(image, rules)
+
+
+def _tiff(file: BinaryIO, rules: PixelRules, require_size: Any) -> Image.Image:
+    file.seek(0)
+    values, orientation = read_tiff(file, rules.page, require_size=require_size)
+    picture = picture_of(values, rules)
+    return picture.transpose(_TURNS[orientation]) if orientation in _TURNS else picture  # as Pillow does
+
+
+def _go_to_page(image: ImageFile.ImageFile, page: int) -> None:
+    if page > 1:
+        require_page(page, getattr(image, "n_frames", 1))
+        image.seek(page - 1)
+
+
+def _sizes(image: Image.Image) -> list[tuple[int, int]]:
+    """Give the size of a picture, and of the tiles that it is stored in."""
     tags: Any = getattr(image, "tag_v2", {})
-    tile = [max(np.atleast_1d(tags.get(tag, 1))) for tag in _TILE]
-    sizes = ((width, height) for width, height in (image.size, tile) if width * height > max_pixels)
-    return next((f"{width} x {height} pixels, more than {max_pixels}" for width, height in sizes), "")
+    width, height = (max(np.atleast_1d(tags.get(tag, 1))) for tag in _TILE)
+    return [image.size, (int(width), int(height))]
 
 
-def _decode(image: ImageFile.ImageFile, name: str) -> Image.Image:
-    _require_readable(image)
-    image.filename = ""  # or Pillow maps the file, and shears a TIFF that its orientation turns on its side
+def _decode(image: ImageFile.ImageFile, rules: PixelRules) -> Image.Image:
+    cut = eight_bit_colours(image)
     image.load()
-    return eight_bits(image, name)
+    if cut and rules.checked:
+        colours = np.asarray(image)[..., :3].astype(np.int64) * 257
+        require_used(colours, *limits_of(np.dtype(np.uint16)), "declared")
+    picture = _in_srgb(image) if rules.profile else image
+    if (values := _values(picture)) is not None:
+        return _with_info(picture_of(values, rules), image)
+    if not rules.channels:
+        return picture
+    if picture.mode in ("1", "P", "PA", "La", "RGBa"):  # as colours: numbers in a palette are none
+        picture = picture.convert("L" if picture.mode == "1" else "RGBA" if picture.has_transparency_data else "RGB")
+    array = taken(np.asarray(picture).reshape(*picture.size[::-1], -1), rules.channels)
+    return _with_info(Image.fromarray(np.ascontiguousarray(array[..., 0] if array.shape[-1] == 1 else array)), image)
 
 
-def eight_bits(image: Image.Image, name: str = "") -> Image.Image:
-    """Scale greys of more than 8 bits to 8: black is 0, and white is the largest value that the file declares.
+def _with_info(picture: Image.Image, image: Image.Image) -> Image.Image:
+    """Give a picture the metadata of the one that it was made of, its orientation among them."""
+    picture.info = dict(image.info)
+    return picture
 
-    That is 65535 for 16 bits, 4095 for TIFF's 12 bits, and PGM's maxval (Pillow scales it to 65535). The values of a
-    picture have no influence: otherwise pictures of one data set would be scaled by different factors.
 
-    Args:
-        image: of any mode; one of at most 8 bits a channel is returned as it is.
-        name: of its file, for a note that 16-bit values may not be scaled to their range.
+def _in_srgb(image: Image.Image) -> Image.Image:
+    """Convert to sRGB by a picture's own ICC profile; a picture without one that is for its colours stays as it is.
 
     Raises:
-        ValueError: for values whose white is not declared: floating point, 32 bits, signed.
+        ValueError: for a damaged profile.
     """
-    if image.mode in _SIXTEEN_BITS:
-        white, inverted = _declared(image)
-    elif image.mode == "I" and image.format in ("PPM", "PNG"):  # older versions of Pillow read PNG so
-        white, inverted = 65535, False
-    elif image.mode in ("I", "F"):
-        kind = "floating-point" if image.mode == "F" else "32-bit or signed"
-        raise ValueError(f"it holds {kind} greys, of which no value is declared to be white: save it in 8 or 16 bits")
-    else:
+    content = image.info.get("icc_profile")
+    if not content or image.mode in _SIXTEEN_BITS:
         return image
-    values = np.asarray(image).astype(np.int64)
-    _note_dark(values, white, name)
-    scaled = ((values.clip(0, white) * 255 + white // 2) // white).astype(np.uint8)
-    grey = Image.fromarray(255 - scaled if inverted else scaled)
-    grey.info = dict(image.info)
-    return grey
+    if (mode := {"LA": "L", "1": "L"}.get(image.mode, image.mode)) not in _SPACES:
+        mode = "RGB"
+    try:
+        profile = ImageCms.ImageCmsProfile(BytesIO(content))
+        if profile.profile.xcolor_space != _SPACES[mode]:
+            return image
+        srgb = ImageCms.createProfile("sRGB")
+        converted = ImageCms.profileToProfile(image.convert(mode), profile, srgb, outputMode="RGB")
+    except (OSError, ImageCms.PyCMSError) as error:
+        raise ValueError(f"its colour profile cannot be used ({error}): leave out --apply-profile") from error
+    assert converted is not None
+    return _with_info(converted, image)
+
+
+def eight_bits(image: Image.Image) -> Image.Image:
+    """Scale greys of more than 8 bits in memory, as :func:`load_image` scales those of files by default.
+
+    Raises:
+        ValueError: for values whose white is not known.
+    """
+    values = _values(image)
+    return image if values is None else _with_info(picture_of(values, AS_DECLARED), image)
+
+
+def _values(image: Image.Image) -> Values | None:
+    """Give greys of more than 8 bits; ``None`` for other pictures.
+
+    White is 65535 for 16 bits, 4095 for TIFF's 12 bits, and PGM's maxval (Pillow scales it to 65535).
+    """
+    tags: Any = getattr(image, "tag_v2", {})
+    if image.mode in _SIXTEEN_BITS:
+        array, bits = np.asarray(image).astype(np.uint16), tags.get(_BITS, (16,))
+        white = limits_of(array.dtype, bits[0] if isinstance(bits, tuple) else int(bits))[1]
+        return Values(array[..., None], 0, white, "declared", inverted=tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO)
+    if image.mode == "I" and image.format in ("PPM", "PNG"):  # older versions of Pillow read PNG so
+        return Values(np.asarray(image).astype(np.uint16)[..., None], 0, 65535, "declared")
+    if image.mode not in ("I", "F"):
+        return None
+    array = np.asarray(image)
+    bits = int(np.atleast_1d(tags.get(_BITS, 32))[0])
+    if image.mode == "I" and image.format == "TIFF" and np.atleast_1d(tags.get(_FORMAT, 1))[0] != _SIGNED:
+        array = array.view(np.uint32)
+    return Values(array[..., None], *limits_of(array.dtype, bits), "type")
 
 
 def converted(image: Image.Image, mode: str) -> Image.Image:
@@ -153,19 +253,28 @@ def turn_of(image: Image.Image) -> Image.Transpose | None:
     return turn
 
 
-def stored_frame(path: Path) -> tuple[tuple[int, int], Image.Transpose | None]:
-    """Read width and height of a picture as it is stored, and how it is to be turned, without its pixels.
+def stored_frame(
+    stored: Path | BinaryIO, rules: PixelRules = AS_DECLARED
+) -> tuple[tuple[int, int], Image.Transpose | None]:
+    """Read width and height of a picture as it is stored, and how it is to be turned, if possible without its pixels.
 
     Pillow turns a TIFF file itself: that is decoded, and counts as stored upright.
 
     Raises:
         OSError, ValueError: or whatever else the decoder raises.
     """
-    require_regular(path)
-    with Image.open(path) as image:
-        if image.format == "TIFF":
-            return _decode(image, "").size, None
-        return image.size, turn_of(image)
+    if isinstance(stored, Path):
+        require_regular(stored)
+    with suppress(UnidentifiedImageError), Image.open(stored) as image:
+        if image.format != "TIFF" and rules.page == 1:
+            return image.size, turn_of(image)
+    rules = replace(rules, checked=False)
+    if isinstance(stored, Path):
+        picture = load_image(stored, rules)
+    else:
+        stored.seek(0)
+        picture = read_image(stored, rules)
+    return picture.size, turn_of(picture)
 
 
 def exif_orientation(image: Image.Image) -> int:
@@ -180,30 +289,16 @@ def exif_orientation(image: Image.Image) -> int:
     return found if isinstance(found, int) and found in _TURNS else 1
 
 
-def _require_readable(image: Image.Image) -> None:
-    """Refuse TIFF files that Pillow misreads silently: signed bytes, and uncompressed planes of 16 bits."""
+def _misread(image: Image.Image, rules: PixelRules) -> bool:
+    """Tell a TIFF file of which Pillow would give wrong values, or not all that the rules ask for.
+
+    Pillow misreads signed bytes, and uncompressed planes of 16 bits. Of colours of 16 bits it gives the upper 8, and of
+    channels beyond the colours none.
+    """
     tags: Any = getattr(image, "tag_v2", {})
-    if image.mode not in ("I", "F") and _SIGNED in np.atleast_1d(tags.get(_FORMAT, 1)):
-        raise ValueError("it holds signed values, of which none is declared to be white: save it in 8 or 16 bits")
+    signed = image.mode not in ("I", "F") and _SIGNED in np.atleast_1d(tags.get(_FORMAT, 1))
     apart = tags.get(_PLANES) == _APART and tags.get(_COMPRESSION, _UNCOMPRESSED) == _UNCOMPRESSED
-    if apart and max(np.atleast_1d(tags.get(_BITS, 1))) > 8:
-        raise ValueError("it holds uncompressed planes of 16 bits, which Pillow misreads: save it with one plane")
-
-
-def _declared(image: Image.Image) -> tuple[int, bool]:
-    """Say which value of a 16-bit picture is white, and whether TIFF stores it inverted."""
-    tags: Any = getattr(image, "tag_v2", {})
-    bits = tags.get(_BITS, (16,))
-    return 2 ** (bits[0] if isinstance(bits, tuple) else int(bits)) - 1, tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
-
-
-def _note_dark(values: np.ndarray[Any, np.dtype[np.int64]], white: int, name: str) -> None:
-    """Warn once that a picture uses only a small part of its range: it may have fewer bits than its file declares."""
-    if white > _DARK and name and "dark" not in _noted and 0 < values.max() <= _DARK:
-        _noted.add("dark")
-        log.warning(
-            "%r holds 16-bit greys, none of them above %d: it is read as dark as the file declares, 65535 being white. "
-            "If the scans have fewer bits, multiply their values to the full range. (Said of the first one only.)",
-            name,
-            values.max(),
-        )
+    if signed or (apart and max(np.atleast_1d(tags.get(_BITS, 1))) > 8):
+        return True
+    more = int(tags.get(_SAMPLES, 1)) > len(image.getbands())
+    return bool((rules.channels and more) or ((rules.range or rules.channels) and eight_bit_colours(image)))

@@ -10,7 +10,7 @@ import os
 import stat
 from array import array
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -34,6 +34,8 @@ HERE = "."
 
 FolderKey = tuple[int, int] | str
 """Device and inode, or where a file system numbers nothing the real path."""
+Wanted = Callable[[str], bool]
+"""Tells of the path of a file whether it is wanted."""
 
 
 def hidden(name: str) -> bool:
@@ -76,7 +78,9 @@ def class_folders(base: Path, suffixes: tuple[str, ...], left: Left) -> list[str
     return sorted(names)
 
 
-def scan(base: Path, folders: Sequence[str], suffixes: tuple[str, ...], left: Left) -> Listing:
+def scan(
+    base: Path, folders: Sequence[str], suffixes: tuple[str, ...], left: Left, also: Wanted | None = None
+) -> Listing:
     """List the wanted files below each of these folders of a base, each real file once.
 
     Args:
@@ -84,6 +88,7 @@ def scan(base: Path, folders: Sequence[str], suffixes: tuple[str, ...], left: Le
         folders: their positions are the labels.
         suffixes: suffixes of the wanted files, in lower case.
         left: takes what is left out.
+        also: tells whether a file without these suffixes is wanted.
 
     Raises:
         OSError: for a folder that cannot be read.
@@ -94,7 +99,7 @@ def scan(base: Path, folders: Sequence[str], suffixes: tuple[str, ...], left: Le
     sizes, keys, ends = array("q"), array("Q"), [0]
     several = False  # whether a file may have been met by two paths
     for folder in folders:
-        for path, linked in _walk(base, folder, suffixes, above, left):
+        for path, linked in _walk(base, folder, suffixes, above, left, also):
             status = _status(base, path, linked=linked)
             if status is not None and not stat.S_ISREG(status.st_mode):
                 left.add(OTHERS, path)
@@ -130,13 +135,13 @@ def _once(base: Path, paths: list[str], labels: NDArray[np.int64], keys: NDArray
     return kept
 
 
-def holds_any(base: Path, folder: str, suffixes: tuple[str, ...]) -> bool:
+def holds_any(base: Path, folder: str, suffixes: tuple[str, ...], also: Wanted | None = None) -> bool:
     """Tell whether a file of a wanted name lies below a folder of a base.
 
     Raises:
         OSError: for a folder that cannot be read.
     """
-    return next(_walk(base, folder, suffixes, _above(base), Left()), None) is not None
+    return next(_walk(base, folder, suffixes, _above(base), Left(), also), None) is not None
 
 
 @dataclass
@@ -156,7 +161,7 @@ class _Folder:
     linked_files: list[str] = field(default_factory=list)
 
 
-def _read(folder: str, prefix: str, suffixes: tuple[str, ...], left: Left) -> _Folder:
+def _read(folder: str, prefix: str, suffixes: tuple[str, ...], left: Left, also: Wanted | None) -> _Folder:
     """List a folder; names in ``left`` begin with the prefix."""
     found = _Folder()
     with os.scandir(folder) as entries:
@@ -166,7 +171,7 @@ def _read(folder: str, prefix: str, suffixes: tuple[str, ...], left: Left) -> _F
                 left.add(HIDDEN, prefix + name)
             elif is_folder(entry):
                 (found.linked_folders if entry.is_symlink() else found.folders).append(name)
-            elif not name.lower().endswith(suffixes):
+            elif not name.lower().endswith(suffixes) and not (also and also(f"{folder}/{name}")):
                 left.add(OTHERS, prefix + name)
             else:
                 (found.linked_files if entry.is_symlink() else found.files).append(name)
@@ -190,7 +195,12 @@ def _stem(name: str) -> str:
 
 
 def _walk(
-    base: Path, folder: str, suffixes: tuple[str, ...], above: set[FolderKey], left: Left
+    base: Path,
+    folder: str,
+    suffixes: tuple[str, ...],
+    above: set[FolderKey],
+    left: Left,
+    also: Wanted | None,
 ) -> Iterator[tuple[str, bool]]:
     """Walk real folders and files first, then links, so that a file comes by its own name before any other.
 
@@ -210,7 +220,7 @@ def _walk(
             continue
         visited.add(key)
         prefix = "" if here == HERE else f"{here}/"
-        found = _read(f"{base}/{here}", prefix, suffixes, left)
+        found = _read(f"{base}/{here}", prefix, suffixes, left, also)
         (links if through_link else real).extend(prefix + name for name in found.folders)
         links.extend(prefix + name for name in found.linked_folders)
         linked_files += (prefix + name for name in found.linked_files)

@@ -11,6 +11,7 @@ from timm.data import create_transform
 from torch import Tensor
 from torchvision.transforms.functional import rgb_to_grayscale
 
+from losa_cache.data.normalisation import NORMALISATIONS, TIMM, require_normalisation
 from losa_cache.data.picture import converted
 from losa_cache.errors import UserError
 
@@ -69,6 +70,22 @@ class InputSpec:
         if mode not in RESIZE_MODES:
             raise UserError(f"unknown resize mode {mode!r}: choose one of {', '.join(RESIZE_MODES)}.")
         return replace(self, crop_pct=1.0, crop_mode="squash") if mode == "exact" else self
+
+    def normalised(self, name: str) -> "InputSpec":
+        """Follow ``--normalise``: ``timm`` keeps mean and deviation.
+
+        Raises:
+            UserError: for an unknown name, or one of three channels that are not all alike, for an input of one.
+        """
+        require_normalisation(name)
+        if name == TIMM:
+            return self
+        mean, std = NORMALISATIONS[name]
+        if (count := self.size[0]) != len(mean):
+            if len({*mean}) > 1:
+                raise UserError(f"normalise is {name!r}, which is for three channels, and the backbone takes {count}.")
+            mean, std = mean[:1] * count, std[:1] * count
+        return replace(self, mean=mean, std=std)
 
     def transform(self) -> Callable[[Image.Image], Tensor]:
         """Build the evaluation transform: image to uint8 ``(channels, height, width)``, not yet normalised.

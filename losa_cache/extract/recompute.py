@@ -78,6 +78,7 @@ def reopen(
             "decoder": fields.get("decoder", PILLOW),
         }
     options["ignore_orientation"] = not cache.manifest.upright  # older caches do not say
+    options |= cache.manifest.pixels.options()
     options |= named
     inputs = open_inputs(**options, device=choose_device(device))
     ours, theirs = ({**m.fields, "compute": None} for m in (inputs.manifest, cache.manifest))
@@ -113,6 +114,7 @@ def reopen_images(
         named = _where(cache, given(data_dir=data_dir))
         options = _trusted_options(cache, named, weights=False) | named
         known = {name: options[name] for name in (*OPENED, "columns") if name in options}
+        known |= cache.manifest.pixels.options()
         dataset = load_given(InputsConfig(**known))
     if not _holds_images_of(cache, dataset):
         raise UserError(

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from losa_cache.cache.manifest import Manifest
 from losa_cache.data.picture import load_image, upright
+from losa_cache.data.pixel_rules import PixelRules
 from losa_cache.data.transforms import InputSpec
 from losa_cache.errors import UserError
 
@@ -31,7 +32,9 @@ def images_of(folder: Path, ids: Sequence[str], manifest: Manifest) -> list[NDAr
     arguments: dict[str, Any] = {name: tuple(own) if isinstance(own, list) else own for name, own in fields}
     spec = InputSpec(**arguments)
     split = manifest.fields["dataset"]["split"]
-    found = [_image(path, spec, manifest.upright) for path in (_path(folder, split, own) for own in ids)]
+    found = [
+        _image(path, spec, manifest.pixels, manifest.upright) for path in (_path(folder, split, own) for own in ids)
+    ]
     if all(own is None for own in found):
         raise UserError(
             f"images is {str(folder)!r}, which holds none of the samples, such as {ids[0]!r}: name the folder of the "
@@ -47,13 +50,13 @@ def _path(folder: Path, split: str, own: str) -> Path | None:
     return next((path for path in paths if path.is_relative_to(root) and path.is_file()), None)
 
 
-def _image(path: Path | None, spec: InputSpec, turned: bool) -> NDArray[np.uint8] | None:
+def _image(path: Path | None, spec: InputSpec, pixels: PixelRules, turned: bool) -> NDArray[np.uint8] | None:
     if path is None:
         return None
     try:
-        image = load_image(path)
-        pixels = spec.transform()(upright(image) if turned else image).numpy()
+        image = load_image(path, pixels)
+        array = spec.transform()(upright(image) if turned else image).numpy()
     except Exception as error:  # whatever a decoder raises
         raise UserError(f"image {str(path)!r} cannot be read ({error}): leave out --images.") from error
-    shown: NDArray[np.uint8] = np.broadcast_to(pixels.transpose(1, 2, 0), (*pixels.shape[1:], 3))
+    shown: NDArray[np.uint8] = np.broadcast_to(array.transpose(1, 2, 0), (*array.shape[1:], 3))
     return shown

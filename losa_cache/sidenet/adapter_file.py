@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from losa_cache.data.pixel_rules import PixelFields, PixelRules
 from losa_cache.errors import UserError
 from losa_cache.files import with_seal, without_seal, write_json, write_whole
 from losa_cache.outside import UnreadableError, fit, read_file, read_json
@@ -98,6 +99,7 @@ class _Fields(Struct):
     sampling: _Sampling
     dataset: _Named
     views: _Views = _Views()  # the caches of early versions have none
+    pixels: PixelFields = {}
 
 
 class _Cache(Struct):
@@ -228,6 +230,7 @@ def _require_whole(config: _Config) -> None:
     if own.head not in HEADS:
         raise UnreadableError(f"head is {own.head!r}")
     try:
+        PixelRules.from_fields({"pixels": config.cache.fields.pixels})
         task = get_task(config.task).restored(config.constants)
         outputs = task.outputs(config.classes)
     except (UserError, ValueError) as error:

@@ -36,7 +36,7 @@ class Frames:
         """
         if self.samples.file is None:  # pictures in memory have no orientation
             return self.samples.load(sample).size, None
-        size, turn = stored_frame(self.samples.file(sample))
+        size, turn = stored_frame(self.samples.file(sample), self.samples.pixels)
         return size, turn if self.upright else None
 
     def pixels(self, size: tuple[int, int], turn: Image.Transpose | None) -> NDArray[np.int32]:

@@ -80,10 +80,11 @@ def target_name(adapter_config: Mapping[str, Any]) -> str:
 def apart(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     """Say in which fields of two identities their block outputs do not belong together.
 
-    One data set is taken upright, or as stored, in both. Other data sets may have no orientation to follow.
+    One data set is taken upright, or as stored, in both, and decoded by the same rules. Other data sets may have no
+    orientation to follow, or other files.
     """
     same = ours["dataset"]["name"] == theirs["dataset"]["name"]
-    compared = (*BELONG_TOGETHER, "orientation") if same else BELONG_TOGETHER
+    compared = (*BELONG_TOGETHER, "orientation", "pixels") if same else BELONG_TOGETHER
     return differences({k: ours.get(k) for k in compared}, {k: theirs.get(k) for k in compared}, SIDES)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from losa_cache.cache.precision_names import require_precision
+from losa_cache.data.pixel_rules import DTYPE
 from losa_cache.errors import LARGEST_SEED, UserError, require_counts
 from losa_cache.inputs_config import AUGMENT, BACKBONE, DATASET, WORKERS, ImageConfig, of_images
 from losa_cache.layers import require_layers
@@ -340,6 +341,7 @@ class OnlineConfig(ImageConfig):
     reprob: Annotated[float, of_images("Probability that random erasing changes an image.")] = 0.0
 
     def __post_init__(self) -> None:
+        self.require_pixels()
         if not 0 < self.share <= 1:
             raise UserError(f"mixed is {self.share}: the share of fresh samples must lie above 0 and at most at 1.")
         if self.tap is not None:
@@ -351,8 +353,11 @@ class OnlineConfig(ImageConfig):
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "OnlineConfig":
-        """Take what :meth:`to_json` gave; older versions, which did not say, left pictures as they are stored."""
-        return cls(**{"ignore_orientation": True} | content)
+        """Take what :meth:`to_json` gave; older versions, which did not say, left pictures as they are stored, and dark
+        ones dark.
+        """
+        older: dict[str, Any] = {"ignore_orientation": True, "range": DTYPE}
+        return cls(**older | content)
 
     def to_json(self) -> dict[str, Any]:
         """Give the fields, with paths that hold from any working directory."""

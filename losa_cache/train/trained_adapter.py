@@ -12,6 +12,7 @@ from losa_cache.cache.location import Location
 from losa_cache.cache.manifest import UPRIGHT
 from losa_cache.cache.registry import known_stores
 from losa_cache.cache.store import ActivationCache, open_cache
+from losa_cache.data.pixel_rules import PixelRules
 from losa_cache.errors import UserError
 from losa_cache.machine.device import choose_device
 from losa_cache.points import ALL, LAST
@@ -58,6 +59,15 @@ class TrainedAdapter(nn.Module):
     def upright(self) -> bool:
         """Whether the pictures it was trained on were turned as their metadata say."""
         return self.config["cache"]["fields"].get("orientation") == UPRIGHT
+
+    @property
+    def pixels(self) -> PixelRules:
+        """How files that are not 8-bit RGB became the pixels that it was trained on.
+
+        Raises:
+            UserError: if its config names no such rules.
+        """
+        return PixelRules.from_fields(self.config["cache"]["fields"])
 
     @property
     def digest(self) -> str:

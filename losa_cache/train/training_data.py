@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # fresh and cached samples may meet in a run where these agree
-SAME_SAMPLES = ("backbone", "input", "tap", "dataset", "sampling", "precision", "decoder", "orientation")
+SAME_SAMPLES = ("backbone", "input", "tap", "dataset", "sampling", "precision", "decoder", "orientation", "pixels")
 KEEP_SHARE = 0.25  # of the free memory, for features of held-out images in the host's, for pooled rows on the device
 
 
@@ -194,6 +194,16 @@ def selected(cache: ActivationCache, config: TrainConfig, targets: TargetSet | N
     return select(cache.samples, cache.sample_ids, targets, config, **named_sets(cache, config))
 
 
+def _image_options(online: OnlineConfig, cache: ActivationCache | None) -> dict[str, Any]:
+    """Give backbone and images as the options say; where they say nothing, images are decoded as for the cache."""
+    images = {own.name: getattr(online, own.name) for own in options_of(ImageConfig)}
+    if cache is not None:
+        defaults = {own.name: own.default for own in options_of(ImageConfig)}
+        kept = cache.manifest.pixels.options() | {"ignore_orientation": not cache.manifest.upright}
+        images |= {name: value for name, value in kept.items() if images[name] == defaults[name]}
+    return images
+
+
 def from_backbone(
     online: OnlineConfig,
     config: TrainConfig,
@@ -234,11 +244,8 @@ def from_backbone(
         require_all_tokens(cache, "a run with the backbone in the loop")
     stored = {} if cache is None else cache.manifest.fields
     sampling = stored.get("sampling", {"seed": config.seed, "limit": None})
-    images = {own.name: getattr(online, own.name) for own in options_of(ImageConfig)}
-    images |= given(backbone=backbone, dataset=dataset)
-    images["ignore_orientation"] = online.ignore_orientation or (cache is not None and not cache.manifest.upright)
     inputs = open_inputs(
-        **images,
+        **(_image_options(online, cache) | given(backbone=backbone, dataset=dataset)),
         layers=config.layers if cache is None else choose_layers(config.layers, cache.manifest.layers),
         tap=online.tap or stored.get("tap", "block"),
         embedding=config.reads_embedding,

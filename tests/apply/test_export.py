@@ -282,7 +282,7 @@ def test_what_does_not_fit_or_cannot_be_written_is_refused_before_anything_is_co
 def test_the_stated_steps_give_the_pixels_of_extraction(crop_mode, size):
     spec = InputSpec((3, 16, 16), (0.5,) * 3, (0.5,) * 3, "bicubic", 0.9, crop_mode)
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8))
-    steps = preprocessing(spec, "upright")
+    steps = preprocessing(spec, {"orientation": "upright"})
     image, (high, wide) = picture, steps["size"]
     if steps["resize"] == "stretch":
         image = image.resize((wide, high), Image.Resampling.BICUBIC)

@@ -1,7 +1,6 @@
 """Pictures as their values and their metadata say, against numpy: greys of more than 8 bits, and eight orientations."""
 
 import io
-import logging
 import os
 import struct
 import zlib
@@ -11,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from losa_cache.data import picture
 from losa_cache.data.clips import Clip
 from losa_cache.data.decode import Decoder
 from losa_cache.data.load import load_samples
 from losa_cache.data.nvjpeg import DeviceImages
 from losa_cache.data.picture import converted, load_image, upright
+from losa_cache.data.pixel_rules import parse_rules
 from losa_cache.data.samples import from_files
 from losa_cache.data.transforms import InputSpec
 from losa_cache.data.video import read_clip
@@ -124,49 +123,55 @@ def test_colours_of_16_bits(tmp_path, content):
     np.testing.assert_allclose(np.asarray(load_image(tmp_path / "a.png")), COLOURS / 257, atol=1)
 
 
-@pytest.mark.parametrize(
-    ("content", "kind"),
-    [
-        (tiff((SHADES / 65535).astype(np.float32), bits=32, kind=3), "floating-point"),
-        (tiff((SHADES / 257).astype(np.float32), bits=32, kind=3), "floating-point"),
-        (tiff(SHADES.astype(np.uint32) * 65537, bits=32), "32-bit or signed"),
-        (tiff(SHADES.astype(np.int32) * 9, bits=32, kind=2), "32-bit or signed"),
-        (tiff((SHADES.astype(int) - 32768).astype(np.int16), bits=16, kind=2), "32-bit or signed"),
-        (b"Pf 8 6\n-1.0\n" + (SHADES / 65535).astype("<f4").tobytes(), "floating-point"),
-    ],
-    ids=["float to 1", "float to 255", "u32", "s32", "s16", "pfm"],
-)
-def test_greys_without_a_declared_white_are_refused_with_the_way_out(tmp_path, content, kind):
-    (tmp_path / "x").mkdir()
-    (tmp_path / "x/a.png").write_bytes(content)
-    with pytest.raises(ValueError, match=f"it holds {kind} greys, .* save it in 8 or 16 bits"):
-        load_image(tmp_path / "x/a.png")
-    (found,) = decoded(load_samples(str(tmp_path)))
-    assert "save it in 8 or 16 bits" in found.failures[0][1]
+FLOATS, SIGNED = (SHADES / 65535).astype(np.float32), (SHADES.astype(int) - 32768).astype(np.int16)
+RANGES = {  # by data type, and as values of 0 to 1
+    "float to 1": (tiff(FLOATS, bits=32, kind=3), FLOATS),
+    "pfm": (b"Pf 8 6\n-1.0\n" + FLOATS[::-1].astype("<f4").tobytes(), FLOATS),
+    "u32": (tiff(SHADES.astype(np.uint32) * 65537, bits=32), SHADES / 65535),
+    "s32": (tiff(((SHADES.astype(int) - 32768) * 65536).astype(np.int32), bits=32, kind=2), SHADES / 65535),
+    "s16": (tiff(SIGNED, bits=16, kind=2), SHADES / 65535),
+    "s8": (tiff((SIGNED // 256).astype(np.int8), bits=8, kind=2), (SHADES // 256) / 255),
+}
+
+
+@pytest.mark.parametrize("form", RANGES)
+def test_other_types_are_read_by_their_whole_range(tmp_path, form):
+    content, shades = RANGES[form]
+    (tmp_path / "a.tif").write_bytes(content)
+    np.testing.assert_allclose(np.asarray(load_image(tmp_path / "a.tif")), shades * 255, atol=0.51)
 
 
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (tiff((SHADES // 514).astype(np.int8), bits=8, kind=2), "it holds signed values, .* 8 or 16 bits"),
-        (tiff(SHADES, bits=16, planes=2), "uncompressed planes of 16 bits, .* save it with one plane"),
+        (tiff((SHADES / 257).astype(np.float32), bits=32, kind=3), "floating-point values from 0 to 255, not"),
+        (tiff(FLOATS / 20, bits=32, kind=3), r"in a sixteenth of what its file can hold \(0 to 1\)"),
+        (tiff(SHADES.astype(np.int32) * 9, bits=32, kind=2), r"such as 0\.\.1048575$"),
+        (tiff(SIGNED // 20, bits=16, kind=2), r"such as -1639\.\.1638$"),
     ],
-    ids=["s8", "planes"],
+    ids=["float to 255", "float to 0.05", "s32", "s16"],
 )
-def test_what_pillow_misreads_is_refused(tmp_path, content, reason):
-    (tmp_path / "a.tif").write_bytes(content)
-    with pytest.raises(ValueError, match=reason):
-        load_image(tmp_path / "a.tif")
+def test_values_that_hardly_use_their_type_are_refused_with_the_way_out(tmp_path, content, reason):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x/a.png").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{reason}.*") as caught:
+        load_image(tmp_path / "x/a.png")
+    assert "black and white with --range" in str(caught.value)
+    (found,) = decoded(load_samples(str(tmp_path)))
+    assert str(caught.value) in found.failures[0][1]
 
 
-def test_one_scale_for_all_pictures_and_a_note_where_16_bits_may_be_12(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(picture, "_noted", set())
-    caplog.set_level(logging.INFO)
-    for name in ("a", "b"):
-        (tmp_path / f"{name}.png").write_bytes(png(TWELVE, 0))
-        np.testing.assert_allclose(np.asarray(load_image(tmp_path / f"{name}.png")), TWELVE / 257, atol=0.51)
-    assert len(caplog.records) == 1
-    assert "a.png' holds 16-bit greys, none of them above 4095" in caplog.text
+def test_16_bits_that_may_be_12_are_refused_unless_the_options_say_dtype(tmp_path):
+    contents = {"grey": png(TWELVE, 0), "colour": png(COLOURS >> 4, 2), "tiff": tiff(TWELVE, bits=16)}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=r"between 0 and [34]\d{3}, .*such as 0\.\.4095, or .* --range dtype$"):
+            load_image(tmp_path / name, parse_rules(None, None, 1, False))
+        taken = [load_image(tmp_path / name, parse_rules(text, None, 1, False)) for text in ("dtype", "0..4095")]
+        dark, light = (np.asarray(own).astype(float) for own in taken)
+        np.testing.assert_allclose(dark, light / 16, atol=1.1)
+    (tmp_path / "black").write_bytes(png(np.zeros((6, 8), np.uint16), 0))
+    assert not np.asarray(load_image(tmp_path / "black", parse_rules(None, None, 1, False))).any()
 
 
 def test_pictures_of_8_bits_are_untouched(tmp_path):

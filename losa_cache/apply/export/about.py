@@ -56,7 +56,7 @@ def about(
         "output": output_name(config),
         **({"maps": maps(config)} if config["adapter"].get("dense") else {}),
         **({"thresholds": thresholds} if (thresholds := config.get("constants", {}).get("thresholds")) else {}),
-        "preprocessing": None if spec is None else preprocessing(spec, str(fields.get("orientation") or "stored")),
+        "preprocessing": None if spec is None else preprocessing(spec, fields),
         "backbone": dict(fields["backbone"]),
         "adapter": own | places | {"sha256": config.get("sha256"), "run": config.get("run")},
         "software": {name: version(name) for name in ("losa-cache", "torch", "timm")},
@@ -82,15 +82,17 @@ def maps(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def preprocessing(spec: InputSpec, orientation: str) -> dict[str, Any]:
+def preprocessing(spec: InputSpec, fields: Mapping[str, Any]) -> dict[str, Any]:
     """Say how a picture becomes the pixels that a backbone expects, in the order of the steps.
 
     Args:
         spec: what it expects.
-        orientation: ``upright``: pictures are turned first as their EXIF orientation says; ``stored``: they are not.
+        fields: of the cache.
 
     Returns:
-        ``orientation``; ``mode`` of Pillow; ``resize``: ``cover`` (keep the aspect ratio, and fill at least ``size``),
+        ``pixels``, if files that are not 8-bit RGB were decoded by rules of their own (``docs/protocol.md``, section
+        "Identity"); ``orientation``: ``upright``, if pictures are turned then as their EXIF orientation says, or
+        ``stored``; ``mode`` of Pillow; ``resize``: ``cover`` (keep the aspect ratio, and fill at least ``size``),
         ``contain`` (keep it, and fit into ``size``) or ``stretch`` (to exactly ``size``); ``size``: height and width;
         ``interpolation``, with antialiasing; ``crop``: height and width of the middle that is kept; ``fill``: the value
         of each channel for what lies around a picture that is smaller than that. Then follows what the file does by
@@ -101,7 +103,8 @@ def preprocessing(spec: InputSpec, orientation: str) -> dict[str, Any]:
     resize = {"squash": "stretch", "border": "contain"}.get(spec.crop_mode, "cover")
     fill = [round(255 * value) for value in IMAGENET_DEFAULT_MEAN] if resize == "contain" else [0] * spec.size[0]
     return {
-        "orientation": orientation,
+        **({"pixels": dict(fields["pixels"])} if fields.get("pixels") else {}),
+        "orientation": str(fields.get("orientation") or "stored"),
         "mode": "L" if spec.size[0] == 1 else "RGB",
         "resize": resize,
         "size": [math.floor(length / (spec.crop_pct or 0.875)) for length in (height, width)],

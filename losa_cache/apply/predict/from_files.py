@@ -19,6 +19,7 @@ from losa_cache.apply.predict.table import Rows, Values, plain
 from losa_cache.data.clips import Clip
 from losa_cache.data.decode import Decoded, Decoder, View
 from losa_cache.data.picture import load_image
+from losa_cache.data.pixel_rules import PixelRules
 from losa_cache.data.samples import Samples
 from losa_cache.data.transforms import InputSpec
 from losa_cache.data.video import read_clip
@@ -93,6 +94,7 @@ class Decoding:
         workers: threads.
         clips: of a video.
         upright: whether pictures are turned as their files say.
+        pixels: how files that are not 8-bit RGB become pixels.
         max_pixels: larger pictures are not decoded.
     """
 
@@ -100,6 +102,7 @@ class Decoding:
     workers: int
     clips: int
     upright: bool
+    pixels: PixelRules
     max_pixels: int
 
 
@@ -128,7 +131,7 @@ def answer_files(
     model = load()
     waiting: deque[_Batch] = deque()
     window: dict[int, Item] = {}
-    samples = _windowed(window, model.spec, decoding.max_pixels)
+    samples = _windowed(window, model.spec, decoding)
     options: dict[str, Any] = {"workers": decoding.workers, "clips": decoding.clips, "turn": decoding.upright}
     decoder = Decoder(samples, model.spec, pin=model.pin, **options)
 
@@ -169,7 +172,7 @@ def _found(batch: _Batch, failures: Mapping[int, str], values: tuple[Values, ...
     return Rows([batch.items[place].id for place in kept], tuple(own[kept] for own in values)), batch.skipped + bad
 
 
-def _windowed(window: Mapping[int, Item], spec: InputSpec, max_pixels: int) -> Samples:
+def _windowed(window: Mapping[int, Item], spec: InputSpec, decoding: Decoding) -> Samples:
     """Make samples of the items that are on their way: none is kept before or after."""
 
     def clip(number: int, wanted: Clip) -> Iterator[Image.Image]:
@@ -179,7 +182,7 @@ def _windowed(window: Mapping[int, Item], spec: InputSpec, max_pixels: int) -> S
         elif spec.frames > 1:
             raise ValueError(f"it is a picture, and the adapter was trained on clips of {spec.frames} frames")
         else:
-            yield load_image(item.path, max_pixels=max_pixels)
+            yield load_image(item.path, decoding.pixels, max_pixels=decoding.max_pixels)
 
     def load(number: int) -> Image.Image:
         return next(clip(number, Clip()))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from losa_cache.apply.predict.table import plain
 from losa_cache.apply.predict.walk import walk
-from losa_cache.data import video
+from losa_cache.data import medical, video
 from losa_cache.data.columns import IMAGE, NAMES
 from losa_cache.data.sources.folder import EXTENSIONS
 from losa_cache.errors import UserError
@@ -81,7 +81,7 @@ def _at(path: Path) -> Iterator[Item]:
 def _below(folder: Path) -> Iterator[Item]:
     unread: list[tuple[Path, str]] = []
     empty = True
-    for path in walk(folder, EXTENSIONS + video.EXTENSIONS, unread):
+    for path in walk(folder, EXTENSIONS + medical.SUFFIXES + video.EXTENSIONS, unread):
         empty = False
         yield _item(path)
     for path, reason in unread:

@@ -222,6 +222,7 @@ class _Run:
             workers=self.config.workers or default_workers(),
             clips=_clips(own),
             upright=own.upright,
+            pixels=own.pixels,
             max_pixels=self.config.max_pixels,
         )
 

@@ -8,6 +8,7 @@ from PIL import Image, UnidentifiedImageError
 
 from losa_cache.apply.serve.refused import RefusedError
 from losa_cache.data.picture import read_image, upright
+from losa_cache.data.pixel_rules import PixelRules
 from losa_cache.data.transforms import InputSpec
 from losa_cache.text import shown
 
@@ -21,12 +22,13 @@ class Pixels:
 
     Args:
         spec: of the preprocessing.
+        rules: how files that are not 8-bit RGB become pixels, as in the caches of the adapters.
         turned: turn pictures as their EXIF orientation says, as the caches of the adapters have them.
         max_pixels: larger pictures are refused before they are decoded.
     """
 
-    def __init__(self, spec: InputSpec, *, turned: bool, max_pixels: int) -> None:
-        self._transform, self._turned, self._most = spec.transform(), turned, max_pixels
+    def __init__(self, spec: InputSpec, rules: PixelRules, *, turned: bool, max_pixels: int) -> None:
+        self._transform, self._rules, self._turned, self._most = spec.transform(), rules, turned, max_pixels
 
     def __call__(self, raw: bytes) -> NDArray[np.uint8]:
         """Decode, and resize and crop.
@@ -42,7 +44,7 @@ class Pixels:
                 400, "the request has no image: send the bytes of one as its body, or as a file of a form."
             )
         try:
-            image = read_image(BytesIO(raw), max_pixels=self._most, formats=FORMATS)
+            image = read_image(BytesIO(raw), self._rules, max_pixels=self._most, formats=FORMATS)
             pixels: NDArray[np.uint8] = self._transform(upright(image) if self._turned else image).numpy()
         except UnidentifiedImageError as error:
             raise RefusedError(415, f"the {len(raw)} bytes that were sent are no image: send a {KNOWN}.") from error

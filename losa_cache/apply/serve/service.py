@@ -57,7 +57,7 @@ class Service:
         self._model = AdaptedModel(backbone, adapters)
         self._inside, self._adding = 0, asyncio.Lock()
         self.metrics = Metrics(waiting=lambda: self._inside, adapters=lambda: len(self._model.adapters))
-        self._pixels = Pixels(backbone.input, turned=first.upright, max_pixels=config.max_pixels)
+        self._pixels = Pixels(backbone.input, first.pixels, turned=first.upright, max_pixels=config.max_pixels)
         self._decoding = ThreadPoolExecutor(config.workers or default_workers(), "decode")
         answers = Answers(self._model, self.metrics)
         self._batcher = Batcher(answers, most=config.max_batch, wait=config.max_wait_ms / 1000)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torchvision import datasets
 
 from losa_cache.data.picture import load_image
+from losa_cache.data.pixel_rules import AS_DECLARED
 from losa_cache.data.request import Request
 from losa_cache.data.samples import Samples, hash_lines
 from losa_cache.data.scan import hidden
@@ -89,7 +90,7 @@ def load(request: Request) -> Samples:
             b"" if pixels is None else np.ascontiguousarray(pixels).tobytes(),
         ),
         file=None if files is None else files.__getitem__,
-        pixels=request.pixels,
+        pixels=AS_DECLARED if files is None else request.pixels,
     )
 
 

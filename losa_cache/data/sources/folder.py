@@ -3,16 +3,18 @@
 import logging
 import os
 import re
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from losa_cache.data import video
+from losa_cache.data import medical, video
 from losa_cache.data.left import BESIDE_SPLITS, EMPTY, EMPTY_HERE, HIDDEN, Left
 from losa_cache.data.request import Request
 from losa_cache.data.samples import Samples, fingerprint_of, from_paths
-from losa_cache.data.scan import HERE, Listing, class_folders, hidden, holds_any, is_folder, scan
+from losa_cache.data.scan import HERE, Listing, Wanted, class_folders, hidden, holds_any, is_folder, scan
 from losa_cache.data.spec import SourceSpec
 from losa_cache.errors import UserError
 
@@ -47,6 +49,7 @@ def load(request: Request, name: str = "folder") -> Samples:
     keeps its number if another split has images of it, so that splits agree; otherwise its folder is no class. Where
     there are no folders of classes, the images that lie there are of one class, ``unlabelled``: target sets say what
     they show (``losa_cache.targets``). Hidden and system files are left out, and counted in ``Samples.left``.
+    DICOM and NIfTI files are read where there are no other images and no videos, DICOM files without a suffix too.
 
     Raises:
         UserError: for a folder that is missing, unreadable or empty, a split that is not there or not clear, a file
@@ -62,19 +65,22 @@ def load(request: Request, name: str = "folder") -> Samples:
         _require_no_splits(base, classes)
         if classes:
             left.take(below)
-        listing = scan(base, classes or [HERE], WANTED, left)  # images beside no class folders are those that are read
+        wanted, also, listing = _scan(base, classes or [HERE], left)  # images beside no class folders are read, too
         numbers = listing.labels
         if classes:
-            classes, listing = _without_empty(root, base, classes, listing, left)
+            holds = partial(holds_any, suffixes=wanted, also=also)
+            classes, listing = _without_empty(root, base, classes, listing, left, holds)
     except OSError as error:
         raise _unreadable(error) from error
     paths, labels, sizes = listing.paths, listing.labels, listing.sizes
     if not paths:
-        known = f"images ({', '.join(EXTENSIONS)}) or videos ({', '.join(video.EXTENSIONS)})"
+        known = f"images ({', '.join(EXTENSIONS + medical.SUFFIXES)}) or videos ({', '.join(video.EXTENSIONS)})"
         raise UserError(f"folder {str(base)!r} holds no class folders with {known}.")
     left.base = str(base)
     classes = classes or [UNLABELLED]
     videos = [path for path in paths if path.lower().endswith(video.EXTENSIONS)]
+    if wanted is medical.SUFFIXES:
+        medical.require_readers(name, paths)
     if not videos:
         samples = from_paths(name, split, classes, base, paths, labels, sizes, pixels=request.pixels)
     elif len(videos) < len(paths):
@@ -98,15 +104,29 @@ def other_splits(request: Request) -> list[str]:
     return [other for other in SPLITS if other in _split_folders(request.root) and other != split]
 
 
+def _scan(base: Path, folders: list[str], left: Left) -> tuple[tuple[str, ...], Wanted | None, Listing]:
+    """List images or videos, or medical images if there are none; say which suffixes and files were wanted."""
+    listing = scan(base, folders, WANTED, found := Left())
+    suffixes: tuple[str, ...] = WANTED
+    also: Wanted | None = None
+    if not listing.paths:
+        medical_ones = scan(base, folders, medical.SUFFIXES, others := Left(), medical.is_nameless_dicom)
+        if medical_ones.paths:
+            suffixes, also = medical.SUFFIXES, medical.is_nameless_dicom
+            listing, found = medical_ones, others
+    left.take(found)
+    return suffixes, also, listing
+
+
 def _without_empty(
-    root: Path, base: Path, classes: list[str], listing: Listing, left: Left
+    root: Path, base: Path, classes: list[str], listing: Listing, left: Left, holds: Callable[[Path, str], bool]
 ) -> tuple[list[str], Listing]:
     """Leave out the classes that have no images in any split, and note those that have none in this one."""
     filled = np.bincount(listing.labels, minlength=len(classes)) > 0
     others = [root / name for names in _split_folders(root).values() for name in names if base != root]
     for label in np.flatnonzero(~filled).tolist():
         kind = classes[label]
-        filled[label] = any(holds_any(other, kind, WANTED) for other in others if (other / kind).is_dir())
+        filled[label] = any(holds(other, kind) for other in others if (other / kind).is_dir())
         left.add(EMPTY_HERE if filled[label] else EMPTY, kind)
     numbers = np.cumsum(filled) - 1
     kept = [kind for kind, stays in zip(classes, filled.tolist(), strict=True) if stays]

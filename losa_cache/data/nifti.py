@@ -1,0 +1,76 @@
+"""Slices of NIfTI files, by nibabel."""
+
+import gzip
+import logging
+import zlib
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from losa_cache.data.values import Values, limits_of, require_page
+from losa_cache.extras import extra
+
+SUFFIXES = (".nii", ".nii.gz")
+GZIP = b"\x1f\x8b"
+ONE, TWO = (344, b"n+1\0"), (4, b"n+2\0")
+"""Where the two versions of a header have which mark."""
+
+
+def is_nifti(head: bytes) -> bool:
+    """Tell a NIfTI file, compressed or not, by its first kilobyte."""
+    head = _inflated(head)
+    return any(head[at : at + len(mark)] == mark for at, mark in (ONE, TWO))
+
+
+def read_nifti(file: BinaryIO, page: int, *, require_size: Callable[[int, int], None]) -> Values:
+    """Read one slice: the first axis goes to the right, the second upwards, and the last is that of the slices.
+
+    Values are scaled as the header says (``scl_slope``, ``scl_inter``). Black and white are ``cal_min`` and
+    ``cal_max``, or else the range of the data type.
+
+    Args:
+        file: opened.
+        page: number of the slice, from 1.
+        require_size: refuses a width and height that are too large.
+
+    Raises:
+        UserError: if nibabel is not installed.
+        ValueError: for a slice that is not there, more than three axes, or values that are no numbers.
+    """
+    with extra("nibabel", "NIfTI files need nibabel", "medical"):
+        from nibabel import Nifti1Image, Nifti2Image
+        from nibabel.arrayproxy import ArrayProxy
+
+    logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # what it says there is raised, too
+
+    head = file.read(1024)
+    file.seek(0)
+    kind = Nifti1Image if _inflated(head)[ONE[0] : ONE[0] + 4] == ONE[1] else Nifti2Image
+    stream: Any = gzip.GzipFile(fileobj=file) if head.startswith(GZIP) else file
+    image = kind.from_stream(stream)
+    width, height, *slices = image.shape if len(image.shape) > 1 else (*image.shape, 1)
+    if len(slices) > 1:
+        raise ValueError(f"it has {len(image.shape)} axes, and slices are of three")
+    require_page(page, slices[0] if slices else 1, "slice")
+    require_size(width, height)
+    header = image.header
+    dtype = header.get_data_dtype()
+    if dtype.kind not in "iuf":
+        raise ValueError(f"its values are of the type {dtype}, which is no number")
+    stored = image.dataobj
+    assert isinstance(stored, ArrayProxy)
+    values = np.asarray(stored[..., page - 1] if slices else stored[...])
+    black, white = sorted(end * float(stored.slope) + float(stored.inter) for end in limits_of(dtype))
+    shown = float(header["cal_min"]), float(header["cal_max"])
+    array = values.reshape(width, height).T[::-1, :, None]
+    return Values(array, *shown, "window") if shown[0] < shown[1] else Values(array, black, white, "type")
+
+
+def _inflated(head: bytes) -> bytes:
+    if not head.startswith(GZIP):
+        return head
+    try:
+        return zlib.decompressobj(31).decompress(head, 1024)
+    except zlib.error:
+        return b""
