@@ -103,10 +103,10 @@ def test_files_that_hold_no_maps_are_refused(runs, tmp_path):
 def test_an_exported_file_gives_outputs_of_patches_and_says_what_becomes_of_them(runs, tmp_path):
     _, each = runs
     told = lc.export(each["segmentation"], out=tmp_path / "side.pt2", format="torch", side_only=True)
-    assert told["shape"] == ["batch", 3, 2, 2]
-    assert told["maps"] == {"rows": 2, "columns": 2, "enlarge": "bilinear", "size": [8, 8], "values": "logits"}
+    assert told["shape"] == ["batch", 3, 8, 8]  # 4 x 4 outputs in each of 2 x 2 patches
+    assert told["maps"] == {"rows": 8, "columns": 8, "enlarge": "bilinear", "size": [8, 8], "values": "logits"}
     blocks = [torch.randn(3, 5, 32) for _ in range(4)]
     program = torch.export.load(tmp_path / "side.pt2").module()
     expected = lc.load_adapter(each["segmentation"], device="cpu")(blocks)
     torch.testing.assert_close(program(*blocks), expected, rtol=1e-4, atol=1e-4)
-    assert expected.shape == (3, 3, 2, 2)
+    assert expected.shape == (3, 3, 8, 8)
