@@ -34,14 +34,14 @@ BACKBONE = (
     "timm, or vivit_s ... for video."
 )
 DATASET = (
-    "Data set: digits, folder, places365, kinetics400, vtab, a classification set of torchvision, or "
-    "the path of a folder of class folders."
+    "Data set: digits, folder, places365, kinetics400, vtab, a classification set of torchvision, the path of a "
+    "folder of class folders, or a table of images (labels.csv or table:FILE)."
 )
 SPLIT = "Split of the data set: train, val or test; for vtab: train800val200, train800, val200 or test."
 DATA_DIR = "Folder that holds the data set."
 COLUMNS = (
-    "Columns of a table: image=COLUMN,label=COLUMN, and further columns, each of which becomes a target set; "
-    "default: columns with common names."
+    "Columns of a table: image=COLUMN,label=COLUMN (also split, group, weight), and further columns, each of which "
+    "becomes a target set: species, age:numbers, grade:class; default: columns with common names."
 )
 AUGMENT = (
     "Augmentation, by its name in timm: rand-m9-mstd0.5-inc1, augmix-m3-w3 or 3a, for example; or "
