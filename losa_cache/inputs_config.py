@@ -64,7 +64,7 @@ class ImageConfig:
             the options of video backbones are not used.
         dataset: a name (``load_samples``) or loaded samples, for which ``split`` and ``data_dir`` are not used.
         split, data_dir: the part of the data set, and the folder that holds it.
-        columns: of a table, to take: ``image=file,label=species,age`` (``load_samples``).
+        columns: of a table, to take: ``image=file,label=species,age:numbers`` (``load_samples``).
         weights, img_size, resize: of the backbone; of a video backbone also
         frames, stride, inflation: as of ``load_backbone``.
         clips: rows for each video, 1 or more, evenly spaced over it.

@@ -24,13 +24,14 @@ def load_samples(
 
     Args:
         name: ``digits``, ``folder``, ``kinetics400``, ``places365``, ``vtab``, a torchvision classification set
-            (``cifar100``, ``food101``, ...), or the path of a folder of class folders.
+            (``cifar100``, ``food101``, ...), the path of a folder of class folders, or a table (``labels.csv``,
+            ``table:labels.txt``).
         split: ``train``, ``val`` or ``test``, as far as the set has them; of ``vtab`` ``train800val200``, ``train800``,
             ``val200`` or ``test``.
         data_dir: where the files are; for torchvision sets its root (default ``home``), for ``vtab`` the
             folder of one task.
         home: where a set that torchvision downloads is kept, if ``data_dir`` does not say it.
-        columns: of a table, to take: ``image=file,label=species,age``.
+        columns: of a table, to take: ``image=file,label=species,age:numbers``.
         pixels: how values that are not 8-bit RGB become pixels.
 
     Raises:

@@ -97,7 +97,8 @@ def require_data_set(name: str, data_dir: str | Path | None) -> None:
             raise UserError(f"data set {kind!r} needs --data-dir: the folder that holds it.")
     elif spec.prefix:
         if not rest or not (spec.remote or given_path(rest).exists()):
-            raise UserError(f"data set {name!r}: there is no {rest!r}: name a file or folder behind {kind}:.")
+            behind = "" if rest == name else f" behind {kind}:"
+            raise UserError(f"data set {name!r}: there is no file or folder {rest!r}: name one{behind}.")
     elif not Path(name).is_dir():
         prefixes = [f"{kind}:..." for kind, spec in SPECS.items() if spec.prefix]
         raise UserError(

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
+import torch
 import zarr
 
 from losa_cache.cache.inspect import inspect_cache
@@ -16,8 +17,12 @@ from losa_cache.extract.extract import extract
 from losa_cache.extract.verify import verify_cache
 from losa_cache.files import write_sealed
 from losa_cache.targets.add import add_targets, remove_targets
+from losa_cache.targets.from_table import Table
 from losa_cache.targets.source import Source
 from losa_cache.targets.target_set import CLASS, DEPTH, MASK, MULTILABEL, NUMBERS, TargetSet
+from losa_cache.train.config import OnlineConfig, TrainConfig
+from losa_cache.train.placement import Placement
+from losa_cache.train.training_data import open_training_data
 from tests.conftest import losa_cache, tiny_backbone, tiny_samples
 from tests.extract.test_extract import contents
 from tests.forked import Forked
@@ -90,6 +95,28 @@ def test_targets_that_come_with_the_data_follow_it_into_new_and_finished_caches(
     assert "replaced" in caplog.text
     with pytest.raises(UserError, match="cannot have a target set 'labels'"):
         replace(samples, targets={"labels": Counts(tmp_path, NUMBERS, samples.ids, tuple(range(N)))})
+
+
+def test_an_online_run_learns_groups_and_weighs_by_what_comes_with_its_images(tmp_path):
+    samples, places = tiny_samples(), np.arange(N)
+    given = {
+        "size": Table(tmp_path, NUMBERS, samples.ids, ["cm"], places[:, None].astype(np.float32)),
+        "site": Table(tmp_path, CLASS, samples.ids, ["p", "q", "r", "s"], places % 4),
+        "weight": Table(tmp_path, NUMBERS, samples.ids, ["w"], (places % 2)[:, None].astype(np.float32)),
+    }
+    options = {"backbone": tiny_backbone(), "dataset": replace(samples, targets=given)}
+    config = TrainConfig(task="regression", targets="size", group_by="site", val_fraction=0.3, sampling="weight")
+    online, placement = OnlineConfig("tiny0", "tiny", precision="float32"), Placement(torch.device("cpu"))
+    with open_training_data(None, online, config, placement, **options) as data:
+        number = [int(name[-3:]) for name in samples.ids]
+        assert sorted(data.targets.values[:, 0].tolist()) == number
+        parts = (data.chosen.train, data.chosen.held_out)
+        train, held_out = ({int(data.targets.values[own, 0]) for own in part} for part in parts)
+        assert train | held_out == set(range(N)) and len(held_out) > 2
+        assert not {own % 4 for own in train} & {own % 4 for own in held_out}
+        assert data.chosen.weights.values.tolist() == [data.targets.values[own, 0] % 2 for own in data.chosen.train]
+    with pytest.raises(UserError, match="'tiny' has no target set 'sizes': choose one of labels, .*; nearest: size"):
+        open_training_data(None, online, replace(config, targets="sizes"), placement, **options)
 
 
 KILLER = """
