@@ -6,6 +6,10 @@ from contextlib import contextmanager
 from losa_cache.errors import UserError
 
 
+class MissingExtraError(UserError):
+    """A package is missing, or broken: that is no fault of the sample which was to be decoded."""
+
+
 @contextmanager
 def extra(package: str, need: str, name: str) -> Generator[None, None, None]:
     """Import an optional package within this context.
@@ -16,7 +20,7 @@ def extra(package: str, need: str, name: str) -> Generator[None, None, None]:
         name: of losa-cache's extra that brings it.
 
     Raises:
-        UserError: if it is not installed, or cannot be imported although it is.
+        MissingExtraError: if it is not installed, or cannot be imported although it is.
         KeyboardInterrupt: if that is why: extension modules turn Ctrl-C into an ``ImportError``.
     """
     try:
@@ -25,7 +29,7 @@ def extra(package: str, need: str, name: str) -> Generator[None, None, None]:
         if _interrupted(error):
             raise KeyboardInterrupt from error
         missing = isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] == package
-        raise UserError(
+        raise MissingExtraError(
             f"{need}: pip install 'losa-cache[{name}]'."
             if missing
             else f"{need}, and {package} cannot be imported although it is installed ({error}): install it again."

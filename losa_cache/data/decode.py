@@ -28,6 +28,7 @@ from losa_cache.data.picture import upright
 from losa_cache.data.samples import Samples
 from losa_cache.data.transforms import InputSpec
 from losa_cache.errors import UserError
+from losa_cache.extras import MissingExtraError
 from losa_cache.machine.prefetch import work_ahead
 from losa_cache.stop import SIGNALS
 
@@ -199,6 +200,8 @@ class _Views(Dataset[Found]):
                 return index, self._plain(image).numpy()
             seed_generators(self._seed, draw, self._samples.ids[index])
             return index, self._random(image).numpy()
+        except MissingExtraError:
+            raise
         except Exception as error:  # decoders raise anything; the image is named and the choice is the user's
             return index, f"{type(error).__name__}: {error}"
 

@@ -146,5 +146,10 @@ def _table(low: float, high: float, bits: int) -> NDArray[np.uint8]:
 def _linear(array: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
     if not low < high:
         return np.zeros(array.shape, dtype=np.uint8)
-    values = np.nan_to_num(array.astype(np.float64), nan=low, posinf=high, neginf=low).clip(low, high)
-    return np.floor((values - low) * (255 / (high - low)) + 0.5).astype(np.uint8)
+    values = np.clip(array.astype(np.float64), low, high)
+    values -= low
+    values *= 255 / (high - low)
+    values += 0.5
+    if array.dtype.kind == "f":
+        np.nan_to_num(values, copy=False, nan=0)
+    return values.astype(np.uint8)  # cuts what is behind the point

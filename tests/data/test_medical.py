@@ -1,6 +1,7 @@
 """DICOM and NIfTI files against the equations of their standards and the arrays that they were written from."""
 
 import io
+import sys
 
 import nibabel
 import numpy as np
@@ -11,9 +12,11 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import ExplicitVRLittleEndian, JPEGBaseline8Bit, JPEGLosslessSV1, RLELossless, generate_uid
 
 from losa_cache.data import medical
+from losa_cache.data.decode import Decoder
 from losa_cache.data.load import load_samples
 from losa_cache.data.picture import load_image, stored_frame
 from losa_cache.data.pixel_rules import PixelRules, parse_rules
+from losa_cache.data.transforms import InputSpec
 from losa_cache.errors import UserError
 
 GREYS = np.random.default_rng(0).integers(0, 4096, (2, 6, 8)).astype(np.uint16)
@@ -167,5 +170,10 @@ def test_folders_of_dicom_files_with_and_without_a_suffix(tmp_path, monkeypatch)
     monkeypatch.setattr(medical, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"holds DICOM files, which need pydicom: pip install 'losa-cache\[medical\]'"):
         load_samples(str(tmp_path / "d"))
+    monkeypatch.setitem(sys.modules, "pydicom", None)  # as where it is not installed
+    decoder = Decoder(samples, InputSpec((3, 8, 8), (0.5,) * 3, (0.5,) * 3, "bicubic", 1.0, "squash"), workers=1)
+    with pytest.raises(UserError, match=r"DICOM files need pydicom: pip install 'losa-cache\[medical\]'"):
+        list(decoder.batches([[(0, None)]]))  # no image is to blame: none is left out for it
+    decoder.close()
     Image.new("L", (4, 4)).save(tmp_path / "d/a/b.png")  # beside other images they stay what they were: left out
     assert load_samples(str(tmp_path / "d")).ids == ["a/b.png"]
