@@ -2,8 +2,8 @@
 
 The fingerprint of a data set knows names and sizes at most. So each shard has a list beside its receipt: of every row's
 file or archive the size, time stamps and inode, and of its image the sha256 (``docs/protocol.md``, section "Sources").
-Whoever reuses or resumes the cache, or computes rows of it again, looks at the files: where size, stamps and inode are as
-recorded nothing is read; else the image is hashed, and only its content decides.
+Whoever reuses or resumes the cache, or computes rows of it again, looks at the files: where size, stamps and inode are
+as recorded nothing is read; else the image is hashed, and only its content decides.
 """
 
 import hashlib

@@ -13,13 +13,13 @@ from losa_cache.cache.descriptors import ReadFile, ReplacedError, descriptors
 from losa_cache.data.picture import read_image
 from losa_cache.data.pixel_rules import PixelRules
 from losa_cache.data.samples import Samples, hash_lines
+from losa_cache.data.sources.folder import UNLABELLED
 from losa_cache.errors import UserError
 from losa_cache.targets.source import Source
 
-UNLABELLED = "unlabelled"
-"""The only class of images of which nothing says the class."""
 MOST_BYTES = 2**31 - 1
 """Bytes that one image of an archive may have: what one call of the system reads."""
+_SPARSE = 10_000  # numbers of classes that few images of a split may leave out
 
 
 class Archive:
@@ -128,7 +128,7 @@ def numbered(
         if not 0 <= low <= high < len(names):
             raise UserError(f"{where} has labels from {low} to {high}, but {len(names)} classes: add their names.")
         return tuple(names), numbers
-    if 0 <= low and high < max(len(numbers), 1000):
+    if low >= 0 and high < max(len(numbers), _SPARSE):
         return tuple(map(str, range(high + 1))), numbers
     distinct, places = np.unique(numbers, return_inverse=True)  # numbers that count nothing are names
     return tuple(map(str, distinct.tolist())), places.astype(np.int64)

@@ -47,7 +47,7 @@ def fetched(url: str, home: Path | None) -> Path:
             shutil.copyfileobj(response, file, 1024 * 1024)
             length = response.headers.get("Content-Length")
             if length is not None and file.tell() != int(length):
-                raise OSError(f"{file.tell()} of {length} bytes came")
+                raise ValueError(f"{file.tell()} of {length} bytes came")
     except (OSError, HTTPException, ValueError) as error:
         reason = getattr(error, "reason", None) or error
         raise UserError(

@@ -10,9 +10,8 @@ from losa_cache.errors import UserError
 from losa_cache.folders import is_url
 
 SUFFIX = ".tar"
-MOST = 1_000_000  # shards
-_RANGE = re.compile(r"\{(\d{1,9})\.\.(\d{1,9})\}")
-_CHOICE = re.compile(r"\{([^{}]*,[^{}]*)\}")
+MOST = 100_000  # shards
+_BRACES = re.compile(r"\{(?:(\d{1,9})\.\.(\d{1,9})|([^{}]*,[^{}]*))\}")
 _JOINT = "::"  # between patterns, as WebDataset has it
 
 
@@ -31,8 +30,8 @@ def shards_of(pattern: str) -> list[str]:
         shards = [each] if is_url(each) else _paths(os.path.expanduser(each))
         if not shards:
             raise UserError(
-                f"data set {pattern!r}: no tar file is called {each!r}: write wds: and a file, a folder of tar files, a "
-                "pattern such as shards-{000..099}.tar, or URLs."
+                f"data set {pattern!r}: no tar file is called {each!r}: write wds: and a file, a folder of tar files, "
+                "a pattern such as shards-{000..099}.tar, or URLs."
             )
         if again := next((shard for shard in shards if shard in found), None):
             raise UserError(f"data set {pattern!r} names {again!r} twice: leave one out.")
@@ -61,14 +60,14 @@ def _natural(path: str) -> list[tuple[int, str]]:
 
 def _expanded(pattern: str) -> Iterator[str]:
     """Write out the first braces, and those behind them."""
-    if span := _RANGE.search(pattern):
-        low, high = span.groups()
-        numbers = range(int(low), int(high) + 1)
-        braces, choices = span, (str(number).zfill(len(low)) for number in numbers)
-    elif choice := _CHOICE.search(pattern):
-        braces, choices = choice, iter(choice[1].split(","))
-    else:
+    braces = _BRACES.search(pattern)
+    if braces is None:
         yield pattern
         return
+    low, high, listed = braces.groups()
+    if listed is not None:
+        choices = listed.split(",")
+    else:
+        choices = [str(number).zfill(len(low)) for number in range(int(low), min(int(high), int(low) + MOST) + 1)]
     for each in choices:
         yield from _expanded(pattern[: braces.start()] + each + pattern[braces.end() :])

@@ -72,7 +72,7 @@ def _members(path: Path) -> Iterator[tuple[str, Part]]:
             file.seek(0)
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 for member in iter(tar.next, None):
-                    tar.members.clear()  # or they stay in memory: a kilobyte each
+                    tar.members = []  # type: ignore[attr-defined]  # or they stay in memory: a kilobyte each
                     if member.isdir():
                         continue
                     name = member.name.removeprefix("./")
@@ -95,7 +95,7 @@ def _members(path: Path) -> Iterator[tuple[str, Part]]:
 
 
 def _require_end(path: Path, file: int, end: int) -> None:
-    """Refuse what tarfile takes for the end: a damaged header, a file that is cut between two members, a second tar file.
+    """Refuse what tarfile takes for the end: a damaged header, a cut between two members, a second tar file behind.
 
     A tar file ends with two blocks of zeros.
     """

@@ -4,7 +4,6 @@ import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -40,18 +39,18 @@ def values_of(
         return Table(path, CLASS, ids, known, np.array(numbers, dtype=np.int64))
     rows = [value if isinstance(value, list) else [value] for value in values]
     for name, row in zip(ids, rows, strict=True):
-        if len(row) != len(rows[0]) or not all(isinstance(number, Real) and _finite(number) for number in row):
+        if len(row) != len(rows[0]) or not all(_finite(number) for number in row):
             raise UserError(
-                f"column {column!r} of {str(path)!r} holds {str(row)[:80]} for {name!r}: a target is a finite number, a "
-                "list of as many of them as in the other samples, or a text."
+                f"column {column!r} of {str(path)!r} holds {str(row)[:80]} for {name!r}: a target is a finite number, "
+                "a list of as many of them as in the other samples, or a text."
             )
     count = len(rows[0]) if rows else 1
     columns = [column] if count == 1 else [f"{column}{number}" for number in range(count)]
     return Table(path, NUMBERS, ids, columns, np.array(rows, dtype=np.float32))
 
 
-def _finite(number: Real) -> bool:
-    return math.isfinite(number) and abs(number) <= LARGEST
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value) and abs(value) <= LARGEST
 
 
 def masks_of(path: Path, ids: Sequence[str], encoded: Callable[[int], bytes]) -> "EncodedMasks":

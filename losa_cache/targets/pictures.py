@@ -18,7 +18,7 @@ _STRETCHED = {2: 85, 4: 17}  # Pillow brings greys of fewer than 8 bits to 0 ...
 
 
 def read_mask(stored: Path | BinaryIO) -> NDArray[np.uint8]:
-    """Read the class numbers of a mask from its file or its bytes, ``(height, width)``: those of its palette, or its greys.
+    """Read the class numbers of a mask, ``(height, width)``: those of its palette, or its greys.
 
     Raises:
         UnreadableError, OSError, ValueError: or whatever else the decoder raises.

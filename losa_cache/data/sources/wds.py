@@ -21,6 +21,7 @@ from losa_cache.data.tar_shard import Part, Record, read_shard
 from losa_cache.errors import UserError
 from losa_cache.folders import is_url
 from losa_cache.outside import UnreadableError
+from losa_cache.targets.check import target_name
 from losa_cache.targets.from_data import masks_of, values_of
 from losa_cache.targets.source import Source
 
@@ -102,7 +103,7 @@ def load(request: Request) -> Samples:
         archive=lambda i: paths[table.shards[i]],
         pixels=request.pixels,
         targets={
-            column.partition(".")[0]: _targets(column, values, ids, paths[0].parent, reader)
+            target_name(column): _targets(column, values, ids, paths[0].parent, reader)
             for column, values in table.columns.items()
         },
     )
