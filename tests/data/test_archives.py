@@ -1,9 +1,10 @@
-"""Images in tar and zip files that other programs wrote: the same samples, pixels and rows of a cache as from a folder."""
+"""Images in tar and zip files that other programs wrote: the same samples, pixels and rows as from a folder."""
 
 import functools
 import http.server
 import io
 import json
+import os
 import tarfile
 import threading
 import zipfile
@@ -16,15 +17,14 @@ from losa_cache.data.load import load_samples
 from losa_cache.data.names import located
 from losa_cache.data.shards import shards_of
 from losa_cache.errors import UserError
+from losa_cache.extract.extract import extract
 from losa_cache.targets.read import read_targets
+from tests.conftest import tiny_backbone
 
 
-def encoded(colour, suffix="png", turn=None):
-    picture, file = Image.new("RGB", (20, 10), (colour, 0, 0)), io.BytesIO()
-    exif = Image.Exif()
-    if turn is not None:
-        exif[0x0112] = turn
-    picture.save(file, {"jpg": "jpeg"}.get(suffix, suffix), exif=exif)
+def encoded(colour, suffix="png"):
+    file = io.BytesIO()
+    Image.new("RGB", (20, 10), (colour, 0, 0)).save(file, {"jpg": "jpeg"}.get(suffix, suffix))
     return file.getvalue()
 
 
@@ -147,7 +147,7 @@ def test_shards_of_a_server_are_fetched_once_and_whole(tmp_path):
 
     (served / "short.tar").write_bytes((served / "a.tar").read_bytes())
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=served)) as server:
-        threading.Thread(target=server.serve_forever).start()
+        threading.Thread(target=server.serve_forever, args=[0.01]).start()
         try:
             url = f"wds:http://127.0.0.1:{server.server_port}/"
             for _ in range(2):
@@ -209,3 +209,37 @@ def test_zip_files_that_are_damaged_encrypted_or_bombs_are_refused(tmp_path):
     path.write_bytes(bomb.replace((10_000_000).to_bytes(4, "little"), (1000).to_bytes(4, "little")))
     with pytest.raises(ValueError, match="damaged"):
         load_samples(str(path)).load(0)
+
+
+def turned(root):
+    """Write pictures that their EXIF orientation turns, each of another kind and class, and give their paths."""
+    for number in range(6):
+        exif, pixels = Image.Exif(), np.random.default_rng(number).integers(0, 256, (8, 12, 3), dtype=np.uint8)
+        exif[0x0112] = (6, 8, 1)[number % 3]
+        path = root / f"train/{'ab'[number // 3]}/{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path, exif=exif, compress_level=0)
+    return sorted(root.rglob("*.png"))
+
+
+def test_extraction_gives_the_same_rows_from_a_folder_a_tar_and_a_zip_file(tmp_path):
+    paths = turned(tmp_path / "set")
+    names = {path: str(path.relative_to(tmp_path / "set")) for path in paths}
+    pack(tmp_path / "set.zip", {name: path.read_bytes() for path, name in names.items()})
+    members = [member for path in paths for member in ((path.name, path.read_bytes()), (f"{path.stem}.cls", b"1"))]
+    tar(tmp_path / "set.tar", members)
+    rows = set()
+    for name in ("set", "set.zip", "set.tar"):
+        samples = load_samples(str(tmp_path / name))
+        cache = extract(tiny_backbone(), samples, precision="float32", out=tmp_path / f"{name}.zarr")
+        rows.add(b"".join(cache.shard_path(shard).read_bytes() for shard in range(cache.layout.shards)))
+    assert len(rows) == 1
+    os.utime(tmp_path / "set.tar", (1, 1))  # another time stamp alone is no other content
+    assert extract(tiny_backbone(), samples, precision="float32", out=cache.path).path == cache.path
+    content = paths[0].read_bytes()
+    members[0] = (paths[0].name, content[:90] + bytes([content[90] ^ 1]) + content[91:])
+    tar(tmp_path / "set.tar", members)
+    again = load_samples(str(tmp_path / "set.tar"))
+    assert again.fingerprint == samples.fingerprint
+    with pytest.raises(UserError, match=r"was extracted from other files: '0' .*set.tar'\) has another content"):
+        extract(tiny_backbone(), again, precision="float32", out=cache.path)
