@@ -3,6 +3,7 @@
 import io
 import re
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -71,8 +72,7 @@ def load(request: Request) -> Samples:
         )
     labels = np.array([numbers[synset] for synset in own], dtype=np.int64)
     samples = from_paths(NAME, split, classes, folder, listing.paths, labels, listing.sizes, pixels=request.pixels)
-    samples.left.take(left)
-    return samples
+    return replace(samples, left=left)
 
 
 def _synsets(folder: Path) -> list[str]:

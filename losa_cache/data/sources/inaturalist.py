@@ -1,6 +1,7 @@
 """iNaturalist: 2021 in its class folders, other years by their lists of images in COCO's form."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -100,8 +101,7 @@ def _of_folders(request: Request, folder: Path) -> Samples:
     samples = from_paths(
         NAME, request.split, classes, folder, listing.paths, labels, listing.sizes, pixels=request.pixels
     )
-    samples.left.take(left)
-    return samples
+    return replace(samples, left=left)
 
 
 def _of_list(request: Request, path: Path) -> Samples:

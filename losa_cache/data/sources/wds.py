@@ -109,6 +109,12 @@ def load(request: Request) -> Samples:
     )
 
 
+def other_splits(request: Request) -> list[str]:
+    """List the other splits that shards are of, by their names."""
+    splits = {_split_of(shard) for shard in shards_of(request.name)}
+    return sorted(split for split in splits - {canonical(request.split)} if split is not None)
+
+
 def _of_split(shards: list[str], split: str, name: str) -> list[str]:
     """Leave out shards whose names, or the names of whose folders, say another split."""
     splits = {shard: _split_of(shard) for shard in shards}
