@@ -19,7 +19,7 @@ from time import perf_counter, process_time
 import datasets
 from stages import make_images
 
-from losa_cache.data.decode import Decoder
+from losa_cache.data.decode import Decoder, View
 from losa_cache.data.load import load_samples
 from losa_cache.data.transforms import InputSpec
 from losa_cache.inputs import permute
@@ -53,7 +53,7 @@ def pack(work: Path) -> dict[str, str]:
     (work / "labels.csv").write_text("\n".join(["path,label", *rows]) + "\n")
     return {
         "folder": str(folder),
-        # "table": f"table:{work / 'labels.csv'}",
+        "table": f"table:{work / 'labels.csv'}",
         "Hugging Face": f"hf:{work / 'hf'}",
         "WebDataset": f"wds:{work / 'shards'}",
         "zip": f"zip:{work / 'images.zip'}",
@@ -76,16 +76,16 @@ def main() -> None:
             listing[road] = perf_counter() - started
             decoders[road] = Decoder(samples, SPEC, workers=arguments.workers, turn=True)
         order = permute(arguments.images, seed=0, limit=None).tolist()
-        plan = [[(i, None) for i in order[at : at + BATCH]] for at in range(0, len(order), BATCH)]
+        plan: list[list[View]] = [[(i, None) for i in order[at : at + BATCH]] for at in range(0, len(order), BATCH)]
         seconds = {road: [[0.0, 0.0] for _ in range(arguments.repeats + 1)] for road in decoders}
         for turn in range(arguments.repeats + 1):  # the first warms up
             for at in range(0, len(plan), AT_ONCE):  # in short turns: other work on the machine hits all alike
                 for road in sorted(decoders, key=lambda road: hash((road, turn, at))):
-                    started = perf_counter(), process_time()
+                    began = perf_counter(), process_time()
                     for batch in decoders[road].batches(plan[at : at + AT_ONCE]):
                         assert not batch.failures
                     for place, now in enumerate((perf_counter(), process_time())):
-                        seconds[road][turn][place] += now - started[place]
+                        seconds[road][turn][place] += now - began[place]
         for road, taken in seconds.items():
             wall, cpu = ([turn[place] for turn in taken[1:]] for place in (0, 1))
             shares = [folder[0] / own for own, folder in zip(wall, seconds["folder"][1:], strict=True)]

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from losa_cache.data.shards import SUFFIX, shards_of, with_paths
+from losa_cache.data.shards import beneath, shards_of, with_paths
 from losa_cache.data.spec import SPECS
 from losa_cache.errors import UserError, nearest
 from losa_cache.folders import given_path
@@ -73,8 +73,7 @@ def moved(name: str, place: Path) -> dict[str, str]:
         return {"data_dir": str(place)}
     prefix = f"{kind}:" if SPECS[kind].prefix else ""
     if SPECS[kind].patterns:
-        tars = with_paths(rest, lambda path: str(place / Path(path).name if path.endswith(SUFFIX) else place))
-        return {"dataset": f"{prefix}{tars}"}
+        return {"dataset": f"{prefix}{beneath(rest, place)}"}
     if SPECS[kind].whole:
         inside = place / Path(rest).name
         return {"dataset": f"{prefix}{inside if inside.exists() else place}"}
@@ -106,7 +105,9 @@ def require_data_set(name: str, data_dir: str | Path | None) -> None:
         if spec.needs_folder and data_dir is None:
             raise UserError(f"data set {kind!r} needs --data-dir: the folder that holds it.")
     elif spec.whole and data_dir is not None:
-        raise UserError(f"data set {name!r} holds its images itself: leave --data-dir out, and name its place behind {kind}:.")
+        raise UserError(
+            f"data set {name!r} holds its images itself: leave --data-dir out, and name its place behind {kind}:."
+        )
     elif spec.patterns:
         shards_of(rest)
     elif spec.prefix:

@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from itertools import islice
+from pathlib import Path
 
 from losa_cache.errors import UserError
 from losa_cache.folders import is_url
@@ -44,6 +45,12 @@ def shards_of(pattern: str) -> list[str]:
 def with_paths(pattern: str, whole: Callable[[str], str]) -> str:
     """Change each path of a pattern, but no URL."""
     return _JOINT.join(part if is_url(part) else whole(part) for part in pattern.split(_JOINT))
+
+
+def beneath(pattern: str, folder: Path) -> str:
+    """Give a pattern of the same tar files in another folder. URLs become paths, too: nothing is fetched."""
+    parts = pattern.split(_JOINT)
+    return _JOINT.join(str(folder / Path(part).name if part.endswith(SUFFIX) else folder) for part in parts)
 
 
 def _paths(path: str) -> list[str]:

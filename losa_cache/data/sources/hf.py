@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset, DatasetDict
 
-SPEC = SourceSpec(prefix=True, remote=True, columns=True)
+SPEC = SourceSpec(prefix=True, whole=True, remote=True, columns=True)
 
 NAME = "hf"
 
@@ -53,10 +53,9 @@ def load(request: Request) -> Samples:
     where = f"data set 'hf:{request.name}'"
     data = _split(_open(request.name, where), request.split, where)
     image, label = _image_column(data, request, where), _label_column(data, request, where)
-    targets = {target_name(column): column for column in request.columns.targets}
-    for column in targets.values():
+    for column in request.columns.targets:
         _require_column(data, column, where)
-    table = _encoded_table(data, [image, *([label] if label else []), *targets.values()])
+    table = _encoded_table(data, [image, *([label] if label else []), *request.columns.targets])
     folder = given_path(request.name)
     files = _Files(data, folder)
     images = _Images(table, image, folder)
@@ -77,7 +76,10 @@ def load(request: Request) -> Samples:
         encoded=images.encoded,
         archive=lambda i: images.file(i) or files.of_row(i),
         pixels=request.pixels,
-        targets={name: _targets(data, table, column, folder, ids) for name, column in targets.items()},
+        targets={
+            target_name(column): _targets(data, table, column, kind, folder, ids)
+            for column, kind in request.columns.targets.items()
+        },
     )
 
 
@@ -169,7 +171,9 @@ def _require_column(data: "Dataset", column: str, where: str) -> None:
 
 
 def _class_names(data: "Dataset", column: str | None) -> list[str] | None:
-    return getattr(data.features[column], "names", None) if column else None
+    """Give the names of a column of classes, or of a column of lists of them."""
+    feature = data.features[column] if column else None
+    return getattr(getattr(feature, "feature", feature), "names", None)
 
 
 def _encoded_table(data: "Dataset", columns: list[str]) -> "pa.Table":
@@ -266,9 +270,12 @@ class _Files:
         return self._paths[bisect_right(self._ends, row)]
 
 
-def _targets(data: "Dataset", table: "pa.Table", column: str, folder: Path, ids: Sequence[str]) -> Source:
+def _targets(
+    data: "Dataset", table: "pa.Table", column: str, kind: str | None, folder: Path, ids: Sequence[str]
+) -> Source:
     from datasets import Image
 
     if isinstance(data.features[column], Image):
         return masks_of(folder, ids, _Images(table, column, folder).encoded)
-    return values_of(folder, column, ids, table.column(column).to_pylist(), names=_class_names(data, column))
+    names = _class_names(data, column)
+    return values_of(folder, column, ids, table.column(column).to_pylist(), kind=kind, names=names)

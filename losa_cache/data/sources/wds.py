@@ -25,7 +25,7 @@ from losa_cache.targets.check import target_name
 from losa_cache.targets.from_data import masks_of, values_of
 from losa_cache.targets.source import Source
 
-SPEC = SourceSpec(prefix=True, patterns=True, suffixes=(".tar",), columns=True)
+SPEC = SourceSpec(prefix=True, whole=True, patterns=True, suffixes=(".tar",), columns=True)
 
 NAME = "wds"
 CLASSES = "classnames.txt"
@@ -103,8 +103,8 @@ def load(request: Request) -> Samples:
         archive=lambda i: paths[table.shards[i]],
         pixels=request.pixels,
         targets={
-            target_name(column): _targets(column, values, ids, paths[0].parent, reader)
-            for column, values in table.columns.items()
+            target_name(column): _targets(column, kind, table.columns[column], ids, paths[0].parent, reader)
+            for column, kind in request.columns.targets.items()
         },
     )
 
@@ -222,6 +222,7 @@ class _Texts:
 
 def _targets(
     column: str,
+    kind: str | None,
     values: list[Any],
     ids: Sequence[str],
     folder: Path,
@@ -229,7 +230,7 @@ def _targets(
 ) -> Source:
     if all(isinstance(value, tuple) for value in values):  # JSON has none
         return masks_of(folder, ids, reader(values))
-    return values_of(folder, column, ids, values)
+    return values_of(folder, column, ids, values, kind=kind)
 
 
 def _class_names(shard: Path) -> list[str] | None:

@@ -20,7 +20,7 @@ from losa_cache.errors import UserError
 from losa_cache.folders import given_path
 from losa_cache.outside import UnreadableError, open_file
 
-SPEC = SourceSpec(prefix=True, suffixes=(".zip",))
+SPEC = SourceSpec(prefix=True, whole=True, suffixes=(".zip",))
 
 NAME = "zip"
 
