@@ -224,7 +224,7 @@ def describe(
     newer: dict[str, Any] = (
         {} if decoder == PILLOW else {"decoder": decoder}
     )  # the identities of older caches stay as they are
-    if upright and samples.file is not None:  # pictures in memory have no orientation
+    if upright and samples.stored:  # pictures in memory have no orientation
         newer["orientation"] = UPRIGHT
     if tokens != ALL:
         newer["tokens"] = tokens

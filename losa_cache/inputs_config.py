@@ -34,8 +34,9 @@ BACKBONE = (
     "timm, or vivit_s ... for video."
 )
 DATASET = (
-    "Data set: digits, folder, places365, kinetics400, vtab, a classification set of torchvision, the path of a "
-    "folder of class folders, or a table of images (labels.csv or table:FILE)."
+    "Data set: digits, folder, imagenet, inaturalist, places365, kinetics400, vtab, a classification set of "
+    "torchvision, a table (labels.csv or table:FILE), hf:NAME, wds:TARS, zip:FILE, or the path of a folder of class "
+    "folders."
 )
 SPLIT = "Split of the data set: train, val or test; for vtab: train800val200, train800, val200 or test."
 DATA_DIR = "Folder that holds the data set."

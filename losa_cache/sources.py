@@ -1,15 +1,15 @@
 """Which files a cache was computed from, by their content: recorded while they are extracted, compared before reuse.
 
 The fingerprint of a data set knows names and sizes at most. So each shard has a list beside its receipt: of every row's
-file the size, time stamps, inode and sha256 (``docs/protocol.md``, section "Sources"). Whoever reuses or resumes the
-cache, or computes rows of it again, looks at the files: where size, stamps and inode are as recorded nothing is read;
-else the file is hashed, and only its content decides.
+file or archive the size, time stamps and inode, and of its image the sha256 (``docs/protocol.md``, section "Sources").
+Whoever reuses or resumes the cache, or computes rows of it again, looks at the files: where size, stamps and inode are
+as recorded nothing is read; else the image is hashed, and only its content decides.
 """
 
 import hashlib
 import logging
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -31,13 +31,13 @@ _SETTLED = 2_000_000_000  # nanoseconds: a younger stamp would be the same after
 
 @dataclass(frozen=True)
 class Source:
-    """A file as it was read.
+    """A file as it was read, or an image of an archive.
 
     Attributes:
-        size: in bytes; -1 of one that cannot be read.
-        modified, changed: mtime and ctime in nanoseconds; a ``changed`` of 0 equals none.
+        size: of the file or archive, in bytes; -1 of one that cannot be read.
+        modified, changed: its mtime and ctime in nanoseconds; a ``changed`` of 0 equals none.
         inode: its number.
-        digest: sha256 in hexadecimal.
+        digest: sha256 in hexadecimal, of the file or of the image's bytes alone.
     """
 
     size: int
@@ -47,12 +47,15 @@ class Source:
     digest: str
 
     @classmethod
-    def of(cls, path: Path) -> "Source":
-        """Read a file."""
+    def of(cls, path: Path, encoded: Callable[[], bytes] | None = None) -> "Source":
+        """Read a file, or a part of it: the bytes that ``encoded`` gives."""
         try:
             status = path.stat()
-            with open(path, "rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if encoded is not None:
+                digest = hashlib.sha256(encoded()).hexdigest()
+            else:
+                with open(path, "rb") as file:
+                    digest = hashlib.file_digest(file, "sha256").hexdigest()
         except (OSError, ValueError):
             return cls(-1, 0, 0, 0, "")
         settled = abs(time.time_ns() - status.st_ctime_ns) > _SETTLED
@@ -75,7 +78,7 @@ class Sources:
         path: of the cache.
         layout: of it.
         manifest: of it.
-        samples: in its order, of single files.
+        samples: in its order, of files or archives.
     """
 
     def __init__(self, path: StorePath, layout: Layout, manifest: Manifest, samples: Samples) -> None:
@@ -83,16 +86,21 @@ class Sources:
         self._manifest, self._samples = manifest, samples
         self._rows: dict[int, Source] = {}  # of the shard that is being written
 
-    def file(self, row: int) -> Path:
-        """Say where a row's image or video lies."""
-        assert self._samples.file is not None
-        return self._samples.file(row // self._manifest.views)
+    def _file(self, sample: int) -> Path:
+        """Say in which file or archive an image or video lies."""
+        file = self._samples.archive if self._samples.encoded is not None else self._samples.file
+        assert file is not None
+        return file(sample)
+
+    def _source(self, sample: int) -> Source:
+        encoded = self._samples.encoded
+        return Source.of(self._file(sample), None if encoded is None else lambda: encoded(sample))
 
     def read(self, rows: Iterable[int], threads: ThreadPoolExecutor) -> None:
         """Hash the files of rows that were just decoded, and so are in memory: to be recorded."""
-        files = {row: self.file(row) for row in rows}
-        found = dict(zip(unique := list(dict.fromkeys(files.values())), threads.map(Source.of, unique), strict=True))
-        self._rows |= {row: found[file] for row, file in files.items()}
+        samples = {row: row // self._manifest.views for row in rows}
+        found = dict(zip(unique := list({*samples.values()}), threads.map(self._source, unique), strict=True))
+        self._rows |= {row: found[sample] for row, sample in samples.items()}
 
     def written(self, row: int) -> None:
         """Record a shard whose last row is about to be written, if all of its rows were read."""
@@ -128,20 +136,22 @@ class Sources:
         known = self._read(shard)
         if known is None or len(known) != len(rows):
             return False
-        now: dict[Path, Source] = {}
+        now: dict[int, Source] = {}
         for row, source in zip(rows, known, strict=True):
-            file = self.file(row)
-            if file in now or source.untouched(file):
+            sample = row // self._manifest.views
+            file = self._file(sample)
+            if sample in now or source.untouched(file):
                 continue
-            now[file] = Source.of(file)
-            if now[file].digest != source.digest:
-                name = self._samples.ids[row // self._manifest.views]
+            now[sample] = self._source(sample)
+            if now[sample].digest != source.digest:
                 raise UserError(
-                    f"{str(self.path)!r} was extracted from other files: {name!r} ({str(file)!r}) has another content "
-                    "now. Choose another --out to extract the files as they are, or put the former ones back."
+                    f"{str(self.path)!r} was extracted from other files: {self._samples.ids[sample]!r} "
+                    f"({str(file)!r}) has another content now. Choose another --out to extract the files as they are, "
+                    "or put the former ones back."
                 )
         if now and renew:
-            self._write(shard, [now.get(self.file(row), source) for row, source in zip(rows, known, strict=True)])
+            fresh = [now.get(row // self._manifest.views, source) for row, source in zip(rows, known, strict=True)]
+            self._write(shard, fresh)
         return True
 
     def _list(self, shard: int) -> StorePath:

@@ -23,9 +23,9 @@ def load_samples(
     """Load a split of a data set.
 
     Args:
-        name: ``digits``, ``folder``, ``kinetics400``, ``places365``, ``vtab``, a torchvision classification set
-            (``cifar100``, ``food101``, ...), the path of a folder of class folders, or a table (``labels.csv``,
-            ``table:labels.txt``).
+        name: ``digits``, ``folder``, ``imagenet``, ``inaturalist``, ``kinetics400``, ``places365``, ``vtab``, a
+            torchvision classification set (``cifar100``, ``food101``, ...), ``table:``, ``hf:``, ``wds:`` or ``zip:`` and
+            what is opened, a file such as ``labels.csv``, or the path of a folder of class folders.
         split: ``train``, ``val`` or ``test``, as far as the set has them; of ``vtab`` ``train800val200``, ``train800``,
             ``val200`` or ``test``.
         data_dir: where the files are; for torchvision sets its root (default ``home``), for ``vtab`` the

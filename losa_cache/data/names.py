@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from losa_cache.data.shards import beneath, shards_of, with_paths
 from losa_cache.data.spec import SPECS
 from losa_cache.errors import UserError, nearest
 from losa_cache.folders import given_path
@@ -53,6 +54,8 @@ def located(name: str, whole: Callable[[Path], Path]) -> str:
     kind, rest = kind_of(name)
     if is_name(name) or (SPECS[kind].remote and not Path(rest).exists()):
         return name
+    if SPECS[kind].patterns:
+        return f"{kind}:{with_paths(rest, lambda path: str(whole(given_path(path))))}"
     return f"{kind}:{whole(given_path(rest))}" if rest != name else str(whole(given_path(name)))
 
 
@@ -63,11 +66,17 @@ def moved(name: str, place: Path) -> dict[str, str]:
         name: of the data set.
         place: the folder of its images. Of a data set that is one file, such as a table: the folder that holds the file
             and the images, or the file itself. A folder without that file holds images alone: then it is where it was.
+            Of archives: the folder that holds them.
     """
     kind, rest = kind_of(name)
     if is_name(name):
         return {"data_dir": str(place)}
     prefix = f"{kind}:" if SPECS[kind].prefix else ""
+    if SPECS[kind].patterns:
+        return {"dataset": f"{prefix}{beneath(rest, place)}"}
+    if SPECS[kind].whole:
+        inside = place / Path(rest).name
+        return {"dataset": f"{prefix}{inside if inside.exists() else place}"}
     if not is_file(name) or place.is_file():
         return {"dataset": f"{prefix}{place}"}
     file = place / Path(rest).name
@@ -95,6 +104,12 @@ def require_data_set(name: str, data_dir: str | Path | None) -> None:
     if is_name(name):
         if spec.needs_folder and data_dir is None:
             raise UserError(f"data set {kind!r} needs --data-dir: the folder that holds it.")
+    elif spec.whole and data_dir is not None:
+        raise UserError(
+            f"data set {name!r} holds its images itself: leave --data-dir out, and name its place behind {kind}:."
+        )
+    elif spec.patterns:
+        shards_of(rest)
     elif spec.prefix:
         if not rest or not (spec.remote or given_path(rest).exists()):
             behind = "" if rest == name else f" behind {kind}:"

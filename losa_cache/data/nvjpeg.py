@@ -75,7 +75,7 @@ def require_files(name: str, samples: Samples) -> None:
     Raises:
         UserError: if they are not image files, or something is to be done with them that nvJPEG does not do.
     """
-    if name == NVJPEG and (samples.file is None or samples.clip is not None):
+    if name == NVJPEG and (not samples.stored or samples.clip is not None):
         raise UserError(f"decoder is {name!r}, but data set {samples.name!r} is not of image files: choose {PILLOW}.")
     if name == NVJPEG and (asked := [own for own in samples.pixels.fields() if own != "range"]):  # JPEG has 8 bits
         raise UserError(
@@ -107,15 +107,20 @@ class DeviceImages:
 
         ``None`` if it is no complete JPEG file or cannot be read; Pillow then reads it, and says why if it cannot.
         """
-        assert self._samples.file is not None
         try:
-            content = read_file(self._samples.file(index))
-        except UnreadableError:
+            content = self._stored(index)
+        except (UnreadableError, OSError, ValueError):
             return None
         whole = content.startswith(START) and content.rstrip(b"\0").endswith(END)
         if not whole or components(content) not in (1, 3):
             return None
         return _bytes(content), orientation_of(content) if self._turn else UPRIGHT
+
+    def _stored(self, index: int) -> bytes:
+        if self._samples.encoded is not None:
+            return self._samples.encoded(index)
+        assert self._samples.file is not None
+        return read_file(self._samples.file(index))
 
     def decode(self, files: Sequence[tuple[Tensor, int] | None]) -> tuple[Tensor, list[int]]:
         """Decode and resize what :meth:`read` gave.

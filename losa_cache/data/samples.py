@@ -40,6 +40,7 @@ class Samples:
         file: gives the file of an index; ``None`` if samples do not lie in files of their own.
         encoded: gives the stored bytes of an image that lies in no file of its own; ``None`` if it has a file, or if
             there are no such bytes.
+        archive: gives the file that holds what ``encoded`` gives: an archive.
         pixels: by which rules ``load`` brought values that are not 8-bit RGB to pixels.
         targets: target sets that come with the data, by name, beside the labels. Their ids are those of the samples, of
             more samples, or what :mod:`losa_cache.targets.match` matches with these.
@@ -60,6 +61,7 @@ class Samples:
     clip: Callable[[int, Clip], Iterator[Image.Image]] | None = None
     file: Callable[[int], Path] | None = None
     encoded: Callable[[int], bytes] | None = None
+    archive: Callable[[int], Path] | None = None
     pixels: PixelRules = AS_DECLARED
     targets: Mapping[str, Source] = field(default_factory=lambda: MappingProxyType({}))
     left: Left = field(default_factory=Left)
@@ -79,6 +81,11 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def stored(self) -> bool:
+        """Whether samples are read from files or archives, and so may say how they are turned."""
+        return self.file is not None or self.encoded is not None
 
     @classmethod
     def of(
@@ -121,7 +128,7 @@ class Samples:
 
     def select(self, indices: NDArray[np.int64]) -> "Samples":
         """Keep these samples, in this order; the fingerprint stays that of the whole data set."""
-        load, clip, file, encoded = self.load, self.clip, self.file, self.encoded
+        load, clip, file, encoded, archive = self.load, self.clip, self.file, self.encoded, self.archive
         return replace(
             self,
             ids=[self.ids[i] for i in indices],
@@ -130,6 +137,7 @@ class Samples:
             clip=None if clip is None else lambda i, wanted: clip(int(indices[i]), wanted),
             file=None if file is None else lambda i: file(int(indices[i])),
             encoded=None if encoded is None else lambda i: encoded(int(indices[i])),
+            archive=None if archive is None else lambda i: archive(int(indices[i])),
         )
 
     def require_augmentable(self, augment: str | None) -> None:

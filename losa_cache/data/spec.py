@@ -35,6 +35,8 @@ class SourceSpec:
             ``--data-dir`` names its folder.
         suffixes: of files that it opens; such a file needs no prefix.
         remote: whether what stands behind the prefix may be no file or folder of this machine.
+        patterns: whether what stands behind the prefix is a pattern of tar files or URLs (``losa_cache.data.shards``).
+        whole: whether it holds its images itself, so that ``--data-dir`` says nothing.
         needs_folder: whether ``--data-dir`` must be given.
         embedded: whether it comes with a package, so that nothing else is opened for it.
         splits: that it always has; none: its files say which.
@@ -45,6 +47,8 @@ class SourceSpec:
     prefix: bool = False
     suffixes: tuple[str, ...] = ()
     remote: bool = False
+    patterns: bool = False
+    whole: bool = False
     needs_folder: bool = False
     embedded: bool = False
     splits: tuple[str, ...] = ()

@@ -32,8 +32,8 @@ def plan_store(inputs: Inputs, encoding: Encoding, *, shard_bytes: int = SHARD_B
 
 
 def sources_of(writer: CacheWriter, inputs: Inputs) -> Sources | None:
-    """Give the lists of a cache's source files; ``None`` if samples do not lie in files of their own."""
-    if inputs.samples.file is None:
+    """Give the lists of a cache's source files; ``None`` if samples do not lie in files or archives."""
+    if not inputs.samples.stored:
         return None
     return Sources(writer.path, writer.layout, writer.manifest, inputs.samples)
 

@@ -133,7 +133,7 @@ def plan_extraction(
         "bytes": chosen.candidate.total,
         "constants": sum(tensor.nbytes for tensor in encoding.constants().values()),
         "shards": layout.shards,
-        "files": (3 + (inputs.samples.file is not None)) * layout.shards + 2 * (9 + 2 * tensors) + 2,
+        "files": (3 + inputs.samples.stored) * layout.shards + 2 * (9 + 2 * tensors) + 2,
         "free": free,
         "disk": {"write": round(disk.write), "read": round(disk.read), "reread": round(disk.reread)},
         "images_per_second": {"decode": short(speeds.decode), "forward": short(speeds.forward)},

@@ -1,5 +1,6 @@
 """Where the pixels of a backbone's input lie in the file of its image: masks and depth maps follow them exactly."""
 
+import io
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -34,9 +35,12 @@ class Frames:
         Raises:
             Exception: whatever a decoder raises.
         """
-        if self.samples.file is None:  # pictures in memory have no orientation
+        if self.samples.encoded is not None:
+            size, turn = stored_frame(io.BytesIO(self.samples.encoded(sample)), self.samples.pixels)
+        elif self.samples.file is not None:
+            size, turn = stored_frame(self.samples.file(sample), self.samples.pixels)
+        else:  # pictures in memory have no orientation
             return self.samples.load(sample).size, None
-        size, turn = stored_frame(self.samples.file(sample), self.samples.pixels)
         return size, turn if self.upright else None
 
     def pixels(self, size: tuple[int, int], turn: Image.Transpose | None) -> NDArray[np.int32]:

@@ -66,10 +66,18 @@ class Pictures(Source):
                     progress(done / len(wanted))
         return self._named(values), values
 
+    def stored(self, place: int) -> NDArray[Any]:
+        """Decode the picture of a place among the ids.
+
+        Raises:
+            Exception: whatever a decoder raises.
+        """
+        return READERS[self.kind](self.path / self.ids[place])
+
     def _read(self, place: int, sample: int, frames: "Frames", fill: NDArray[Any]) -> NDArray[Any]:
         name, image = self.ids[place], frames.samples.ids[sample]
         try:
-            stored = READERS[self.kind](self.path / name)
+            stored = self.stored(place)
         except Exception as error:  # decoders raise anything
             raise self._bad(name, "cannot be read", error) from error
         if self.kind == MASK:

@@ -90,6 +90,15 @@ def read_column(table: TableFile, name: str, rows: Sequence[int], ids: Sequence[
     return _Reader(table.path, ids, cells, whole=BY_KIND, others=others).read(kind, ordered=False)
 
 
+def read_cells(path: Path, name: str, cells: Sequence[str], ids: Sequence[str], *, kind: str | None) -> Table:
+    """Read cells that a data set has in another form than a table: those of column ``name``, one for each sample.
+
+    Raises:
+        UserError: as of :func:`read_table`.
+    """
+    return _Reader(path, ids, {name: cells}, whole=BY_KIND).read(kind, ordered=False)
+
+
 def class_names(cells: Collection[str], column: str, path: Path) -> list[str]:
     """Order the names of classes: numbers by their value, other names by the alphabet.
 

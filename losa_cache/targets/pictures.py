@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,13 +17,13 @@ _DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 _STRETCHED = {2: 85, 4: 17}  # Pillow brings greys of fewer than 8 bits to 0 ... 255
 
 
-def read_mask(path: Path) -> NDArray[np.uint8]:
+def read_mask(stored: Path | BinaryIO) -> NDArray[np.uint8]:
     """Read the class numbers of a mask, ``(height, width)``: those of its palette, or its greys.
 
     Raises:
         UnreadableError, OSError, ValueError: or whatever else the decoder raises.
     """
-    with open_file(path) as file, Image.open(file, formats=("PNG",)) as image:
+    with _opened(stored) as file, Image.open(file, formats=("PNG",)) as image:
         if image.mode not in ("1", "L", "P", *_DEEP):
             raise ValueError(f"it is a picture of mode {image.mode}: a mask holds one class number a pixel")
         values = np.asarray(image)
@@ -34,6 +34,10 @@ def read_mask(path: Path) -> NDArray[np.uint8]:
     if values.size and int(values.max()) > IGNORED:
         raise ValueError(f"it holds the value {values.max()}: class numbers are at most {IGNORED - 1}")
     return values.astype(np.uint8)
+
+
+def _opened(stored: Path | BinaryIO) -> BinaryIO:
+    return open_file(stored) if isinstance(stored, Path) else stored
 
 
 def read_depth(path: Path) -> NDArray[np.float32]:

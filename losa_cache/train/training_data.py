@@ -331,7 +331,7 @@ def _require_same_images(cache: ActivationCache, inputs: "Inputs") -> None:
             f"cache {str(cache.path)!r} is not of these images by this backbone: it differs in {'; '.join(wrong)}. "
             "Give the options it was extracted with, or another --cache."
         )
-    if inputs.samples.file is not None:
+    if inputs.samples.stored:
         sources = Sources(cache.path, cache.layout, cache.manifest, inputs.samples)
         sources.require_unchanged(range(cache.layout.shards), renew=False)
 

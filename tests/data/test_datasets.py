@@ -99,7 +99,7 @@ def test_places365_lists_are_data_not_trusted(tmp_path, line):
 def test_places365_names_what_is_missing(tmp_path):
     with pytest.raises(UserError, match="data_256_standard"):
         load_samples("places365", data_dir=tmp_path)
-    with pytest.raises(UserError, match="places365 has no split 'test': choose one of train, val"):
+    with pytest.raises(UserError, match="places365 has no split 'test': choose one of train, train-challenge, val"):
         load_samples("places365", data_dir=tmp_path, split="test")
 
 

@@ -31,7 +31,6 @@ SPEC = SourceSpec(
         "Flowers102",
         "Food101",
         "GTSRB",
-        "ImageNet",
         "Imagenette",
         "KMNIST",
         "MNIST",
@@ -45,8 +44,9 @@ SPEC = SourceSpec(
     )
 )
 
-CLASSES = {name.lower(): name for name in SPEC.names}
-"""torchvision's classification sets: the class of each, by the name that it has here."""
+CLASSES = {name.lower(): name for name in (*SPEC.names, "ImageNet")}
+"""torchvision's classification sets: the class of each, by the name that it has here. For ImageNet, ``imagenet.py``
+is asked first."""
 
 
 def load(request: Request) -> Samples:

@@ -1,4 +1,4 @@
-"""Places365-Standard in the layout of its own archives."""
+"""Places365-Standard and Places365-Challenge in the layout of their own archives."""
 
 from pathlib import Path
 
@@ -9,18 +9,25 @@ from losa_cache.data.samples import Samples, from_files
 from losa_cache.data.spec import SourceSpec
 from losa_cache.errors import UserError
 
-SPEC = SourceSpec(needs_folder=True, splits=("train", "val"))
+SPEC = SourceSpec(needs_folder=True, splits=("train", "train-challenge", "val"))
 
-_LISTS = {"train": "places365_train_standard.txt", "val": "places365_val.txt"}
+_LISTS = {
+    "train": "places365_train_standard.txt",
+    "train-challenge": "places365_train_challenge.txt",
+    "val": "places365_val.txt",
+}
 _CATEGORIES = "categories_places365.txt"
 _FOLDERS = {
     "train": ("data_256_standard", "data_large_standard", "data_256", "data_large"),
+    "train-challenge": ("data_256_challenge", "data_large_challenge", "data_256", "data_large"),
     "val": ("val_256", "val_large"),
 }
 
 
 def load(request: Request) -> Samples:
     """Read the list of a split (lines ``/a/airfield/00000001.jpg 0``) and the image folder that is there.
+
+    ``train`` is the standard training set, ``train-challenge`` the eight million images of the challenge.
 
     Raises:
         UserError: for another split, a missing list or image folder, or a line that does not parse.

@@ -1,4 +1,6 @@
-"""VTAB-1k: its 19 tasks, and their images in the layout of NOAH's archive, which is the one in common use."""
+"""VTAB-1k: its 19 tasks, and their images in the layout of NOAH's archive, which is the one in common use, or in class
+folders, as they are written out of TFDS.
+"""
 
 import os
 from collections import Counter
@@ -6,9 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from losa_cache.data.label_files import read_list
+from losa_cache.data.left import Left
 from losa_cache.data.names import require_split
 from losa_cache.data.request import Request
 from losa_cache.data.samples import Samples, from_files
+from losa_cache.data.scan import class_folders, scan
+from losa_cache.data.sources.folder import EXTENSIONS
 from losa_cache.data.spec import SourceSpec
 from losa_cache.errors import UserError
 
@@ -72,6 +77,9 @@ def load(request: Request) -> Samples:
     If both lists are there, ``train800val200`` is read as ``train800`` followed by ``val200``, so that a sample's id
     says to which of the two it belongs. NOAH's own list of the thousand images names copies of them with new numbers.
 
+    A split without a list may be a folder of class folders, ``<root>/test/3/*.png``. If all of these are called by
+    numbers, the numbers are the labels; else names are numbered in sorted order, over all splits.
+
     The names of the classes are their numbers. There are as many classes as the task has or, for a task that is none of
     the 19, as its lists name.
 
@@ -83,6 +91,7 @@ def load(request: Request) -> Samples:
     require_split(NAME, split)
     task = Path(os.path.abspath(root)).name
     lists = {name: _read(list_path(root, name), task) for name in SPEC.splits if list_path(root, name).is_file()}
+    lists |= _of_folders(root, [name for name in SPEC.splits if name not in lists and (root / name).is_dir()], task)
     parts = (TRAIN, VAL) if split == BOTH and TRAIN in lists and VAL in lists else (split,)
     for part in parts:
         if part not in lists:
@@ -111,6 +120,28 @@ def _read(path: Path, task: str) -> dict[str, int]:
         if known is not None and label >= known.classes:
             raise UserError(f"{where} has the label {label}: those of {task} are 0 to {known.classes - 1}.")
         found[name] = label
+    return found
+
+
+def _of_folders(root: Path, splits: list[str], task: str) -> dict[str, dict[str, int]]:
+    """Read the class folders of splits."""
+    folders = {split: class_folders(root / split, EXTENSIONS, Left()) for split in splits}
+    kinds = sorted({kind for names in folders.values() for kind in names})
+    numbered = all(kind.isascii() and kind.isdecimal() and len(kind) < 6 for kind in kinds)
+    number_of = {kind: int(kind) if numbered else place for place, kind in enumerate(kinds)}
+    known = TASKS.get(task)
+    if known is not None and (beyond := [kind for kind in kinds if number_of[kind] >= known.classes]):
+        raise UserError(
+            f"{str(root)!r} has class folders such as {beyond[0]!r}, {len(kinds)} in all: the labels of {task} are 0 "
+            f"to {known.classes - 1}."
+        )
+    found = {}
+    for split, names in folders.items():
+        listing = scan(root / split, names, EXTENSIONS, Left())
+        labels = (number_of[names[label]] for label in listing.labels.tolist())
+        found[split] = {f"{split}/{path}": label for path, label in zip(listing.paths, labels, strict=True)}
+        if not listing.paths:
+            raise UserError(f"{str(root / split)!r} holds neither a list nor class folders of images.")
     return found
 
 

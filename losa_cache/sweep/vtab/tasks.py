@@ -96,8 +96,9 @@ def val200_ids(cache: ActivationCache) -> list[str] | None:
         ids, sorted; ``None`` if neither tells.
     """
     ids = [cache.sample_ids[sample] for sample in cache.samples.tolist()]
-    wanted = {name for name in ids if name.startswith(f"images/{VAL}/")}
-    if wanted and all(name in wanted or name.startswith(f"images/{TRAIN}/") for name in ids):
+    splits = {name: name.removeprefix("images/").partition("/")[0] for name in ids}
+    wanted = {name for name, split in splits.items() if split == VAL}
+    if wanted and {*splits.values()} <= {TRAIN, VAL}:
         return sorted(wanted)
     folder = (cache.manifest.options or {}).get("data_dir")
     if folder is None:

@@ -1,0 +1,242 @@
+"""WebDataset: tar files of samples, whose members share the name up to its first dot."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from losa_cache.data.archives import Archive, from_archives, numbered
+from losa_cache.data.columns import IMAGE, LABEL, Columns
+from losa_cache.data.download import fetched
+from losa_cache.data.label_files import read_lines
+from losa_cache.data.request import Request
+from losa_cache.data.samples import Samples
+from losa_cache.data.shards import shards_of
+from losa_cache.data.sources.folder import EXTENSIONS, SPLITS, canonical, split_in
+from losa_cache.data.spec import SourceSpec
+from losa_cache.data.tar_shard import Part, Record, read_shard
+from losa_cache.errors import UserError
+from losa_cache.folders import is_url
+from losa_cache.outside import UnreadableError
+from losa_cache.targets.check import target_name
+from losa_cache.targets.from_data import masks_of, values_of
+from losa_cache.targets.source import Source
+
+SPEC = SourceSpec(prefix=True, whole=True, patterns=True, suffixes=(".tar",), columns=True)
+
+NAME = "wds"
+CLASSES = "classnames.txt"
+"""File beside the shards, or above their folder, that names the classes in the order of their numbers."""
+
+_CLS, _JSON = "cls", "json"
+_FIELDS = ("label", "cls", "class", "target", "class_id", "class_name")
+"""Of a sample's JSON, the fields that may be its label."""
+_IMAGES = tuple(suffix.removeprefix(".") for suffix in EXTENSIONS)
+_MOST_TEXT = 1024 * 1024  # bytes of a label or of a sample's JSON
+
+
+@dataclass
+class _Table:
+    """What the shards say of their samples, a list for each column.
+
+    Attributes:
+        keys, shards: of each sample its key, and the number of its shard.
+        images: where its image lies.
+        labels: its label.
+        columns: further columns: values of JSON or text, or where a mask lies.
+    """
+
+    keys: list[str] = field(default_factory=list)
+    shards: list[int] = field(default_factory=list)
+    images: list[Part] = field(default_factory=list)
+    labels: list[int | str | None] = field(default_factory=list)
+    columns: dict[str, list[Any]] = field(default_factory=dict)
+
+
+def load(request: Request) -> Samples:
+    """Read the headers of all shards of a split, and their labels.
+
+    A sample's image is its only member with the suffix of an image (or the one that ``--columns image=jpg`` names), its
+    label the number or name in its ``.cls`` or, if it has none, in the field ``label``, ``cls``, ``class``, ``target``,
+    ``class_id`` or ``class_name`` of its ``.json`` (or what ``--columns label=...`` names: a suffix, or a field of the
+    JSON). Samples without an image are refused. Numbers are named by ``classnames.txt`` beside the shards or above
+    their folder, if there is one.
+
+    Shards whose names, or the names of whose folders, say another split are left out. Ids are keys; if shards share
+    keys, the shard's name comes before them.
+
+    Raises:
+        UserError: for shards that cannot be fetched or read, a split that none of them is of, or samples that are not
+            as above.
+    """
+    shards = _of_split(shards_of(request.name), canonical(request.split), request.name)
+    paths = [fetched(shard, request.home) if is_url(shard) else Path(shard) for shard in shards]
+    archives = [Archive(path) for path in paths]
+    table = _Table(columns={column: [] for column in request.columns.targets})
+    for number, archive in enumerate(archives):
+        for record in read_shard(archive.path):
+            _add(table, record, number, archive, request.columns)
+    if not table.keys:
+        raise UserError(f"data set 'wds:{request.name}' holds no samples: name tar files of images.")
+    ids = table.keys
+    if len({*ids}) < len(ids):
+        ids = [f"{paths[shard].stem}/{key}" for shard, key in zip(table.shards, table.keys, strict=True)]
+    if len({*ids}) < len(ids):
+        raise UserError(f"data set 'wds:{request.name}' has shards of one name that share keys: rename the shards.")
+    where = f"data set 'wds:{request.name}'"
+    classes, labels = numbered(table.labels, ids, where=where, names=_class_names(paths[0]))
+
+    def reader(parts: Sequence[Part]) -> Callable[[int], bytes]:
+        return lambda i: archives[table.shards[i]].read(*parts[i])
+
+    return from_archives(
+        NAME,
+        canonical(request.split),
+        classes,
+        ids,
+        labels,
+        (size for _, size in table.images),
+        encoded=reader(table.images),
+        archive=lambda i: paths[table.shards[i]],
+        pixels=request.pixels,
+        targets={
+            target_name(column): _targets(column, kind, table.columns[column], ids, paths[0].parent, reader)
+            for column, kind in request.columns.targets.items()
+        },
+    )
+
+
+def other_splits(request: Request) -> list[str]:
+    """List the other splits that shards are of, by their names."""
+    splits = {_split_of(shard) for shard in shards_of(request.name)}
+    return sorted(split for split in splits - {canonical(request.split)} if split is not None)
+
+
+def _of_split(shards: list[str], split: str, name: str) -> list[str]:
+    """Leave out shards whose names, or the names of whose folders, say another split."""
+    splits = {shard: _split_of(shard) for shard in shards}
+    known = {each for each in splits.values() if each is not None}
+    wanted = [shard for shard, each in splits.items() if each in (None, split)]
+    if not wanted or (known and split not in known and split in SPLITS):
+        raise UserError(
+            f"data set 'wds:{name}' has no shards of the split {split!r}; it has: {', '.join(sorted(known))}."
+        )
+    return wanted
+
+
+def _split_of(shard: str) -> str | None:
+    folder = canonical(os.path.basename(os.path.dirname(shard)))
+    return split_in(os.path.basename(shard).partition(".")[0]) or (folder if folder in SPLITS else None)
+
+
+def _add(table: _Table, record: Record, number: int, archive: Archive, columns: Columns) -> None:
+    """Take a sample into the table.
+
+    Raises:
+        UserError: for a sample without an image or a column that is named, or JSON that is none.
+    """
+    where = f"sample {record.key!r} of {str(archive.path)!r}"
+    table.keys.append(record.key)
+    table.shards.append(number)
+    table.images.append(_image(record, columns, where))
+    texts = _Texts(record, archive, where)
+    asked = columns.roles.get(LABEL)
+    if asked is not None:
+        label = texts.column(asked)
+    elif _CLS in record.parts:
+        label = texts.column(_CLS)
+    else:
+        label = next((texts.json[name] for name in _FIELDS if name in texts.json), None)
+    if not isinstance(label, int | str | None):
+        raise UserError(f"{where} has the label {str(label)[:80]!r}: it must be a number or a name.")
+    table.labels.append(label)
+    for column, values in table.columns.items():
+        mask = column.endswith(_IMAGES) and column in record.parts
+        values.append(record.parts[column] if mask else texts.column(column))
+
+
+def _image(record: Record, columns: Columns, where: str) -> Part:
+    asked = columns.roles.get(IMAGE)
+    if asked is not None:
+        if asked not in record.parts:
+            raise UserError(f"{where} has no {asked!r}: it has {', '.join(record.parts)}.")
+        return record.parts[asked]
+    images = [suffix for suffix in record.parts if suffix.endswith(_IMAGES) and suffix not in columns.targets]
+    whole = [suffix for suffix in images if suffix in _IMAGES]
+    if len(whole if whole else images) != 1:
+        raise UserError(
+            f"{where} has {len(images) or 'no'} images ({', '.join(images or record.parts)}): "
+            + ("say which it is, as in --columns image=jpg." if images else "pack each sample with its image.")
+        )
+    return record.parts[(whole or images)[0]]
+
+
+class _Texts:
+    """The texts of a sample, read when they are needed."""
+
+    def __init__(self, record: Record, archive: Archive, where: str) -> None:
+        self._record, self._archive, self._where = record, archive, where
+        self._json: dict[str, Any] | None = None
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """The fields of the JSON; none if there is no JSON."""
+        if self._json is None:
+            self._json = {}
+            if _JSON in self._record.parts:
+                try:
+                    self._json = msgspec.json.decode(self._read(_JSON), type=dict[str, Any])
+                except (msgspec.DecodeError, RecursionError) as error:
+                    raise UserError(f"{self._where} has JSON that cannot be read ({error}): pack it again.") from error
+        return self._json
+
+    def column(self, name: str) -> Any:
+        """Give the text of a member, as a number if it is one, or a field of the JSON.
+
+        Raises:
+            UserError: if it has neither.
+        """
+        if name in self._record.parts:
+            try:
+                text = self._read(name).decode().strip()
+            except UnicodeDecodeError as error:
+                raise UserError(f"{self._where} has a {name!r} that is no text: name another column.") from error
+            return int(text) if text.lstrip("-").isascii() and text.lstrip("-").isdecimal() else text
+        if name not in self.json:
+            known = ", ".join([*self._record.parts, *self.json])
+            raise UserError(f"{self._where} has no {name!r}: it has {known}.")
+        return self.json[name]
+
+    def _read(self, suffix: str) -> bytes:
+        offset, size = self._record.parts[suffix]
+        try:
+            if size > _MOST_TEXT:
+                raise ValueError(f"it has {size} bytes")
+            return self._archive.read(offset, size)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self._where} has a {suffix!r} that cannot be read ({error}).") from error
+
+
+def _targets(
+    column: str,
+    kind: str | None,
+    values: list[Any],
+    ids: Sequence[str],
+    folder: Path,
+    reader: Callable[[Sequence[Part]], Callable[[int], bytes]],
+) -> Source:
+    if all(isinstance(value, tuple) for value in values):  # JSON has none
+        return masks_of(folder, ids, reader(values))
+    return values_of(folder, column, ids, values, kind=kind)
+
+
+def _class_names(shard: Path) -> list[str] | None:
+    """Read the names of the classes, if a file gives them."""
+    path = next((file for folder in shard.parents[:2] if (file := folder / CLASSES).is_file()), None)
+    try:
+        return None if path is None else [line for _, line in read_lines(path)]
+    except UnreadableError as error:
+        raise UserError(f"{str(path)!r} cannot be read ({error}): write the name of a class in each line.") from error

@@ -1,0 +1,117 @@
+"""Data sets that the library ``datasets`` wrote."""
+
+import io
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from losa_cache.data.load import load_samples
+from losa_cache.errors import UserError
+from losa_cache.targets.read import read_targets
+
+
+def encoded(colour, kind="png"):
+    file = io.BytesIO()
+    Image.new("RGB", (20, 10), (colour, 0, 0)).save(file, kind)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory):
+    import datasets
+
+    datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("hf")
+    datasets.disable_progress_bars()
+    return datasets
+
+
+def rows(datasets, colours=(1, 2, 3)):
+    masks = [Image.fromarray(np.full((10, 20), place, dtype=np.uint8)) for place in range(len(colours))]
+    columns = {
+        "picture": [{"bytes": encoded(colour), "path": f"{colour}.png"} for colour in colours],
+        "mask": masks,
+        "age": [0.5 * place for place in range(len(colours))],
+        "label": [1, 0, 1],
+        "name": ["b", "a", "b"],
+    }
+    features = datasets.Features(
+        picture=datasets.Image(),
+        mask=datasets.Image(),
+        age=datasets.Value("float64"),
+        label=datasets.ClassLabel(names=["cat", "dog"]),
+        name=datasets.Value("string"),
+    )
+    return datasets.Dataset.from_dict(columns, features=features)
+
+
+def test_a_saved_data_set_gives_images_labels_and_target_sets(datasets, tmp_path):
+    both = datasets.DatasetDict(train=rows(datasets), validation=rows(datasets, (7, 8, 9)))
+    both.save_to_disk(tmp_path / "set")
+    columns = "image=picture,mask,age,name"
+    samples = load_samples(f"hf:{tmp_path / 'set'}", split="val", columns=columns)
+    assert (samples.split, list(samples.ids)) == ("val", ["7.png", "8.png", "9.png"])
+    assert (samples.classes, samples.labels.tolist()) == (("cat", "dog"), [1, 0, 1])
+    assert [samples.encoded(i) for i in range(3)] == [encoded(7), encoded(8), encoded(9)]
+    assert samples.load(2).getpixel((0, 0)) == (9, 0, 0)
+    assert samples.archive(0).suffix == ".arrow"
+    age, name = (read_targets(samples.targets[key], samples.ids, name=key) for key in ("age", "name"))
+    assert (age.kind, age.values[:, 0].tolist()) == ("numbers", [0.0, 0.5, 1.0])
+    assert (name.kind, name.names, name.values.tolist()) == ("class", ["a", "b"], [1, 0, 1])
+    assert samples.targets["mask"].stored(2).tolist() == [[2] * 20] * 10
+    assert load_samples(f"hf:{tmp_path / 'set'}", columns="image=picture,label=name").classes == ("a", "b")
+    for wrong, message in (
+        ({"columns": "image=picture,ago"}, "has no column 'ago'.*nearest: age"),
+        ({"columns": None}, "2 columns of images .*--columns image="),
+        ({"columns": columns, "split": "test"}, "no split 'test'; it has: train, validation"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_samples(f"hf:{tmp_path / 'set'}", **wrong)
+
+
+def test_the_fingerprint_is_that_of_the_data_however_they_are_kept(datasets, tmp_path):
+    data = rows(datasets)
+    data.save_to_disk(tmp_path / "one")
+    data.save_to_disk(tmp_path / "two", num_shards=3)
+    (tmp_path / "three").mkdir()
+    data.to_parquet(tmp_path / "three/train-00000-of-00001.parquet")
+    sets = [load_samples(f"hf:{tmp_path / name}", columns="image=picture") for name in ("one", "two", "three")]
+    assert len({samples.fingerprint for samples in sets}) == 1
+    assert len({sets[1].archive(i) for i in range(3)}) == 3
+    rows(datasets, (1, 2, 200)).save_to_disk(tmp_path / "one")
+    assert load_samples(f"hf:{tmp_path / 'one'}", columns="image=picture").load(2).getpixel((0, 0))[0] == 200
+
+
+def test_a_folder_of_images_is_read_by_the_paths_of_its_files(datasets, tmp_path):
+    for kind, colour in (("ant", 4), ("bee", 5)):
+        (tmp_path / "set/train" / kind).mkdir(parents=True)
+        (tmp_path / "set/train" / kind / "1.png").write_bytes(encoded(colour))
+    samples = load_samples(f"hf:{tmp_path / 'set'}")
+    assert list(samples.ids) == ["train/ant/1.png", "train/bee/1.png"]
+    assert (samples.classes, samples.labels.tolist()) == (("ant", "bee"), [0, 1])
+    assert samples.load(1).getpixel((0, 0))[0] == 5
+    os.remove(samples.archive(1))
+    with pytest.raises(Exception, match="No such file"):
+        samples.load(1)
+    with pytest.raises(UserError, match="cannot be opened"):
+        (tmp_path / "empty").mkdir()
+        load_samples(f"hf:{tmp_path / 'empty'}")
+
+
+def test_paths_in_a_table_from_elsewhere_open_nothing_outside_of_it(datasets, tmp_path):
+    (tmp_path / "secret.png").write_bytes(encoded(1))
+    features = datasets.Features(image=datasets.Image(decode=False))
+    data = datasets.Dataset.from_dict(
+        {"image": [{"bytes": None, "path": str(tmp_path / "secret.png")}, {"bytes": encoded(2), "path": None}]},
+        features=features,
+    )
+    (tmp_path / "set").mkdir()
+    import pyarrow.parquet as pq
+
+    pq.write_table(data.data.table, tmp_path / "set/train.parquet")
+    samples = load_samples(f"hf:{tmp_path / 'set'}")
+    assert (samples.classes, list(samples.ids)) == (("unlabelled",), ["000000", "000001"])
+    assert samples.load(1).getpixel((0, 0))[0] == 2
+    with pytest.raises(ValueError, match="outside of the data set"):
+        samples.load(0)
