@@ -38,12 +38,7 @@ def load_samples(
             of pixels if the data set does not hold files of images.
     """
     kind, request = request_of(name, split=split, data_dir=data_dir, home=home, columns=columns, pixels=pixels)
-    samples = load_source(kind).load(request)
-    if samples.pixels.fields() != (asked := pixels.fields()):
-        raise UserError(
-            f"data set {name!r} does not hold images that these options could decode otherwise: leave out "
-            f"{' and '.join(asked)}."
-        )
+    samples = open_request(kind, request)
     samples.left.say()
     return samples
 
@@ -66,3 +61,18 @@ def request_of(
     require_columns(name, columns)
     kind, rest = kind_of(name)
     return kind, Request(rest, split, data_dir, home, parse_columns(columns), pixels)
+
+
+def open_request(kind: str, request: Request) -> Samples:
+    """Load what is asked of a kind of data set.
+
+    Raises:
+        UserError: for files that are not as expected, and for rules of pixels if there are no files of images.
+    """
+    samples = load_source(kind).load(request)
+    if samples.pixels.fields() != (asked := request.pixels.fields()):
+        raise UserError(
+            f"data set {samples.name!r} does not hold images that these options could decode otherwise: leave out "
+            f"{' and '.join(asked)}."
+        )
+    return samples

@@ -9,9 +9,9 @@ import numpy as np
 
 from losa_cache.data.duplicates import Place, same_content
 from losa_cache.data.headers import Header, HeaderCounts, in_parts, read_header
-from losa_cache.data.load import request_of
+from losa_cache.data.load import open_request, request_of
 from losa_cache.data.samples import Samples
-from losa_cache.data.spec import load_source, other_splits
+from losa_cache.data.spec import other_splits
 from losa_cache.data.survey_config import NAMES, PIXELS, SurveyConfig
 from losa_cache.errors import UserError
 from losa_cache.folders import find_home, given_path
@@ -91,14 +91,21 @@ def _opened(config: SurveyConfig) -> tuple[Samples, list[Samples], dict[str, str
         return config.dataset, [], {}
     folder, home = None if config.data_dir is None else given_path(config.data_dir), find_home()
     cache = None if home is None else home / "data"
-    kind, request = request_of(config.dataset, split=config.split, data_dir=folder, home=cache, columns=config.columns)
-    samples = load_source(kind).load(request)
+    kind, request = request_of(
+        config.dataset,
+        split=config.split,
+        data_dir=folder,
+        home=cache,
+        columns=config.columns,
+        pixels=config.pixels,
+    )
+    samples = open_request(kind, request)
     if config.look == NAMES:
         return samples, [], {}
     opened, unopened = [], {}
     for split in other_splits(kind, request):
         try:
-            opened.append(load_source(kind).load(replace(request, split=split)))
+            opened.append(open_request(kind, replace(request, split=split)))
         except UserError as error:
             unopened[split] = str(error)
     return samples, opened, unopened
