@@ -6,17 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from losa_cache.cache.precision_names import require_precision
-from losa_cache.data.columns import parse_columns
-from losa_cache.data.names import (
-    is_name,
-    located,
-    require_columns,
-    require_data_set,
-    require_decoder_name,
-    require_split,
-)
+from losa_cache.data.data_config import DATASET, DataConfig, of_data
+from losa_cache.data.names import is_name, located, require_decoder_name
 from losa_cache.data.normalisation import TIMM, require_normalisation
-from losa_cache.data.pixel_rules import PixelRules, parse_rules
 from losa_cache.errors import UserError, require_counts, require_seed
 from losa_cache.layers import require_layers
 from losa_cache.options import Option
@@ -33,17 +25,6 @@ BACKBONE = (
     "Name of the backbone: vit_s, vit_b, vit_l, vit_h, vit_g, vit_G, vit_e, vit_digits, any ViT of "
     "timm, or vivit_s ... for video."
 )
-DATASET = (
-    "Data set: digits, folder, imagenet, inaturalist, places365, kinetics400, vtab, a classification set of "
-    "torchvision, a table (labels.csv or table:FILE), hf:NAME, wds:TARS, zip:FILE, or the path of a folder of class "
-    "folders."
-)
-SPLIT = "Split of the data set: train, val or test; for vtab: train800val200, train800, val200 or test."
-DATA_DIR = "Folder that holds the data set."
-COLUMNS = (
-    "Columns of a table: image=COLUMN,label=COLUMN (also split, group, weight), and further columns, each of which "
-    "becomes a target set: species, age:numbers, grade:class; default: columns with common names."
-)
 AUGMENT = (
     "Augmentation, by its name in timm: rand-m9-mstd0.5-inc1, augmix-m3-w3 or 3a, for example; or "
     "crop, for random crop and flip alone."
@@ -57,30 +38,23 @@ def of_images(text: str, **more: Any) -> Option:
 
 
 @dataclass(frozen=True)
-class ImageConfig:
+class ImageConfig(DataConfig):
     """A frozen backbone and the images that it runs on.
 
     Attributes:
         backbone: a name (``load_backbone``) or a loaded backbone, for which ``weights``, ``img_size``, ``resize`` and
             the options of video backbones are not used.
         dataset: a name (``load_samples``) or loaded samples, for which ``split`` and ``data_dir`` are not used.
-        split, data_dir: the part of the data set, and the folder that holds it.
-        columns: of a table, to take: ``image=file,label=species,age:numbers`` (``load_samples``).
         weights, img_size, resize: of the backbone; of a video backbone also
         frames, stride, inflation: as of ``load_backbone``.
         clips: rows for each video, 1 or more, evenly spaced over it.
         ignore_orientation: leave pictures as they are stored, as timm and torchvision do, instead of turning them as
             their EXIF orientation or their video's display matrix says.
-        range, channels, page, apply_profile: how files that are not 8-bit RGB become pixels
-            (``losa_cache.data.pixel_rules.parse_rules``).
         normalise: mean and deviation of the pixels (``losa_cache.data.normalisation``).
     """
 
     backbone: Annotated["str | Backbone", of_images(BACKBONE)]
-    dataset: Annotated["str | Samples", of_images(DATASET, path=True)]
-    split: Annotated[str, of_images(SPLIT)] = "train"
-    data_dir: Annotated[str | None, of_images(DATA_DIR, path=True)] = None
-    columns: Annotated[str | None, of_images(COLUMNS)] = None
+    dataset: Annotated["str | Samples", of_data(DATASET, path=True)]
     weights: Annotated[
         str,
         of_images(
@@ -126,25 +100,6 @@ class ImageConfig:
             "torchvision do not, either."
         ),
     ] = False
-    range: Annotated[
-        str | None,
-        of_images(
-            "Values that become black and white in images of more than 8 bits: dtype (what the file declares), min-max "
-            "(of each image), percentile (1%..99% of each image), LO%..HI% or LO..HI; default: dtype, and images that "
-            "hardly use it are refused."
-        ),
-    ] = None
-    channels: Annotated[
-        str | None,
-        of_images("Channels to take, counted from 1: three as red, green and blue, such as 4,3,2, or one."),
-    ] = None
-    page: Annotated[
-        int, of_images("Page of a TIFF file, frame of an animation or DICOM file, slice of a NIfTI file, from 1.")
-    ] = 1
-    apply_profile: Annotated[
-        bool,
-        of_images("Convert colours to sRGB by the ICC profile of an image. timm and torchvision ignore profiles."),
-    ] = False
     normalise: Annotated[
         str,
         of_images(
@@ -152,24 +107,6 @@ class ImageConfig:
             "backbone's own)."
         ),
     ] = TIMM
-
-    @property
-    def pixels(self) -> PixelRules:
-        """The rules by which files become pixels.
-
-        Raises:
-            UserError: for options that cannot work.
-        """
-        return parse_rules(self.range, self.channels, self.page, self.apply_profile)
-
-    def require_pixels(self) -> None:
-        """Check the options of pixels.
-
-        Raises:
-            UserError: for one that cannot work.
-        """
-        require_normalisation(self.normalise)
-        parse_rules(self.range, self.channels, self.page, self.apply_profile)
 
     def paths(self, dataset: str, whole: Callable[[Path], Path]) -> dict[str, str | None]:
         """Give the options that name files or folders, written such that they hold from any working directory.
@@ -260,12 +197,8 @@ class InputsConfig(ImageConfig):
     ] = 0
 
     def __post_init__(self) -> None:
-        if isinstance(self.dataset, str):
-            require_data_set(self.dataset, self.data_dir)
-            require_split(self.dataset, self.split)
-            require_columns(self.dataset, self.columns)
-            parse_columns(self.columns)
-        self.require_pixels()
+        self.require_data(self.dataset)
+        require_normalisation(self.normalise)
         require_layers(self.layers)
         require_tap(self.tap)
         require_tokens(self.tokens)

@@ -118,3 +118,14 @@ def test_the_benchmark_of_scale_runs_in_tiny_sizes(tmp_path):
     assert all("seconds" in figures for figures in found.values())
     assert found["epochs"]["opens in epoch 1"] >= 30
     assert 300 * 68 <= found["epochs"]["bytes in epoch 2"] < found["epochs"]["bytes in epoch 1"] - 30 * 160
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_listing_runs_in_tiny_sizes(tmp_path):
+    options = ["--files", "40", "--classes", "4", "--images", "--repeats", "1", "--folder", str(tmp_path)]
+    command = [sys.executable, str(SCRIPT.with_name("listing.py")), *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["part"] for line in lines] == ["imports", "listing and fingerprint", "data --look names", "data"]
+    assert all(line["peak_mb"] > 1 for line in lines)
+    assert not [*tmp_path.iterdir()]

@@ -24,8 +24,8 @@ def load_samples(
 
     Args:
         name: ``digits``, ``folder``, ``imagenet``, ``inaturalist``, ``kinetics400``, ``places365``, ``vtab``, a
-            torchvision classification set (``cifar100``, ``food101``, ...), ``table:``, ``hf:``, ``wds:`` or ``zip:`` and
-            what is opened, a file such as ``labels.csv``, or the path of a folder of class folders.
+            torchvision classification set (``cifar100``, ``food101``, ...), ``table:``, ``hf:``, ``wds:`` or ``zip:``
+            and what is opened, a file such as ``labels.csv``, or the path of a folder of class folders.
         split: ``train``, ``val`` or ``test``, as far as the set has them; of ``vtab`` ``train800val200``, ``train800``,
             ``val200`` or ``test``.
         data_dir: where the files are; for torchvision sets its root (default ``home``), for ``vtab`` the
@@ -39,12 +39,7 @@ def load_samples(
             of pixels if the data set does not hold files of images.
     """
     kind, request = request_of(name, split=split, data_dir=data_dir, home=home, columns=columns, pixels=pixels)
-    samples = load_source(kind).load(request)
-    if samples.pixels.fields() != (asked := pixels.fields()):
-        raise UserError(
-            f"data set {name!r} does not hold images that these options could decode otherwise: leave out "
-            f"{' and '.join(asked)}."
-        )
+    samples = open_request(kind, request)
     samples.left.say()
     return samples
 
@@ -67,3 +62,18 @@ def request_of(
     require_columns(name, columns)
     kind, rest = kind_of(name)
     return kind, Request(rest, split, data_dir, home, parse_columns(columns), pixels)
+
+
+def open_request(kind: str, request: Request) -> Samples:
+    """Load what is asked of a kind of data set.
+
+    Raises:
+        UserError: for files that are not as expected, and for rules of pixels if there are no files of images.
+    """
+    samples = load_source(kind).load(request)
+    if samples.pixels.fields() != (asked := request.pixels.fields()):
+        raise UserError(
+            f"data set {samples.name!r} does not hold images that these options could decode otherwise: leave out "
+            f"{' and '.join(asked)}."
+        )
+    return samples

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from losa_cache.data.duplicates import Place, same_content
-from losa_cache.data.headers import HeaderCounts, in_parts, read_header
-from losa_cache.data.load import request_of
+from losa_cache.data.headers import Header, HeaderCounts, in_parts, read_header
+from losa_cache.data.load import open_request, request_of
 from losa_cache.data.samples import Samples
-from losa_cache.data.spec import load_source, other_splits
+from losa_cache.data.spec import other_splits
 from losa_cache.data.survey_config import NAMES, PIXELS, SurveyConfig
 from losa_cache.errors import UserError
 from losa_cache.folders import find_home, given_path
@@ -65,17 +65,19 @@ def survey(
     }
     if config.look == NAMES:
         return found
-    headers = HeaderCounts()
-    with ThreadPoolExecutor(THREADS, "survey") as threads:
+    headers, threads = HeaderCounts(), ThreadPoolExecutor(THREADS, "survey")
 
-        def look(part: range) -> tuple[range, list[Any]]:
-            return part, [read_header(samples, index, decode=config.look == PIXELS) for index in part]
+    def look(part: range) -> tuple[range, list[Header | str]]:
+        return part, [read_header(samples, index, decode=config.look == PIXELS) for index in part]
 
+    try:
         for part, seen in threads.map(look, in_parts(len(samples))):
             headers.add((samples.ids[index] for index in part), seen)
             progress(_HEADERS * part.stop / len(samples))
         splits = [samples, *(other for other in others if (other.file is None) == (samples.file is None))]
         groups = same_content(splits, threads, lambda share: progress(_HEADERS + (1 - _HEADERS) * share))
+    finally:
+        threads.shutdown(cancel_futures=True)  # after Ctrl-C, a million images are not looked at first
     found |= headers.summary()
     found["duplicates"] = [_duplicate(samples, inside) for group in groups if len(inside := _of(group, 0)) > 1]
     found["other_splits"] = {other.split: len(other) for other in others} | unopened
@@ -89,14 +91,21 @@ def _opened(config: SurveyConfig) -> tuple[Samples, list[Samples], dict[str, str
         return config.dataset, [], {}
     folder, home = None if config.data_dir is None else given_path(config.data_dir), find_home()
     cache = None if home is None else home / "data"
-    kind, request = request_of(config.dataset, split=config.split, data_dir=folder, home=cache, columns=config.columns)
-    samples = load_source(kind).load(request)
+    kind, request = request_of(
+        config.dataset,
+        split=config.split,
+        data_dir=folder,
+        home=cache,
+        columns=config.columns,
+        pixels=config.pixels,
+    )
+    samples = open_request(kind, request)
     if config.look == NAMES:
         return samples, [], {}
     opened, unopened = [], {}
     for split in other_splits(kind, request):
         try:
-            opened.append(load_source(kind).load(replace(request, split=split)))
+            opened.append(open_request(kind, replace(request, split=split)))
         except UserError as error:
             unopened[split] = str(error)
     return samples, opened, unopened

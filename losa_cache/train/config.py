@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from losa_cache.cache.precision_names import require_precision
+from losa_cache.data.data_config import DATASET, of_data
+from losa_cache.data.normalisation import require_normalisation
 from losa_cache.data.pixel_rules import DTYPE
 from losa_cache.errors import LARGEST_SEED, UserError, require_counts
-from losa_cache.inputs_config import AUGMENT, BACKBONE, DATASET, WORKERS, ImageConfig, of_images
+from losa_cache.inputs_config import AUGMENT, BACKBONE, WORKERS, ImageConfig, of_images
 from losa_cache.layers import require_layers
 from losa_cache.options import Option
 from losa_cache.points import ALL_LAYERS, CONV, DECODERS, EMBEDDING, HEADS, LAST, STARTS, require_tap
@@ -304,7 +306,7 @@ class OnlineConfig(ImageConfig):
     """
 
     backbone: Annotated[str, of_images(BACKBONE)]
-    dataset: Annotated[str, of_images(DATASET, path=True)]
+    dataset: Annotated[str, of_data(DATASET, path=True)]
     targets_from: Annotated[
         str | None,
         of_images(
@@ -342,6 +344,7 @@ class OnlineConfig(ImageConfig):
 
     def __post_init__(self) -> None:
         self.require_pixels()
+        require_normalisation(self.normalise)
         if not 0 < self.share <= 1:
             raise UserError(f"mixed is {self.share}: the share of fresh samples must lie above 0 and at most at 1.")
         if self.tap is not None:

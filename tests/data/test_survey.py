@@ -95,7 +95,7 @@ def test_duplicates_and_leaks_are_those_of_all_bytes(tmp_path):
 
 def test_images_without_files_are_looked_at_by_their_bytes_or_their_pixels():
     scans = [np.full((4, 6), value, dtype=np.uint8) for value in (1, 2, 1, 3)]
-    samples = lc.Samples.from_images("scans", scans, [0, 0, 1, 1], ["a", "b"])
+    samples = lc.Samples.of(scans, "scans", labels=[0, 0, 1, 1], classes=["a", "b"])
     told = lc.survey(samples)
     assert (told["formats"], told["modes"], told["width"]["max"]) == ({"in memory": 4}, {"L": 4}, 6)
     assert told["duplicates"] == [{"ids": ["000000", "000002"], "classes": ["a", "b"]}]
@@ -107,6 +107,23 @@ def test_images_without_files_are_looked_at_by_their_bytes_or_their_pixels():
 
     told = lc.survey(replace(samples, encoded=encoded))
     assert (told["formats"], told["duplicates"]) == ({"PNG": 3, "WEBP": 1}, [])
+
+
+def test_a_table_is_compared_across_the_values_of_its_column(root):
+    put(root / "train/dog/copy.png")  # as cat/0.png
+    rows = ["path,label,split,age", "train/cat/0.png,cat,train,3", "train/dog/copy.png,dog,holdout,4"]
+    (root / "all.csv").write_text("\n".join(rows))
+    told = lc.survey(f"table:{root / 'all.csv'}", columns="age:numbers")
+    assert (told["targets"], told["other_splits"]) == (["age"], {"holdout": 1})
+    assert told["leaks"] == [{"ids": ["train/cat/0.png"], "split": "holdout", "others": ["train/dog/copy.png"]}]
+
+
+def test_pixels_are_decoded_by_the_rules_that_extract_would_take(root):
+    rules = {"data_dir": str(root), "look": "pixels", "channels": "4,2,1"}
+    reasons = {bad["id"]: bad["reason"] for bad in lc.survey("folder", **rules)["unreadable"]}
+    assert "cat/0.png" in reasons  # it has three channels
+    with pytest.raises(lc.UserError, match="page is 0"):
+        lc.survey("folder", data_dir=str(root), page=0)
 
 
 def test_videos_are_told_without_a_decoded_frame(tmp_path):

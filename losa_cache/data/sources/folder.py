@@ -181,7 +181,7 @@ def _split_folders(root: Path) -> dict[str, list[str]]:
 def _folders(root: Path) -> list[str]:
     try:
         with os.scandir(root) as entries:
-            return sorted(entry.name for entry in entries if not hidden(entry.name) and is_folder(entry))
+            return sorted(entry.name for entry in entries if is_folder(entry) and not hidden(entry.name))
     except OSError as error:
         raise _unreadable(error) from error
 
