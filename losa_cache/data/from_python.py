@@ -46,6 +46,9 @@ def samples_of(
         )
     if len(set(names)) < count:
         raise UserError(f"data set {name!r} has an id twice: ids tell samples apart.")
+    if numbers is not None and count and (numbers.dtype.kind not in "iub" or numbers.ndim > 1):
+        given = f"of the type {numbers.dtype} and the shape {numbers.shape}"
+        raise UserError(f"labels of data set {name!r} are {given}: give one number for each sample, that of its class.")
     looked_at = _spread(count)
     if numbers is None:
         numbers = _stored_labels(items)

@@ -119,6 +119,10 @@ REFUSED = {
         lambda: Samples.of(PIXELS, "mine", labels=[0]),
         "4 images, 1 labels",
     ),
+    "fractions": (
+        lambda: Samples.of(PIXELS, "mine", labels=[0.5, 1, 1, 0]),
+        "labels of data set 'mine' are of .*float64",
+    ),
     "ids": (lambda: of_list(ids=["a"] * 4), "an id twice"),
     "a class": (lambda: of_list(labels=[0, 1, 2, 0]), "labels from 0 to 2, but 2 classes"),
     "normalised": (

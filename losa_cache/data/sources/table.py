@@ -33,7 +33,7 @@ NAME = "table"
 WHOLE = "train"
 """The split of a table that neither has a column of splits nor says its split in its name."""
 
-_SHOWN = 5  # names in a message
+_SHOWN, _LETTERS = 5, 100  # names in a message, letters of each
 
 
 def load(request: Request) -> Samples:
@@ -273,4 +273,4 @@ def _require_there(table: TableFile, ids: Sequence[str], sizes: Sequence[int], b
 
 
 def _names(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names[:_SHOWN])) + (", ..." if len(names) > _SHOWN else "")
+    return ", ".join(repr(name[:_LETTERS]) for name in names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
