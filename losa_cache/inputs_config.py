@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from losa_cache.cache.precision_names import require_precision
-from losa_cache.data.data_config import DATASET, DataConfig, of_data
+from losa_cache.data.data_config import COLUMNS, DATA_DIR, DATASET, SPLIT, PixelConfig, of_data, require_data
 from losa_cache.data.names import is_name, located, require_decoder_name
 from losa_cache.data.normalisation import TIMM, require_normalisation
 from losa_cache.errors import UserError, require_counts, require_seed
@@ -38,13 +38,15 @@ def of_images(text: str, **more: Any) -> Option:
 
 
 @dataclass(frozen=True)
-class ImageConfig(DataConfig):
+class ImageConfig(PixelConfig):
     """A frozen backbone and the images that it runs on.
 
     Attributes:
         backbone: a name (``load_backbone``) or a loaded backbone, for which ``weights``, ``img_size``, ``resize`` and
             the options of video backbones are not used.
         dataset: a name (``load_samples``) or loaded samples, for which ``split`` and ``data_dir`` are not used.
+        split, data_dir: the part of the data set, and the folder that holds it.
+        columns: of a table, to take: ``image=file,label=species,age:numbers`` (``load_samples``).
         weights, img_size, resize: of the backbone; of a video backbone also
         frames, stride, inflation: as of ``load_backbone``.
         clips: rows for each video, 1 or more, evenly spaced over it.
@@ -55,6 +57,9 @@ class ImageConfig(DataConfig):
 
     backbone: Annotated["str | Backbone", of_images(BACKBONE)]
     dataset: Annotated["str | Samples", of_data(DATASET, path=True)]
+    split: Annotated[str, of_data(SPLIT)] = "train"
+    data_dir: Annotated[str | None, of_data(DATA_DIR, path=True)] = None
+    columns: Annotated[str | None, of_data(COLUMNS)] = None
     weights: Annotated[
         str,
         of_images(
@@ -197,7 +202,8 @@ class InputsConfig(ImageConfig):
     ] = 0
 
     def __post_init__(self) -> None:
-        self.require_data(self.dataset)
+        require_data(self.dataset, split=self.split, data_dir=self.data_dir, columns=self.columns)
+        self.require_pixels()
         require_normalisation(self.normalise)
         require_layers(self.layers)
         require_tap(self.tap)

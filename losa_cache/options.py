@@ -76,10 +76,13 @@ def simple(kind: Any) -> Any:
 
 
 def options_of(shape: type) -> list[OptionField]:
-    """List the options of a dataclass: those that must be given first, then in the order of its fields."""
+    """List the options of a dataclass: those that must be given first, then in the order of its fields.
+
+    Fields that are given by name alone come after the others, as those of a base class do in its ``__init__``.
+    """
     defaults = {name: parameter.default for name, parameter in signature(shape).parameters.items()}
     found = []
-    for field in fields(shape):
+    for field in sorted(fields(shape), key=lambda field: field.kw_only is True):
         marks: tuple[Any, ...] = getattr(field.type, "__metadata__", ())
         if option := next((mark for mark in marks if isinstance(mark, Option)), None):
             default = field.default_factory() if callable(field.default_factory) else defaults[field.name]

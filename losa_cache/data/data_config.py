@@ -14,6 +14,12 @@ DATASET = (
     "torchvision, a table (labels.csv or table:FILE), hf:NAME, wds:TARS, zip:FILE, or the path of a folder of class "
     "folders."
 )
+SPLIT = "Split of the data set: train, val or test; for vtab: train800val200, train800, val200 or test."
+DATA_DIR = "Folder that holds the data set."
+COLUMNS = (
+    "Columns of a table: image=COLUMN,label=COLUMN (also split, group, weight), and further columns, each of "
+    "which becomes a target set: species, age:numbers, grade:class; default: columns with common names."
+)
 
 
 def of_data(text: str, **more: Any) -> Option:
@@ -22,27 +28,14 @@ def of_data(text: str, **more: Any) -> Option:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Which images of a data set, and how their files become pixels.
+class PixelConfig:
+    """How files become pixels.
 
     Attributes:
-        split, data_dir: the part of the data set, and the folder that holds it.
-        columns: of a table, to take: ``image=file,label=species,age:numbers`` (``load_samples``).
         range, channels, page, apply_profile: how files that are not 8-bit RGB become pixels
             (``losa_cache.data.pixel_rules.parse_rules``).
     """
 
-    split: Annotated[
-        str, of_data("Split of the data set: train, val or test; for vtab: train800val200, train800, val200 or test.")
-    ] = "train"
-    data_dir: Annotated[str | None, of_data("Folder that holds the data set.", path=True)] = None
-    columns: Annotated[
-        str | None,
-        of_data(
-            "Columns of a table: image=COLUMN,label=COLUMN (also split, group, weight), and further columns, each of "
-            "which becomes a target set: species, age:numbers, grade:class; default: columns with common names."
-        ),
-    ] = None
     range: Annotated[
         str | None,
         of_data(
@@ -72,22 +65,6 @@ class DataConfig:
         """
         return parse_rules(self.range, self.channels, self.page, self.apply_profile)
 
-    def require_data(self, dataset: object) -> None:
-        """Check these options, as far as that can be done without opening anything.
-
-        Args:
-            dataset: the name of a data set; loaded samples are not checked.
-
-        Raises:
-            UserError: for one that cannot work.
-        """
-        if isinstance(dataset, str):
-            require_data_set(dataset, self.data_dir)
-            require_split(dataset, self.split)
-            require_columns(dataset, self.columns)
-            parse_columns(self.columns)
-        self.require_pixels()
-
     def require_pixels(self) -> None:
         """Check the rules by which files become pixels.
 
@@ -95,3 +72,20 @@ class DataConfig:
             UserError: for one that cannot work.
         """
         parse_rules(self.range, self.channels, self.page, self.apply_profile)
+
+
+def require_data(dataset: object, *, split: str, data_dir: str | None, columns: str | None) -> None:
+    """Check the options that name images, as far as that can be done without opening anything.
+
+    Args:
+        dataset: the name of a data set; for loaded samples nothing is checked.
+        split, data_dir, columns: as of ``load_samples``.
+
+    Raises:
+        UserError: for one that cannot work.
+    """
+    if isinstance(dataset, str):
+        require_data_set(dataset, data_dir)
+        require_split(dataset, split)
+        require_columns(dataset, columns)
+        parse_columns(columns)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from losa_cache.data.data_config import DATASET, DataConfig, of_data
+from losa_cache.data.data_config import COLUMNS, DATA_DIR, DATASET, SPLIT, PixelConfig, of_data, require_data
 from losa_cache.errors import UserError
 from losa_cache.options import Option
 
@@ -14,11 +14,11 @@ NAMES, HEADERS, PIXELS = DEPTHS = ("names", "headers", "pixels")
 
 
 @dataclass(frozen=True)
-class SurveyConfig(DataConfig):
+class SurveyConfig(PixelConfig):
     """A data set, and how far its images are looked at.
 
     Attributes:
-        dataset: a name (``load_samples``) or loaded samples, for which the options of :class:`DataConfig` are not used.
+        dataset: a name (``load_samples``) or loaded samples, for which only ``look`` is used.
         look: ``names``: no image is opened; ``headers``: sizes, modes and duplicates; ``pixels``: every image is
             decoded, too.
 
@@ -27,6 +27,9 @@ class SurveyConfig(DataConfig):
     """
 
     dataset: Annotated["str | Samples", of_data(DATASET, path=True)]
+    split: Annotated[str, of_data(SPLIT)] = "train"
+    data_dir: Annotated[str | None, of_data(DATA_DIR, path=True)] = None
+    columns: Annotated[str | None, of_data(COLUMNS)] = None
     look: Annotated[
         str,
         Option(
@@ -36,6 +39,7 @@ class SurveyConfig(DataConfig):
     ] = HEADERS
 
     def __post_init__(self) -> None:
-        self.require_data(self.dataset)
+        require_data(self.dataset, split=self.split, data_dir=self.data_dir, columns=self.columns)
+        self.require_pixels()
         if self.look not in DEPTHS:
             raise UserError(f"look is {self.look!r}: choose one of {', '.join(DEPTHS)}.")

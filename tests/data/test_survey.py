@@ -139,7 +139,9 @@ def test_splits_that_hold_each_other_are_not_compared(tmp_path):
     for name in ("train.csv", "val.csv"):
         (tmp_path / name).write_text("a.mp4 1\n")
     assert other_splits("kinetics400", Request("kinetics400", "train", tmp_path)) == ["val"]
-    assert other_splits("places365", Request("places365", "val")) == ["train"]  # by its name alone
+    assert other_splits("places365", Request("places365", "train-challenge")) == ("val",)
+    assert other_splits("inaturalist", Request("inaturalist", "train_mini")) == ("val",)
+    assert other_splits("digits", Request("digits", "test")) == ["train"]  # by its name alone
 
 
 def test_a_split_that_cannot_be_opened_is_said(root):

@@ -51,6 +51,11 @@ class _List(msgspec.Struct):
     categories: list[_Category]
 
 
+def other_splits(request: Request) -> tuple[str, ...]:
+    """List the splits that share no image with that of a request: ``train`` holds ``train_mini``."""
+    return ("train", "train_mini") if request.split == "val" else ("val",)
+
+
 def load(request: Request) -> Samples:
     """Read ``2021_train/00000_.../*.jpg``, of which the number is the label, or ``train2018.json`` and the images that
     it names, such as ``train_val2018/Plantae/7477/x.jpg``.

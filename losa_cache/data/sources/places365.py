@@ -24,6 +24,11 @@ _FOLDERS = {
 }
 
 
+def other_splits(request: Request) -> tuple[str, ...]:
+    """List the splits that share no image with that of a request: the challenge holds the standard training images."""
+    return ("train", "train-challenge") if request.split == "val" else ("val",)
+
+
 def load(request: Request) -> Samples:
     """Read the list of a split (lines ``/a/airfield/00000001.jpg 0``) and the image folder that is there.
 
