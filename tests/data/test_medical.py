@@ -2,6 +2,7 @@
 
 import io
 import sys
+import zipfile
 
 import nibabel
 import numpy as np
@@ -11,6 +12,7 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import ExplicitVRLittleEndian, JPEGBaseline8Bit, JPEGLosslessSV1, RLELossless, generate_uid
 
+from losa_cache.apply.predict.inputs import items
 from losa_cache.data import medical
 from losa_cache.data.decode import Decoder
 from losa_cache.data.load import load_samples
@@ -167,6 +169,10 @@ def test_folders_of_dicom_files_with_and_without_a_suffix(tmp_path, monkeypatch)
     samples = load_samples(str(tmp_path / "d"))
     assert sorted(path.rpartition("/")[2] for path in samples.ids) == sorted(names)
     assert samples.load(0).size == (8, 6)
+    assert [item.id for item in items([str(tmp_path / "d")])] == [str(tmp_path / "d" / own) for own in samples.ids]
+    with zipfile.ZipFile(tmp_path / "d.zip", "w") as archive:
+        archive.write(tmp_path / "d/a/a.dcm", "a/a.dcm")
+    assert np.array_equal(load_samples(str(tmp_path / "d.zip")).load(0), samples.load(0))
     monkeypatch.setattr(medical, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"holds DICOM files, which need pydicom: pip install 'losa-cache\[medical\]'"):
         load_samples(str(tmp_path / "d"))

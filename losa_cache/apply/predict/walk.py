@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from losa_cache.data.medical import is_nameless_dicom
 from losa_cache.data.scan import hidden, is_folder
 
 
@@ -14,7 +15,7 @@ def walk(folder: Path, suffixes: tuple[str, ...], unread: list[tuple[Path, str]]
 
     Args:
         folder: to read.
-        suffixes: of the files that are wanted, in lower case.
+        suffixes: of the files that are wanted, in lower case; DICOM files without a suffix are, too.
         unread: takes each subfolder that cannot be read, and why.
 
     Yields:
@@ -47,6 +48,6 @@ def _names(folder: Path, suffixes: tuple[str, ...]) -> tuple[list[str], list[str
                 continue
             if is_folder(entry):
                 folders.append(entry.name)
-            elif entry.name.lower().endswith(suffixes):
+            elif entry.name.lower().endswith(suffixes) or is_nameless_dicom(entry.path):
                 files.append(entry.name)
     return sorted(files), sorted(folders)

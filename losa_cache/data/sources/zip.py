@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from losa_cache.data import medical
 from losa_cache.data.archives import MOST_BYTES, Archive, from_archives
 from losa_cache.data.left import BESIDE, BESIDE_SPLITS, HIDDEN, OTHERS, Left
 from losa_cache.data.request import Request
@@ -23,6 +24,7 @@ from losa_cache.outside import UnreadableError, open_file
 SPEC = SourceSpec(prefix=True, whole=True, suffixes=(".zip",))
 
 NAME = "zip"
+IMAGES = EXTENSIONS + medical.SUFFIXES
 
 _HEADER = struct.Struct("<4s22xHH")  # of a member: signature, lengths of its name and of further fields
 _SIGNATURE = b"PK\x03\x04"
@@ -57,7 +59,7 @@ def load(request: Request) -> Samples:
     classes, places = _classes(names, left)
     images = [members[place] for place in places]
     if not images:
-        raise UserError(f"{str(path)!r} holds no class folders with images ({', '.join(EXTENSIONS)}).")
+        raise UserError(f"{str(path)!r} holds no class folders with images ({', '.join(IMAGES)}).")
     for member in images:
         _require_readable(member, path)
     archive = Archive(path)
@@ -158,7 +160,7 @@ def _classes(names: Sequence[str], left: Left) -> tuple[list[str], list[int]]:
 
 
 def _is_image(name: str) -> bool:
-    return name.lower().endswith(EXTENSIONS)
+    return name.lower().endswith(IMAGES)
 
 
 def _require_readable(member: Member, path: Path) -> None:
