@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from losa_cache.data.load import load_samples
-from losa_cache.data.names import located
+from losa_cache.data.names import located, moved
 from losa_cache.data.shards import shards_of
 from losa_cache.errors import UserError
 from losa_cache.extract.extract import extract
@@ -125,6 +125,17 @@ def test_patterns_expand_as_a_shell_expands_them(tmp_path):
     assert located("wds:x-{0..9}.tar::http://h/y.tar", lambda path: tmp_path / path) == (
         f"wds:{tmp_path}/x-{{0..9}}.tar::http://h/y.tar"
     )
+
+
+def test_archives_that_a_cache_names_are_opened_only_in_the_folder_that_the_user_names(tmp_path):
+    (tmp_path / "pets.zip").touch()
+    for name, place in (
+        ("wds:/old/x-{0..9}.tar::http://h/y.tar", f"wds:{tmp_path}/x-{{0..9}}.tar::{tmp_path}/y.tar"),
+        ("wds:/old/shards", f"wds:{tmp_path}"),
+        ("zip:/old/pets.zip", f"zip:{tmp_path}/pets.zip"),
+        ("hf:owner/name", f"hf:{tmp_path}"),
+    ):
+        assert moved(name, tmp_path) == {"dataset": place}
 
 
 def test_shards_of_a_server_are_fetched_once_and_whole(tmp_path):
