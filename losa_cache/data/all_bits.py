@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from losa_cache.data.values import Trust, Values, limits_of, require_page
-from losa_cache.extras import extra
+from losa_cache.extras import MissingExtraError, extra
 
 TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 RGB, WHITE_IS_ZERO, BLACK_IS_ZERO = 2, 0, 1  # photometric interpretations
@@ -44,12 +44,15 @@ def read_tiff(file: BinaryIO, page: int, *, require_size: Callable[[int, int], N
         values, and the orientation that the page names, 1 to 8.
 
     Raises:
-        UserError: if tifffile is not installed.
         UnidentifiedImageError: if it is no TIFF file, or a damaged one.
-        ValueError: for a page that is not there, axes beyond width, height and channels, or values that are no numbers.
+        ValueError: if tifffile is not installed, and for a page that is not there, axes beyond width, height and
+            channels, or values that are no numbers.
     """
-    with extra("tifffile", "Pillow does not read this TIFF file as it should, and tifffile would", "medical"):
-        from tifffile import TiffFile, TiffFileError
+    try:
+        with extra("tifffile", "Pillow does not read this TIFF file, and tifffile may", "medical"):
+            from tifffile import TiffFile, TiffFileError
+    except MissingExtraError as error:  # the file may as well be damaged
+        raise ValueError(str(error).removesuffix(".")) from error
 
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it says there is raised, too
     try:

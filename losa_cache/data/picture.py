@@ -1,6 +1,8 @@
 """Decode an image file to a picture of 8 bits, upright if that is requested."""
 
 import stat
+import sys
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from io import BytesIO
@@ -101,7 +103,7 @@ def read_image(
 
 
 def _read(file: BinaryIO, rules: PixelRules, max_pixels: int | None, formats: tuple[str, ...] | None) -> Image.Image:
-    most = max_pixels or 2 * (Image.MAX_IMAGE_PIXELS or 0)  # beyond which Pillow refuses a picture
+    most = max_pixels or 2 * (Image.MAX_IMAGE_PIXELS or sys.maxsize)  # beyond which Pillow refuses a picture
 
     def require_size(width: int, height: int) -> None:
         if width * height > most:
@@ -117,25 +119,25 @@ def _read(file: BinaryIO, rules: PixelRules, max_pixels: int | None, formats: tu
     try:
         image = Image.open(file, formats=formats)
     except UnidentifiedImageError:
-        if not head.startswith(TIFF_MARKS) or (formats is not None and "TIFF" not in formats):
-            raise
-        image = None
-    if image is None:
-        return _tiff(file, rules, require_size)
+        if head.startswith(TIFF_MARKS) and (formats is None or "TIFF" in formats):
+            return _tiff(file, rules, require_size)
+        raise
     with image:
-        _go_to_page(image, rules.page)
-        if max_pixels is not None:
-            for width, height in _sizes(image):
-                require_size(width, height)
+        for page in sorted({1, rules.page}):  # the way to a page leads through the first
+            _go_to_page(image, page)
+            if max_pixels is not None:
+                for width, height in _sizes(image):
+                    require_size(width, height)
         if image.format == "TIFF" and _misread(image, rules):
             return _tiff(file, rules, require_size)
         if image.format == "PNG" and eight_bit_colours(image) and (rules.range or rules.channels):
+            require_page(rules.page, 1)  # torchvision reads no others
             file.seek(0)
             return _with_info(picture_of(read_png(file), rules), image)
         return _decode(image, rules)
 
 
-def _tiff(file: BinaryIO, rules: PixelRules, require_size: Any) -> Image.Image:
+def _tiff(file: BinaryIO, rules: PixelRules, require_size: Callable[[int, int], None]) -> Image.Image:
     file.seek(0)
     values, orientation = read_tiff(file, rules.page, require_size=require_size)
     picture = picture_of(values, rules)
@@ -185,7 +187,7 @@ def _in_srgb(image: Image.Image) -> Image.Image:
         ValueError: for a damaged profile.
     """
     content = image.info.get("icc_profile")
-    if not content or image.mode in _SIXTEEN_BITS:
+    if not content or image.mode in (*_SIXTEEN_BITS, "I", "F"):
         return image
     if (mode := {"LA": "L", "1": "L"}.get(image.mode, image.mode)) not in _SPACES:
         mode = "RGB"

@@ -1,6 +1,7 @@
 """Rules of pixels against numpy and formulas: ranges, channels, pages and colour profiles."""
 
 import struct
+import sys
 
 import numpy as np
 import pytest
@@ -200,13 +201,17 @@ def test_a_colour_profile_is_followed_if_that_is_asked(tmp_path, mode):
         load_image(tmp_path / "c.tif", rules(profile=True))
 
 
-def test_a_damaged_tiff_is_no_image(tmp_path):
+def test_a_damaged_tiff_is_no_image(tmp_path, monkeypatch):
     (tmp_path / "a.tif").write_bytes(b"II*\0" + bytes(500))
     with pytest.raises(UnidentifiedImageError, match=r"cannot identify image file '.*a\.tif'"):
         load_image(tmp_path / "a.tif")
     tifffile.imwrite(tmp_path / "b.tif", BANDS, photometric="minisblack", planarconfig="contig")
     with pytest.raises(ValueError, match=r"8 x 6 pixels, more than 40 \(--max-pixels\)"):
         load_image(tmp_path / "b.tif", rules(channels="1"), max_pixels=40)
+    monkeypatch.setitem(sys.modules, "tifffile", None)  # as where it is not installed
+    for name in ("a.tif", "b.tif"):
+        with pytest.raises(ValueError, match=r"and tifffile may: pip install 'losa-cache\[medical\]'$"):
+            load_image(tmp_path / name)
 
 
 def test_normalisations_are_those_of_timm():
