@@ -1,5 +1,6 @@
 """Names of data sets, their splits, and decoders. This module imports no library, so that a command refuses at once."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from losa_cache.folders import given_path
 
 PILLOW, NVJPEG = DECODERS = ("pillow", "nvjpeg")
 """What decodes image files."""
+_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # of what is not of this machine
 
 
 def plain(name: str) -> str:
@@ -111,7 +113,7 @@ def require_data_set(name: str, data_dir: str | Path | None) -> None:
     elif spec.patterns:
         shards_of(rest)
     elif spec.prefix:
-        if not rest or not (spec.remote or given_path(rest).exists()):
+        if not rest or not (given_path(rest).exists() or (spec.remote and _ID.fullmatch(rest))):
             behind = "" if rest == name else f" behind {kind}:"
             raise UserError(f"data set {name!r}: there is no file or folder {rest!r}: name one{behind}.")
     elif not Path(name).is_dir():

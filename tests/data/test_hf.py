@@ -35,6 +35,8 @@ def rows(datasets, colours=(1, 2, 3)):
         "age": [0.5 * place for place in range(len(colours))],
         "label": [1, 0, 1],
         "name": ["b", "a", "b"],
+        "tags": [[0, 1], [], [1]],
+        "box": [[0.0, place + 0.5] for place in range(len(colours))],
     }
     features = datasets.Features(
         picture=datasets.Image(),
@@ -42,6 +44,8 @@ def rows(datasets, colours=(1, 2, 3)):
         age=datasets.Value("float64"),
         label=datasets.ClassLabel(names=["cat", "dog"]),
         name=datasets.Value("string"),
+        tags=datasets.Sequence(datasets.ClassLabel(names=["wet", "old"])),
+        box=datasets.Sequence(datasets.Value("float32")),
     )
     return datasets.Dataset.from_dict(columns, features=features)
 
@@ -49,16 +53,19 @@ def rows(datasets, colours=(1, 2, 3)):
 def test_a_saved_data_set_gives_images_labels_and_target_sets(datasets, tmp_path):
     both = datasets.DatasetDict(train=rows(datasets), validation=rows(datasets, (7, 8, 9)))
     both.save_to_disk(tmp_path / "set")
-    columns = "image=picture,mask,age,name"
+    columns = "image=picture,mask,age,name,tags,box"
     samples = load_samples(f"hf:{tmp_path / 'set'}", split="val", columns=columns)
     assert (samples.split, list(samples.ids)) == ("val", ["7.png", "8.png", "9.png"])
     assert (samples.classes, samples.labels.tolist()) == (("cat", "dog"), [1, 0, 1])
     assert [samples.encoded(i) for i in range(3)] == [encoded(7), encoded(8), encoded(9)]
     assert samples.load(2).getpixel((0, 0)) == (9, 0, 0)
     assert samples.archive(0).suffix == ".arrow"
-    age, name = (read_targets(samples.targets[key], samples.ids, name=key) for key in ("age", "name"))
+    sets = (read_targets(samples.targets[key], samples.ids, name=key) for key in ("age", "name", "tags", "box"))
+    age, name, tags, box = sets
     assert (age.kind, age.values[:, 0].tolist()) == ("numbers", [0.0, 0.5, 1.0])
     assert (name.kind, name.names, name.values.tolist()) == ("class", ["a", "b"], [1, 0, 1])
+    assert (tags.kind, tags.names, tags.values.tolist()) == ("multilabel", ["wet", "old"], [[1, 1], [0, 0], [0, 1]])
+    assert (box.kind, box.names, box.values[2].tolist()) == ("numbers", ["box0", "box1"], [0.0, 2.5])
     assert samples.targets["mask"].stored(2).tolist() == [[2] * 20] * 10
     assert load_samples(f"hf:{tmp_path / 'set'}", columns="image=picture,label=name").classes == ("a", "b")
     for wrong, message in (
