@@ -3,6 +3,7 @@
 import io
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
@@ -10,12 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from losa_cache.cache.descriptors import ReadFile, ReplacedError, descriptors
+from losa_cache.data.columns import GROUP, SPLIT, WEIGHT, Columns
 from losa_cache.data.picture import read_image
 from losa_cache.data.pixel_rules import PixelRules
 from losa_cache.data.samples import Samples, hash_lines
 from losa_cache.data.sources.folder import UNLABELLED
 from losa_cache.errors import UserError
+from losa_cache.targets.check import target_name
 from losa_cache.targets.source import Source
+from losa_cache.targets.target_set import CLASS, NUMBERS
 
 MOST_BYTES = 2**31 - 1
 """Bytes that one image of an archive may have: what one call of the system reads."""
@@ -87,6 +91,35 @@ def from_archives(
         pixels=pixels,
         targets=targets,
     )
+
+
+@dataclass(frozen=True)
+class TargetColumn:
+    """A column that becomes a target set: its name, and the kind; ``None``: as the values say."""
+
+    column: str
+    kind: str | None
+
+
+def target_columns(columns: Columns, where: str) -> dict[str, TargetColumn]:
+    """Say which columns become target sets, by the names of these.
+
+    Args:
+        columns: that are asked for.
+        where: they are, for messages.
+
+    Raises:
+        UserError: for two columns of one name, or one of splits, which archives have by their files.
+    """
+    if SPLIT in columns.roles:
+        raise UserError(f"{where} has splits of its own: leave {SPLIT}={columns.roles[SPLIT]} out of --columns.")
+    roles = ((GROUP, CLASS), (WEIGHT, NUMBERS))
+    found = {role: TargetColumn(columns.roles[role], kind) for role, kind in roles if role in columns.roles}
+    for column, kind in columns.targets.items():
+        if (name := target_name(column)) in found:
+            raise UserError(f"columns {found[name].column!r} and {column!r} would both be the target set {name!r}.")
+        found[name] = TargetColumn(column, kind)
+    return found
 
 
 def numbered(

@@ -77,6 +77,10 @@ def test_json_gives_labels_and_target_sets_and_keys_that_shards_share_get_their_
     ages = read_targets(samples.targets["age"], samples.ids, name="age")
     assert (ages.kind, ages.values.tolist()) == ("numbers", [[0.5], [1.5]])
     assert samples.targets["mask_png"].stored(1)[9, 19] == 199 % 3
+    groups = load_samples(f"wds:{tmp_path}/*.tar", columns="label=species,group=caption").targets["group"]
+    assert read_targets(groups, samples.ids, name="group").names == ["x"]
+    with pytest.raises(UserError, match="has splits of its own: leave split=species out"):
+        load_samples(f"wds:{tmp_path}/0.tar", columns="split=species")
     with pytest.raises(UserError, match="has no 'genus': it has jpg, json, mask.png, species, age, caption"):
         load_samples(f"wds:{tmp_path}/0.tar", columns="label=genus")
 

@@ -7,7 +7,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from losa_cache.data.archives import from_archives, numbered
+from losa_cache.data.archives import TargetColumn, from_archives, numbered, target_columns
 from losa_cache.data.columns import IMAGE, LABEL
 from losa_cache.data.request import Request
 from losa_cache.data.samples import Samples
@@ -17,7 +17,6 @@ from losa_cache.errors import UserError, nearest
 from losa_cache.extras import extra
 from losa_cache.folders import given_path
 from losa_cache.outside import read_file
-from losa_cache.targets.check import target_name
 from losa_cache.targets.from_data import masks_of, values_of
 from losa_cache.targets.source import Source
 
@@ -53,9 +52,10 @@ def load(request: Request) -> Samples:
     where = f"data set 'hf:{request.name}'"
     data = _split(_open(request.name, where), request.split, where)
     image, label = _image_column(data, request, where), _label_column(data, request, where)
-    for column in request.columns.targets:
-        _require_column(data, column, where)
-    table = _encoded_table(data, [image, *([label] if label else []), *request.columns.targets])
+    targets = target_columns(request.columns, where)
+    for each in targets.values():
+        _require_column(data, each.column, where)
+    table = _encoded_table(data, [image, *([label] if label else []), *(each.column for each in targets.values())])
     folder = given_path(request.name)
     files = _Files(data, folder)
     images = _Images(table, image, folder)
@@ -76,10 +76,7 @@ def load(request: Request) -> Samples:
         encoded=images.encoded,
         archive=lambda i: images.file(i) or files.of_row(i),
         pixels=request.pixels,
-        targets={
-            target_name(column): _targets(data, table, column, kind, folder, ids)
-            for column, kind in request.columns.targets.items()
-        },
+        targets={name: _targets(data, table, each, folder, ids) for name, each in targets.items()},
     )
 
 
@@ -270,12 +267,12 @@ class _Files:
         return self._paths[bisect_right(self._ends, row)]
 
 
-def _targets(
-    data: "Dataset", table: "pa.Table", column: str, kind: str | None, folder: Path, ids: Sequence[str]
-) -> Source:
+def _targets(data: "Dataset", table: "pa.Table", wanted: TargetColumn, folder: Path, ids: Sequence[str]) -> Source:
     from datasets import Image
+
+    column = wanted.column
 
     if isinstance(data.features[column], Image):
         return masks_of(folder, ids, _Images(table, column, folder).encoded)
     names = _class_names(data, column)
-    return values_of(folder, column, ids, table.column(column).to_pylist(), kind=kind, names=names)
+    return values_of(folder, column, ids, table.column(column).to_pylist(), kind=wanted.kind, names=names)

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from losa_cache.data.archives import Archive, from_archives, numbered
+from losa_cache.data.archives import Archive, TargetColumn, from_archives, numbered, target_columns
 from losa_cache.data.columns import IMAGE, LABEL, Columns
 from losa_cache.data.download import fetched
 from losa_cache.data.label_files import read_lines
@@ -21,7 +21,6 @@ from losa_cache.data.tar_shard import Part, Record, read_shard
 from losa_cache.errors import UserError
 from losa_cache.folders import is_url
 from losa_cache.outside import UnreadableError
-from losa_cache.targets.check import target_name
 from losa_cache.targets.from_data import masks_of, values_of
 from losa_cache.targets.source import Source
 
@@ -75,18 +74,19 @@ def load(request: Request) -> Samples:
     shards = _of_split(shards_of(request.name), canonical(request.split), request.name)
     paths = [fetched(shard, request.home) if is_url(shard) else Path(shard) for shard in shards]
     archives = [Archive(path) for path in paths]
-    table = _Table(columns={column: [] for column in request.columns.targets})
+    where = f"data set 'wds:{request.name}'"
+    targets = target_columns(request.columns, where)
+    table = _Table(columns={each.column: [] for each in targets.values()})
     for number, archive in enumerate(archives):
         for record in read_shard(archive.path):
             _add(table, record, number, archive, request.columns)
     if not table.keys:
-        raise UserError(f"data set 'wds:{request.name}' holds no samples: name tar files of images.")
+        raise UserError(f"{where} holds no samples: name tar files of images.")
     ids = table.keys
     if len({*ids}) < len(ids):
         ids = [f"{paths[shard].stem}/{key}" for shard, key in zip(table.shards, table.keys, strict=True)]
     if len({*ids}) < len(ids):
-        raise UserError(f"data set 'wds:{request.name}' has shards of one name that share keys: rename the shards.")
-    where = f"data set 'wds:{request.name}'"
+        raise UserError(f"{where} has shards of one name that share keys: rename the shards.")
     classes, labels = numbered(table.labels, ids, where=where, names=_class_names(paths[0]))
 
     def reader(parts: Sequence[Part]) -> Callable[[int], bytes]:
@@ -103,8 +103,8 @@ def load(request: Request) -> Samples:
         archive=lambda i: paths[table.shards[i]],
         pixels=request.pixels,
         targets={
-            target_name(column): _targets(column, kind, table.columns[column], ids, paths[0].parent, reader)
-            for column, kind in request.columns.targets.items()
+            name: _targets(each, table.columns[each.column], ids, paths[0].parent, reader)
+            for name, each in targets.items()
         },
     )
 
@@ -221,8 +221,7 @@ class _Texts:
 
 
 def _targets(
-    column: str,
-    kind: str | None,
+    wanted: TargetColumn,
     values: list[Any],
     ids: Sequence[str],
     folder: Path,
@@ -230,7 +229,7 @@ def _targets(
 ) -> Source:
     if all(isinstance(value, tuple) for value in values):  # JSON has none
         return masks_of(folder, ids, reader(values))
-    return values_of(folder, column, ids, values, kind=kind)
+    return values_of(folder, wanted.column, ids, values, kind=wanted.kind)
 
 
 def _class_names(shard: Path) -> list[str] | None:
