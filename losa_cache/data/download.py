@@ -36,7 +36,9 @@ def fetched(url: str, home: Path | None) -> Path:
         raise UserError(f"{url!r} is no URL of HTTP: copy the file here, and name its path.")
     if home is None:
         raise UserError("this user has no home folder to keep downloads in: set LOSA_CACHE_HOME to one.")
-    name = os.path.basename(parts.path) or "file"
+    name = os.path.basename(parts.path)
+    if name in ("", ".", ".."):
+        raise UserError(f"{url!r} names no file: write the URL of one.")
     path = home / _FOLDER / hashlib.sha256(url.encode()).hexdigest()[:16] / name
     if path.is_file():
         return path

@@ -168,6 +168,8 @@ def test_shards_of_a_server_are_fetched_once_and_whole(tmp_path):
             for _ in range(2):
                 assert list(load_samples(f"{url}a.tar", home=home).ids) == ["d/000", "d/001"]
             assert len(asked) == 1
+            with pytest.raises(UserError, match="names no file"):
+                load_samples(f"{url}..", home=home)
             with pytest.raises(UserError, match=r"short.tar' cannot be fetched \(\d+ of \d+ bytes came\)"):
                 load_samples(f"{url}short.tar", home=home)
         finally:
