@@ -123,6 +123,10 @@ def require_data_set(name: str, data_dir: str | Path | None) -> None:
             f"{', '.join([*OWN_NAMES, *prefixes])} and torchvision's "
             f"{', '.join(map(str.lower, SPECS[TORCHVISION].names))}."
         )
+    elif data_dir is not None:
+        raise UserError(
+            f"data set {name!r} is a folder, and --data-dir names a folder, too ({str(data_dir)!r}): give one of them."
+        )
 
 
 def require_columns(name: str, columns: str | None) -> None:

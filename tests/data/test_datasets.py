@@ -132,6 +132,11 @@ def test_unknown_names_come_with_the_nearest():
         load_samples("cifar1000")
 
 
+def test_two_folders_are_refused(tmp_path):
+    with pytest.raises(UserError, match="is a folder, and --data-dir names a folder, too .*give one"):
+        load_samples(str(tmp_path), data_dir=tmp_path / "other")
+
+
 def test_digits_never_show_a_pretraining_class_and_never_share_an_image():
     train, test = (load_samples("digits", split=s) for s in ("train", "test"))
     assert (len(train), len(test)) == (448, 448)
