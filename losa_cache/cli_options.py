@@ -100,6 +100,7 @@ def _parameter(own: OptionField, *, optional: bool = False, listed: str = "") ->
         f"{flag}/--no-{flag[2:]}" if kind is bool else flag,
         help=own.option.searched if listed and isinstance(own.option.searched, str) else own.option.help,
         rich_help_panel=listed or own.option.panel or None,
+        show_default=default is not False,  # "--json/--no-json" says it
         metavar="<path>" if own.option.path and kind in (str, str | None) else None,
         callback=expanded if own.option.path else None,
     )

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 PRETRAINED, RANDOM = "pretrained", "random"
 """Weights that are not the path of a file."""
-PANEL = "Backbone and images"
+PANEL, VIDEO, STORED = "Backbone and images", "Videos", "What is stored"
 BACKBONE = (
     "Name of the backbone: vit_s, vit_b, vit_l, vit_h, vit_g, vit_G, vit_e, vit_digits, any ViT of "
     "timm, or vivit_s ... for video."
@@ -34,7 +34,7 @@ WORKERS = "Threads that decode images, or processes if images are augmented; def
 
 def of_images(text: str, **more: Any) -> Option:
     """Describe an option of the backbone or its images."""
-    return Option(text, panel=PANEL, **more)
+    return Option(text, **{"panel": PANEL} | more)
 
 
 @dataclass(frozen=True)
@@ -81,21 +81,24 @@ class ImageConfig(PixelConfig):
         int,
         of_images(
             "Number of evenly spaced clips of each video. An epoch of training uses one of them; evaluation "
-            "averages over all."
+            "averages over all.",
+            panel=VIDEO,
         ),
     ] = 1
     frames: Annotated[
-        int | None, of_images("Number of frames in a clip of a video; default: 32, or as in the checkpoint.")
+        int | None,
+        of_images("Number of frames in a clip of a video; default: 32, or as in the checkpoint.", panel=VIDEO),
     ] = None
     stride: Annotated[
         int | None,
-        of_images("Frame stride within a clip; 0 spreads the frames evenly over the video; default: 2."),
+        of_images("Frame stride within a clip; 0 spreads the frames evenly over the video; default: 2.", panel=VIDEO),
     ] = None
     inflation: Annotated[
         str,
         of_images(
             "How a video backbone gets its 3D patch kernel from that of an image ViT: central (in the middle "
-            "frame) or averaged (over all frames)."
+            "frame) or averaged (over all frames).",
+            panel=VIDEO,
         ),
     ] = "central"
     ignore_orientation: Annotated[
@@ -157,24 +160,27 @@ class InputsConfig(ImageConfig):
         str | int | list[int],
         Option(
             "Layers to store: all, a number K (K evenly spaced layers, the last one among them), or a list of "
-            "block numbers such as 3,6,12."
+            "block numbers such as 3,6,12.",
+            panel=STORED,
         ),
     ] = "all"
     tap: Annotated[
         str,
         of_images(
             "What is stored of each layer: block (its output), attention or mlp (what that branch adds), or "
-            "both (both branches)."
+            "both (both branches).",
+            panel=STORED,
         ),
     ] = "block"
-    embedding: Annotated[bool, of_images("Also store the input of the first block (for train --start embedding).")] = (
-        False
-    )
+    embedding: Annotated[
+        bool, of_images("Also store the input of the first block (for train --start embedding).", panel=STORED)
+    ] = False
     tokens: Annotated[
         str,
         of_images(
             "Tokens to store of each layer: all, or pooled (only the class token and the mean of the patches; "
-            "enough for probe and for --side linear and fusion)."
+            "enough for probe and for --side linear and fusion).",
+            panel=STORED,
         ),
     ] = ALL
     precision: Annotated[
@@ -182,14 +188,18 @@ class InputsConfig(ImageConfig):
         of_images(
             "Precision of the stored values: float32, float16, bfloat16, int8, int4, predict:BITS "
             "(predict:1.5 is 1.5 bits a value) or predict:ERROR% (predict:20% allows a relative error of 20 "
-            "%)."
+            "%).",
+            panel=STORED,
         ),
     ] = "bfloat16"
     limit: Annotated[int | None, of_images("Use only this many samples, drawn at random; default: all.")] = None
     views: Annotated[
-        int, of_images("Views V to store of each image: the plain image and V - 1 augmented ones (see --augment).")
+        int,
+        of_images(
+            "Views V to store of each image: the plain image and V - 1 augmented ones (see --augment).", panel=STORED
+        ),
     ] = 1
-    augment: Annotated[str | None, of_images(AUGMENT)] = None
+    augment: Annotated[str | None, of_images(AUGMENT, panel=STORED)] = None
     decoder: Annotated[
         str,
         of_images(

@@ -11,14 +11,17 @@ from losa_cache.options import Option
 PANEL = "Data set"
 DATASET = (
     "Data set: digits, folder, imagenet, inaturalist, places365, kinetics400, vtab, a classification set of "
-    "torchvision, a table (labels.csv or table:FILE), hf:NAME, wds:TARS, zip:FILE, or the path of a folder of class "
-    "folders."
+    "torchvision, a table (labels.csv or table:FILE), hf:NAME (or hf:FOLDER), wds:TARS, zip:FILE, or the path of a folder "
+    "of class folders."
 )
-SPLIT = "Split of the data set: train, val or test; for vtab: train800val200, train800, val200 or test."
-DATA_DIR = "Folder that holds the data set."
+SPLIT = (
+    "Split of the data set: train, val or test, as its folders, its column split or its file names say; for vtab: "
+    "train800val200, train800, val200 or test."
+)
+DATA_DIR = "Folder that holds the data set; of a table, the folder that its paths start from."
 COLUMNS = (
-    "Columns of a table: image=COLUMN,label=COLUMN (also split, group, weight), and further columns, each of "
-    "which becomes a target set: species, age:numbers, grade:class; default: columns with common names."
+    "Columns of a table: image=COLUMN,label=COLUMN (also split, group, weight). Every column that is named without a "
+    "role becomes a target set of the cache: species, age:numbers, grade:class. Default: columns with common names."
 )
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from losa_cache.cache.precision_names import MOST_BITS
 from losa_cache.errors import UserError, require_counts
 from losa_cache.folders import is_url
-from losa_cache.inputs_config import WORKERS, InputsConfig, of_images
+from losa_cache.inputs_config import STORED, WORKERS, InputsConfig, of_images
 from losa_cache.machine.device_names import require_device_name
 from losa_cache.machine.sizes import parse_bytes
 from losa_cache.options import Option, options_of
@@ -110,14 +110,16 @@ class Rate:
         float | None,
         of_images(
             "Bits a value, such as 2, 1 or 0.5: each layer is predicted from the one before it, and only the "
-            "difference is stored. The same as --precision predict:BITS."
+            "difference is stored. The same as --precision predict:BITS.",
+            panel=STORED,
         ),
     ] = None
     error: Annotated[
         float | None,
         of_images(
             "Relative error that a layer may have, such as 0.2. The same as --precision predict:ERROR%, here "
-            "predict:20%."
+            "predict:20%.",
+            panel=STORED,
         ),
     ] = None
 
