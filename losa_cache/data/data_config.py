@@ -11,8 +11,8 @@ from losa_cache.options import Option
 PANEL = "Data set"
 DATASET = (
     "Data set: digits, folder, imagenet, inaturalist, places365, kinetics400, vtab, a classification set of "
-    "torchvision, a table (labels.csv or table:FILE), hf:NAME (or hf:FOLDER), wds:TARS, zip:FILE, or the path of a folder "
-    "of class folders."
+    "torchvision, a table (labels.csv or table:FILE), hf:NAME (or hf:FOLDER), wds:TARS, zip:FILE, or the path of a "
+    "folder of class folders."
 )
 SPLIT = (
     "Split of the data set: train, val or test, as its folders, its column split or its file names say; for vtab: "
