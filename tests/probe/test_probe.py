@@ -97,8 +97,11 @@ def test_another_target_set_is_probed_and_tested(tiny_cache, tmp_path):
     assert {len(fit.bias) for fit in found.fits.values()} == {2}
     with pytest.raises(lc.UserError, match="no target set 'evn'"):
         lc.probe(tiny_cache.path, targets="evn", device="cpu")
-    add_targets(test, TargetSet("even", CLASS, ["odd", "even"], np.array(places[1]) % 2))
-    with pytest.raises(lc.UserError, match="is no test of .* it differs in classes"):
+    add_targets(test, TargetSet("even", CLASS, ["odd", "even"], 1 - np.array(places[1]) % 2))  # matched by name
+    again = lc.probe(tiny_cache.path, test=test.path, targets="even", val_fraction=0.3, device="cpu")
+    assert again.test_labels.tolist() == found.test_labels.tolist()
+    add_targets(test, TargetSet("even", CLASS, ["odd", "prime"], np.array(places[1]) % 2))
+    with pytest.raises(lc.UserError, match="is no test of .* knows no 'prime'"):
         lc.probe(tiny_cache.path, test=test.path, targets="even", device="cpu")
 
 
