@@ -156,14 +156,14 @@ def _sweep(train: lc.ActivationCache, setting: Setting, trials: int) -> float:
 def _cache(arguments: argparse.Namespace, caches: Path, split: str, **options: Any) -> lc.ActivationCache:
     """Open a split's cache, or extract it and add masks, and whether the rarest class is in each image."""
     path = caches / f"{split}-{options['img_size']}-{arguments.precision}.zarr"
-    if path.exists():
-        return lc.open_cache(path)
     images = caches / "images"
     (images / split).mkdir(parents=True, exist_ok=True)
     if not (images / split / "all").exists():  # data sets of folders have folders of classes: one
         (images / split / "all").symlink_to((arguments.data / split / "images").resolve())
     common = {"precision": arguments.precision, "data_dir": images, "split": split, "out": path}
     cache = lc.extract(arguments.backbone, "folder", **common, **options)
+    if "there" in cache.target_kinds:
+        return cache
     masks = add_targets(cache, arguments.data / split / "masks", name="masks", ignore=arguments.ignore)
     share = np.stack([[(mask == number).any() for number in range(len(masks.names))] for mask in masks.values])
     rare = int(np.abs(share.mean(0) - 0.5).argmin())

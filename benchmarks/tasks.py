@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import losa_cache as lc
+from losa_cache.cache.location import locate
 from losa_cache.cache.storage import receipts_of
 from losa_cache.cache.store import open_cache
 from losa_cache.machine.device import machine
@@ -45,14 +46,13 @@ SIDES: dict[str, dict[str, Any]] = {
 
 
 def copied(folder: Path, name: str, work: Path) -> list[lc.ActivationCache]:
-    """Copy the caches of a set, by links to their shards where the file system can."""
+    """Copy the caches of a set, which may be links."""
     found = []
     for split in SPLITS:
-        cache = open_cache(folder / f"{name}-{split}.zarr")
-        for own in (cache.path, cache.receipts):
-            shutil.copytree(str(own), work / Path(str(own)).name, dirs_exist_ok=True)
-        found.append(open_cache(work / f"{name}-{split}.zarr"))
-        assert receipts_of(found[-1].path).is_folder("core/zarr.json", "core/files.json")
+        cache, copy = open_cache(folder / f"{name}-{split}.zarr"), work / f"{name}-{split}.zarr"
+        shutil.copytree(str(cache.path), copy)
+        shutil.copytree(str(cache.receipts), str(receipts_of(locate(copy))))
+        found.append(open_cache(copy))
     return found
 
 
@@ -116,8 +116,10 @@ def labels(data: Path, caches: Path, seeds: int, work: Path) -> None:
     pair = copied(caches, "camvid", work)
     names = ["sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist"]
     for split, cache in zip(("train", "val"), pair, strict=True):
-        source = data / "camvid" / split / "masks"
-        masks = lc.add_targets(cache, source, name="masks", task="segmentation", ignore=11)
+        folder = data / "camvid" / split
+        masks = lc.add_targets(
+            cache, folder / "masks", name="masks", task="segmentation", ignore=11, data_dir=folder / "images"
+        )
         assert masks.kind == MASK
         known = (masks.values != IGNORED).sum((1, 2))
         share = np.stack([(masks.values == number).sum((1, 2)) / known for number in range(len(names))], 1)
