@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -29,6 +30,7 @@ from losa_cache.options import given, with_options
 from losa_cache.points import ALL, POOLED
 
 DEVICE_SHARE = 0.8  # of a device's free memory: larger weights are streamed, and take so much
+_version = cache(version)  # parsing a package's metadata takes as long as a batch of a small trunk
 
 
 @dataclass(frozen=True)
@@ -249,5 +251,5 @@ def describe(
         depth=backbone.depth,
         classes=list(samples.classes),
         tail=backbone.tail.config,
-        software={name: version(name) for name in ("losa-cache", "torch", "timm", "zarr")},
+        software={name: _version(name) for name in ("losa-cache", "torch", "timm", "zarr")},
     )

@@ -1,3 +1,4 @@
+import gc
 import os
 
 import torch
@@ -19,10 +20,12 @@ from timm.models.vision_transformer import VisionTransformer
 
 from losa_cache.backbone import Backbone
 from losa_cache.cache.registry import remember
+from losa_cache.cache.storage import receipts_of
 from losa_cache.cache.store import ActivationCache, open_cache
 from losa_cache.data.samples import Samples, hash_lines
 from losa_cache.data.transforms import InputSpec
 from losa_cache.extract.extract import extract
+from losa_cache.extract.plan import cache_name
 from tests.forked import Forked
 from tests.servers import BUCKET, ENVIRONMENT, s3_server
 
@@ -41,6 +44,21 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.nodeid.partition("[")[0] in listed or {"digits", "s3"} & set(item.fixturenames):
             item.add_marker("long")
+
+
+def pytest_collection():
+    gc.disable()  # nothing that modules make is garbage
+
+
+def pytest_collection_finish():
+    """Collect garbage again, but seldom, and never look through what the modules made: 600,000 objects."""
+    gc.freeze()
+    gc.set_threshold(20_000)
+    gc.enable()
+
+
+def pytest_sessionfinish():
+    gc.unfreeze()  # libraries count what is left of theirs at the end
 
 
 @pytest.fixture(autouse=True)
@@ -110,6 +128,18 @@ def digits(tmp_path_factory) -> dict[str, Path]:
                 assert done.returncode == 0, done.stderr
             made.write("yes")
     return {"home": home, "train": home / "train.zarr", "test": home / "test.zarr"}
+
+
+@pytest.fixture
+def digits_home(digits, tmp_path, monkeypatch):
+    """A home that holds both caches of the embedded default already, and a working directory of its own."""
+    monkeypatch.chdir(tmp_path)
+    caches = tmp_path / "home" / "caches"
+    caches.mkdir(parents=True)
+    for split in ("train", "test"):
+        there = caches / cache_name(open_cache(digits[split]).manifest)
+        there.symlink_to(digits[split])
+        receipts_of(there).symlink_to(receipts_of(digits[split]))
 
 
 @pytest.fixture(scope="session")

@@ -128,15 +128,6 @@ def test_an_incomplete_cache_is_refused(tmp_path, digits):
     assert "is incomplete: run the same losa-cache extract again" in done.stderr
 
 
-def test_a_data_set_without_its_folder_is_refused_before_torch_is_imported():
-    code = "import sys; sys.modules['torch'] = None; from losa_cache.__main__ import main; main()"
-    for verb in ("extract", "plan", "train --online"):
-        command = [*verb.split(), "--backbone", "vit_b", "--dataset", "Places-365"]
-        done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, check=False)
-        assert done.returncode == 2
-        assert done.stderr == "error: data set 'places365' needs --data-dir: the folder that holds it.\n"
-
-
 @pytest.mark.slow
 def test_a_machine_that_gives_no_more_threads_is_one_sentence():
     code = """if True:

@@ -52,8 +52,7 @@ def test_the_library_guides_python_runs(tmp_path, monkeypatch, capsys):
     assert names["side"](blocks).shape == (2, 197, 768)
 
 
-def test_the_adapters_guides_python_runs(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_the_adapters_guides_python_runs(digits_home):
     names: dict = {}
     for block in fenced("python", DOCS / "guides" / "adapters.md"):
         exec(block, names)

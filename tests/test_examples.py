@@ -11,29 +11,14 @@ import torch
 from typer.testing import CliRunner
 
 import losa_cache as lc
-from losa_cache.cache.storage import receipts_of
-from losa_cache.cache.store import open_cache
 from losa_cache.cli import app
-from losa_cache.extract.plan import cache_name
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 ACCURACY = re.compile(r"accuracy: ([\d.]+) %")
 
 
-@pytest.fixture
-def home(digits, tmp_path, monkeypatch):
-    """A home that holds both caches of the embedded default already, and a working directory of its own."""
-    monkeypatch.chdir(tmp_path)
-    caches = tmp_path / "home" / "caches"
-    caches.mkdir(parents=True)
-    for split in ("train", "test"):
-        there = caches / cache_name(open_cache(digits[split]).manifest)
-        there.symlink_to(digits[split])
-        receipts_of(there).symlink_to(receipts_of(digits[split]))
-
-
 @pytest.mark.slow  # CI has a limit of time
-def test_every_example_runs(home, digits, capsys):
+def test_every_example_runs(digits_home, digits, capsys):
     said = {}
     for example in sorted(EXAMPLES.glob("*.py")):
         if example.name == "onnx_run.py":

@@ -202,6 +202,10 @@ REFUSED = {
     "plan --backbone vit_b --dataset digits --max-device-memory much": "'much' is no size: write 4GB",
     "extract --backbone vit_b --dataset digits --decoder turbo": "unknown decoder 'turbo': choose one of pillow, nvj",
     "extract --backbone vit_b --dataset digits --split val": "digits has no split 'val': choose one of train, test.",
+    **{
+        f"{verb} --backbone vit_b --dataset Places-365": "data set 'places365' needs --data-dir: the folder that holds"
+        for verb in ("extract", "plan", "train --online")
+    },
     "extract --backbone vit_b --dataset digits --out ftp://x/c.zarr": "URLs of ftp:// cannot be opened: give a path or",
     "extract --backbone vit_b --dataset digits --layers 0": "0 layers cannot be chosen",
     "extract --backbone vit_b --dataset digits --device abacus": "device 'abacus' cannot be used: choose cpu, cuda or",

@@ -1,25 +1,29 @@
 """A disk that fills up, and one that is read-only: real ones, a small tmpfs in a mount namespace of its own."""
 
-import os
 import subprocess
-import sys
 
 from losa_cache.extract.extract import extract
 from tests.conftest import tiny_backbone, tiny_samples
 from tests.extract.test_extract import contents
+from tests.forked import Forked
 
 OPTIONS = {"precision": "float32", "shard_bytes": 13_000, "batch_size": 4}
-MOUNT = "mount -t tmpfs -o size=4m none {disk} && exec {python} -c '{code}'"
 # Where namespaces are forbidden the limit on a file's size stands in for the full disk: writes fail in the kernel, too.
 SCRIPT = """
-import os, resource, shutil, subprocess, sys, time
-sys.path.insert(0, "{root}")
+import ctypes, os, resource, shutil, subprocess
 from tests.conftest import tiny_backbone, tiny_samples
 from losa_cache.errors import UserError
 from losa_cache.extract.extract import extract
 from losa_cache.extract.meter import Meter
 
 disk, mounted = "{disk}", {mounted}
+if mounted:  # as unshare --user --map-root-user --mount does
+    ids = {{"setgroups": "deny", "uid_map": f"0 {{os.getuid()}} 1", "gid_map": f"0 {{os.getgid()}} 1"}}
+    assert ctypes.CDLL(None).unshare(0x10000000 | 0x20000) == 0  # CLONE_NEWUSER, CLONE_NEWNS
+    for name, content in ids.items():
+        with open("/proc/self/" + name, "w") as file:
+            file.write(content)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", disk], check=True)
 out = disk + "/c.zarr"
 limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
@@ -65,11 +69,8 @@ def test_a_disk_that_fills_up_keeps_what_is_done_and_one_that_is_read_only_is_na
     unshare = ["unshare", "--user", "--map-root-user", "--mount"]
     tried = subprocess.run([*unshare, "mount", "-t", "tmpfs", "none", str(disk)], capture_output=True, check=False)
     mounted = tried.returncode == 0
-    code = SCRIPT.format(root=os.getcwd(), disk=disk, copy=copy, mounted=mounted, options=OPTIONS).replace("'", '"')
-    command = [sys.executable, "-c", code]
-    if mounted:
-        command = [*unshare, "sh", "-c", MOUNT.format(disk=disk, python=sys.executable, code=code)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    code = SCRIPT.format(disk=disk, copy=copy, mounted=mounted, options=OPTIONS)
+    done = Forked("-c", code).wait()
     assert done.returncode == 0, done.stderr
     full, figures, read_only = done.stdout.splitlines()
     assert "finished shards are kept; make room and run the same command again" in full

@@ -20,7 +20,7 @@ from tests.forked import Forked
 from tests.servers import BUCKET, http_server
 
 OPTIONS = {"precision": "int8", "shard_bytes": 2_500, "batch_size": 4, "workers": 1}
-IMAGES, SHARDS = 60, 20
+IMAGES, SHARDS = 30, 10
 CHILD = """
 import time
 from tests.conftest import tiny_backbone, tiny_samples

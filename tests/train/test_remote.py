@@ -7,7 +7,7 @@ import pytest
 import losa_cache as lc
 from losa_cache.extract.extract import extract
 from tests.conftest import losa_cache, tiny_backbone, tiny_samples
-from tests.servers import BUCKET, ENVIRONMENT, http_server, s3_server, upload
+from tests.servers import BUCKET, ENVIRONMENT, http_server, upload
 
 OPTIONS = {"rank": 2, "epochs": 3, "batch_size": 8, "device": "cpu", "val_fraction": 0.3}
 FIGURES = ("train_loss", "val_loss", "val_top1", "val_top5")
@@ -20,16 +20,14 @@ def local(tmp_path_factory):
 
 
 @pytest.fixture(params=["s3", "http"])
-def url(request, local, monkeypatch):
+def url(request, local):
     if request.param == "http":
         with http_server(local.path.parent) as address:
             yield f"{address}/tiny.zarr"
         return
-    with s3_server(BUCKET) as address:
-        for name, value in {**ENVIRONMENT, "AWS_ENDPOINT_URL": address}.items():
-            monkeypatch.setenv(name, value)
-        upload(local.path, f"s3://{BUCKET}/tiny.zarr")
-        yield f"s3://{BUCKET}/tiny.zarr"
+    request.getfixturevalue("s3_environment")
+    upload(local.path, f"s3://{BUCKET}/trained/tiny.zarr")
+    yield f"s3://{BUCKET}/trained/tiny.zarr"
 
 
 def test_a_run_from_a_server_gives_the_figures_of_the_local_cache(url, local, tmp_path):

@@ -48,7 +48,10 @@ def _visible(value: Any) -> Any:
     """Show in a text what HTML or UTF-8 cannot hold; markup of the templates stays as it is."""
     if hasattr(value, "__html__"):
         return value
-    text = str(value).encode("utf-8", "backslashreplace").decode()
+    text = str(value)
+    if text.isascii() and text.isprintable():  # as a picture's base64, which is long
+        return text
+    text = text.encode("utf-8", "backslashreplace").decode()
     return "".join("\N{REPLACEMENT CHARACTER}" if _hides(c) else c for c in text)
 
 
