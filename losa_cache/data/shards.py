@@ -13,6 +13,7 @@ from losa_cache.folders import is_url
 SUFFIX = ".tar"
 MOST = 100_000  # shards
 _BRACES = re.compile(r"\{(?:(\d{1,9})\.\.(\d{1,9})|([^{}]*,[^{}]*))\}")
+_MOST_BRACES = 32  # in one pattern
 _JOINT = "::"  # between patterns, as WebDataset has it
 
 
@@ -24,21 +25,26 @@ def shards_of(pattern: str) -> list[str]:
             a folder, of which all tar files are taken. Several are joined by ``::``.
 
     Raises:
-        UserError: for a pattern that no file fits, or a file that is named twice.
+        UserError: for a pattern that no file fits, too many files or braces, or a file that is named twice.
     """
+    where = f"data set 'wds:{pattern}'"
+    if any(part.count("{") > _MOST_BRACES for part in pattern.split(_JOINT)):
+        raise UserError(f"{where[:80]}... has more than {_MOST_BRACES} braces: write fewer.")
     found: dict[str, None] = {}
     for each in islice((each for part in pattern.split(_JOINT) for each in _expanded(part)), MOST):
         shards = [each] if is_url(each) else _paths(os.path.expanduser(each))
         if not shards:
             raise UserError(
-                f"data set {pattern!r}: no tar file is called {each!r}: write wds: and a file, a folder of tar files, "
+                f"{where}: no tar file is called {each!r}: write wds: and a file, a folder of tar files, "
                 "a pattern such as shards-{000..099}.tar, or URLs."
             )
         if again := next((shard for shard in shards if shard in found), None):
-            raise UserError(f"data set {pattern!r} names {again!r} twice: leave one out.")
+            raise UserError(f"{where} names {again!r} twice: leave one out.")
         found |= dict.fromkeys(shards)
+    if not found:
+        raise UserError(f"{where} names no files: write the lower number of {{000..099}} first.")
     if len(found) >= MOST:
-        raise UserError(f"data set {pattern!r} names {MOST} files or more: write fewer.")
+        raise UserError(f"{where} names {MOST} files or more: write fewer.")
     return list(found)
 
 

@@ -61,6 +61,32 @@ def test_shards_by_braces_and_folder_are_the_samples_in_them(tmp_path):
     assert load_samples(f"wds:{tmp_path}").classes == ("cat", "dog")
 
 
+@pytest.mark.parametrize(
+    ("names", "split", "keys"),
+    [
+        ("trainval-0 test-0", "test", "test-0"),
+        ("trainval-0 test-0", "train", "trainval-0"),
+        ("trainval-0 test-0", "trainval", "trainval-0"),
+        ("train-0 train_val-0 val-0", "train", "train-0"),
+        ("val-0 trainval-0", "train", "no shards of the split 'train'; it has: trainval, val"),
+        ("train-0 extra-0", "train", "extra-0 train-0"),
+        ("train-0 extra-0", "extra", "extra-0"),
+        ("train-0 extra-0", "test", "no shards of the split 'test'; it has: train"),
+        ("train-0 test-0 extra-0", "test", "'extra-0.tar', whose names say no split, beside shards of test, train"),
+        ("a b", "train", "a b"),
+        ("a b", "val", "no shards of the split 'val'; it has: train "),
+    ],
+)
+def test_shards_are_of_the_split_that_they_say_and_else_of_training(tmp_path, names, split, keys):
+    for name in names.split():
+        tar(tmp_path / f"{name}.tar", [(f"{name}.png", encoded(1))])
+    if " " in keys and not {*keys.split()} <= {*names.split()}:
+        with pytest.raises(UserError, match=keys):
+            load_samples(f"wds:{tmp_path}", split=split)
+    else:
+        assert list(load_samples(f"wds:{tmp_path}", split=split).ids) == keys.split()
+
+
 def test_json_gives_labels_and_target_sets_and_keys_that_shards_share_get_their_names(tmp_path):
     mask = io.BytesIO()
     Image.fromarray(np.arange(200, dtype=np.uint8).reshape(10, 20) % 3).save(mask, "png")
@@ -126,6 +152,10 @@ def test_patterns_expand_as_a_shell_expands_them(tmp_path):
     assert shards_of(urls) == [f"http://h/{part}-{n}.tar" for part in ("train", "val") for n in ("08", "09", "10")]
     with pytest.raises(UserError, match="names 100000 files or more"):
         shards_of("http://h/{0..999}-{0..9999}.tar")
+    with pytest.raises(UserError, match="more than 32 braces"):
+        shards_of("{a,b}" * 1500)
+    with pytest.raises(UserError, match="names no files"):
+        shards_of("http://h/{9..0}.tar")
     assert located("wds:x-{0..9}.tar::http://h/y.tar", lambda path: tmp_path / path) == (
         f"wds:{tmp_path}/x-{{0..9}}.tar::http://h/y.tar"
     )

@@ -1,6 +1,7 @@
 """WebDataset: tar files of samples, whose members share the name up to its first dot."""
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,8 @@ NAME = "wds"
 CLASSES = "classnames.txt"
 """File beside the shards, or above their folder, that names the classes in the order of their numbers."""
 
+TRAIN, VAL, BOTH = "train", "val", "trainval"
+_BOTH = re.compile(r"train[-_]?val(?:id(?:ation)?)?(?![a-z])", re.IGNORECASE)
 _CLS, _JSON = "cls", "json"
 _FIELDS = ("label", "cls", "class", "target", "class_id", "class_name")
 """Of a sample's JSON, the fields that may be its label."""
@@ -64,8 +67,8 @@ def load(request: Request) -> Samples:
     JSON). Samples without an image are refused. Numbers are named by ``classnames.txt`` beside the shards or above
     their folder, if there is one.
 
-    Shards whose names, or the names of whose folders, say another split are left out. Ids are keys; if shards share
-    keys, the shard's name comes before them.
+    Shards say their split by their names, or by the names of their folders; those that say none are of training. Ids
+    are keys; if shards share keys, the shard's name comes before them.
 
     Raises:
         UserError: for shards that cannot be fetched or read, a split that none of them is of, or samples that are not
@@ -110,26 +113,69 @@ def load(request: Request) -> Samples:
 
 
 def other_splits(request: Request) -> list[str]:
-    """List the other splits that shards are of, by their names."""
-    splits = {_split_of(shard) for shard in shards_of(request.name)}
-    return sorted(split for split in splits - {canonical(request.split)} if split is not None)
+    """List the other splits that shards are of, by their names, without those that share images with this one."""
+    split = canonical(request.split)
+    splits = {each or TRAIN for each in _splits(shards_of(request.name), split).values()} - {split}
+    if split == BOTH:
+        splits -= {TRAIN, VAL}
+    return sorted(splits - {BOTH} if split in (TRAIN, VAL) else splits)
 
 
 def _of_split(shards: list[str], split: str, name: str) -> list[str]:
-    """Leave out shards whose names, or the names of whose folders, say another split."""
-    splits = {shard: _split_of(shard) for shard in shards}
-    known = {each for each in splits.values() if each is not None}
-    wanted = [shard for shard, each in splits.items() if each in (None, split)]
-    if not wanted or (known and split not in known and split in SPLITS):
+    """Choose the shards of a split. Shards that say no split are of training.
+
+    Raises:
+        UserError: if none is of the split, or if it is not clear to which split some belong.
+    """
+    where = f"data set 'wds:{name}'"
+    splits = _splits(shards, split)
+    if split not in (*SPLITS, BOTH):
+        wanted = [shard for shard in shards if _is_called(shard, split)]
+    else:
+        unnamed = [shard for shard, each in splits.items() if each is None]
+        known = sorted(each for each in {*splits.values()} if each is not None)
+        if unnamed and known not in ([], [TRAIN]):
+            raise UserError(
+                f"{where} holds shards such as {os.path.basename(unnamed[0])!r}, whose names say no split, beside "
+                f"shards of {', '.join(known)}: name the shards of one split by a pattern."
+            )
+        wanted = [shard for shard, each in splits.items() if (each or TRAIN) == split]
+    if not wanted:
+        there = ", ".join(sorted({each or TRAIN for each in splits.values()}))
         raise UserError(
-            f"data set 'wds:{name}' has no shards of the split {split!r}; it has: {', '.join(sorted(known))}."
+            f"{where} has no shards of the split {split!r}; it has: {there} (a shard says its split by its name or "
+            "folder, as test-000.tar and test/000.tar do)."
         )
     return wanted
 
 
+def _splits(shards: list[str], asked: str) -> dict[str, str | None]:
+    """Say of which split each shard is. ``trainval`` is training where nothing else is training or validation."""
+    splits = {shard: _split_of(shard) for shard in shards}
+    if asked != BOTH and not {TRAIN, VAL} & {*splits.values()}:
+        splits = {shard: TRAIN if each == BOTH else each for shard, each in splits.items()}
+    return splits
+
+
 def _split_of(shard: str) -> str | None:
-    folder = canonical(os.path.basename(os.path.dirname(shard)))
-    return split_in(os.path.basename(shard).partition(".")[0]) or (folder if folder in SPLITS else None)
+    folder, stem = _folder_and_stem(shard)
+    if _BOTH.search(stem):
+        return BOTH
+    return split_in(stem) or (
+        BOTH if _BOTH.fullmatch(folder) else canonical(folder) if canonical(folder) in SPLITS else None
+    )
+
+
+def _is_called(shard: str, split: str) -> bool:
+    """Tell whether a shard or its folder is called by the name of a split that has no usual name."""
+    folder, stem = _folder_and_stem(shard)
+    named = re.search(rf"(?<![a-z0-9]){re.escape(split)}(?![a-z0-9])", stem, re.IGNORECASE)
+    return named is not None or folder == split
+
+
+def _folder_and_stem(shard: str) -> tuple[str, str]:
+    folder, base = os.path.split(shard)
+    return os.path.basename(folder), base.partition(".")[0]
 
 
 def _add(table: _Table, record: Record, number: int, archive: Archive, columns: Columns) -> None:
