@@ -231,8 +231,32 @@ def test_class_folders_in_a_zip_file_follow_the_rules_of_folders(tmp_path):
     assert list(load_samples(f"zip:{tmp_path}/pets.zip", split="test").ids) == ["ant/3.png"]
     with pytest.raises(UserError, match="has no split 'val'; it has: train, test"):
         load_samples(f"zip:{tmp_path}/pets.zip", split="val")
+    rooted = pack(tmp_path / "rooted.zip", {"/cat/1.png": encoded(1), "dog//2.png": encoded(2)})
+    assert list(load_samples(str(rooted)).ids) == ["cat/1.png", "dog/2.png"]
     plain = pack(tmp_path / "plain.zip", {"1.png": encoded(1), "2.png": encoded(2)}, zipfile.ZIP_STORED)
     assert load_samples(str(plain)).classes == ("unlabelled",)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("seg_train/a/1 seg_train/b/1 seg_test/a/2", "holds 'seg_test', 'seg_train', which seem to be splits"),
+        ("A/train/1 A/test/2 B/train/3", "below 'A' holds 'test', 'train', which seem to be splits"),
+        ("test/1 cats/2 dogs/3", r"holds 'test', the name of a split, beside folders of images \('cats', 'dogs'\)"),
+        ("pets-test/a/1 pets-test/b/2", "holds 'pets-test', which seem to be splits"),
+        ("train/train/a/1 train/val/a/2", "in its folder 'train', holds 'train', 'val', which seem to be splits"),
+    ],
+)
+def test_zip_files_refuse_the_splits_that_folders_refuse(tmp_path, names, message):
+    files = {f"{name}.png": encoded(1) for name in names.split()}
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    pack(tmp_path / "a.zip", files)
+    with pytest.raises(UserError, match=message):
+        load_samples(f"zip:{tmp_path}/a.zip")
+    with pytest.raises(UserError, match="which seem to be splits|the name of a split"):
+        load_samples(str(tmp_path))
 
 
 def test_zip_files_that_are_damaged_encrypted_or_bombs_are_refused(tmp_path):

@@ -30,6 +30,10 @@ def test_inaturalist_2021_is_numbered_by_its_folders(tmp_path):
     train, val = (load_samples("inaturalist", split=split, data_dir=tmp_path) for split in ("train", "val"))
     assert train.classes == val.classes == ("00000_Animalia_a", "00001_Animalia_b", "00002", "00003_Plantae_d")
     assert (train.labels.tolist(), val.labels.tolist()) == ([0, 3], [1, 3])
+    put(tmp_path / "2021_valid/00000_Fungi_e/1.jpg")
+    for split in ("train", "val"):
+        with pytest.raises(UserError, match="give one number to '00000_.*' and '00000_"):
+            load_samples("inaturalist", split=split, data_dir=tmp_path)
 
 
 def test_inaturalist_2018_is_read_from_its_lists(tmp_path):
@@ -50,6 +54,9 @@ def test_inaturalist_2018_is_read_from_its_lists(tmp_path):
         ({"images": [{"id": 40, "file_name": "../x.jpg"}]}, "leads out of the folder"),
         ({"annotations": []}, "no category of its own"),
         ({"images": 3}, "cannot be read"),
+        ({"images": [{"id": 40, "file_name": name} for name in names]}, "gives two images the id 40"),
+        ({"annotations": [{"image_id": 40, "category_id": place} for place in (2, 7)]}, "categories to the image 40"),
+        ({"categories": [{"id": 2, "name": name} for name in "ab"]}, "two categories the id 2"),
     ):
         file.write_text(json.dumps(listed | change))
         with pytest.raises(UserError, match=message):
@@ -133,3 +140,8 @@ def test_vtab_in_class_folders_is_numbered_by_their_names(tmp_path):
     samples = load_samples("vtab", split="train800val200", data_dir=root)
     assert pairs(samples) == {"train800/2/a.png": "2", "train800/9/b.png": "9", "val200/2/c.png": "2"}
     assert len(samples.classes) == 10
+    (root / "val200.txt").write_text("val200/2/c.png 2\n")
+    assert load_samples("vtab", split="test", data_dir=root).labels.tolist() == [0]
+    (root / "test/0").rename(root / "test/Forest")
+    with pytest.raises(UserError, match="a list of val200, .* class folders such as 'Forest'"):
+        load_samples("vtab", split="test", data_dir=root)

@@ -3,7 +3,7 @@
 import logging
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -62,7 +62,10 @@ def load(request: Request, name: str = "folder") -> Samples:
     try:
         base = _split_or_root(root, split, left)
         classes = class_folders(base, WANTED, below := Left())
-        _require_no_splits(base, classes)
+        below_of = {kind: os.listdir(base / kind) for kind in classes}
+        require_no_splits(
+            lambda kind: f"folder {str(base / kind)!r}", below_of, lambda kind: _only_folders(base / kind)
+        )
         if classes:
             left.take(below)
         wanted, also, listing = _scan(base, classes or [HERE], left)  # images beside no class folders are read, too
@@ -190,7 +193,10 @@ def _split_or_root(root: Path, split: str, left: Left) -> Path:
     splits = _split_folders(root)
     others = [name for name in _folders(root) if splits and name.lower() not in _SPLIT_OF]
     if len(splits) == 1:  # of two or more it is clear that they are splits
-        _require_no_classes(root, next(iter(splits.values())), others)
+        single = next(iter(splits.values()))
+        classes = [name for name in others if any(f.lower().endswith(WANTED) for f in os.listdir(root / name))]
+        instead = f", or pass --data-dir {str(root / single[0])!r}"
+        require_no_classes(f"folder {str(root)!r}", single, classes, instead)
     if (folder := split_folder(root, split)) is not None:
         _note_beside(root, {folder.name, *(name for names in splits.values() for name in names)}, left)
         for name in (name for names in splits.values() for name in names):
@@ -217,39 +223,51 @@ def _note_beside(root: Path, splits: set[str], left: Left) -> None:
             left.add(HIDDEN if hidden(name) else BESIDE_SPLITS, name)
 
 
-def _require_no_classes(root: Path, splits: list[str], others: list[str]) -> None:
+def require_no_classes(where: str, splits: list[str], classes: list[str], instead: str = "") -> None:
     """Refuse folders of images beside a single split folder: either that folder is a class, or the others do not belong
     there.
+
+    Args:
+        where: the folders are, for messages.
+        splits: the split folder, by each of its names.
+        classes: the folders of images beside it.
+        instead: a further way out, for messages.
     """
-    classes = [name for name in others if any(f.lower().endswith(WANTED) for f in os.listdir(root / name))]
     if classes:
         raise UserError(
-            f"folder {str(root)!r} holds {_names(splits)}, the name of a split, beside folders of images "
+            f"{where} holds {_names(splits)}, the name of a split, beside folders of images "
             f"({_names(classes)}): if it is a class, move all classes into a folder called 'train'; if it is the "
-            f"split, move the others away, or pass --data-dir {str(root / splits[0])!r}."
+            f"split, move the others away{instead}."
         )
 
 
-def _require_no_splits(base: Path, classes: list[str]) -> None:
+def require_no_splits(
+    where: Callable[[str], str], below: Mapping[str, Sequence[str]], only_folders: Callable[[str], bool]
+) -> None:
     """Refuse folders that have the names of splits and lie where classes or their images should.
 
     Among classes these are folders of folders whose names contain a split's name; below a class, two folders that have
     exactly the name of a split.
+
+    Args:
+        where: names the folder of a class, or of all classes (``""``), for messages.
+        below: names directly in the folder of each class.
+        only_folders: tells whether the folder of a class holds only folders.
     """
-    like = {name: split for name in classes if (split := split_in(name)) and _holds_only_folders(base / name)}
-    if len({*like.values()}) > 1 or (like and len(classes) == 1):
-        raise _astray(base, [*like])
-    for kind in classes:
-        below = [name for name in os.listdir(base / kind) if name.lower() in _SPLIT_OF]
-        if len({_SPLIT_OF[name.lower()] for name in below}) > 1:
-            raise _astray(base / kind, sorted(below))
+    like = {name: split for name in below if (split := split_in(name)) and only_folders(name)}
+    if len({*like.values()}) > 1 or (like and len(below) == 1):
+        raise _astray(where(""), [*like])
+    for kind, inside in below.items():
+        splits = sorted({name for name in inside if name.lower() in _SPLIT_OF})
+        if len({_SPLIT_OF[name.lower()] for name in splits}) > 1:
+            raise _astray(where(kind), splits)
 
 
-def _astray(folder: Path, splits: list[str]) -> UserError:
+def _astray(where: str, splits: list[str]) -> UserError:
     return UserError(
-        f"folder {str(folder)!r} holds {_names(splits)}, which seem to be splits and lie where classes or images do: "
-        "--data-dir names a folder with 'train', 'val' and 'test' in it, and the classes in these; if they are no "
-        "splits, rename them."
+        f"{where} holds {_names(splits)}, which seem to be splits and lie where classes or images do: name a data set "
+        "(--data-dir) with 'train', 'val' and 'test' at its top, and the classes in these; if they are no splits, "
+        "rename them."
     )
 
 
@@ -259,7 +277,7 @@ def split_in(name: str) -> str | None:
     return splits.pop() if len(splits) == 1 else None
 
 
-def _holds_only_folders(folder: Path) -> bool:
+def _only_folders(folder: Path) -> bool:
     with os.scandir(folder) as entries:
         kinds = {entry.is_dir() for entry in entries if not hidden(entry.name)}
     return kinds == {True}

@@ -1,6 +1,7 @@
 """iNaturalist: 2021 in its class folders, other years by their lists of images in COCO's form."""
 
 import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -94,11 +95,21 @@ def _numbers(folder: Path) -> dict[int, str]:
 
 
 def _of_folders(request: Request, folder: Path) -> Samples:
-    """Read class folders. The numbers that neither training nor validation has keep their places."""
-    numbers, known = _numbers(folder), dict[int, str]()
+    """Read class folders. The numbers that neither training nor validation has keep their places.
+
+    Raises:
+        UserError: for a number that means different classes in two splits.
+    """
+    numbers = _numbers(folder)
+    known = dict(numbers)
     for split in SPEC.splits:
         if (other := _numbered_folder(request.root, split)) is not None:
-            known |= _numbers(other)
+            for number, name in _numbers(other).items():
+                if known.setdefault(number, name) != name:
+                    raise UserError(
+                        f"{str(folder)!r} and {str(other)!r} give one number to {known[number]!r} and {name!r}: take "
+                        "all splits of one year."
+                    )
     classes = [known.get(number, f"{number:05d}") for number in range(max(known) + 1)]
     left = Left(base=str(folder))
     listing = scan(folder, [numbers[number] for number in sorted(numbers)], EXTENSIONS, left)
@@ -114,6 +125,13 @@ def _of_list(request: Request, path: Path) -> Samples:
         listed = msgspec.json.decode(read_file(path, at_most=_MOST_BYTES), type=_List)
     except (UnreadableError, msgspec.DecodeError, RecursionError) as error:
         raise UserError(f"{str(path)!r} cannot be read ({error}): fetch it again.") from error
+    for what, numbers in (
+        ("two categories the id", [category.id for category in listed.categories]),
+        ("two images the id", [image.id for image in listed.images]),
+        ("two categories to the image", [annotation.image_id for annotation in listed.annotations]),
+    ):
+        if (twice := next((number for number, count in Counter(numbers).items() if count > 1), None)) is not None:
+            raise UserError(f"{str(path)!r} gives {what} {twice}: fetch it again.")
     categories = sorted(listed.categories, key=lambda category: category.id)
     names = [category.name for category in categories]
     if len({*names}) < len(names):

@@ -91,7 +91,7 @@ def load(request: Request) -> Samples:
     require_split(NAME, split)
     task = Path(os.path.abspath(root)).name
     lists = {name: _read(list_path(root, name), task) for name in SPEC.splits if list_path(root, name).is_file()}
-    lists |= _of_folders(root, [name for name in SPEC.splits if name not in lists and (root / name).is_dir()], task)
+    lists |= _of_folders(root, [name for name in SPEC.splits if (root / name).is_dir()], task, [*lists])
     parts = (TRAIN, VAL) if split == BOTH and TRAIN in lists and VAL in lists else (split,)
     for part in parts:
         if part not in lists:
@@ -123,13 +123,29 @@ def _read(path: Path, task: str) -> dict[str, int]:
     return found
 
 
-def _of_folders(root: Path, splits: list[str], task: str) -> dict[str, dict[str, int]]:
-    """Read the class folders of splits."""
+def _of_folders(root: Path, splits: list[str], task: str, lists: list[str]) -> dict[str, dict[str, int]]:
+    """Read the class folders of splits.
+
+    Args:
+        root: folder of the task.
+        splits: that have a folder; those that have a list, too, are left out.
+        task: its name.
+        lists: splits that have lists.
+
+    Raises:
+        UserError: for names that no list numbers, a number beyond the task's classes, or a folder without images.
+    """
+    splits = [split for split in splits if split not in lists]
     folders = {split: class_folders(root / split, EXTENSIONS, Left()) for split in splits}
     kinds = sorted({kind for names in folders.values() for kind in names})
-    numbered = all(kind.isascii() and kind.isdecimal() and len(kind) < 6 for kind in kinds)
-    number_of = {kind: int(kind) if numbered else place for place, kind in enumerate(kinds)}
+    named = [kind for kind in kinds if not (kind.isascii() and kind.isdecimal() and len(kind) < 6)]
+    number_of = {kind: place if named else int(kind) for place, kind in enumerate(kinds)}
     known = TASKS.get(task)
+    if lists and named:
+        raise UserError(
+            f"{str(root)!r} has a list of {', '.join(lists)}, whose labels are numbers, and class folders such as "
+            f"{named[0]!r}: call the folders by the numbers."
+        )
     if known is not None and (beyond := [kind for kind in kinds if number_of[kind] >= known.classes]):
         raise UserError(
             f"{str(root)!r} has class folders such as {beyond[0]!r}, {len(kinds)} in all: the labels of {task} are 0 "

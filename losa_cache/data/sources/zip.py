@@ -15,7 +15,15 @@ from losa_cache.data.left import BESIDE, BESIDE_SPLITS, HIDDEN, OTHERS, Left
 from losa_cache.data.request import Request
 from losa_cache.data.samples import Samples
 from losa_cache.data.scan import hidden
-from losa_cache.data.sources.folder import EXTENSIONS, SPLITS, UNLABELLED, canonical
+from losa_cache.data.sources.folder import (
+    EXTENSIONS,
+    SPLITS,
+    UNLABELLED,
+    canonical,
+    require_no_classes,
+    require_no_splits,
+    split_in,
+)
 from losa_cache.data.spec import SourceSpec
 from losa_cache.errors import UserError
 from losa_cache.folders import given_path
@@ -49,6 +57,10 @@ def load(request: Request) -> Samples:
     names, members = _below_top([*found]), [*found.values()]
     folders = [name.partition("/")[0] for name in names]
     splits = {folder: canonical(folder) for folder in {*folders} if canonical(folder) in SPLITS}
+    where = f"zip file {request.name!r}"
+    if len({*splits.values()}) == 1:
+        beside = {name.partition("/")[0] for name in names if name.count("/") == 1 and _is_image(name)} - {*splits}
+        require_no_classes(where, sorted(splits), sorted(beside))
     chosen = _split_folder(splits, split, folders, request.name)
     if chosen is not None:
         inside = [place for place, folder in enumerate(folders) if folder == chosen]
@@ -56,6 +68,7 @@ def load(request: Request) -> Samples:
             if folder not in splits:
                 left.add(BESIDE_SPLITS, names[place])
         names, members = [names[place].partition("/")[2] for place in inside], [members[place] for place in inside]
+    _require_no_splits(names, where if chosen is None else f"{where}, in its folder {chosen!r},")
     classes, places = _classes(names, left)
     images = [members[place] for place in places]
     if not images:
@@ -102,7 +115,7 @@ def _visible(members: Iterator[Member], left: Left) -> dict[str, Member]:
     """
     found: dict[str, Member] = {}
     for member in members:
-        name = member.filename.replace("\\", "/").removeprefix("./")
+        name = "/".join(part for part in member.filename.replace("\\", "/").removeprefix("./").split("/") if part)
         if member.is_dir():
             continue
         if any(map(hidden, name.split("/"))):  # also ".."
@@ -115,13 +128,16 @@ def _visible(members: Iterator[Member], left: Left) -> dict[str, Member]:
 
 
 def _below_top(names: list[str]) -> list[str]:
-    """Leave out folders above all images that hold nothing but one folder, unless it is a split or the only class."""
+    """Leave out folders above all images that hold nothing but one folder, unless it is a split or the only class.
+
+    A folder called ``pets-test`` stays, too, and is refused: its images are not to be trained on.
+    """
     while names:
         tops = {name.partition("/")[0] for name in names if _is_image(name)}
         top = next(iter(tops), "")
         inside = [name.removeprefix(f"{top}/") for name in names]
         deep = all("/" in own for own, name in zip(inside, names, strict=True) if _is_image(name))
-        if len(tops) != 1 or not deep or canonical(top) in SPLITS:
+        if len(tops) != 1 or not deep or canonical(top) in SPLITS or split_in(top) in ("val", "test"):
             break
         names = inside
     return names
@@ -157,6 +173,22 @@ def _classes(names: Sequence[str], left: Left) -> tuple[list[str], list[int]]:
     for place in sorted({*images} - {*inside}):
         left.add(BESIDE, names[place])
     return sorted({names[place].partition("/")[0] for place in inside}), inside
+
+
+def _require_no_splits(names: Sequence[str], where: str) -> None:
+    below: dict[str, set[str]] = {}
+    with_files: set[str] = set()
+    for name in names:
+        kind, _, rest = name.partition("/")
+        if rest:
+            below.setdefault(kind, set()).add(rest.partition("/")[0])
+            if "/" not in rest:
+                with_files.add(kind)
+    require_no_splits(
+        lambda kind: f"{where} below {kind!r}" if kind else where,
+        {kind: sorted(below[kind]) for kind in sorted(below)},
+        lambda kind: kind not in with_files,
+    )
 
 
 def _is_image(name: str) -> bool:
