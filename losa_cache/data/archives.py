@@ -23,6 +23,7 @@ from losa_cache.targets.target_set import CLASS, NUMBERS
 
 MOST_BYTES = 2**31 - 1
 """Bytes that one image of an archive may have: what one call of the system reads."""
+_MOST = 2**63 - 1  # of a label
 _SPARSE = 10_000  # numbers of classes that few images of a split may leave out
 
 
@@ -138,7 +139,8 @@ def numbered(
         names are numbered in sorted order. If no image has a label, there is the one class ``unlabelled``.
 
     Raises:
-        UserError: if some images have a label and others do not, or for a number without a name.
+        UserError: if some images have a label and others do not, for an empty label, or for a number that has no name
+            or more than 64 bits.
     """
     lacking = [place for place, label in enumerate(labels) if label is None or label == -1]
     if len(lacking) == len(labels):
@@ -148,6 +150,11 @@ def numbered(
             f"{where} gives {len(lacking)} of {len(labels)} images no label, the first of them {ids[lacking[0]]!r}: "
             "label all of them, or none."
         )
+    for name, label in zip(ids, labels, strict=True):
+        if isinstance(label, int) and not -_MOST <= label <= _MOST:
+            raise UserError(f"{where} gives {name!r} a label of more than 64 bits: number the classes from 0.")
+        if isinstance(label, str) and not label.strip():
+            raise UserError(f"{where} gives {name!r} an empty label: write the name of its class.")
     if not all(isinstance(label, int) for label in labels):
         texts = [str(label) for label in labels]
         known = sorted({*texts}) if names is None else list(names)

@@ -28,6 +28,19 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
     return [(number, line) for number, line in enumerate(stripped, 1) if line]
 
 
+def read_names(path: Path) -> list[str]:
+    """Read names, one a line: the number of a name is that of its line, from 0.
+
+    Raises:
+        UnreadableError: as :func:`read_lines` does, and for a blank line before the last name, which would shift the
+            names behind it.
+    """
+    lines = read_lines(path)
+    if blank := next((place for place, (number, _) in enumerate(lines, 1) if number != place), None):
+        raise UnreadableError(f"line {blank} is blank")
+    return [line for _, line in lines]
+
+
 def read_list(path: Path, *, whose: str, hint: str) -> list[tuple[int, str, int]]:
     """Read numbers of lines, paths and labels, in the order of the lines.
 

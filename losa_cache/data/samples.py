@@ -23,6 +23,8 @@ from losa_cache.targets.source import Source
 if TYPE_CHECKING:
     from losa_cache.data.from_python import MapStyle
 
+_TWO_CRANES = "imagenet"  # torchvision calls a bird and a machine so, and caches keep the classes they were made with
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -48,7 +50,8 @@ class Samples:
         earlier: fingerprints that earlier versions gave to the same images in the same order, with other labels.
 
     Raises:
-        UserError: for labels beyond the classes, or a name that no target set can have.
+        UserError: for labels beyond the classes, an empty name of a class or one that two have, or a name that no
+            target set can have.
     """
 
     name: str
@@ -73,11 +76,19 @@ class Samples:
                 require_name(target)
             except ValueError as error:
                 raise UserError(f"data set {self.name!r} cannot have a target set {target[:80]!r}: {error}.") from error
+        self._require_class_names()
         if len(self.labels) and not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
             raise UserError(
                 f"data set {self.name!r} has labels from {self.labels.min()} to {self.labels.max()}, but "
                 f"{len(self.classes)} classes: a label is the number of a class, from 0."
             )
+
+    def _require_class_names(self) -> None:
+        if blank := [number for number, name in enumerate(self.classes) if not name.strip()]:
+            raise UserError(f"data set {self.name!r} has no name for its class {blank[0]}: give each class one.")
+        if len({*self.classes}) < len(self.classes) and self.name != _TWO_CRANES:
+            twice = next(name for name, count in Counter(self.classes).items() if count > 1)
+            raise UserError(f"data set {self.name!r} calls two classes {twice[:80]!r}: rename one of them.")
 
     def __len__(self) -> int:
         return len(self.ids)

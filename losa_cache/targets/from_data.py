@@ -16,6 +16,8 @@ from losa_cache.targets.from_table import LARGEST, Table, read_cells
 from losa_cache.targets.pictures import read_mask
 from losa_cache.targets.target_set import CLASS, MASK, MULTILABEL, NUMBERS
 
+_HELD = {CLASS: "numbers of classes", MULTILABEL: "lists of classes", NUMBERS: "lists of numbers", MASK: "images"}
+
 
 def values_of(
     path: Path,
@@ -41,13 +43,30 @@ def values_of(
         UserError: for values that are none of these, or that the kind does not allow.
     """
     lists = any(isinstance(value, list) for value in values)
-    if names is not None:
+    if names is not None and kind != NUMBERS:
+        _require_kind(path, column, kind, MULTILABEL if lists else CLASS)
         return _labels(path, column, ids, values, names) if lists else _classes(path, column, ids, values, names)
     if lists:
+        _require_kind(path, column, kind, NUMBERS)
         return _vectors(path, column, ids, values)
+    _require_cells(path, column, ids, values)
     if kind is None and any(isinstance(value, float) for value in values):
         kind = NUMBERS
     return read_cells(path, column, [_cell(value) for value in values], ids, kind=kind)
+
+
+def _require_kind(path: Path, column: str, asked: str | None, held: str) -> None:
+    if asked not in (None, held):
+        raise UserError(f"column {column!r} of {str(path)!r} cannot be read as {asked}: it holds {_HELD[held]}.")
+
+
+def _require_cells(path: Path, column: str, ids: Sequence[str], values: Sequence[Any]) -> None:
+    for name, value in zip(ids, values, strict=True):
+        if not isinstance(value, str | int | float | None):
+            raise UserError(
+                f"column {column!r} of {str(path)!r} holds a value of type {type(value).__name__} for {name!r}: a "
+                "target is a number, a text, or a list of numbers."
+            )
 
 
 def _cell(value: Any) -> str:
@@ -94,14 +113,22 @@ def _finite(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value) and abs(value) <= LARGEST
 
 
-def masks_of(path: Path, ids: Sequence[str], encoded: Callable[[int], bytes]) -> "EncodedMasks":
+def masks_of(
+    path: Path, column: str, ids: Sequence[str], encoded: Callable[[int], bytes], *, kind: str | None
+) -> "EncodedMasks":
     """Make a target set of PNG masks.
 
     Args:
         path: of the data, for messages.
+        column: its name.
         ids: of the samples.
         encoded: gives the bytes of a sample's mask.
+        kind: that the user names.
+
+    Raises:
+        UserError: for a kind: none that a user may name is of masks.
     """
+    _require_kind(path, column, kind, MASK)
     return EncodedMasks(path, MASK, ids, None, None, encoded)
 
 

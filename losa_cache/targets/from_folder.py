@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from losa_cache.data.label_files import read_lines
+from losa_cache.data.label_files import read_names
 from losa_cache.data.left import Left
 from losa_cache.data.scan import HERE, scan
 from losa_cache.errors import UserError
@@ -184,7 +184,7 @@ def _names(path: Path, pictures: Sequence[str]) -> list[str] | None:
 
 def _read_names(file: Path) -> list[str]:
     try:
-        names = [line for _, line in read_lines(file)]
+        names = read_names(file)
         require_names(MASK, names)
     except (UnreadableError, ValueError) as error:
         raise UserError(f"{str(file)!r} cannot name the classes ({error}): write a name in each line.") from error

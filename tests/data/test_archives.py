@@ -15,6 +15,7 @@ from PIL import Image
 
 from losa_cache.data.load import load_samples
 from losa_cache.data.names import located, moved
+from losa_cache.data.samples import Samples
 from losa_cache.data.shards import shards_of
 from losa_cache.errors import UserError
 from losa_cache.extract.extract import extract
@@ -145,6 +146,64 @@ def test_each_way_in_which_a_shard_is_wrong_is_one_sentence(tmp_path):
         assert str(refused.value).count(". ") == 0
     with pytest.raises(UserError, match="no tar file is called"):
         load_samples("wds:nowhere-{0..3}.tar")
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        ("--5", "the label '--5', which is no number"),
+        ("9" * 30, "the label '9{30}', which is no number"),
+        ("9" * 5000, "the label '9{80}', which is no number"),
+        (" ", "gives 'a' an empty label"),
+        ("é", None),
+        ("-7b", None),
+    ],
+)
+def test_labels_of_shards_are_numbers_or_names(tmp_path, label, message):
+    file = tar(tmp_path / "s.tar", [("a.png", encoded(1)), ("a.cls", label.encode())])
+    if message is None:
+        assert load_samples(str(file)).classes == (label,)
+    else:
+        with pytest.raises(UserError, match=message):
+            load_samples(str(file))
+
+
+def test_what_json_holds_is_no_label_or_target_where_it_is_neither_a_number_nor_a_name(tmp_path):
+    def refused(content, message, columns=None):
+        file = tar(tmp_path / "s.tar", [("a.png", encoded(1)), ("a.json", json.dumps(content).encode())])
+        with pytest.raises(UserError, match=message):
+            load_samples(str(file), columns=columns)
+
+    refused({"label": 10**30}, "gives 'a' a label of more than 64 bits")
+    refused({"label": 1.0}, "must be a whole number or a name")
+    refused({"m": {"x": 1}}, "column 'm' of .* holds a value of type dict for 'a'", "m")
+    refused({"m": [0.5, 1.5]}, "column 'm' of .* cannot be read as class: it holds lists of numbers", "m:class")
+    file = tar(tmp_path / "mask.tar", [("a.jpg", encoded(1, "jpg")), ("a.png", encoded(1))])
+    with pytest.raises(UserError, match="column 'png' of .* cannot be read as numbers: it holds images"):
+        load_samples(str(file), columns="image=jpg,weight=png")
+
+
+def test_a_key_that_has_a_dot_is_not_taken_for_an_image_without_a_label(tmp_path):
+    for label in ("a.1.cls", "a.1.json"):
+        file = tar(tmp_path / "s.tar", [("a.1.png", encoded(1)), (label, b'{"label": 3}')])
+        with pytest.raises(UserError, match=f"has '{label[2:]}' and no 'cls': a key ends at its first dot"):
+            load_samples(str(file))
+
+
+def test_names_of_classes_are_there_once_and_of_their_own_lines(tmp_path):
+    shard(tmp_path / "s.tar")
+    for names, message in (
+        ("cat\n\ndog\n", "line 2 is blank"),
+        ("\ncat\ndog\n", "line 1 is blank"),
+        ("cat\ncat\n", "calls two classes 'cat'"),
+    ):
+        (tmp_path / "classnames.txt").write_text(names)
+        with pytest.raises(UserError, match=message):
+            load_samples(f"wds:{tmp_path}/s.tar")
+    (tmp_path / "classnames.txt").write_text("cat\r\ndog\r\n\n")
+    assert load_samples(f"wds:{tmp_path}/s.tar").classes == ("cat", "dog")
+    with pytest.raises(UserError, match="has no name for its class 1"):
+        Samples.of([(Image.new("RGB", (4, 4)), 0)], "x", classes=["a", " "])
 
 
 def test_patterns_expand_as_a_shell_expands_them(tmp_path):

@@ -122,3 +122,28 @@ def test_paths_in_a_table_from_elsewhere_open_nothing_outside_of_it(datasets, tm
     assert samples.load(1).getpixel((0, 0))[0] == 2
     with pytest.raises(ValueError, match="outside of the data set"):
         samples.load(0)
+
+
+def test_columns_of_other_types_are_refused_and_a_kind_that_is_named_is_obeyed(datasets, tmp_path):
+    data = rows(datasets).remove_columns("label").add_column("label", [0.0, 1.0, 0.0])
+    data = data.add_column("row", [{"x": 1}] * 3)
+    data.save_to_disk(tmp_path / "set")
+
+    def load(columns):
+        return load_samples(f"hf:{tmp_path / 'set'}", columns=f"image=picture,{columns}")
+
+    for columns, message in (
+        ("age", "has float64 in its column 'label', and a label is"),
+        ("label=age", "has float64 in its column 'age': a label is"),
+        ("label=box", "has List in its column 'box': a label is"),
+        ("label,row", "column 'row' of .* holds a value of type dict for '1.png'"),
+        ("label,box:class", "'box' of .* cannot be read as class: it holds lists of numbers"),
+        ("label,tags:class", "'tags' of .* cannot be read as class: it holds lists of classes"),
+        ("label,mask:numbers", "'mask' of .* cannot be read as numbers: it holds images"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load(columns)
+    assert load("label").classes == ("unlabelled",)
+    rows(datasets).rename_column("label", "grade").save_to_disk(tmp_path / "graded")
+    grade = load_samples(f"hf:{tmp_path / 'graded'}", columns="image=picture,grade:numbers").targets["grade"]
+    assert (grade.kind, grade.entries.tolist()) == ("numbers", [[1.0], [0.0], [1.0]])

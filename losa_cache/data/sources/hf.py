@@ -148,8 +148,19 @@ def _label_column(data: "Dataset", request: Request, where: str) -> str | None:
     asked = request.columns.roles.get(LABEL)
     if asked is not None:
         _require_column(data, asked, where)
+        if not _labels(data, asked):
+            raise UserError(
+                f"{where} has {_type(data, asked)} in its column {asked!r}: a label is a whole number or a text."
+            )
         return asked
-    return next((n for name in _LABELS for n in data.features if n.lower() == name and _labels(data, n)), None)
+    called = [n for name in _LABELS for n in data.features if n.lower() == name and n not in request.columns.targets]
+    fitting = [name for name in called if _labels(data, name)]
+    if called and not fitting:
+        raise UserError(
+            f"{where} has {_type(data, called[0])} in its column {called[0]!r}, and a label is a whole number or a "
+            f"text: name another column (--columns label=COLUMN), or make it a target set (--columns {called[0]})."
+        )
+    return fitting[0] if fitting else None
 
 
 def _labels(data: "Dataset", column: str) -> bool:
@@ -157,8 +168,14 @@ def _labels(data: "Dataset", column: str) -> bool:
 
     feature = data.features[column]
     return isinstance(feature, ClassLabel) or (
-        isinstance(feature, Value) and feature.dtype.lstrip("u").startswith(("int", "string", "large_string"))
+        isinstance(feature, Value) and feature.dtype.lstrip("u").startswith(("int", "bool", "string", "large_string"))
     )
+
+
+def _type(data: "Dataset", column: str) -> str:
+    """Name the type of a column, for messages."""
+    feature = data.features[column]
+    return str(getattr(feature, "dtype", type(feature).__name__))
 
 
 def _require_column(data: "Dataset", column: str, where: str) -> None:
@@ -273,6 +290,6 @@ def _targets(data: "Dataset", table: "pa.Table", wanted: TargetColumn, folder: P
     column = wanted.column
 
     if isinstance(data.features[column], Image):
-        return masks_of(folder, ids, _Images(table, column, folder).encoded)
+        return masks_of(folder, column, ids, _Images(table, column, folder).encoded, kind=wanted.kind)
     names = _class_names(data, column)
     return values_of(folder, column, ids, table.column(column).to_pylist(), kind=wanted.kind, names=names)

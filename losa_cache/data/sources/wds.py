@@ -12,7 +12,7 @@ import msgspec
 from losa_cache.data.archives import Archive, TargetColumn, from_archives, numbered, target_columns
 from losa_cache.data.columns import IMAGE, LABEL, Columns
 from losa_cache.data.download import fetched
-from losa_cache.data.label_files import read_lines
+from losa_cache.data.label_files import read_names
 from losa_cache.data.request import Request
 from losa_cache.data.samples import Samples
 from losa_cache.data.shards import shards_of
@@ -37,6 +37,8 @@ _CLS, _JSON = "cls", "json"
 _FIELDS = ("label", "cls", "class", "target", "class_id", "class_name")
 """Of a sample's JSON, the fields that may be its label."""
 _IMAGES = tuple(suffix.removeprefix(".") for suffix in EXTENSIONS)
+_NUMBER = re.compile(r"-?[0-9]{1,18}")
+_NO_NAME = re.compile(r"-*[0-9]+")  # what looks like a number and is none is a mistake, not the name of a class
 _MOST_TEXT = 1024 * 1024  # bytes of a label or of a sample's JSON
 
 
@@ -187,7 +189,8 @@ def _add(table: _Table, record: Record, number: int, archive: Archive, columns: 
     where = f"sample {record.key!r} of {str(archive.path)!r}"
     table.keys.append(record.key)
     table.shards.append(number)
-    table.images.append(_image(record, columns, where))
+    image = _image(record, columns, where)
+    table.images.append(record.parts[image])
     texts = _Texts(record, archive, where)
     asked = columns.roles.get(LABEL)
     if asked is not None:
@@ -197,19 +200,34 @@ def _add(table: _Table, record: Record, number: int, archive: Archive, columns: 
     else:
         label = next((texts.json[name] for name in _FIELDS if name in texts.json), None)
     if not isinstance(label, int | str | None):
-        raise UserError(f"{where} has the label {str(label)[:80]!r}: it must be a number or a name.")
+        raise UserError(f"{where} has the label {str(label)[:80]!r}: it must be a whole number or a name.")
+    if isinstance(label, str) and _NO_NAME.fullmatch(label) and not _NUMBER.fullmatch(label):
+        raise UserError(f"{where} has the label {label[:80]!r}, which is no number of a class: number them from 0.")
+    if label is None and (dotted := _dotted_label(record, image)) is not None:
+        raise UserError(
+            f"{where} has {dotted!r} and no 'cls': a key ends at its first dot, so replace the other dots in the names "
+            "of its members."
+        )
     table.labels.append(label)
     for column, values in table.columns.items():
         mask = column.endswith(_IMAGES) and column in record.parts
         values.append(record.parts[column] if mask else texts.column(column))
 
 
-def _image(record: Record, columns: Columns, where: str) -> Part:
+def _dotted_label(record: Record, image: str) -> str | None:
+    """Give the member that seems to be the label of an image called ``a.1.png``, of which the key is ``a``."""
+    stem, dot, _ = image.rpartition(".")
+    beside = (f"{stem}{dot}{_JSON}",) if dot else ()
+    return next((name for name in record.parts if name.endswith(f".{_CLS}") or name in beside), None)
+
+
+def _image(record: Record, columns: Columns, where: str) -> str:
+    """Give the member that is the image."""
     asked = columns.roles.get(IMAGE)
     if asked is not None:
         if asked not in record.parts:
             raise UserError(f"{where} has no {asked!r}: it has {', '.join(record.parts)}.")
-        return record.parts[asked]
+        return asked
     images = [suffix for suffix in record.parts if suffix.endswith(_IMAGES) and suffix not in columns.targets]
     whole = [suffix for suffix in images if suffix in _IMAGES]
     if len(whole if whole else images) != 1:
@@ -217,7 +235,7 @@ def _image(record: Record, columns: Columns, where: str) -> Part:
             f"{where} has {len(images) or 'no'} images ({', '.join(images or record.parts)}): "
             + ("say which it is, as in --columns image=jpg." if images else "pack each sample with its image.")
         )
-    return record.parts[(whole or images)[0]]
+    return (whole or images)[0]
 
 
 class _Texts:
@@ -250,7 +268,7 @@ class _Texts:
                 text = self._read(name).decode().strip()
             except UnicodeDecodeError as error:
                 raise UserError(f"{self._where} has a {name!r} that is no text: name another column.") from error
-            return int(text) if text.lstrip("-").isascii() and text.lstrip("-").isdecimal() else text
+            return int(text) if _NUMBER.fullmatch(text) else text
         if name not in self.json:
             known = ", ".join([*self._record.parts, *self.json])
             raise UserError(f"{self._where} has no {name!r}: it has {known}.")
@@ -274,7 +292,7 @@ def _targets(
     reader: Callable[[Sequence[Part]], Callable[[int], bytes]],
 ) -> Source:
     if all(isinstance(value, tuple) for value in values):  # JSON has none
-        return masks_of(folder, ids, reader(values))
+        return masks_of(folder, wanted.column, ids, reader(values), kind=wanted.kind)
     return values_of(folder, wanted.column, ids, values, kind=wanted.kind)
 
 
@@ -282,6 +300,6 @@ def _class_names(shard: Path) -> list[str] | None:
     """Read the names of the classes, if a file gives them."""
     path = next((file for folder in shard.parents[:2] if (file := folder / CLASSES).is_file()), None)
     try:
-        return None if path is None else [line for _, line in read_lines(path)]
+        return None if path is None else read_names(path)
     except UnreadableError as error:
         raise UserError(f"{str(path)!r} cannot be read ({error}): write the name of a class in each line.") from error
