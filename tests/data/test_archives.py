@@ -202,8 +202,10 @@ def test_names_of_classes_are_there_once_and_of_their_own_lines(tmp_path):
             load_samples(f"wds:{tmp_path}/s.tar")
     (tmp_path / "classnames.txt").write_text("cat\r\ndog\r\n\n")
     assert load_samples(f"wds:{tmp_path}/s.tar").classes == ("cat", "dog")
+    images = [(Image.new("RGB", (4, 4)), 0)]
     with pytest.raises(UserError, match="has no name for its class 1"):
-        Samples.of([(Image.new("RGB", (4, 4)), 0)], "x", classes=["a", " "])
+        Samples.of(images, "x", classes=["a", " "])
+    assert Samples.of(images, "imagenet", classes=["crane", "crane"]).classes == ("crane", "crane")  # as torchvision
 
 
 def test_patterns_expand_as_a_shell_expands_them(tmp_path):
