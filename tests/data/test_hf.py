@@ -68,6 +68,8 @@ def test_a_saved_data_set_gives_images_labels_and_target_sets(datasets, tmp_path
     assert (box.kind, box.names, box.values[2].tolist()) == ("numbers", ["box0", "box1"], [0.0, 2.5])
     assert samples.targets["mask"].stored(2).tolist() == [[2] * 20] * 10
     assert load_samples(f"hf:{tmp_path / 'set'}", columns="image=picture,label=name").classes == ("a", "b")
+    listed = load_samples(f"hf:{tmp_path / 'set'}", columns="image=picture,label,age")  # without label=
+    assert (listed.classes, list(listed.targets)) == (("cat", "dog"), ["age"])
     for wrong, message in (
         ({"columns": "image=picture,ago"}, "has no column 'ago'.*nearest: age"),
         ({"columns": None}, "2 columns of images .*--columns image="),
@@ -122,3 +124,9 @@ def test_paths_in_a_table_from_elsewhere_open_nothing_outside_of_it(datasets, tm
     assert samples.load(1).getpixel((0, 0))[0] == 2
     with pytest.raises(ValueError, match="outside of the data set"):
         samples.load(0)
+
+
+def test_the_only_column_of_images_is_the_image_where_it_is_listed_too(datasets, tmp_path):
+    rows(datasets).remove_columns("mask").save_to_disk(tmp_path / "set")
+    samples = load_samples(f"hf:{tmp_path / 'set'}", columns="picture,label,age")
+    assert ([samples.encoded(0), samples.encoded(1)], list(samples.targets)) == ([encoded(1), encoded(2)], ["age"])
