@@ -130,3 +130,15 @@ def test_the_only_column_of_images_is_the_image_where_it_is_listed_too(datasets,
     rows(datasets).remove_columns("mask").save_to_disk(tmp_path / "set")
     samples = load_samples(f"hf:{tmp_path / 'set'}", columns="picture,label,age")
     assert ([samples.encoded(0), samples.encoded(1)], list(samples.targets)) == ([encoded(1), encoded(2)], ["age"])
+
+
+def test_parquet_with_paths_of_images_elsewhere_is_one_sentence(datasets, tmp_path):
+    (tmp_path / "1.png").write_bytes(encoded(1))
+    features = datasets.Features(image=datasets.Image())
+    data = datasets.Dataset.from_dict({"image": [str(tmp_path / "1.png")]}, features=features)
+    (tmp_path / "set").mkdir()
+    data.to_parquet(tmp_path / "set/train.parquet")
+    with pytest.raises(UserError, match=r"paths of files outside of it, the first '.*1.png', .* with save_to_disk"):
+        load_samples(f"hf:{tmp_path / 'set'}")
+    data.save_to_disk(tmp_path / "saved")
+    assert load_samples(f"hf:{tmp_path / 'saved'}").encoded(0) == encoded(1)

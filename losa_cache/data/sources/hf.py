@@ -61,6 +61,11 @@ def load(request: Request) -> Samples:
     files = _Files(data, folder)
     images = _Images(table, image, folder)
     ids = images.ids()
+    if all(map(images.outside, range(len(ids)))):
+        raise UserError(
+            f"{where} holds paths of files outside of it, the first {str(images.file(0))!r}, and not the images "
+            "themselves: write it with save_to_disk, which embeds them."
+        )
     classes, labels = numbered(
         table.column(label).to_pylist() if label else [None] * len(ids),
         ids,
@@ -226,9 +231,15 @@ class _Images:
         path = self.file(row)
         if path is None:
             raise ValueError("it has neither bytes nor a path")
-        if not any(os.path.abspath(path).startswith(os.path.join(folder, "")) for folder in self._allowed):
+        if self.outside(row):
             raise ValueError(f"{str(path)!r} lies outside of the data set")
         return read_file(path, at_most=_MOST_BYTES)
+
+    def outside(self, row: int) -> bool:
+        """Tell whether an image is a file that lies neither in the data set's folder nor in the library's."""
+        path = self.file(row)
+        inside = (os.path.join(folder, "") for folder in self._allowed)
+        return path is not None and not os.path.abspath(path).startswith(tuple(inside))
 
     def file(self, row: int) -> Path | None:
         """Give the file of an image that has one."""
