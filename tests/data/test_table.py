@@ -192,7 +192,10 @@ REFUSED = {
     "one name": ("path,a b,a_b\nb/1.png,x,y\n", {"columns": "a b,a_b"}, "would both be the target set 'a_b'"),
     "a weight": ("path,weight\nb/1.png,-1\n", {"columns": "weight=weight"}, "'weight' of .* holds a weight below 0"),
     "zero bytes": (ONE + "b\0,1,2\n", {}, "zero byte, so it is no text"),
-    "another encoding": ((ONE + "ü,1,2\n").encode("latin-1"), {}, "is not UTF-8"),
+    "another encoding": ((ONE + "ü,1,2\n").encode("latin-1"), {}, "is not UTF-8.*call 'CSV UTF-8'"),
+    "decimal commas": ("path;label\nb/1.png;33,5\nb/2.png;4\n", {}, "holds '33,5', a number with a decimal comma"),
+    "a number with a comma": ("path;n\nb/1.png;33,5\n", {"columns": "n:numbers"}, "'33,5' .* with a decimal point"),
+    "a column of commas": ("path;n\nb/1.png;33,5\n", {"columns": "n"}, "'33,5', .* write decimal points"),
 }
 
 

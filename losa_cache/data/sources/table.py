@@ -22,7 +22,7 @@ from losa_cache.errors import UserError
 from losa_cache.folders import given_path, is_url
 from losa_cache.table_file import TableFile, open_table
 from losa_cache.targets.check import target_name
-from losa_cache.targets.from_table import NUMBER, Table, class_names, read_column
+from losa_cache.targets.from_table import NUMBER, Table, class_names, read_column, require_no_decimal_commas
 from losa_cache.targets.target_set import CLASS, NUMBERS
 
 SPEC = SourceSpec(prefix=True, suffixes=(".csv", ".tsv", ".jsonl", ".ndjson", ".parquet"), columns=True)
@@ -183,6 +183,7 @@ def _labels(table: TableFile, column: str | None, rows: Sequence[int]) -> tuple[
         return [UNLABELLED], [0] * len(rows)
     cells = table.column(column)
     known = {*cells} - {""}
+    require_no_decimal_commas(sorted(known), column, table.path)
     fractions = [cell for cell in known if NUMBER.fullmatch(cell) and not float(cell).is_integer()]
     if fractions and all(map(NUMBER.fullmatch, known)):
         raise UserError(
