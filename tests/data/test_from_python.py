@@ -124,12 +124,6 @@ class Seldom(Squares):
         return (Image.new("L", (3, 2), 255) if len(self.asked) % 11 == 0 else image), label
 
 
-def hugging_face():
-    import datasets
-
-    return datasets.Dataset.from_dict({"label": [0]})
-
-
 REFUSED = {
     "labels": (
         lambda: Samples.of(PIXELS, "mine", labels=[0]),
@@ -164,7 +158,6 @@ REFUSED = {
         lambda: Samples.of(Squares(transform=v2.ColorJitter(hue=0.1)), "r", fingerprint="1"),
         "'r' has the random transform ColorJitter",
     ),
-    "of Hugging Face": (lambda: Samples.of(hugging_face()), "is a Dataset of .*save_to_disk.* pass 'hf:FOLDER'"),
     "names": (lambda: Samples.of(PIXELS, labels=["a", "b", "b", "a"]), "of the type <U1 .* names .* as classes="),
     "pairs with names": (lambda: Samples.of([(PIXELS[0], "a")]), "target 0 is 'a', which .* names .* as classes="),
 }

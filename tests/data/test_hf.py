@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from losa_cache.data.load import load_samples
+from losa_cache.data.samples import Samples
 from losa_cache.errors import UserError
 from losa_cache.targets.read import read_targets
 
@@ -142,3 +143,8 @@ def test_parquet_with_paths_of_images_elsewhere_is_one_sentence(datasets, tmp_pa
         load_samples(f"hf:{tmp_path / 'set'}")
     data.save_to_disk(tmp_path / "saved")
     assert load_samples(f"hf:{tmp_path / 'saved'}").encoded(0) == encoded(1)
+
+
+def test_a_data_set_of_the_library_as_an_object_is_pointed_to_its_name(datasets):
+    with pytest.raises(UserError, match="is a Dataset of the Hugging Face library: .*save_to_disk.* pass 'hf:FOLDER'"):
+        Samples.of(datasets.Dataset.from_dict({"label": [0]}))
