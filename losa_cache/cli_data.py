@@ -9,6 +9,7 @@ import typer
 from losa_cache.cli_common import Json
 from losa_cache.cli_options import takes_options
 from losa_cache.data.survey_config import SurveyConfig
+from losa_cache.errors import UserError
 from losa_cache.text import say
 
 CLASSES = 20  # lines of classes
@@ -25,9 +26,15 @@ def data(config: SurveyConfig, as_json: Json = False) -> None:
         found = survey(config=config, progress=bar.advance)
     if as_json:
         typer.echo(json.dumps(found, indent=2))
-        return
-    for line in _lines(found):
-        say(line)
+    else:
+        for line in _lines(found):
+            say(line)
+    unreadable = found.get("unreadable", [])
+    if unreadable and len(unreadable) == found["images"]:
+        raise UserError(
+            f"data set {found['dataset']!r}, split {found['split']!r}: none of its {len(unreadable)} "
+            f"{'videos' if found['videos'] else 'images'} can be read, as the report says: mend or convert them."
+        )
 
 
 def _lines(found: dict[str, Any]) -> Iterator[str]:

@@ -80,7 +80,9 @@ def open_table(path: Path) -> TableFile:
             return _open_parquet(path)
         content = decoded(read_file(path, at_most=MOST_BYTES))
     except UnreadableError as error:
-        raise UserError(f"{str(path)!r} cannot be read ({error}): name a table in UTF-8.") from error
+        raise UserError(
+            f"{str(path)!r} cannot be read ({error}): name a table in UTF-8, which spreadsheets call 'CSV UTF-8'."
+        ) from error
     return _open_json_lines(path, content) if suffix in JSON_LINES else _open_csv(path, content)
 
 

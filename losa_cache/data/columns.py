@@ -1,7 +1,7 @@
 """The columns of a table that a data set takes, as ``--columns`` writes them. This module imports no library."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from losa_cache.errors import UserError, nearest
@@ -35,6 +35,29 @@ class Columns:
 
     def __bool__(self) -> bool:
         return bool(self.roles or self.targets)
+
+    def settled(self, conventional: Mapping[str, Sequence[str]]) -> "Columns":
+        """Give a bare name that is conventional for a role, which no column is named for, that role.
+
+        Args:
+            conventional: names in lower case, by role.
+
+        Raises:
+            UserError: for two such names of one role.
+        """
+        roles, targets = dict(self.roles), dict(self.targets)
+        for role, names in conventional.items():
+            bare = [column for column, kind in targets.items() if kind is None and column.lower() in names]
+            if role in roles or not bare:
+                continue
+            if len(bare) > 1:
+                raise UserError(
+                    f"columns names {bare[0]!r} and {bare[1]!r}, each of which may be the {role}: say which is it with "
+                    f"{role}={bare[0]}."
+                )
+            roles[role] = bare[0]
+            del targets[bare[0]]
+        return replace(self, roles=roles, targets=targets)
 
 
 def parse_columns(text: str | None) -> Columns:

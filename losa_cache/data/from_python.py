@@ -9,11 +9,18 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from losa_cache.data.random_transforms import require_no_random_transform, require_same_images
 from losa_cache.data.samples import Samples, hash_lines
 from losa_cache.errors import UserError
 
 LOOKED_AT = 16
 """Images of a data set that are decoded for its fingerprint, if its labels are known without decoding."""
+
+_HUGGING_FACE = (  # a user's own module may be called datasets, too
+    ("datasets.arrow_dataset", "Dataset"),
+    ("datasets.iterable_dataset", "IterableDataset"),
+    ("datasets.dataset_dict", "DatasetDict"),
+)
 
 
 class MapStyle(Protocol):
@@ -37,6 +44,9 @@ def samples_of(
     """Build a data set (arguments as of :meth:`losa_cache.data.samples.Samples.of`)."""
     items = _items(data, name)
     count = len(items)
+    held = isinstance(items, list | tuple | np.ndarray | torch.Tensor)
+    if not held:
+        require_no_random_transform(items, name)
     names = [f"{place:06d}" for place in range(count)] if ids is None else list(ids)
     numbers = None if labels is None else np.asarray(labels)
     if len(names) != count or (numbers is not None and len(numbers) != count):
@@ -48,7 +58,10 @@ def samples_of(
         raise UserError(f"data set {name!r} has an id twice: ids tell samples apart.")
     if numbers is not None and count and (numbers.dtype.kind not in "iub" or numbers.ndim > 1):
         given = f"of the type {numbers.dtype} and the shape {numbers.shape}"
-        raise UserError(f"labels of data set {name!r} are {given}: give one number for each sample, that of its class.")
+        raise UserError(
+            f"labels of data set {name!r} are {given}: give one number for each sample, that of its class, and "
+            "the names of the classes as classes=."
+        )
     looked_at = _spread(count)
     if numbers is None:
         numbers = _stored_labels(items)
@@ -57,10 +70,12 @@ def samples_of(
     if fingerprint is not None:
         numbers = np.array([_label(items[place], place) for place in range(count)]) if numbers is None else numbers
         described = [*_lines(names, numbers), f"version\t{fingerprint}"]
-    elif isinstance(items, list | tuple | np.ndarray | torch.Tensor) or numbers is None:
+    elif held or numbers is None:
         numbers, described = _read_all(items, names, numbers)
     else:
-        described = [*_lines(names, numbers), *_look(items, looked_at, name)]
+        described = [*_lines(names, numbers), *_look(items, looked_at)]
+    if not held and fingerprint is None:
+        require_same_images(lambda place: _described(picture(_image(items[place]), place)), looked_at[::2], name)
     return Samples(
         name=name,
         split=split,
@@ -116,6 +131,11 @@ def picture(image: Any, place: int) -> Image.Image:
 def _items(data: Any, name: str) -> MapStyle:
     if isinstance(data, Iterator):
         return list(data)
+    if (type(data).__module__, type(data).__name__) in _HUGGING_FACE:
+        raise UserError(
+            f"data set {name!r} is a {type(data).__name__} of the Hugging Face library: write it with "
+            "save_to_disk('FOLDER'), and pass 'hf:FOLDER' as the data set."
+        )
     if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
         raise UserError(
             f"data set {name!r} is of the type {type(data).__name__}: give one with a length and items by index (a "
@@ -148,7 +168,7 @@ def _label(item: Any, place: int) -> int:
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(
             f"target {place} is {str(target)[:80]!r}, which is no number of a class: pass labels=, a number for each "
-            "sample."
+            "sample, and the names of the classes as classes=."
         ) from error
 
 
@@ -193,15 +213,9 @@ def _read_all(
     return np.array(numbers, dtype=np.int64), lines
 
 
-def _look(items: MapStyle, places: Sequence[int], name: str) -> list[str]:
-    """Describe some images for the fingerprint, and refuse a data set that draws its images at random."""
-    seen = [f"{place}\t{_described(picture(_image(items[place]), place))}" for place in places]
-    if places and seen[0] != f"{places[0]}\t{_described(picture(_image(items[places[0]]), places[0]))}":
-        raise UserError(
-            f"data set {name!r} gives another image {places[0]} each time: a cache holds every image once, so take "
-            "random transforms out of it."
-        )
-    return seen
+def _look(items: MapStyle, places: Sequence[int]) -> list[str]:
+    """Describe some images for the fingerprint."""
+    return [f"{place}\t{_described(picture(_image(items[place]), place))}" for place in places]
 
 
 def _described(image: Image.Image) -> str:

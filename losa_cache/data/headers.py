@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from losa_cache.data.medical import format_of
 from losa_cache.data.picture import require_regular
 from losa_cache.data.samples import Samples
 from losa_cache.data.video import read_stream
@@ -27,7 +28,8 @@ class Header:
     Attributes:
         width, height: in pixels, as stored: not turned by an EXIF orientation.
         mode: Pillow's name of the channels and their bits: ``RGB``, ``L``, ``I;16``, ...; of a video FFmpeg's.
-        format: Pillow's name of the file format; of other images the suffix; of a video FFmpeg's name of the container.
+        format: Pillow's name of the file format; ``DICOM`` or ``NIfTI``; of other images the suffix; of a
+            video FFmpeg's name of the container.
     """
 
     width: int
@@ -54,7 +56,7 @@ def read_header(samples: Samples, index: int, *, decode: bool) -> Header | str:
         if header is None or decode:
             image = samples.load(index)
             file = None if samples.file is None else samples.file(index)
-            kind = IN_MEMORY if file is None else file.suffix.lstrip(".").upper()
+            kind = IN_MEMORY if file is None else format_of(str(file)) or file.suffix.lstrip(".").upper()
             header = header or Header(image.width, image.height, image.mode, kind)
     except Exception as error:  # decoders raise anything; the image is named
         return f"{type(error).__name__}: {error}"

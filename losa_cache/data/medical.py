@@ -26,6 +26,13 @@ def is_nameless_dicom(path: str) -> bool:
         return False
 
 
+def format_of(path: str) -> str:
+    """Give the name of the format of a DICOM or NIfTI file; empty: it is neither."""
+    if path.lower().endswith(nifti.SUFFIXES):
+        return "NIfTI"
+    return "DICOM" if path.lower().endswith(dicom.SUFFIXES) or is_nameless_dicom(path) else ""
+
+
 def require_readers(name: str, paths: Iterable[str]) -> None:
     """Refuse files that no installed library reads.
 

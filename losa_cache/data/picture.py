@@ -16,7 +16,7 @@ from losa_cache.data.all_bits import TIFF_MARKS, eight_bit_colours, read_png, re
 from losa_cache.data.dicom import is_dicom, read_dicom
 from losa_cache.data.nifti import is_nifti, read_nifti
 from losa_cache.data.pixel_rules import AS_DECLARED, PixelRules
-from losa_cache.data.values import Values, limits_of, picture_of, require_page, require_used, taken
+from losa_cache.data.values import MissingChannelError, Values, limits_of, picture_of, require_page, require_used, taken
 
 TURN = "losa_cache.turn"
 """Key of ``Image.info``: how a video's frame is to be turned, as ``Image.Transpose``."""
@@ -134,7 +134,13 @@ def _read(file: BinaryIO, rules: PixelRules, max_pixels: int | None, formats: tu
             require_page(rules.page, 1)  # torchvision reads no others
             file.seek(0)
             return _with_info(picture_of(read_png(file), rules), image)
-        return _decode(image, rules)
+        try:
+            return _decode(image, rules)
+        except MissingChannelError as error:  # scanners and microscopes write channels as pages, too
+            pages = getattr(image, "n_frames", 1)
+            raise ValueError(
+                f"{error}; it has {pages} pages, of which --page takes one" if pages > 1 else error
+            ) from error
 
 
 def _tiff(file: BinaryIO, rules: PixelRules, require_size: Callable[[int, int], None]) -> Image.Image:

@@ -191,7 +191,8 @@ def _note_alike(names: list[str], prefix: str, left: Left) -> None:
 
 
 def _stem(name: str) -> str:
-    return name.rpartition(".")[0].casefold()
+    stem, _, end = name.rpartition(".")
+    return (name if not stem or end.isdecimal() else stem).casefold()  # IM001, 1.2.840.1: such names have no extension
 
 
 def _walk(

@@ -14,6 +14,11 @@ from losa_cache.data.pixel_rules import WHOLE, PixelRules, ValueRange
 LEAST_SHARE = 1 / 16
 """Of a range: a picture that uses no more keeps at most 16 of 256 grey levels. 12 bits in a file of 16 do."""
 
+
+class MissingChannelError(ValueError):
+    """Says how many channels a picture has, and which one it lacks."""
+
+
 Trust = Literal["window", "declared", "type"]
 """Where black and white come from: a file names them for display, declares how many bits it has, or has a data type."""
 
@@ -68,7 +73,8 @@ def taken(array: NDArray[Any], channels: Sequence[int]) -> NDArray[Any]:
     """Take channels ``(height, width, channels)`` by their numbers from 1; a single one counts as three alike.
 
     Raises:
-        ValueError: if there are fewer, or none are named.
+        MissingChannelError: if there are fewer.
+        ValueError: if none are named.
     """
     count = array.shape[-1]
     if not channels:
@@ -76,7 +82,9 @@ def taken(array: NDArray[Any], channels: Sequence[int]) -> NDArray[Any]:
     if count == 1 and max(channels) <= 3:
         return array
     if max(channels) > count:
-        raise ValueError(f"it has {count} channel{'s'[: count > 1]}, and no channel {max(channels)} (--channels)")
+        raise MissingChannelError(
+            f"it has {count} channel{'s'[: count > 1]}, and no channel {max(channels)} (--channels)"
+        )
     return array[..., [number - 1 for number in channels]]
 
 

@@ -19,6 +19,7 @@ JOINED = re.compile("[|;]")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 LARGEST = float(np.finfo(np.float32).max)
 MARKS = {"1": 1, "0": 0, "-1": UNKNOWN, "": UNKNOWN}
+DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+", re.ASCII)
 ORDINAL = "ordinal"
 ONE_COLUMN = "give a file without the other columns, or the --task that learns them all, multilabel or regression"
 BY_TASK = "pass --task classification, ordinal, multilabel or regression"
@@ -118,6 +119,24 @@ def class_names(cells: Collection[str], column: str, path: Path) -> list[str]:
     return sorted(known, key=float)
 
 
+def require_no_decimal_commas(cells: Collection[str], column: str, path: Path) -> None:
+    """Refuse numbers with decimal commas, which would pass for names of classes.
+
+    Args:
+        cells: of the column, none of them empty.
+        column: its name, for messages.
+        path: of the table, for messages.
+
+    Raises:
+        UserError: if all cells are numbers, and at least one has a decimal comma.
+    """
+    comma = next(filter(DECIMAL_COMMA.fullmatch, cells), None)
+    if comma and all(NUMBER.fullmatch(cell) or DECIMAL_COMMA.fullmatch(cell) for cell in cells):
+        raise UserError(
+            f"column {column!r} of {str(path)!r} holds {comma!r}, a number with a decimal comma: write decimal points."
+        )
+
+
 @dataclass(frozen=True)
 class _Reader:
     """What the cells of a table mean.
@@ -161,6 +180,7 @@ class _Reader:
         ((name, column),) = self.cells.items()
         column = [*column, *self.others.get(name, ())]
         filled = [cell for cell in column if cell]
+        require_no_decimal_commas(filled, name, self.path)
         if not filled or not all(NUMBER.fullmatch(cell) for cell in filled):
             return MULTILABEL if any(JOINED.search(cell) for cell in column) else CLASS
         if all(float(cell).is_integer() for cell in filled):
@@ -224,6 +244,8 @@ class _Reader:
         cell, remedy = self.cells[column][place], ""
         if len(self.cells) > 1:
             remedy = f"; if {column!r} is no target, {self.select}"
+        if DECIMAL_COMMA.fullmatch(cell):
+            wanted += ", with a decimal point in place of the comma"
         holds = f"holds {cell[:80]!r}" if cell else "is empty"
         return UserError(
             f"column {column!r} of {str(self.path)!r} {holds} for {self.ids[place]!r}: it must be {wanted}{remedy}."

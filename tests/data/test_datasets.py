@@ -45,6 +45,35 @@ def test_folder_splits_go_by_their_usual_names(tmp_path):
         load_samples("folder", data_dir=tmp_path, split="test")
 
 
+def test_a_folder_of_another_kind_is_named_with_its_prefix(tmp_path):
+    for files, prefix in (
+        (["train/state.json", "train/data-0.arrow", "dataset_dict.json"], "hf"),
+        (["a-000.tar", "a-001.tar"], "wds"),
+        (["images.zip"], "zip"),
+    ):
+        root = tmp_path / prefix
+        for file in files:
+            (root / file).parent.mkdir(parents=True, exist_ok=True)
+            (root / file).touch()
+        place = root / "images.zip" if prefix == "zip" else root
+        for split in ("train", "val"):
+            with pytest.raises(UserError) as refused:
+                load_samples(str(root), split=split)
+            assert str(refused.value).endswith(f"pass --dataset '{prefix}:{place}'.")
+
+
+def test_a_table_beside_images_of_one_class_is_remarked_on(tmp_path, caplog):
+    put(tmp_path / "images/1.png")
+    (tmp_path / "labels.csv").write_text("path,label")
+    assert load_samples(str(tmp_path)).classes == ("images",)
+    assert "of one class, 'images', and the table 'labels.csv' lies there" in caplog.text
+    assert str(tmp_path / "labels.csv") in caplog.text
+    caplog.clear()
+    put(tmp_path / "others/1.png")
+    assert load_samples(str(tmp_path)).classes == ("images", "others")
+    assert not caplog.records
+
+
 def test_fingerprint_follows_names_labels_and_sizes_but_not_places(tmp_path):
     for root in ("one", "two"):
         put(tmp_path / root / "a/1.png")

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn import Sequential
 from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
+from torchvision.transforms import v2
 
 from losa_cache.data.from_python import LOOKED_AT, picture
 from losa_cache.data.samples import Samples
@@ -114,6 +116,14 @@ class Random(Squares):
         return Image.new("L", (3, 2), int(torch.randint(256, ()))), index % 2
 
 
+class Seldom(Squares):
+    """Gives another image every eleventh time."""
+
+    def __getitem__(self, index):
+        image, label = super().__getitem__(index)
+        return (Image.new("L", (3, 2), 255) if len(self.asked) % 11 == 0 else image), label
+
+
 REFUSED = {
     "labels": (
         lambda: Samples.of(PIXELS, "mine", labels=[0]),
@@ -138,6 +148,18 @@ REFUSED = {
     "images alone": (lambda: Samples.of(PIXELS, "mine"), "item 0 is of the type ndarray: it must be a pair"),
     "a stream": (lambda: Samples.of(Stream(), "mine"), "of the type Stream: .* map-style"),
     "random": (lambda: Samples.of(Random(targets=[p % 2 for p in range(40)]), "r"), "gives another image 0 each time"),
+    "random, labels unknown": (lambda: Samples.of(Random(), "r"), "gives another image 0 each time"),
+    "random now and then": (lambda: Samples.of(Seldom(), "r"), "gives another image .* each time"),
+    "a random transform": (
+        lambda: Samples.of(Subset(Squares(transform=v2.Compose([Sequential(v2.RandomHorizontalFlip(0.1))])), [1])),
+        "'samples' has the random transform RandomHorizontalFlip",
+    ),
+    "a jitter, with a version": (
+        lambda: Samples.of(Squares(transform=v2.ColorJitter(hue=0.1)), "r", fingerprint="1"),
+        "'r' has the random transform ColorJitter",
+    ),
+    "names": (lambda: Samples.of(PIXELS, labels=["a", "b", "b", "a"]), "of the type <U1 .* names .* as classes="),
+    "pairs with names": (lambda: Samples.of([(PIXELS[0], "a")]), "target 0 is 'a', which .* names .* as classes="),
 }
 
 

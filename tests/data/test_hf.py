@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from losa_cache.data.load import load_samples
+from losa_cache.data.samples import Samples
 from losa_cache.errors import UserError
 from losa_cache.targets.read import read_targets
 
@@ -68,6 +69,8 @@ def test_a_saved_data_set_gives_images_labels_and_target_sets(datasets, tmp_path
     assert (box.kind, box.names, box.values[2].tolist()) == ("numbers", ["box0", "box1"], [0.0, 2.5])
     assert samples.targets["mask"].stored(2).tolist() == [[2] * 20] * 10
     assert load_samples(f"hf:{tmp_path / 'set'}", columns="image=picture,label=name").classes == ("a", "b")
+    listed = load_samples(f"hf:{tmp_path / 'set'}", columns="image=picture,label,age")  # without label=
+    assert (listed.classes, list(listed.targets)) == (("cat", "dog"), ["age"])
     for wrong, message in (
         ({"columns": "image=picture,ago"}, "has no column 'ago'.*nearest: age"),
         ({"columns": None}, "2 columns of images .*--columns image="),
@@ -136,14 +139,37 @@ def test_columns_of_other_types_are_refused_and_a_kind_that_is_named_is_obeyed(d
         ("age", "has float64 in its column 'label', and a label is"),
         ("label=age", "has float64 in its column 'age': a label is"),
         ("label=box", "has List in its column 'box': a label is"),
-        ("label,row", "column 'row' of .* holds a value of type dict for '1.png'"),
-        ("label,box:class", "'box' of .* cannot be read as class: it holds lists of numbers"),
-        ("label,tags:class", "'tags' of .* cannot be read as class: it holds lists of classes"),
-        ("label,mask:numbers", "'mask' of .* cannot be read as numbers: it holds images"),
+        ("label:numbers,row", "column 'row' of .* holds a value of type dict for '1.png'"),
+        ("label:numbers,box:class", "'box' of .* cannot be read as class: it holds lists of numbers"),
+        ("label:numbers,tags:class", "'tags' of .* cannot be read as class: it holds lists of classes"),
+        ("label:numbers,mask:numbers", "'mask' of .* cannot be read as numbers: it holds images"),
     ):
         with pytest.raises(UserError, match=message):
             load(columns)
-    assert load("label").classes == ("unlabelled",)
+    assert load("label:numbers").classes == ("unlabelled",)
     rows(datasets).rename_column("label", "grade").save_to_disk(tmp_path / "graded")
     grade = load_samples(f"hf:{tmp_path / 'graded'}", columns="image=picture,grade:numbers").targets["grade"]
     assert (grade.kind, grade.entries.tolist()) == ("numbers", [[1.0], [0.0], [1.0]])
+
+
+def test_the_only_column_of_images_is_the_image_where_it_is_listed_too(datasets, tmp_path):
+    rows(datasets).remove_columns("mask").save_to_disk(tmp_path / "set")
+    samples = load_samples(f"hf:{tmp_path / 'set'}", columns="picture,label,age")
+    assert ([samples.encoded(0), samples.encoded(1)], list(samples.targets)) == ([encoded(1), encoded(2)], ["age"])
+
+
+def test_parquet_with_paths_of_images_elsewhere_is_one_sentence(datasets, tmp_path):
+    (tmp_path / "1.png").write_bytes(encoded(1))
+    features = datasets.Features(image=datasets.Image())
+    data = datasets.Dataset.from_dict({"image": [str(tmp_path / "1.png")]}, features=features)
+    (tmp_path / "set").mkdir()
+    data.to_parquet(tmp_path / "set/train.parquet")
+    with pytest.raises(UserError, match=r"paths of files outside of it, the first '.*1.png', .* with save_to_disk"):
+        load_samples(f"hf:{tmp_path / 'set'}")
+    data.save_to_disk(tmp_path / "saved")
+    assert load_samples(f"hf:{tmp_path / 'saved'}").encoded(0) == encoded(1)
+
+
+def test_a_data_set_of_the_library_as_an_object_is_pointed_to_its_name(datasets):
+    with pytest.raises(UserError, match="is a Dataset of the Hugging Face library: .*save_to_disk.* pass 'hf:FOLDER'"):
+        Samples.of(datasets.Dataset.from_dict({"label": [0]}))

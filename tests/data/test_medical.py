@@ -12,6 +12,7 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import ExplicitVRLittleEndian, JPEGBaseline8Bit, JPEGLosslessSV1, RLELossless, generate_uid
 
+import losa_cache as lc
 from losa_cache.apply.predict.inputs import items
 from losa_cache.data import medical
 from losa_cache.data.decode import Decoder
@@ -168,6 +169,8 @@ def test_folders_of_dicom_files_with_and_without_a_suffix(tmp_path, monkeypatch)
     (tmp_path / "d/a/README").write_text("no image")
     samples = load_samples(str(tmp_path / "d"))
     assert sorted(path.rpartition("/")[2] for path in samples.ids) == sorted(names)
+    told = lc.survey(str(tmp_path / "d"))  # no names that differ only in their suffix
+    assert (told["kept"], told["formats"]) == ([], {"DICOM": 4})
     assert samples.load(0).size == (8, 6)
     assert [item.id for item in items([str(tmp_path / "d")])] == [str(tmp_path / "d" / own) for own in samples.ids]
     with zipfile.ZipFile(tmp_path / "d.zip", "w") as archive:

@@ -102,6 +102,11 @@ def test_channels_are_those_that_are_named(tmp_path, values):
         load_image(path)
     with pytest.raises(ValueError, match=r"5 channels, and no channel 6 \(--channels\)"):
         load_image(path, rules(channels="6"))
+    greys = [Image.new(mode, (4, 4)) for mode in ("L", "L", "I;16")]
+    for first in (greys[0], greys[2]):  # of 8 bits and of 16
+        first.save(tmp_path / "pages.tif", save_all=True, append_images=greys[:2])
+        with pytest.raises(ValueError, match=r"1 channel, and no channel 4 \(--channels\); it has 3 pages, .* --page"):
+            load_image(tmp_path / "pages.tif", rules(channels="4"))
     tifffile.imwrite(path, values[..., :4], photometric="rgb", extrasamples=["unspecified"])  # as near infrared is
     np.testing.assert_allclose(np.asarray(load_image(path)), values[..., :3] / whole * 255, atol=1)
     found = np.asarray(load_image(path, rules(channels="4,1,2")))

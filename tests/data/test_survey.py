@@ -168,5 +168,11 @@ def test_the_command_escapes_names_and_needs_no_torch(root):
 def test_the_command_gives_json_and_refuses_what_it_cannot_do(root):
     done = CliRunner().invoke(app, ["data", "--dataset", str(root), "--json"], catch_exceptions=False)
     assert json.loads(done.stdout) == lc.survey(str(root))
+    for name in ("cat/0.png", "cat/1.jpg", "dog/2.png", "dog/3.tif", "dog/cut.jpg"):
+        (root / "train" / name).write_bytes(b"no image")
+    done = CliRunner().invoke(app, ["data", "--dataset", str(root)])
+    assert "unreadable images: 7" in done.stdout  # the report comes first
+    assert isinstance(done.exception, lc.UserError)
+    assert "none of its 7 images can be read" in str(done.exception)
     with pytest.raises(lc.UserError, match="choose one of names, headers, pixels"):
         lc.survey(str(root), look="deep")

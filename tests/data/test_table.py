@@ -92,6 +92,38 @@ def test_columns_are_found_by_common_names_and_classes_agree_between_splits(tmp_
     assert (numbered.classes, numbered.labels.tolist()) == (("-1", "9", "10"), [2, 1, 0, 1])
 
 
+def test_a_column_with_a_common_name_keeps_its_role_where_it_is_listed_alone(tmp_path):
+    path = write(tmp_path / "t.csv", [row[:1] + row[1:2] + row[3:5] for row in ROWS], ["path", "label", "group", "age"])
+    plain = load_samples(str(path))
+    for columns in ("path,label", "label,age:numbers", "image=path,label,group"):
+        samples = load_samples(str(path), columns=columns)
+        assert (samples.classes, samples.fingerprint) == (plain.classes, plain.fingerprint)
+        assert sorted(samples.targets) == (["age", "group"] if "age:" in columns else ["group"])
+    named = load_samples(str(path), columns="label=group,label")  # the role is another column's
+    assert (named.classes, sorted(named.targets)) == (("p1", "p2"), ["label"])
+    write(path, [[*row[:2], row[1]] for row in ROWS], ["path", "label", "class"])
+    with pytest.raises(UserError, match="'label' and 'class', each of which may be the label: .*label=label"):
+        load_samples(str(path), columns="label,class")
+
+
+def test_ids_without_suffixes_are_the_only_files_of_these_names(tmp_path):
+    rows = [[name.removesuffix(".png"), label, split] for name, label, split, *_ in ROWS]
+    path = write(tmp_path / "t.csv", rows, ["id", "label", "split"])
+    (tmp_path / "b/1.txt").touch()
+    samples = load_samples(str(path), columns="image=id")
+    whole = load_samples(str(write(tmp_path / "w.csv")), columns="image=File Name")
+    assert (list(samples.ids), samples.fingerprint) == (["b/1.png", "b/2.png", "a/4.png"], whole.fingerprint)
+    (tmp_path / "b/1").touch()  # the very name
+    assert load_samples(str(path), columns="image=id").ids[0] == "b/1"
+    os.remove(tmp_path / "b/1")
+    (tmp_path / "b/1.jpg").touch()
+    with pytest.raises(UserError, match="'b/1' may be '1.jpg' or '1.png' in .*: write it with its suffix"):
+        load_samples(str(path), columns="image=id")
+    write(path, [["b/2.jpeg", "x", "train"]], ["path", "label", "split"])
+    with pytest.raises(UserError, match=r"the first 'b/2.jpeg' \(there is '2.png'\): write the names as"):
+        load_samples(str(path))
+
+
 def test_a_table_without_splits_is_one_as_its_name_says_and_without_labels_one_class(tmp_path, caplog):
     for name in ("photos.csv", "photos_test.csv"):
         write(tmp_path / name, [[row[0], row[4]] for row in ROWS], ["file", "age"])
@@ -160,7 +192,10 @@ REFUSED = {
     "one name": ("path,a b,a_b\nb/1.png,x,y\n", {"columns": "a b,a_b"}, "would both be the target set 'a_b'"),
     "a weight": ("path,weight\nb/1.png,-1\n", {"columns": "weight=weight"}, "'weight' of .* holds a weight below 0"),
     "zero bytes": (ONE + "b\0,1,2\n", {}, "zero byte, so it is no text"),
-    "another encoding": ((ONE + "ü,1,2\n").encode("latin-1"), {}, "is not UTF-8"),
+    "another encoding": ((ONE + "ü,1,2\n").encode("latin-1"), {}, "is not UTF-8.*call 'CSV UTF-8'"),
+    "decimal commas": ("path;label\nb/1.png;33,5\nb/2.png;4\n", {}, "holds '33,5', a number with a decimal comma"),
+    "a number with a comma": ("path;n\nb/1.png;33,5\n", {"columns": "n:numbers"}, "'33,5' .* with a decimal point"),
+    "a column of commas": ("path;n\nb/1.png;33,5\n", {"columns": "n"}, "'33,5', .* write decimal points"),
 }
 
 

@@ -17,6 +17,7 @@ from losa_cache.data.samples import Samples, fingerprint_of, from_paths
 from losa_cache.data.scan import HERE, Listing, Wanted, class_folders, hidden, holds_any, is_folder, scan
 from losa_cache.data.spec import SourceSpec
 from losa_cache.errors import UserError
+from losa_cache.table_file import SUFFIXES as TABLES
 
 SPEC = SourceSpec(needs_folder=True)
 
@@ -39,7 +40,9 @@ UNLABELLED = "unlabelled"
 _ENDS = ("", "set", "_set", "-set")  # as in test_set
 _SPLIT_OF = {name + end: split for split, names in SPLITS.items() for name in names for end in _ENDS}
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")  # of seg_train, TestImages, train2017
-_SHOWN = 3  # names in a message
+_SHOWN, _LETTERS = 3, 100  # names in a message, letters of each
+_KINDS = {"hf": ("state.json", "dataset_dict.json", ".parquet"), "wds": (".tar",), "zip": (".zip",)}
+"""Ends of files that other kinds of data sets are made of, by the prefix of the kind."""
 
 
 def load(request: Request, name: str = "folder") -> Samples:
@@ -78,9 +81,10 @@ def load(request: Request, name: str = "folder") -> Samples:
     paths, labels, sizes = listing.paths, listing.labels, listing.sizes
     if not paths:
         known = f"images ({', '.join(EXTENSIONS + medical.SUFFIXES)}) or videos ({', '.join(video.EXTENSIONS)})"
-        raise UserError(f"folder {str(base)!r} holds no class folders with {known}.")
+        raise UserError(f"folder {str(base)!r} holds no class folders with {known}{_other_kind(root, base)}.")
     left.base = str(base)
     classes = classes or [UNLABELLED]
+    _say_table(root, base, classes)
     videos = [path for path in paths if path.lower().endswith(video.EXTENSIONS)]
     if wanted is medical.SUFFIXES:
         medical.require_readers(name, paths)
@@ -212,8 +216,39 @@ def _split_or_root(root: Path, split: str, left: Left) -> Path:
         return root
     raise UserError(
         f"folder {str(root)!r} has no split {split!r}; it has: "
-        f"{', '.join(key for key in SPLITS if key in splits) or 'train (the folder itself)'}."
+        f"{', '.join(key for key in SPLITS if key in splits) or 'train (the folder itself)'}{_other_kind(root, root)}."
     )
+
+
+def _other_kind(*folders: Path) -> str:
+    """Say how to name a folder that another kind of data set reads, as the end of a sentence; empty: none does.
+
+    Args:
+        folders: that of the data set, and that of a split.
+    """
+    for folder in folders:
+        for prefix, ends in _KINDS.items():
+            if file := next((name for name in sorted(os.listdir(folder)) if name.lower().endswith(ends)), None):
+                place = folder / file if prefix == "zip" else folders[0]
+                return f"; {file[:_LETTERS]!r} in it is of another kind of data set: pass --dataset '{prefix}:{place}'"
+    return ""
+
+
+def _say_table(root: Path, base: Path, classes: list[str]) -> None:
+    """Warn of a table beside images of one class: it may say their classes."""
+    if len(classes) > 1:
+        return
+    for folder in dict.fromkeys((base, root)):
+        if name := next((name for name in sorted(os.listdir(folder)) if name.lower().endswith(TABLES)), None):
+            log.warning(
+                "all images in %r are of one class, %r, and the table %r lies there: if it names the images, pass "
+                "--dataset %r.",
+                str(base),
+                classes[0],
+                name[:_LETTERS],
+                str(folder / name),
+            )
+            return
 
 
 def _note_beside(root: Path, splits: set[str], left: Left) -> None:

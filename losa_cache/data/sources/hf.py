@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from losa_cache.data.archives import TargetColumn, from_archives, numbered, target_columns
-from losa_cache.data.columns import IMAGE, LABEL
+from losa_cache.data.columns import IMAGE, LABEL, NAMES, SPLIT, Columns
 from losa_cache.data.request import Request
 from losa_cache.data.samples import Samples
 from losa_cache.data.sources.folder import canonical
@@ -51,8 +51,9 @@ def load(request: Request) -> Samples:
     """
     where = f"data set 'hf:{request.name}'"
     data = _split(_open(request.name, where), request.split, where)
-    image, label = _image_column(data, request, where), _label_column(data, request, where)
-    targets = target_columns(request.columns, where)
+    columns = request.columns.settled(_conventional(data))
+    image, label = _image_column(data, columns, where), _label_column(data, columns, where)
+    targets = target_columns(columns, where)
     for each in targets.values():
         _require_column(data, each.column, where)
     table = _encoded_table(data, [image, *([label] if label else []), *(each.column for each in targets.values())])
@@ -60,6 +61,11 @@ def load(request: Request) -> Samples:
     files = _Files(data, folder)
     images = _Images(table, image, folder)
     ids = images.ids()
+    if all(map(images.outside, range(len(ids)))):
+        raise UserError(
+            f"{where} holds paths of files outside of it, the first {str(images.file(0))!r}, and not the images "
+            "themselves: write it with save_to_disk, which embeds them."
+        )
     classes, labels = numbered(
         table.column(label).to_pylist() if label else [None] * len(ids),
         ids,
@@ -123,10 +129,21 @@ def _split(opened: "Dataset | DatasetDict", split: str, where: str) -> "Dataset"
     return cast("Dataset", data)
 
 
-def _image_column(data: "Dataset", request: Request, where: str) -> str:
+def _conventional(data: "Dataset") -> dict[str, tuple[str, ...]]:
+    """Give the names, in lower case, that columns of a role have: the only column of images has any name."""
+    images = tuple(name.lower() for name in _of_images(data))
+    labels = tuple(name.lower() for name in data.features if name.lower() in _LABELS and _labels(data, name))
+    return {**NAMES, IMAGE: images if len(images) == 1 else _IMAGES, LABEL: labels, SPLIT: ()}
+
+
+def _of_images(data: "Dataset") -> list[str]:
     from datasets import Image
 
-    asked, images = request.columns.roles.get(IMAGE), [n for n, f in data.features.items() if isinstance(f, Image)]
+    return [name for name, feature in data.features.items() if isinstance(feature, Image)]
+
+
+def _image_column(data: "Dataset", columns: Columns, where: str) -> str:
+    asked, images = columns.roles.get(IMAGE), _of_images(data)
     if asked is not None:
         _require_column(data, asked, where)
         if asked not in images:
@@ -134,7 +151,7 @@ def _image_column(data: "Dataset", request: Request, where: str) -> str:
                 f"{where} has no images in its column {asked!r}: name one of {', '.join(images) or 'none'}."
             )
         return asked
-    free = [name for name in images if name not in request.columns.targets]
+    free = [name for name in images if name not in columns.targets]
     fitting = [name for name in free if name.lower() in _IMAGES] if len(free) > 1 else free
     if len(fitting) != 1:
         raise UserError(
@@ -144,8 +161,8 @@ def _image_column(data: "Dataset", request: Request, where: str) -> str:
     return fitting[0]
 
 
-def _label_column(data: "Dataset", request: Request, where: str) -> str | None:
-    asked = request.columns.roles.get(LABEL)
+def _label_column(data: "Dataset", columns: Columns, where: str) -> str | None:
+    asked = columns.roles.get(LABEL)
     if asked is not None:
         _require_column(data, asked, where)
         if not _labels(data, asked):
@@ -231,9 +248,15 @@ class _Images:
         path = self.file(row)
         if path is None:
             raise ValueError("it has neither bytes nor a path")
-        if not any(os.path.abspath(path).startswith(os.path.join(folder, "")) for folder in self._allowed):
+        if self.outside(row):
             raise ValueError(f"{str(path)!r} lies outside of the data set")
         return read_file(path, at_most=_MOST_BYTES)
+
+    def outside(self, row: int) -> bool:
+        """Tell whether an image is a file that lies neither in the data set's folder nor in the library's."""
+        path = self.file(row)
+        inside = (os.path.join(folder, "") for folder in self._allowed)
+        return path is not None and not os.path.abspath(path).startswith(tuple(inside))
 
     def file(self, row: int) -> Path | None:
         """Give the file of an image that has one."""

@@ -17,11 +17,12 @@ from losa_cache.data.request import Request
 from losa_cache.data.samples import Samples, from_paths
 from losa_cache.data.sources.folder import UNLABELLED, canonical, split_in
 from losa_cache.data.spec import SourceSpec
+from losa_cache.data.stems import files_by_stem, stem, with_suffixes
 from losa_cache.errors import UserError
 from losa_cache.folders import given_path, is_url
 from losa_cache.table_file import TableFile, open_table
 from losa_cache.targets.check import target_name
-from losa_cache.targets.from_table import NUMBER, Table, class_names, read_column
+from losa_cache.targets.from_table import NUMBER, Table, class_names, read_column, require_no_decimal_commas
 from losa_cache.targets.target_set import CLASS, NUMBERS
 
 SPEC = SourceSpec(prefix=True, suffixes=(".csv", ".tsv", ".jsonl", ".ndjson", ".parquet"), columns=True)
@@ -41,18 +42,19 @@ def load(request: Request) -> Samples:
 
     Relative paths are below the folder of the request, or else that of the table. Absolute paths are followed wherever
     they lead, since the table is the user's own. Their ids are relative to the folder of the request or, where there is
-    none or a path leads out of it, to the folder that all of them have in common. A table without a column of splits is
-    one split: that which its name says (``test.csv``), or ``train``. Without a column of labels all images are of one
-    class, ``unlabelled``.
+    none or a path leads out of it, to the folder that all of them have in common. A path without a suffix is the only
+    file of that name. A table without a column of splits is one split: that which its name says (``test.csv``), or
+    ``train``. Without a column of labels all images are of one class, ``unlabelled``.
 
     Raises:
         UserError: for a table that cannot be read, columns that are not there or not clear, a split that it does not
             have, a cell that cannot be right, or files of which none is there.
     """
-    table, roles = _opened(request)
+    table, roles, columns = _opened(request)
     split = canonical(request.split)
     rows = _rows(table, roles.get(SPLIT), split)
     base, paths = _paths(table, roles[IMAGE], request.folder)
+    paths = with_suffixes(base, paths)
     _say_shared(table, paths, rows)
     ids = [paths[row] for row in rows]
     classes, labels = _labels(table, roles.get(LABEL), rows)
@@ -70,22 +72,23 @@ def load(request: Request) -> Samples:
         samples = from_paths(
             NAME, split, classes, base, ids, np.array(labels, dtype=np.int64), sizes, pixels=request.pixels
         )
-    return replace(samples, targets=_targets(table, roles, request.columns, rows, ids))
+    return replace(samples, targets=_targets(table, roles, columns, rows, ids))
 
 
 def other_splits(request: Request) -> list[str]:
     """Name the splits that the table has beside that of the request."""
-    table, roles = _opened(request)
+    table, roles, _ = _opened(request)
     if SPLIT not in roles:
         return []
     return sorted({canonical(cell) for cell in table.column(roles[SPLIT])} - {"", canonical(request.split)})
 
 
-def _opened(request: Request) -> tuple[TableFile, dict[str, str]]:
-    """Open the table, and say which column has which role."""
+def _opened(request: Request) -> tuple[TableFile, dict[str, str], Columns]:
+    """Open the table, and say which column has which role, and what of that the user said."""
     table = open_table(given_path(request.name))
-    roles = dict(request.columns.roles)
-    taken = {*roles.values(), *request.columns.targets}
+    columns = request.columns.settled(NAMES)
+    roles = dict(columns.roles)
+    taken = {*roles.values(), *columns.targets}
     for role, names in NAMES.items():
         fitting = [name for name in table.names if name.lower() in names and name not in taken]
         if role not in roles and len(fitting) > 1:
@@ -102,7 +105,7 @@ def _opened(request: Request) -> tuple[TableFile, dict[str, str]]:
         )
     if not len(table):
         raise UserError(f"{str(table.path)!r} holds no rows: it must have a heading and a line for each image.")
-    return table, roles
+    return table, roles, columns
 
 
 def _rows(table: TableFile, column: str | None, split: str) -> Sequence[int]:
@@ -180,11 +183,12 @@ def _labels(table: TableFile, column: str | None, rows: Sequence[int]) -> tuple[
         return [UNLABELLED], [0] * len(rows)
     cells = table.column(column)
     known = {*cells} - {""}
+    require_no_decimal_commas(sorted(known), column, table.path)
     fractions = [cell for cell in known if NUMBER.fullmatch(cell) and not float(cell).is_integer()]
     if fractions and all(map(NUMBER.fullmatch, known)):
         raise UserError(
             f"column {column!r} of {str(table.path)!r} holds {min(fractions)!r}, and classes are names or whole "
-            f"numbers: pass --columns {column}, which makes it a target set of numbers."
+            f"numbers: pass --columns {column}:numbers, which makes it a target set."
         )
     if lacking := [row for row in rows if not cells[row]]:
         raise UserError(
@@ -264,9 +268,13 @@ def _size(path: str) -> int:
 def _require_there(table: TableFile, ids: Sequence[str], sizes: Sequence[int], base: Path) -> None:
     missing = [name for name, size in zip(ids, sizes, strict=True) if size < 0]
     if len(missing) == len(ids):
+        folder, name = os.path.split(missing[0])
+        alike = files_by_stem(base / folder).get(stem(name), [])
+        there = f" (there is {alike[0][:_LETTERS]!r})" if alike else ""
         raise UserError(
             f"none of the {len(ids)} files that {str(table.path)!r} names is below {str(base)!r}, the first "
-            f"{missing[0]!r}: --data-dir names their folder."
+            f"{missing[0]!r}{there}: "
+            + ("write the names as the files have them." if alike else "--data-dir names their folder.")
         )
     if missing:
         log.warning("%d of %d files of %r are not there: %s.", len(missing), len(ids), str(table.path), _names(missing))

@@ -228,12 +228,13 @@ def _image(record: Record, columns: Columns, where: str) -> str:
         if asked not in record.parts:
             raise UserError(f"{where} has no {asked!r}: it has {', '.join(record.parts)}.")
         return asked
-    images = [suffix for suffix in record.parts if suffix.endswith(_IMAGES) and suffix not in columns.targets]
+    every = [suffix for suffix in record.parts if suffix.endswith(_IMAGES)]
+    images = [suffix for suffix in every if suffix not in columns.targets]
     whole = [suffix for suffix in images if suffix in _IMAGES]
     if len(whole if whole else images) != 1:
         raise UserError(
-            f"{where} has {len(images) or 'no'} images ({', '.join(images or record.parts)}): "
-            + ("say which it is, as in --columns image=jpg." if images else "pack each sample with its image.")
+            f"{where} has {len(every) or 'no'} images ({', '.join(every or record.parts)}): "
+            + ("say which it is, as in --columns image=jpg." if every else "pack each sample with its image.")
         )
     return (whole or images)[0]
 
