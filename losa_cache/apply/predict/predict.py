@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -222,7 +222,7 @@ class _Run:
             workers=self.config.workers or default_workers(),
             clips=_clips(own),
             upright=own.upright,
-            pixels=own.pixels,
+            pixels=replace(own.pixels, checked=all(one.pixels.checked for one in self.adapters.values())),
             max_pixels=self.config.max_pixels,
         )
 
