@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import losa_cache as lc
 from losa_cache.errors import UserError
@@ -75,6 +76,18 @@ def test_a_run_and_a_sweep_judge_the_same_images_alike_whatever_the_order_of_the
         data.close()
     assert chosen[0] == chosen[1]
     assert chosen[0][0] == dict(zip(reversed_test()[0].ids, reversed_test()[0].labels.tolist(), strict=True))
+
+
+def test_eval_names_the_test_cache_that_it_passes_over(tmp_path, caplog):
+    for number, place in enumerate(["train/cat", "train/elk"] * 4 + ["test/cat", "test/dog"]):
+        (tmp_path / "set" / place).mkdir(parents=True, exist_ok=True)
+        Image.new("L", (16, 16), number).save(tmp_path / "set" / place / f"{number}.png")
+    own = {"backbone": "vit_digits", "dataset": "folder", "data_dir": str(tmp_path / "set"), "device": "cpu"}
+    train, test = (lc.extract(**own, split=split, out=tmp_path / f"{split}.zarr") for split in ("train", "test"))
+    run = lc.train(train, rank=1, epochs=1, val_fraction=0.5, head="last", out=tmp_path / "run", device="cpu").run
+    assert lc.evaluate_run(run, device="cpu")["split"] == "held out of training"
+    said = f"cache {str(test.path)!r} was not used, since it differs in classes (the run knows no 'dog')"
+    assert said in caplog.text
 
 
 @pytest.mark.slow
