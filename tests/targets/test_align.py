@@ -1,5 +1,6 @@
 """Test data that list their classes in another order, or list others: names decide, never positions."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +15,7 @@ from losa_cache.probe.probe import probe
 from losa_cache.sweep.engine.config import SweepConfig
 from losa_cache.sweep.engine.space import Choices
 from losa_cache.sweep.engine.sweep_data import SweepData
-from losa_cache.targets.align import aligned
+from losa_cache.targets.align import aligned, unmatched
 from losa_cache.targets.target_set import CLASS, DEPTH, IGNORED, MASK, MULTILABEL, NUMBERS, UNKNOWN, TargetSet
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.placement import Placement
@@ -45,6 +46,12 @@ def test_a_column_of_numbers_must_be_there_and_depth_has_no_names_to_match():
         aligned(given, OURS, "x")
     depth = TargetSet("d", DEPTH, ["depth"], np.ones((1, 2, 2), np.float32))
     assert aligned(depth, ["depth"], "x") is depth
+
+
+def test_numbers_in_place_of_names_are_said_to_be_such():
+    hint = "numbers in place of names: .* classnames.txt"
+    assert re.search(hint, unmatched(CLASS, OURS, ["0", "1"]))
+    assert not re.search(hint, unmatched(CLASS, ["0", "1"], ["0", "2"]) + unmatched(CLASS, OURS, ["0", "fox"]))
 
 
 def reversed_test():
