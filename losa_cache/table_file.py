@@ -84,6 +84,12 @@ def open_table(path: Path) -> TableFile:
     return _open_json_lines(path, content) if suffix in JSON_LINES else _open_csv(path, content)
 
 
+def forward_slashes(paths: Sequence[str]) -> list[str]:
+    """Write paths as this machine does where Windows wrote them: with backslashes in some, and slashes in none."""
+    windows = any("\\" in path for path in paths) and not any("/" in path for path in paths)
+    return [path.replace("\\", "/") for path in paths] if windows else list(paths)
+
+
 def parse_csv(text: str, path: object) -> tuple[list[str], list[int], list[list[str]]]:
     """Parse CSV with a heading and CSV's usual quotes; blank lines do not count.
 

@@ -43,13 +43,13 @@ def caches_to_test(adapter_config: dict[str, Any], trained_from: str | None) -> 
 
 
 def known_test_cache(run: Path, *, but: str | None = None) -> ActivationCache | None:
-    """Find a cache to test a finished run on, but for one; say so where only its targets keep one from that."""
+    """Find a cache to test a finished run on, but for one; say so where only its targets speak against one."""
     _, origin = Run(run).config()
     return _told(_search(load_adapter_config(run), _place(_opened(origin["cache"])), but=but))
 
 
 def test_cache_for(manifest: Manifest, targets: str = LABELS) -> ActivationCache | None:
-    """Find a cache that an adapter from a cache could be tested on; say so where only its targets keep one from that."""
+    """Find a cache that an adapter from a cache could be tested on; say so where only its targets speak against one."""
     return _told(_search(_as_adapter(manifest, targets), _place(manifest)))
 
 

@@ -212,7 +212,7 @@ class _Run:
                 yield from answer_cache(cache, samples, self.adapters, answering, embed=self.config.embed, **places)
             return
         self.meter.start(sum(item.id not in known for item in items(paths)))
-        new = (item for item in items(paths) if known.add(item.id))
+        new = (item for item in items(paths, log.info) if known.add(item.id))
         yield from answer_files(new, self._load, answering, self._decoding(), self.meter)
 
     def _decoding(self) -> Decoding:

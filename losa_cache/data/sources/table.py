@@ -19,7 +19,7 @@ from losa_cache.data.sources.folder import UNLABELLED, canonical, split_in
 from losa_cache.data.spec import SourceSpec
 from losa_cache.errors import UserError
 from losa_cache.folders import given_path, is_url
-from losa_cache.table_file import TableFile, open_table
+from losa_cache.table_file import TableFile, forward_slashes, open_table
 from losa_cache.targets.check import target_name
 from losa_cache.targets.from_table import NUMBER, Table, class_names, read_column
 from losa_cache.targets.target_set import CLASS, NUMBERS
@@ -131,9 +131,7 @@ def _paths(table: TableFile, column: str, folder: Path | None) -> tuple[Path, li
         column: of the table, with their paths.
         folder: that relative paths are below; ``None``: that of the table.
     """
-    cells = table.column(column)
-    if any("\\" in cell for cell in cells) and not any("/" in cell for cell in cells):  # as Windows writes them
-        cells = [cell.replace("\\", "/") for cell in cells]
+    cells = forward_slashes(table.column(column))
     for row, cell in enumerate(cells):
         if problem := _problem(cell):
             raise UserError(f"{table.where(row)} {problem}.")
