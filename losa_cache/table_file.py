@@ -36,12 +36,14 @@ class TableFile:
         names: of the columns, in order.
         lines: for each row the number of its line, from 1; in Parquet, which has no lines, that of the row.
         read: gives the cells of a column, without surrounding blanks; a missing cell is empty.
+        floating: the columns that hold floating-point numbers, where the file has a type of each column.
     """
 
     path: Path
     names: list[str]
     lines: Sequence[int]
     read: Callable[[str], list[str]]
+    floating: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -156,7 +158,7 @@ def _open_parquet(path: Path) -> TableFile:
         from pyarrow import parquet
     try:
         file = parquet.ParquetFile(path)
-        names, count = list(file.schema_arrow.names), file.metadata.num_rows
+        schema, count = file.schema_arrow, file.metadata.num_rows
     except (pyarrow.ArrowException, OSError) as error:
         raise UnreadableError(str(error).partition("\n")[0]) from error
 
@@ -167,7 +169,8 @@ def _open_parquet(path: Path) -> TableFile:
             raise UserError(f"column {name!r} of {str(path)!r} cannot be read ({error}): write it again.") from error
         return _texts(cells, name, path)
 
-    return TableFile(path, names, range(1, count + 1), read)
+    floating = frozenset(own.name for own in schema if pyarrow.types.is_floating(own.type))
+    return TableFile(path, list(schema.names), range(1, count + 1), read, floating)
 
 
 def _texts(cells: Any, name: str, path: Path) -> list[str]:

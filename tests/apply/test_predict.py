@@ -303,7 +303,7 @@ REFUSED = {
     "two in an npy": (["birds", "scenes"], ["photos"], {"out": "x.npy", "embed": True}, "features of one adapter"),
     "no classes": (["birds"], ["photos"], {"top_k": 0}, "top-k is 0"),
     "a bomb": (["birds"], ["photos"], {"max_pixels": 10**9}, "Pillow decodes no picture of more"),
-    "other adapters": (["scenes"], ["photos"], {"out": "there.csv"}, r"its adapters \('birds' there, 'scenes' here\)"),
+    "other adapters": (["scenes"], ["photos"], {"out": "there.csv"}, r"\('birds', and 'scenes' are asked for\)"),
     "a retrained one": (["birds=scenes"], ["photos"], {"out": "there.csv"}, "the weights of adapter 'birds'"),
     "other classes": (["birds"], ["photos"], {"out": "there.csv", "top_k": 2}, r"the columns \(--top-k\) of adapter"),
     "a cache's": (["birds"], ["photos.zarr"], {"out": "there.csv"}, "differs in what it is of"),
