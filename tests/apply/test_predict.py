@@ -196,6 +196,9 @@ def test_inputs_are_files_folders_patterns_and_lists(tmp_path, monkeypatch):
     Path("lists/c.csv").write_text("path,label\nx/1.JPG\n")
     (bad,) = items(["lists/c.csv"])
     assert "line 2 of 'lists/c.csv' has 1 cells, the heading 2" in bad.problem
+    Path("lists/c.csv").write_text("path,note,note\nx/1.JPG,a,b\n")
+    (bad,) = items(["lists/c.csv"])
+    assert "has the column 'note' twice" in bad.problem
     with pytest.raises(lc.UserError, match="nothing matches 'x/\\*.tif'"):
         ids(["x/*.tif"])
 

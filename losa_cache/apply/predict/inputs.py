@@ -139,8 +139,8 @@ def _heading(path: Path) -> list[str]:
         first = file.readline(LONGEST).decode("utf-8-sig", "surrogateescape")
     try:
         return parse_csv(first, path)[0]
-    except UserError:
-        return []
+    except UserError:  # of a heading open_table says what is wrong, and a list may have it
+        return [cell.strip() for cell in next(csv.reader([first]), [])]
 
 
 def _plain_list(path: Path) -> Iterator[str]:
