@@ -3,7 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -44,6 +44,9 @@ from losa_cache.terminal import Commands
 from losa_cache.train.config import OnlineConfig, TrainConfig, of_recipe
 from losa_cache.train.sample_files import require_opens, require_sample_files
 from losa_cache.train.stored import options_of_run, read_run
+
+if TYPE_CHECKING:
+    from losa_cache.train.train import TrainResult
 
 __all__ = ["app", "main"]
 
@@ -99,11 +102,12 @@ def extract(context: typer.Context, config: ExtractConfig, rate: Rate, as_json: 
     """Run the frozen backbone once and write every block's activations to a cache. Run it again to resume."""
     config = replace(config, precision=_precision(context, config, rate))
     from losa_cache import extract as run
-    from losa_cache.display import ExtractionBar, extraction_report
+    from losa_cache.display import ExtractionBar, extraction_report, in_words
 
     with ExtractionBar() as bar:
         cache = run(config=config, meter=bar)
-    print_result(extraction_report(cache, bar), as_json)
+    report = extraction_report(cache, bar)
+    print_result(report if as_json else in_words(report), as_json)
 
 
 def _precision(context: typer.Context, config: PlanConfig, rate: Rate) -> str:
@@ -197,7 +201,7 @@ def train(
     if cache is None and not online:
         require_known_store()
     from losa_cache.cache.store import latest_training_cache, open_cache
-    from losa_cache.display import TrainingBar, note, training_report
+    from losa_cache.display import TrainingBar, note
     from losa_cache.train.train import train as run
 
     opened = open_cache(cache) if cache is not None else None
@@ -208,7 +212,7 @@ def train(
         shown: dict[str, Any] = {"report": bar, "progress": bar.advance, "staging": bar.staging}
         places: dict[str, Any] = {"out": out, "device": device, "residency": residency, "stage": stage}
         result = run(opened, online=fresh, config=config, **places, **shown)
-    print_result(training_report(result), as_json)
+    _print_training(result, as_json)
 
 
 def _fresh(context: typer.Context, online: bool, mixed: float | None) -> tuple[bool, float | None]:
@@ -223,13 +227,21 @@ def _fresh(context: typer.Context, online: bool, mixed: float | None) -> tuple[b
 def _resume(run: Path, as_json: bool, **places: Any) -> None:
     """Continue a run; ``places`` as of ``losa_cache.resume``."""
     config, _, _ = read_run(run)
-    from losa_cache.display import TrainingBar, training_report
+    from losa_cache.display import TrainingBar
     from losa_cache.train.train import resume
 
     with TrainingBar(config) as bar:
         shown: dict[str, Any] = {"report": bar, "progress": bar.advance, "staging": bar.staging}
         result = resume(run, **places, **shown)
-    print_result(training_report(result), as_json)
+    _print_training(result, as_json)
+
+
+def _print_training(result: "TrainResult", as_json: bool) -> None:
+    from losa_cache.display import telling, training_report
+    from losa_cache.sidenet.adapter_file import load_adapter_config
+
+    report = training_report(result)
+    print_result(report if as_json else telling(report, len(load_adapter_config(result.run)["classes"])), as_json)
 
 
 app.command()(takes_options(train, stored=options_of_run))
@@ -276,15 +288,17 @@ def evaluate(
     if group_by is not None and group_by.endswith(".csv"):
         require_opens(group_by, "group-by")
     from losa_cache import evaluate_run
-    from losa_cache.display import PassBar
+    from losa_cache.display import PassBar, telling
     from losa_cache.files import without_nan
 
     shown: dict[str, Any] = {"group_by": group_by, "report": report, "images": images}
     with PassBar("evaluating", 1) as bar:
         result = evaluate_run(run, cache=cache, split=split, device=device, **shown, progress=bar.advance)
     tables = result.pop("tables")
-    print_result(without_nan(result | {"tables": tables}) if as_json else result, as_json)
-    if not as_json:
+    if as_json:
+        print_result(without_nan(result | {"tables": tables}), as_json)
+    else:
+        print_result(telling(result, len(tables.get("classes", ()))), as_json)
         for name, lines in tables.items():
             print_table(name, lines)
 

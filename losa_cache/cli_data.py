@@ -57,12 +57,13 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
         for one in found[title]:
             more = ", ..." if one["count"] > len(one["names"]) else ""
             names = ", ".join(map(repr, one["names"]))
-            yield f"{title.replace('_', ' ')}: {_many(one['count'])} {one['what']} ({names}{more})"
+            yield f"{title.replace('_', ' ')} {one['what']}: {_many(one['count'])} ({names}{more})"
 
 
 def _classes(classes: dict[str, int], kind: str) -> Iterator[str]:
     counts = classes.values()
-    yield f"{len(classes)} classes of {_many(min(counts))} to {_many(max(counts))} {kind}"
+    spread = _many(min(counts)) if min(counts) == max(counts) else f"{_many(min(counts))} to {_many(max(counts))}"
+    yield f"classes: {len(classes)}; {kind} in each: {spread}"
     by_count = sorted(classes, key=classes.__getitem__, reverse=True)
     if len(classes) <= CLASSES:
         yield from (f"  {name}: {_many(classes[name])}" for name in classes)
@@ -81,7 +82,7 @@ def _duplicates(found: dict[str, Any], kind: str) -> Iterator[str]:
         _few(group["ids"], " = ") + (f" in {len(group['classes'])} classes" if len(group["classes"]) > 1 else "")
         for group in ordered
     ]
-    more = f", {_many(across)} of the groups in several classes" if across else ""
+    more = f" (groups of them that lie in several classes: {_many(across)})" if across else ""
     yield from _listed(f"{kind} that equal another one in this split", lines, copies, more)
 
 

@@ -9,6 +9,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from losa_cache.extract.limiter import limiter
 from losa_cache.extract.meter import Meter
 from losa_cache.machine.sizes import readable_bytes
+from losa_cache.tasks.classification import AMONG, TOP5
 from losa_cache.text import shown
 from losa_cache.train.config import TrainConfig
 
@@ -60,6 +61,17 @@ def extraction_report(cache: "ActivationCache", meter: Meter) -> dict[str, Any]:
         "overflowed": manifest.overflowed,
         "non_finite": manifest.non_finite,
     }
+
+
+def in_words(report: dict[str, Any]) -> dict[str, Any]:
+    """Give the report of an extraction as people read it: of the images, those that were not skipped."""
+    images, skipped = report["images"], report["skipped"]
+    return report | ({"images": f"{images - skipped} of {images}"} if skipped else {})
+
+
+def telling(figures: dict[str, Any], classes: int) -> dict[str, Any]:
+    """Leave out the metrics of an evaluation that are 100 % whatever the predictions: top-5 of up to five classes."""
+    return {name: value for name, value in figures.items() if classes > AMONG or not name.endswith(TOP5.name)}
 
 
 def prediction_report(found: "Predictions", meter: Meter) -> dict[str, Any]:

@@ -36,12 +36,14 @@ class TableFile:
         names: of the columns, in order.
         lines: for each row the number of its line, from 1; in Parquet, which has no lines, that of the row.
         read: gives the cells of a column, without surrounding blanks; a missing cell is empty.
+        floating: the columns that hold floating-point numbers, where the file has a type of each column.
     """
 
     path: Path
     names: list[str]
     lines: Sequence[int]
     read: Callable[[str], list[str]]
+    floating: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -84,6 +86,12 @@ def open_table(path: Path) -> TableFile:
             f"{str(path)!r} cannot be read ({error}): name a table in UTF-8, which spreadsheets call 'CSV UTF-8'."
         ) from error
     return _open_json_lines(path, content) if suffix in JSON_LINES else _open_csv(path, content)
+
+
+def forward_slashes(paths: Sequence[str]) -> list[str]:
+    """Write paths as this machine does where Windows wrote them: with backslashes in some, and slashes in none."""
+    windows = any("\\" in path for path in paths) and not any("/" in path for path in paths)
+    return [path.replace("\\", "/") for path in paths] if windows else list(paths)
 
 
 def parse_csv(text: str, path: object) -> tuple[list[str], list[int], list[list[str]]]:
@@ -152,7 +160,7 @@ def _open_parquet(path: Path) -> TableFile:
         from pyarrow import parquet
     try:
         file = parquet.ParquetFile(path)
-        names, count = list(file.schema_arrow.names), file.metadata.num_rows
+        schema, count = file.schema_arrow, file.metadata.num_rows
     except (pyarrow.ArrowException, OSError) as error:
         raise UnreadableError(str(error).partition("\n")[0]) from error
 
@@ -163,7 +171,8 @@ def _open_parquet(path: Path) -> TableFile:
             raise UserError(f"column {name!r} of {str(path)!r} cannot be read ({error}): write it again.") from error
         return _texts(cells, name, path)
 
-    return TableFile(path, names, range(1, count + 1), read)
+    floating = frozenset(own.name for own in schema if pyarrow.types.is_floating(own.type))
+    return TableFile(path, list(schema.names), range(1, count + 1), read, floating)
 
 
 def _texts(cells: Any, name: str, path: Path) -> list[str]:

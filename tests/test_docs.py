@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 import losa_cache as lc
 from losa_cache.cli import app
+from losa_cache.data.columns import NAMES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -187,6 +188,12 @@ def test_the_messages_explained_are_messages():
     every = list(messages())
     assert len(patterns) > 30
     assert [p.pattern for p in patterns if not any(p.search(text) for text in every)] == []
+
+
+def test_the_guide_lists_every_name_that_gives_a_column_its_role():
+    rows = [line.split("|") for line in PAGES[DOCS / "guides" / "data.md"].splitlines() if line.startswith("| `")]
+    listed = {cells[1].strip(" `"): re.findall(r"`(\w+)`", cells[2]) for cells in rows}
+    assert {role: listed[role] for role in NAMES} == {role: list(names) for role, names in NAMES.items()}
 
 
 def anchors(text):

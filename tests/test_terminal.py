@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from losa_cache.display import in_words, telling
 from tests.forked import Forked
 
 HOSTILE = "\x1b[2J\a\n\u202e[red]x"
@@ -85,3 +86,10 @@ def test_commands_end_as_with_any_other_names(outputs):
     assert escaped in inspected[2]
     assert escaped in listed[2]
     assert json.loads(outputs[7][2])[0]["path"].endswith(".zarr")
+
+
+def test_a_report_for_people_says_only_what_tells_something():
+    report = {"images": 17, "skipped": 3}
+    assert (in_words(report), in_words({"images": 17, "skipped": 0})["images"]) == (report | {"images": "14 of 17"}, 17)
+    figures = {"top1": 90.0, "top5": 100.0, "val_top5": 100.0}
+    assert (telling(figures, 5), telling(figures, 6)) == ({"top1": 90.0}, figures)

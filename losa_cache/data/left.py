@@ -54,7 +54,7 @@ class Left:
         """Log a line for each kind."""
         for kind, count in self.counts.items():
             names = ", ".join(map(repr, self.names[kind])) + (", ..." if count > SHOWN else "")
-            log.info("%r: %s %d %s (%s).", self.base, "kept" if kind in KEPT else "left out", count, kind, names)
+            log.info("%r: %s %s: %d (%s).", self.base, "kept" if kind in KEPT else "left out", kind, count, names)
 
     def listed(self, *, kept: bool) -> list[dict[str, Any]]:
         """Give what was left out, or what was kept: what it is, how many, and the first names."""

@@ -19,6 +19,22 @@ class MissingChannelError(ValueError):
     """Says how many channels a picture has, and which one it lacks."""
 
 
+class UnusedRangeError(ValueError):
+    """Says that a picture hardly uses its range, or lies beyond it.
+
+    Args:
+        fact: what its values are.
+        remedy: what to do at extraction.
+
+    Attributes:
+        fact: what its values are.
+    """
+
+    def __init__(self, fact: str, remedy: str) -> None:
+        super().__init__(f"{fact}: {remedy}")
+        self.fact = fact
+
+
 Trust = Literal["window", "declared", "type"]
 """Where black and white come from: a file names them for display, declares how many bits it has, or has a data type."""
 
@@ -102,20 +118,21 @@ def require_used(array: NDArray[Any], black: float, white: float, trust: Trust) 
     """Refuse a picture of several values that would have next to no contrast.
 
     Raises:
-        ValueError: naming ``--range``.
+        UnusedRangeError: naming ``--range``.
     """
     low, high = _range_of(array, WHOLE)
     if trust == "type" and array.dtype.kind == "f" and not black <= low <= high <= white:
-        raise ValueError(
-            f"it holds floating-point values from {low:g} to {high:g}, not from 0 to 1: name the values that are black "
-            "and white with --range"
+        raise UnusedRangeError(
+            f"it holds floating-point values from {low:g} to {high:g}, not from 0 to 1",
+            "name the values that are black and white with --range",
         )
     if 0 < high - low <= LEAST_SHARE * (white - black):
         example = f"0..{2 ** int(high).bit_length() - 1}" if low >= 0 else f"{low:g}..{high:g}"
         way_out = ", or take it as it is with --range dtype" if trust == "declared" else ""
-        raise ValueError(
+        raise UnusedRangeError(
             f"its values lie between {low:g} and {high:g}, in a sixteenth of what its file can hold ({black:g} to "
-            f"{white:g}): name the values that are black and white with --range, such as {example}{way_out}"
+            f"{white:g})",
+            f"name the values that are black and white with --range, such as {example}{way_out}",
         )
 
 

@@ -105,6 +105,7 @@ class _Fields(Struct):
 class _Cache(Struct):
     identity: str
     fields: _Fields
+    checked: bool = False  # whether pictures that hardly use their range were refused; earlier versions do not say
 
 
 class _Probe(Struct, forbid_unknown_fields=True):

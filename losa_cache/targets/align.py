@@ -32,7 +32,7 @@ def unmatched(kind: str, ours: Sequence[str], theirs: Sequence[str]) -> str:
     known, there = set(ours), set(theirs)
     unknown = [name for name in theirs if name not in known]
     lacking = [name for name in ours if name not in there] if kind == NUMBERS else []
-    told = [f"the run knows no {_named(unknown)}"] if unknown else []
+    told = [f"the run knows no {_named(unknown)}{_numbered(ours, unknown)}"] if unknown else []
     return ", and ".join([*told, f"the other has no {_named(lacking)}"] if lacking else told)
 
 
@@ -68,6 +68,16 @@ def aligned(targets: TargetSet, names: Sequence[str], place: str) -> TargetSet:
     else:
         values = values[:, [theirs.index(name) for name in names]]
     return replace(targets, names=list(names), values=values)
+
+
+def _numbered(ours: Sequence[str], unknown: Sequence[str]) -> str:
+    """Say what to do where other data number what a run knows by names; empty: they do not."""
+    if not all(map(str.isdecimal, unknown)) or any(map(str.isdecimal, ours)):
+        return ""
+    return (
+        ", which are numbers in place of names: name the classes where these data are extracted, such as in "
+        "classnames.txt beside the shards of a WebDataset"
+    )
 
 
 def _named(names: Sequence[str]) -> str:

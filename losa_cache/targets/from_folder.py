@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from losa_cache.data.label_files import read_names
 from losa_cache.data.left import Left
 from losa_cache.data.scan import HERE, scan
+from losa_cache.data.sources.folder import split_in
 from losa_cache.errors import UserError
 from losa_cache.outside import UnreadableError
 from losa_cache.targets.check import DEPTH_NAMES, require_names
@@ -163,13 +164,18 @@ def _none(path: Path, kind: str) -> UserError:
 
 
 def _names(path: Path, pictures: Sequence[str]) -> list[str] | None:
-    """Read the names of the classes, from the folder or from those below it that hold pictures; ``None``: none is.
+    """Read the names of the classes, from the folder or those below it that hold pictures; ``None``: none has them.
+
+    The folder of a split (``masks/train``) may leave them to the folder that it lies in.
 
     Raises:
         UserError: for files that cannot name classes, or do not name the same ones.
     """
     folders = {parent for name in pictures for parent in PurePosixPath(name).parents}
     files = [file for folder in sorted(folders) if (file := path / folder / CLASSES).exists()]
+    whole = path.resolve()
+    if not files and split_in(whole.name) and (above := whole.parent / CLASSES).exists():
+        files = [above]
     if not files:
         return None
     first, *others = ((file, _read_names(file)) for file in files)

@@ -67,8 +67,10 @@ def read_table(
     """
     if kind not in (None, CLASS, MULTILABEL, NUMBERS):
         raise UserError(f"{str(path)!r} is a file, and the task {task!r} takes a folder of pictures: name one.")
-    ids, cells = _cells(open_table(path), columns)
-    reader = _Reader(path, ids, cells, "name the columns of targets with --columns" if selects else ONE_COLUMN)
+    table = open_table(path)
+    ids, cells = _cells(table, columns)
+    select = "name the columns of targets with --columns" if selects else ONE_COLUMN
+    reader = _Reader(path, ids, cells, select, floating=table.floating)
     return reader.read(kind, ordered=task == ORDINAL)
 
 
@@ -88,7 +90,8 @@ def read_column(table: TableFile, name: str, rows: Sequence[int], ids: Sequence[
     column = table.column(name)
     others = {name: [cell for cell in set(column) if cell]}
     cells = {name: [column[row] for row in rows]}
-    return _Reader(table.path, ids, cells, whole=BY_KIND, others=others).read(kind, ordered=False)
+    reader = _Reader(table.path, ids, cells, whole=BY_KIND, others=others, floating=table.floating)
+    return reader.read(kind, ordered=False)
 
 
 def read_cells(path: Path, name: str, cells: Sequence[str], ids: Sequence[str], *, kind: str | None) -> Table:
@@ -148,6 +151,7 @@ class _Reader:
         select: what to do where one of several columns is wanted, as the end of a sentence.
         whole: what to do where whole numbers may be classes or numbers, as the end of a sentence.
         others: cells of more rows, none of them empty, whose classes count, too.
+        floating: columns of which the file says that they hold floating-point numbers.
     """
 
     path: Path
@@ -156,6 +160,7 @@ class _Reader:
     select: str = ""
     whole: str = BY_TASK
     others: Columns = field(default_factory=dict)
+    floating: Collection[str] = ()
 
     def read(self, kind: str | None, *, ordered: bool) -> Table:
         """Read a target set of a kind; ``None``: of that which the cells say."""
@@ -179,6 +184,8 @@ class _Reader:
             return MULTILABEL if marks else NUMBERS
         ((name, column),) = self.cells.items()
         column = [*column, *self.others.get(name, ())]
+        if name in self.floating:
+            return NUMBERS
         filled = [cell for cell in column if cell]
         require_no_decimal_commas(filled, name, self.path)
         if not filled or not all(NUMBER.fullmatch(cell) for cell in filled):
@@ -222,6 +229,13 @@ class _Reader:
             marks = [[MARKS[cell] for cell in column] for column in self.cells.values()]
             return list(self.cells), np.array(marks, dtype=np.int8).T.copy()
         ((title, column),) = self.cells.items()
+        commas = [cell for cell in every if "," in cell]
+        if len(commas) > 1 and not any(JOINED.search(cell) for cell in every):
+            bars = "|".join(part.strip() for part in commas[0].split(","))
+            raise UserError(
+                f"column {title!r} of {str(self.path)!r} holds {commas[0][:80]!r}, and labels are joined by | or ;: "
+                f"write {bars[:80]!r}, or put a bar behind it if it is one label."
+            )
         split = [_joined(cell) for cell in column]
         names = sorted(set().union(*split, *map(_joined, self.others.get(title, ()))))
         place_of = {name: place for place, name in enumerate(names)}

@@ -86,9 +86,11 @@ def read_targets(
         UserError: for samples without targets, targets without samples, or a target that cannot be used.
     """
     matches = match(source.ids, ids, range(len(ids)) if wanted is None else wanted, source=source.path, subset=subset)
-    log.info("%s: targets of %d samples, matched by their %s.", source.path, (matches.places >= 0).sum(), matches.rule)
+    name = default_name(source) if name is None else name
+    count = int((matches.places >= 0).sum())
+    log.info("target set %r of %r: %d samples, matched by their %s.", name, str(source.path), count, matches.rule)
     names, values = source.values(matches.places, frames, progress)
-    return TargetSet(default_name(source) if name is None else name, source.kind, names, values)
+    return TargetSet(name, source.kind, names, values)
 
 
 def default_name(source: Source) -> str:

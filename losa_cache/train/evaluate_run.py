@@ -231,10 +231,10 @@ def _cache_of_run(
     if known.chosen is not None:
         return known.chosen, False
     if not config.val_fraction and config.val_ids is None:
-        remedy = f"; {known.lacking}" if known.lacking else ": pass --cache"
+        remedy = f"; {known.passed_over}" if known.passed_over else ": pass --cache"
         raise UserError(f"run {str(run)!r} held nothing out and no test cache is known{remedy}.")
-    if known.lacking:
-        log.warning("the samples that the run held out of its own are evaluated: %s.", known.lacking)
+    if known.passed_over:
+        log.warning("the samples that the run held out of its own are evaluated: %s.", known.passed_over)
     return (None if origin["cache"] is None else open_cache(origin["cache"])), True
 
 

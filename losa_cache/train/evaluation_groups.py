@@ -46,7 +46,7 @@ def groups_to_report(
     except UserError as error:
         if asked is not None:
             raise
-        log.warning("the interval is over samples, as if each were a group, and no group has a mean: %s", error)
+        log.warning("the groups of the run are not known here, so the interval is over single samples: %s", error)
         return None
     numbers: NDArray[np.int64] = np.unique(values, return_inverse=True)[1]
     return numbers

@@ -1,6 +1,7 @@
 """Which of the known caches an adapter, or a probe, is tested on where none is named."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,12 @@ class HeldOutCaches:
 
     Attributes:
         chosen: the most recent complete cache of a held-out split of the same data set; ``None``: there is none.
-        lacking: says of another one, if none was chosen, that only the target set is missing; empty: there is none.
+        passed_over: says of another one, if none was chosen, which target set or classes keep it from being used;
+            empty: there is none.
     """
 
     chosen: ActivationCache | None
-    lacking: str = ""
+    passed_over: str = ""
 
 
 def caches_to_test(adapter_config: dict[str, Any], trained_from: str | None) -> HeldOutCaches:
@@ -41,27 +43,24 @@ def caches_to_test(adapter_config: dict[str, Any], trained_from: str | None) -> 
 
 
 def known_test_cache(run: Path, *, but: str | None = None) -> ActivationCache | None:
-    """Find a cache to test a finished run on, but for one; say so where only the target set is missing."""
+    """Find a cache to test a finished run on, but for one; say so where only its targets speak against one."""
     _, origin = Run(run).config()
     return _told(_search(load_adapter_config(run), _place(_opened(origin["cache"])), but=but))
 
 
 def test_cache_for(manifest: Manifest, targets: str = LABELS) -> ActivationCache | None:
-    """Find a cache that an adapter from a cache could be tested on; say so where only the target set is missing."""
+    """Find a cache that an adapter from a cache could be tested on; say so where only its targets speak against one."""
     return _told(_search(_as_adapter(manifest, targets), _place(manifest)))
 
 
 def unfit_for_test(manifest: Manifest, test: ActivationCache, targets: str = LABELS) -> str:
     """Say why another cache is no test of what was fitted to one; empty where it is one."""
-    fitted = _as_adapter(manifest, targets)
-    if problem := misfit(fitted, test.manifest, test.manifest.names_of(targets)):
-        return f"it differs in {problem}"
-    return missing_targets(fitted, test)
+    return _untested(_as_adapter(manifest, targets), test, test.manifest.names_of(targets))
 
 
 def _told(found: HeldOutCaches) -> ActivationCache | None:
-    if found.lacking:
-        log.warning("nothing is tested: %s.", found.lacking)
+    if found.passed_over:
+        log.warning("nothing is tested: %s.", found.passed_over)
     return found.chosen
 
 
@@ -81,7 +80,7 @@ def _search(adapter_config: dict[str, Any], place: tuple[Any, Any] | None, *, bu
 
     Folders of images all have one name, and two of them may have the same classes.
     """
-    ours, elsewhere, lacking = adapter_config["cache"]["fields"], None, ""
+    ours, elsewhere, passed_over = adapter_config["cache"]["fields"], None, ""
     for path in known_stores():
         if but is not None and path == Path(but).resolve():
             continue
@@ -92,18 +91,25 @@ def _search(adapter_config: dict[str, Any], place: tuple[Any, Any] | None, *, bu
         theirs, names = cache.manifest.fields, cache.manifest.names_of(target_name(adapter_config))
         tests = theirs["dataset"]["split"] in HELD_OUT_SPLITS and not of_same_images(ours, theirs)
         same = ours["dataset"]["name"] == theirs["dataset"]["name"]
-        if not (same and tests) or misfit(adapter_config, cache.manifest, names):
+        if not (same and tests) or misfit(adapter_config, cache.manifest, None):
             continue
         alike = names is None or {*names} == {*adapter_config["classes"]}
         near = (place is None and alike) or (place is not None and _place(cache.manifest) == place)
-        if names is None:
-            if near and not lacking:
-                lacking = f"cache {str(path)!r} was not used, since {missing_targets(adapter_config, cache)}"
+        if problem := _untested(adapter_config, cache, names):
+            if near and not passed_over:
+                passed_over = f"cache {str(path)!r} was not used, since {problem}"
         elif near:
             return HeldOutCaches(cache)
         elif alike:  # images of a part of the classes, from elsewhere, may be another task
             elsewhere = elsewhere or cache
-    return HeldOutCaches(elsewhere, "" if elsewhere is not None else lacking)
+    return HeldOutCaches(elsewhere, "" if elsewhere is not None else passed_over)
+
+
+def _untested(adapter_config: dict[str, Any], cache: ActivationCache, names: Sequence[str] | None) -> str:
+    """Say why a cache is no test of an adapter; empty where it is one."""
+    if problem := misfit(adapter_config, cache.manifest, names):
+        return f"it differs in {problem}"
+    return missing_targets(adapter_config, cache)
 
 
 def _place(manifest: Manifest | None) -> tuple[Any, Any] | None:

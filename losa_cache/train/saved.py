@@ -9,6 +9,7 @@ from torch import Tensor
 
 from losa_cache.apply.card import card
 from losa_cache.cache.manifest import Manifest
+from losa_cache.data.pixel_rules import DTYPE
 from losa_cache.errors import UserError
 from losa_cache.files import write_whole
 from losa_cache.inputs_config import PRETRAINED
@@ -66,7 +67,7 @@ def save_run(
             "classes": list(data.targets.names),
             "targets": described(data.targets),
             "constants": dict(_concluded(adapter, data, config).constants),
-            "cache": {"identity": manifest.identity, "fields": manifest.fields},
+            "cache": {"identity": manifest.identity, "fields": manifest.fields, "checked": _checked(run, manifest)},
             "software": manifest.software,
             "pretrained": _weights_of(run, manifest) == PRETRAINED,
         }
@@ -104,8 +105,17 @@ def describe(path: Path, measured: dict[str, Any] | None) -> None:
 
 def _weights_of(run: Run, manifest: Manifest) -> str | None:
     """Say where the backbone's weights were from, as the options have it: of a cache, or of a run with the backbone."""
-    options = manifest.options or run.config()[1]["online"] or {}
-    return options.get("weights")
+    return _image_options(run, manifest).get("weights")
+
+
+def _checked(run: Run, manifest: Manifest) -> bool:
+    """Tell whether pictures that hardly use their range were refused, as the default of ``--range`` has it."""
+    return _image_options(run, manifest).get("range", DTYPE) is None
+
+
+def _image_options(run: Run, manifest: Manifest) -> dict[str, Any]:
+    """Give the options by which backbone and images were opened; none where they were given loaded."""
+    return manifest.options or run.config()[1]["online"] or {}
 
 
 def _last_figures(run: Run, task: Task) -> dict[str, float] | None:

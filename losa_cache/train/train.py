@@ -260,10 +260,8 @@ def _tell_samples(data: TrainingData) -> None:
     """Say what is learned of how many samples."""
     chosen = data.chosen
     log.info(
-        "training on %s samples (target set %r); %s.",
-        f"{len(chosen.train):,}",
-        data.targets.name,
-        f"{len(chosen.held_out):,} are held out" if len(chosen.held_out) else "none is held out",
+        "target set %r: %s samples to train on, %s held out.",
+        *(data.targets.name, f"{len(chosen.train):,}", f"{len(chosen.held_out):,}"),
     )
 
 

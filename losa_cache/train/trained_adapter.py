@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +65,13 @@ class TrainedAdapter(nn.Module):
     def pixels(self) -> PixelRules:
         """How files that are not 8-bit RGB became the pixels that it was trained on.
 
+        New pictures are refused where the extraction of its cache would have refused them.
+
         Raises:
             UserError: if its config names no such rules.
         """
-        return PixelRules.from_fields(self.config["cache"]["fields"])
+        cache = self.config["cache"]
+        return replace(PixelRules.from_fields(cache["fields"]), checked=cache.get("checked", False))
 
     @property
     def digest(self) -> str:

@@ -4,6 +4,8 @@ import csv
 import json
 import logging
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -180,6 +182,23 @@ def test_inputs_are_files_folders_patterns_and_lists(tmp_path, monkeypatch):
     Path("lists/b.csv").write_text("q.png,7\n\nr.png,8\n")
     assert ids(["lists/a.csv"]) == ["x/2.png", "/abs/b c.png"]
     assert ids(["lists/b.csv"]) == ["lists/q.png", "lists/r.png"]
+    Path("lists/c.csv").write_text("File;split;note\nx\\1.JPG;train;a, b\nx\\2.png;test;\n", encoding="utf-8-sig")
+    Path("lists/d.jsonl").write_text('{"path": "x/2.png"}\n')
+    told = []
+    assert [item.id for item in items(["lists/c.csv", "lists/d.jsonl"], told.append)] == [
+        "lists/x/1.JPG",
+        "lists/x/2.png",
+        "lists/x/2.png",
+    ]
+    assert [line.partition(" has ")[2] for line in told] == [
+        "a column of splits, and all its 2 rows are predicted, whatever their split."
+    ]
+    Path("lists/c.csv").write_text("path,label\nx/1.JPG\n")
+    (bad,) = items(["lists/c.csv"])
+    assert "line 2 of 'lists/c.csv' has 1 cells, the heading 2" in bad.problem
+    Path("lists/c.csv").write_text("path,note,note\nx/1.JPG,a,b\n")
+    (bad,) = items(["lists/c.csv"])
+    assert "has the column 'note' twice" in bad.problem
     with pytest.raises(lc.UserError, match="nothing matches 'x/\\*.tif'"):
         ids(["x/*.tif"])
 
@@ -199,7 +218,7 @@ def test_no_more_than_a_few_batches_are_on_their_way(made, predict, monkeypatch)
     folder, root, _ = made
     pulled, most, done = 0, 0, 0
 
-    def counted(inputs):
+    def counted(inputs, say=print):
         nonlocal pulled
         for item in items(inputs):
             pulled += 1
@@ -287,7 +306,7 @@ REFUSED = {
     "two in an npy": (["birds", "scenes"], ["photos"], {"out": "x.npy", "embed": True}, "features of one adapter"),
     "no classes": (["birds"], ["photos"], {"top_k": 0}, "top-k is 0"),
     "a bomb": (["birds"], ["photos"], {"max_pixels": 10**9}, "Pillow decodes no picture of more"),
-    "other adapters": (["scenes"], ["photos"], {"out": "there.csv"}, r"its adapters \('birds' there, 'scenes' here\)"),
+    "other adapters": (["scenes"], ["photos"], {"out": "there.csv"}, r"\('birds', and 'scenes' are asked for\)"),
     "a retrained one": (["birds=scenes"], ["photos"], {"out": "there.csv"}, "the weights of adapter 'birds'"),
     "other classes": (["birds"], ["photos"], {"out": "there.csv", "top_k": 2}, r"the columns \(--top-k\) of adapter"),
     "a cache's": (["birds"], ["photos.zarr"], {"out": "there.csv"}, "differs in what it is of"),
@@ -352,6 +371,11 @@ def test_adapters_and_inputs_are_told_apart(made, monkeypatch):
     monkeypatch.chdir(folder)
     words = ["photos", "birds", "x=scenes/adapter", "hub:me/mine", "photos/a/*.png", "s3://b/x.zarr"]
     assert split_arguments(words) == (["birds", "x=scenes/adapter", "hub:me/mine"], [words[0], *words[4:]])
+    for word in ("a b.zip", "shards/0.tar", "hf:me/mine", "wds:x-{0..9}.tar"):
+        with pytest.raises(lc.UserError, match=f"--dataset {re.escape(shlex.quote(word))}, and predict the cache"):
+            split_arguments(["birds", word])
+    with pytest.raises(lc.UserError, match="name 'x.csv'"):
+        split_arguments(["birds", "table:x.csv"])
     with pytest.raises(lc.UserError, match="none of 'photos' is an adapter"):
         split_arguments(["photos"])
     with pytest.raises(lc.UserError, match="there is nothing to predict"):

@@ -1,6 +1,7 @@
 """What is told of a data set before it is extracted, against sets that were made with known faults."""
 
 import json
+import re
 import subprocess
 import sys
 from collections import Counter, defaultdict
@@ -158,8 +159,9 @@ def test_the_command_escapes_names_and_needs_no_torch(root):
     assert "\x1b" not in done.stdout + done.stderr
     lines = done.stdout.splitlines()
     assert "folder, split train: 8 images" in lines
+    assert any(re.fullmatch(r"classes: 2; images in each: \d+( to \d+)?", line) for line in lines)
     assert "  dog/no\\x1b[31m.jpg: UnidentifiedImageError" in done.stdout
-    assert "images that equal another one in this split: 1, 1 of the groups in several classes" in lines
+    assert "images that equal another one in this split: 1 (groups of them that lie in several classes: 1)" in lines
     assert "  cat/0.png = dog/copy.png in 2 classes" in lines
     assert "images that split test (2 images) has, too: 2" in lines
     assert "  cat/0.png = dog/copy.png = cat/leak.png" in lines

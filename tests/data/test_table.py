@@ -130,6 +130,10 @@ def test_a_table_without_splits_is_one_as_its_name_says_and_without_labels_one_c
     test = load_samples(str(tmp_path / "photos_test.csv"), split="testing")
     assert (test.split, test.classes, set(test.labels)) == ("test", ("unlabelled",), {0})
     assert "has no column of labels" in caplog.text
+    caplog.clear()
+    load_samples(str(tmp_path / "photos_test.csv"), split="test")
+    load_samples(str(tmp_path / "photos.csv"), columns="age:numbers")
+    assert not caplog.records
     with pytest.raises(UserError, match=r"no column 'split', so it is 'train' as a whole and has no split 'test'"):
         load_samples(str(tmp_path / "photos.csv"), split="test")
 

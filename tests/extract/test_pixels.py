@@ -102,6 +102,19 @@ def test_a_dark_picture_is_left_out_or_wanted(data):
     assert lc.verify_cache(wanted.path, recompute=9)["recomputed"]["identical"] == 9
 
 
+def test_adapters_refuse_the_pictures_that_their_extraction_would_have_refused(data):
+    Image.fromarray(bands(0)[0, ..., 0]).save(data / "dark.tif")
+    answers = {}
+    for name, options in (("checked", {}), ("wanted", {"range": "dtype"})):
+        cache = make(data, "plain", f"{name}.zarr", **options)
+        run = lc.train(cache, epochs=1, lr=1e-2, val_fraction=0, rank=1, head="last", device="cpu", out=data / name).run
+        answers[name] = lc.predict(run, [data / "plain/a", data / "dark.tif"], device="cpu")
+    assert (answers["checked"].rows, answers["wanted"].rows) == (4, 5)
+    (skipped,) = answers["checked"].skipped
+    assert skipped.id.endswith("dark.tif")
+    assert re.search(r"a sixteenth of .* \(0 to 65535\), which the images of the adapter's training", skipped.reason)
+
+
 def test_normalisation_is_that_of_the_input(data):
     fields = make(data, "plain", "a.zarr", normalise="clip").manifest.fields
     assert fields["input"]["mean"] == [0.48145466, 0.4578275, 0.40821073]

@@ -1,10 +1,12 @@
 """Test data that list their classes in another order, or list others: names decide, never positions."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import losa_cache as lc
 from losa_cache.errors import UserError
@@ -13,7 +15,7 @@ from losa_cache.probe.probe import probe
 from losa_cache.sweep.engine.config import SweepConfig
 from losa_cache.sweep.engine.space import Choices
 from losa_cache.sweep.engine.sweep_data import SweepData
-from losa_cache.targets.align import aligned
+from losa_cache.targets.align import aligned, unmatched
 from losa_cache.targets.target_set import CLASS, DEPTH, IGNORED, MASK, MULTILABEL, NUMBERS, UNKNOWN, TargetSet
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.placement import Placement
@@ -46,6 +48,12 @@ def test_a_column_of_numbers_must_be_there_and_depth_has_no_names_to_match():
     assert aligned(depth, ["depth"], "x") is depth
 
 
+def test_numbers_in_place_of_names_are_said_to_be_such():
+    hint = "numbers in place of names: .* classnames.txt"
+    assert re.search(hint, unmatched(CLASS, OURS, ["0", "1"]))
+    assert not re.search(hint, unmatched(CLASS, ["0", "1"], ["0", "2"]) + unmatched(CLASS, OURS, ["0", "fox"]))
+
+
 def reversed_test():
     """The test images twice: classes in the order of the run, and backwards, with the same names for each image."""
     plain = tiny_samples(40, split="test")
@@ -75,6 +83,18 @@ def test_a_run_and_a_sweep_judge_the_same_images_alike_whatever_the_order_of_the
         data.close()
     assert chosen[0] == chosen[1]
     assert chosen[0][0] == dict(zip(reversed_test()[0].ids, reversed_test()[0].labels.tolist(), strict=True))
+
+
+def test_eval_names_the_test_cache_that_it_passes_over(tmp_path, caplog):
+    for number, place in enumerate(["train/cat", "train/elk"] * 4 + ["test/cat", "test/dog"]):
+        (tmp_path / "set" / place).mkdir(parents=True, exist_ok=True)
+        Image.new("L", (16, 16), number).save(tmp_path / "set" / place / f"{number}.png")
+    own = {"backbone": "vit_digits", "dataset": "folder", "data_dir": str(tmp_path / "set"), "device": "cpu"}
+    train, test = (lc.extract(**own, split=split, out=tmp_path / f"{split}.zarr") for split in ("train", "test"))
+    run = lc.train(train, rank=1, epochs=1, val_fraction=0.5, head="last", out=tmp_path / "run", device="cpu").run
+    assert lc.evaluate_run(run, device="cpu")["split"] == "held out of training"
+    said = f"cache {str(test.path)!r} was not used, since it differs in classes (the run knows no 'dog')"
+    assert said in caplog.text
 
 
 @pytest.mark.slow

@@ -5,7 +5,9 @@ import io
 import os
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from losa_cache.errors import UserError
 from losa_cache.targets.choose import choose_targets, tasks_of
@@ -101,6 +103,11 @@ REFUSED = {
     "no class": (GOOD.replace("0.5", "", 1), {"task": "classification"}, "must be a class"),
     "a name as an ordered class": (GOOD.replace("0.5", "low", 1), {"task": "ordinal"}, "'low' .* order of numbers"),
     "a number in two ways": (GOOD.replace("0.5", "0.50", 1), {"task": "ordinal"}, "one number in two ways"),
+    "labels joined by commas": (
+        table(["id", "tags"], *zip(IDS, ["sun, rain", "rain", "rain, wind"], strict=True)),
+        {"task": "multilabel"},
+        r"'tags' .* 'sun, rain', and labels are joined by \| or ;: write 'sun\|rain'",
+    ),
     "another mark": (table(["i", "a", "b"], *[[i, 2, 1] for i in IDS]), {"task": "multilabel"}, "'2'.* 1, 0, -1 or"),
     "two columns of classes": (
         READ["marks"][0],
@@ -134,6 +141,14 @@ def test_a_mistake_is_one_sentence_with_its_value(tmp_path, case):
     with pytest.raises(UserError, match=words) as told:
         read(tmp_path, text, **options)
     assert str(told.value).count("\n") == 0
+
+
+def test_a_type_of_floats_says_numbers_where_the_cells_do_not(tmp_path):
+    for name, cells in (("real.parquet", [1.0, 2.0, 3.0]), ("whole.parquet", [1, 2, 3])):
+        parquet.write_table(pa.table({"id": IDS, "x": cells}), tmp_path / name)
+    assert read_targets(open_source(tmp_path / "real.parquet"), IDS).kind == NUMBERS
+    with pytest.raises(UserError, match="may be classes or numbers"):
+        open_source(tmp_path / "whole.parquet")
 
 
 def places(given, ids, **options):
@@ -205,6 +220,10 @@ def test_classes_of_masks_are_those_of_every_folder_of_them(tmp_path):
     (tmp_path / "test/classes.txt").write_text("road\nsky\n")
     with pytest.raises(UserError, match="test/classes.txt' and .*train/classes.txt' name different classes"):
         open_source(tmp_path)
+    for folder in ("train", "test"):
+        (tmp_path / folder / "classes.txt").unlink()
+    (tmp_path / "classes.txt").write_text("ground\ntree\n")
+    assert open_source(tmp_path / "train").names == ["ground", "tree"]
 
 
 def test_labels_of_one_class_give_way_to_the_target_set_that_the_task_learns():

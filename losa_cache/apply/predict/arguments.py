@@ -1,11 +1,14 @@
 """One list of arguments to adapters and inputs; it looks at names and at what lies there, and imports no torch."""
 
 import os
+import shlex
 from collections.abc import Sequence
 from glob import has_magic
 from pathlib import Path
 
 from losa_cache.apply.names import is_adapter
+from losa_cache.data.names import is_name, kind_of
+from losa_cache.data.spec import SPECS
 from losa_cache.errors import UserError
 
 
@@ -35,10 +38,29 @@ def require_input(word: str) -> None:
     Raises:
         UserError: naming it.
     """
+    _require_no_data_set(word)
     if "\0" in word or not word:
         raise UserError(f"{word!r} can be no path: name an adapter, or images, folders, videos, a CSV or a cache.")
     if not ("://" in word or os.path.lexists(word) or has_magic(word)):
         raise UserError(f"there is neither an adapter nor an input at {word!r}: check the path.")
+
+
+def _require_no_data_set(word: str) -> None:
+    """Refuse what ``extract`` opens, and nothing here: archives, and data sets that a prefix names.
+
+    Raises:
+        UserError: saying what to do.
+    """
+    kind, rest = kind_of(word)
+    if "://" in word or is_name(word) or not SPECS[kind].prefix or os.path.isdir(word):
+        return
+    if SPECS[kind].whole:
+        raise UserError(
+            f"{word!r} is a data set, whose images predict does not open: extract it with losa-cache extract "
+            f"--dataset {shlex.quote(word)}, and predict the cache."
+        )
+    if rest != word:
+        raise UserError(f"{word!r} begins with {kind}:, which predict does not know: name {rest!r}.")
 
 
 def is_cache(word: str) -> bool:

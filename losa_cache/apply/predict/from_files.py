@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -22,6 +23,7 @@ from losa_cache.data.picture import load_image
 from losa_cache.data.pixel_rules import PixelRules
 from losa_cache.data.samples import Samples
 from losa_cache.data.transforms import InputSpec
+from losa_cache.data.values import UnusedRangeError
 from losa_cache.data.video import read_clip
 from losa_cache.extract.meter import Meter
 
@@ -182,9 +184,24 @@ def _windowed(window: Mapping[int, Item], spec: InputSpec, decoding: Decoding) -
         elif spec.frames > 1:
             raise ValueError(f"it is a picture, and the adapter was trained on clips of {spec.frames} frames")
         else:
-            yield load_image(item.path, decoding.pixels, max_pixels=decoding.max_pixels)
+            yield _picture(item.path, decoding)
 
     def load(number: int) -> Image.Image:
         return next(clip(number, Clip()))
 
     return Samples("inputs", "", (), [], np.empty(0, np.int64), load, "", clip)
+
+
+def _picture(path: Path, decoding: Decoding) -> Image.Image:
+    """Decode a picture by the rules of the adapters, which nobody chooses here.
+
+    Raises:
+        ValueError: or whatever else the decoder raises.
+    """
+    try:
+        return load_image(path, decoding.pixels, max_pixels=decoding.max_pixels)
+    except UnusedRangeError as error:
+        raise ValueError(
+            f"{error.fact}, which the images of the adapter's training did not: scale it as they are, or train on a "
+            "cache that was extracted with --range"
+        ) from error

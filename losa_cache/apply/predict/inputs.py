@@ -2,7 +2,7 @@
 
 import csv
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from glob import has_magic, iglob
 from importlib.util import find_spec
@@ -12,12 +12,18 @@ from pathlib import Path
 from losa_cache.apply.predict.table import plain
 from losa_cache.apply.predict.walk import walk
 from losa_cache.data import medical, video
-from losa_cache.data.columns import IMAGE, NAMES
+from losa_cache.data.columns import IMAGE, NAMES, SPLIT
 from losa_cache.data.sources.folder import EXTENSIONS
 from losa_cache.errors import UserError
 from losa_cache.outside import UnreadableError, open_file
+from losa_cache.table_file import JSON_LINES, PARQUET, SUFFIXES, forward_slashes, open_table, parse_csv
 
-LIST = ".csv"
+LISTS = SUFFIXES
+"""How the names of lists and tables of paths end."""
+OTHERS = (*JSON_LINES, *PARQUET)
+"""Those that always have named columns."""
+LONGEST = 2**20  # bytes of a heading
+Say = Callable[[str], None]
 COLUMNS = (*NAMES[IMAGE], "id")
 """Headings of the column of a list that holds the paths."""
 
@@ -42,38 +48,42 @@ class Item:
         return self.path.name.lower().endswith(video.EXTENSIONS)
 
 
-def items(inputs: Sequence[str]) -> Iterator[Item]:
+def items(inputs: Sequence[str], say: Say = lambda _: None) -> Iterator[Item]:
     """Give the images and videos of inputs, one after the other; some may come twice.
 
     Files come in the order given, those of a folder in that of :func:`walk`, those of a pattern sorted. What a folder
     or a list holds is not looked at before its turn.
 
+    Args:
+        inputs: files, folders, patterns and tables of paths.
+        say: is told what may surprise.
+
     Raises:
         UserError: for a pattern that nothing matches, and for a video where PyAV is not installed.
     """
     for word in inputs:
-        for item in _of(word):
+        for item in _of(word, say):
             if item.is_video and not item.problem and find_spec("av") is None:
                 raise UserError(f"{item.id!r} is a video, which needs PyAV: pip install 'losa-cache[video]'.")
             yield item
 
 
-def _of(word: str) -> Iterator[Item]:
+def _of(word: str, say: Say) -> Iterator[Item]:
     if has_magic(word) and not os.path.lexists(word):
         matches = sorted(iglob(word, recursive=True))
         if not matches:
             raise UserError(f"nothing matches {word!r}: check the pattern.")
         for match in matches:
-            yield from _at(Path(match))
+            yield from _at(Path(match), say)
     else:
-        yield from _at(Path(word))
+        yield from _at(Path(word), say)
 
 
-def _at(path: Path) -> Iterator[Item]:
+def _at(path: Path, say: Say) -> Iterator[Item]:
     if path.is_dir():
         yield from _below(path)
-    elif path.suffix.lower() == LIST:
-        yield from _listed(path)
+    elif path.suffix.lower() in LISTS:
+        yield from _listed(path, say)
     else:
         yield _item(path)
 
@@ -90,23 +100,53 @@ def _below(folder: Path) -> Iterator[Item]:
         yield _item(folder, "the folder holds no images or videos")
 
 
-def _listed(path: Path) -> Iterator[Item]:
-    """Give the files of a list. Their paths are relative to its folder.
+def _listed(path: Path, say: Say) -> Iterator[Item]:
+    """Give the files of a table or a list. Their paths are relative to its folder.
 
-    They stand in the column whose heading is one of ``COLUMNS``, or without such a heading in the first.
+    They stand in the column whose heading is one of ``COLUMNS``. A CSV file without such a heading is a list of paths,
+    in its first column.
     """
     try:
-        binary = open_file(path)  # no pipe that would be waited for
-        with TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            column = 0
-            for number, line in enumerate(csv.reader(file)):
-                names = [cell.strip().lower() for cell in line]
-                if number == 0 and (heading := next((name for name in COLUMNS if name in names), None)):
-                    column = names.index(heading)
-                elif column < len(line) and line[column].strip():
-                    yield _item(path.parent / line[column])
+        cells = _listed_in_table(path, say)
+        yield from (_item(path.parent / cell) for cell in (_plain_list(path) if cells is None else cells) if cell)
     except (OSError, UnreadableError, csv.Error) as error:
         yield _item(path, f"the list cannot be read: {getattr(error, 'strerror', None) or error}")
+    except UserError as error:
+        yield _item(path, f"the table cannot be read: {str(error).removesuffix('.')}")
+
+
+def _listed_in_table(path: Path, say: Say) -> list[str] | None:
+    """Give the paths that a table names; ``None``: it is a list without a heading.
+
+    Raises:
+        UserError: for a table that cannot be read or, if it is no CSV file, has no column of paths.
+    """
+    if path.suffix.lower() not in OTHERS and not {*COLUMNS} & {*map(str.lower, _heading(path))}:
+        return None
+    table = open_table(path)
+    known = {name.lower(): name for name in table.names}
+    column = next((known[name] for name in COLUMNS if name in known), None)
+    if column is None:
+        raise UserError(f"{str(path)!r} has no column of paths ({', '.join(COLUMNS)}): rename the one that holds them.")
+    if any(name in known for name in NAMES[SPLIT]):
+        say(f"{str(path)!r} has a column of splits, and all its {len(table)} rows are predicted, whatever their split.")
+    return forward_slashes(table.column(column))
+
+
+def _heading(path: Path) -> list[str]:
+    """Give the cells of the first line, as :mod:`losa_cache.table_file` reads a heading; none if it cannot be one."""
+    with open_file(path) as file:  # no pipe that would be waited for
+        first = file.readline(LONGEST).decode("utf-8-sig", "surrogateescape")
+    try:
+        return parse_csv(first, path)[0]
+    except UserError:  # of a heading open_table says what is wrong, and a list may have it
+        return [cell.strip() for cell in next(csv.reader([first]), [])]
+
+
+def _plain_list(path: Path) -> Iterator[str]:
+    """Give the first cells of the lines of a CSV file."""
+    with TextIOWrapper(open_file(path), encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        yield from (line[0] for line in csv.reader(file) if line and line[0].strip())
 
 
 def _item(path: Path, problem: str = "") -> Item:

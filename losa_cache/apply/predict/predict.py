@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -212,7 +212,7 @@ class _Run:
                 yield from answer_cache(cache, samples, self.adapters, answering, embed=self.config.embed, **places)
             return
         self.meter.start(sum(item.id not in known for item in items(paths)))
-        new = (item for item in items(paths) if known.add(item.id))
+        new = (item for item in items(paths, log.info) if known.add(item.id))
         yield from answer_files(new, self._load, answering, self._decoding(), self.meter)
 
     def _decoding(self) -> Decoding:
@@ -222,7 +222,7 @@ class _Run:
             workers=self.config.workers or default_workers(),
             clips=_clips(own),
             upright=own.upright,
-            pixels=own.pixels,
+            pixels=replace(own.pixels, checked=all(one.pixels.checked for one in self.adapters.values())),
             max_pixels=self.config.max_pixels,
         )
 

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from losa_cache.data.spec import SourceSpec
 from losa_cache.data.stems import files_by_stem, stem, with_suffixes
 from losa_cache.errors import UserError
 from losa_cache.folders import given_path, is_url
-from losa_cache.table_file import TableFile, open_table
+from losa_cache.table_file import TableFile, forward_slashes, open_table
 from losa_cache.targets.check import target_name
 from losa_cache.targets.from_table import NUMBER, Table, class_names, read_column, require_no_decimal_commas
 from losa_cache.targets.target_set import CLASS, NUMBERS
@@ -57,7 +58,7 @@ def load(request: Request) -> Samples:
     paths = with_suffixes(base, paths)
     _say_shared(table, paths, rows)
     ids = [paths[row] for row in rows]
-    classes, labels = _labels(table, roles.get(LABEL), rows)
+    classes, labels = _labels(table, roles.get(LABEL), rows, targets=bool(request.columns.targets))
     sizes = [_size(os.path.join(base, name)) for name in ids]
     _require_there(table, ids, sizes, base)
     videos = [name for name in ids if name.lower().endswith(video.EXTENSIONS)]
@@ -134,9 +135,7 @@ def _paths(table: TableFile, column: str, folder: Path | None) -> tuple[Path, li
         column: of the table, with their paths.
         folder: that relative paths are below; ``None``: that of the table.
     """
-    cells = table.column(column)
-    if any("\\" in cell for cell in cells) and not any("/" in cell for cell in cells):  # as Windows writes them
-        cells = [cell.replace("\\", "/") for cell in cells]
+    cells = forward_slashes(table.column(column))
     for row, cell in enumerate(cells):
         if problem := _problem(cell):
             raise UserError(f"{table.where(row)} {problem}.")
@@ -170,16 +169,18 @@ def _problem(cell: str) -> str:
     return ""
 
 
-def _labels(table: TableFile, column: str | None, rows: Sequence[int]) -> tuple[list[str], list[int]]:
-    """Give the classes of the table, and the number of each row's class."""
+def _labels(table: TableFile, column: str | None, rows: Sequence[int], *, targets: bool) -> tuple[list[str], list[int]]:
+    """Give the classes of the table, and the number of each row's class.
+
+    Args:
+        table: of the images.
+        column: of the labels, if there is one.
+        rows: of the split.
+        targets: whether other columns were asked for: then labels are hardly missed.
+    """
     if column is None:
-        if len(table.names) > 1:
-            log.warning(
-                "%r has no column of labels (%s), so all its images are %r: name it with --columns label=COLUMN.",
-                str(table.path),
-                ", ".join(NAMES[LABEL]),
-                UNLABELLED,
-            )
+        if len(table.names) > 1 and not targets:
+            _say_unlabelled(str(table.path))
         return [UNLABELLED], [0] * len(rows)
     cells = table.column(column)
     known = {*cells} - {""}
@@ -198,6 +199,15 @@ def _labels(table: TableFile, column: str | None, rows: Sequence[int]) -> tuple[
     classes = class_names(known, column, table.path)
     numbers = {name: number for number, name in enumerate(classes)}
     return classes, [numbers[cells[row]] for row in rows]
+
+
+@lru_cache(64)
+def _say_unlabelled(path: str) -> None:
+    """Warn that a table has no labels, once for all its splits."""
+    log.warning(
+        "%r has no column of labels (%s), so all its images are %r: name it with --columns label=COLUMN.",
+        *(path, ", ".join(NAMES[LABEL]), UNLABELLED),
+    )
 
 
 @dataclass(frozen=True)
