@@ -36,7 +36,8 @@ def read_nifti(file: BinaryIO, page: int, *, require_size: Callable[[int, int], 
 
     Raises:
         UserError: if nibabel is not installed.
-        ValueError: for a slice that is not there, more than three axes, or values that are no numbers.
+        ValueError: for a slice that is not there, fewer than two axes or more than three longer than 1, or values that
+            are no numbers.
     """
     with extra("nibabel", "NIfTI files need nibabel", "medical"):
         from nibabel import Nifti1Image, Nifti2Image
@@ -49,9 +50,9 @@ def read_nifti(file: BinaryIO, page: int, *, require_size: Callable[[int, int], 
     kind = Nifti1Image if _inflated(head)[ONE[0] : ONE[0] + 4] == ONE[1] else Nifti2Image
     stream: Any = gzip.GzipFile(fileobj=file) if head.startswith(GZIP) else file
     image = kind.from_stream(stream)
-    width, height, *slices = image.shape if len(image.shape) > 1 else (*image.shape, 1)
-    if len(slices) > 1:
-        raise ValueError(f"it has {len(image.shape)} axes, and slices are of three")
+    if len(image.shape) < 2 or any(length != 1 for length in image.shape[3:]):
+        raise ValueError(f"its shape is {image.shape}: slices need two axes or three")
+    width, height, *slices = image.shape
     require_page(page, slices[0] if slices else 1, "slice")
     require_size(width, height)
     header = image.header
@@ -60,7 +61,8 @@ def read_nifti(file: BinaryIO, page: int, *, require_size: Callable[[int, int], 
         raise ValueError(f"its values are of the type {dtype}, which is no number")
     stored = image.dataobj
     assert isinstance(stored, ArrayProxy)
-    values = np.asarray(stored[..., page - 1] if slices else stored[...])
+    place = (slice(None), slice(None), *([page - 1] if slices else []), *(0 for _ in slices[1:]))
+    values = np.asarray(stored[place])
     black, white = sorted(end * float(stored.slope) + float(stored.inter) for end in limits_of(dtype))
     shown = float(header["cal_min"]), float(header["cal_max"])
     array = values.reshape(width, height).T[::-1, :, None]
