@@ -109,7 +109,7 @@ def _require_inflatable(file: BinaryIO) -> None:
 
     file.seek(_META_AT)
     meta = data_element_generator(file, False, True, stop_when=lambda tag, *_: tag >> 16 != _META_GROUP)
-    values = {element.tag: element.value for element in meta}
+    values = {int(element.tag): element.value for element in meta}
     if bytes(values.get(_SYNTAX) or b"").rstrip(b"\0").decode("ascii", "replace") == DeflatedExplicitVRLittleEndian:
         deflated = file.read()
         most = most_inflated(len(deflated))
