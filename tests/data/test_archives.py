@@ -264,7 +264,7 @@ def test_shards_of_a_server_are_fetched_once_and_whole(tmp_path):
             with pytest.raises(UserError, match=r"short.tar' cannot be fetched \(\d+ of \d+ bytes came\)"):
                 load_samples(f"{url}short.tar", home=home)
             whole = (served / "a.tar").read_bytes()
-            for wrong in (whole[: len(whole) // 2], b"<html>Log in</html>"):
+            for wrong in (whole[:1536], b"<html>Log in</html>"):
                 (served / "late.tar").write_bytes(wrong)
                 with pytest.raises(UserError, match=r"late.tar' did not come as a whole tar file"):
                     load_samples(f"{url}late.tar", home=home)
