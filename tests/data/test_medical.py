@@ -167,6 +167,10 @@ def test_slices_of_nifti(tmp_path, name, kind):
     np.testing.assert_allclose(
         np.asarray(load_image(tmp_path / name, PixelRules(page=2))), ramp(seen, -100, 300), atol=0.51
     )
+    image.header["cal_max"] = np.inf
+    image.to_filename(tmp_path / name)
+    with pytest.raises(ValueError, match="in a sixteenth of what its file can hold"):
+        load_image(tmp_path / name)
 
 
 def test_other_shapes_and_types_of_nifti(tmp_path):
@@ -208,6 +212,13 @@ def test_what_inflates_to_too_much_is_refused_before_it_is_inflated(tmp_path, mo
         load_image(path)
     with pytest.raises(ValueError, match=r"its \d+ bytes inflate to 102402, more than \d+$"):
         zipped.load(0)
+    image = nibabel.Nifti1Image(blank, np.eye(4))
+    image.header.extensions.append(nibabel.nifti1.Nifti1Extension("comment", bytes(300_000)))
+    image.to_filename(tmp_path / "a.nii.gz")
+    with pytest.raises(ValueError, match=r"it says that it has 300\d+ bytes at one place, more than \d+$"):
+        load_image(tmp_path / "a.nii.gz")
+    monkeypatch.undo()
+    assert load_image(tmp_path / "a.nii.gz").size == (320, 320)
 
 
 def test_a_missing_reader_ends_a_look_at_the_data(tmp_path, monkeypatch):
