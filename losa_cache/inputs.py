@@ -1,7 +1,7 @@
 """A backbone and a data set, opened and described: what decides the numbers, whether they are cached or not."""
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib.metadata import version
 from typing import Any
@@ -62,6 +62,15 @@ class Inputs:
             pin=self.backbone.device.type == "cuda",
             turn=self.manifest.upright,
             on=self.decodes_on,
+        )
+
+    def numbered_as(self, fingerprint: str) -> "Inputs":
+        """Give these inputs with the samples of :meth:`losa_cache.data.samples.Samples.numbered_as`."""
+        samples = self.samples.numbered_as(fingerprint)
+        fields = self.manifest.fields
+        fields = fields | {"dataset": fields["dataset"] | {"fingerprint": samples.fingerprint}}
+        return replace(
+            self, samples=samples, manifest=replace(self.manifest, fields=fields, classes=[*samples.classes])
         )
 
     @property

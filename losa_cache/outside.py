@@ -9,6 +9,7 @@ from typing import Any, BinaryIO, TypeVar
 import msgspec
 
 MOST_BYTES = 64 * 1024 * 1024
+_LEAST_INFLATED, _MOST_TIMES = 64 * 1024 * 1024, 100
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -65,6 +66,15 @@ def read_file(path: Path, *, at_most: int = MOST_BYTES) -> bytes:
     if len(content) > at_most:
         raise UnreadableError(f"it is larger than {at_most} bytes")
     return content
+
+
+def most_inflated(compressed: int) -> int:
+    """Bound the bytes that so many deflated bytes may inflate to, before they do.
+
+    Deflate makes up to 1032 bytes of one. Pictures compress less than hundredfold unless they are nearly blank, and
+    64 MiB are a blank picture of 8000 x 8000 pixels.
+    """
+    return max(_LEAST_INFLATED, _MOST_TIMES * compressed)
 
 
 def decoded(content: bytes) -> str:

@@ -4,6 +4,7 @@ import csv
 import io
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +20,8 @@ JSON_LINES, PARQUET = (".jsonl", ".ndjson"), (".parquet",)
 SUFFIXES = (".csv", ".tsv", *JSON_LINES, *PARQUET)
 """How the names of tables end."""
 MOST_BYTES = 2**30
-JOIN = "|"
-"""What joins the entries of a list, which a cell of JSON lines or Parquet may be."""
+JOIN, JOINS = "|", re.compile("[|;]")
+"""What joins the entries of a list, which a cell of JSON lines or Parquet may be; and what labels in a text."""
 
 _DELIMITERS = "\t,;|"  # the first of them that stands in the heading, outside of quotes
 _QUOTED = re.compile(r'"[^"]*"')
@@ -82,9 +83,8 @@ def open_table(path: Path) -> TableFile:
             return _open_parquet(path)
         content = decoded(read_file(path, at_most=MOST_BYTES))
     except UnreadableError as error:
-        raise UserError(
-            f"{str(path)!r} cannot be read ({error}): name a table in UTF-8, which spreadsheets call 'CSV UTF-8'."
-        ) from error
+        wanted = "Parquet" if suffix in PARQUET else "UTF-8, which spreadsheets call 'CSV UTF-8'"
+        raise UserError(f"{str(path)!r} cannot be read ({error}): name a table in {wanted}.") from error
     return _open_json_lines(path, content) if suffix in JSON_LINES else _open_csv(path, content)
 
 
@@ -121,7 +121,7 @@ def parse_csv(text: str, path: object) -> tuple[list[str], list[int], list[list[
     except csv.Error as error:
         raise UserError(f"line {lines.line_num} of {str(path)!r} is not CSV ({error}): mend it.") from error
     names = [cell.strip() for cell in rows.pop(0)] if rows else []
-    if twice := [name for name in names if name and names.count(name) > 1]:
+    if twice := [name for name, count in Counter(names).items() if name and count > 1]:
         raise UserError(f"{str(path)!r} has the column {twice[0]!r} twice: name each once.")
     for number, row in zip(numbers[1:], rows, strict=True):
         if len(row) != len(names):
@@ -193,5 +193,15 @@ def _text(cell: object) -> str:
     if isinstance(cell, str | int | float):
         return str(cell).strip()
     if isinstance(cell, list):
-        return JOIN.join(map(_text, cell))
+        return JOIN.join(map(_entry, cell))
     raise TypeError(f"a cell of the type {type(cell).__name__}")
+
+
+def _entry(entry: object) -> str:
+    """Write an entry of a list."""
+    if isinstance(entry, list):
+        raise TypeError("a list in a list")
+    text = _text(entry)
+    if JOINS.search(text):
+        raise TypeError(f"a list with the entry {text[:80]!r}, which would be two (| and ; join entries)")
+    return text

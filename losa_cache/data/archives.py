@@ -62,7 +62,7 @@ def from_archives(
     classes: Sequence[str],
     ids: Sequence[str],
     labels: NDArray[np.int64],
-    marks: Iterable[int],
+    marks: Iterable[int | str],
     *,
     encoded: Callable[[int], bytes],
     archive: Callable[[int], Path],

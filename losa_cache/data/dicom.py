@@ -1,5 +1,6 @@
 """DICOM files, by pydicom: values with their own window, photometric interpretation and frames."""
 
+import zlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -8,6 +9,7 @@ from numpy.typing import NDArray
 
 from losa_cache.data.values import Trust, Values, limits_of, require_page
 from losa_cache.extras import extra
+from losa_cache.outside import most_inflated
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -15,6 +17,12 @@ if TYPE_CHECKING:
 SUFFIXES = (".dcm", ".dicom")
 MARK, MARK_AT = b"DICM", 128
 PALETTE, INVERTED = "PALETTE COLOR", "MONOCHROME1"
+_META_AT, _META_GROUP, _SYNTAX = 132, 0x0002, 0x00020010
+_MEANINGS = (
+    *("WindowCenter", "WindowWidth", "VOILUTSequence", "VOILUTFunction"),
+    *("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence"),
+)
+"""What says how values are meant and shown."""
 
 
 def is_dicom(head: bytes) -> bool:
@@ -36,14 +44,15 @@ def read_dicom(file: BinaryIO, page: int, *, windowed: bool, require_size: Calla
 
     Raises:
         UserError: if pydicom is not installed.
-        ValueError: for a file without pixels, a frame that is not there, or a compression that no installed decoder
-            knows.
+        ValueError: for a file without pixels, a frame that is not there, a compression that no installed decoder
+            knows, or a deflated file that inflates to more than any picture.
     """
     with extra("pydicom", "DICOM files need pydicom", "medical"):
         from pydicom import dcmread
         from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
         from pydicom.pixels.utils import pixel_array
 
+    _require_inflatable(file)
     data = dcmread(file)
     if "Rows" not in data or "Columns" not in data:
         raise ValueError("it is a DICOM file without an image")
@@ -65,6 +74,7 @@ def read_dicom(file: BinaryIO, page: int, *, windowed: bool, require_size: Calla
     if stored.ndim == 3:
         return Values(stored, *limits, "declared", (1, 2, 3))
     _lift_groups(data, page - 1)
+    _drop_empty(data)
     greys = apply_modality_lut(np.append(stored, np.array(limits, stored.dtype)), data)
     black, white = sorted((float(greys[-2]), float(greys[-1])))
     trust: Trust = "type" if stored.dtype.kind == "f" else "declared"
@@ -86,6 +96,38 @@ def _windowed(values: Values, data: "Dataset") -> Values:
     shown = apply_voi_lut(np.append(values.array, beyond).astype(np.float64), data)
     ends = float(shown[-2]), float(shown[-1])
     return Values(shown[:-2].reshape(values.array.shape), *ends, "window", inverted=values.inverted)
+
+
+def _require_inflatable(file: BinaryIO) -> None:
+    """Refuse a deflated file that inflates to too much: pydicom inflates it as a whole.
+
+    Raises:
+        ValueError: saying how much is allowed.
+    """
+    from pydicom.filereader import data_element_generator
+    from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+    file.seek(_META_AT)
+    meta = data_element_generator(file, False, True, stop_when=lambda tag, *_: tag >> 16 != _META_GROUP)
+    values = {int(element.tag): element.value for element in meta}
+    if bytes(values.get(_SYNTAX) or b"").rstrip(b"\0").decode("ascii", "replace") == DeflatedExplicitVRLittleEndian:
+        deflated = file.read()
+        most = most_inflated(len(deflated))
+        if len(zlib.decompressobj(-zlib.MAX_WBITS).decompress(deflated, most + 1)) > most:
+            raise ValueError(f"its {len(deflated)} bytes inflate to more than {most}")
+    file.seek(0)
+
+
+def _drop_empty(data: "Dataset") -> None:
+    """Remove elements without a value, which say nothing (PS3.5, section 7.4.2), and complete a rescaling.
+
+    Half of a rescaling is one of slope 1, or of intercept 0.
+    """
+    for name in _MEANINGS:
+        if name in data and (data[name].is_empty or data[name].value == []):
+            delattr(data, name)
+    if ("RescaleSlope" in data) != ("RescaleIntercept" in data):
+        data.RescaleSlope, data.RescaleIntercept = data.get("RescaleSlope", 1), data.get("RescaleIntercept", 0)
 
 
 def _lift_groups(data: "Dataset", frame: int) -> None:

@@ -47,7 +47,7 @@ def samples_of(
     held = isinstance(items, list | tuple | np.ndarray | torch.Tensor)
     if not held:
         require_no_random_transform(items, name)
-    names = [f"{place:06d}" for place in range(count)] if ids is None else list(ids)
+    names = [f"{place:06d}" for place in range(count)] if ids is None else [*map(str, ids)]
     numbers = None if labels is None else np.asarray(labels)
     if len(names) != count or (numbers is not None and len(numbers) != count):
         raise UserError(
@@ -136,7 +136,7 @@ def _items(data: Any, name: str) -> MapStyle:
             f"data set {name!r} is a {type(data).__name__} of the Hugging Face library: write it with "
             "save_to_disk('FOLDER'), and pass 'hf:FOLDER' as the data set."
         )
-    if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
+    if isinstance(data, Mapping) or not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
         raise UserError(
             f"data set {name!r} is of the type {type(data).__name__}: give one with a length and items by index (a "
             "map-style data set of torch), or a list of pairs of an image and its class."
@@ -196,6 +196,11 @@ def _classes(data: Any, labels: NDArray[np.int64]) -> list[str]:
         if isinstance(named, list | tuple) and named:
             return [str(each) for each in named]
     if isinstance(numbered := getattr(data, "class_to_idx", None), Mapping) and numbered:
+        if (numbers := sorted(numbered.values())) != list(range(len(numbered))):
+            raise UserError(
+                f"class_to_idx of the data set numbers {len(numbers)} classes {str(numbers)[:80]}, not from 0 on, each "
+                "once: pass classes=, the names in the order of their numbers."
+            )
         return [str(each) for each in sorted(numbered, key=numbered.__getitem__)]
     return [str(number) for number in range(int(labels.max(initial=-1)) + 1)]
 

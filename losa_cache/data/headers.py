@@ -15,6 +15,7 @@ from losa_cache.data.medical import format_of
 from losa_cache.data.picture import require_regular
 from losa_cache.data.samples import Samples
 from losa_cache.data.video import read_stream
+from losa_cache.extras import MissingExtraError
 
 IN_MEMORY = "in memory"
 """The format of images that no file holds."""
@@ -50,6 +51,9 @@ def read_header(samples: Samples, index: int, *, decode: bool) -> Header | str:
 
     Returns:
         its header, or why it cannot be read.
+
+    Raises:
+        MissingExtraError: if a library is missing that the image needs.
     """
     try:
         header = _stored(samples, index)
@@ -58,6 +62,8 @@ def read_header(samples: Samples, index: int, *, decode: bool) -> Header | str:
             file = None if samples.file is None else samples.file(index)
             kind = IN_MEMORY if file is None else format_of(str(file)) or file.suffix.lstrip(".").upper()
             header = header or Header(image.width, image.height, image.mode, kind)
+    except MissingExtraError:  # that is no fault of the image
+        raise
     except Exception as error:  # decoders raise anything; the image is named
         return f"{type(error).__name__}: {error}"
     return header

@@ -2,6 +2,7 @@
 
 import gzip
 import logging
+import os
 import zlib
 from collections.abc import Callable
 from typing import Any, BinaryIO
@@ -10,6 +11,7 @@ import numpy as np
 
 from losa_cache.data.values import Values, limits_of, require_page
 from losa_cache.extras import extra
+from losa_cache.outside import most_inflated
 
 SUFFIXES = (".nii", ".nii.gz")
 GZIP = b"\x1f\x8b"
@@ -36,7 +38,8 @@ def read_nifti(file: BinaryIO, page: int, *, require_size: Callable[[int, int], 
 
     Raises:
         UserError: if nibabel is not installed.
-        ValueError: for a slice that is not there, more than three axes, or values that are no numbers.
+        ValueError: for a slice that is not there, fewer than two axes or more than three longer than 1, or values that
+            are no numbers.
     """
     with extra("nibabel", "NIfTI files need nibabel", "medical"):
         from nibabel import Nifti1Image, Nifti2Image
@@ -47,11 +50,11 @@ def read_nifti(file: BinaryIO, page: int, *, require_size: Callable[[int, int], 
     head = file.read(1024)
     file.seek(0)
     kind = Nifti1Image if _inflated(head)[ONE[0] : ONE[0] + 4] == ONE[1] else Nifti2Image
-    stream: Any = gzip.GzipFile(fileobj=file) if head.startswith(GZIP) else file
+    stream: Any = _Gzip(file) if head.startswith(GZIP) else file
     image = kind.from_stream(stream)
-    width, height, *slices = image.shape if len(image.shape) > 1 else (*image.shape, 1)
-    if len(slices) > 1:
-        raise ValueError(f"it has {len(image.shape)} axes, and slices are of three")
+    if len(image.shape) < 2 or any(length != 1 for length in image.shape[3:]):
+        raise ValueError(f"its shape is {image.shape}: slices need two axes or three")
+    width, height, *slices = image.shape
     require_page(page, slices[0] if slices else 1, "slice")
     require_size(width, height)
     header = image.header
@@ -60,11 +63,32 @@ def read_nifti(file: BinaryIO, page: int, *, require_size: Callable[[int, int], 
         raise ValueError(f"its values are of the type {dtype}, which is no number")
     stored = image.dataobj
     assert isinstance(stored, ArrayProxy)
-    values = np.asarray(stored[..., page - 1] if slices else stored[...])
+    place = (slice(None), slice(None), *([page - 1] if slices else []), *(0 for _ in slices[1:]))
+    values = np.asarray(stored[place])
     black, white = sorted(end * float(stored.slope) + float(stored.inter) for end in limits_of(dtype))
     shown = float(header["cal_min"]), float(header["cal_max"])
     array = values.reshape(width, height).T[::-1, :, None]
-    return Values(array, *shown, "window") if shown[0] < shown[1] else Values(array, black, white, "type")
+    windowed = -np.inf < shown[0] < shown[1] < np.inf
+    return Values(array, *shown, "window") if windowed else Values(array, black, white, "type")
+
+
+class _Gzip(gzip.GzipFile):
+    """A compressed file of which no part is read that inflates to more than any picture: a header may name one."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._stored = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        super().__init__(fileobj=file)
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Read so many bytes.
+
+        Raises:
+            ValueError: for more than the file can hold.
+        """
+        if size is not None and size > (most := most_inflated(self._stored)):
+            raise ValueError(f"it says that it has {size} bytes at one place, more than {most}")
+        return super().read(size)
 
 
 def _inflated(head: bytes) -> bytes:

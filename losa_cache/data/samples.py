@@ -47,7 +47,8 @@ class Samples:
         targets: target sets that come with the data, by name, beside the labels. Their ids are those of the samples, of
             more samples, or what :mod:`losa_cache.targets.match` matches with these.
         left: what was left out of the data set.
-        earlier: fingerprints that earlier versions gave to the same images in the same order, with other labels.
+        earlier: the same samples with the classes, labels and fingerprint that earlier versions gave them; ``None``:
+            they are those.
 
     Raises:
         UserError: for labels beyond the classes, an empty name of a class or one that two have, or a name that no
@@ -68,7 +69,7 @@ class Samples:
     pixels: PixelRules = AS_DECLARED
     targets: Mapping[str, Source] = field(default_factory=lambda: MappingProxyType({}))
     left: Left = field(default_factory=Left)
-    earlier: tuple[str, ...] = ()
+    earlier: "Samples | None" = None
 
     def __post_init__(self) -> None:
         for target in self.targets:
@@ -138,6 +139,10 @@ class Samples:
 
         return samples_of(data, name, split=split, labels=labels, classes=classes, ids=ids, fingerprint=fingerprint)
 
+    def numbered_as(self, fingerprint: str) -> "Samples":
+        """Give these samples as the earlier version gave them, if a cache with this fingerprint has them so."""
+        return self.earlier if self.earlier is not None and self.earlier.fingerprint == fingerprint else self
+
     def select(self, indices: NDArray[np.int64]) -> "Samples":
         """Keep these samples, in this order; the fingerprint stays that of the whole data set."""
         load, clip, file, encoded, archive = self.load, self.clip, self.file, self.encoded, self.archive
@@ -150,6 +155,7 @@ class Samples:
             file=None if file is None else lambda i: file(int(indices[i])),
             encoded=None if encoded is None else lambda i: encoded(int(indices[i])),
             archive=None if archive is None else lambda i: archive(int(indices[i])),
+            earlier=None if self.earlier is None else self.earlier.select(indices),
         )
 
     def require_augmentable(self, augment: str | None) -> None:

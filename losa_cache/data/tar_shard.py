@@ -20,6 +20,10 @@ _BLOCK = 512  # bytes of a header
 _MOST_PADDING = 1024 * 1024  # behind the end
 
 
+class DamagedShardError(UserError):
+    """A shard is no tar file, or not a whole one."""
+
+
 @dataclass
 class Record:
     """One sample.
@@ -37,7 +41,8 @@ def read_shard(path: Path) -> Iterator[Record]:
     """Yield the samples of a tar file, in their order. Hidden and system files are left out.
 
     Raises:
-        UserError: for a file that is no complete tar file, is compressed, holds something other than files, a name that
+        DamagedShardError: for a file that is no complete tar file.
+        UserError: for one that is compressed, holds something other than files, a name that
             leads out of a folder, or members of one key that do not follow each other.
     """
     seen: set[str] = set()
@@ -91,7 +96,7 @@ def _members(path: Path) -> Iterator[tuple[str, Part]]:
                 end = tar.offset
             _require_end(path, file.fileno(), end)
     except (tarfile.TarError, UnreadableError, OSError, ValueError, EOFError) as error:
-        raise UserError(f"shard {str(path)!r} cannot be read ({error}): fetch or write it again.") from error
+        raise DamagedShardError(f"shard {str(path)!r} cannot be read ({error}): fetch or write it again.") from error
 
 
 def _require_end(path: Path, file: int, end: int) -> None:
@@ -101,8 +106,8 @@ def _require_end(path: Path, file: int, end: int) -> None:
     """
     rest = os.pread(file, _MOST_PADDING + 1, end)
     if len(rest) < _BLOCK:
-        raise UserError(f"shard {str(path)!r} lacks its end: fetch or write it again.")
+        raise DamagedShardError(f"shard {str(path)!r} lacks its end: fetch or write it again.")
     if any(rest[:_BLOCK]):
-        raise UserError(f"shard {str(path)!r} is damaged at byte {end}: fetch or write it again.")
+        raise DamagedShardError(f"shard {str(path)!r} is damaged at byte {end}: fetch or write it again.")
     if len(rest) > _MOST_PADDING or any(rest):
         raise UserError(f"shard {str(path)!r} goes on behind its end, at byte {end}: keep each tar file by itself.")

@@ -75,9 +75,12 @@ def picture_of(values: Values, rules: PixelRules) -> Image.Image:
     own. The values of a picture have no influence on its range otherwise: all pictures of a data set are scaled alike.
 
     Raises:
-        ValueError: for channels that are not there, or a range that the picture hardly uses.
+        ValueError: for channels that are not there, values of which none is a number, or a range that the picture
+            hardly uses.
     """
     array = taken(values.array, rules.channels or values.shown)
+    if array.dtype.kind == "f" and not np.isfinite(array).any():
+        raise ValueError("none of its values is a finite number")
     low, high = _limits(array, values, rules)
     scaled = _scaled(array, low, high)
     if values.inverted:

@@ -1,6 +1,7 @@
 """``extract``: run a backbone over a data set and write a cache."""
 
 import logging
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -12,13 +13,14 @@ from losa_cache.cache.registry import remember
 from losa_cache.cache.storage import StorePath
 from losa_cache.cache.store import ActivationCache, open_cache
 from losa_cache.data.samples import Samples
+from losa_cache.errors import UserError
 from losa_cache.extract import pipeline
 from losa_cache.extract.config import ExtractConfig
 from losa_cache.extract.create_cache import create_cache, sources_of
 from losa_cache.extract.meter import Meter
 from losa_cache.extract.plan import cache_name, default_batch
 from losa_cache.folders import home
-from losa_cache.inputs import open_inputs
+from losa_cache.inputs import Inputs, open_inputs
 from losa_cache.machine.allocator import keep_freed_memory
 from losa_cache.machine.device import choose_device, default_workers
 from losa_cache.machine.sizes import parse_bytes
@@ -64,7 +66,7 @@ def extract(
         device=choose_device(config.device),
         max_device_memory=None if memory is None else parse_bytes(memory),
     )
-    path = locate(place / cache_name(inputs.manifest)) if config.out is None else place
+    inputs, path = _as_begun(inputs, place, named=config.out is not None)
     _note_older(path, inputs.manifest)
     batch_size = config.batch_size or inputs.backbone.fitting_batch(default_batch(inputs), inputs.compute)
     inputs.backbone.groups(batch_size, inputs.compute)  # a budget that is too small is refused
@@ -93,6 +95,25 @@ def extract(
     whole = meter.images == cache.layout.samples  # not a part that was left
     remember(cache.path, cache.manifest, kept, meter.seconds if whole else None)
     return cache
+
+
+def _as_begun(inputs: Inputs, place: StorePath, *, named: bool) -> tuple[Inputs, StorePath]:
+    """Give the path of the cache, and the inputs as the version numbered them that began it.
+
+    Args:
+        inputs: as this version numbers them.
+        place: of the cache, or folder of all caches.
+        named: whether it is that of the cache.
+    """
+    path = place if named else locate(place / cache_name(inputs.manifest))
+    if (earlier := inputs.samples.earlier) is None:
+        return inputs, path
+    former = inputs.numbered_as(earlier.fingerprint)
+    there = place if named else locate(place / cache_name(former.manifest))
+    with suppress(UserError):  # what is there, or is not, is looked at when it is opened to write
+        if open_cache(there, incomplete=True).manifest.identity == former.manifest.identity:
+            return former, there
+    return inputs, path
 
 
 def _note_older(path: StorePath, manifest: Manifest) -> None:

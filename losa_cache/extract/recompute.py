@@ -81,9 +81,8 @@ def reopen(
     options |= cache.manifest.pixels.options()
     options |= named
     inputs = open_inputs(**options, device=choose_device(device))
+    inputs = inputs.numbered_as(cache.manifest.fields["dataset"]["fingerprint"])
     ours, theirs = ({**m.fields, "compute": None} for m in (inputs.manifest, cache.manifest))
-    if _holds_images_of(cache, inputs.samples):
-        ours["dataset"] = ours["dataset"] | {"fingerprint": theirs["dataset"]["fingerprint"]}
     if wrong := differences(ours, theirs, ("now", "at its extraction")):
         raise UserError(
             f"cache {str(cache.path)!r} was extracted from something else: it differs in {'; '.join(wrong)}. "
@@ -116,17 +115,15 @@ def reopen_images(
         known = {name: options[name] for name in (*OPENED, "columns") if name in options}
         known |= cache.manifest.pixels.options()
         dataset = load_given(InputsConfig(**known))
-    if not _holds_images_of(cache, dataset):
+    fingerprint = cache.manifest.fields["dataset"]["fingerprint"]
+    dataset = dataset.numbered_as(fingerprint)
+    if dataset.fingerprint != fingerprint:
         raise UserError(
             f"cache {str(cache.path)!r} was extracted from other images than {dataset.name!r} "
             f"{dataset.split!r} has now: say with --data-dir where they lie."
         )
     places = {name: place for place, name in enumerate(dataset.ids)}
     return dataset.select(np.array([places[name] for name in cache.sample_ids], dtype=np.int64))
-
-
-def _holds_images_of(cache: ActivationCache, samples: Samples) -> bool:
-    return cache.manifest.fields["dataset"]["fingerprint"] in (samples.fingerprint, *samples.earlier)
 
 
 def _where(cache: ActivationCache, named: dict[str, Any]) -> dict[str, Any]:

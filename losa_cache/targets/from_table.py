@@ -1,9 +1,11 @@
 """Targets from a table whose first column holds ids, or from a column of a data set's own table."""
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from losa_cache.errors import UserError
-from losa_cache.table_file import TableFile, open_table
+from losa_cache.table_file import JOINS, TableFile, open_table
 from losa_cache.targets.source import Progress, Source
 from losa_cache.targets.target_set import CLASS, MULTILABEL, NUMBERS, UNKNOWN
 
-JOINED = re.compile("[|;]")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+log = logging.getLogger(__name__)
+
 LARGEST = float(np.finfo(np.float32).max)
 MARKS = {"1": 1, "0": 0, "-1": UNKNOWN, "": UNKNOWN}
 DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+", re.ASCII)
@@ -117,9 +120,17 @@ def class_names(cells: Collection[str], column: str, path: Path) -> list[str]:
     known = set(cells)
     if not all(NUMBER.fullmatch(cell) for cell in known):
         return sorted(known)
-    if len({float(cell) for cell in known}) < len(known):
+    if len({_exact(cell) for cell in known}) < len(known):
         raise UserError(f"column {column!r} of {str(path)!r} writes one number in two ways: write it in one.")
-    return sorted(known, key=float)
+    return sorted(known, key=_exact)
+
+
+def _exact(number: str) -> Decimal:
+    """Give the value of a number, which may be too long for a float."""
+    try:
+        return Decimal(number)
+    except InvalidOperation:  # its exponent is
+        return Decimal(float(number))
 
 
 def require_no_decimal_commas(cells: Collection[str], column: str, path: Path) -> None:
@@ -189,13 +200,27 @@ class _Reader:
         filled = [cell for cell in column if cell]
         require_no_decimal_commas(filled, name, self.path)
         if not filled or not all(NUMBER.fullmatch(cell) for cell in filled):
-            return MULTILABEL if any(JOINED.search(cell) for cell in column) else CLASS
+            if not any(JOINS.search(cell) for cell in filled):
+                return CLASS
+            self._say_semicolon(name, filled)
+            return MULTILABEL
         if all(float(cell).is_integer() for cell in filled):
             raise UserError(
                 f"column {name!r} of {str(self.path)!r} holds whole numbers, which may be classes or numbers: "
                 f"{self.whole.format(name)}."
             )
         return NUMBERS
+
+    def _say_semicolon(self, name: str, cells: Sequence[str]) -> None:
+        """Warn where text may be one class: a semicolon, unlike a bar, is also punctuation."""
+        if (cell := next((cell for cell in cells if ";" in cell), None)) is not None:
+            log.warning(
+                "column %r of %r holds %r, which is taken for several labels: if it is one class, %s.",
+                name,
+                str(self.path),
+                cell[:80],
+                f"write {name}:class" if self.whole == BY_KIND else "pass --task classification",
+            )
 
     def classes(self, *, ordered: bool) -> tuple[list[str], NDArray[np.int64]]:
         """Number the classes of the only column: numbers by their value, other names by the alphabet.
@@ -230,7 +255,7 @@ class _Reader:
             return list(self.cells), np.array(marks, dtype=np.int8).T.copy()
         ((title, column),) = self.cells.items()
         commas = [cell for cell in every if "," in cell]
-        if len(commas) > 1 and not any(JOINED.search(cell) for cell in every):
+        if len(commas) > 1 and not any(JOINS.search(cell) for cell in every):
             bars = "|".join(part.strip() for part in commas[0].split(","))
             raise UserError(
                 f"column {title!r} of {str(self.path)!r} holds {commas[0][:80]!r}, and labels are joined by | or ;: "
@@ -267,7 +292,7 @@ class _Reader:
 
 
 def _joined(cell: str) -> set[str]:
-    return {name for part in JOINED.split(cell) if (name := part.strip())}
+    return {name for part in JOINS.split(cell) if (name := part.strip())}
 
 
 def _cells(table: TableFile, columns: Sequence[str] | None) -> tuple[list[str], Columns]:

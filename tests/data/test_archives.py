@@ -263,9 +263,16 @@ def test_shards_of_a_server_are_fetched_once_and_whole(tmp_path):
                 load_samples(f"{url}..", home=home)
             with pytest.raises(UserError, match=r"short.tar' cannot be fetched \(\d+ of \d+ bytes came\)"):
                 load_samples(f"{url}short.tar", home=home)
+            whole = (served / "a.tar").read_bytes()
+            for wrong in (whole[:1536], b"<html>Log in</html>"):
+                (served / "late.tar").write_bytes(wrong)
+                with pytest.raises(UserError, match=r"late.tar' did not come as a whole tar file"):
+                    load_samples(f"{url}late.tar", home=home)
+            (served / "late.tar").write_bytes(whole)
+            assert list(load_samples(f"{url}late.tar", home=home).ids) == ["d/000", "d/001"]
         finally:
             server.shutdown()
-    assert [path.name for path in home.rglob("*") if path.is_file()] == ["a.tar"]
+    assert sorted(path.name for path in home.rglob("*") if path.is_file()) == ["a.tar", "late.tar"]
 
 
 def pack(path, files, method=zipfile.ZIP_DEFLATED):

@@ -134,6 +134,12 @@ REFUSED = {
         "labels of data set 'mine' are of .*float64",
     ),
     "ids": (lambda: of_list(ids=["a"] * 4), "an id twice"),
+    "ids of two types": (lambda: of_list(ids=["1", 1, 2, 3]), "an id twice"),
+    "a dict": (lambda: Samples.of({"a": (PIXELS[0], 0)}, "mine"), "of the type dict: .* map-style"),
+    "a gap": (
+        lambda: Samples.of(Squares(targets=[0, 1], class_to_idx={"x": 0, "y": 1, "z": 5}), "mine"),
+        r"numbers 3 classes \[0, 1, 5\], not from 0 on, each once: pass classes=",
+    ),
     "a class": (lambda: of_list(labels=[0, 1, 2, 0]), "labels from 0 to 2, but 2 classes"),
     "normalised": (
         lambda: picture(IMAGE.permute(2, 0, 1) / 64 - 2, 3),

@@ -9,6 +9,7 @@ from PIL import Image
 
 from losa_cache.data.load import load_samples
 from losa_cache.data.samples import Samples
+from losa_cache.data.sources import hf
 from losa_cache.errors import UserError
 from losa_cache.targets.read import read_targets
 
@@ -91,6 +92,21 @@ def test_the_fingerprint_is_that_of_the_data_however_they_are_kept(datasets, tmp
     assert len({sets[1].archive(i) for i in range(3)}) == 3
     rows(datasets, (1, 2, 200)).save_to_disk(tmp_path / "one")
     assert load_samples(f"hf:{tmp_path / 'one'}", columns="image=picture").load(2).getpixel((0, 0))[0] == 200
+
+
+@pytest.mark.parametrize("hashed", [None, 0])
+def test_pictures_of_one_size_that_show_something_else_have_another_fingerprint(
+    datasets, tmp_path, monkeypatch, hashed
+):
+    if hashed is not None:
+        monkeypatch.setattr(hf, "_HASHED", hashed)
+    fingerprints = set()
+    for colour in (1, 2):
+        features = datasets.Features(image=datasets.Image())
+        stored = [{"bytes": encoded(own, "bmp"), "path": None} for own in (0, colour)]
+        datasets.Dataset.from_dict({"image": stored}, features=features).save_to_disk(tmp_path / f"{colour}")
+        fingerprints.add(load_samples(f"hf:{tmp_path / str(colour)}").fingerprint)
+    assert len(fingerprints) == 2
 
 
 def test_a_folder_of_images_is_read_by_the_paths_of_its_files(datasets, tmp_path):

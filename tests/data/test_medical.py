@@ -1,6 +1,7 @@
 """DICOM and NIfTI files against the equations of their standards and the arrays that they were written from."""
 
 import io
+import re
 import sys
 import zipfile
 
@@ -8,17 +9,27 @@ import nibabel
 import numpy as np
 import pytest
 from PIL import Image
+from pydicom import dcmread
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate
-from pydicom.uid import ExplicitVRLittleEndian, JPEGBaseline8Bit, JPEGLosslessSV1, RLELossless, generate_uid
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    JPEGBaseline8Bit,
+    JPEGLosslessSV1,
+    RLELossless,
+    generate_uid,
+)
 
 import losa_cache as lc
+from losa_cache import outside
 from losa_cache.apply.predict.inputs import items
 from losa_cache.data import medical
 from losa_cache.data.decode import Decoder
 from losa_cache.data.load import load_samples
 from losa_cache.data.picture import load_image, stored_frame
 from losa_cache.data.pixel_rules import PixelRules, parse_rules
+from losa_cache.data.survey import survey
 from losa_cache.data.transforms import InputSpec
 from losa_cache.errors import UserError
 
@@ -66,6 +77,12 @@ CASES = {
     "inverted": ({"photometric": "MONOCHROME1"}, None, 255 - ramp(GREYS[0], 0, 4095)),
     "rescaled": (HOUNSFIELD, None, ramp(GREYS[0], 0, 4095)),
     "first window": (HOUNSFIELD | {"WindowCenter": [40, 600], "WindowWidth": [400, 99]}, None, window(CT, 40, 400)),
+    "no value in the window": ({"WindowCenter": None, "WindowWidth": None}, None, ramp(GREYS[0], 0, 4095)),
+    "no value in the slope": (
+        {"RescaleSlope": None, "RescaleIntercept": -1024, "WindowCenter": 40, "WindowWidth": 400},
+        None,
+        window(CT, 40, 400),
+    ),
     "range over a window": (HOUNSFIELD | {"WindowCenter": 40, "WindowWidth": 400}, "-160..240", ramp(CT, -160, 240)),
     "compressed": ({"compression": RLELossless}, None, ramp(GREYS[0], 0, 4095)),
     "own percentiles": (HOUNSFIELD, "percentile", ramp(CT, *np.percentile(CT, (1, 99)))),
@@ -151,15 +168,66 @@ def test_slices_of_nifti(tmp_path, name, kind):
     np.testing.assert_allclose(
         np.asarray(load_image(tmp_path / name, PixelRules(page=2))), ramp(seen, -100, 300), atol=0.51
     )
+    image.header["cal_max"] = np.inf
+    image.to_filename(tmp_path / name)
+    with pytest.raises(ValueError, match="in a sixteenth of what its file can hold"):
+        load_image(tmp_path / name)
 
 
 def test_other_shapes_and_types_of_nifti(tmp_path):
     shades = np.random.default_rng(0).random((8, 6), dtype=np.float32)
     nibabel.Nifti1Image(shades, np.eye(4)).to_filename(tmp_path / "a.nii")
     np.testing.assert_allclose(np.asarray(load_image(tmp_path / "a.nii")), np.flipud(shades.T) * 255, atol=0.51)
-    nibabel.Nifti1Image(np.zeros((3, 3, 3, 3), np.uint8), np.eye(4)).to_filename(tmp_path / "b.nii")
-    with pytest.raises(ValueError, match="it has 4 axes, and slices are of three"):
-        load_image(tmp_path / "b.nii")
+    volume = np.random.default_rng(0).integers(0, 256, (8, 6, 3, 1), dtype=np.uint8)
+    nibabel.Nifti1Image(volume, np.eye(4)).to_filename(tmp_path / "c.nii")
+    assert np.array_equal(load_image(tmp_path / "c.nii", PixelRules(page=2)), np.flipud(volume[:, :, 1, 0].T))
+    for shape in ((3, 3, 3, 3), (3,)):
+        nibabel.Nifti1Image(np.zeros(shape, np.uint8), np.eye(4)).to_filename(tmp_path / "b.nii")
+        with pytest.raises(ValueError, match=rf"its shape is {re.escape(str(shape))}: slices need two axes or three"):
+            load_image(tmp_path / "b.nii")
+
+
+def test_values_that_are_no_numbers(tmp_path):
+    values = np.full((8, 6), np.nan, np.float32)
+    nibabel.Nifti1Image(values, np.eye(4)).to_filename(tmp_path / "a.nii")
+    for rules in (PixelRules(), parse_rules("min-max", None, 1, False)):
+        with pytest.raises(ValueError, match="none of its values is a finite number"):
+            load_image(tmp_path / "a.nii", rules)
+
+
+def test_what_inflates_to_too_much_is_refused_before_it_is_inflated(tmp_path, monkeypatch):
+    blank = np.zeros((320, 320), np.uint8)
+    path = dicom(tmp_path / "d/a/a.dcm", blank, bits=8)
+    data = dcmread(path)
+    data.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    data.save_as(path)
+    assert path.stat().st_size < len(blank.tobytes()) / 100
+    with zipfile.ZipFile(tmp_path / "d.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/a.bmp", b"BM" + blank.tobytes())
+    zipped = load_samples(str(tmp_path / "d.zip"))
+    assert load_image(path).size == (320, 320)
+    with pytest.raises(OSError, match="BMP"):  # it is inflated, and no picture
+        zipped.load(0)
+    monkeypatch.setattr(outside, "_LEAST_INFLATED", 1000)
+    with pytest.raises(ValueError, match=r"its \d+ bytes inflate to more than \d+$"):
+        load_image(path)
+    with pytest.raises(ValueError, match=r"its \d+ bytes inflate to 102402, more than \d+$"):
+        zipped.load(0)
+    image = nibabel.Nifti1Image(blank, np.eye(4))
+    image.header.extensions.append(nibabel.nifti1.Nifti1Extension("comment", bytes(300_000)))
+    image.to_filename(tmp_path / "a.nii.gz")
+    with pytest.raises(ValueError, match=r"it says that it has 300\d+ bytes at one place, more than \d+$"):
+        load_image(tmp_path / "a.nii.gz")
+    monkeypatch.undo()
+    assert load_image(tmp_path / "a.nii.gz").size == (320, 320)
+
+
+def test_a_missing_reader_ends_a_look_at_the_data(tmp_path, monkeypatch):
+    with zipfile.ZipFile(tmp_path / "d.zip", "w") as archive:
+        archive.write(dicom(tmp_path / "a.dcm", GREYS[0]), "a/a.dcm")
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    with pytest.raises(UserError, match=r"DICOM files need pydicom: pip install"):
+        survey(str(tmp_path / "d.zip"))
 
 
 def test_folders_of_dicom_files_with_and_without_a_suffix(tmp_path, monkeypatch):

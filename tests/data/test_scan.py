@@ -153,7 +153,8 @@ def test_other_files_and_empty_classes_are_said(root, caplog):
     base = root / "train"
     assert samples.fingerprint == from_files("folder", "train", samples.classes, base, files).fingerprint
     numbered = [(name, label + (label > 0)) for name, label in files]  # as before, when bee was class 1
-    assert samples.earlier == (from_files("folder", "train", "abcd", base, numbered).fingerprint,)
+    assert samples.earlier.fingerprint == from_files("folder", "train", "abcd", base, numbered).fingerprint
+    assert samples.earlier.classes == ("ant", "bee", "cat", "dog")
     assert "left out files of other kinds: 4 ('bee/legend.xml', 'cat/notes.txt', 'cat/photo.heic', 'cat/pipe.png')" in (
         caplog.text
     )

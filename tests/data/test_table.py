@@ -222,10 +222,34 @@ def test_other_formats_refuse_in_a_sentence_too(tmp_path):
     (tmp_path / "t.jsonl").write_text('{"path": "b\\u0000/1.png"}\n')
     with pytest.raises(UserError, match="line 1 of .* zero byte"):
         load_samples(str(tmp_path / "t.jsonl"))
+    for cell, reason in (
+        ('["x|y", "z"]', r"holds a list with the entry 'x\|y', which would be two \(\| and ; join entries\)"),
+        ("[" * 900 + "1" + "]" * 900, "holds a list in a list"),
+    ):
+        (tmp_path / "t.jsonl").write_text(f'{{"path": "b/1.png", "tags": {cell}}}\n')
+        with pytest.raises(UserError, match=f"column 'tags' of .*t.jsonl' {reason}"):
+            load_samples(str(tmp_path / "t.jsonl"), columns="tags")
     (tmp_path / "t.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(UserError, match="cannot be read"):
         load_samples(str(tmp_path / "t.parquet"))
     assert table.SPEC.suffixes == SUFFIXES
+
+
+def test_numbers_too_long_for_floats_stay_apart_and_texts_with_semicolons_are_said(tmp_path, caplog):
+    long = ["9007199254740993", "9007199254740992"]
+    rows = [
+        (f"{place}.png", number, text) for place, (number, text) in enumerate(zip(long, ["a; b", "c"], strict=True))
+    ]
+    for path, *_ in rows:
+        Image.new("L", (4, 4)).save(tmp_path / path)
+    path = write(tmp_path / "t.csv", rows, ("path", "label", "kind"))
+    samples = load_samples(str(path), columns="kind")
+    assert (samples.classes, samples.labels.tolist()) == ((long[1], long[0]), [1, 0])
+    assert samples.targets["kind"].names == ["a", "b", "c"]
+    assert "'a; b', which is taken for several labels: if it is one class, write kind:class" in caplog.text
+    caplog.clear()
+    assert load_samples(str(path), columns="kind:class").targets["kind"].names == ["a; b", "c"]
+    assert not caplog.text
 
 
 def test_a_cache_of_a_table_has_its_groups_and_opens_no_table_that_it_names_itself(tmp_path, monkeypatch):

@@ -298,11 +298,19 @@ def test_a_cache_in_which_an_empty_folder_was_a_class_is_checked_and_its_images_
         Image.new("RGB", (8, 8), (len(name), 9, 0)).save(tmp_path / "set" / name)
     samples = load_samples("folder", data_dir=tmp_path / "set")
     assert samples.labels.tolist() == [0, 1]
-    (numbered,) = samples.earlier
-    former = replace(samples, classes=("ant", *samples.classes), labels=samples.labels + 1, fingerprint=numbered)
+    former = replace(samples.earlier, earlier=None)
+    assert (former.classes, former.labels.tolist()) == (("ant", "bee", "cat"), [1, 2])
     cache = extract(tiny_backbone(), former, device="cpu", out=tmp_path / "cache.zarr", batch_size=2)
     found = verify_cache(cache.path, recompute=2, backbone=tiny_backbone(), dataset=samples, device="cpu")
     assert found["intact"]
     assert recompute.reopen_images(cache, dataset=samples).ids == cache.sample_ids
     with pytest.raises(UserError, match="other images"):
-        recompute.reopen_images(cache, dataset=replace(samples, earlier=()))
+        recompute.reopen_images(cache, dataset=replace(samples, earlier=None))
+    cache.shard_path(0).unlink()
+    again = extract(tiny_backbone(), samples, device="cpu", out=cache.path, batch_size=2)  # as interrupted
+    assert (again.manifest.identity, again.labels.tolist()) == (cache.manifest.identity, cache.labels.tolist())
+    assert again.manifest.classes == ["ant", "bee", "cat"]
+    again.shard_path(0).unlink()
+    mended = verify_cache(cache.path, repair=True, backbone=tiny_backbone(), dataset=samples, device="cpu")
+    assert mended["intact"]
+    assert lc.open_cache(cache.path).labels.tolist() == cache.labels.tolist()

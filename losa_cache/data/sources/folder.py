@@ -72,7 +72,7 @@ def load(request: Request, name: str = "folder") -> Samples:
         if classes:
             left.take(below)
         wanted, also, listing = _scan(base, classes or [HERE], left)  # images beside no class folders are read, too
-        numbers = listing.labels
+        folders, numbers = classes, listing.labels
         if classes:
             holds = partial(holds_any, suffixes=wanted, also=also)
             classes, listing = _without_empty(root, base, classes, listing, left, holds)
@@ -97,8 +97,11 @@ def load(request: Request, name: str = "folder") -> Samples:
         )
     else:
         samples = video.from_videos(name, split, classes, base, list(zip(paths, labels.tolist(), strict=True)), sizes)
-    renumbered = not np.array_equal(numbers, labels)  # earlier versions gave a number to every folder
-    return replace(samples, left=left, earlier=(fingerprint_of(paths, numbers, sizes),) if renumbered else ())
+    samples = replace(samples, left=left)
+    if np.array_equal(numbers, labels):
+        return samples
+    former = fingerprint_of(paths, numbers, sizes)  # earlier versions gave a number to every folder
+    return replace(samples, earlier=replace(samples, classes=tuple(folders), labels=numbers, fingerprint=former))
 
 
 def other_splits(request: Request) -> list[str]:

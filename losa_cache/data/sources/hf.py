@@ -3,6 +3,7 @@
 import os
 from bisect import bisect_right
 from collections.abc import Sequence
+from hashlib import sha256
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -32,6 +33,9 @@ _SAVED = ("state.json", "dataset_dict.json")  # files of what save_to_disk wrote
 _IMAGES = ("image", "img")
 _LABELS = ("label", "labels", "class", "target", "fine_label")
 _MOST_BYTES = 2**31 - 1  # of an image
+_HASHED = 4 * 1024**3
+"""Bytes of a split that are hashed whole for its fingerprint: some seconds. Of larger splits the ends of images are."""
+_END = 4096  # bytes, which in compressed pictures are pixels
 
 
 def load(request: Request) -> Samples:
@@ -78,7 +82,7 @@ def load(request: Request) -> Samples:
         classes,
         ids,
         labels,
-        images.sizes(),
+        images.marks(),
         encoded=images.encoded,
         archive=lambda i: images.file(i) or files.of_row(i),
         pixels=request.pixels,
@@ -170,12 +174,12 @@ def _label_column(data: "Dataset", columns: Columns, where: str) -> str | None:
                 f"{where} has {_type(data, asked)} in its column {asked!r}: a label is a whole number or a text."
             )
         return asked
-    called = [n for name in _LABELS for n in data.features if n.lower() == name and n not in request.columns.targets]
+    called = [n for name in _LABELS for n in data.features if n.lower() == name and n not in columns.targets]
     fitting = [name for name in called if _labels(data, name)]
     if called and not fitting:
         raise UserError(
             f"{where} has {_type(data, called[0])} in its column {called[0]!r}, and a label is a whole number or a "
-            f"text: name another column (--columns label=COLUMN), or make it a target set (--columns {called[0]})."
+            f"text: name another column (--columns label=COLUMN), or make it a target set (--columns {called[0]}:numbers)."
         )
     return fitting[0] if fitting else None
 
@@ -263,6 +267,22 @@ class _Images:
         if self._bytes[row].is_valid or not self._paths[row].is_valid:
             return None
         return Path(self._paths[row].as_py())
+
+    def marks(self) -> list[int | str]:
+        """Say what the fingerprint covers of each image: the number of its bytes, and a hash of those in the table.
+
+        Uncompressed pictures of one size have as many bytes, whatever they show. Files are compared by their number of
+        bytes, as those of folders are.
+        """
+        sizes = self.sizes()
+        marks: list[int | str] = [*sizes]
+        whole = sum(sizes) <= _HASHED
+        for row, stored in enumerate(value for chunk in self._bytes.chunks for value in chunk):
+            if stored.is_valid:
+                content = memoryview(stored.as_buffer())
+                digest = sha256(content if whole else content[-_END:]).hexdigest()
+                marks[row] = f"{sizes[row]}\t{digest}"
+        return marks
 
     def sizes(self) -> list[int]:
         """Give the number of bytes of each image; -1 where there are none."""

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from losa_cache.data.samples import Samples
 from losa_cache.data.shards import shards_of
 from losa_cache.data.sources.folder import EXTENSIONS, SPLITS, canonical, split_in
 from losa_cache.data.spec import SourceSpec
-from losa_cache.data.tar_shard import Part, Record, read_shard
+from losa_cache.data.tar_shard import DamagedShardError, Part, Record, read_shard
 from losa_cache.errors import UserError
 from losa_cache.folders import is_url
 from losa_cache.outside import UnreadableError
@@ -83,7 +83,7 @@ def load(request: Request) -> Samples:
     targets = target_columns(request.columns, where)
     table = _Table(columns={each.column: [] for each in targets.values()})
     for number, archive in enumerate(archives):
-        for record in read_shard(archive.path):
+        for record in _records(shards[number], archive.path):
             _add(table, record, number, archive, request.columns)
     if not table.keys:
         raise UserError(f"{where} holds no samples: name tar files of images.")
@@ -178,6 +178,23 @@ def _is_called(shard: str, split: str) -> bool:
 def _folder_and_stem(shard: str) -> tuple[str, str]:
     folder, base = os.path.split(shard)
     return os.path.basename(folder), base.partition(".")[0]
+
+
+def _records(shard: str, path: Path) -> Iterator[Record]:
+    """Read a shard. A copy of a URL's file that is no whole tar file is removed, so that it is fetched again.
+
+    Servers answer with a page to log in, and some do not say how long a file is.
+    """
+    try:
+        yield from read_shard(path)
+    except DamagedShardError as error:
+        if not is_url(shard):
+            raise
+        path.unlink(missing_ok=True)
+        raise UserError(
+            f"{shard!r} did not come as a whole tar file, and its copy is removed: run the same command again, or copy "
+            "the file here."
+        ) from error
 
 
 def _add(table: _Table, record: Record, number: int, archive: Archive, columns: Columns) -> None:

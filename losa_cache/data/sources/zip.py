@@ -27,7 +27,7 @@ from losa_cache.data.sources.folder import (
 from losa_cache.data.spec import SourceSpec
 from losa_cache.errors import UserError
 from losa_cache.folders import given_path
-from losa_cache.outside import UnreadableError, open_file
+from losa_cache.outside import UnreadableError, most_inflated, open_file
 
 SPEC = SourceSpec(prefix=True, whole=True, suffixes=(".zip",))
 
@@ -213,6 +213,11 @@ def _read(archive: Archive, member: Member) -> bytes:
     """
     if member.file_size > MOST_BYTES:
         raise ValueError(f"it has {member.file_size} bytes, more than {MOST_BYTES}")
+    if (
+        member.file_size > (most := most_inflated(member.compress_size))
+        and member.compress_type == zipfile.ZIP_DEFLATED
+    ):
+        raise ValueError(f"its {member.compress_size} bytes inflate to {member.file_size}, more than {most}")
     signature, name, extra = _HEADER.unpack(archive.read(member.header_offset, _HEADER.size))
     if signature != _SIGNATURE:
         raise ValueError("the zip file has no member where its directory says")
