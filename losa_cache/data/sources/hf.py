@@ -179,7 +179,8 @@ def _label_column(data: "Dataset", columns: Columns, where: str) -> str | None:
     if called and not fitting:
         raise UserError(
             f"{where} has {_type(data, called[0])} in its column {called[0]!r}, and a label is a whole number or a "
-            f"text: name another column (--columns label=COLUMN), or make it a target set (--columns {called[0]}:numbers)."
+            f"text: name another column (--columns label=COLUMN), or make it a target set (--columns "
+            f"{called[0]}:numbers)."
         )
     return fitting[0] if fitting else None
 
