@@ -19,6 +19,7 @@ OTHERWISE = {
     "cache/stage.py": "a copied shard, to a temporary name",
     "cache/metadata_files.py": "a folder with a temporary name",
     "cache/object_metadata.py": "a scratch folder, cleared by the next writer",
+    "apply/predict/formats/png_folder.py": "a folder beside the output, which is put in its place when it is whole",
     "apply/predict/journal.py": "a journal beside the output, cut to its last whole frame",
 }
 """Modules that write files by themselves, and what they write to."""

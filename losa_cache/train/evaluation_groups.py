@@ -57,7 +57,7 @@ def _numbers(
 ) -> NDArray[np.int64]:
     if cache is not None and named in cache.target_kinds:
         return require_groups(samples, cache.sample_ids, cache.target_set(named), named).values[samples]
-    if not os.path.lexists(named):
+    if not os.path.lexists(named) or os.path.isdir(named):  # a folder may be called as groups are
         raise UserError(f"group-by is {named!r}, which is {_unknown(cache)}")
     groups = groups_by_id(ids, parse_groups(read_sample_file(named, "group-by"), named))
     return require_groups(np.arange(len(ids)), ids, groups, named).values

@@ -70,7 +70,7 @@ def named_sets(cache: ActivationCache, config: TrainConfig) -> NamedSets:
         UserError: if ``group_by`` names neither one of them nor a file.
     """
     asked, known = config.group_by, cache.target_kinds
-    if asked is not None and asked not in known and not os.path.lexists(asked):
+    if asked is not None and asked not in known and (not os.path.lexists(asked) or os.path.isdir(asked)):
         raise UserError(
             f"group-by is {asked!r}, which is neither a target set of the cache {str(cache.path)!r} "
             f"({', '.join(known)}) nor a CSV file: name one of them."

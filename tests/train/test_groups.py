@@ -85,7 +85,11 @@ def test_a_split_that_leaves_a_class_out_or_tears_a_group_is_refused(tiny_cache,
         selected(tiny_cache, TrainConfig(group_by="side"))
 
 
-def test_groups_that_a_test_cache_lacks_are_named_with_the_command_that_adds_them(tiny_cache, caplog):
+def test_groups_that_a_test_cache_lacks_are_named_with_the_command_that_adds_them(
+    tiny_cache, caplog, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "site").mkdir()  # a folder of that name is no file of groups
     assert groups_to_report(None, "site", tiny_cache, tiny_cache.samples, tiny_cache.sample_ids) is None
     assert "the groups of the run are not known here, so the interval is over single samples" in caplog.text
     assert f"'site', which is neither a target set of '{tiny_cache.path}'" in caplog.text
