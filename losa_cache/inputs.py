@@ -17,12 +17,11 @@ from losa_cache.cache.precision import Precision, get_precision
 from losa_cache.cache.precision_names import require_precision
 from losa_cache.data.clips import Clip
 from losa_cache.data.decode import Decoder
-from losa_cache.data.load import load_samples
+from losa_cache.data.load import load_request, request_of_options
 from losa_cache.data.names import NVJPEG, PILLOW
 from losa_cache.data.nvjpeg import require_decoder, require_files
 from losa_cache.data.samples import Samples
 from losa_cache.errors import UserError
-from losa_cache.folders import find_home, given_path
 from losa_cache.inputs_config import InputsConfig
 from losa_cache.layers import choose_layers
 from losa_cache.machine.memory import available_memory
@@ -156,15 +155,7 @@ def load_given(config: InputsConfig) -> Samples:
                 f"{' and '.join(asked)}, or load it by load_samples(..., pixels=...)."
             )
         return config.dataset
-    folder, home = given_path(config.data_dir) if config.data_dir is not None else None, find_home()
-    return load_samples(
-        config.dataset,
-        split=config.split,
-        data_dir=folder,
-        home=home and home / "data",
-        columns=config.columns,
-        pixels=config.pixels,
-    )
+    return load_request(*request_of_options(config))
 
 
 def _load_backbone(config: InputsConfig, device: torch.device, budget: int | None) -> tuple[Backbone, int | None]:
@@ -232,9 +223,9 @@ def describe(
     upright: bool = True,
 ) -> Manifest:
     """Write down everything that decides the numbers, and what stage two needs to know."""
-    newer: dict[str, Any] = (
-        {} if decoder == PILLOW else {"decoder": decoder}
-    )  # the identities of older caches stay as they are
+    newer: dict[str, Any] = {}  # what older caches do not say is the default, so their identities stay
+    if decoder != PILLOW:
+        newer["decoder"] = decoder
     if upright and samples.stored:  # pictures in memory have no orientation
         newer["orientation"] = UPRIGHT
     if tokens != ALL:

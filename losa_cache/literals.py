@@ -4,6 +4,7 @@ So names, help texts and refusals need none of the libraries that the file impor
 """
 
 import ast
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ def read_literals(path: Path, name: str) -> dict[str, Any]:
     Raises:
         ValueError: if it has none, or one that is not made of literals.
     """
-    for statement in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == name:
-            assert isinstance(statement.value, ast.Call), f"{name} of {path} is not made by a call"
-            return {str(fact.arg): ast.literal_eval(fact.value) for fact in statement.value.keywords}
-    raise ValueError(f"{path} has no {name}")
+    statement = re.search(rf"^{name} = .*(?:\n[ )].*)*", path.read_text(encoding="utf-8"), re.MULTILINE)
+    if statement is None:
+        raise ValueError(f"{path} has no {name}")
+    (assigned,) = ast.parse(statement[0]).body  # of the whole file it would take longer than to import the command line
+    assert isinstance(assigned, ast.Assign), f"{name} of {path} is no assignment"
+    assert isinstance(assigned.value, ast.Call), f"{name} of {path} is not made by a call"
+    return {str(fact.arg): ast.literal_eval(fact.value) for fact in assigned.value.keywords}

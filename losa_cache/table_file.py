@@ -15,6 +15,7 @@ import msgspec
 from losa_cache.errors import UserError, nearest
 from losa_cache.extras import extra
 from losa_cache.outside import UnreadableError, decoded, read_file, require_regular
+from losa_cache.text import few
 
 JSON_LINES, PARQUET = (".jsonl", ".ndjson"), (".parquet",)
 SUFFIXES = (".csv", ".tsv", *JSON_LINES, *PARQUET)
@@ -25,7 +26,6 @@ JOIN, JOINS = "|", re.compile("[|;]")
 
 _DELIMITERS = "\t,;|"  # the first of them that stands in the heading, outside of quotes
 _QUOTED = re.compile(r'"[^"]*"')
-_SHOWN = 5  # names in a message
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,9 @@ class TableFile:
             UserError: if there is no such column, or a cell is neither text nor a number nor a list of these.
         """
         if name not in self.names:
-            listed = ", ".join(map(repr, self.names[:_SHOWN])) + (", ..." if len(self.names) > _SHOWN else "")
-            raise UserError(f"{str(self.path)!r} has no column {name!r}{nearest(name, self.names)}; it has {listed}.")
+            raise UserError(
+                f"{str(self.path)!r} has no column {name!r}{nearest(name, self.names)}; it has {few(self.names)}."
+            )
         return self.read(name)
 
     def where(self, row: int) -> str:

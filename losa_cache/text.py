@@ -19,6 +19,11 @@ def shown(text: str) -> str:
     )
 
 
+def few(names: Sequence[str], most: int = 5) -> str:
+    """Quote the first names of many, and at most 100 letters of each, for a message."""
+    return ", ".join(repr(name[:100]) for name in names[:most]) + (", ..." if len(names) > most else "")
+
+
 def columns(lines: Sequence[Sequence[str]]) -> str:
     """Lay cells out in columns, the first one flush left, the others flush right; every name in them is escaped."""
     safe = [[shown(cell) for cell in line] for line in lines]

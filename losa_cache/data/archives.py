@@ -3,7 +3,6 @@
 import io
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
@@ -11,15 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from losa_cache.cache.descriptors import ReadFile, ReplacedError, descriptors
-from losa_cache.data.columns import GROUP, SPLIT, WEIGHT, Columns
+from losa_cache.data.columns import SPLIT, Columns
 from losa_cache.data.picture import read_image
 from losa_cache.data.pixel_rules import PixelRules
-from losa_cache.data.samples import Samples, hash_lines
+from losa_cache.data.samples import Samples, fingerprint_of
 from losa_cache.data.sources.folder import UNLABELLED
+from losa_cache.data.target_columns import TargetColumn, target_columns
 from losa_cache.errors import UserError
-from losa_cache.targets.check import target_name
 from losa_cache.targets.source import Source
-from losa_cache.targets.target_set import CLASS, NUMBERS
 
 MOST_BYTES = 2**31 - 1
 """Bytes that one image of an archive may have: what one call of the system reads."""
@@ -78,7 +76,6 @@ def from_archives(
         archive: gives the file that holds them.
         pixels: how values that are not 8-bit RGB become pixels.
     """
-    lines = (f"{own}\t{label}\t{mark}" for own, label, mark in zip(ids, labels.tolist(), marks, strict=True))
     return Samples(
         name=name,
         split=split,
@@ -86,7 +83,7 @@ def from_archives(
         ids=ids,
         labels=labels,
         load=lambda i: read_image(io.BytesIO(encoded(i)), pixels),
-        fingerprint=hash_lines(lines),
+        fingerprint=fingerprint_of(ids, labels, marks),
         encoded=encoded,
         archive=archive,
         pixels=pixels,
@@ -94,16 +91,8 @@ def from_archives(
     )
 
 
-@dataclass(frozen=True)
-class TargetColumn:
-    """A column that becomes a target set: its name, and the kind; ``None``: as the values say."""
-
-    column: str
-    kind: str | None
-
-
-def target_columns(columns: Columns, where: str) -> dict[str, TargetColumn]:
-    """Say which columns become target sets, by the names of these.
+def target_columns_of(columns: Columns, where: str) -> dict[str, TargetColumn]:
+    """Say which columns of archives become target sets, by the names of these.
 
     Args:
         columns: that are asked for.
@@ -114,13 +103,7 @@ def target_columns(columns: Columns, where: str) -> dict[str, TargetColumn]:
     """
     if SPLIT in columns.roles:
         raise UserError(f"{where} has splits of its own: leave {SPLIT}={columns.roles[SPLIT]} out of --columns.")
-    roles = ((GROUP, CLASS), (WEIGHT, NUMBERS))
-    found = {role: TargetColumn(columns.roles[role], kind) for role, kind in roles if role in columns.roles}
-    for column, kind in columns.targets.items():
-        if (name := target_name(column)) in found:
-            raise UserError(f"columns {found[name].column!r} and {column!r} would both be the target set {name!r}.")
-        found[name] = TargetColumn(column, kind)
-    return found
+    return target_columns(columns.roles, columns.targets)
 
 
 def numbered(

@@ -74,7 +74,7 @@ class PixelConfig:
         Raises:
             UserError: for one that cannot work.
         """
-        parse_rules(self.range, self.channels, self.page, self.apply_profile)
+        _ = self.pixels
 
 
 def require_data(dataset: object, *, split: str, data_dir: str | None, columns: str | None) -> None:

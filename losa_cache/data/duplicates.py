@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from losa_cache.data.headers import in_parts
-from losa_cache.data.samples import Samples
+from losa_cache.data.samples import Samples, described
 
 _TAIL = 4096  # bytes at the end of a file: those at its beginning are alike in pictures of one camera
 _KEY = 16  # bytes
@@ -117,5 +117,4 @@ def _whole(samples: Samples, index: int) -> bytes:
             return hashlib.file_digest(file, "sha256").digest()[:_KEY]
     if samples.encoded is not None:
         return hashlib.sha256(samples.encoded(index)).digest()[:_KEY]
-    image = samples.load(index)
-    return hashlib.sha256(repr((image.mode, image.size)).encode() + image.tobytes()).digest()[:_KEY]
+    return hashlib.sha256(described(samples.load(index)).encode()).digest()[:_KEY]

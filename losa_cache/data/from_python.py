@@ -1,6 +1,5 @@
 """A data set of Python objects: any map-style data set of torch, or a list of pairs of an image and its class."""
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, cast
 
@@ -10,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from losa_cache.data.random_transforms import require_no_random_transform, require_same_images
-from losa_cache.data.samples import Samples, hash_lines
+from losa_cache.data.samples import Samples, described, hash_lines
 from losa_cache.errors import UserError
 
 LOOKED_AT = 16
@@ -69,13 +68,13 @@ def samples_of(
             numbers = None  # its items are labelled otherwise: by a target_transform
     if fingerprint is not None:
         numbers = np.array([_label(items[place], place) for place in range(count)]) if numbers is None else numbers
-        described = [*_lines(names, numbers), f"version\t{fingerprint}"]
+        lines = [*_lines(names, numbers), f"version\t{fingerprint}"]
     elif held or numbers is None:
-        numbers, described = _read_all(items, names, numbers)
+        numbers, lines = _read_all(items, names, numbers)
     else:
-        described = [*_lines(names, numbers), *_look(items, looked_at)]
+        lines = [*_lines(names, numbers), *_look(items, looked_at)]
     if not held and fingerprint is None:
-        require_same_images(lambda place: _described(picture(_image(items[place]), place)), looked_at[::2], name)
+        require_same_images(lambda place: described(picture(_image(items[place]), place)), looked_at[::2], name)
     return Samples(
         name=name,
         split=split,
@@ -83,7 +82,7 @@ def samples_of(
         ids=names,
         labels=numbers.astype(np.int64),
         load=lambda place: picture(_image(items[place]), place),
-        fingerprint=hash_lines(described),
+        fingerprint=hash_lines(lines),
     )
 
 
@@ -213,17 +212,11 @@ def _read_all(
     for place, own in enumerate(names):
         item = items[place]
         number = _label(item, place) if labels is None else int(labels[place])
-        lines.append(f"{own}\t{number}\t{_described(picture(_image(item), place))}")
+        lines.append(f"{own}\t{number}\t{described(picture(_image(item), place))}")
         numbers.append(number)
     return np.array(numbers, dtype=np.int64), lines
 
 
 def _look(items: MapStyle, places: Sequence[int]) -> list[str]:
     """Describe some images for the fingerprint."""
-    return [f"{place}\t{_described(picture(_image(items[place]), place))}" for place in places]
-
-
-def _described(image: Image.Image) -> str:
-    """Give bytes that identify a picture: mode, size, and a hash of pixels and palette."""
-    pixels = image.tobytes() + bytes(image.getpalette() or ())
-    return f"{image.mode}\t{image.size}\t{hashlib.sha256(pixels).hexdigest()}"
+    return [f"{place}\t{described(picture(_image(items[place]), place))}" for place in places]

@@ -1,6 +1,7 @@
 """Data-set names."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from losa_cache.data.columns import parse_columns
 from losa_cache.data.names import kind_of, require_columns, require_data_set
@@ -9,6 +10,11 @@ from losa_cache.data.request import Request
 from losa_cache.data.samples import Samples
 from losa_cache.data.spec import load_source
 from losa_cache.errors import UserError
+from losa_cache.folders import find_home, given_path
+
+if TYPE_CHECKING:
+    from losa_cache.data.survey_config import SurveyConfig
+    from losa_cache.inputs_config import ImageConfig
 
 
 def load_samples(
@@ -39,6 +45,15 @@ def load_samples(
             of pixels if the data set does not hold files of images.
     """
     kind, request = request_of(name, split=split, data_dir=data_dir, home=home, columns=columns, pixels=pixels)
+    return load_request(kind, request)
+
+
+def load_request(kind: str, request: Request) -> Samples:
+    """Load what is asked of a kind of data set, and log what is left out of it.
+
+    Raises:
+        UserError: as of :func:`open_request`.
+    """
     samples = open_request(kind, request)
     samples.left.say()
     return samples
@@ -62,6 +77,23 @@ def request_of(
     require_columns(name, columns)
     kind, rest = kind_of(name)
     return kind, Request(rest, split, data_dir, home, parse_columns(columns), pixels)
+
+
+def request_of_options(options: "ImageConfig | SurveyConfig") -> tuple[str, Request]:
+    """Give the kind of the data set that options name, and what is asked of it, as :func:`request_of` does.
+
+    Raises:
+        UserError: as of :func:`request_of`.
+    """
+    home = find_home()
+    return request_of(
+        str(options.dataset),
+        split=options.split,
+        data_dir=None if options.data_dir is None else given_path(options.data_dir),
+        home=None if home is None else home / "data",
+        columns=options.columns,
+        pixels=options.pixels,
+    )
 
 
 def open_request(kind: str, request: Request) -> Samples:

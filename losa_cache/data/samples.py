@@ -1,6 +1,7 @@
 """A data set, as the rest of the package sees it."""
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -231,7 +232,7 @@ def from_paths(
         twice = next(path for path, count in Counter(paths).items() if count > 1)
         raise UserError(f"data set {name!r} lists {twice!r} twice: leave one out.")
     if sizes is None:
-        sizes = [_size(root / path) for path in paths]
+        sizes = [size_of(root / path) for path in paths]
     return Samples(
         name=name,
         split=split,
@@ -245,10 +246,10 @@ def from_paths(
     )
 
 
-def fingerprint_of(paths: Sequence[str], labels: NDArray[np.int64], sizes: Sequence[int] | NDArray[np.int64]) -> str:
-    """Hash names, labels and sizes in bytes of files."""
-    columns = zip(paths, map(int, labels), map(int, sizes), strict=True)
-    return hash_lines(f"{path}\t{label}\t{size}" for path, label, size in columns)
+def fingerprint_of(ids: Sequence[str], labels: NDArray[np.int64], marks: Iterable[int | str]) -> str:
+    """Hash ids, labels, and what is known of the bytes of each sample: their number, or a checksum."""
+    columns = zip(ids, map(int, labels), marks, strict=True)
+    return hash_lines(f"{own}\t{label}\t{mark}" for own, label, mark in columns)
 
 
 def hash_lines(lines: Iterable[str], payload: bytes = b"") -> str:
@@ -260,8 +261,15 @@ def hash_lines(lines: Iterable[str], payload: bytes = b"") -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def _size(path: Path) -> int:
+def size_of(path: Path | str) -> int:
+    """Give the number of bytes of a file; -1 of one that cannot be looked at."""
     try:
-        return path.stat().st_size
+        return os.stat(path).st_size
     except (OSError, ValueError):  # it does not decode, and is named then; ValueError: a zero byte in the name
         return -1
+
+
+def described(image: Image.Image) -> str:
+    """Give a text that identifies a picture: mode, size, and a hash of pixels and palette."""
+    pixels = image.tobytes() + bytes(image.getpalette() or ())
+    return f"{image.mode}\t{image.size}\t{hashlib.sha256(pixels).hexdigest()}"

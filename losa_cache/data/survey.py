@@ -9,12 +9,11 @@ import numpy as np
 
 from losa_cache.data.duplicates import Place, same_content
 from losa_cache.data.headers import Header, HeaderCounts, in_parts, read_header
-from losa_cache.data.load import open_request, request_of
+from losa_cache.data.load import open_request, request_of_options
 from losa_cache.data.samples import Samples
 from losa_cache.data.spec import other_splits
 from losa_cache.data.survey_config import NAMES, PIXELS, SurveyConfig
 from losa_cache.errors import UserError
-from losa_cache.folders import find_home, given_path
 from losa_cache.options import given, lists_options, with_options
 
 THREADS = 16
@@ -89,16 +88,7 @@ def _opened(config: SurveyConfig) -> tuple[Samples, list[Samples], dict[str, str
     """Open a split and the others of its data set; of those that cannot be opened, give the reasons."""
     if not isinstance(config.dataset, str):
         return config.dataset, [], {}
-    folder, home = None if config.data_dir is None else given_path(config.data_dir), find_home()
-    cache = None if home is None else home / "data"
-    kind, request = request_of(
-        config.dataset,
-        split=config.split,
-        data_dir=folder,
-        home=cache,
-        columns=config.columns,
-        pixels=config.pixels,
-    )
+    kind, request = request_of_options(config)
     samples = open_request(kind, request)
     if config.look == NAMES:
         return samples, [], {}

@@ -12,7 +12,8 @@ from PIL import Image
 from losa_cache.data.pixel_rules import WHOLE, PixelRules, ValueRange
 
 LEAST_SHARE = 1 / 16
-"""Of a range: a picture that uses no more keeps at most 16 of 256 grey levels. 12 bits in a file of 16 do."""
+"""Share of its range that a picture must exceed. One that does not, such as 12 bits in a file of 16, keeps at most 16
+of 256 grey levels."""
 
 
 class MissingChannelError(ValueError):

@@ -1,7 +1,6 @@
 """Groups over which an evaluation reports means."""
 
 import logging
-import os
 import shlex
 from collections.abc import Sequence
 
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 from losa_cache.cache.store import ActivationCache
 from losa_cache.errors import UserError
 from losa_cache.train.groups import groups_by_id, require_groups
-from losa_cache.train.sample_files import parse_groups, read_sample_file
+from losa_cache.train.sample_files import names_file, parse_groups, read_sample_file
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +56,7 @@ def _numbers(
 ) -> NDArray[np.int64]:
     if cache is not None and named in cache.target_kinds:
         return require_groups(samples, cache.sample_ids, cache.target_set(named), named).values[samples]
-    if not os.path.lexists(named) or os.path.isdir(named):  # a folder may be called as groups are
+    if not names_file(named):
         raise UserError(f"group-by is {named!r}, which is {_unknown(cache)}")
     groups = groups_by_id(ids, parse_groups(read_sample_file(named, "group-by"), named))
     return require_groups(np.arange(len(ids)), ids, groups, named).values

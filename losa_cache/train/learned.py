@@ -1,6 +1,5 @@
 """What a run learns of its samples: its target set, and its task fitted to it."""
 
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypedDict
 
@@ -13,7 +12,7 @@ from losa_cache.targets.source import Source
 from losa_cache.targets.target_set import CLASS, LABELS, TargetSet
 from losa_cache.tasks import Task, get_task
 from losa_cache.train.config import WEIGHT, OnlineConfig, TrainConfig
-from losa_cache.train.sample_files import CLASS_HEADER, parse_weights
+from losa_cache.train.sample_files import CLASS_HEADER, names_file, parse_weights
 from losa_cache.train.selection import Selection
 
 if TYPE_CHECKING:
@@ -70,7 +69,7 @@ def named_sets(cache: ActivationCache, config: TrainConfig) -> NamedSets:
         UserError: if ``group_by`` names neither one of them nor a file.
     """
     asked, known = config.group_by, cache.target_kinds
-    if asked is not None and asked not in known and (not os.path.lexists(asked) or os.path.isdir(asked)):
+    if asked is not None and asked not in known and not names_file(asked):
         raise UserError(
             f"group-by is {asked!r}, which is neither a target set of the cache {str(cache.path)!r} "
             f"({', '.join(known)}) nor a CSV file: name one of them."

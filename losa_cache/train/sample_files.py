@@ -36,6 +36,11 @@ def require_sample_files(config: TrainConfig) -> None:
         require_opens(config.group_by, "group-by")
 
 
+def names_file(value: str) -> bool:
+    """Tell whether a value is the path of something that may be a file; a folder may be called as target sets are."""
+    return os.path.lexists(value) and not os.path.isdir(value)
+
+
 def _require_weights(value: str | None, option: str, words: str, known: Sequence[str | None]) -> None:
     """Refuse a value that is neither a word nor a file that can be opened.
 

@@ -65,7 +65,7 @@ def test_only_decoding_finds_an_image_that_is_cut(root):
 
 
 def test_duplicates_and_leaks_are_those_of_all_bytes(tmp_path):
-    """Of files that agree in size, or in size and end, or in all; a dictionary of all bytes says which are equal."""
+    """Files agree in size, or in size and end, or in all bytes; a dictionary of all bytes says which are equal."""
     random, content = np.random.default_rng(0), {}
     for number in range(300):
         split, kind = ("train", "val", "test")[number % 3], "ab"[number % 2]

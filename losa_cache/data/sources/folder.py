@@ -3,7 +3,7 @@
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from losa_cache.data.scan import HERE, Listing, Wanted, class_folders, hidden, h
 from losa_cache.data.spec import SourceSpec
 from losa_cache.errors import UserError
 from losa_cache.table_file import SUFFIXES as TABLES
+from losa_cache.text import few
 
 SPEC = SourceSpec(needs_folder=True)
 
@@ -65,9 +66,11 @@ def load(request: Request, name: str = "folder") -> Samples:
     try:
         base = _split_or_root(root, split, left)
         classes = class_folders(base, WANTED, below := Left())
-        below_of = {kind: os.listdir(base / kind) for kind in classes}
         require_no_splits(
-            lambda kind: f"folder {str(base / kind)!r}", below_of, lambda kind: _only_folders(base / kind)
+            classes,
+            where=lambda kind: f"folder {str(base / kind)!r}",
+            inside=lambda kind: os.listdir(base / kind),
+            only_folders=lambda kind: _only_folders(base / kind),
         )
         if classes:
             left.take(below)
@@ -157,8 +160,8 @@ def split_folder(root: Path, split: str) -> Path | None:
     folders = _split_folders(root).get(canonical(split), [])
     if len(folders) > 1:
         raise UserError(
-            f"folder {str(root)!r} holds {_names(folders)}, which all name the split {canonical(split)!r}: keep one of "
-            "them, or rename the others."
+            f"folder {str(root)!r} holds {few(folders, _SHOWN)}, which all name the split {canonical(split)!r}: keep "
+            "one of them, or rename the others."
         )
     if folders:
         return root / folders[0]
@@ -273,14 +276,18 @@ def require_no_classes(where: str, splits: list[str], classes: list[str], instea
     """
     if classes:
         raise UserError(
-            f"{where} holds {_names(splits)}, the name of a split, beside folders of images "
-            f"({_names(classes)}): if it is a class, move all classes into a folder called 'train'; if it is the "
+            f"{where} holds {few(splits, _SHOWN)}, the name of a split, beside folders of images "
+            f"({few(classes, _SHOWN)}): if it is a class, move all classes into a folder called 'train'; if it is the "
             f"split, move the others away{instead}."
         )
 
 
 def require_no_splits(
-    where: Callable[[str], str], below: Mapping[str, Sequence[str]], only_folders: Callable[[str], bool]
+    classes: Sequence[str],
+    *,
+    where: Callable[[str], str],
+    inside: Callable[[str], Iterable[str]],
+    only_folders: Callable[[str], bool],
 ) -> None:
     """Refuse folders that have the names of splits and lie where classes or their images should.
 
@@ -288,23 +295,24 @@ def require_no_splits(
     exactly the name of a split.
 
     Args:
+        classes: names of their folders.
         where: names the folder of a class, or of all classes (``""``), for messages.
-        below: names directly in the folder of each class.
+        inside: gives the names directly in the folder of a class.
         only_folders: tells whether the folder of a class holds only folders.
     """
-    like = {name: split for name in below if (split := split_in(name)) and only_folders(name)}
-    if len({*like.values()}) > 1 or (like and len(below) == 1):
+    like = {name: split for name in classes if (split := split_in(name)) and only_folders(name)}
+    if len({*like.values()}) > 1 or (like and len(classes) == 1):
         raise _astray(where(""), [*like])
-    for kind, inside in below.items():
-        splits = sorted({name for name in inside if name.lower() in _SPLIT_OF})
+    for kind in classes:
+        splits = sorted({name for name in inside(kind) if name.lower() in _SPLIT_OF})
         if len({_SPLIT_OF[name.lower()] for name in splits}) > 1:
             raise _astray(where(kind), splits)
 
 
 def _astray(where: str, splits: list[str]) -> UserError:
     return UserError(
-        f"{where} holds {_names(splits)}, which seem to be splits and lie where classes or images do: name a data set "
-        "(--data-dir) with 'train', 'val' and 'test' at its top, and the classes in these; if they are no splits, "
+        f"{where} holds {few(splits, _SHOWN)}, which seem to be splits and lie where classes or images do: name a data "
+        "set (--data-dir) with 'train', 'val' and 'test' at its top, and the classes in these; if they are no splits, "
         "rename them."
     )
 
@@ -319,10 +327,6 @@ def _only_folders(folder: Path) -> bool:
     with os.scandir(folder) as entries:
         kinds = {entry.is_dir() for entry in entries if not hidden(entry.name)}
     return kinds == {True}
-
-
-def _names(names: list[str]) -> str:
-    return ", ".join(map(repr, names[:_SHOWN])) + (", ..." if len(names) > _SHOWN else "")
 
 
 def _unreadable(error: OSError) -> UserError:

@@ -8,12 +8,13 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from losa_cache.data.archives import TargetColumn, from_archives, numbered, target_columns
+from losa_cache.data.archives import from_archives, numbered, target_columns_of
 from losa_cache.data.columns import IMAGE, LABEL, NAMES, SPLIT, Columns
 from losa_cache.data.request import Request
 from losa_cache.data.samples import Samples
 from losa_cache.data.sources.folder import canonical
 from losa_cache.data.spec import SourceSpec
+from losa_cache.data.target_columns import TargetColumn
 from losa_cache.errors import UserError, nearest
 from losa_cache.extras import extra
 from losa_cache.folders import given_path
@@ -57,7 +58,7 @@ def load(request: Request) -> Samples:
     data = _split(_open(request.name, where), request.split, where)
     columns = request.columns.settled(_conventional(data))
     image, label = _image_column(data, columns, where), _label_column(data, columns, where)
-    targets = target_columns(columns, where)
+    targets = target_columns_of(columns, where)
     for each in targets.values():
         _require_column(data, each.column, where)
     table = _encoded_table(data, [image, *([label] if label else []), *(each.column for each in targets.values())])

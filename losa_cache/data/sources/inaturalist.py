@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +30,10 @@ _FOLDERS = {
 }
 _NUMBERED = re.compile(r"(\d{5})_.+")  # 00000_Animalia_Annelida_...: the number is the label
 _MOST_BYTES = 4 * 1024**3  # of a list; that of 2021 has 1 GB
+
+
+Numbered = tuple[Path, dict[int, str]]
+"""A folder, and its class folders by their numbers."""
 
 
 class _Image(msgspec.Struct, gc=False):
@@ -69,8 +74,9 @@ def load(request: Request) -> Samples:
     """
     root, split = request.root, request.split
     require_split(NAME, split)
-    if (folder := _numbered_folder(root, split)) is not None:
-        return _of_folders(request, folder)
+    folders = {name: found for name in SPEC.splits if (found := _numbered_folder(root, name)) is not None}
+    if split in folders:
+        return _of_folders(request, folders)
     lists = sorted(root.glob(f"{split}20??.json")) + [path for path in [root / f"{split}.json"] if path.is_file()]
     if len(lists) > 1:
         raise UserError(f"{str(root)!r} holds {', '.join(path.name for path in lists)}: keep one year in a folder.")
@@ -82,9 +88,13 @@ def load(request: Request) -> Samples:
     return _of_list(request, lists[0])
 
 
-def _numbered_folder(root: Path, split: str) -> Path | None:
+def _numbered_folder(root: Path, split: str) -> Numbered | None:
+    """Find the folder of a split that holds numbered class folders."""
     folders = (root / name for name in _FOLDERS[split])
-    return next((folder for folder in folders if folder.is_dir() and _numbers(folder)), None)
+    return next(
+        ((folder, numbers) for folder in folders if folder.is_dir() and (numbers := _numbers(folder))),
+        None,
+    )
 
 
 def _numbers(folder: Path) -> dict[int, str]:
@@ -94,22 +104,21 @@ def _numbers(folder: Path) -> dict[int, str]:
     return found if len(found) == len(names) else {}
 
 
-def _of_folders(request: Request, folder: Path) -> Samples:
+def _of_folders(request: Request, folders: Mapping[str, Numbered]) -> Samples:
     """Read class folders. The numbers that neither training nor validation has keep their places.
 
     Raises:
         UserError: for a number that means different classes in two splits.
     """
-    numbers = _numbers(folder)
+    folder, numbers = folders[request.split]
     known = dict(numbers)
-    for split in SPEC.splits:
-        if (other := _numbered_folder(request.root, split)) is not None:
-            for number, name in _numbers(other).items():
-                if known.setdefault(number, name) != name:
-                    raise UserError(
-                        f"{str(folder)!r} and {str(other)!r} give one number to {known[number]!r} and {name!r}: take "
-                        "all splits of one year."
-                    )
+    for other, theirs in folders.values():
+        for number, name in theirs.items():
+            if known.setdefault(number, name) != name:
+                raise UserError(
+                    f"{str(folder)!r} and {str(other)!r} give one number to {known[number]!r} and {name!r}: take all "
+                    "splits of one year."
+                )
     classes = [known.get(number, f"{number:05d}") for number in range(max(known) + 1)]
     left = Left(base=str(folder))
     listing = scan(folder, [numbers[number] for number in sorted(numbers)], EXTENSIONS, left)

@@ -6,25 +6,25 @@ Its classes and those of its target sets are those of the whole table, so that s
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from losa_cache.data import video
-from losa_cache.data.columns import GROUP, IMAGE, LABEL, NAMES, SPLIT, WEIGHT, Columns
+from losa_cache.data.columns import IMAGE, LABEL, NAMES, SPLIT, WEIGHT, Columns
 from losa_cache.data.request import Request
-from losa_cache.data.samples import Samples, from_paths
+from losa_cache.data.samples import Samples, from_paths, size_of
 from losa_cache.data.sources.folder import UNLABELLED, canonical, split_in
 from losa_cache.data.spec import SourceSpec
 from losa_cache.data.stems import files_by_stem, stem, with_suffixes
+from losa_cache.data.target_columns import target_columns
 from losa_cache.errors import UserError
 from losa_cache.folders import given_path, is_url
 from losa_cache.table_file import TableFile, forward_slashes, open_table
-from losa_cache.targets.check import target_name
 from losa_cache.targets.from_table import NUMBER, Table, class_names, read_column, require_no_decimal_commas
-from losa_cache.targets.target_set import CLASS, NUMBERS
+from losa_cache.text import few
 
 SPEC = SourceSpec(prefix=True, suffixes=(".csv", ".tsv", ".jsonl", ".ndjson", ".parquet"), columns=True)
 
@@ -59,7 +59,7 @@ def load(request: Request) -> Samples:
     _say_shared(table, paths, rows)
     ids = [paths[row] for row in rows]
     classes, labels = _labels(table, roles.get(LABEL), rows, targets=bool(request.columns.targets))
-    sizes = [_size(os.path.join(base, name)) for name in ids]
+    sizes = [size_of(os.path.join(base, name)) for name in ids]
     _require_there(table, ids, sizes, base)
     videos = [name for name in ids if name.lower().endswith(video.EXTENSIONS)]
     if videos and len(videos) < len(ids):
@@ -94,7 +94,7 @@ def _opened(request: Request) -> tuple[TableFile, dict[str, str], Columns]:
         fitting = [name for name in table.names if name.lower() in names and name not in taken]
         if role not in roles and len(fitting) > 1:
             raise UserError(
-                f"{str(table.path)!r} has the columns {_names(fitting)}, each of which may be the {role}: say which is "
+                f"{str(table.path)!r} has the columns {few(fitting)}, each of which may be the {role}: say which is "
                 f"it with --columns {role}={fitting[0]}."
             )
         if role not in roles and fitting:
@@ -102,7 +102,7 @@ def _opened(request: Request) -> tuple[TableFile, dict[str, str], Columns]:
     if IMAGE not in roles:
         raise UserError(
             f"{str(table.path)!r} has no column of images ({', '.join(NAMES[IMAGE])}): name it with --columns "
-            f"{IMAGE}=COLUMN; it has {_names(table.names)}."
+            f"{IMAGE}=COLUMN; it has {few(table.names)}."
         )
     if not len(table):
         raise UserError(f"{str(table.path)!r} holds no rows: it must have a heading and a line for each image.")
@@ -210,42 +210,18 @@ def _say_unlabelled(path: str) -> None:
     )
 
 
-@dataclass(frozen=True)
-class _Wanted:
-    """A column that becomes a target set.
-
-    Attributes:
-        column: its name.
-        kind: of the target set; ``None``: as the cells say.
-        named: whether the user named it. Otherwise it may be something else that has such a name by chance.
-    """
-
-    column: str
-    kind: str | None
-    named: bool
-
-
 def _targets(
     table: TableFile, roles: dict[str, str], columns: Columns, rows: Sequence[int], ids: Sequence[str]
 ) -> dict[str, Table]:
-    wanted = {
-        role: _Wanted(roles[role], kind, role in columns.roles)
-        for role, kind in ((GROUP, CLASS), (WEIGHT, NUMBERS))
-        if role in roles
-    }
-    for column, kind in columns.targets.items():
-        if (name := target_name(column)) in wanted:
-            raise UserError(f"columns {wanted[name].column!r} and {column!r} would both be the target set {name!r}.")
-        wanted[name] = _Wanted(column, kind, True)
     targets = {}
-    for name, each in wanted.items():
+    for name, each in target_columns(roles, columns.targets).items():
         try:
             targets[name] = read_column(table, each.column, rows, ids, kind=each.kind)
             if name == WEIGHT:
                 _require_weights(table, each.column, targets[name])
         except UserError as error:
-            if each.named:
-                raise
+            if each.column in (*columns.roles.values(), *columns.targets):
+                raise  # the user named it; another one may have such a name by chance
             log.warning("column %r is no target set of the cache: %s", each.column, error)
             targets.pop(name, None)
     return targets
@@ -263,16 +239,7 @@ def _say_shared(table: TableFile, paths: Sequence[str], rows: Sequence[int]) -> 
     own = {paths[row] for row in rows}
     chosen = set(rows)
     if shared := [path for row, path in enumerate(paths) if row not in chosen and path in own]:
-        log.warning(
-            "%d images of %r are in another split, too: %s.", len(shared), str(table.path), _names(sorted(shared))
-        )
-
-
-def _size(path: str) -> int:
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return -1
+        log.warning("%d images of %r are in another split, too: %s.", len(shared), str(table.path), few(sorted(shared)))
 
 
 def _require_there(table: TableFile, ids: Sequence[str], sizes: Sequence[int], base: Path) -> None:
@@ -287,8 +254,4 @@ def _require_there(table: TableFile, ids: Sequence[str], sizes: Sequence[int], b
             + ("write the names as the files have them." if alike else "--data-dir names their folder.")
         )
     if missing:
-        log.warning("%d of %d files of %r are not there: %s.", len(missing), len(ids), str(table.path), _names(missing))
-
-
-def _names(names: Sequence[str]) -> str:
-    return ", ".join(repr(name[:_LETTERS]) for name in names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+        log.warning("%d of %d files of %r are not there: %s.", len(missing), len(ids), str(table.path), few(missing))

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from losa_cache.data.archives import Archive, TargetColumn, from_archives, numbered, target_columns
+from losa_cache.data.archives import Archive, from_archives, numbered, target_columns_of
 from losa_cache.data.columns import IMAGE, LABEL, Columns
 from losa_cache.data.download import fetched
 from losa_cache.data.label_files import read_names
@@ -19,6 +19,7 @@ from losa_cache.data.shards import shards_of
 from losa_cache.data.sources.folder import EXTENSIONS, SPLITS, canonical, split_in
 from losa_cache.data.spec import SourceSpec
 from losa_cache.data.tar_shard import DamagedShardError, Part, Record, read_shard
+from losa_cache.data.target_columns import TargetColumn
 from losa_cache.errors import UserError
 from losa_cache.folders import is_url
 from losa_cache.outside import UnreadableError
@@ -35,7 +36,7 @@ TRAIN, VAL, BOTH = "train", "val", "trainval"
 _BOTH = re.compile(r"train[-_]?val(?:id(?:ation)?)?(?![a-z])", re.IGNORECASE)
 _CLS, _JSON = "cls", "json"
 _FIELDS = ("label", "cls", "class", "target", "class_id", "class_name")
-"""Of a sample's JSON, the fields that may be its label."""
+"""Fields of a sample's JSON that may be its label."""
 _IMAGES = tuple(suffix.removeprefix(".") for suffix in EXTENSIONS)
 _NUMBER = re.compile(r"-?[0-9]{1,18}")
 _NO_NAME = re.compile(r"-*[0-9]+")  # what looks like a number and is none is a mistake, not the name of a class
@@ -80,7 +81,7 @@ def load(request: Request) -> Samples:
     paths = [fetched(shard, request.home) if is_url(shard) else Path(shard) for shard in shards]
     archives = [Archive(path) for path in paths]
     where = f"data set 'wds:{request.name}'"
-    targets = target_columns(request.columns, where)
+    targets = target_columns_of(request.columns, where)
     table = _Table(columns={each.column: [] for each in targets.values()})
     for number, archive in enumerate(archives):
         for record in _records(shards[number], archive.path):

@@ -185,9 +185,10 @@ def _require_no_splits(names: Sequence[str], where: str) -> None:
             if "/" not in rest:
                 with_files.add(kind)
     require_no_splits(
-        lambda kind: f"{where} below {kind!r}" if kind else where,
-        {kind: sorted(below[kind]) for kind in sorted(below)},
-        lambda kind: kind not in with_files,
+        sorted(below),
+        where=lambda kind: f"{where} below {kind!r}" if kind else where,
+        inside=below.__getitem__,
+        only_folders=lambda kind: kind not in with_files,
     )
 
 
