@@ -13,7 +13,7 @@ from PIL import Image
 import losa_cache as lc
 from losa_cache import inputs
 from losa_cache.cache import compression
-from losa_cache.data.load import load_samples
+from losa_cache.data.load import load_request, load_samples
 from losa_cache.errors import UserError
 from losa_cache.extract import recompute
 from losa_cache.extract.extract import extract
@@ -216,7 +216,7 @@ def test_a_cache_from_elsewhere_does_not_say_what_is_opened(named, photos, tmp_p
         shutil.copytree(tmp_path / f"mine.{name}", tmp_path / f"theirs.{name}")
     theirs = tmp_path / "theirs.zarr"
     opened = []
-    monkeypatch.setattr(inputs, "load_samples", lambda *a, **b: opened.append(a) or load_samples(*a, **b))
+    monkeypatch.setattr(inputs, "load_request", lambda *a: opened.append(a) or load_request(*a))
     with pytest.raises(UserError, match=r"was not extracted by this user here.* --data-dir, the folder of its images"):
         verify_cache(theirs, recompute=6)
     assert not opened
