@@ -20,7 +20,6 @@ from losa_cache.probe.kinds import PROBES
 from losa_cache.probe.logistic import Fit
 from losa_cache.probe.tuning import held_out_fold
 from losa_cache.sidenet.adapter import Adapter
-from losa_cache.sidenet.operand import dense
 from losa_cache.sidenet.stack import AdapterStack
 from losa_cache.tasks.base import ENOUGH
 from losa_cache.train.batch import Source
@@ -175,7 +174,7 @@ def pooled(
     done = 0
     for request, batch in zip(requests, source.batches(requests), strict=True):
         part = slice(done, done + len(batch.ids))
-        rows[part] += torch.stack([model.pooling(block) for block in dense(batch.blocks)], 1).cpu() / clips
+        rows[part] += torch.stack([model.pooling.pooled(block) for block in batch.blocks], 1).cpu() / clips
         if not len(labels):
             labels = batch.labels.new_empty(len(samples), *batch.labels.shape[1:], device="cpu")
         labels[part] = batch.labels.cpu()

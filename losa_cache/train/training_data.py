@@ -172,6 +172,7 @@ def from_cache(
         seed=config.seed,
         batch_size=config.batch_size,
         rank=trials * (config.rank if image else manifest.width) if folds else 0,
+        pooling=pooling if config.reads_all else None,
     )
     if once:
         count = len(cache.ids) // views
