@@ -17,7 +17,7 @@ def main() -> None:
 
     A signal to stop ends it with 128 and its number.
     """
-    signals = Signals(interrupt)
+    signals = Signals(interrupt, warnings=True)
     try:
         with signals:
             try:

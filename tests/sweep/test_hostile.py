@@ -264,7 +264,7 @@ COMMAND = "from losa_cache.cli import main; main()"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_signals_stop_a_sweep_with_advice(number, tiny_cache, tmp_path):
     words = ["sweep", "--cache", str(tiny_cache.path), "--rank", "2,4", "--epochs", "3000", "--out", "s"]
     process = subprocess.Popen(
