@@ -9,6 +9,7 @@ from losa_cache.errors import UserError, require_counts
 from losa_cache.folders import is_url
 from losa_cache.inputs_config import STORED, WORKERS, InputsConfig, of_images
 from losa_cache.machine.device_names import require_device_name
+from losa_cache.machine.gpus import parse_gpus
 from losa_cache.machine.sizes import parse_bytes
 from losa_cache.options import Option, options_of
 
@@ -90,16 +91,43 @@ class ExtractConfig(PlanConfig):
 
     Attributes:
         on_error: ``stop`` at an image that does not decode, or ``skip``, count and list it.
+        gpus: GPUs of this machine, a process for each: ``all``, ``"0,2,3"`` or a list of numbers. By default this
+            process extracts alone.
+        processes: so many processes on the CPU. Decoding ``workers`` are divided among processes of either kind.
     """
 
     on_error: Annotated[
         str, Option("What to do with an image that does not decode: stop, or skip (leave it out and list it).")
     ] = "stop"
+    gpus: Annotated[
+        str | int | list[int] | None,
+        Option(
+            "Run one process on each of these GPUs of this machine: all, or their numbers, such as 0,2,3. Default: one "
+            "process on one device."
+        ),
+    ] = None
+    processes: Annotated[
+        int | None, Option("Run this number of processes on the CPU of this machine; for GPUs there is --gpus.")
+    ] = None
 
     def __post_init__(self) -> None:
         if self.on_error not in ON_ERROR:
             raise UserError(f"on-error is {self.on_error!r}: choose stop or skip.")
+        require_counts(processes=self.processes)
+        if self.gpus is not None:
+            parse_gpus(self.gpus)
+        self._require_one_device()
         super().__post_init__()
+
+    def _require_one_device(self) -> None:
+        """Refuse devices that contradict each other."""
+        device = self.device
+        if self.gpus is not None and self.processes is not None:
+            raise UserError("--gpus runs one process on each GPU: leave --processes out.")
+        if self.gpus is not None and device not in (None, "cuda"):
+            raise UserError(f"--gpus names the devices, and device is {device!r}: leave one of the two out.")
+        if self.processes is not None and device not in (None, "cpu"):
+            raise UserError(f"--processes divides the CPU, and device is {device!r}: pass --gpus for several GPUs.")
 
 
 @dataclass(frozen=True)

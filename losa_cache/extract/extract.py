@@ -19,6 +19,7 @@ from losa_cache.extract.config import ExtractConfig
 from losa_cache.extract.create_cache import create_cache, sources_of
 from losa_cache.extract.meter import Meter
 from losa_cache.extract.plan import cache_name, default_batch
+from losa_cache.extract.processes import extract_in_processes
 from losa_cache.folders import home
 from losa_cache.inputs import Inputs, open_inputs
 from losa_cache.machine.allocator import keep_freed_memory
@@ -58,6 +59,8 @@ def extract(
         UserError: for any input that cannot work, in one sentence.
     """
     config = with_options(ExtractConfig, config, given(backbone=backbone, dataset=dataset) | options)
+    if config.gpus is not None or config.processes is not None:
+        return extract_in_processes(config, shard_bytes=shard_bytes, meter=meter or Meter())
     place = locate(home() / "caches" if config.out is None else config.out)  # refused before anything is opened
     keep_freed_memory()
     memory = config.max_device_memory
