@@ -9,7 +9,7 @@ from losa_cache.errors import UserError, require_counts
 from losa_cache.folders import is_url
 from losa_cache.inputs_config import STORED, WORKERS, InputsConfig, of_images
 from losa_cache.machine.device_names import require_device_name
-from losa_cache.machine.gpus import parse_gpus
+from losa_cache.machine.gpus import count_gpus, parse_gpus
 from losa_cache.machine.sizes import parse_bytes
 from losa_cache.options import Option, options_of
 
@@ -35,6 +35,7 @@ class PlanConfig(InputsConfig):
             are streamed through the device in groups of blocks, once for many batches, which are collected on the host:
             up to 1024 images that take a quarter of its free memory. The default is 80 % of the device's free memory if
             the backbone is larger than that; otherwise nothing is streamed. It is no part of the cache's identity.
+        gpus: of a plan, the number of GPUs for which it is made, too; or those of an extraction.
     """
 
     out: Annotated[
@@ -58,9 +59,18 @@ class PlanConfig(InputsConfig):
             "through the device block by block. Default: stream only if the backbone does not fit."
         ),
     ] = None
+    gpus: Annotated[
+        str | int | list[int] | None,
+        Option(
+            "Number of GPUs such as this one: say, too, how long so many of them take, each with a process of its own, "
+            "and what decoding and the disk must give for that; all: those of this machine."
+        ),
+    ] = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.gpus is not None:
+            self.require_gpus()
         require_counts(batch_size=self.batch_size, workers=self.workers)
         if self.device is not None:
             require_device_name(self.device)
@@ -70,6 +80,11 @@ class PlanConfig(InputsConfig):
             from losa_cache.cache.location import store_of
 
             store_of(self.out)
+
+    def require_gpus(self) -> None:
+        """Refuse what can be no number of GPUs."""
+        assert self.gpus is not None
+        count_gpus(self.gpus, 1)
 
     @property
     def named(self) -> bool:
@@ -114,20 +129,18 @@ class ExtractConfig(PlanConfig):
         if self.on_error not in ON_ERROR:
             raise UserError(f"on-error is {self.on_error!r}: choose stop or skip.")
         require_counts(processes=self.processes)
-        if self.gpus is not None:
-            parse_gpus(self.gpus)
-        self._require_one_device()
+        if self.processes is not None and self.device not in (None, "cpu"):
+            raise UserError(f"--processes divides the CPU, and device is {self.device!r}: for GPUs there is --gpus.")
         super().__post_init__()
 
-    def _require_one_device(self) -> None:
-        """Refuse devices that contradict each other."""
-        device = self.device
-        if self.gpus is not None and self.processes is not None:
+    def require_gpus(self) -> None:
+        """Refuse what can name no GPU, and devices that contradict each other."""
+        assert self.gpus is not None
+        parse_gpus(self.gpus)
+        if self.processes is not None:
             raise UserError("--gpus runs one process on each GPU: leave --processes out.")
-        if self.gpus is not None and device not in (None, "cuda"):
-            raise UserError(f"--gpus names the devices, and device is {device!r}: leave one of the two out.")
-        if self.processes is not None and device not in (None, "cpu"):
-            raise UserError(f"--processes divides the CPU, and device is {device!r}: pass --gpus for several GPUs.")
+        if self.device not in (None, "cuda"):
+            raise UserError(f"--gpus names the devices, and device is {self.device!r}: leave one of the two out.")
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from losa_cache.children import Children, Command
 from losa_cache.errors import UserError
 from losa_cache.extract.config import ExtractConfig
 from losa_cache.extract.meter import Meter
-from losa_cache.extract.shares import Share, shares_of
+from losa_cache.extract.process_plan import Share, shares_of
 from losa_cache.machine.device import default_workers
 from losa_cache.machine.gpus import names_of_gpus, parse_gpus
 

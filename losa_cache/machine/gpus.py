@@ -26,6 +26,24 @@ def parse_gpus(gpus: str | int | Sequence[int]) -> list[int] | None:
     return numbers
 
 
+def count_gpus(gpus: str | int | Sequence[int], there: int) -> int:
+    """Give how many GPUs a forecast is asked for: by their number, or as an extraction names them.
+
+    Args:
+        gpus: a number of GPUs, ``all``, or a list of their numbers.
+        there: how many there are here.
+
+    Raises:
+        UserError: for none, or what is neither.
+    """
+    if isinstance(gpus, int) or (isinstance(gpus, str) and gpus.strip().isdecimal()):
+        if int(gpus) < 1:
+            raise UserError(f"gpus is {gpus}: in a plan it is how many GPUs, at least 1.")
+        return int(gpus)
+    numbers = parse_gpus(gpus)
+    return there if numbers is None else len(numbers)
+
+
 def names_of_gpus(numbers: Sequence[int] | None, count: int, environment: Mapping[str, str]) -> dict[int, str]:
     """Give for each number the name by which ``CUDA_VISIBLE_DEVICES`` shows this GPU alone.
 

@@ -3,7 +3,7 @@
 import pytest
 
 from losa_cache.errors import UserError
-from losa_cache.machine.gpus import names_of_gpus, parse_gpus
+from losa_cache.machine.gpus import count_gpus, names_of_gpus, parse_gpus
 
 
 def test_numbers_are_read_as_a_command_a_file_and_a_caller_give_them():
@@ -16,6 +16,12 @@ def test_numbers_are_read_as_a_command_a_file_and_a_caller_give_them():
 def test_other_words_are_refused(gpus):
     with pytest.raises(UserError, match="write all, or numbers of GPUs, as in --gpus 0,2,3"):
         parse_gpus(gpus)
+
+
+def test_a_forecast_takes_a_number_or_the_gpus_of_an_extraction():
+    assert [count_gpus(gpus, 4) for gpus in (8, "64", "all", "0,2,3", [1, 2])] == [8, 64, 4, 3, 2]
+    with pytest.raises(UserError, match="write all, or numbers"):
+        count_gpus("every", 4)
 
 
 def test_a_gpu_cannot_have_two_processes():
