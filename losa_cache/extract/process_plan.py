@@ -7,6 +7,7 @@ from typing import Any
 
 from losa_cache.errors import UserError
 from losa_cache.extract.config import ExtractConfig
+from losa_cache.extract.part import AUTO, Part
 from losa_cache.machine.gpus import VISIBLE
 from losa_cache.options import options_of
 
@@ -41,10 +42,11 @@ def shares_of(config: ExtractConfig, gpus: Mapping[int, str] | None, *, workers:
         raise UserError(
             "several processes open backbone and data set by their names: name them, or extract with one process."
         )
+    starts: list[tuple[str, dict[str, str]]]
     if gpus is not None:
         starts = [(f"GPU {number}", {VISIBLE: name}) for number, name in gpus.items()]
     else:
-        starts = [(f"process {number}", {VISIBLE: ""}) for number in range(1, (config.processes or 1) + 1)]
+        starts = [(f"process {number}", {}) for number in range(1, (config.processes or 1) + 1)]
     own = replace(
         config,
         gpus=None,
@@ -61,14 +63,15 @@ def shares_of(config: ExtractConfig, gpus: Mapping[int, str] | None, *, workers:
 
 
 def part_of(part: str | None, number: int, count: int) -> str:
-    """Give the part of one of ``count`` processes that do a part of an extraction together.
+    """Divide a part of an extraction again, so that the parts of this part are units of it alone.
 
-    Part 3 of 16 is, for two processes, parts 5 and 6 of 32. All of an extraction is whatever is free.
+    Args:
+        part: of this machine; ``None``: all of the extraction.
+        number: of the process, from 0.
+        count: of the processes.
     """
-    whole, _, parts = (part or "").partition("/")
-    if not parts:
-        return "auto"
-    return f"{(int(whole) - 1) * count + number + 1}/{int(parts) * count}"
+    whole = Part.parse(part or AUTO)
+    return AUTO if whole.free else f"{whole.number + whole.count * number}/{whole.count * count}"
 
 
 def _plain(value: Any) -> Any:

@@ -75,7 +75,7 @@ class _Outcome:
 
     def __init__(self, shares: Sequence[Share], meter: Meter) -> None:
         self._names, self._meter = [share.name for share in shares], meter
-        self._figures: dict[int, dict[str, float]] = {}
+        self._figures: dict[int, dict[str, Any]] = {}
         self._errors: dict[int, str] = {}
         self._first: dict[str, int] = {}
         self._cache: str | None = None
@@ -92,6 +92,8 @@ class _Outcome:
             setattr(self._meter, name, sum(own[name] for own in self._figures.values()))
         for name in TIMED:
             setattr(self._meter, name, sum(own[name] for own in self._figures.values()) / len(self._names))
+        done = max(own["images"] + own["elsewhere"] for own in self._figures.values())  # also by other machines
+        self._meter.elsewhere = max(0, done - self._meter.images)
         self._meter.update()
 
     def said(self, child: int, line: str) -> None:
@@ -130,8 +132,8 @@ class _Outcome:
 
     def _left(self) -> str:
         """Say what is left; what failed processes wrote of shards that they did not finish is not known here."""
-        total, images = self._meter.total, self._meter.images
-        return f" At least {total - images} of {total} images are left for the same command." if total else ""
+        total, done = self._meter.total, self._meter.images + self._meter.elsewhere
+        return f" At least {total - done} of {total} images are left for the same command." if total else ""
 
     def _sentence(self, child: int, code: int) -> str:
         if child in self._errors:
