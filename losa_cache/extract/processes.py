@@ -42,7 +42,7 @@ def extract_in_processes(config: ExtractConfig, *, shard_bytes: int, meter: Mete
     """
     shares = _shares(config)
     outcome = _Outcome(shares, meter)
-    with Children([_command(share, len(shares), shard_bytes) for share in shares]) as children:
+    with Children([command(share, len(shares), shard_bytes) for share in shares]) as children:
         for message in children.messages():
             if message.told is None:
                 outcome.said(message.child, message.line)
@@ -64,7 +64,8 @@ def _shares(config: ExtractConfig) -> list[Share]:
     return shares_of(config, gpus, workers=default_workers(len(gpus)))
 
 
-def _command(share: Share, processes: int, shard_bytes: int) -> Command:
+def command(share: Share, processes: int, shard_bytes: int) -> Command:
+    """Give how one of several processes is started."""
     wanted = {"options": share.options, "shard_bytes": shard_bytes, "processes": processes}
     # -P: a module of the working directory must not take the place of a library's
     return Command([sys.executable, "-P", "-m", WORKER, json.dumps(wanted)], share.environment)

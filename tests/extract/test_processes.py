@@ -42,11 +42,37 @@ class Watching(Meter):
             self._work()
 
 
+LOADED = """
+import os, runpy, sys
+reads, held = os.pipe()  # what a parent would hold
+os.dup2(reads, 0)
+sys.argv = sys.argv[1:]
+sys.modules.pop(sys.argv[0], None)
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
+"""A worker in a process that has imported everything already."""
+
+
+def test_what_the_workers_write_is_what_one_process_does(tmp_path):
+    config = ExtractConfig(**IMAGES, limit=48, out=tmp_path / "two.zarr", processes=2)
+    commands = [processes.command(share, 2, SHARD_BYTES) for share in shares_of(config, None, workers=1)]
+    workers = [Forked("-c", LOADED, *command.words[command.words.index("-m") + 1 :]) for command in commands]
+    told = []
+    for worker in workers:
+        assert worker.wait().returncode == 0, worker.stderr
+        told.append([json.loads(line) for line in worker.stdout.splitlines()])
+    assert [lines[-1] for lines in told] == [{"cache": str(tmp_path / "two.zarr")}] * 2
+    assert sum(lines[-2]["images"] for lines in told) == 48
+    one = extract(**IMAGES, limit=48, out=tmp_path / "one.zarr", shard_bytes=SHARD_BYTES)
+    assert one.layout.shards == 12
+    assert contents(tmp_path / "two.zarr") == contents(one.path)
+
+
+@pytest.mark.slow  # half a minute: each process imports torch
 def test_two_processes_write_what_one_does(tmp_path):
     meter = Watching()
     two = extract(**IMAGES, limit=48, out=tmp_path / "two.zarr", processes=2, shard_bytes=SHARD_BYTES, meter=meter)
     one = extract(**IMAGES, limit=48, out=tmp_path / "one.zarr", shard_bytes=SHARD_BYTES)
-    assert two.layout.shards == 12
     assert contents(two.path) == contents(one.path)
     assert contents(two.receipts) == contents(one.receipts)
     assert meter.seen[-1] == (48, 0, 48)
