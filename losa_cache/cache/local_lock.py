@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from losa_cache.cache.claims import FOLDER, Claims
+from losa_cache.cache.claims import Claims
+from losa_cache.cache.members import FOLDER
 from losa_cache.cache.metadata_files import LocalMetadata
 from losa_cache.cache.receipt import Receipt
 from losa_cache.cache.shard import ShardWriter

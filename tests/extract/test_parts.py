@@ -5,11 +5,9 @@ import json
 import pytest
 
 from losa_cache.cache.store import open_cache
-from losa_cache.errors import UserError
 from losa_cache.extract.extract import extract
-from losa_cache.extract.part import Part, array_task
+from losa_cache.extract.part import Part
 from losa_cache.extract.units import Units
-from losa_cache.extract.verify import verify_cache
 from tests.conftest import tiny_backbone, tiny_samples
 from tests.extract.test_extract import contents
 from tests.forked import Forked
@@ -21,14 +19,14 @@ OPTIONS = {"precision": "int8", "shard_bytes": 2_500, "batch_size": 4, "workers"
 NURSERY = """
 import json, os, signal, sys, time
 from tests.conftest import tiny_backbone, tiny_samples
-from losa_cache.cache import claims
+from losa_cache.cache import members
 from losa_cache.extract import share
 from losa_cache.extract.extract import extract
 from losa_cache.extract.meter import Meter
 from losa_cache.errors import UserError
 
 out, options, images = {out!r}, {options!r}, {images}
-share.PAUSE = claims.PAUSE = 0.02
+share.PAUSE = members.PAUSE = 0.02
 
 class Counting(Meter):
     pause = 0.0
