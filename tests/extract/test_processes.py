@@ -122,7 +122,7 @@ def test_a_parent_that_is_stopped_leaves_no_process_and_the_same_command_goes_on
         *("extract", "--backbone", "vit_digits", "--dataset", "digits", "--limit", "200", "--batch-size", "4"),
         *("--out", "two.zarr", "--processes", "2", "--device", "cpu", "--json"),
     ]
-    process = Forked("-c", STOPPED, 40, int(number), *words, cwd=tmp_path)
+    process = Forked("-c", STOPPED, "40", str(int(number)), *words, cwd=tmp_path)
     children = set()
     until(lambda: children.update(started(process.pid)) or len(children) == 2 or process.poll() is not None)
     stopped = process.wait()
@@ -134,7 +134,7 @@ def test_a_parent_that_is_stopped_leaves_no_process_and_the_same_command_goes_on
         assert len(stopped.stderr.splitlines()) == 1
     missing = 50 - len([name for name in os.listdir(tmp_path / "two.zarr.receipts") if name.endswith(".json")])
     assert 0 < missing < 50
-    again = Forked("-c", STOPPED, 1000, int(number), *words, cwd=tmp_path).wait()
+    again = Forked("-c", STOPPED, "1000", str(int(number)), *words, cwd=tmp_path).wait()
     assert json.loads(again.stdout)["extracted_now"] == 4 * missing
     one = extract(**IMAGES, limit=200, out=tmp_path / "one.zarr", shard_bytes=SHARD_BYTES)
     assert contents(tmp_path / "two.zarr") == contents(one.path)
