@@ -15,6 +15,7 @@ import subprocess
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from time import monotonic, sleep
 from typing import Any, Self
@@ -45,12 +46,12 @@ class Message:
     Attributes:
         child: its number, from 0.
         told: the object that it told; ``None`` for a line that it said.
-        line: the line that it said.
+        line: the line.
     """
 
     child: int
     told: dict[str, Any] | None
-    line: str = ""
+    line: str
 
 
 @dataclass
@@ -73,10 +74,11 @@ class _Stream:
         return more
 
     def messages(self) -> Iterator[Message]:
-        """Give the lines that were read whole."""
+        """Give the lines that were read whole. What else is printed before the child tells something is said."""
         for line in self.lines:
             text = line.decode(errors="backslashreplace")
-            yield Message(self.child, json.loads(text)) if self.tells else Message(self.child, None, text)
+            told = json.loads(text) if self.tells and text.startswith("{") else None
+            yield Message(self.child, told, text)
 
 
 class Children:
@@ -174,7 +176,8 @@ def teller() -> Tell:
 
     def tell(content: Mapping[str, Any]) -> None:
         line = json.dumps(content).encode() + b"\n"
-        while line:
-            line = line[os.write(handle, line) :]
+        with suppress(BrokenPipeError):  # of a parent that is gone
+            while line:
+                line = line[os.write(handle, line) :]
 
     return tell

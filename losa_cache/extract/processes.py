@@ -85,6 +85,7 @@ class _Outcome:
         """Take the figures of a process, or the cache that it has written to."""
         if "cache" in told:
             self._cache = told["cache"]
+        if not told.get("total"):  # nothing was missing
             return
         if not self._figures:
             self._meter.start(told["total"])
@@ -125,7 +126,8 @@ class _Outcome:
             raise (RuntimeError if codes[child] == 1 else UserError)(f"{where}{failed[child]}{self._left()}")
         for child, sentence in failed.items():
             log.warning("%s failed, and the others did its part: %s", self._names[child], sentence)
-        if idle := sum(not own["images"] for own in self._figures.values()) if self._meter.images else 0:
+        idle = len(codes) - sum(own["images"] > 0 for own in self._figures.values())
+        if self._meter.images and idle:
             log.warning("%d of %d processes had nothing to write: there were too few shards.", idle, len(codes))
         if self._meter.images == cache.layout.samples:  # not a part that was left
             remember(cache.path, cache.manifest, seconds=self._meter.seconds)
