@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -118,12 +118,7 @@ class _Outcome:
         failed = {child: self._sentence(child, code) for child, code in enumerate(codes) if code}
         cache = None if self._cache is None else open_cache(self._cache, incomplete=True)
         if cache is None or (failed and not cache.manifest.complete):
-            child, *others = failed
-            for other in others:
-                if failed[other] != failed[child]:
-                    log.warning("%s failed: %s", self._names[other], failed[other])
-            where = "" if len(set(failed.values())) == 1 and len(failed) == len(codes) else f"{self._names[child]}: "
-            raise (RuntimeError if codes[child] == 1 else UserError)(f"{where}{failed[child]}{self._left()}")
+            raise self._failure(failed, codes)
         for child, sentence in failed.items():
             log.warning("%s failed, and the others did its part: %s", self._names[child], sentence)
         idle = len(codes) - sum(own["images"] > 0 for own in self._figures.values())
@@ -133,10 +128,21 @@ class _Outcome:
             remember(cache.path, cache.manifest, seconds=self._meter.seconds)
         return cache
 
-    def _left(self) -> str:
-        """Say what is left; what failed processes wrote of shards that they did not finish is not known here."""
-        total, done = self._meter.total, self._meter.images + self._meter.elsewhere
-        return f" At least {total - done} of {total} images are left for the same command." if total else ""
+    def _failure(self, failed: Mapping[int, str], codes: Sequence[int]) -> Exception:
+        """Make one error of the reasons of all: the first, with what is left; other ones are logged.
+
+        What processes wrote of shards that they did not finish is not known here.
+        """
+        first, *others = failed
+        for child in others:
+            if failed[child] != failed[first]:
+                log.warning("%s failed: %s", self._names[child], failed[child])
+        same = len(failed) == len(codes) and len(set(failed.values())) == 1
+        reason = f"{'' if same else f'{self._names[first]}: '}{failed[first].rstrip('.')}"
+        if total := self._meter.total:
+            done = self._meter.images + self._meter.elsewhere
+            reason += f"; at least {total - done} of {total} images are left for the same command"
+        return (RuntimeError if codes[first] == 1 else UserError)(f"{reason}.")
 
     def _sentence(self, child: int, code: int) -> str:
         if child in self._errors:
