@@ -233,9 +233,7 @@ def test_what_all_of_them_refuse_is_said_once(ending, caplog):
 
 
 def test_an_error_of_one_is_told_with_what_is_left(ending):
-    with pytest.raises(
-        UserError, match=r"^GPU 1: it was killed, as the .*; at least 9 of 20 images are left"
-    ):
+    with pytest.raises(UserError, match=r"^GPU 1: it was killed, as the .*; at least 9 of 20 images are left"):
         ending({"code": 0, "images": 8}, {"code": "killed", "images": 3})
     with pytest.raises(UserError, match=r"GPU 0: 'bee/torn.png' does not .* 15 of 20 images are left for the same"):
         ending(BAD | {"images": 5}, {"code": 143})
