@@ -98,9 +98,9 @@ class LocalShard(ShardCommit):
         else:
             writer.end()
             if not self._publish(writer):
-                return self.lost()
+                self.claims.lost(self.shard)
+                return
         self.seal(self.content(writer, notes), writer.checksums)
-        return None
 
     def _publish(self, writer: ShardWriter) -> bool:
         """Give the bytes their name if the shard still is this process's, and no other has finished it."""

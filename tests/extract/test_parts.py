@@ -36,7 +36,9 @@ class Counting(Meter):
     pause, party = 0.0, 0
     def start(self, total):
         super().start(total)
-        while len(glob.glob(out + ".receipts/claims/*.member")) < self.party:
+        os.makedirs(out + ".party", exist_ok=True)
+        open(out + ".party/" + str(os.getpid()), "w").close()
+        while len(os.listdir(out + ".party")) < self.party:
             time.sleep(0.005)
     def update(self):
         super().update()
