@@ -5,6 +5,7 @@ owner. Once the owner has gone, the claim of the same name with the next generat
 back, so a process that was stopped and goes on finds that it has lost; it asks before it publishes anything.
 """
 
+import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from losa_cache.cache.storage import StorePath
 from losa_cache.outside import UnreadableError
 
 TURN, GRID = "turn", "grid"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Claims(Member):
 
     def __init__(self, receipts: StorePath) -> None:
         self._of_shard: dict[int, Claim] = {}
+        self._told: set[Claim | None] = set()
         super().__init__(receipts)
 
     def agree(self, grid: int, *, first: bool) -> int:
@@ -88,6 +92,17 @@ class Claims(Member):
         """Whether a shard still is this process's."""
         claim = self._of_shard.get(shard)
         return claim is not None and self._owner(claim) == self.token and self._owner(claim.next) is None
+
+    def lost(self, shard: int) -> None:
+        """Say, once for each claim, that another process has taken over what this one has done."""
+        claim = self._of_shard.get(shard)
+        if claim not in self._told:
+            self._told.add(claim)
+            log.warning(
+                "work at %s was taken over by another process while this one stood still: from shard %d on its own is "
+                "dropped.",
+                *(self.folder, shard),
+            )
 
     @contextmanager
     def turn(self) -> Iterator[None]:

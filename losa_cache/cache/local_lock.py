@@ -41,7 +41,11 @@ class LocalLock(WriterLock):
         self.disk = receipts_of(path)
         self.disk.mkdir(parents=True, exist_ok=True)
         self._lock = lock_or_refuse(self.disk / "lock", path, shared=shared)
-        self.claims = Claims(self.disk) if shared else None
+        try:
+            self.claims = Claims(self.disk) if shared else None
+        except BaseException:
+            unlock(self._lock)
+            raise
 
     def begun(self) -> bool:
         """Whether there is anything of that name."""
@@ -94,9 +98,9 @@ class LocalShard(ShardCommit):
         else:
             writer.end()
             if not self._publish(writer):
-                return self.lost()
+                self.claims.lost(self.shard)
+                return
         self.seal(self.content(writer, notes), writer.checksums)
-        return None
 
     def _publish(self, writer: ShardWriter) -> bool:
         """Give the bytes their name if the shard still is this process's, and no other has finished it."""

@@ -245,8 +245,8 @@ class UploadedShard(ShardCommit):
             if self.mine:
                 self.seal(content, writer.checksums)
                 self.uploads.done[self.shard] = content
-            else:
-                self.lost()
+            elif self.claims is not None:
+                self.claims.lost(self.shard)
             writer.path.unlink()
 
         self.uploads.start(upload)
