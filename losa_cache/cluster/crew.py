@@ -1,0 +1,224 @@
+"""Jobs for the workers of a cluster, which may come and go: each is looked at first, and gets a few jobs at a time."""
+
+import logging
+import queue
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from itertools import count
+from time import monotonic
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from losa_cache.cluster.at_worker import Answer, do, introduce
+from losa_cache.cluster.connect import connect
+from losa_cache.cluster.ledger import Job, Ledger
+from losa_cache.cluster.software import Software
+from losa_cache.errors import UserError
+
+if TYPE_CHECKING:
+    from distributed import Future
+
+LOOK = 1.0  # seconds between two looks at which workers there are
+GPU = "GPU"
+
+log = logging.getLogger(__name__)
+
+
+class Crew:
+    """The workers of a cluster that are fit for the jobs of one command.
+
+    If any worker declares the resource ``GPU``, only such workers are taken, and each job takes one unit of it.
+
+    Args:
+        address: of the scheduler.
+        first_look: function at the level of a module that a worker runs before it gets jobs; it raises a ``UserError``
+            if the worker cannot do them. All workers must give the same result.
+        arguments: of ``first_look``.
+
+    Attributes:
+        first: result of ``first_look`` of the first worker that was taken.
+        refused: by worker that was refused, the reason.
+
+    Raises:
+        UserError: if no scheduler answers, or ``distributed`` is not installed.
+    """
+
+    def __init__(self, address: str, first_look: Callable[..., Any], *arguments: Any) -> None:
+        self.address, self.refused = address, dict[str, str]()
+        self.first: Any = None
+        self._client = connect(address)
+        self._look = (Software.here(), first_look, *arguments)
+        self._ledger = Ledger()
+        self._looked_at: dict[str, Future] = {}  # by worker
+        self._given: dict[Job, Future] = {}
+        self._events: queue.SimpleQueue[tuple[Future, str, Job | None]] = queue.SimpleQueue()
+        self._numbers, self._run = count(), uuid.uuid4().hex[:12]
+        self._next_look = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        for future in (*self._given.values(), *self._looked_at.values()):
+            future.release()
+        self._client.close(timeout=5)
+
+    @property
+    def workers(self) -> list[str]:
+        """Addresses of the workers that were taken."""
+        return [*self._ledger.at]
+
+    def submit(self, work: Callable[..., Any], *arguments: Any, name: str, prefer: str | None = None) -> Job:
+        """Have a job done by some worker (arguments as of :class:`Job`)."""
+        job = Job(work, arguments, name, prefer)
+        self._ledger.add(job)
+        self._give()
+        return job
+
+    def result(self, job: Job) -> Any:
+        """Wait for a job.
+
+        Raises:
+            UserError: if it failed as often as it may, or no job can be done any more.
+        """
+        while not job.over:
+            self._step()
+        if job.state == "failed":
+            raise UserError(f"{job.name} failed {len(job.failures)} times: {'; '.join(job.failures)}")
+        return job.result
+
+    def as_over(self, jobs: list[Job]) -> Iterator[Job]:
+        """Give jobs in the order in which they are over, be they done or failed."""
+        left = list(jobs)
+        while left:
+            for job in [job for job in left if job.over]:
+                left.remove(job)
+                yield job
+            if left:
+                self._step()
+
+    def wait_for_workers(self) -> list[str]:
+        """Wait until a worker is taken, and every other one that is there was looked at.
+
+        Raises:
+            UserError: if every worker is refused, or the scheduler is lost.
+        """
+        self._look_around()
+        while self._looked_at or not self._ledger.at:
+            self._step()
+        return self.workers
+
+    def everywhere(self, work: Callable[..., Any], *arguments: Any) -> None:
+        """Have every worker that was taken do something, once; what fails there is of no consequence."""
+        futures = [self._send(worker, work, *arguments) for worker in self.workers]
+        for future in futures:
+            self._watch(future, "", None)
+        deadline = monotonic() + 60
+        while any(future.status == "pending" for future in futures) and monotonic() < deadline:
+            self._step()
+
+    def _step(self) -> None:
+        """Wait for the next event, at most until it is time to look around."""
+        if monotonic() >= self._next_look:
+            self._look_around()
+        try:
+            future, worker, job = self._events.get(timeout=max(0.01, self._next_look - monotonic()))
+        except queue.Empty:
+            return
+        if job is None and self._looked_at.get(worker) is future:
+            self._meet(worker, self._looked_at.pop(worker))
+        elif job is not None and self._given.get(job) is future:
+            answer = _answer(self._given.pop(job))
+            if answer.reason is None:
+                self._ledger.done(job, worker, answer.result)
+            else:
+                self._ledger.failed(job, worker, answer.reason)
+                log.warning("%s failed on worker %s: %s", job.name, worker, answer.reason)
+        self._give()
+
+    def _look_around(self) -> None:
+        """See which workers have come, and which are gone."""
+        self._next_look = monotonic() + LOOK
+        there = self._there()
+        for worker in self._ledger.at.keys() - there:
+            log.warning("worker %s was lost.", worker)
+            for job in self._ledger.at[worker]:
+                self._given.pop(job).release()
+            self._ledger.leave(worker)
+        for worker in self._looked_at.keys() - there:
+            self._looked_at.pop(worker).release()
+        for worker in there - self._ledger.at.keys() - self._looked_at.keys() - self.refused.keys():
+            self._looked_at[worker] = self._send(worker, introduce, *self._look)
+            self._watch(self._looked_at[worker], worker, None)
+        self._give()
+        if there and there <= self.refused.keys():
+            raise UserError(
+                f"no worker of {self.address!r} can do this: "
+                + " ".join(f"{worker}: {reason}" for worker, reason in self.refused.items() if worker in there)
+            )
+
+    def _there(self) -> set[str]:
+        """List the workers that could do jobs.
+
+        Raises:
+            UserError: if the scheduler is lost.
+        """
+        try:
+            if self._client.status != "running":
+                raise OSError(f"the connection is {self._client.status}")
+            known: Mapping[str, Any] = self._client.scheduler_info()["workers"]
+        except (OSError, TimeoutError) as error:
+            raise UserError(
+                f"the scheduler {self.address!r} was lost ({error}): what is finished is kept. Start it again, and run "
+                "the same command (sweep: --resume) to go on."
+            ) from error
+        self._resources = {worker: info["resources"] for worker, info in known.items()}
+        with_gpu = {worker for worker, has in self._resources.items() if has.get(GPU)}
+        return with_gpu or set(known)
+
+    def _meet(self, worker: str, looked: "Future") -> None:
+        """Take or refuse a worker that was looked at."""
+        answer = _answer(looked)
+        reason = answer.reason
+        if reason is None and self.first is None:
+            self.first = answer.result
+        if reason is None and answer.result != self.first:
+            reason = f"it answers {answer.result!r}, and the first worker {self.first!r}: all must be alike."
+        if reason is None:
+            self._ledger.join(worker)
+            return
+        self.refused[worker] = reason
+        log.warning("worker %s gets no work: %s", worker, reason)
+        self._next_look = 0.0  # it may have been the last one
+
+    def _give(self) -> None:
+        while given := self._ledger.give():
+            job, worker = given
+            self._given[job] = self._send(worker, job.work, *job.arguments)
+            self._watch(self._given[job], worker, job)
+
+    def _send(self, worker: str, work: Callable[..., Any], *arguments: Any) -> "Future":
+        return self._client.submit(
+            do,
+            work,
+            *arguments,
+            key=f"losa-cache-{self._run}-{next(self._numbers)}",
+            workers=[worker],
+            resources={GPU: 1} if self._resources[worker].get(GPU) else None,
+            pure=False,
+            retries=0,
+        )
+
+    def _watch(self, future: "Future", worker: str, job: Job | None) -> None:
+        future.add_done_callback(lambda done: self._events.put((done, worker, job)))
+
+
+def _answer(future: "Future") -> Answer:
+    """Read what came of a future that is over."""
+    if future.status == "finished":
+        answer: Answer = future.result()
+    else:  # the worker could not even begin, or dask gave up on it
+        reason = future.exception() if future.status == "error" else None
+        answer = Answer(reason=f"{type(reason).__name__}: {reason}" if reason else f"dask says {future.status}")
+    future.release()
+    return answer
