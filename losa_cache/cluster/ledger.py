@@ -22,6 +22,7 @@ class Job:
         arguments: of it; they are small.
         prefer: worker that can do it at less cost, because it has what the job needs in memory.
         name: what messages call it.
+        worker: that has it, or did it.
         failures: reason of each failed attempt.
         failed_at: workers that failed.
         result: of the work, once it is done.
@@ -32,6 +33,7 @@ class Job:
     arguments: tuple[Any, ...]
     name: str
     prefer: str | None = None
+    worker: str | None = None
     failures: list[str] = field(default_factory=list)
     failed_at: set[str] = field(default_factory=set)
     result: Any = None
@@ -76,7 +78,7 @@ class Ledger:
         for place, job in enumerate(self.waiting):
             if (worker := self._choose(job, room)) is not None:
                 del self.waiting[place]
-                job.state = "given"
+                job.state, job.worker = "given", worker
                 self.at[worker].append(job)
                 return job, worker
         return None
