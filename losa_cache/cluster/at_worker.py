@@ -4,7 +4,8 @@ dask runs jobs in threads beside its event loop. So heartbeats go on while torch
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from weakref import WeakKeyDictionary
@@ -16,6 +17,7 @@ from losa_cache.failures import sentence
 if TYPE_CHECKING:
     from distributed import Worker
 
+IDLE = 600.0  # seconds without a job, after which a worker frees what it keeps
 Kept = TypeVar("Kept")
 
 
@@ -38,6 +40,25 @@ class _Worker:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.kept: dict[type, Any] = {}
+        self._timer = threading.Timer(IDLE, self._rest)
+
+    @contextmanager
+    def job(self) -> Iterator[None]:
+        """Let nothing else run meanwhile."""
+        with self.lock:
+            self._timer.cancel()
+            try:
+                yield
+            finally:
+                self._timer = threading.Timer(IDLE, self._rest)
+                self._timer.daemon = True
+                self._timer.start()
+
+    def _rest(self) -> None:
+        """Free memory and locks: the command that gave the jobs may have been killed."""
+        with self.lock:
+            while self.kept:
+                self.kept.popitem()[1].close()
 
 
 _workers: "WeakKeyDictionary[Worker, _Worker]" = WeakKeyDictionary()
@@ -46,7 +67,7 @@ _making = threading.Lock()
 
 def do(work: Callable[..., Any], *arguments: Any) -> Answer:
     """Do a job, after those before it, and answer for it."""
-    with _this().lock:
+    with _this().job():
         try:
             return Answer(work(*arguments))
         except Exception as error:
@@ -62,6 +83,11 @@ def introduce(expected: Software, work: Callable[..., Any], *arguments: Any) -> 
     if difference := expected.difference(Software.here()):
         raise UserError(f"{difference}.")
     return work(*arguments)
+
+
+def nothing() -> bool:
+    """Do nothing."""
+    return True
 
 
 def kept(kind: type[Kept], make: Callable[[], Kept], fits: Callable[[Kept], bool] = lambda _: True) -> Kept:

@@ -4,11 +4,13 @@ import logging
 import queue
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from itertools import count
 from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from losa_cache.cluster import at_worker
 from losa_cache.cluster.at_worker import Answer, do, introduce
 from losa_cache.cluster.connect import connect
 from losa_cache.cluster.ledger import Job, Ledger
@@ -18,8 +20,11 @@ from losa_cache.errors import UserError
 if TYPE_CHECKING:
     from distributed import Future
 
+LEAVE = 30.0  # seconds that workers have to let go of what they keep
 LOOK = 1.0  # seconds between two looks at which workers there are
 GPU = "GPU"
+Call = tuple[Any, ...]
+Differ = Callable[[Any, Any], str]
 
 log = logging.getLogger(__name__)
 
@@ -31,25 +36,29 @@ class Crew:
 
     Args:
         address: of the scheduler.
-        first_look: function at the level of a module that a worker runs before it gets jobs; it raises a ``UserError``
-            if the worker cannot do them. All workers must give the same result.
-        arguments: of ``first_look``.
+        look: function at the level of a module, and its arguments: a worker runs it before anything else. It changes
+            nothing, and raises a ``UserError`` if the worker is not fit. All workers must give the same result: that of
+            most workers counts, of those that are there at the start.
+        begin: the same for what every worker does before its first job.
+        differ: says why a worker is refused, from its result and that of the others.
 
     Attributes:
-        first: result of ``first_look`` of the first worker that was taken.
+        begun: result of ``begin``.
         refused: by worker that was refused, the reason.
 
     Raises:
         UserError: if no scheduler answers, or ``distributed`` is not installed.
     """
 
-    def __init__(self, address: str, first_look: Callable[..., Any], *arguments: Any) -> None:
+    def __init__(self, address: str, look: Call, begin: Call = (at_worker.nothing,), *, differ: Differ) -> None:
         self.address, self.refused = address, dict[str, str]()
-        self.first: Any = None
+        self.begun: Any = None
         self._client = connect(address)
-        self._look = (Software.here(), first_look, *arguments)
+        self._look, self._begin, self._differ = (introduce, Software.here(), *look), begin, differ
         self._ledger = Ledger()
-        self._looked_at: dict[str, Future] = {}  # by worker
+        self._looked_at: dict[str, Future] = {}  # by worker, until it is taken or refused
+        self._seen: dict[str, Any] = {}  # results of looks, by worker
+        self._common: Any = None  # the one that counts
         self._given: dict[Job, Future] = {}
         self._events: queue.SimpleQueue[tuple[Future, str, Job | None]] = queue.SimpleQueue()
         self._numbers, self._run = count(), uuid.uuid4().hex[:12]
@@ -108,14 +117,25 @@ class Crew:
             self._step()
         return self.workers
 
-    def everywhere(self, work: Callable[..., Any], *arguments: Any) -> None:
-        """Have every worker that was taken do something, once; what fails there is of no consequence."""
-        futures = [self._send(worker, work, *arguments) for worker in self.workers]
-        for future in futures:
-            self._watch(future, "", None)
-        deadline = monotonic() + 60
-        while any(future.status == "pending" for future in futures) and monotonic() < deadline:
-            self._step()
+    def leave(self, work: Callable[..., Any], *arguments: Any) -> None:
+        """Have every worker do something after the job that it has, even if this process has ended by then.
+
+        Jobs that have not begun are dropped. If all jobs are over, this waits for it.
+        """
+        from distributed import fire_and_forget, wait
+
+        self._ledger.waiting.clear()
+        busy = bool(self._given)
+        for future in self._given.values():
+            future.release()
+        self._given.clear()
+        if self._client.status != "running":
+            return
+        sent = [self._send(worker, work, *arguments) for worker in self.workers]
+        fire_and_forget(sent)
+        if not busy:
+            with self._client.as_current(), suppress(OSError, TimeoutError):  # a worker that is lost has left
+                wait(sent, timeout=LEAVE)
 
     def _step(self) -> None:
         """Wait for the next event, at most until it is time to look around."""
@@ -145,11 +165,13 @@ class Crew:
             for job in self._ledger.at[worker]:
                 self._given.pop(job).release()
             self._ledger.leave(worker)
+            del self._seen[worker]
         for worker in self._looked_at.keys() - there:
             self._looked_at.pop(worker).release()
+            self._seen.pop(worker, None)
+            self._compare()
         for worker in there - self._ledger.at.keys() - self._looked_at.keys() - self.refused.keys():
-            self._looked_at[worker] = self._send(worker, introduce, *self._look)
-            self._watch(self._looked_at[worker], worker, None)
+            self._ask(worker, *self._look)
         self._give()
         if there and there <= self.refused.keys():
             raise UserError(
@@ -176,17 +198,39 @@ class Crew:
         with_gpu = {worker for worker, has in self._resources.items() if has.get(GPU)}
         return with_gpu or set(known)
 
+    def _ask(self, worker: str, work: Callable[..., Any], *arguments: Any) -> None:
+        self._looked_at[worker] = self._send(worker, work, *arguments)
+        self._watch(self._looked_at[worker], worker, None)
+
     def _meet(self, worker: str, looked: "Future") -> None:
-        """Take or refuse a worker that was looked at."""
+        """Take what a worker answers to a look, or when it has begun."""
         answer = _answer(looked)
-        reason = answer.reason
-        if reason is None and self.first is None:
-            self.first = answer.result
-        if reason is None and answer.result != self.first:
-            reason = f"it answers {answer.result!r}, and the first worker {self.first!r}: all must be alike."
-        if reason is None:
+        if answer.reason is not None:
+            self._refuse(worker, answer.reason)
+        elif worker not in self._seen:
+            self._seen[worker] = answer.result
+        elif self.begun is None or answer.result == self.begun:
+            self.begun = answer.result
             self._ledger.join(worker)
+        else:
+            self._refuse(worker, self._differ(answer.result, self.begun))
+        self._compare()
+
+    def _compare(self) -> None:
+        """Have the workers begin that have seen the same as most."""
+        waiting = [worker for worker in self._seen if worker not in (*self._looked_at, *self._ledger.at, *self.refused)]
+        if not waiting or (self._common is None and self._looked_at):
             return
+        if self._common is None:
+            seen = [*self._seen.values()]
+            self._common = max(seen, key=seen.count)
+        for worker in waiting:
+            if self._seen[worker] == self._common:
+                self._ask(worker, *self._begin)
+            else:
+                self._refuse(worker, self._differ(self._seen[worker], self._common))
+
+    def _refuse(self, worker: str, reason: str) -> None:
         self.refused[worker] = reason
         log.warning("worker %s gets no work: %s", worker, reason)
         self._next_look = 0.0  # it may have been the last one
