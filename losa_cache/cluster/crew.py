@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 from losa_cache.cluster import at_worker
 from losa_cache.cluster.at_worker import Answer, do, introduce
 from losa_cache.cluster.connect import connect
-from losa_cache.cluster.ledger import Job, Ledger
+from losa_cache.cluster.ledger import ATTEMPTS, Job, Ledger
 from losa_cache.cluster.software import Software
 from losa_cache.errors import UserError
 
@@ -37,8 +37,8 @@ class Crew:
     Args:
         address: of the scheduler.
         look: function at the level of a module, and its arguments: a worker runs it before anything else. It changes
-            nothing, and raises a ``UserError`` if the worker is not fit. All workers must give the same result: that of
-            most workers counts, of those that are there at the start.
+            nothing, and raises a ``UserError`` if the worker is not fit. All workers must give the same result: what
+            more than half of those give that are there at the start.
         begin: the same for what every worker does before its first job.
         differ: says why a worker is refused, from its result and that of the others.
 
@@ -77,9 +77,16 @@ class Crew:
         """Addresses of the workers that were taken."""
         return [*self._ledger.at]
 
-    def submit(self, work: Callable[..., Any], *arguments: Any, name: str, prefer: str | None = None) -> Job:
+    def submit(
+        self,
+        work: Callable[..., Any],
+        *arguments: Any,
+        name: str,
+        prefer: str | None = None,
+        attempts: int = ATTEMPTS,
+    ) -> Job:
         """Have a job done by some worker (arguments as of :class:`Job`)."""
-        job = Job(work, arguments, name, prefer)
+        job = Job(work, arguments, name, prefer, attempts)
         self._ledger.add(job)
         self._give()
         return job
@@ -97,13 +104,15 @@ class Crew:
         return job.result
 
     def as_over(self, jobs: list[Job]) -> Iterator[Job]:
-        """Give jobs in the order in which they are over, be they done or failed."""
-        left = list(jobs)
-        while left:
-            for job in [job for job in left if job.over]:
-                left.remove(job)
+        """Give jobs in the order in which they are over, be they done or failed, and remove them from the list.
+
+        More may be added to it meanwhile.
+        """
+        while jobs:
+            for job in [job for job in jobs if job.over]:
+                jobs.remove(job)
                 yield job
-            if left:
+            if jobs:
                 self._step()
 
     def wait_for_workers(self) -> list[str]:
@@ -165,13 +174,13 @@ class Crew:
             for job in self._ledger.at[worker]:
                 self._given.pop(job).release()
             self._ledger.leave(worker)
-            del self._seen[worker]
         for worker in self._looked_at.keys() - there:
             self._looked_at.pop(worker).release()
-            self._seen.pop(worker, None)
-            self._compare()
-        for worker in there - self._ledger.at.keys() - self._looked_at.keys() - self.refused.keys():
+        for worker in self._seen.keys() - there:
+            del self._seen[worker]
+        for worker in there - self._seen.keys() - self._looked_at.keys() - self.refused.keys():
             self._ask(worker, *self._look)
+        self._compare()
         self._give()
         if there and there <= self.refused.keys():
             raise UserError(
@@ -221,14 +230,16 @@ class Crew:
         waiting = [worker for worker in self._seen if worker not in (*self._looked_at, *self._ledger.at, *self.refused)]
         if not waiting or (self._common is None and self._looked_at):
             return
+        seen = [*self._seen.values()]
         if self._common is None:
-            seen = [*self._seen.values()]
-            self._common = max(seen, key=seen.count)
+            common = max(seen, key=seen.count)
+            self._common = common if 2 * seen.count(common) > len(seen) else None
         for worker in waiting:
             if self._seen[worker] == self._common:
                 self._ask(worker, *self._begin)
             else:
-                self._refuse(worker, self._differ(self._seen[worker], self._common))
+                other = next(own for own in (self._common, *seen) if own not in (None, self._seen[worker]))
+                self._refuse(worker, self._differ(self._seen[worker], other))
 
     def _refuse(self, worker: str, reason: str) -> None:
         self.refused[worker] = reason

@@ -22,6 +22,7 @@ class Job:
         arguments: of it; they are small.
         prefer: worker that can do it at less cost, because it has what the job needs in memory.
         name: what messages call it.
+        attempts: how often it may fail.
         worker: that has it, or did it.
         failures: reason of each failed attempt.
         failed_at: workers that failed.
@@ -33,6 +34,7 @@ class Job:
     arguments: tuple[Any, ...]
     name: str
     prefer: str | None = None
+    attempts: int = ATTEMPTS
     worker: str | None = None
     failures: list[str] = field(default_factory=list)
     failed_at: set[str] = field(default_factory=set)
@@ -96,7 +98,7 @@ class Ledger:
     def _failed(self, job: Job, worker: str, reason: str) -> None:
         job.failures.append(f"{worker}: {reason}")
         job.failed_at.add(worker)
-        job.state = "failed" if len(job.failures) >= ATTEMPTS else "waiting"
+        job.state = "failed" if len(job.failures) >= job.attempts else "waiting"
         if job.state == "waiting":
             self.waiting.insert(0, job)
 

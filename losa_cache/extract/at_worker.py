@@ -37,10 +37,11 @@ class Task:
 
 
 class _Loaded:
-    """Backbone and samples of a worker, by what they are."""
+    """Backbone and samples of a worker, for one command: files may be others when the next one comes."""
 
-    def __init__(self, key: tuple[ExtractConfig, str]) -> None:
-        self.key, self.extraction = key, Extraction.open(key[0], Path(key[1]))
+    def __init__(self, task: Task) -> None:
+        drop(_Begun)  # of an earlier command, whose backbone it holds
+        self.task, self.extraction = task, Extraction.open(task.config, Path(task.home))
 
     def close(self) -> None:
         """Let go of them."""
@@ -148,9 +149,10 @@ def finish(task: Task) -> bool:
     return _writing(task).finish() is not None
 
 
-def leave(task: Task) -> None:
-    """Let go of the cache."""
+def leave() -> None:
+    """Let go of the cache and the backbone."""
     drop(_Begun)
+    drop(_Loaded)
 
 
 def _images(units: Units, unit: int, missing: set[int]) -> int:
@@ -158,8 +160,7 @@ def _images(units: Units, unit: int, missing: set[int]) -> int:
 
 
 def _loaded(task: Task) -> Extraction:
-    key = (task.config, task.home)
-    return kept(_Loaded, lambda: _Loaded(key), lambda loaded: loaded.key == key).extraction
+    return kept(_Loaded, lambda: _Loaded(task), lambda loaded: loaded.task == task).extraction
 
 
 def _writing(task: Task) -> Writing:

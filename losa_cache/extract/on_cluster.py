@@ -10,7 +10,7 @@ from typing import Any
 from losa_cache.cache.identity import differences
 from losa_cache.cache.store import ActivationCache, open_cache
 from losa_cache.cluster.crew import Crew
-from losa_cache.cluster.ledger import Job
+from losa_cache.cluster.ledger import ATTEMPTS, Job
 from losa_cache.errors import UserError
 from losa_cache.extract import at_worker
 from losa_cache.extract.at_worker import Task
@@ -45,7 +45,7 @@ def extract_on_cluster(config: ExtractConfig, scheduler: str, *, shard_bytes: in
             _write(crew, task, meter)
             finished = crew.result(crew.submit(at_worker.finish, task, name="the end of the extraction"))
         finally:
-            crew.leave(at_worker.leave, task)
+            crew.leave(at_worker.leave)
     if not finished:
         raise UserError(f"{str(cache.path)!r} is not complete: shards were lost meanwhile. Run the same command again.")
     return open_cache(cache.path)
@@ -66,22 +66,31 @@ def _write(crew: Crew, task: Task, meter: Meter) -> None:
     """
     lacking = crew.result(crew.submit(at_worker.lacking, task, name="the list of what is missing"))
     meter.start(sum(lacking.images.values()))
-    jobs: dict[Job, list[int]] = {}
-    for units in divide(list(lacking.images), len(crew.workers)):
-        name = f"unit {units[0]}" if len(units) == 1 else f"units {units[0]} to {units[-1]}"
-        jobs[crew.submit(at_worker.write_units, task, units, name=name)] = units
+    units_of: dict[Job, list[int]] = {}
+
+    def submit(units: list[int]) -> Job:
+        alone = len(units) == 1
+        name = f"unit {units[0]}" if alone else f"units {units[0]} to {units[-1]}"
+        job = crew.submit(at_worker.write_units, task, units, name=name, attempts=ATTEMPTS if alone else 1)
+        units_of[job] = units
+        return job
+
     failed = []
-    for job in crew.as_over([*jobs]):
-        if job.state == "failed":
-            failed.append(job)
-        else:
+    jobs = [submit(units) for units in divide(list(lacking.images), len(crew.workers))]
+    for job in crew.as_over(jobs):
+        if job.state == "done":
             _count(meter, job.result)
+        elif len(units_of[job]) > 1:  # one of them may be at fault, and the others are not
+            jobs += [submit([unit]) for unit in units_of[job]]
+        else:
+            failed.append(job)
     if failed:
-        images = sum(lacking.images[unit] for job in failed for unit in jobs[job])
-        reasons = " ".join(f"{job.name.capitalize()}: {'; '.join(job.failures)}" for job in failed)
+        numbers = ", ".join(str(unit) for job in failed for unit in units_of[job])
+        images = sum(lacking.images[unit] for job in failed for unit in units_of[job])
+        reasons = " ".join(f"{job.name.capitalize()} on {'; on '.join(job.failures)}" for job in failed)
         raise UserError(
-            f"{images} images were not extracted, everything else was. {reasons} Run the same command again for what "
-            "is missing."
+            f"{images} images of units {numbers} were not extracted; all others were. {reasons} Run the same command "
+            "again for what is missing."
         )
 
 

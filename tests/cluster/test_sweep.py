@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from safetensors.torch import load_file
 
+from losa_cache.cluster import connect
 from losa_cache.errors import UserError
 from losa_cache.sweep.engine.progress import load_progress
 from losa_cache.sweep.engine.run import resume_sweep, sweep
@@ -13,7 +14,6 @@ from losa_cache.train.config import TrainConfig
 from tests.conftest import results
 
 BASE = TrainConfig(epochs=4, batch_size=8, val_fraction=0.3)
-PRUNED = {"space": {"lr": "1e-4..1.0", "rank": "1..8", "seed": [0]}}
 
 
 def same(one, other):
@@ -34,7 +34,7 @@ def same(one, other):
 
 
 @pytest.mark.parametrize("kind", ["grid", "pruned"])
-def test_a_sweep_on_two_workers_has_the_bits_of_one_process(kind, tiny_cache, tmp_path, scheduler):
+def test_a_sweep_on_workers_has_the_bits_of_one_process(kind, tiny_cache, tmp_path, scheduler):
     given = {
         "grid": {"space": {"lr": [0.01, 1e30], "rank": [2, 5], "seed": [0, 1]}},
         "pruned": {
@@ -70,10 +70,11 @@ def test_each_worker_has_a_share_of_the_trials(tiny_cache, tmp_path, scheduler):
     given = {"cache": tiny_cache, "config": replace(BASE, epochs=1, head="last"), "concurrent": 6}
     space = {"lr": [0.01, 0.02, 0.03, 0.04, 0.05, 0.06]}
     found = sweep(out=tmp_path / "sweep", scheduler=scheduler, space=space, **given)
-    assert load_progress(found.folder, space).together == 3
+    assert load_progress(found.folder, space).together == 2
 
 
-def test_without_a_scheduler_nothing_is_left(tiny_cache, tmp_path):
+def test_without_a_scheduler_nothing_is_left(tiny_cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(connect, "SECONDS", 0.5)
     with pytest.raises(UserError, match="no dask scheduler answers at 'tcp://127.0.0.1:9'"):
         sweep(tiny_cache, space={"rank": [2, 4]}, config=BASE, out=tmp_path / "s", scheduler="tcp://127.0.0.1:9")
     assert not (tmp_path / "s").exists()
