@@ -24,6 +24,7 @@ LEAVE = 30.0  # seconds that workers have to let go of what they keep
 LOOK = 1.0  # seconds between two looks at which workers there are
 GPU = "GPU"
 Call = tuple[Any, ...]
+Ready = Callable[[Any], object]
 Differ = Callable[[Any, Any], str]
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ class Crew:
             nothing, and raises a ``UserError`` if the worker is not fit. All workers must give the same result: what
             more than half of those give that are there at the start.
         begin: the same for what every worker does before its first job.
+        ready: is called with the result of ``look`` before a worker begins.
         differ: says why a worker is refused, from its result and that of the others.
 
     Attributes:
@@ -50,11 +52,14 @@ class Crew:
         UserError: if no scheduler answers, or ``distributed`` is not installed.
     """
 
-    def __init__(self, address: str, look: Call, begin: Call = (at_worker.nothing,), *, differ: Differ) -> None:
+    def __init__(
+        self, address: str, look: Call, begin: Call = (at_worker.nothing,), *, differ: Differ, ready: Ready = id
+    ) -> None:
         self.address, self.refused = address, dict[str, str]()
         self.begun: Any = None
         self._client = connect(address)
-        self._look, self._begin, self._differ = (introduce, Software.here(), *look), begin, differ
+        self._look, self._begin = (introduce, Software.here(), *look), begin
+        self._differ, self._ready = differ, ready
         self._ledger = Ledger()
         self._looked_at: dict[str, Future] = {}  # by worker, until it is taken or refused
         self._seen: dict[str, Any] = {}  # results of looks, by worker
@@ -68,6 +73,8 @@ class Crew:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if self._client.status != "running":  # dask would print how it failed to connect again
+            logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
         for future in (*self._given.values(), *self._looked_at.values()):
             future.release()
         self._client.close(timeout=5)
@@ -233,7 +240,9 @@ class Crew:
         seen = [*self._seen.values()]
         if self._common is None:
             common = max(seen, key=seen.count)
-            self._common = common if 2 * seen.count(common) > len(seen) else None
+            if 2 * seen.count(common) > len(seen):
+                self._ready(common)
+                self._common = common
         for worker in waiting:
             if self._seen[worker] == self._common:
                 self._ask(worker, *self._begin)

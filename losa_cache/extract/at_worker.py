@@ -8,13 +8,16 @@ from typing import Any
 
 import torch
 
+from losa_cache.cache.storage import StorePath, receipts_of
 from losa_cache.cluster.at_worker import drop, kept
+from losa_cache.errors import UserError
 from losa_cache.extract.config import ExtractConfig
 from losa_cache.extract.meter import Meter
 from losa_cache.extract.part import Part
 from losa_cache.extract.session import Extraction, Writing
 from losa_cache.extract.share import Share, run_part
 from losa_cache.extract.units import Units
+from losa_cache.outside import UnreadableError
 
 FREE = Part(free=True)
 
@@ -66,12 +69,10 @@ class Begun:
 
     Attributes:
         path: of it.
-        mark: what the first worker of this command has written beside it.
         units: number of units of work.
     """
 
     path: str
-    mark: str
     units: int
 
 
@@ -100,14 +101,25 @@ def begin(task: Task) -> Begun:
     """Create the cache, or open it as another process has created it.
 
     Raises:
-        UserError: if it cannot be written, or holds something else.
+        UserError: if it is not the place that the command has marked, cannot be written, or holds something else.
     """
+    path = _loaded(task).path
+    try:
+        marked = mark_of(path).read() == task.run.encode()
+    except (FileNotFoundError, UnreadableError):
+        marked = False
+    if not marked:
+        raise UserError(
+            f"it does not see {str(receipts_of(path))!r} as the command does that gives it work: choose an --out that "
+            "all workers see."
+        )
     writing = _writing(task)
-    claims = writing.writer.claims
-    assert claims is not None
-    mark = claims.folder / f"run.{task.run}"
-    mark.create(claims.token.encode())
-    return Begun(str(writing.writer.path), mark.read().decode(), len(writing.units))
+    return Begun(str(writing.writer.path), len(writing.units))
+
+
+def mark_of(path: StorePath) -> StorePath:
+    """File in which the command that gives the work writes its name, beside the cache."""
+    return receipts_of(path) / "cluster"
 
 
 def lacking(task: Task) -> Lacking:

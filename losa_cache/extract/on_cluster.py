@@ -2,18 +2,23 @@
 
 import logging
 import uuid
+from collections.abc import Mapping
 from dataclasses import fields, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from losa_cache.cache.identity import differences
+from losa_cache.cache.location import locate
+from losa_cache.cache.storage import receipts_of
 from losa_cache.cache.store import ActivationCache, open_cache
+from losa_cache.cache.writer import saying_unwritable
 from losa_cache.cluster.crew import Crew
 from losa_cache.cluster.ledger import ATTEMPTS, Job
 from losa_cache.errors import UserError
 from losa_cache.extract import at_worker
-from losa_cache.extract.at_worker import Task
+from losa_cache.extract.at_worker import Task, mark_of
 from losa_cache.extract.config import ExtractConfig
 from losa_cache.extract.meter import Meter
 from losa_cache.folders import home
@@ -38,17 +43,32 @@ def extract_on_cluster(config: ExtractConfig, scheduler: str, *, shard_bytes: in
         UserError: for options that cannot work, a cluster that cannot do it, and for units that failed.
     """
     task = Task(_whole(config), str(home().absolute()), shard_bytes, uuid.uuid4().hex)
-    with Crew(scheduler, (at_worker.look, task), (at_worker.begin, task), differ=_differ) as crew:
+    ready = partial(_mark, task)
+    with Crew(scheduler, (at_worker.look, task), (at_worker.begin, task), ready=ready, differ=_differ) as crew:
         try:
             crew.wait_for_workers()
-            cache = _seen_here(crew.begun.path)
+            path = locate(crew.begun.path)
             _write(crew, task, meter)
             finished = crew.result(crew.submit(at_worker.finish, task, name="the end of the extraction"))
         finally:
             crew.leave(at_worker.leave)
     if not finished:
-        raise UserError(f"{str(cache.path)!r} is not complete: shards were lost meanwhile. Run the same command again.")
-    return open_cache(cache.path)
+        raise UserError(f"{str(path)!r} is not complete: shards were lost meanwhile. Run the same command again.")
+    mark_of(path).unlink(missing_ok=True)
+    return open_cache(path)
+
+
+def _mark(task: Task, seen: Mapping[str, Any]) -> None:
+    """Write beside the cache who gives the work: workers look for it before they write anything.
+
+    Raises:
+        UserError: if this machine cannot write there.
+    """
+    path = locate(seen["path"])
+    with saying_unwritable(path):
+        if (folder := receipts_of(path).on_disk) is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+        mark_of(path).write(task.run.encode())
 
 
 def divide(units: list[int], workers: int) -> list[list[int]]:
@@ -114,25 +134,13 @@ def _whole(config: ExtractConfig) -> ExtractConfig:
         raise UserError("--scheduler shares the work out itself: leave out --part.")
     paths: dict[str, Any] = config.paths(str(config.dataset), Path.absolute)
     if config.out is not None:
-        from losa_cache.cache.location import locate
-
         place = locate(config.out)
         paths["out"] = str(place if place.on_disk is None else place.on_disk.absolute())
     return replace(config, **paths)
-
-
-def _seen_here(path: str) -> ActivationCache:
-    try:
-        return open_cache(path, incomplete=True)
-    except UserError as error:
-        raise UserError(
-            f"this machine does not see the cache that the workers have begun at {path!r} ({error}): choose an --out "
-            "that it sees as they do."
-        ) from error
 
 
 def _differ(theirs: Any, ours: Any) -> str:
     """Say why a worker cannot work with the others."""
     if isinstance(theirs, dict):
         return f"it would compute other numbers: {'; '.join(differences(theirs, ours, SIDES))}."
-    return f"it does not see the cache that the others write at {ours.path!r}: choose an --out that all workers see."
+    return f"it finds {theirs.units} units of work in {theirs.path!r}, and the others {ours.units}: restart it."

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import losa_cache as lc
+from losa_cache.cache.location import locate
 from losa_cache.cluster import connect
 from losa_cache.cluster.software import Software
 from losa_cache.errors import UserError
@@ -115,3 +116,18 @@ def test_bad_options_are_refused_before_anything_is_asked(tmp_path, monkeypatch)
     with pytest.raises(UserError, match="--scheduler needs the backbone and the data set by name"):
         lc.extract("vit_digits", tiny_samples(), out=out, scheduler="tcp://127.0.0.1:9")
     assert not [*tmp_path.iterdir()]
+
+
+def test_a_worker_that_does_not_see_the_place_is_refused_before_it_writes(alone, tmp_path, scheduler, monkeypatch, caplog):
+    from distributed import get_worker
+
+    mark, elsewhere = at_worker.mark_of, tmp_path / "elsewhere/c.zarr"
+
+    def mark_of(path):
+        return mark(locate(elsewhere) if in_worker() and get_worker().name == 1 else path)
+
+    monkeypatch.setattr(at_worker, "mark_of", mark_of)
+    cache = lc.extract(**GIVEN, out=tmp_path / "c.zarr", shard_bytes=SMALL, scheduler=scheduler)
+    assert re.search(r"worker tcp://\S+ gets no work: it does not see '\S+c.zarr.receipts' as the command", caplog.text)
+    assert content(cache.path) == content(alone.path)
+    assert not elsewhere.parent.exists()
