@@ -36,9 +36,9 @@ def extract(
     """Run a frozen backbone once over a data set and write its block outputs to a cache.
 
     A cache of the same identity at ``out`` is resumed, or returned at once if it is complete. Target sets that come
-    with the data are added to a complete cache. With ``part`` several processes extract one cache; with ``3/16`` a
-    process returns when its own units are done, and the cache may be incomplete then. The call sets the process's
-    malloc to keep freed memory (``losa_cache.machine.allocator``).
+    with the data are added to a complete cache. With ``part`` several processes extract one cache. If it is ``3/16``,
+    this returns when its own units are done, and the cache may be incomplete then. The call sets the process's malloc
+    to keep freed memory (``losa_cache.machine.allocator``).
 
     Args:
         backbone: a name (``load_backbone``) or a loaded backbone, in place of that of ``config``.
@@ -72,7 +72,7 @@ def extract(
             wanted = writer.wanted()
             meter.start(len(wanted))
             run([wanted], images=len(wanted))
-        finished = writing.finish()
+        finished = writing.finish(changed=bool(missing))
     if finished is None:
         return open_cache(extraction.path, incomplete=True)
     whole = meter.images == finished.layout.samples  # not a part that was left

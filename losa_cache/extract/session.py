@@ -137,13 +137,17 @@ class Writing:
             meter=meter,
         )
 
-    def finish(self) -> ActivationCache | None:
-        """Complete the cache, once, with the target sets that come with the data; ``None`` if shards are missing."""
+    def finish(self, *, changed: bool = True) -> ActivationCache | None:
+        """Complete the cache, once, with the target sets that come with the data; ``None`` if shards are missing.
+
+        ``changed`` says whether shards were written.
+        """
         writer = self.writer
         with writer.turn():
-            if writer.missing():
+            if missing := writer.missing():
+                log.info("%s", self.units.left(missing))
                 return None
-            done = writer.claims is None and writer.manifest.complete
+            done = writer.manifest.complete and not changed
             cache = open_cache(self.extraction.path) if done else writer.finish()
             return add_targets_of(self.extraction.inputs.samples, cache, writer.lock)
 

@@ -118,7 +118,9 @@ def test_bad_options_are_refused_before_anything_is_asked(tmp_path, monkeypatch)
     assert not [*tmp_path.iterdir()]
 
 
-def test_a_worker_that_does_not_see_the_place_is_refused_before_it_writes(alone, tmp_path, scheduler, monkeypatch, caplog):
+def test_a_worker_that_does_not_see_the_place_is_refused_before_it_writes(
+    alone, tmp_path, scheduler, monkeypatch, caplog
+):
     from distributed import get_worker
 
     mark, elsewhere = at_worker.mark_of, tmp_path / "elsewhere/c.zarr"
