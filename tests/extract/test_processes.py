@@ -203,6 +203,8 @@ def test_what_another_process_cannot_open_is_refused(tmp_path):
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="--gpus needs a GPU, and there is none here"):
             extract("vit_digits", "digits", out=tmp_path / "c.zarr", gpus="all")
+    with pytest.raises(UserError, match="a scheduler's workers have devices of their own: leave --gpus and --proc"):
+        extract("vit_digits", "digits", out=tmp_path / "c.zarr", gpus="all", scheduler="tcp://nobody:8786")
     assert os.listdir(tmp_path) == []
 
 
