@@ -62,13 +62,13 @@ def _cache(text: str) -> Any:
     return typer.Option(help=text, callback=existing)
 
 
-Scheduler = Annotated[
-    str | None,
-    typer.Option(
-        help="Address of a dask.distributed scheduler, tcp://HOST:PORT, whose workers read the shards; "
-        "default: threads of this process."
-    ),
-]
+def _scheduler(what: str) -> Any:
+    return typer.Option(
+        help=f"Address of a dask.distributed scheduler, tcp://HOST:PORT, whose workers {what} Default: this process."
+    )
+
+
+Scheduler = Annotated[str | None, _scheduler("read the shards.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -98,14 +98,22 @@ def plan(context: typer.Context, config: PlanConfig, rate: Rate, as_json: Json =
 
 @app.command()
 @takes_options
-def extract(context: typer.Context, config: ExtractConfig, rate: Rate, as_json: Json = False) -> None:
+def extract(
+    context: typer.Context,
+    config: ExtractConfig,
+    rate: Rate,
+    scheduler: Annotated[
+        str | None, _scheduler("extract; they see the cache and the data set where this machine sees them.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """Run the frozen backbone once and write every block's activations to a cache. Run it again to resume."""
     config = replace(config, precision=_precision(context, config, rate))
     from losa_cache import extract as run
     from losa_cache.display import ExtractionBar, extraction_report, in_words
 
     with ExtractionBar() as bar:
-        cache = run(config=config, meter=bar)
+        cache = run(config=config, scheduler=scheduler, meter=bar)
     report = extraction_report(cache, bar)
     print_result(report if as_json else in_words(report), as_json)
 

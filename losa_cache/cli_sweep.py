@@ -83,18 +83,26 @@ def sweep(
     resume: Annotated[Path | None, _path("Folder of a sweep: continue it with its own options.")] = None,
     device: Device = None,
     residency: Residency = "auto",
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            help="Address of a dask.distributed scheduler, tcp://HOST:PORT, whose workers train the trials; they see "
+            "the caches and the sweep's folder. Default: this process trains them."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Train many side networks from one pass over a cache; choose by validation, test the chosen one once, report."""
     if resume is not None:
-        own = ("resume", "storage", "device", "residency", "as_json")
+        own = ("resume", "storage", "device", "residency", "scheduler", "as_json")
         refuse(context, "--resume goes on with a sweep's own options", but=own)
         names = list(SweepConfig.load(resume).space)
         from losa_cache.sweep.engine.run import resume_sweep, summary
         from losa_cache.sweep.report.live_table import SweepTable
 
         with SweepTable(names) as table:
-            found = resume_sweep(resume, device=device, residency=residency, report=table, storage=options["storage"])
+            where: dict[str, Any] = {"device": device, "residency": residency, "scheduler": scheduler}
+            found = resume_sweep(resume, report=table, storage=options["storage"], **where)
         print_result(summary(found), as_json)
         return
     alone, searched = split_fixed(asked, space, seeds)
@@ -127,6 +135,7 @@ def sweep(
             out=out,
             device=device,
             residency=residency,
+            scheduler=scheduler,
             report=table,
             **options | caches,
         )

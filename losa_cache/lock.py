@@ -12,6 +12,8 @@ import logging
 import os
 import stat
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from losa_cache.errors import UserError
@@ -32,15 +34,20 @@ def _let_go_in_child() -> None:
 os.register_at_fork(after_in_child=_let_go_in_child)
 
 
-def lock(file: Path, *, wait: bool = False) -> int | None:
+def lock(file: Path, *, wait: bool = False, shared: bool = False) -> int | None:
     """Lock a file; ``None`` if another process has it, and this one does not wait for it.
+
+    Args:
+        file: to lock; it is made if there is none.
+        wait: for another process that has it.
+        shared: with all others who lock it so, in place of alone.
 
     Raises:
         UserError: if something else than a file is in its place.
         OSError: if it cannot be made.
     """
     try:
-        handle = _locked(file, wait=wait)
+        handle = _locked(file, wait=wait, shared=shared)
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
@@ -49,10 +56,25 @@ def lock(file: Path, *, wait: bool = False) -> int | None:
             "machine is not.",
             *(file, error.strerror),
         )
-        handle = _locked(_stand_in(file), wait=wait)
+        handle = _locked(_stand_in(file), wait=wait, shared=shared)
     if handle is not None:
         _held.add(handle)
     return handle
+
+
+@contextmanager
+def locked(file: Path) -> Iterator[None]:
+    """Lock a file for a moment, and wait for others that do.
+
+    Raises:
+        UserError, OSError: as :func:`lock`.
+    """
+    handle = lock(file, wait=True)
+    assert handle is not None
+    try:
+        yield
+    finally:
+        unlock(handle)
 
 
 def unlock(handle: int) -> None:
@@ -61,10 +83,10 @@ def unlock(handle: int) -> None:
     os.close(handle)
 
 
-def _locked(file: Path, *, wait: bool) -> int | None:
+def _locked(file: Path, *, wait: bool, shared: bool) -> int | None:
     handle = _open(file)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         os.close(handle)
         return None

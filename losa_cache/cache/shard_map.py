@@ -9,8 +9,7 @@ from typing import TypeVar
 import dask
 from dask.callbacks import Callback
 
-from losa_cache.errors import UserError
-from losa_cache.extras import extra
+from losa_cache.cluster.connect import connect
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -49,13 +48,9 @@ def map_shards(
 def _distributed(
     work: Callable[[Item], Result], items: Sequence[Item], address: str, progress: Callable[[float], None]
 ) -> list[Result]:
-    with extra("distributed", "--scheduler needs dask.distributed", "cluster"):
-        from distributed import Client, as_completed
-    try:
-        client = Client(address, timeout=10)
-    except (OSError, ValueError) as error:
-        raise UserError(f"no dask scheduler answers at {address!r} ({error}).") from error
-    with client:
+    with connect(address) as client:
+        from distributed import as_completed
+
         futures = client.map(work, items, pure=False)
         for done, _ in enumerate(as_completed(futures), start=1):
             progress(done / len(items))

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 import losa_cache as lc
 from losa_cache.errors import UserError
-from losa_cache.sweep.engine import sweep as engine
+from losa_cache.sweep.engine import here as engine
 from losa_cache.sweep.engine.config import SweepConfig
 from losa_cache.sweep.engine.space import Choices, Range
 from losa_cache.sweep.engine.sweep import Sweep, create_sweep

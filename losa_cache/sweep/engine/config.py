@@ -34,6 +34,8 @@ class SweepConfig:
         pruner: rule that stops trials early: ``none``, or Optuna's successive ``halving``, ``hyperband`` or ``median``.
         trials: number of trials; a grid has its own number.
         concurrent: largest number of trials that train at the same time; by default as many as fit in memory.
+        together: largest number of trials in one pass over the cache; by default as many as train at the same time, and
+            on a cluster a share of them for each worker. Results of two sweeps that differ in it differ by roundings.
         storage: URL of the study's database; by default SQLite in the sweep's folder. The file stores it without its
             password.
         val_cache: validate on all samples of this cache, in place of samples held out of the training cache.
@@ -59,6 +61,13 @@ class SweepConfig:
     trials: Annotated[int | None, Option("Number of trials; random and tpe need it, a grid has its own number.")] = None
     concurrent: Annotated[
         int | None, Option("Largest number of trials that train at the same time; default: as many as fit in memory.")
+    ] = None
+    together: Annotated[
+        int | None,
+        Option(
+            "Largest number of trials that train in one pass over the cache; default: all that train at the same "
+            "time, or each worker's share of them (--scheduler)."
+        ),
     ] = None
     storage: Annotated[
         str | None,
@@ -95,7 +104,7 @@ class SweepConfig:
         for name, value, known in named:
             if value not in known:
                 raise UserError(f"unknown {name} {value!r}: choose one of {', '.join(known)}.")
-        for name in ("trials", "concurrent"):
+        for name in ("trials", "concurrent", "together"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} is {value}: it must be at least 1.")

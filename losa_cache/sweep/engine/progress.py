@@ -66,6 +66,7 @@ class Progress:
         started: in seconds since 1970.
         caches: identity of the training cache and of the validation cache, by option, once they were opened.
         most: trials that train at the same time, once that was measured.
+        together: largest number of them that train in one pass, if a cluster decided it.
         turn: place of the group that trains the next epoch; behind the last: new trials are begun first.
         trials: by number.
         groups: under way, in their order.
@@ -79,6 +80,7 @@ class Progress:
     started: float = field(default_factory=time)
     caches: dict[str, str] = field(default_factory=dict)
     most: int | None = None
+    together: int | None = None
     turn: int = 0
     trials: list[Trial] = field(default_factory=list)
     groups: list[Group] = field(default_factory=list)

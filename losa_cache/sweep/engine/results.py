@@ -101,12 +101,18 @@ def list_trials(
     return records
 
 
+def tested_on(folder: Path, config: SweepConfig, trial: TrialRecord) -> ActivationCache | None:
+    """Give the cache that the chosen trial is tested on; ``None``: there is none."""
+    if config.test_cache:
+        return open_cache(config.test_cache)
+    return known_test_cache(trial_path(folder, trial.number), but=config.val_cache)
+
+
 def evaluate_chosen(
-    folder: Path, config: SweepConfig, trial: TrialRecord, placement: Placement
+    folder: Path, config: SweepConfig, trial: TrialRecord, placement: Placement, cache: ActivationCache | None
 ) -> dict[str, Any] | None:
     """Train the chosen trial again if that is requested, and test it, once; ``None`` without a test cache."""
     run = trial_path(folder, trial.number)
-    cache = open_cache(config.test_cache) if config.test_cache else known_test_cache(run, but=config.val_cache)
     if config.retrain:
         run = _retrained(folder, config, trial, placement)
     if cache is None:

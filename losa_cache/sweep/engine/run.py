@@ -6,12 +6,15 @@ from pathlib import Path
 from time import time
 from typing import Any
 
+import torch
+
 from losa_cache.cache.store import ActivationCache, latest_training_cache, open_cache
 from losa_cache.errors import UserError
 from losa_cache.sweep.engine.config import SweepConfig
 from losa_cache.sweep.engine.held_out_results import load_held_out_results
+from losa_cache.sweep.engine.on_cluster import Cluster
 from losa_cache.sweep.engine.record import COMPLETE, SweepRecord
-from losa_cache.sweep.engine.results import choose, evaluate_chosen, list_trials, load_record, record_of, save_record
+from losa_cache.sweep.engine.results import choose, list_trials, load_record, record_of, save_record
 from losa_cache.sweep.engine.space import Choices, Range, choices, parse
 from losa_cache.sweep.engine.sweep import Report, Sweep, create_sweep, telling_where
 from losa_cache.sweep.engine.trial import trial_path
@@ -44,6 +47,7 @@ def sweep(
     out: str | Path | None = None,
     device: str | None = None,
     residency: str = "auto",
+    scheduler: str | None = None,
     report: Report = lambda standing: None,
     storage: str | None = None,
     **options: Any,
@@ -58,6 +62,8 @@ def sweep(
         out: the sweep's folder; by default ``runs/<data set>-sweep-<n>``.
         device: by default the GPU if there is one.
         residency: as in ``losa_cache.train``.
+        scheduler: address of a dask.distributed scheduler, ``tcp://HOST:PORT``: its workers train, each with this
+            device and residency. They see the caches and the sweep's folder under the same paths.
         report: is called with the progress after every epoch of trials that train together.
         storage: URL of the study's database; by default SQLite in the sweep's folder. A password in it is not stored.
         options: other fields of :class:`losa_cache.sweep.engine.config.SweepConfig`.
@@ -76,10 +82,10 @@ def sweep(
     name = f"{opened.manifest.fields['dataset']['name']}-sweep".replace("/", "_")
     folder = Path(out) if out is not None else next_run_path(Path("runs"), name)
     path = str(opened.path.resolve())
-    placement = Placement.choose(device, residency)
+    placement, cluster = _placed(device, residency, scheduler)
     create_sweep(folder, SweepConfig(cache=path, space=searched, base=base, storage=storage, **options))
     try:
-        return continue_sweep(folder, placement, report=report, storage=storage)
+        return continue_sweep(folder, placement, cluster=cluster, report=report, storage=storage)
     except UserError:
         if not (folder / "trials").exists():  # nothing was trained: the name is free for the mended command
             shutil.rmtree(folder, ignore_errors=True)
@@ -91,6 +97,7 @@ def resume_sweep(
     *,
     device: str | None = None,
     residency: str = "auto",
+    scheduler: str | None = None,
     report: Report = lambda standing: None,
     storage: str | None = None,
     probe: Path | None = None,
@@ -104,14 +111,22 @@ def resume_sweep(
     Raises:
         UserError: if it is no sweep's folder, or its cache is gone.
     """
-    placement = Placement.choose(device, residency)
-    return continue_sweep(Path(folder), placement, report=report, storage=storage, probe=probe)
+    placement, cluster = _placed(device, residency, scheduler)
+    return continue_sweep(Path(folder), placement, cluster=cluster, report=report, storage=storage, probe=probe)
+
+
+def _placed(device: str | None, residency: str, scheduler: str | None) -> tuple[Placement, Cluster | None]:
+    """Say where this process computes, and what does in its place; then it reads from the disk what little it needs."""
+    if scheduler is None:
+        return Placement.choose(device, residency), None
+    return Placement(torch.device("cpu"), "disk"), Cluster(scheduler, device, residency)
 
 
 def continue_sweep(
     folder: Path,
     placement: Placement,
     *,
+    cluster: Cluster | None = None,
     report: Report = lambda standing: None,
     storage: str | None = None,
     probe: Path | None = None,
@@ -121,7 +136,7 @@ def continue_sweep(
     if (record := load_record(folder)) is not None:
         write_report(record, folder)
         return SweepResult(folder, record)
-    running = Sweep(folder, placement=placement, report=report, storage=storage, probe=probe)
+    running = Sweep(folder, placement=placement, report=report, storage=storage, probe=probe, cluster=cluster)
     with running._owned():
         running.run()
         return SweepResult(folder, _concluded(running))
@@ -139,7 +154,7 @@ def _concluded(running: Sweep) -> SweepRecord:
     if choice is None:
         raise UserError(f"no trial of {str(folder)!r} finished: lower the learning rates, or leave out --pruner.")
     best = next(trial for trial in trials if trial.number == choice.chosen)
-    test = evaluate_chosen(folder, running.config, best, running.placement)
+    test = running.trainers.test(best)
     record = record_of(
         running.config,
         running.cache,

@@ -19,13 +19,13 @@ from losa_cache.sidenet.adapter_folder import CONFIG as ADAPTER
 from losa_cache.sidenet.adapter_folder import FOLDER, TENSORS
 from losa_cache.sidenet.spec import SIDES, listed, stackable
 from losa_cache.sweep.engine.checksums import checksums, require_unchanged
-from losa_cache.sweep.engine.cohort import Cohort
-from losa_cache.sweep.engine.concurrency import largest_of, most_trials
+from losa_cache.sweep.engine.concurrency import largest_of
 from losa_cache.sweep.engine.config import SweepConfig, checksum
 from losa_cache.sweep.engine.earlier_version import earlier_progress
 from losa_cache.sweep.engine.grouping import together
 from losa_cache.sweep.engine.held_out_results import FILE as JUDGED
-from losa_cache.sweep.engine.held_out_results import save_held_out_results
+from losa_cache.sweep.engine.here import CHECKPOINTS, Here, Team, Trainers
+from losa_cache.sweep.engine.on_cluster import Cluster, OnCluster
 from losa_cache.sweep.engine.probes import FILE as PROBE
 from losa_cache.sweep.engine.progress import LOST, Group, Progress, Trial, load_progress
 from losa_cache.sweep.engine.record import COMPLETE, FAILED, PRUNED, STATES, ToBeat
@@ -34,16 +34,13 @@ from losa_cache.sweep.engine.space import Choices, require_trainable
 from losa_cache.sweep.engine.storage import same_database
 from losa_cache.sweep.engine.study import StudyCopy
 from losa_cache.sweep.engine.sweep_data import TARGETS, SweepData
-from losa_cache.sweep.engine.trial import Trials, load_group, require_epochs, trial_path
+from losa_cache.sweep.engine.trial import Trials, require_epochs, trial_path
 from losa_cache.sweep.report.trackers import open_trackers
 from losa_cache.tasks import Metric
 from losa_cache.text import shown
 from losa_cache.train.config import TrainConfig
-from losa_cache.train.loop import finish
 from losa_cache.train.placement import Placement
-from losa_cache.train.saved import new_adapter, save_run
 from losa_cache.train.selection import Selection
-from losa_cache.train.state_file import save_state
 from losa_cache.train.stored import CONFIG, KEPT_FILES
 from losa_cache.train.train import origin_of
 
@@ -95,6 +92,7 @@ class Sweep:
         report: is called with the progress after every epoch of a group.
         storage: URL of the study's database again, if it has a password, because that is not stored.
         probe: file that stores the baseline probe; by default one in the folder.
+        cluster: whose workers train, in place of this process, which then only reads labels.
 
     Attributes:
         to_beat: the probe of the same cache, once trials are trained.
@@ -113,6 +111,7 @@ class Sweep:
         report: Report,
         storage: str | None = None,
         probe: Path | None = None,
+        cluster: Cluster | None = None,
     ) -> None:
         self.folder, self.placement = folder, placement
         self._probe = folder / PROBE if probe is None else probe
@@ -130,8 +129,10 @@ class Sweep:
         self._require_stackable()
         self._data = SweepData(self.cache, self.config, placement, trials=self.config.total)
         self._data.require_choosable()
+        self._cluster = cluster
+        self.trainers: Trainers = Here(folder, self.config, self._data, placement)
         self._trials = Trials(folder, open_trackers(self.config.trackers, folder))
-        self._cohorts: list[Cohort] = []  # of the progress's groups, in their order
+        self._cohorts: list[Team] = []  # of the progress's groups, in their order
         self._rows: dict[int, dict[str, Any]] = {}
         self._lock: int | None = None
 
@@ -155,13 +156,17 @@ class Sweep:
             stack.callback(self._data.close)
             stack.callback(self._trials.close)
             self._restore(stack)
-            self.to_beat = self._data.to_beat(self._probe)
+            self.to_beat = self.trainers.to_beat(self._probe)
             started, done = perf_counter(), 0
             while True:
                 if self.progress.turn >= len(self._cohorts):
                     self._begin()
                 if not self._cohorts:
                     return
+                for (
+                    cohort
+                ) in self._cohorts:  # what has trained in this round trains in the next one, whatever others do
+                    cohort.begin()
                 trained = len(self._cohorts[self.progress.turn].numbers)
                 self._epoch(self.progress.turn)
                 done += trained
@@ -197,16 +202,15 @@ class Sweep:
         self.progress.save(self.folder)
         self._study = StudyCopy(self.folder, self._storage, config.space, self.progress, higher=self._metric.higher)
         stack.callback(self._study.close)
-        self._clear_checkpoints()
+        named = {group.file for group in self.progress.groups}
+        for path in (self.folder / CHECKPOINTS).iterdir():
+            if path.name not in named:
+                path.unlink()
         known = {trial_path(self.folder, number) for number in range(len(self.progress.trials))}
         for path in set((self.folder / "trials").glob("*")) - known:  # begun, and killed before that was committed
             shutil.rmtree(path)
         for group in self.progress.groups:
-            state = load_group(self.folder / "cohorts" / group.file, self.placement.device)
-            cohort = self._cohort([(number, self._config_of(number)) for number in state["numbers"]])
-            cohort.load(state)
-            if cohort.numbers != group.numbers:  # an earlier version wrote it before it let go of some
-                cohort.keep(group.numbers)
+            cohort = self.trainers.restore(group, self._config_of)
             self._cohorts.append(cohort)
             for number in group.numbers:
                 self._trials.reopen(number, cohort.config_of(number), cohort.epoch)
@@ -260,7 +264,7 @@ class Sweep:
         self.progress.turn = 0
         if not numbers:
             return
-        for places in together([self._config_of(number) for number in numbers], most):
+        for places in together([self._config_of(number) for number in numbers], self._together(most)):
             self._start([(numbers[place], self._config_of(numbers[place])) for place in places])
         self._commit()
 
@@ -270,25 +274,25 @@ class Sweep:
             return self.config.concurrent
         if self.progress.most is None:
             largest = largest_of(self.config, self.cache.manifest.layers)
-            self.progress.most = min(MOST_TRIALS, most_trials(largest, self._data.of(largest)))
+            self.progress.most = min(MOST_TRIALS, self.trainers.most(largest))
         return self.progress.most
+
+    def _together(self, most: int) -> int:
+        """Give the largest number of trials that train in one pass."""
+        if self.config.together is not None:
+            return min(self.config.together, most)
+        if self.progress.together is None:
+            self.progress.together = self.trainers.together(most)
+        return min(self.progress.together, most)
 
     def _start(self, trials: list[tuple[int, TrainConfig]]) -> None:
         data = self._data.of(trials[0][1])
         for number, config in trials:
             self._trials.create(number, config, origin_of(self.cache, None, data), data.chosen.files)
             self._note(number, CONFIG, *KEPT_FILES.values())
-        cohort = self._cohort(trials)
+        cohort = self.trainers.start(trials)
         self._cohorts.append(cohort)
-        self.progress.groups.append(self._saved(cohort, f"{trials[0][0]:04d}"))
-
-    def _cohort(self, trials: list[tuple[int, TrainConfig]]) -> Cohort:
-        data = self._data.of(trials[0][1])
-        adapters = [
-            new_adapter(data.manifest, data.tail, config, data.targets.names).to(data.device) for _, config in trials
-        ]
-        numbers, configs = [number for number, _ in trials], [config for _, config in trials]
-        return Cohort(numbers, configs, adapters, data)
+        self.progress.groups.append(Group(cohort.file, list(cohort.numbers)))
 
     def _epoch(self, turn: int) -> None:
         """Train an epoch of a group, and record its results."""
@@ -302,18 +306,9 @@ class Sweep:
             if state := self._judged(number, measured, last=cohort.done):
                 ended[number] = self._rows[number]["state"] = state
         if COMPLETE in ended.values():
-            trained = dict(zip(cohort.numbers, cohort.adapters(), strict=True))
-            complete = [number for number in trained if ended[number] == COMPLETE]
-            probes = finish(
-                [trained[number] for number in complete],
-                cohort.data,
-                cohort.config_of(complete[0]),
-                refit=self._data.holds_out_its_own,
-            )
-            for number, probe in zip(complete, probes, strict=True):
-                config = cohort.config_of(number)
-                save_run(self._trials[number], trained[number], cohort.data, config, probe)
-                save_held_out_results(self._trials[number].path, cohort.judged[number])
+            complete = [number for number in cohort.numbers if ended[number] == COMPLETE]
+            cohort.finish(complete)
+            for number in complete:
                 self._note(number, f"{FOLDER}/{TENSORS}", f"{FOLDER}/{ADAPTER}", JUDGED)
         for number, state in ended.items():
             self._trials.end(number, state)
@@ -321,11 +316,14 @@ class Sweep:
         if stay:
             if ended:
                 cohort.keep(stay)
-            self.progress.groups[turn] = self._saved(cohort, group.file.removesuffix(".pt").split("-")[0])
+            cohort.save()
+            self.progress.groups[turn] = Group(cohort.file, stay)
             self.progress.turn = turn + 1
         else:
             del self._cohorts[turn], self.progress.groups[turn]
         self._commit()
+        if not stay or cohort.file != group.file:
+            (self.folder / CHECKPOINTS / group.file).unlink(missing_ok=True)
 
     def _note(self, number: int, *names: str) -> None:
         """Note the checksums of what was written to a trial's directory."""
@@ -345,28 +343,14 @@ class Sweep:
         self._search.end(number, trial.state, trial.values)
         return trial.state
 
-    def _saved(self, cohort: Cohort, name: str) -> Group:
-        """Write a checkpoint beside the one before it."""
-        file = f"{name}-{cohort.epoch:04d}.pt"
-        save_state(self.folder / "cohorts" / file, cohort.state())
-        return Group(file, list(cohort.numbers))
-
     def _commit(self) -> None:
         self.progress.save(self.folder)
-        self._clear_checkpoints()
         self._study.update(self.progress.trials)
-
-    def _clear_checkpoints(self) -> None:
-        """Remove the checkpoints that the progress does not name."""
-        named = {group.file for group in self.progress.groups}
-        for path in (self.folder / "cohorts").iterdir():
-            if path.name not in named:
-                path.unlink()
 
     def _standing(self, seconds: float, done: int) -> Standing:
         live = sum(len(cohort.numbers) for cohort in self._cohorts)
         finished = self.progress.count(COMPLETE, PRUNED, FAILED)
-        left = sum(len(c.numbers) * (c.configs[0].epochs - c.epoch) for c in self._cohorts)
+        left = sum(len(c.numbers) * (c.config_of(c.numbers[0]).epochs - c.epoch) for c in self._cohorts)
         left += (self.config.total - finished - live) * self.config.base.epochs
         rows = sorted(
             ({"number": number, **row} for number, row in self._rows.items()),
@@ -376,10 +360,10 @@ class Sweep:
 
     @contextmanager
     def _owned(self) -> Iterator[None]:
-        """Lock the folder; a nested call does nothing.
+        """Lock the folder, and connect to the cluster if there is one; a nested call does nothing.
 
         Raises:
-            UserError: if another process does.
+            UserError: if another process does, or no scheduler answers.
         """
         if self._lock is not None:
             yield
@@ -389,7 +373,11 @@ class Sweep:
         if self._lock is None:
             raise UserError(f"another process runs the sweep {str(self.folder)!r}: wait for it.")
         try:
-            yield
+            if self._cluster is None:
+                yield
+                return
+            with OnCluster(self.folder, self.config, self._cluster) as self.trainers:
+                yield
         finally:
             unlock(self._lock)
             self._lock = None
@@ -423,7 +411,7 @@ def create_sweep(folder: Path, config: SweepConfig) -> None:
             raise UserError(f"{str(folder)!r} exists: continue it with --resume, or choose another --out.")
         partial = folder.with_name(folder.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
-        (partial / "cohorts").mkdir(parents=True)
+        (partial / CHECKPOINTS).mkdir(parents=True)
         checksum = config.save(partial)
         Progress(config=checksum, files=checksums(partial, *KEPT_FILES.values())).save(partial)
         publish(partial, folder)
