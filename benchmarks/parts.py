@@ -7,8 +7,8 @@ Random weights and noise, bfloat16, into a temporary folder. Two comparisons, in
 * one process that writes the cache alone, and one that claims its units (`part="auto"`), each with one thread;
 * one process with two threads, and two processes with one thread each.
 
-Processes are forked from one that has imported everything. Times include loading the backbone; ``cpu`` is the time of all
-threads and processes, which other programs on the machine disturb less.
+Processes are forked from one that has imported everything. Times include making the backbone; ``cpu`` is the time of
+all threads and processes, which other programs on the machine disturb less.
 """
 
 import argparse
