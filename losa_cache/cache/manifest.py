@@ -74,7 +74,7 @@ class Manifest:
 
     @property
     def protocol(self) -> int:
-        """The protocol that the cache follows: the lowest that has all of it, so that older versions read what they can."""
+        """The protocol that the cache follows: the lowest that has all of it, for versions that know no other."""
         return MADE if self.made_from else WITH_TARGETS if self.targets else PROTOCOL
 
     @property

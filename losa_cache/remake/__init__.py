@@ -1,1 +1,1 @@
-"""New caches made of finished ones, without the backbone: in another form (``transcode``), or of several (``merge``)."""
+"""New caches made of finished ones, without the backbone: in another form (``transcode``), of several (``merge``)."""

@@ -111,9 +111,7 @@ def begun(like: Manifest, fields: dict[str, Any], sources: Sequence[Manifest]) -
 
 def kept_encoding(encoding: dict[str, Any], kept: Sequence[int]) -> dict[str, Any]:
     """Give what a cache's encoding says of some of its points."""
-    return {
-        name: [value[at] for at in kept] if isinstance(value, list) else value for name, value in encoding.items()
-    }
+    return {name: [value[at] for at in kept] if isinstance(value, list) else value for name, value in encoding.items()}
 
 
 def total_error(before: float | list[float], after: float | list[float]) -> float | list[float]:

@@ -5,20 +5,16 @@ from typing import Any
 
 from losa_cache.cache.layout import SHARD_BYTES
 from losa_cache.cache.location import Location, locate
-from losa_cache.cache.registry import knows, remember
-from losa_cache.cache.storage import StorePath
 from losa_cache.cache.store import ActivationCache, open_cache
-from losa_cache.cache.writer import CacheWriter, lock_cache
-from losa_cache.errors import UserError, require_counts
+from losa_cache.errors import require_counts
 from losa_cache.machine.device import choose_device, default_workers
 from losa_cache.machine.sizes import parse_bytes
 from losa_cache.remake.change import plan_change
 from losa_cache.remake.fill import fill
 from losa_cache.remake.fit import fit
+from losa_cache.remake.new_cache import finished, new_cache, require_other
 from losa_cache.remake.origin import Origin, block_rows
-from losa_cache.remake.values import Copied, Points, Recoded, Rows
-from losa_cache.targets.add import add_targets
-from losa_cache.targets.target_set import TargetSet
+from losa_cache.remake.values import Copied, Points, Recoded
 
 
 def transcode(
@@ -65,48 +61,16 @@ def transcode(
     rows: dict[str, Any] = {"labels": source.labels, "ids": source.ids}
     tail = {} if change.pooled else source.tail_tensors()
     try:
-        with lock_cache(place) as lock:
-            if lock.begun():
-                writer = CacheWriter.resume(lock, change.manifest, **rows, tail=tail)
-            else:
-                manifest, layout, encoding = fit(change, points, shard_bytes=size)
-                writer = CacheWriter.create(lock, manifest, layout, encoding, **rows, tail=tail)
-            with writer:
-                maker: Rows
-                if change.decoded:
-                    maker = Recoded(points, writer.layout, writer.encoding)
-                else:
-                    maker = Copied(points, writer.layout, change.kept)
-                count = block_rows(points.row_bytes)
-                if writer.missing() or not writer.manifest.complete:
-                    origin = Origin.one(source.layout.samples)
-                    fill(writer, [source], [maker], origin, rows=count, workers=threads, progress=progress)
-                    writer.finish()
+        with new_cache(place, change.manifest, lambda: fit(change, points, shard_bytes=size), **rows, tail=tail) as new:
+            if new.missing() or not new.manifest.complete:
+                maker = (
+                    Recoded(points, new.layout, new.encoding)
+                    if change.decoded
+                    else Copied(points, new.layout, change.kept)
+                )
+                origin, count = Origin.one(source.layout.samples), block_rows(points.row_bytes)
+                fill(new, [source], [maker], origin, rows=count, workers=threads, progress=progress)
+                new.finish()
     finally:
         points.close()
     return finished(place, [source.target_set(name) for name in source.manifest.targets], [source])
-
-
-def require_other(place: StorePath, sources: Sequence[ActivationCache]) -> None:
-    """Refuse to write a cache where one of those lies that it is made of.
-
-    Raises:
-        UserError: if so.
-    """
-    if any(place.resolve() == source.path.resolve() for source in sources):
-        raise UserError(f"{str(place)!r} is the cache itself: choose another --out.")
-
-
-def finished(place: StorePath, targets: Sequence[TargetSet], sources: Sequence[ActivationCache]) -> ActivationCache:
-    """Write the target sets into a new cache that lacks them, list it for this user, and open it.
-
-    What this user extracted may be opened again to look at its images: so may what is made of it.
-    """
-    cache = open_cache(place)
-    for own in targets:
-        if cache.manifest.targets.get(own.name, {}).get("fingerprint") != own.fingerprint:
-            add_targets(cache, own)
-    cache = open_cache(place)
-    known = all(knows(source.path, source.manifest) for source in sources)
-    remember(cache.path, cache.manifest, cache.manifest.options if known else None)
-    return cache
