@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
+from uuid import uuid4
 
 import google_crc32c
 
@@ -67,14 +68,24 @@ def clear(place: Path) -> None:
         place.unlink(missing_ok=True)
 
 
+def own_partial(path: Path) -> Path:
+    """Name a temporary file beside ``path`` that no other process uses, on this machine or another."""
+    return path.with_name(f"{path.name}.{uuid4().hex[:8]}.partial")
+
+
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path, partial: Path | None = None) -> Iterator[BinaryIO]:
     """Open a file to write that takes the place of ``path``, durably, when the context ends without an error.
+
+    Args:
+        path: the file.
+        partial: its temporary name; by default one that every process uses. Where several processes may write ``path``
+            at the same time, each needs its own (:func:`own_partial`).
 
     Raises:
         OSError: naming ``path``, of which nothing has changed then.
     """
-    partial = path.with_name(path.name + ".partial")
+    partial = partial or path.with_name(path.name + ".partial")
     try:
         if os.path.lexists(partial) and not stat.S_ISREG(partial.lstat().st_mode):
             clear(partial)  # a pipe would be waited for, a link followed
@@ -91,10 +102,38 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all, durably."""
-    with replacing(path) as file:
+def write_whole(path: Path, content: bytes, partial: Path | None = None) -> None:
+    """Write a file whole or not at all, durably; ``partial`` as of :func:`replacing`."""
+    with replacing(path, partial) as file:
         file.write(content)
+
+
+def link_if_none(partial: Path, path: Path) -> bool:
+    """Give a file that has a temporary name its own, in one step, if there is none of that name; say whether.
+
+    Raises:
+        OSError: if it cannot be done, as on file systems without hard links.
+    """
+    try:
+        os.link(partial, path)
+    except FileExistsError:
+        return partial.stat().st_nlink > 1  # a server may have done it and then have been asked once more
+    return True
+
+
+def create_whole(path: Path, content: bytes) -> bool:
+    """Write a file whole if there is none of this name, in one step, and say whether. A power cut may lose it.
+
+    Raises:
+        OSError: as :func:`link_if_none`.
+    """
+    partial = own_partial(path)
+    try:
+        with open(partial, "wb") as file:
+            file.write(content)
+        return link_if_none(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def append(path: Path, content: bytes) -> None:
@@ -117,9 +156,9 @@ def append(path: Path, content: bytes) -> None:
         raise
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON whole or not at all, durably."""
-    write_whole(path, json.dumps(content, indent=2).encode())
+def write_json(path: Path, content: Any, partial: Path | None = None) -> None:
+    """Write JSON whole or not at all, durably; ``partial`` as of :func:`replacing`."""
+    write_whole(path, json.dumps(content, indent=2).encode(), partial)
 
 
 def without_nan(content: Any) -> Any:

@@ -32,15 +32,20 @@ def _let_go_in_child() -> None:
 os.register_at_fork(after_in_child=_let_go_in_child)
 
 
-def lock(file: Path, *, wait: bool = False) -> int | None:
+def lock(file: Path, *, wait: bool = False, shared: bool = False) -> int | None:
     """Lock a file; ``None`` if another process has it, and this one does not wait for it.
+
+    Args:
+        file: to lock; it is made if there is none.
+        wait: for another process that has it.
+        shared: with all others who lock it so, in place of alone.
 
     Raises:
         UserError: if something else than a file is in its place.
         OSError: if it cannot be made.
     """
     try:
-        handle = _locked(file, wait=wait)
+        handle = _locked(file, wait=wait, shared=shared)
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
@@ -49,7 +54,7 @@ def lock(file: Path, *, wait: bool = False) -> int | None:
             "machine is not.",
             *(file, error.strerror),
         )
-        handle = _locked(_stand_in(file), wait=wait)
+        handle = _locked(_stand_in(file), wait=wait, shared=shared)
     if handle is not None:
         _held.add(handle)
     return handle
@@ -61,10 +66,10 @@ def unlock(handle: int) -> None:
     os.close(handle)
 
 
-def _locked(file: Path, *, wait: bool) -> int | None:
+def _locked(file: Path, *, wait: bool, shared: bool) -> int | None:
     handle = _open(file)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         os.close(handle)
         return None

@@ -1,6 +1,7 @@
 """Pure planning of the activations array: chunks, shards, bytes (``docs/protocol.md``, section "Activations")."""
 
 from dataclasses import dataclass
+from math import lcm
 
 from losa_cache.cache.compression import OVERHEAD_BYTES
 
@@ -8,6 +9,7 @@ CHECKSUM_BYTES = 4
 INDEX_ENTRY_BYTES = 16
 MIN_CHUNK_BYTES = 64 * 1024
 SHARD_BYTES = 256 * 1024 * 1024
+SMALLER = 8  # one part in so many that a shard may hold less than fits, to keep step with batches
 
 
 @dataclass(frozen=True)
@@ -92,16 +94,20 @@ class Layout:
 
 
 def plan_layout(
-    *, samples: int, layers: int, tokens: int, columns: int, itemsize: int, shard_bytes: int = SHARD_BYTES
+    *, samples: int, layers: int, tokens: int, columns: int, itemsize: int, shard_bytes: int = SHARD_BYTES, batch: int = 1
 ) -> Layout:
     """Choose chunks and shards.
 
     A chunk is one block output, so that reading some layers costs only their own bytes. If a block output is smaller
     than 64 KiB, a chunk holds as many layers as reach that size (a divisor of the number of layers). A shard holds as
-    many samples as fit ``shard_bytes``.
+    many samples as fit ``shard_bytes``; or up to an eighth less, where shards and batches of ``batch`` rows end together
+    sooner then, so that processes can share the cache in small parts.
     """
     block = tokens * columns * itemsize
     divisors = [n for n in range(1, layers + 1) if layers % n == 0]
     chunk_layers = next((n for n in divisors if n * block >= MIN_CHUNK_BYTES), layers)
     sample = (layers // chunk_layers) * (chunk_layers * block + CHECKSUM_BYTES)
-    return Layout(samples, layers, tokens, columns, itemsize, chunk_layers, max(1, min(samples, shard_bytes // sample)))
+    fitting = max(1, shard_bytes // sample)
+    if fitting < samples:
+        fitting = min(range(fitting - fitting // SMALLER, fitting + 1), key=lambda n: (lcm(n, batch) // n, -n))
+    return Layout(samples, layers, tokens, columns, itemsize, chunk_layers, min(samples, fitting))

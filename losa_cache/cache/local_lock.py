@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from losa_cache.cache.claims import FOLDER, Claims
 from losa_cache.cache.metadata_files import LocalMetadata
 from losa_cache.cache.receipt import Receipt
 from losa_cache.cache.shard import ShardWriter
@@ -13,13 +14,17 @@ from losa_cache.cache.shard_commit import ShardCommit
 from losa_cache.cache.storage import StorePath, WriterLock, receipts_of
 from losa_cache.cache.stores.local import LocalPath
 from losa_cache.errors import UserError
-from losa_cache.files import clear
+from losa_cache.files import clear, link_if_none, publish, sync_folder
 from losa_cache.lock import lock, unlock
 from losa_cache.machine.sizes import readable_bytes
 
 
 class LocalLock(WriterLock):
     """A cache on a file system, locked by ``flock``.
+
+    Args:
+        path: the ``.zarr`` folder.
+        shared: lock it with others, who each write what they claim.
 
     Raises:
         UserError: if another process has the lock.
@@ -29,22 +34,26 @@ class LocalLock(WriterLock):
     metadata: LocalMetadata
     disk: LocalPath
 
-    def __init__(self, path: LocalPath) -> None:
+    def __init__(self, path: LocalPath, *, shared: bool = False) -> None:
         self.path = path
         self.metadata = LocalMetadata(path, receipts_of(path))
         self.disk = receipts_of(path)
         self.disk.mkdir(parents=True, exist_ok=True)
-        self._lock = lock_or_refuse(self.disk / "lock", path)
+        self._lock = lock_or_refuse(self.disk / "lock", path, shared=shared)
+        self.claims = Claims(self.disk) if shared else None
 
     def begun(self) -> bool:
         """Whether there is anything of that name."""
         return self.metadata.store.exists()
 
     def sweep(self) -> None:
-        """Remove files and folders that still have temporary names."""
+        """Remove files and folders that still have temporary names, and claims, unless the lock is shared."""
+        if self.claims is None:
+            clear(self.disk / FOLDER)
         for folder in (self.metadata.store, self.metadata.receipts):
             for leftover in list(folder.rglob("*.partial")):
-                clear(leftover)
+                if leftover.parent.name != FOLDER:
+                    clear(leftover)
 
     def require_space(self, shards: Sequence[int], ratio: float) -> None:
         """Refuse a disk that cannot hold everything that is still missing."""
@@ -58,10 +67,12 @@ class LocalLock(WriterLock):
 
     def commit(self, path: StorePath, receipt: Receipt) -> "LocalShard":
         """Give the files of one shard. The shard is written in its final folder."""
-        return LocalShard(path, receipt)
+        return LocalShard(path, receipt, self.claims)
 
     def close(self) -> None:
         """Let others write the cache."""
+        if self.claims is not None:
+            self.claims.leave()
         unlock(self._lock)
 
 
@@ -77,17 +88,42 @@ class LocalShard(ShardCommit):
 
     def complete(self, writer: ShardWriter, notes: dict[str, Any]) -> None:
         """Rename the bytes, then write the list and the receipt."""
-        writer.commit()
+        if self.claims is None:
+            writer.commit()
+        else:
+            writer.end()
+            if not self._publish(writer):
+                return self.lost()
         self.seal(self.content(writer, notes), writer.checksums)
+        return None
+
+    def _publish(self, writer: ShardWriter) -> bool:
+        """Give the bytes their name if the shard still is this process's, and no other has finished it."""
+        try:
+            if not self.mine:
+                writer.partial.unlink()
+                return False
+            if link_if_none(writer.partial, writer.path):
+                writer.partial.unlink()
+                sync_folder(writer.path.parent)
+            elif self.done() is None:  # its owner had gone before it wrote the receipt
+                publish(writer.partial, writer.path)
+        except FileNotFoundError:  # removed by the process that finished the cache
+            return False
+        return self.mine
 
 
-def lock_or_refuse(file: Path, store: StorePath) -> int:
+def lock_or_refuse(file: Path, store: StorePath, *, shared: bool = False) -> int:
     """Lock a file.
 
     Raises:
         UserError: if another process has it, that is: another process writes ``store``.
     """
-    handle = lock(file)
+    handle = lock(file, shared=shared)
     if handle is None:
-        raise UserError(f"another process is writing the cache {str(store)!r}: wait for it, or choose another --out.")
+        others = "without --part " if shared else ""
+        raise UserError(
+            f"another process {others}is writing the cache {str(store)!r}: wait for it, choose another --out, or start "
+            "every process with --part auto."
+        )
     return handle

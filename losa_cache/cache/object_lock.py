@@ -51,7 +51,7 @@ class ObjectLock(WriterLock):
 
     path: ObjectPath
 
-    def __init__(self, path: ObjectPath) -> None:
+    def __init__(self, path: ObjectPath, *, shared: bool = False) -> None:
         self.path = path
         self.disk = home() / "uploads" / hashlib.sha256(str(path).encode()).hexdigest()[:16]
         try:
@@ -97,7 +97,7 @@ class ObjectLock(WriterLock):
     def commit(self, path: StorePath, receipt: Receipt) -> "UploadedShard":
         """Give the objects of one shard, which is written in the scratch folder."""
         assert isinstance(path, ObjectPath), "a shard of this cache"
-        return UploadedShard(path, receipt, self.disk, self._uploads)
+        return UploadedShard(path, receipt, self.claims, self.disk, self._uploads)
 
     def wait(self) -> None:
         """Wait for the current upload."""

@@ -78,13 +78,6 @@ class ObjectPath(StorePath):
         """
 
     @abstractmethod
-    def create(self, content: bytes) -> bool:
-        """Write an object if there is none of this name, and say whether it was written.
-
-        A store that cannot do this in one step writes the object in any case.
-        """
-
-    @abstractmethod
     def upload(self, file: Path) -> None:
         """Write an object from a file: it appears whole or not at all."""
 
@@ -92,11 +85,11 @@ class ObjectPath(StorePath):
         """Open the object; ``direct`` has no effect, because there is no page cache."""
         return ObjectBytes(self)
 
-    def lock(self) -> "ObjectLock":
+    def lock(self, *, shared: bool = False) -> "ObjectLock":
         """Take the right to write a cache here."""
         from losa_cache.cache.object_lock import ObjectLock  # only writers need Zarr
 
-        return ObjectLock(self)
+        return ObjectLock(self, shared=shared)
 
 
 class ObjectBytes:

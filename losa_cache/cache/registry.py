@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from losa_cache.cache.storage import StorePath
 from losa_cache.errors import no_training_cache
-from losa_cache.files import write_json
+from losa_cache.files import own_partial, write_json
 from losa_cache.folders import find_home
 from losa_cache.outside import UnreadableError, read_json
 
@@ -74,7 +74,7 @@ def remember(
     note = _note(home, place)
     try:
         note.parent.mkdir(parents=True, exist_ok=True)
-        write_json(note, content)
+        write_json(note, content, own_partial(note))
     except OSError as error:
         log.warning(
             "%s is complete, but not listed: %s cannot be written (%s); name the cache where it is used, or set "

@@ -21,7 +21,7 @@ from losa_cache.cache.descriptors import too_many
 from losa_cache.cache.layout import CHECKSUM_BYTES, Layout
 from losa_cache.cache.places import MISSING, Places
 from losa_cache.cache.runs import GAP_BYTES, cut_out, join
-from losa_cache.files import publish
+from losa_cache.files import own_partial, publish
 
 PIECE_BYTES = 16 * 1024 * 1024  # of a shard, whose checksums are read together
 DENSE_BYTES = 16 * 1024  # chunks that are smaller are read along with their checksums: a disk is no slower for it
@@ -82,7 +82,7 @@ class ShardWriter:
 
     def __init__(self, path: Path, layout: Layout) -> None:
         self.path, self.layout = path, layout
-        self.partial = path.with_name(path.name + ".partial")
+        self.partial = own_partial(path)
         self.index = np.full((layout.shard_samples, layout.sample_chunks, 2), MISSING, dtype="<u8")
         self.size = 0
         self.checksums = bytearray()
@@ -106,17 +106,22 @@ class ShardWriter:
         """Hash the checksums of all chunks written so far, in their order, and that of the index."""
         return shard_digest(self.checksums, self.index.tobytes())
 
-    def commit(self) -> None:
-        """Write the index, make the bytes durable and give the file its name."""
+    def end(self) -> None:
+        """Write the index and make the bytes durable, under the temporary name."""
         index = self.index.tobytes()
         self._write(np.frombuffer(index + checksum(index), dtype=np.uint8))
         os.fsync(self._file.fileno())
         self._file.close()
+
+    def commit(self) -> None:
+        """Write the index, make the bytes durable and give the file its name."""
+        self.end()
         publish(self.partial, self.path)
 
-    def close(self) -> None:
-        """Close an unfinished shard; the next run removes its temporary file."""
+    def discard(self) -> None:
+        """Close an unfinished shard and remove its temporary file."""
         self._file.close()
+        self.partial.unlink(missing_ok=True)
 
     def _write(self, data: NDArray[np.uint8]) -> None:
         self.size += data.nbytes

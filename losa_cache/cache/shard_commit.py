@@ -3,15 +3,19 @@
 The receipt says that everything is there.
 """
 
+import logging
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from losa_cache.cache.claims import Claims
 from losa_cache.cache.layout import Layout
 from losa_cache.cache.receipt import Receipt, ReceiptContent
 from losa_cache.cache.shard import DamagedShardError, ShardReader, ShardWriter
 from losa_cache.cache.storage import StorePath
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -21,10 +25,12 @@ class ShardCommit(ABC):
     Attributes:
         path: file of the shard.
         receipt: its receipt and its list of checksums.
+        claims: of this process, where several write the cache; ``None``: every shard is its own.
     """
 
     path: StorePath
     receipt: Receipt
+    claims: Claims | None
 
     @property
     def shard(self) -> int:
@@ -49,8 +55,9 @@ class ShardCommit(ABC):
             return None
 
     def begin(self, layout: Layout) -> ShardWriter:
-        """Remove what an earlier run left of the shard, and start it."""
-        self.forget()
+        """Remove what an earlier run left of the shard, unless another process may have finished it, and start it."""
+        if self.claims is None:
+            self.forget()
         return ShardWriter(self.file, layout)
 
     def forget(self) -> None:
@@ -60,6 +67,7 @@ class ShardCommit(ABC):
     def settle(self, layout: Layout) -> None:
         """Forget a shard whose bytes differ from its receipt; write the list if an older version left it out.
 
+        This is for a process that has the cache alone: what it forgets was not finished by another one meanwhile.
         This reads the checksums behind all chunks; large chunks themselves are not
         read: at ViT-B in bfloat16 (chunks of 300
         kB) about 170 s a terabyte from a cold SSD, 11 s from the page cache (one core of an AMD EPYC). On a server only
@@ -67,6 +75,8 @@ class ShardCommit(ABC):
         """
         content = self.done()
         if content is None:
+            if self.receipt.file.is_file():
+                self.forget()
             return
         try:
             reader = ShardReader(self.path.open_bytes(), layout)
@@ -84,6 +94,18 @@ class ShardCommit(ABC):
             self.forget()
         elif not known:
             self.receipt.write_list(found)
+
+    @property
+    def mine(self) -> bool:
+        """Whether this process may publish it."""
+        return self.claims is None or self.claims.has(self.shard)
+
+    def lost(self) -> None:
+        """Say that another process has taken it over."""
+        log.warning(
+            "shard %d of %s was taken over by another process while this one stood still: its own is dropped.",
+            *(self.shard, self.path),
+        )
 
     def content(self, writer: ShardWriter, notes: dict[str, Any]) -> ReceiptContent:
         """Give the content of its receipt.

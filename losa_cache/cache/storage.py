@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, Self, TypeVar
 
 if TYPE_CHECKING:
     from losa_cache.cache.byte_source import ByteSource
+    from losa_cache.cache.claims import Claims
     from losa_cache.cache.metadata_files import WritableMetadata
     from losa_cache.cache.receipt import Receipt
     from losa_cache.cache.shard_commit import ShardCommit
@@ -28,7 +29,8 @@ class StorePath(ABC):
       at any instruction. What a kill leaves has another name, which ends in ``.partial``, or cannot be seen.
     * **Order.** When :meth:`write` returns, the content is durable and every reader finds it. So nobody finds the
       second of two files without the first. The receipt of a shard relies on this: it is written last.
-    * **One writer.** :meth:`lock` gives the right to write to one process at a time (:class:`WriterLock`).
+    * **One writer.** :meth:`lock` gives the right to write to one process at a time, or to several that each write
+      shards of their own (:class:`WriterLock`).
     * **Errors.** What is not there is a ``FileNotFoundError``. A server that fails or refuses is a ``UserError`` of one
       sentence without credentials; a file system that does is an ``OSError``.
     * **Names.** ``str`` gives the name that a user can give again. Pickled, a path is its name: another process opens
@@ -141,6 +143,13 @@ class StorePath(ABC):
         """Write a file whole or not at all. The folder above that of the file must be there, where there are any."""
 
     @abstractmethod
+    def create(self, content: bytes) -> bool:
+        """Write a file if there is none of this name, and say whether it was written.
+
+        A store that cannot do this in one step writes it in any case; it gives no shared lock.
+        """
+
+    @abstractmethod
     def unlink(self, missing_ok: bool = False) -> None:
         """Remove the file.
 
@@ -149,11 +158,14 @@ class StorePath(ABC):
         """
 
     @abstractmethod
-    def lock(self) -> "WriterLock":
+    def lock(self, *, shared: bool = False) -> "WriterLock":
         """Take the right to write the cache at this place.
 
+        Args:
+            shared: with other processes that take it so: each writes the shards that it claims (``WriterLock.claims``).
+
         Raises:
-            UserError: if another process has it, or the store fails.
+            UserError: if another process has it, the store fails or cannot be shared.
             OSError: if the place cannot be written.
         """
 
@@ -163,8 +175,9 @@ class WriterLock(ABC):
 
     An implementation guarantees:
 
-    * One process at a time has it. It dies with its process, or the next process with the same ``$LOSA_CACHE_HOME``
-      takes it over, or the message that refuses it says what to remove.
+    * One process at a time has it, or several share it. It dies with its process, or the next process with the same
+      ``$LOSA_CACHE_HOME`` takes it over, or the message that refuses it says what to remove.
+    * A process that shares it publishes a shard only while it has the shard's claim, and never replaces a finished one.
     * A shard that is given to ``ShardCommit.complete`` becomes visible as a whole; then the list of its checksums; then
       its receipt. A kill at any instruction leaves the shard without a receipt, and it is written again.
     * The metadata files change in the order that ``WritableMetadata`` describes.
@@ -173,11 +186,13 @@ class WriterLock(ABC):
         path: of the cache.
         metadata: its metadata files, to be written.
         disk: a folder on the disk that shards are written to first.
+        claims: of this process, if it shares the lock; ``None``: the whole cache is its own.
     """
 
     path: StorePath
     metadata: "WritableMetadata"
     disk: Path
+    claims: "Claims | None" = None
 
     @abstractmethod
     def begun(self) -> bool:

@@ -10,7 +10,7 @@ the place of another is written again, too.
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from losa_cache.cache.claims import Claims
 from losa_cache.cache.identity import differences
 from losa_cache.cache.layout import Layout
 from losa_cache.cache.location import REQUESTS, Location, locate
@@ -85,8 +86,10 @@ class CacheWriter:
     """Write the shards of a cache that this process has the lock of; :meth:`create` or :meth:`resume` gives one.
 
     Attributes:
+        lock: the right to write it.
         path: the ``.zarr`` folder.
         manifest, layout, encoding: of the cache.
+        alone: whether no other process wrote it when this one began.
     """
 
     def __init__(
@@ -100,7 +103,8 @@ class CacheWriter:
         ids: list[str],
     ) -> None:
         self.path, self.manifest, self.layout, self.encoding = lock.path, manifest, layout, encoding
-        self._lock, self._labels, self._ids = lock, labels, ids
+        self.lock, self._labels, self._ids = lock, labels, ids
+        self.alone = True
         self._damaged: dict[int, set[int]] = {}
         self._open: _OpenShard | None = None
 
@@ -145,6 +149,7 @@ class CacheWriter:
         labels: NDArray[np.int64],
         ids: list[str],
         tail: dict[str, Tensor],
+        alone: bool = True,
     ) -> "CacheWriter":
         """Open a cache, finished or not, to go on with it. It keeps the layout and encoding that it has.
 
@@ -152,6 +157,8 @@ class CacheWriter:
             lock: of the cache.
             manifest: what it must hold.
             labels, ids, tail: as of :meth:`create`.
+            alone: whether no other process writes it now: then what a killed one left is removed, and shards that are
+                done are compared with their receipts.
 
         Raises:
             UserError: if it holds something else, cannot be written, or the disk has no room for what is missing.
@@ -160,20 +167,30 @@ class CacheWriter:
             existing = _existing(lock, manifest, labels=labels, ids=ids, tail=tail)
             encoding = existing.encoding()
             writer = cls(lock, existing.manifest, existing.layout, encoding, labels=labels, ids=ids)
-            lock.sweep()
-            with ThreadPoolExecutor(REQUESTS, "settle") as threads:
-                list(threads.map(lambda shard: writer.commit(shard).settle(writer.layout), range(writer.layout.shards)))
-            writer._require_space()
+            writer.alone = alone
+            if alone:
+                lock.sweep()
+                with ThreadPoolExecutor(REQUESTS, "settle") as threads:
+                    list(
+                        threads.map(lambda shard: writer.commit(shard).settle(writer.layout), range(writer.layout.shards))
+                    )
+                writer._require_space()
         return writer
 
     def commit(self, shard: int) -> ShardCommit:
         """Name the files of a shard."""
         path = shard_path(self.path, self.manifest.fields["tap"], shard)
-        return self._lock.commit(path, Receipt(receipts_of(self.path), shard, self.manifest.identity))
+        return self.lock.commit(path, Receipt(receipts_of(self.path), shard, self.manifest.identity))
 
-    def missing(self) -> list[int]:
-        """List the shards that are not done."""
-        return [shard for shard, receipt in enumerate(self._receipts()) if receipt is None]
+    @property
+    def claims(self) -> Claims | None:
+        """Of this process, where several write the cache."""
+        return self.lock.claims
+
+    def missing(self, among: Iterable[int] | None = None) -> list[int]:
+        """List the shards that are not done: of all of them, or among some."""
+        shards = range(self.layout.shards) if among is None else list(among)
+        return [shard for shard, receipt in zip(shards, self._receipts(shards), strict=True) if receipt is None]
 
     def wanted(self) -> list[int]:
         """List the rows to write: those of missing shards, and damaged ones."""
@@ -223,10 +240,27 @@ class CacheWriter:
             self._damaged.pop(shard, None)
             self._open = None
 
+    def turn(self) -> AbstractContextManager[None]:
+        """Keep other processes that write this cache from beginning or finishing it meanwhile."""
+        return nullcontext() if self.claims is None else self.claims.turn()
+
     def finish(self) -> ActivationCache:
-        """Mark the cache complete, once all of its shards are there, and open it."""
-        self._lock.wait()
-        receipts = self._receipts()
+        """Mark the cache complete, once all of its shards are there, and open it.
+
+        Of several processes, in a turn each, the first does so.
+        """
+        if self.claims is not None and open_cache(self.path, incomplete=True).manifest.complete:
+            self.claims.clear()
+            return open_cache(self.path)
+        self._mark_complete()
+        if self.claims is not None:
+            self.lock.sweep()
+            self.claims.clear()
+        return open_cache(self.path)
+
+    def _mark_complete(self) -> None:
+        self.lock.wait()
+        receipts = self._receipts(range(self.layout.shards))
         assert all(receipts), "finish() before the last shard"
         done: Iterable[ReceiptContent] = [receipt for receipt in receipts if receipt]
         skipped = [entry for receipt in done for entry in receipt["skipped"]]
@@ -237,13 +271,12 @@ class CacheWriter:
             "non_finite": sum(receipt["non_finite"] for receipt in done),
         }
         try:
-            self._lock.metadata.finish(self.manifest.completed(skipped=skipped, **counts), labels)
+            self.lock.metadata.finish(self.manifest.completed(skipped=skipped, **counts), labels)
         except OSError as error:
             raise UserError(
                 f"cache {str(self.path)!r} cannot be marked complete ({error.strerror}): its shards are kept; make "
                 "room and run the same command again."
             ) from error
-        return open_cache(self.path)
 
     def __enter__(self) -> "CacheWriter":
         return self
@@ -254,7 +287,7 @@ class CacheWriter:
     def close(self) -> None:
         """Leave the cache as it is, finished or not, for the next run. The lock stays."""
         if self._open is not None:
-            self._open.writer.close()
+            self._open.writer.discard()
 
     def _begin(self, shard: int) -> "_OpenShard":
         commit = self.commit(shard)
@@ -266,24 +299,24 @@ class CacheWriter:
         last = max(self._damaged.get(shard, rows[-1:]))
         return _OpenShard(commit, commit.begin(self.layout), notes, old, rows.start, last)
 
-    def _receipts(self) -> list[ReceiptContent | None]:
+    def _receipts(self, shards: Iterable[int]) -> list[ReceiptContent | None]:
         with ThreadPoolExecutor(REQUESTS, "receipt") as threads:
-            return list(threads.map(lambda shard: self.commit(shard).done(), range(self.layout.shards)))
+            return list(threads.map(lambda shard: self.commit(shard).done(), shards))
 
     def _require_space(self) -> None:
         shards = [self.layout.shard_bytes(shard) for shard in self.missing()]
-        self._lock.require_space(shards, self.manifest.encoding["compressed"] or 1)
+        self.lock.require_space(shards, self.manifest.encoding["compressed"] or 1)
 
 
-def lock_cache(path: str | Location) -> WriterLock:
-    """Take the right to write the cache at a place.
+def lock_cache(path: str | Location, *, shared: bool = False) -> WriterLock:
+    """Take the right to write the cache at a place; ``shared`` as of ``StorePath.lock``.
 
     Raises:
         UserError: if another process has it, the place cannot be written, or its store fails.
     """
     place = locate(path)
     with saying_unwritable(place):
-        return place.lock()
+        return place.lock(shared=shared)
 
 
 @contextmanager

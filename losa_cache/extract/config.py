@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from losa_cache.cache.precision_names import MOST_BITS
 from losa_cache.errors import UserError, require_counts
+from losa_cache.extract.part import Part
 from losa_cache.folders import is_url
 from losa_cache.inputs_config import STORED, WORKERS, InputsConfig, of_images
 from losa_cache.machine.device_names import require_device_name
@@ -90,13 +91,25 @@ class ExtractConfig(PlanConfig):
 
     Attributes:
         on_error: ``stop`` at an image that does not decode, or ``skip``, count and list it.
+        part: share the cache with other processes that are given the same: ``auto`` takes whatever nobody has, ``3/16``
+            every sixteenth unit of work from the third on. By default one process writes the cache alone, unless it is
+            a task of a job array (of SLURM or LSF), which shares it as by ``auto``.
     """
 
     on_error: Annotated[
         str, Option("What to do with an image that does not decode: stop, or skip (leave it out and list it).")
     ] = "stop"
+    part: Annotated[
+        str | None,
+        Option(
+            "Share the cache with other processes, on any machine that sees it: auto (take whatever no other has) or "
+            "3/16 (the third of 16 parts). Default: write it alone; in a SLURM or LSF job array, auto."
+        ),
+    ] = None
 
     def __post_init__(self) -> None:
+        if self.part is not None:
+            Part.parse(self.part)
         if self.on_error not in ON_ERROR:
             raise UserError(f"on-error is {self.on_error!r}: choose stop or skip.")
         super().__post_init__()

@@ -1,8 +1,10 @@
 """``extract``: run a backbone over a data set and write a cache."""
 
 import logging
+import os
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from losa_cache.backbone import Backbone
@@ -18,7 +20,10 @@ from losa_cache.extract import pipeline
 from losa_cache.extract.config import ExtractConfig
 from losa_cache.extract.create_cache import create_cache, sources_of
 from losa_cache.extract.meter import Meter
+from losa_cache.extract.part import AUTO, Part, array_task
 from losa_cache.extract.plan import cache_name, default_batch
+from losa_cache.extract.share import Share, run_part
+from losa_cache.extract.units import Units
 from losa_cache.folders import home
 from losa_cache.inputs import Inputs, open_inputs
 from losa_cache.machine.allocator import keep_freed_memory
@@ -43,7 +48,8 @@ def extract(
     """Run a frozen backbone once over a data set and write its block outputs to a cache.
 
     A cache of the same identity at ``out`` is resumed, or returned at once if it is complete. Target sets that come
-    with the data are added to a complete cache. The call sets the process's malloc to keep freed memory
+    with the data are added to a complete cache. With ``part`` several processes extract one cache; with ``3/16`` a
+    process returns when its own units are done, and the cache may be incomplete then. The call sets the process's malloc to keep freed memory
     (``losa_cache.machine.allocator``).
 
     Args:
@@ -73,28 +79,58 @@ def extract(
     workers = config.workers or default_workers()
     kept = replace(config, batch_size=batch_size).to_json() if config.named else None
     meter = meter or Meter()
-    with create_cache(inputs, path, workers=workers, options=kept, shard_bytes=shard_bytes) as writer:
-        sources = sources_of(writer, inputs)
-        if sources is not None:
-            missing = set(writer.missing())
-            sources.require_unchanged([s for s in range(writer.layout.shards) if s not in missing], renew=True)
-        if writer.manifest.complete and not writer.missing():
-            cache = open_cache(path)
-        else:
-            pipeline.run(
-                inputs,
-                writer,
-                sources,
-                batch_size=batch_size,
-                workers=workers,
-                skip_errors=config.on_error == "skip",
-                meter=meter,
+    part = _part(config)
+    with create_cache(
+        inputs,
+        path,
+        workers=workers,
+        batch_size=batch_size,
+        options=kept,
+        shard_bytes=shard_bytes,
+        shared=part is not None,
+    ) as (writer, agreed):
+        if config.batch_size not in (None, agreed):
+            raise UserError(
+                f"batch-size is {config.batch_size}, and the processes that extract {str(path)!r} together have agreed "
+                f"on {agreed}: leave --batch-size out."
             )
-            cache = writer.finish()
-    cache = add_targets_of(inputs.samples, cache)
+        run = partial(
+            pipeline.run,
+            inputs,
+            writer,
+            sources := sources_of(writer, inputs),
+            batch_size=agreed,
+            workers=workers,
+            skip_errors=config.on_error == "skip",
+            meter=meter,
+        )
+        missing = set(writer.missing())
+        if sources is not None and writer.alone:
+            sources.require_unchanged([s for s in range(writer.layout.shards) if s not in missing], renew=True)
+        if missing and part is not None:
+            run_part(run, Share(writer, part, Units(writer.layout, agreed), missing, meter))
+        elif missing or not writer.manifest.complete:
+            wanted = writer.wanted()
+            meter.start(len(wanted))
+            run([wanted], images=len(wanted))
+        with writer.turn():
+            if part is not None and writer.missing():
+                return open_cache(path, incomplete=True)
+            cache = writer.finish() if missing or not writer.manifest.complete else open_cache(path)
+            cache = add_targets_of(inputs.samples, cache, writer.lock)
     whole = meter.images == cache.layout.samples  # not a part that was left
     remember(cache.path, cache.manifest, kept, meter.seconds if whole else None)
     return cache
+
+
+def _part(config: ExtractConfig) -> Part | None:
+    """Say which part of the cache this process extracts; ``None``: all of it, alone."""
+    if config.part is not None:
+        return Part.parse(config.part)
+    if (task := array_task(os.environ)) is None:
+        return None
+    log.info("this is %s: it shares the cache with the other tasks that extract it, as --part auto does.", task)
+    return Part.parse(AUTO)
 
 
 def _as_begun(inputs: Inputs, place: StorePath, *, named: bool) -> tuple[Inputs, StorePath]:

@@ -10,6 +10,7 @@ class Meter:
 
     Attributes:
         total, images: number of images to write in this run, and number written.
+        elsewhere: number of these that other processes have written.
         bytes: bytes written.
         waited_decode, waited_write: seconds that the main thread waited for images, and for the later parts: the
             device, if there is one, and the disk.
@@ -20,6 +21,7 @@ class Meter:
 
     total: int = 0
     images: int = 0
+    elsewhere: int = 0
     bytes: int = 0
     waited_decode: float = 0.0
     waited_write: float = 0.0

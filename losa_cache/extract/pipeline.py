@@ -6,7 +6,9 @@ backbone that is streamed through its device gets many batches at once, and its 
 """
 
 from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from math import prod
 from time import perf_counter
 
@@ -16,7 +18,7 @@ from losa_cache.cache.layout import Layout
 from losa_cache.cache.precision import get_precision
 from losa_cache.cache.shard import pack
 from losa_cache.cache.writer import CacheWriter
-from losa_cache.data.decode import DECODE_AHEAD
+from losa_cache.data.decode import DECODE_AHEAD, Decoded, View
 from losa_cache.errors import UserError
 from losa_cache.extract.forward import Fetch, choose_forward
 from losa_cache.extract.meter import Meter
@@ -33,18 +35,23 @@ def run(
     inputs: Inputs,
     writer: CacheWriter,
     sources: Sources | None,
+    work: Iterable[Sequence[int]],
     *,
+    images: int,
     batch_size: int,
     workers: int,
     skip_errors: bool,
     meter: Meter,
 ) -> None:
-    """Write every wanted row.
+    """Write rows.
 
     Args:
         inputs: what is extracted.
         writer: writer of the cache.
         sources: lists of source files, if samples lie in files of their own.
+        work: runs of rows to write, each in ascending order. The next is asked for when its first batch is decoded, a
+            few batches ahead; then it must be there at once.
+        images: approximate number of all these rows.
         batch_size: images in a forward pass.
         workers: number of threads or processes that decode.
         skip_errors: leave out images that do not decode instead of stopping.
@@ -55,36 +62,36 @@ def run(
     """
     backbone, samples, manifest = inputs.backbone, inputs.samples, writer.manifest
     encoding = writer.encoding.to(backbone.device)
-    plan = batches(writer.layout, writer.wanted(), batch_size)
-    meter.start(sum(len(keep) for _, keep in plan))
     at_once = pass_length(inputs, writer.layout, batch_size)
-    largest = max((len(rows) for rows, _ in plan), default=0)
     forward = choose_forward(
         backbone,
         manifest.points,
         encoding,
         compute=inputs.compute,
-        batch_size=largest,
-        full_batches=sum(len(rows) == largest for rows, _ in plan),
+        batch_size=min(batch_size, writer.layout.samples),
+        full_batches=images // batch_size,
         meter=meter,
     )
     decoder = inputs.decoder(workers)
-    views = (views_of(rows, manifest.views) for rows, _ in plan)
-    decoded = decoder.batches(views, ahead=max(DECODE_AHEAD, at_once))
+    asked_for: deque[tuple[range, frozenset[int]]] = deque()  # batches that are decoded
+
+    def views() -> Iterator[list[View]]:
+        for run_of_rows in work:
+            for batch in batches(writer.layout, run_of_rows, batch_size):
+                asked_for.append(batch)
+                yield views_of(batch[0], manifest.views)
+
+    decoded = decoder.batches(views(), ahead=max(DECODE_AHEAD, at_once))
     writes: deque[Future[None]] = deque()
     with ThreadPoolExecutor(workers, "pack") as packers, ThreadPoolExecutor(1, "write") as scribe:
         try:
-            for start in range(0, len(plan), at_once):
-                part = plan[start : start + at_once]
-                taken = []
-                for _ in part:
-                    asked = perf_counter()
-                    taken.append(next(decoded))
-                    meter.waited_decode += perf_counter() - asked
-                    if not skip_errors:
-                        taken[-1].require(samples, "mend it, or pass --on-error skip")
+            while taken := _take(decoded, at_once, meter):
+                if not skip_errors:
+                    for batch in taken:
+                        batch.require(samples, "mend it, or pass --on-error skip")
                 results = forward.run([batch.pixels for batch in taken])
-                for (rows, keep), batch, fetch in zip(part, taken, results, strict=True):
+                for batch, fetch in zip(taken, results, strict=True):
+                    rows, keep = asked_for.popleft()
                     asked = perf_counter()
                     while len(writes) >= max(WRITE_BEHIND, at_once):
                         writes.popleft().result()
@@ -103,6 +110,14 @@ def run(
             decoder.close()
             for write in writes:
                 write.cancel()
+
+
+def _take(decoded: Iterator[Decoded], most: int, meter: Meter) -> list[Decoded]:
+    """Wait for the next batches, as many as go through the backbone together."""
+    asked = perf_counter()
+    taken = list(islice(decoded, most))
+    meter.waited_decode += perf_counter() - asked
+    return taken
 
 
 def pass_length(inputs: Inputs, layout: Layout, batch_size: int) -> int:

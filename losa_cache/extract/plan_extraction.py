@@ -77,11 +77,12 @@ def plan_extraction(
         require_root(place)
     inputs = open_inputs(config=config, device=where, max_device_memory=budget)
     path = on_disk / cache_name(inputs.manifest) if out is None else on_disk
+    batch_size = config.batch_size or inputs.backbone.fitting_batch(default_batch(inputs), inputs.compute)
     sample = calibrate(inputs, workers=workers, images=get_precision(precision).images)
 
     def fit(name: str) -> tuple[Encoding, Layout, float]:
         encoding = sample.fit(precision_for(name, tokens))
-        layout = plan_store(inputs, encoding)
+        layout = plan_store(inputs, encoding, batch_size=batch_size)
         ratio = compression_ratio(encoding, sample.whole, layout)
         return encoding, replace(layout, compressed=ratio is not None), ratio or 1.0
 
@@ -95,7 +96,6 @@ def plan_extraction(
         parent = parent.parent
     free = shutil.disk_usage(parent).free
     disk = disk_speed(parent, piece=round(layout.sample_bytes * ratio), free=free)
-    batch_size = config.batch_size or inputs.backbone.fitting_batch(default_batch(inputs), inputs.compute)
     device_memory = _device_memory(inputs, layout, batch_size, free=device_free)
     batch = min(batch_size, images_at_once(inputs))
     speeds = Speeds(

@@ -288,17 +288,21 @@ def mend(cache: ActivationCache, damage: Damage, open_again: Callable[[], Inputs
         _forget(cache, damage)
     inputs = open_again()
     options = cache.manifest.options or {}
-    with create_cache(inputs, cache.path, workers=default_workers(), options=None) as writer:
+    batch_size = options.get("batch_size") or inputs.backbone.fitting_batch(default_batch(inputs), inputs.compute)
+    workers = default_workers()
+    with create_cache(inputs, cache.path, workers=workers, batch_size=batch_size, options=None) as (writer, _):
         if (sources := sources_of(writer, inputs)) is not None:
             sources.require_unchanged([part.shard for part in damage.shards], renew=False)
         writer.forget({part.shard: part.rows for part in damage.shards})
+        wanted = writer.wanted()
         pipeline.run(
             inputs,
             writer,
             sources,
-            batch_size=options.get("batch_size")
-            or inputs.backbone.fitting_batch(default_batch(inputs), inputs.compute),
-            workers=default_workers(),
+            [wanted],
+            images=len(wanted),
+            batch_size=batch_size,
+            workers=workers,
             skip_errors=bool(cache.manifest.skipped),
             meter=Meter(),
         )

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -68,7 +68,21 @@ def add_targets(
     """
     if isinstance(source, str | Path):
         source = open_source(source, task=task, columns=columns, ignore=ignore)
-    with _writing(cache) as (lock, opened):
+    known = {"name": name, "subset": subset, "dataset": dataset, "data_dir": data_dir, "progress": progress}
+    return _add(_writing(cache), source, **known)
+
+
+def _add(
+    writing: AbstractContextManager[tuple[WriterLock, ActivationCache]],
+    source: Source | TargetSet,
+    *,
+    name: str | None = None,
+    subset: bool = False,
+    dataset: "Samples | None" = None,
+    data_dir: str | Path | None = None,
+    progress: Progress = lambda _: None,
+) -> TargetSet:
+    with writing as (lock, opened):
         if isinstance(source, Source):
             frames = _frames(opened, dataset, data_dir) if source.framed else None
             wanted = opened.samples.tolist()
@@ -84,7 +98,7 @@ def add_targets(
     return targets
 
 
-def add_targets_of(samples: "Samples", cache: ActivationCache) -> ActivationCache:
+def add_targets_of(samples: "Samples", cache: ActivationCache, lock: WriterLock) -> ActivationCache:
     """Write the target sets that come with the data into a finished cache: those that it lacks, and tables that say
     something else now.
 
@@ -93,6 +107,7 @@ def add_targets_of(samples: "Samples", cache: ActivationCache) -> ActivationCach
     Args:
         samples: of the cache, or more of them.
         cache: complete.
+        lock: of it, which this process has.
 
     Returns:
         the cache with its target sets.
@@ -104,11 +119,11 @@ def add_targets_of(samples: "Samples", cache: ActivationCache) -> ActivationCach
         stored = cache.manifest.targets.get(name)
         if source.framed:
             if stored is None:
-                add_targets(cache, source, name=name, subset=True, dataset=samples)
+                _add(_writing(cache, lock), source, name=name, subset=True, dataset=samples)
             continue
         targets = read_targets(source, cache.sample_ids, name=name, wanted=cache.samples.tolist(), subset=True)
         if stored is None or stored["fingerprint"] != targets.fingerprint:
-            add_targets(cache, targets)
+            _add(_writing(cache, lock), targets)
             if stored is not None:
                 log.warning("the target set %r of %r is another now, and was replaced.", name, str(cache.path))
     return open_cache(cache.path) if samples.targets else cache
@@ -156,8 +171,8 @@ def remove_targets(cache: Cache, name: str) -> None:
 
 
 @contextmanager
-def _writing(cache: Cache) -> Iterator[tuple[WriterLock, ActivationCache]]:
-    """Take a cache's lock, mend what a killed change left, and open it.
+def _writing(cache: Cache, held: WriterLock | None = None) -> Iterator[tuple[WriterLock, ActivationCache]]:
+    """Take a cache's lock, unless this process has it, mend what a killed change left, and open it.
 
     Raises:
         UserError: if it is no complete cache with its receipts, another process writes it, or it cannot be written.
@@ -173,7 +188,7 @@ def _writing(cache: Cache) -> Iterator[tuple[WriterLock, ActivationCache]]:
             f"{str(path)!r} has no receipts, which say what its files are: copy {str(metadata.receipts)!r} with it."
         )
     try:
-        with path.lock() as lock:
+        with path.lock() if held is None else nullcontext(held) as lock:
             lock.metadata.repair(identity)
             yield lock, open_cache(path)
     except OSError as error:

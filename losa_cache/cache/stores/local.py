@@ -10,7 +10,7 @@ from losa_cache.cache.byte_source import DirectBytes, FileBytes
 from losa_cache.cache.shard import DamagedShardError
 from losa_cache.cache.storage import StorePath
 from losa_cache.errors import UserError
-from losa_cache.files import write_whole
+from losa_cache.files import create_whole, own_partial, write_whole
 from losa_cache.folders import settled_path
 from losa_cache.outside import UnreadableError, read_file, require_regular
 
@@ -92,10 +92,15 @@ class LocalPath(PosixPath, StorePath):
     def write(self, content: bytes) -> None:
         """Write the file to a temporary name, sync it and rename it; make its folder, but none above that."""
         self.parent.mkdir(exist_ok=True)
-        write_whole(self, content)
+        write_whole(self, content, own_partial(self))
 
-    def lock(self) -> "LocalLock":
+    def create(self, content: bytes) -> bool:
+        """Write the file to a temporary name and link it to its own; make its folder, but none above that."""
+        self.parent.mkdir(exist_ok=True)
+        return create_whole(self, content)
+
+    def lock(self, *, shared: bool = False) -> "LocalLock":
         """Take the lock on the file ``lock`` among the receipts."""
         from losa_cache.cache.local_lock import LocalLock  # only writers need Zarr
 
-        return LocalLock(self)
+        return LocalLock(self, shared=shared)

@@ -1,0 +1,34 @@
+"""Units of work: what one process computes and writes at a time, where several extract one cache. Pure."""
+
+from dataclasses import dataclass
+from math import lcm
+
+from losa_cache.cache.layout import Layout
+
+
+@dataclass(frozen=True)
+class Units:
+    """The smallest runs of whole shards that are runs of whole batches, too.
+
+    So the rows of a unit are computed in the same batches, and come out the same, whoever computes them.
+
+    Attributes:
+        layout: of the cache.
+        batch: rows of a batch.
+    """
+
+    layout: Layout
+    batch: int
+
+    @property
+    def length(self) -> int:
+        """Shards of a unit; the last may have fewer."""
+        return lcm(self.layout.shard_samples, self.batch) // self.layout.shard_samples
+
+    def __len__(self) -> int:
+        return -(-self.layout.shards // self.length)
+
+    def shards(self, unit: int) -> range:
+        """The shards of a unit."""
+        start = unit * self.length
+        return range(start, min(start + self.length, self.layout.shards))
