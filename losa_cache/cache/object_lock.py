@@ -23,7 +23,7 @@ from losa_cache.cache.shard import ShardWriter
 from losa_cache.cache.shard_commit import ShardCommit
 from losa_cache.cache.storage import StorePath, WriterLock, receipts_of
 from losa_cache.cache.stores.local import LocalPath
-from losa_cache.errors import UserError
+from losa_cache.errors import BusyError, UserError
 from losa_cache.files import clear, write_whole
 from losa_cache.folders import home
 from losa_cache.lock import unlock
@@ -129,7 +129,7 @@ class ObjectLock(WriterLock):
         if theirs.get("token") == token:
             self._sign.write(mine.encode())
             return
-        raise UserError(
+        raise BusyError(
             f"another process is writing the cache {str(self.path)!r} (on {theirs.get('host')}, process "
             f"{theirs.get('process')}, since {theirs.get('since')}): wait for it, or, if it was killed, delete "
             f"{str(self._sign)!r}."
