@@ -71,7 +71,7 @@ def _ask(place: Any) -> None:
     from losa_cache.text import shown
 
     manifest = manifest_at(place)
-    if not sys.stdin.isatty():
+    if not _asks():
         raise UserError(f"{str(place)!r} would be deleted, and there is no terminal to ask on: pass --yes.")
     size = sum(count for folder in (place, receipts_of(place)) for _, count in folder.scan())
     backbone, dataset = manifest.fields["backbone"]["name"], manifest.fields["dataset"]
@@ -79,6 +79,11 @@ def _ask(place: Any) -> None:
     if not typer.confirm(shown(f"Delete {str(place)!r} ({about})?"), err=True):
         typer.echo("nothing was deleted", err=True)
         raise typer.Exit(1)
+
+
+def _asks() -> bool:
+    """Whether there is somebody to ask."""
+    return sys.stdin.isatty()
 
 
 def _print(cache: Any, as_json: bool) -> None:

@@ -15,14 +15,15 @@ from losa_cache.points import require_tokens
 if TYPE_CHECKING:
     from losa_cache.cache.store import ActivationCache
 
-Out = Annotated[str, typer.Option("--out", help="Cache to write: a .zarr folder or its URL.", callback=expanded)]
-ShardBytes = Annotated[str, typer.Option(help="Size of a shard, such as 64MB.", callback=lambda value: _size(value))]
-Workers = Annotated[int | None, typer.Option(help="Threads; default: one for each core, at most 16.")]
-
-
 def _size(value: str) -> str:
     parse_bytes(value)
     return value
+
+
+
+Out = Annotated[str, typer.Option("--out", help="Cache to write: a .zarr folder or its URL.", callback=expanded)]
+ShardBytes = Annotated[str, typer.Option(help="Size of a shard, such as 64MB.", callback=_size)]
+Workers = Annotated[int | None, typer.Option(help="Threads; default: one for each core, at most 16.")]
 
 
 @takes_options

@@ -94,14 +94,7 @@ class Layout:
 
 
 def plan_layout(
-    *,
-    samples: int,
-    layers: int,
-    tokens: int,
-    columns: int,
-    itemsize: int,
-    shard_bytes: int = SHARD_BYTES,
-    batch: int = 1,
+    *, samples: int, layers: int, tokens: int, columns: int, itemsize: int, shard_bytes: int = SHARD_BYTES, batch: int = 1
 ) -> Layout:
     """Choose chunks and shards.
 

@@ -112,7 +112,7 @@ def extraction_seconds(store: StorePath, manifest: "Manifest") -> float | None:
 
 
 def forget(store: StorePath) -> None:
-    """Remove the note of a cache that is no more; if it cannot be removed, it is passed over as its cache is not there."""
+    """Remove the note of a cache that is no more. One that cannot be removed is passed over: its cache is not there."""
     home = find_home()
     if home is not None and store.on_disk is not None:
         with suppress(OSError):

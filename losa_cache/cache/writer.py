@@ -172,9 +172,7 @@ class CacheWriter:
                 lock.sweep()
                 with ThreadPoolExecutor(REQUESTS, "settle") as threads:
                     list(
-                        threads.map(
-                            lambda shard: writer.commit(shard).settle(writer.layout), range(writer.layout.shards)
-                        )
+                        threads.map(lambda shard: writer.commit(shard).settle(writer.layout), range(writer.layout.shards))
                     )
                 writer._require_space()
         return writer

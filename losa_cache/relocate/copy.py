@@ -67,9 +67,9 @@ def require_copy(source: ActivationCache, target: StorePath) -> ActivationCache:
     """
     try:
         found = open_cache(target)
-        if source.digests is not None and found.digests == source.digests:
-            if shard_digests(found) == shard_digests(source):
-                return found
+        same = source.digests is not None and found.digests == source.digests
+        if same and shard_digests(found) == shard_digests(source):
+            return found
     except (UserError, DamagedShardError):
         pass
     raise UserError(f"{str(target)!r} is there already, and is no copy of {str(source.path)!r}: name another place.")
@@ -80,6 +80,7 @@ def _copy(source: ActivationCache, target: StorePath, lock: WriterLock, progress
         Upload(source, lock, progress).make()
         return
     assert isinstance(target, LocalPath)
+    lock.sweep()
     _clear_others(source, target)
     for shard in range(source.layout.shards):
         try:
@@ -91,10 +92,12 @@ def _copy(source: ActivationCache, target: StorePath, lock: WriterLock, progress
 
 
 def _clear_others(source: ActivationCache, target: LocalPath) -> None:
-    """Remove what an interrupted copy of another cache left, or one that cannot be told from it."""
+    """Remove what an interrupted copy left in part, or all of it if it may be of another cache."""
     partial = target.with_name(target.name + ".partial")
     if not there(partial):
         return
+    for leftover in list(partial.rglob("*.partial")):
+        clear(leftover)
     identity = source.manifest.identity
     try:
         for shard, digest in enumerate(shard_digests(source)):

@@ -46,13 +46,12 @@ def move_cache(
     if target.resolve() == place.resolve():
         raise UserError(f"{str(target)!r} is the cache itself: name another place.")
     with saying(f"moving {str(place)!r} to {str(target)!r}"):
-        if isinstance(place, LocalPath) and isinstance(target, LocalPath):
-            if _renamed(place, target):
-                moved = open_cache(target, incomplete=True)
-                if moved.manifest.complete:
-                    carry(place, target, moved.manifest)
-                forget(place)
-                return moved
+        if isinstance(place, LocalPath) and isinstance(target, LocalPath) and _renamed(place, target):
+            moved = open_cache(target, incomplete=True)
+            if moved.manifest.complete:
+                carry(place, target, moved.manifest)
+            forget(place)
+            return moved
     if half_removed(place) and target.is_folder(ROOT):
         remove_cache(place)
         return open_cache(target)
