@@ -8,6 +8,7 @@ from tests.forked import Forked
 # Steps on the file system (opening, renaming, removing, making folders) as Python itself reports them.
 CODE = """
 import json, os, signal, sys
+import tests.conftest  # nothing is synced
 {prepare}
 
 FILES = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "shutil.copyfile", "shutil.rmtree")
@@ -38,7 +39,7 @@ _, status = os.waitpid(child(), 0)
 assert status == 0
 steps = int(open({below!r} + "/steps").read())
 killed = 0
-for at in range(1, steps + 1, {stride}):
+for at in range(1, steps + 1, max(1, steps // ({kills} or steps))):
     again()
     _, status = os.waitpid(child(at), 0)
     killed += os.WIFSIGNALED(status)
@@ -49,16 +50,16 @@ print(json.dumps(killed))
 """
 
 
-def killed_at_steps(prepare: str, below, *, stride: int = 1) -> int:
+def killed_at_steps(prepare: str, below, *, kills: int | None = None) -> int:
     """Kill a call at each of its steps on files of a folder, or at some, and call it again; give how many kills fell.
 
     Args:
         prepare: code that starts no threads, which no fork would take along, and defines ``again()``, which makes everything as before; ``call()``; and ``check()``, which
             holds what a call that was killed and one that came through have left.
         below: the folder.
-        stride: of the steps.
+        kills: how many, at least; by default one at each step.
     """
-    code = CODE.format(prepare=textwrap.dedent(prepare), below=str(below), stride=stride)
+    code = CODE.format(prepare=textwrap.dedent(prepare), below=str(below), kills=kills)
     done = Forked("-c", code).wait()
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
