@@ -39,7 +39,8 @@ _, status = os.waitpid(child(), 0)
 assert status == 0
 steps = int(open({below!r} + "/steps").read())
 killed = 0
-for at in range(1, steps + 1, max(1, steps // ({kills} or steps))):
+apart = max(1, steps // ({kills} or steps))
+for at in range(1 + apart // 2, steps + 1, apart):
     again()
     _, status = os.waitpid(child(at), 0)
     killed += os.WIFSIGNALED(status)
@@ -57,7 +58,7 @@ def killed_at_steps(prepare: str, below, *, kills: int | None = None) -> int:
         prepare: code that starts no threads, which no fork would take along, and defines ``again()``, which makes everything as before; ``call()``; and ``check()``, which
             holds what a call that was killed and one that came through have left.
         below: the folder.
-        kills: how many, at least; by default one at each step.
+        kills: how many, evenly spaced; by default one at each step.
     """
     code = CODE.format(prepare=textwrap.dedent(prepare), below=str(below), kills=kills)
     done = Forked("-c", code).wait()
