@@ -15,10 +15,10 @@ from losa_cache.points import require_tokens
 if TYPE_CHECKING:
     from losa_cache.cache.store import ActivationCache
 
+
 def _size(value: str) -> str:
     parse_bytes(value)
     return value
-
 
 
 Out = Annotated[str, typer.Option("--out", help="Cache to write: a .zarr folder or its URL.", callback=expanded)]

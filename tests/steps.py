@@ -55,8 +55,9 @@ def killed_at_steps(prepare: str, below, *, kills: int | None = None) -> int:
     """Kill a call at each of its steps on files of a folder, or at some, and call it again; give how many kills fell.
 
     Args:
-        prepare: code that starts no threads, which no fork would take along, and defines ``again()``, which makes everything as before; ``call()``; and ``check()``, which
-            holds what a call that was killed and one that came through have left.
+        prepare: code that starts no threads, which no fork would take along, and defines ``again()``, which makes
+            everything as before; ``call()``; and ``check()``, which holds what a call that was killed, and one that
+            came through, have left.
         below: the folder.
         kills: how many, evenly spaced; by default one at each step.
     """

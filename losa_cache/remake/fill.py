@@ -1,9 +1,11 @@
 """Fill a new cache with rows of finished ones: threads prepare blocks of a shard, one after the other is written."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
+import torch
 
 from losa_cache.cache.shard_map import map_shards
 from losa_cache.cache.store import ActivationCache
@@ -33,6 +35,17 @@ class _Prepare:  # no dataclass: dask would take it apart
                 for at, row in zip(places, made, strict=True):
                     found[at] = row
         return found
+
+
+@contextmanager
+def one_thread_each() -> Iterator[None]:
+    """Let torch add no threads to the workers: those would wait for each other, and products depend on their number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def fill(
@@ -68,7 +81,7 @@ def fill(
     left = sum(len(layout.rows(shard)) for shard in missing)
     every = list(blocks(layout, missing, rows))
     windows = [every[start : start + workers] for start in range(0, len(every), workers)]
-    with ThreadPoolExecutor(workers, "prepare") as pool:
+    with one_thread_each(), ThreadPoolExecutor(workers, "prepare") as pool:
         ready = work_ahead(lambda window: (window, map_shards(prepare, window, pool=pool)), windows)
         try:
             for window, prepared in ready:

@@ -7,6 +7,7 @@ from losa_cache.cache.layout import SHARD_BYTES
 from losa_cache.cache.location import Location, locate
 from losa_cache.cache.store import ActivationCache, open_cache
 from losa_cache.errors import require_counts
+from losa_cache.machine.allocator import keep_freed_memory
 from losa_cache.machine.device import choose_device, default_workers
 from losa_cache.machine.sizes import parse_bytes
 from losa_cache.remake.change import plan_change
@@ -33,6 +34,7 @@ def transcode(
 
     What is not encoded anew is copied bit for bit: fewer layers, other shards, another store. Samples, labels, skipped
     rows and target sets stay. If the new cache was begun, the call goes on with it; if it is complete, it is returned.
+    The call sets the process's malloc to keep freed memory (``losa_cache.machine.allocator``).
 
     Args:
         cache: a complete cache, or its place.
@@ -54,6 +56,7 @@ def transcode(
     """
     require_counts(workers=workers)
     place, size, threads = locate(out), parse_bytes(shard_bytes), workers or default_workers()
+    keep_freed_memory()
     source = cache if isinstance(cache, ActivationCache) else open_cache(cache)
     require_other(place, [source])
     change = plan_change(source.manifest, str(source.path), layers=layers, precision=precision, tokens=tokens)

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 import losa_cache as lc
-from losa_cache.cache.registry import knows, known_stores
+from losa_cache.cache.registry import known_stores, knows
 from losa_cache.cache.storage import receipts_of
 from losa_cache.cache.store import open_cache
 from losa_cache.cache.stores.remote import RemotePath

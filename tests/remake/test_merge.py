@@ -102,7 +102,9 @@ def test_integers_are_merged_only_with_the_same_constants(tmp_path, monkeypatch)
     fitted = []
     calibrate = create_cache.calibrate
     monkeypatch.setattr(
-        create_cache, "calibrate", lambda *a, **b: fitted[0] if fitted else fitted.append(calibrate(*a, **b)) or fitted[0]
+        create_cache,
+        "calibrate",
+        lambda *a, **b: fitted[0] if fitted else fitted.append(calibrate(*a, **b)) or fitted[0],
     )
     (tmp_path / "same").mkdir()
     sources = parts(tmp_path / "same", precision="int8")
@@ -131,7 +133,9 @@ def test_a_merged_cache_is_trained_from(tmp_path):
     paths = [str(source.path) for source in parts(tmp_path)]
     done = CliRunner().invoke(app, ["merge", *paths, "--out", str(tmp_path / "m.zarr")], catch_exceptions=False)
     assert done.exit_code == 0, done.output
-    result = lc.train(open_cache(tmp_path / "m.zarr"), epochs=1, rank=2, batch_size=8, val_fraction=0, out=tmp_path / "run")
+    result = lc.train(
+        open_cache(tmp_path / "m.zarr"), epochs=1, rank=2, batch_size=8, val_fraction=0, out=tmp_path / "run"
+    )
     assert result.samples["train"] == 22
 
 
