@@ -40,14 +40,16 @@ class Points:
         kept: positions of the points.
         pooled: whether their tokens are pooled, and the features of the tail are added as one more point.
         device: that decodes.
-        threads: that read.
+        threads: that read from a disk.
     """
 
     def __init__(
         self, cache: ActivationCache, kept: Sequence[int], *, pooled: bool, device: torch.device, threads: int
     ) -> None:
         self.cache, self.device = cache, device
-        self.reader = BlockReader(cache, [cache.manifest.points[at] for at in kept], threads=threads)
+        self.reader = BlockReader(
+            cache, [cache.manifest.points[at] for at in kept], threads=None if cache.remote else threads
+        )
         self._encoding = cache.encoding().select(kept).to(device)
         self._pool = pooling_of(cache.manifest.tail) if pooled else None
         self._tail = frozen_tail(cache).to(device).eval() if pooled else None
@@ -125,6 +127,8 @@ class Copied(Rows):
         chunks = sorted({layer // per_chunk for layer in chosen})
         whole = [layer for chunk in chunks for layer in range(chunk * per_chunk, (chunk + 1) * per_chunk)]
         same = (old.chunk_layers, old.compressed) == (layout.chunk_layers, layout.compressed)
+        if not old.compressed and (points.cache.remote or old.short):
+            same = False  # long reads, of which the very same chunks are made, in place of one a row
         manifest = points.cache.manifest
         self._chunks = chunks if same and whole == sorted(set(chosen)) else None
         self._counted = bool(manifest.overflowed or manifest.non_finite)

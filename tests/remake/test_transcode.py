@@ -123,6 +123,20 @@ def test_fewer_layers_of_integers_keep_their_codes_and_constants(tmp_path):
     assert made.manifest.fields["made_from"] == [whole.manifest.identity]
 
 
+@pytest.mark.parametrize("precision", ["float32", "int4", "predict:6"])
+def test_other_shards_change_nothing_else(precision, tmp_path):
+    options = SMALL | {"precision": precision}
+    whole = extract(tiny_backbone(), tiny_samples(40, bad=(2,)), out=tmp_path / "a.zarr", **options)
+    made = lc.transcode(whole, tmp_path / "b.zarr", shard_bytes=2_000)
+    assert made.layout.shards > whole.layout.shards
+    assert made.manifest.identity == whole.manifest.identity
+    ours, theirs = (plain_array(one).contiguous().view(torch.uint8) for one in (made, whole))
+    assert torch.equal(ours, theirs)
+    for name, constants in whole.encoding().constants().items():
+        assert torch.equal(made.encoding().constants()[name], constants)
+    assert verify_cache(made.path)["intact"]
+
+
 def test_pooled_rows_are_those_of_a_pooled_extraction(tmp_path):
     options = {"precision": "float32", "tap": "both", "embedding": True, **SMALL}
     whole = extract(tiny_backbone(), tiny_samples(bad=(2,)), out=tmp_path / "a.zarr", **options)
