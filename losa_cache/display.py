@@ -46,6 +46,7 @@ def extraction_report(cache: "ActivationCache", meter: Meter) -> dict[str, Any]:
     return {
         "cache": str(cache.path),
         "identity": manifest.identity,
+        "complete": manifest.complete,
         "images": cache.layout.samples,
         "shape": list(cache.layout.shape),
         "precision": manifest.precision,
@@ -152,12 +153,12 @@ class ExtractionBar(Meter):
     def update(self) -> None:
         """Move the bar."""
         super().update()
-        rate, size = self.images / self.seconds, readable_bytes(self.bytes)
-        self._bar.update(self._task, completed=self.images, rate=rate, size=size)
-        if not console.is_terminal and self.seconds - self._shown >= LINE_SECONDS:
+        rate, size, done = self.images / self.seconds, readable_bytes(self.bytes), self.images + self.elsewhere
+        self._bar.update(self._task, completed=done, rate=rate, size=size)
+        if done and not console.is_terminal and self.seconds - self._shown >= LINE_SECONDS:
             self._shown = self.seconds
-            left = (self.total - self.images) / rate / 60
-            note(f"{self.images}/{self.total} images, {rate:.0f}/s, {size}, {left:.0f} min left")
+            left = (self.total - done) / (done / self.seconds) / 60
+            note(f"{done}/{self.total} images, {rate:.0f}/s, {size}, {left:.0f} min left")
 
 
 class PredictionBar(ExtractionBar):

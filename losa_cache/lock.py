@@ -12,6 +12,8 @@ import logging
 import os
 import stat
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from losa_cache.errors import UserError
@@ -58,6 +60,21 @@ def lock(file: Path, *, wait: bool = False, shared: bool = False) -> int | None:
     if handle is not None:
         _held.add(handle)
     return handle
+
+
+@contextmanager
+def locked(file: Path) -> Iterator[None]:
+    """Lock a file for a moment, and wait for others that do.
+
+    Raises:
+        UserError, OSError: as :func:`lock`.
+    """
+    handle = lock(file, wait=True)
+    assert handle is not None
+    try:
+        yield
+    finally:
+        unlock(handle)
 
 
 def unlock(handle: int) -> None:

@@ -1,49 +1,29 @@
 """Which process writes which shards, where several write one cache.
 
-A claim is a small file beside the store, which is created only if there is none of its name. It holds the token of its
-owner. Every owner also keeps a file of its own there, with a number that it raises every few seconds. So an owner has
-gone if its file is gone, if the system says that its process has ended, or if others have seen no new number for a
-while, by their own clocks. Then the next claim of the same name, with the next generation, takes over.
-
-No claim is ever taken back, so a process that was stopped and goes on finds that it has lost. It asks before it
-publishes anything.
+A claim is a small file beside the store, which is created only if there is none of its name, and holds the token of its
+owner. Once the owner has gone, the claim of the same name with the next generation takes over. No claim is ever taken
+back, so a process that was stopped and goes on finds that it has lost; it asks before it publishes anything.
 """
 
-import json
 import logging
-import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
-from time import monotonic, sleep
-from typing import TypedDict
-from uuid import uuid4
+from dataclasses import dataclass
+from time import sleep
 
+from losa_cache.cache import members
+from losa_cache.cache.members import SUFFIX, Member
 from losa_cache.cache.storage import StorePath
-from losa_cache.errors import UserError
-from losa_cache.machine.process import Process, this_process
-from losa_cache.outside import UnreadableError, parse_json
+from losa_cache.outside import UnreadableError
 
-FOLDER = "claims"
-TURN, GRID, MEMBER = "turn", "grid", ".member"
-BEAT = 10.0  # s between two numbers
-STALE = 90.0  # s without a new one: network file systems may show a file's old content for a minute
-PAUSE = 0.2  # s between two looks at a turn that another process has
+TURN, GRID = "turn", "grid"
 
 log = logging.getLogger(__name__)
 
 
-class _Member(TypedDict):
-    """What an owner's file holds: its process, whether it has begun to write shards, and the number."""
-
-    process: Process
-    begun: bool
-    beat: int
-
-
 @dataclass(frozen=True)
 class Claim:
-    """A claim of this process: the name and the generation."""
+    """A claim: its name and its generation."""
 
     name: str
     generation: int
@@ -59,8 +39,8 @@ class Claim:
         return Claim(self.name, self.generation + 1)
 
 
-class Claims:
-    """The claims of one process on one cache. Threads may share them.
+class Claims(Member):
+    """The claims of this process on a cache. Threads may share them.
 
     Args:
         receipts: the folder beside the store.
@@ -70,48 +50,37 @@ class Claims:
     """
 
     def __init__(self, receipts: StorePath) -> None:
-        self.folder, self.token = receipts / FOLDER, uuid4().hex[:16]
-        self._member = _Member(process=this_process(), begun=False, beat=0)
-        self._seen: dict[str, tuple[bytes, float]] = {}
         self._of_shard: dict[int, Claim] = {}
-        self._guard, self._left = threading.Lock(), threading.Event()
-        self._write()
-        threading.Thread(target=self._beat, name="claims", daemon=True).start()
+        self._told = False
+        super().__init__(receipts)
 
-    def begin(self, grid: int, *, first: bool) -> int:
-        """Tell others, in a turn, that this process has found or made the cache and writes shards.
+    def agree(self, grid: int, *, first: bool) -> int:
+        """Begin, in a turn, and agree on the rows of a batch: they say where a claim begins and ends.
 
         Args:
-            grid: rows of a batch, on which all must agree: they say where a claim begins and ends.
+            grid: rows of a batch, as this process would have them.
             first: whether no other process has begun, so that this one decides.
 
         Returns:
-            the grid of the process that was first.
+            those of the process that was first.
         """
         place = self.folder / GRID
         if first:
             place.write(str(grid).encode())
         with suppress(FileNotFoundError, UnreadableError, ValueError):  # none: all is written, and the rest is removed
             grid = int(place.read())
-        self._member["begun"] = True
-        self._write()
+        self.begin()
         return grid
-
-    @property
-    def others(self) -> bool:
-        """Whether another process that is not known to have gone has begun."""
-        tokens = [name.removesuffix(MEMBER) for name in self._names() if name.endswith(MEMBER)]
-        return any(token != self.token and self._alive(token, begun=True) for token in tokens)
 
     @property
     def taken(self) -> set[str]:
         """The names of which there are claims, whoever has them."""
-        return {name.rpartition(".")[0] for name in self._names() if not name.endswith((MEMBER, ".partial"))}
+        return {name.rpartition(".")[0] for name in self.names if not name.endswith((SUFFIX, ".partial"))}
 
     def take(self, name: str, shards: Iterable[int]) -> bool:
         """Claim shards by one name, and say whether they are this process's now: no other, nor this one, has them."""
         owners = self._owners(name)
-        if owners and (owners[-1] == self.token or self._alive(owners[-1])):
+        if owners and (owners[-1] == self.token or self.look(owners[-1])):
             return False
         claim = Claim(name, len(owners))
         if not self._create(claim):
@@ -124,33 +93,46 @@ class Claims:
         claim = self._of_shard.get(shard)
         return claim is not None and self._owner(claim) == self.token and self._owner(claim.next) is None
 
+    def lost(self, shard: int) -> None:
+        """Say, once, that another process has taken over what this one has done."""
+        if not self._told:
+            self._told = True
+            log.warning(
+                "shard %d (%s) was taken over by another process while this one stood still: what it has done of that "
+                "is dropped.",
+                *(shard, self.folder),
+            )
+
     @contextmanager
     def turn(self) -> Iterator[None]:
         """Do what one process at a time may do: wait until no other does."""
-        while any(map(self._alive, owners := self._owners(TURN))) or not self._create(Claim(TURN, len(owners))):
-            sleep(PAUSE)
+        while (owners := self._take_turn()) is None:
+            sleep(members.PAUSE)
         try:
             yield
         finally:
-            for generation in range(len(owners) + 1):  # its own comes last
-                (self.folder / Claim(TURN, generation).file).unlink(missing_ok=True)
+            for generation, owner in enumerate([*owners, self.token]):  # its own comes last
+                if self._owner(claim := Claim(TURN, generation)) == owner:  # no other's, if this one was held up
+                    (self.folder / claim.file).unlink(missing_ok=True)
+
+    def _take_turn(self) -> list[str] | None:
+        """Claim the turn; give the owners of earlier generations, which have all gone, or ``None``."""
+        owners = self._owners(TURN)
+        claim = Claim(TURN, len(owners))
+        if any(map(self.look, owners)) or not self._create(claim):
+            return None
+        if self._owners(TURN)[: len(owners)] != owners:  # removed while it was looked at: another may have begun anew
+            (self.folder / claim.file).unlink(missing_ok=True)
+            return None
+        return owners
 
     def clear(self) -> None:
-        """Remove what is no more needed, in a turn: all claims, and the files of owners that are known to have gone."""
-        for name in self._names():
-            token = name.removesuffix(MEMBER)
-            member = token != name and (token == self.token or self._alive(token))
+        """Remove what is no more needed, in a turn: all claims, and the files of members that have gone."""
+        for name in self.names:
+            token = name.removesuffix(SUFFIX)
+            member = token != name and (token == self.token or self.look(token))
             if not (member or name.startswith(f"{TURN}.") or name.endswith(".partial")):
                 (self.folder / name).unlink(missing_ok=True)
-
-    def leave(self) -> None:
-        """Let others have what is not finished."""
-        self._left.set()
-        with self._guard, suppress(UserError, OSError):  # others see no new number
-            (self.folder / f"{self.token}{MEMBER}").unlink(missing_ok=True)
-
-    def _names(self) -> list[str]:
-        return [name for name, _ in self.folder.scan()]
 
     def _owner(self, claim: Claim) -> str | None:
         try:
@@ -160,7 +142,7 @@ class Claims:
 
     def _owners(self, name: str) -> list[str]:
         """The owners of all generations of a claim."""
-        claim, owners = Claim(name, 0), []
+        claim, owners = Claim(name, 0), list[str]()
         while (owner := self._owner(claim)) is not None:
             owners.append(owner)
             claim = claim.next
@@ -168,34 +150,3 @@ class Claims:
 
     def _create(self, claim: Claim) -> bool:
         return (self.folder / claim.file).create(self.token.encode())
-
-    def _alive(self, token: str, *, begun: bool = False) -> bool:
-        """Whether an owner is not known to have gone; ``begun``: and has begun."""
-        try:
-            content = (self.folder / f"{token}{MEMBER}").read()
-        except (FileNotFoundError, UnreadableError):
-            return False
-        seen, since = self._seen.get(token, (b"", 0.0))
-        if content != seen:
-            self._seen[token] = content, since = content, monotonic()
-        try:
-            member = parse_json(content, _Member)
-        except UnreadableError:
-            return False
-        if member["process"].ended or monotonic() - since > STALE:
-            return False
-        return member["begun"] or not begun
-
-    def _write(self) -> None:
-        with self._guard:
-            if not self._left.is_set():
-                content = self._member | {"process": asdict(self._member["process"])}
-                (self.folder / f"{self.token}{MEMBER}").write(json.dumps(content).encode())
-
-    def _beat(self) -> None:
-        while not self._left.wait(BEAT):
-            self._member["beat"] += 1
-            try:
-                self._write()
-            except (UserError, OSError) as error:
-                log.warning("%s cannot be written (%s): others may take over.", self.folder, error)

@@ -94,14 +94,21 @@ class Layout:
 
 
 def plan_layout(
-    *, samples: int, layers: int, tokens: int, columns: int, itemsize: int, shard_bytes: int = SHARD_BYTES, batch: int = 1
+    *,
+    samples: int,
+    layers: int,
+    tokens: int,
+    columns: int,
+    itemsize: int,
+    shard_bytes: int = SHARD_BYTES,
+    batch: int = 1,
 ) -> Layout:
     """Choose chunks and shards.
 
     A chunk is one block output, so that reading some layers costs only their own bytes. If a block output is smaller
     than 64 KiB, a chunk holds as many layers as reach that size (a divisor of the number of layers). A shard holds as
-    many samples as fit ``shard_bytes``; or up to an eighth less, where shards and batches of ``batch`` rows end together
-    sooner then, so that processes can share the cache in small parts.
+    many samples as fit ``shard_bytes``; or up to an eighth less, if shards and batches of ``batch`` rows end together
+    sooner then: processes that share the cache take runs of whole shards and whole batches.
     """
     block = tokens * columns * itemsize
     divisors = [n for n in range(1, layers + 1) if layers % n == 0]

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from losa_cache.cache.claims import FOLDER, Claims
+from losa_cache.cache.claims import Claims
+from losa_cache.cache.members import FOLDER
 from losa_cache.cache.metadata_files import LocalMetadata
 from losa_cache.cache.receipt import Receipt
 from losa_cache.cache.shard import ShardWriter
@@ -40,7 +41,11 @@ class LocalLock(WriterLock):
         self.disk = receipts_of(path)
         self.disk.mkdir(parents=True, exist_ok=True)
         self._lock = lock_or_refuse(self.disk / "lock", path, shared=shared)
-        self.claims = Claims(self.disk) if shared else None
+        try:
+            self.claims = Claims(self.disk) if shared else None
+        except BaseException:
+            unlock(self._lock)
+            raise
 
     def begun(self) -> bool:
         """Whether there is anything of that name."""
@@ -93,9 +98,9 @@ class LocalShard(ShardCommit):
         else:
             writer.end()
             if not self._publish(writer):
-                return self.lost()
+                self.claims.lost(self.shard)
+                return
         self.seal(self.content(writer, notes), writer.checksums)
-        return None
 
     def _publish(self, writer: ShardWriter) -> bool:
         """Give the bytes their name if the shard still is this process's, and no other has finished it."""

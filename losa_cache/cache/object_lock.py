@@ -1,49 +1,51 @@
 """Writing a cache to an object store: each shard is written to a local folder and uploaded whole, then its receipt."""
 
 import hashlib
-import json
-import os
 import shutil
-import socket
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from losa_cache.cache.claims import Claims
 from losa_cache.cache.local_lock import lock_or_refuse
+from losa_cache.cache.members import FOLDER, Members
 from losa_cache.cache.metadata_files import LIST, ROOT, LocalMetadata
 from losa_cache.cache.object_metadata import ObjectMetadata
+from losa_cache.cache.object_sign import Sign
 from losa_cache.cache.object_store import ObjectPath
 from losa_cache.cache.receipt import Receipt, ReceiptContent
 from losa_cache.cache.shard import ShardWriter
 from losa_cache.cache.shard_commit import ShardCommit
 from losa_cache.cache.storage import StorePath, WriterLock, receipts_of
 from losa_cache.cache.stores.local import LocalPath
-from losa_cache.errors import BusyError, UserError
-from losa_cache.files import clear, write_whole
+from losa_cache.errors import UserError
+from losa_cache.files import clear, own_partial, write_whole
 from losa_cache.folders import home
-from losa_cache.lock import unlock
+from losa_cache.lock import lock, locked, unlock
 from losa_cache.machine.sizes import readable_bytes
-from losa_cache.outside import UnreadableError, parse_json, read_file
+from losa_cache.outside import UnreadableError, read_file
 
 SCRATCH_SHARDS = 2  # one that is written, one that is uploaded
 TOKEN_BYTES = 32
+SCRATCHES = "shared"
 
 
 class ObjectLock(WriterLock):
-    """A cache in an object store, locked by an object there that says who writes it, and by ``flock`` on a local
-    folder.
+    """A cache in an object store, locked by an object there that says who writes it (:class:`Sign`), and by ``flock``
+    on a local folder, which keeps processes of this ``$LOSA_CACHE_HOME`` apart.
 
-    The object is created only if there is none, in one step if the store can do that. It stays when the process is
-    killed. The next process with the same ``$LOSA_CACHE_HOME`` takes it over: it finds its own token there, and holds
-    the local lock, which ends with its process. Everything that counts lies in the store, so any machine can go on.
+    Everything that counts lies in the store, so any machine can go on.
+
+    Args:
+        path: of the cache.
+        shared: lock it with others, who each write what they claim.
 
     Attributes:
-        disk: the scratch folder, below ``$LOSA_CACHE_HOME``.
+        disk: the scratch folder, below ``$LOSA_CACHE_HOME``; each process that shares the lock has its own.
 
     Raises:
         UserError: if another process has the lock, or the store fails.
@@ -53,6 +55,10 @@ class ObjectLock(WriterLock):
 
     def __init__(self, path: ObjectPath, *, shared: bool = False) -> None:
         self.path = path
+        if shared and not path.lists:
+            raise UserError(
+                f"an HTTP server cannot say which of several processes was first: extract {str(path)!r} without --part."
+            )
         self.disk = home() / "uploads" / hashlib.sha256(str(path).encode()).hexdigest()[:16]
         try:
             self.disk.mkdir(parents=True, exist_ok=True)
@@ -61,13 +67,18 @@ class ObjectLock(WriterLock):
                 f"{str(self.disk)!r}, the folder for shards before their upload to {str(path)!r}, cannot be made "
                 f"({error.strerror}): set LOSA_CACHE_HOME to a folder that can be written."
             ) from error
-        self._sign = receipts_of(path) / "lock"
-        self._lock = lock_or_refuse(self.disk / "lock", path)
+        self._lock, self._own = lock_or_refuse(self.disk / "lock", path, shared=shared), None
+        self._sign = Sign(path, self._token())
         try:
-            self._claim()
-            self._clear()
+            if shared:
+                self.claims = Claims(receipts_of(path))
+                self._sign.share()
+                self.disk, self._own = _own_scratch(self.disk, self.claims.token)
+            else:
+                self._sign.alone()
+                self._clear()
         except BaseException:
-            unlock(self._lock)
+            self._let_go()
             raise
         scratch = LocalPath(self.disk / "core.zarr")
         self.metadata = ObjectMetadata(path, receipts_of(path), LocalMetadata(scratch, receipts_of(scratch)))
@@ -82,7 +93,10 @@ class ObjectLock(WriterLock):
         return self.path.lists and any(self.path.scan())
 
     def sweep(self) -> None:
-        """Do nothing: an object that was not uploaded whole is not there."""
+        """Remove claims, unless the lock is shared. An object that was not uploaded whole is not there."""
+        if self.claims is None and self.path.lists:
+            for name in Members(receipts_of(self.path)).names:
+                (receipts_of(self.path) / FOLDER / name).unlink(missing_ok=True)
 
     def require_space(self, shards: Sequence[int], ratio: float) -> None:
         """Refuse a scratch folder that cannot hold the shards that are being written and uploaded."""
@@ -108,32 +122,26 @@ class ObjectLock(WriterLock):
         try:
             self._uploads.close()
             self._clear()
-            with suppress(UserError, FileNotFoundError):  # the next to come takes it over
-                self._sign.unlink()
         finally:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        if self.claims is not None:
+            self.claims.leave()
+        try:
+            with suppress(UserError, FileNotFoundError):  # the next to come takes it over
+                self._sign.remove()
+        finally:
+            if self._own is not None:
+                shutil.rmtree(self.disk, ignore_errors=True)
+                unlock(self._own)
             unlock(self._lock)
 
     def _clear(self) -> None:
-        for name in ("core.zarr", "core.zarr.receipts"):
+        for name in ("core.zarr", "core.zarr.receipts", SCRATCHES):
             shutil.rmtree(self.disk / name, ignore_errors=True)
         for shard in self.disk.glob("c.*"):
             shard.unlink()
-
-    def _claim(self) -> None:
-        token = self._token()
-        since = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-        mine = json.dumps({"token": token, "host": socket.gethostname(), "process": os.getpid(), "since": since})
-        if self._sign.create(mine.encode()):
-            return
-        theirs = self._owner()
-        if theirs.get("token") == token:
-            self._sign.write(mine.encode())
-            return
-        raise BusyError(
-            f"another process is writing the cache {str(self.path)!r} (on {theirs.get('host')}, process "
-            f"{theirs.get('process')}, since {theirs.get('since')}): wait for it, or, if it was killed, delete "
-            f"{str(self._sign)!r}."
-        )
 
     def _token(self) -> str:
         file = self.disk / "token"
@@ -142,14 +150,22 @@ class ObjectLock(WriterLock):
         except (UnreadableError, ValueError):  # none yet, or none that this process wrote
             token = uuid4().hex
             clear(file)
-            write_whole(file, token.encode())
+            write_whole(file, token.encode(), own_partial(file))
             return token
 
-    def _owner(self) -> dict[str, Any]:
-        try:
-            return parse_json(self._sign.read(), dict[str, Any])
-        except (FileNotFoundError, UnreadableError):
-            return {}
+
+def _own_scratch(folder: Path, name: str) -> tuple[Path, int | None]:
+    """Make a scratch folder for one of several processes, lock it, and remove those of processes that have ended."""
+    scratches = folder / SCRATCHES
+    scratches.mkdir(exist_ok=True)
+    with locked(scratches / "lock"):
+        for left in filter(Path.is_dir, list(scratches.iterdir())):
+            if (handle := lock(left / "lock")) is not None:
+                shutil.rmtree(left, ignore_errors=True)
+                unlock(handle)
+        own = scratches / name
+        own.mkdir()
+        return own, lock(own / "lock")
 
 
 class Uploads:
@@ -215,14 +231,22 @@ class UploadedShard(ShardCommit):
         super().forget()
 
     def complete(self, writer: ShardWriter, notes: dict[str, Any]) -> None:
-        """Upload the bytes, then write the list and the receipt, while the next shard is written."""
+        """Upload the bytes, then write the list and the receipt, while the next shard is written.
+
+        Of two processes that have computed a shard, after one of them stood still, the one that lost the claim does not
+        upload it. If it lost it during the upload, it has replaced bytes by the same bytes, and leaves the receipt.
+        """
         writer.commit()
         content = self.content(writer, notes)
 
         def upload() -> None:
-            self.path.upload(writer.path)
-            self.seal(content, writer.checksums)
+            if self.mine:
+                self.path.upload(writer.path)
+            if self.mine:
+                self.seal(content, writer.checksums)
+                self.uploads.done[self.shard] = content
+            elif self.claims is not None:
+                self.claims.lost(self.shard)
             writer.path.unlink()
-            self.uploads.done[self.shard] = content
 
         self.uploads.start(upload)

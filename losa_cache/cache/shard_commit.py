@@ -3,7 +3,6 @@
 The receipt says that everything is there.
 """
 
-import logging
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,6 @@ from losa_cache.cache.layout import Layout
 from losa_cache.cache.receipt import Receipt, ReceiptContent
 from losa_cache.cache.shard import DamagedShardError, ShardReader, ShardWriter
 from losa_cache.cache.storage import StorePath
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -99,13 +96,6 @@ class ShardCommit(ABC):
     def mine(self) -> bool:
         """Whether this process may publish it."""
         return self.claims is None or self.claims.has(self.shard)
-
-    def lost(self) -> None:
-        """Say that another process has taken it over."""
-        log.warning(
-            "shard %d of %s was taken over by another process while this one stood still: its own is dropped.",
-            *(self.shard, self.path),
-        )
 
     def content(self, writer: ShardWriter, notes: dict[str, Any]) -> ReceiptContent:
         """Give the content of its receipt.

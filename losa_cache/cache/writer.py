@@ -169,13 +169,14 @@ class CacheWriter:
             writer = cls(lock, existing.manifest, existing.layout, encoding, labels=labels, ids=ids)
             writer.alone = alone
             if alone:
-                lock.sweep()
-                with ThreadPoolExecutor(REQUESTS, "settle") as threads:
-                    list(
-                        threads.map(lambda shard: writer.commit(shard).settle(writer.layout), range(writer.layout.shards))
-                    )
-                writer._require_space()
+                writer._settle()
         return writer
+
+    def _settle(self) -> None:
+        self.lock.sweep()
+        with ThreadPoolExecutor(REQUESTS, "settle") as threads:
+            list(threads.map(lambda shard: self.commit(shard).settle(self.layout), range(self.layout.shards)))
+        self._require_space()
 
     def commit(self, shard: int) -> ShardCommit:
         """Name the files of a shard."""

@@ -87,7 +87,7 @@ def create_cache(
                 fitted = _fit(inputs, workers=workers, batch_size=batch_size, options=options, shard_bytes=shard_bytes)
                 writer = CacheWriter.create(lock, *fitted, labels=labels, ids=ids, tail=tail)
             if claims is not None:
-                batch_size = claims.begin(batch_size, first=alone)
+                batch_size = claims.agree(batch_size, first=alone)
         with writer:
             yield writer, batch_size
 

@@ -48,9 +48,9 @@ def extract(
     """Run a frozen backbone once over a data set and write its block outputs to a cache.
 
     A cache of the same identity at ``out`` is resumed, or returned at once if it is complete. Target sets that come
-    with the data are added to a complete cache. With ``part`` several processes extract one cache; with ``3/16`` a
-    process returns when its own units are done, and the cache may be incomplete then. The call sets the process's malloc to keep freed memory
-    (``losa_cache.machine.allocator``).
+    with the data are added to a complete cache. With ``part`` several processes extract one cache. If it is ``3/16``,
+    this returns when its own units are done, and the cache may be incomplete then. The call sets the process's malloc
+    to keep freed memory (``losa_cache.machine.allocator``).
 
     Args:
         backbone: a name (``load_backbone``) or a loaded backbone, in place of that of ``config``.
@@ -114,7 +114,8 @@ def extract(
             meter.start(len(wanted))
             run([wanted], images=len(wanted))
         with writer.turn():
-            if part is not None and writer.missing():
+            if part is not None and (left := writer.missing()):
+                log.info("%s", Units(writer.layout, agreed).left(left))
                 return open_cache(path, incomplete=True)
             cache = writer.finish() if missing or not writer.manifest.complete else open_cache(path)
             cache = add_targets_of(inputs.samples, cache, writer.lock)

@@ -1,4 +1,4 @@
-"""The units that one of several processes extracts: it claims them one after the other, as the pipeline asks for work."""
+"""The units that one of several processes extracts: it claims one after the other, as the pipeline asks for work."""
 
 from collections.abc import Callable, Collection, Iterator
 from itertools import chain
@@ -65,7 +65,12 @@ class Share:
         return bool(self._open)
 
     def done(self) -> None:
-        """Take note that all units of :meth:`work` were written."""
+        """Take note that all units of :meth:`work` were written.
+
+        Raises:
+            UserError: if one of them could not be.
+        """
+        self._writer.lock.wait()
         for unit in self._mine:
             self._lacking(unit)
         self._mine.clear()

@@ -1,5 +1,6 @@
 """Units of work: what one process computes and writes at a time, where several extract one cache. Pure."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import lcm
 
@@ -26,9 +27,14 @@ class Units:
         return lcm(self.layout.shard_samples, self.batch) // self.layout.shard_samples
 
     def __len__(self) -> int:
-        return -(-self.layout.shards // self.length)
+        return (self.layout.shards + self.length - 1) // self.length
 
     def shards(self, unit: int) -> range:
         """The shards of a unit."""
         start = unit * self.length
         return range(start, min(start + self.length, self.layout.shards))
+
+    def left(self, missing: Iterable[int]) -> str:
+        """Say how many units other parts have to write, to which some shards belong."""
+        count = len({shard // self.length for shard in missing})
+        return f"this part is done; {count} of the cache's {len(self)} units of work are left to other parts."

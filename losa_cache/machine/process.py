@@ -27,10 +27,10 @@ class Process:
     started: int
 
     @property
-    def ended(self) -> bool:
-        """Whether it is known to have ended; of processes of other machines nothing is known."""
+    def ended(self) -> bool | None:
+        """Whether it has ended; ``None``: nothing is known of it, for it is one of another machine."""
         if not self.namespace or self.namespace != _namespace():
-            return False
+            return None
         found = _stat(self.number)
         return found is None or found[0] in ENDED or found[1] != self.started
 

@@ -68,8 +68,8 @@ def add_targets(
     """
     if isinstance(source, str | Path):
         source = open_source(source, task=task, columns=columns, ignore=ignore)
-    known = {"name": name, "subset": subset, "dataset": dataset, "data_dir": data_dir, "progress": progress}
-    return _add(_writing(cache), source, **known)
+    writing = _writing(cache)
+    return _add(writing, source, name=name, subset=subset, dataset=dataset, data_dir=data_dir, progress=progress)
 
 
 def _add(

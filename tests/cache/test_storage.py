@@ -1,18 +1,23 @@
 """A store of another kind, in one class: what the contract asks of it is enough to extract, train and verify."""
 
 import hashlib
+import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
 import losa_cache as lc
+from losa_cache.cache.claims import Claims
 from losa_cache.cache.location import locate
+from losa_cache.cache.object_sign import Sign
 from losa_cache.cache.object_store import ObjectPath
 from losa_cache.cache.storage import StorePath, receipts_of
 from losa_cache.cache.stores.local import LocalPath
 from losa_cache.errors import UserError
+from losa_cache.extract import share
 from losa_cache.extract.extract import extract
 from losa_cache.extract.meter import Meter
 from losa_cache.extract.verify import verify_cache
@@ -228,3 +233,68 @@ def test_target_sets_come_copy_first_and_root_last_and_go_without_a_trace(whole)
         assert added == OBJECTS
     lc.remove_targets("memory://here/c.zarr", "count")
     assert bare == OBJECTS
+
+
+def test_processes_share_a_cache_of_objects_and_write_what_one_would(whole, monkeypatch):
+    """Here threads, for these objects are this process's; each has its own claims and scratch folder."""
+    monkeypatch.setattr("losa_cache.cache.members.PAUSE", 0.01)
+    monkeypatch.setattr(share, "PAUSE", 0.01)
+    meters = [Meter() for _ in range(3)]
+    with ThreadPoolExecutor(3) as threads:
+        caches = list(threads.map(lambda meter: write(part="auto", meter=meter), meters))
+    assert sum(meter.images for meter in meters) == len(whole.ids)
+    for cache in caches:
+        require_same(cache, whole)
+
+
+def test_a_claim_is_asked_for_before_an_upload_and_before_the_receipt(whole):
+    write()
+    OBJECTS.clear()
+    asked = []
+
+    class Losing(Claims):
+        def has(self, shard):
+            asked.append(shard)
+            return shard != 2 and asked.count(shard) < 2 if shard < 3 else super().has(shard)
+
+    place = locate("memory://here/c.zarr")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("losa_cache.cache.object_lock.Claims", Losing)
+        write(part="1/2")
+    done = [name for name in OBJECTS if name.startswith(f"{receipts_of(place)}/0")]
+    assert not any(f"00000{shard}.json" in name for shard in range(3) for name in done)
+    assert str(place / "activations/block/c.2.0.0.0") not in OBJECTS
+    require_same(write(), whole)
+
+
+def test_the_sign_of_those_who_share_keeps_others_out_until_they_have_gone(monkeypatch):
+    monkeypatch.setattr("losa_cache.cache.members.STALE", 0.2)
+    monkeypatch.setattr("losa_cache.cache.members.PAUSE", 0.01)
+    place = locate("memory://here/c.zarr")
+    one, two = place.lock(shared=True), place.lock(shared=True)
+    with pytest.raises(UserError, match="another process is writing"):  # by the lock of this machine
+        place.lock()
+    monkeypatch.setenv("LOSA_CACHE_HOME", "elsewhere-1")
+    sign = receipts_of(place) / "lock"
+    before = sign.read()
+    with pytest.raises(UserError, match="other processes are writing the cache .* together: wait .* --part auto"):
+        Sign(place, "another").alone()
+    assert json.loads(sign.read())["shared"]
+    one.close()
+    assert sign.is_file()
+    member = two.claims.file(two.claims.token)
+    two.claims._left.set()  # it is killed: its file stays, as one of another machine
+    dead = json.loads(member.read())
+    dead["process"]["namespace"] = "another"
+    member.write(json.dumps(dead).encode())
+    Sign(place, "another").alone()
+    assert json.loads(sign.read())["token"] == "another"
+    with pytest.raises(UserError, match=r"another process is writing .* delete 'memory://here/c\.zarr\.receipts/lock'"):
+        Sign(place, "a third").share()
+    assert before != sign.read()
+    two.close()
+
+
+def test_http_servers_are_not_shared():
+    with pytest.raises(UserError, match="an HTTP server cannot say which of several processes was first"):
+        locate("http://127.0.0.1:1/c.zarr").lock(shared=True)

@@ -159,6 +159,21 @@ def test_a_second_writer_is_refused_and_the_lock_of_a_dead_one_is_taken_over(url
     assert again(url) > 0
 
 
+@pytest.mark.slow
+def test_processes_share_an_extraction_to_s3_and_a_killed_one_costs_what_it_had_in_flight(url, whole):
+    """Takes about 10 s."""
+    shared = OPTIONS | {"part": "auto"}
+    code = CHILD.format(pause=0.05, images=IMAGES, out=url, options=shared)
+    processes = [Forked("-c", code) for _ in range(3)]
+    while len(receipts(url)) < 2:
+        time.sleep(0.01)
+    processes[0].kill()
+    for process in processes:
+        process.wait()
+    assert [process.returncode for process in processes[1:]] == [0, 0]
+    require_same(url, whole)
+
+
 def test_repair_on_s3_computes_only_what_is_damaged(url, whole):
     cache = extract(tiny_backbone(), tiny_samples(IMAGES), out=url, **OPTIONS)
     shard = cache.shard_path(3)

@@ -17,6 +17,8 @@ from losa_cache.outside import UnreadableError, read_file, require_regular
 if TYPE_CHECKING:
     from losa_cache.cache.local_lock import LocalLock
 
+NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+
 
 class LocalPath(PosixPath, StorePath):
     """A ``pathlib.Path`` that is a place in a store, so that users can do with it whatever they do with a path."""
@@ -97,7 +99,15 @@ class LocalPath(PosixPath, StorePath):
     def create(self, content: bytes) -> bool:
         """Write the file to a temporary name and link it to its own; make its folder, but none above that."""
         self.parent.mkdir(exist_ok=True)
-        return create_whole(self, content)
+        try:
+            return create_whole(self, content)
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            raise UserError(
+                f"the file system of {str(self)!r} has no hard links ({error.strerror}), by which processes agree who "
+                "writes what: extract without --part, or choose another --out."
+            ) from error
 
     def lock(self, *, shared: bool = False) -> "LocalLock":
         """Take the lock on the file ``lock`` among the receipts."""
