@@ -246,7 +246,7 @@ def test_killed_at_any_step_it_goes_on_and_ends_bit_identical(every, tmp_path):
         def check():
             assert files_at(new) == wanted
     """
-    assert killed_at_steps(code, tmp_path / "at", kills=None if every else 2) >= 2
+    assert killed_at_steps(code, tmp_path / "at", kills=50 if every else 1) >= 1
 
 
 def test_the_command_line(tmp_path):
