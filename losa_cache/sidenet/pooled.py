@@ -106,6 +106,20 @@ def _normed_parts(block: Tensor) -> Iterator[Tensor]:
         yield F.layer_norm(part.to(wide(part)), (width,), eps=EPS)
 
 
+def tail_of_pooled(width: int, rows: int) -> dict[str, Any]:
+    """Give the config of the tail behind pooled rows, which hold its features already: it reads row 0 as it is."""
+    identity = {"type": "identity"}
+    return {
+        "width": width,
+        "prefix_tokens": rows - 1,
+        "pool": "token",
+        "class_tokens": 1,
+        "pool_prefix": False,
+        "norm": identity,
+        "fc_norm": identity,
+    }
+
+
 def pooling_of(tail: Mapping[str, Any]) -> Pooling:
     """Say how the tokens of a trunk are pooled, from its tail's config (``docs/protocol.md``, section "Tail")."""
     prefix: int = tail["prefix_tokens"]
