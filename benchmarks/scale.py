@@ -46,7 +46,7 @@ from losa_cache.machine.device import machine
 
 Figures = dict[str, Any]
 CPU = torch.device("cpu")
-CLASSES = 10
+CLASSES = 1000
 DIFFERENT = 4096  # rows that differ
 
 
@@ -61,7 +61,8 @@ def tiny_backbone() -> Backbone:
 
 def noise(rows: int) -> Samples:
     """Name so many samples, of which nobody asks for the images."""
-    ids = [f"class{number % CLASSES}/image-{number:08d}.jpg" for number in range(rows)]
+    folders = [f"n{number:08d}" for number in range(CLASSES)]
+    ids = [f"{folders[number % CLASSES]}/{folders[number % CLASSES]}_{number}.JPEG" for number in range(rows)]
     labels = np.arange(rows, dtype=np.int64) % CLASSES
     names = tuple(f"class {number}" for number in range(CLASSES))
     return Samples("noise", "train", names, ids, labels, lambda i: None, hash_lines(ids))  # type: ignore[arg-type, return-value]

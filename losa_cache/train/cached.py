@@ -132,7 +132,7 @@ class CachedSource:
                 self._watch.add("gigabytes", filled.nbytes / 1e9)
             with self._watch.computing("decode"):
                 blocks, fixed = self._values(filled.blocks, largest)
-            yield Batch(blocks, self._labels[wanted], [self.cache.ids[row] for row in filled.rows], fixed)
+            yield Batch(blocks, self._labels[wanted], list(self.cache.ids.take(filled.rows)), fixed)
 
     def spent(self) -> dict[str, float]:
         """Give the seconds that the loop waited, and what was read (``losa_cache.train.bottleneck``)."""

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from losa_cache.errors import UserError
+from losa_cache.ids import Ids
 from losa_cache.train.batch import Request
 
 _VIEWS = 0x76696577  # a stream of random numbers of its own
@@ -170,8 +171,9 @@ def _first_by_hash(samples: NDArray[np.int64], ids: Sequence[str], count: int) -
     """Mark so many samples, the first in the order of the sha256 of their ids; equal ids stay in the given order."""
     if not 0 < count < len(samples):
         return np.full(len(samples), count > 0)
-    parts = (samples[at : at + HASHED_AT_ONCE].tolist() for at in range(0, len(samples), HASHED_AT_ONCE))
-    beginnings = np.concatenate([_beginnings([ids[sample] for sample in part]) for part in parts])
+    ids = Ids.of(ids)
+    parts = (ids.take(samples[at : at + HASHED_AT_ONCE]) for at in range(0, len(samples), HASHED_AT_ONCE))
+    beginnings = np.concatenate([_beginnings(part) for part in parts])
     last = np.partition(beginnings, count - 1)[count - 1]
     chosen = beginnings < last
     (doubtful,) = np.nonzero(beginnings == last)  # nearly always one: two digests rarely begin alike
@@ -184,13 +186,10 @@ def _sha256(text: str) -> bytes:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
 
 
-def _beginnings(texts: Sequence[str]) -> NDArray[np.uint64]:
-    """Hash texts and give the first 8 bytes of each digest, as numbers of the same order."""
+def _beginnings(ids: Ids) -> NDArray[np.uint64]:
+    """Hash ids and give the first 8 bytes of each digest, as numbers of the same order."""
     sha256 = hashlib.sha256  # looked up once: of a million texts every step counts
-    try:
-        digests = [sha256(text.encode()).digest() for text in texts]
-    except UnicodeEncodeError:  # file names that are not UTF-8
-        digests = [_sha256(text) for text in texts]
+    digests = [sha256(text).digest() for text in ids.encoded()]
     first: NDArray[np.uint64] = np.frombuffer(b"".join(digests), dtype=">u8")[::4].astype(np.uint64)
     return first
 

@@ -245,8 +245,8 @@ class _Run:
 
 def unanswered(cache: ActivationCache, known: Known) -> NDArray[np.int64]:
     """Number the samples of a cache whose ids are not known, and note them as known."""
-    ids = cache.sample_ids
-    return np.array([s for s in cache.samples.tolist() if known.add(plain(ids[s]))], dtype=np.int64)
+    samples = cache.samples
+    return samples[known.add_all(map(plain, cache.sample_ids.take(samples)))]
 
 
 def _clips(adapter: TrainedAdapter) -> int:
