@@ -122,8 +122,8 @@ class CachedSource:
     def batches(self, requests: Sequence[Request]) -> Iterator[Batch]:
         """Yield a batch for each request: one view of each of its samples."""
         rows = [rows_of(request, self._starts, views=self.cache.manifest.views) for request in requests]
-        places = torch.from_numpy(joined(rows)).to(self.device)
-        samples = places.div(self.cache.manifest.views, rounding_mode="floor").split([len(batch) for batch in rows])
+        numbers = torch.from_numpy(joined(rows)).to(self.device)
+        samples = numbers.div_(self.cache.manifest.views, rounding_mode="floor").split([len(batch) for batch in rows])
         filled_batches = self._watch.waiting("read", self._loader.batches(rows))
         largest = longest(rows)
         for filled, wanted in zip(filled_batches, samples, strict=True):

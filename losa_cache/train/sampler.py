@@ -1,7 +1,7 @@
 """Pure decisions on what is read: the held-out part, the order and repeats of every epoch, the view of every sample."""
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -76,7 +76,9 @@ def epoch_requests(
 
 
 def view_starts(samples: int, *, views: int, seed: int) -> NDArray[np.int64]:
-    """Draw the view that each sample of a cache shows in epoch 0."""
+    """Draw the view that each sample of a cache shows in epoch 0; where each has one view, this takes no memory."""
+    if views == 1:
+        return np.broadcast_to(np.int64(0), samples)
     return np.random.default_rng((seed, _VIEWS)).integers(views, size=samples)
 
 
@@ -151,7 +153,7 @@ def hold_out_ids(
     """
     _require_known(wanted, ids, "val-ids names")
     chosen = set(wanted)
-    of_these = np.array([ids[sample] in chosen for sample in samples.tolist()], dtype=bool)
+    of_these = np.fromiter((own in chosen for own in Ids.of(ids).take(samples)), dtype=bool, count=len(samples))
     train, held = samples[~of_these], samples[of_these]
     if not (len(train) and len(held)):
         raise UserError(f"val-ids holds out {len(held)} of {len(samples)} samples: hold some out and leave some.")
@@ -215,21 +217,22 @@ def weights_by_id(
         UserError: for an id that is not among ``ids``, a training sample without weight, or nothing above 0.
     """
     _require_known(given, ids, "sampling gives weights to")
-    of_training = [ids[sample] for sample in samples.tolist()]
+    of_training = Ids.of(ids).take(samples)
     if missing := [sample_id for sample_id in of_training if sample_id not in given]:
         raise UserError(
             f"sampling gives no weight to {len(missing)} of the training samples, the first {missing[0]!r}: add a line "
             "for each."
         )
-    values = np.array([given[sample_id] for sample_id in of_training])
+    values = np.fromiter(map(given.__getitem__, of_training), dtype=np.float64, count=len(samples))
     if not values.any():
         raise UserError(f"sampling gives weight 0 to all {len(values)} training samples: raise some.")
     return Weights(values / values.max(), labels)  # their sum cannot overflow
 
 
-def _require_known(named: Iterable[str], ids: Sequence[str], what: str) -> None:
-    known = set(ids)
-    if unknown := [sample_id for sample_id in named if sample_id not in known]:
+def _require_known(named: Collection[str], ids: Sequence[str], what: str) -> None:
+    strange = set(named)
+    strange.difference_update(ids)
+    if unknown := [sample_id for sample_id in named if sample_id in strange]:
         others = "".join(f", {sample_id!r}" for sample_id in unknown[1:3])
         raise UserError(
             f"{what} ids that are not there ({len(unknown)}, the first {unknown[0]!r}){others}: ids are those in the "
