@@ -4,7 +4,7 @@
 
 The rows are those of ``scale.py``, 64 bytes each, so that nothing but their number counts; 13,500 shards are those of
 a million images of ViT-B (all blocks in bfloat16). FOLDER holds about 400 MB until the end. Every stage runs in a
-process of its own, on this cache and on one of 1,000 rows in one shard. ``seconds`` go by the clock from the start of
+process of its own, on this cache and on one of 4,000 rows in one shard. ``seconds`` go by the clock from the start of
 the process to the end of the stage, imports among them, and ``cpu`` is its processor time. ``grows`` is the peak
 memory above that of the small cache, in bytes a sample. Both are the least of ``--rounds``.
 
@@ -24,7 +24,7 @@ from typing import Any
 
 from peak import peak_gigabytes
 
-SMALL = 1000  # rows of the cache from which the others are told apart
+SMALL = 4000  # rows of the cache from which the others are told apart
 RUN = "run"
 
 
