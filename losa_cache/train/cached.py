@@ -122,8 +122,8 @@ class CachedSource:
     def batches(self, requests: Sequence[Request]) -> Iterator[Batch]:
         """Yield a batch for each request: one view of each of its samples."""
         rows = [rows_of(request, self._starts, views=self.cache.manifest.views) for request in requests]
-        places = torch.from_numpy(joined(rows)).to(self.device)
-        samples = places.div(self.cache.manifest.views, rounding_mode="floor").split([len(batch) for batch in rows])
+        numbers = torch.from_numpy(joined(rows)).to(self.device)
+        samples = numbers.div_(self.cache.manifest.views, rounding_mode="floor").split([len(batch) for batch in rows])
         filled_batches = self._watch.waiting("read", self._loader.batches(rows))
         largest = longest(rows)
         for filled, wanted in zip(filled_batches, samples, strict=True):
@@ -132,7 +132,7 @@ class CachedSource:
                 self._watch.add("gigabytes", filled.nbytes / 1e9)
             with self._watch.computing("decode"):
                 blocks, fixed = self._values(filled.blocks, largest)
-            yield Batch(blocks, self._labels[wanted], [self.cache.ids[row] for row in filled.rows], fixed)
+            yield Batch(blocks, self._labels[wanted], list(self.cache.ids.take(filled.rows)), fixed)
 
     def spent(self) -> dict[str, float]:
         """Give the seconds that the loop waited, and what was read (``losa_cache.train.bottleneck``)."""
