@@ -24,7 +24,8 @@ lint: $(VENV)/installed  ## style and types
 docs: $(VENV)/installed  ## the documentation as a site, in site/; nothing is fetched while it is built
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-# Not compiled by pip: few of 22,000 files are ever imported, and Python compiles those itself.
+# Not compiled by pip: few of 22,000 files are ever imported, and Python compiles those itself, once if it may.
+unexport PYTHONDONTWRITEBYTECODE
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[dev]'
