@@ -5,7 +5,8 @@
     python benchmarks/attack.py --case NAME [--keep]    # one case again, in full
 
 kills      SIGKILL at steps on the file system and in the study's database, and at random moments, of extract, train,
-           train --stage, verify --repair, eval and sweep; SIGTERM, SIGHUP and SIGINT likewise; then the same again
+           train --stage, verify --repair, eval and sweep; SIGTERM, SIGHUP, SIGINT and SIGUSR1 likewise; then the same
+           again
 flips      one random bit in every kind of file, then every verb that reads it
 structure  valid checksums in the wrong place: shards, cores and receipts exchanged, metadata edited, links and pipes
 inputs     options, files, folders and environments that cannot work, or that must work

@@ -24,7 +24,7 @@ EVENTS = (
     "shutil.copyfile",
     "shutil.rmtree",
 )
-ASKING = {signal.SIGTERM: 143, signal.SIGHUP: 129, signal.SIGINT: 130}
+ASKING = {signal.SIGTERM: 143, signal.SIGHUP: 129, signal.SIGINT: 130, signal.SIGUSR1: 138}
 
 
 class Steps:
@@ -301,5 +301,5 @@ def cases(world: World) -> Iterator[Case]:
         for send in ASKING:
             for at in some.sample(every, min(len(every), 5)):
                 case = f"kills/{victim.name}/{send.name} at step {at}"
-                group = f"{victim.name}: SIGTERM, SIGHUP, SIGINT"
+                group = f"{victim.name}: SIGTERM, SIGHUP, SIGINT, SIGUSR1"
                 yield Case("kills", group, case, partial(victim.at_step, at, send))

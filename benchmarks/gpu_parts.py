@@ -42,7 +42,7 @@ from losa_cache.extract.meter import Meter
 from losa_cache.machine.allocator import keep_freed_memory
 from losa_cache.machine.device import choose_device
 from losa_cache.machine.sizes import parse_bytes
-from losa_cache.points import ALL_LAYERS, LAST, tapped_points
+from losa_cache.points import ALL_LAYERS, tapped_points
 
 ROOT = Path(__file__).parents[1]
 OUTPUT = 20_000  # characters of a failed test run
@@ -196,11 +196,12 @@ def step(sizes: Sizes, until: float) -> Measurements:
     device = choose_device()
     bandwidth = read_bandwidth(torch.randn(sizes.stream_bytes // 2, device=device).bfloat16())
     free_memory()
-    settings = [(batch, rank, LAST) for batch in sizes.batches for rank in sizes.ranks]
-    settings.insert(1, (sizes.batches[0], sizes.ranks[0], ALL_LAYERS))  # the default recipe
-    for batch, rank, head in settings:
+    settings: list[dict[str, Any]] = [{"batch": batch, "rank": rank} for batch in sizes.batches for rank in sizes.ranks]
+    default = settings[0] | {"head": ALL_LAYERS}  # the recipe that a run has, from memory and from elsewhere
+    settings[1:1] = [default | {"normed": True}, default]
+    for setting in settings:
         for shape in sizes.shapes:
-            case = training_steps.Case(shape, rank, batch, device, sizes.repeats, head)
+            case = training_steps.Case(shape=shape, device=device, repeats=sizes.repeats, **setting)
             yield case.said, partial(training_steps.one_trial, case, bandwidth=bandwidth)
     if sizes.compiled:
         case = training_steps.Case(sizes.compiled, sizes.ranks[0], sizes.batches[-1], device, sizes.repeats)

@@ -46,7 +46,7 @@ from losa_cache.machine.device import machine
 
 Figures = dict[str, Any]
 CPU = torch.device("cpu")
-CLASSES = 10
+CLASSES = 1000
 DIFFERENT = 4096  # rows that differ
 
 
@@ -59,13 +59,18 @@ def tiny_backbone() -> Backbone:
     return Backbone(model, name="tiny", random=True, input=spec)
 
 
-def make(path: Path, rows: int, shards: int) -> None:
-    """Write a cache of so many rows in about so many shards, as an extraction writes it."""
-    ids = [f"class{number % CLASSES}/image-{number:08d}.jpg" for number in range(rows)]
+def noise(rows: int) -> Samples:
+    """Name so many samples, of which nobody asks for the images."""
+    folders = [f"n{number:08d}" for number in range(CLASSES)]
+    ids = [f"{folders[number % CLASSES]}/{folders[number % CLASSES]}_{number}.JPEG" for number in range(rows)]
     labels = np.arange(rows, dtype=np.int64) % CLASSES
     names = tuple(f"class {number}" for number in range(CLASSES))
-    samples = Samples("noise", "train", names, ids, labels, lambda i: None, hash_lines(ids))  # type: ignore[arg-type, return-value]
-    inputs = open_inputs(tiny_backbone(), samples, precision="bfloat16", device=CPU)
+    return Samples("noise", "train", names, ids, labels, lambda i: None, hash_lines(ids))  # type: ignore[arg-type, return-value]
+
+
+def make(path: Path, rows: int, shards: int) -> None:
+    """Write a cache of so many rows in about so many shards, as an extraction writes it."""
+    inputs = open_inputs(tiny_backbone(), noise(rows), precision="bfloat16", device=CPU)
     encoding = get_precision("bfloat16").fit([], tokens=2, prefix=1)
     manifest = replace(inputs.manifest, encoding=encoding.describe() | {"compressed": None})
     layout = plan_store(inputs, encoding, shard_bytes=68 * -(-rows // shards))

@@ -148,7 +148,7 @@ class Again:
 def cached_source(name: str, folder: Path, residency: str) -> CachedSource:
     cache, placement = open_cache(folder / f"{name}.zarr"), Placement.choose(residency=residency)
     points = cache.manifest.points
-    return open_cached(cache, points, placement, samples=cache.samples, passes=9, rank=16)
+    return open_cached(cache, points, placement, samples=cache.samples, passes=9, rank=16, batch_size=BATCH)
 
 
 def _requests(cache: ActivationCache, epoch: int) -> list[Request]:

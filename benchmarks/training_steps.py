@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from losa_cache import Adapter, LoSA
 from losa_cache.machine.fastest import why_not_triton
 from losa_cache.sidenet.backend import use_backend
+from losa_cache.sidenet.operand import Block, Normed, dense
+from losa_cache.sidenet.pooled import Pooling
 from losa_cache.sidenet.readout import Readout
 from losa_cache.train.graph import Recorder, recorder_for
 
@@ -38,6 +40,7 @@ class Case:
         device: to compute on.
         repeats: of each measurement.
         head: what the classifier reads, as of :class:`losa_cache.Adapter`.
+        normed: whether block outputs are layer-normed once before all steps, as ``train`` does in memory.
     """
 
     shape: str
@@ -46,18 +49,24 @@ class Case:
     device: torch.device
     repeats: int
     head: str = "last"
+    normed: bool = False
 
     @property
     def said(self) -> Figures:
         """What identifies it."""
-        return {"shape": self.shape, "rank": self.rank, "batch": self.batch, "head": self.head}
+        said = {"shape": self.shape, "rank": self.rank, "batch": self.batch, "head": self.head}
+        return said | ({"normed": "once"} if self.normed else {})
 
-    def block_outputs(self) -> tuple[list[Tensor], Tensor]:
+    def block_outputs(self) -> tuple[list[Block], Tensor]:
         """Make random bfloat16 block outputs, and labels."""
         depth, tokens, width, _ = SHAPES[self.shape]
         shape = (self.batch, tokens, width)
-        blocks = [torch.randn(shape, dtype=torch.bfloat16, device=self.device) for _ in range(depth)]
-        return blocks, torch.randint(0, CLASSES, (self.batch,), device=self.device)
+        values = [torch.randn(shape, dtype=torch.bfloat16, device=self.device) for _ in range(depth)]
+        labels = torch.randint(0, CLASSES, (self.batch,), device=self.device)
+        if not self.normed:
+            return [*values], labels
+        rows = Pooling(classes=1, prefix=1).norm_in_place(values)
+        return [Normed(own, rows[:, number]) for number, own in enumerate(values)], labels
 
     def adapters(self, count: int) -> list[Adapter]:
         """Build adapters that differ in their seed."""
@@ -77,9 +86,9 @@ class Plain(nn.Module):
         self.network = network
         self._forward = torch.compile(network.plain) if compiled else network.plain
 
-    def forward(self, blocks: Sequence[Tensor], readout: Readout) -> Tensor:
+    def forward(self, blocks: Sequence[Block], readout: Readout) -> Tensor:
         """Read y_k as the tail wants it."""
-        return readout.rows(self._forward(blocks))
+        return readout.rows(self._forward(dense(blocks)))
 
 
 def plain(adapter: Adapter, *, compiled: bool = False) -> Adapter:
@@ -151,13 +160,18 @@ def one_trial(case: Case, *, bandwidth: float) -> Figures:
     builders, left_out = ways(lambda recorder: alone(case.adapters(1)[0], blocks, labels, recorder), case.device)
     builders[PLAIN] = lambda: alone(plain(case.adapters(1)[0]), blocks, labels)
     works, added = built(builders, left_out)
-    limit = 2 * sum(block.nbytes for block in blocks) / bandwidth
+    limit = 2 * sum(nbytes(block) for block in blocks) / bandwidth
     figures = summary(in_turn(works, repeats=case.repeats), left_out)
     figures["limit_ms"] = 1e3 * limit
     figures["over_limit"] = {name: ms / 1e3 / limit for name, ms in figures["ms"].items()}
     figures["added_gb"] = added
     figures["kernels"] = {name: launches(works[name]) for name in (EAGER, KERNELS) if name in works}
     return figures
+
+
+def nbytes(block: Block) -> int:
+    """Count the bytes of the tokens of a block output."""
+    return block.kept.nbytes if isinstance(block, Normed) else dense([block])[0].nbytes
 
 
 def compiled_plain(case: Case) -> Figures:

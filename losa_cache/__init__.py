@@ -30,6 +30,11 @@ if TYPE_CHECKING:
     from losa_cache.extract.verify import verify_cache
     from losa_cache.probe.config import ProbeConfig
     from losa_cache.probe.probe import ProbeResult, probe
+    from losa_cache.relocate.copy import copy_cache
+    from losa_cache.relocate.move import move_cache
+    from losa_cache.relocate.remove import remove_cache
+    from losa_cache.remake.merge import merge
+    from losa_cache.remake.transcode import transcode
     from losa_cache.sidenet.adapter import Adapter
     from losa_cache.sidenet.losa import LoSA
     from losa_cache.sidenet.losa_stack import LoSAStack
@@ -79,17 +84,21 @@ _HOMES = {
     "add_targets": "losa_cache.targets.add",
     "batches": "losa_cache.train.batches",
     "compare": "losa_cache.compare.compare",
+    "copy_cache": "losa_cache.relocate.copy",
     "evaluate_run": "losa_cache.train.evaluate_run",
     "export": "losa_cache.apply.export.export",
     "extract": "losa_cache.extract.extract",
     "load_adapter": "losa_cache.train.trained_adapter",
     "load_backbone": "losa_cache.backbone",
     "load_samples": "losa_cache.data.load",
+    "merge": "losa_cache.remake.merge",
+    "move_cache": "losa_cache.relocate.move",
     "open_cache": "losa_cache.cache.store",
     "plan_extraction": "losa_cache.extract.plan_extraction",
     "predict": "losa_cache.apply.predict.predict",
     "probe": "losa_cache.probe.probe",
     "push": "losa_cache.apply.hub",
+    "remove_cache": "losa_cache.relocate.remove",
     "remove_targets": "losa_cache.targets.add",
     "resume": "losa_cache.train.train",
     "resume_sweep": "losa_cache.sweep.engine.run",
@@ -97,6 +106,7 @@ _HOMES = {
     "sweep": "losa_cache.sweep.engine.run",
     "train": "losa_cache.train.train",
     "train_auto": "losa_cache.sweep.engine.auto",
+    "transcode": "losa_cache.remake.transcode",
     "verify_cache": "losa_cache.extract.verify",
 }
 
@@ -131,17 +141,21 @@ __all__ = [
     "add_targets",
     "batches",
     "compare",
+    "copy_cache",
     "evaluate_run",
     "export",
     "extract",
     "load_adapter",
     "load_backbone",
     "load_samples",
+    "merge",
+    "move_cache",
     "open_cache",
     "plan_extraction",
     "predict",
     "probe",
     "push",
+    "remove_cache",
     "remove_targets",
     "resume",
     "resume_sweep",
@@ -149,6 +163,7 @@ __all__ = [
     "sweep",
     "train",
     "train_auto",
+    "transcode",
     "verify_cache",
 ]
 

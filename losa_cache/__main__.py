@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from collections.abc import Callable
 from typing import NoReturn
 
 from losa_cache.errors import UserError
@@ -13,15 +14,21 @@ INTERRUPTED = 130  # what typer turns Ctrl-C into
 
 
 def main() -> None:
-    """Run the command line: a user's mistake, or what the machine refuses, is one sentence on stderr and exit code 2.
+    """Run the command line."""
+    command(_run)
+
+
+def command(run: Callable[[], None]) -> None:
+    """Run what a process is for: a user's mistake, or what the machine refuses, is one sentence on stderr and exit code
+    2.
 
     A signal to stop ends it with 128 and its number.
     """
-    signals = Signals(interrupt)
+    signals = Signals(interrupt, warnings=True)
     try:
         with signals:
             try:
-                _run()
+                run()
             except (Exception, KeyboardInterrupt, SystemExit) as end:
                 _end(end, signals.received)
     finally:

@@ -1,6 +1,6 @@
 """Points of a few images, unencoded: a calibration sample to fit an encoding to, or a second look at a cache."""
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,25 +78,43 @@ def calibrate(inputs: Inputs, *, workers: int, images: int) -> Calibration:
     plan: list[list[View]] = [
         [(index, None) for index in range(at, min(at + at_once, count))] for at in range(0, count, at_once)
     ]
-    prefix, generator = inputs.backbone.prefix_tokens, torch.Generator().manual_seed(0)
-    whole: list[Tensor] = []
-    parts: list[list[Tensor]] = []
     failed: dict[int, tuple[int, str]] = {}
-    for views, (batch, blocks) in zip(plan, run_views(inputs, plan, workers=workers), strict=True):
-        good = [place for place in range(len(views)) if place not in batch.failures]
-        failed |= batch.failures
-        if not good:
-            continue
-        whole = whole or [block[good] for block in blocks]
-        kept = thinned(blocks[0].shape[1], prefix, generator)
-        parts.append([block[good][:, kept].bfloat16() for block in blocks])
-    if not whole:
+
+    def decoded() -> Iterator[list[Tensor]]:
+        for views, (batch, blocks) in zip(plan, run_views(inputs, plan, workers=workers), strict=True):
+            failed.update(batch.failures)
+            if good := [place for place in range(len(views)) if place not in batch.failures]:
+                yield [block[good] for block in blocks]
+
+    sample = collect(decoded(), tokens=inputs.backbone.tokens, prefix=inputs.backbone.prefix_tokens, images=images)
+    if not sample.whole:
         index, reason = failed[0]
         raise UserError(
             f"none of the {count} images could be decoded (first: {inputs.samples.ids[index]!r}, {reason})."
         )
-    thin = [torch.cat(own) for own in zip(*parts, strict=True)] if images > AT_ONCE else whole
-    return Calibration(whole, thin, inputs.backbone.tokens, prefix)
+    return sample
+
+
+def collect(parts: Iterable[list[Tensor]], *, tokens: int, prefix: int, images: int) -> Calibration:
+    """Make a calibration sample of points.
+
+    Args:
+        parts: of a few images at a time float32 ``(images, tokens, width)`` a point.
+        tokens, prefix: of a point.
+        images: how many a precision asks for.
+
+    Returns:
+        the sample; without points if there are no parts.
+    """
+    generator = torch.Generator().manual_seed(0)
+    whole: list[Tensor] = []
+    thin: list[list[Tensor]] = []
+    for blocks in parts:
+        whole = whole or blocks
+        kept = thinned(blocks[0].shape[1], prefix, generator)
+        thin.append([block[:, kept].bfloat16() for block in blocks])
+    joined = [torch.cat(own) for own in zip(*thin, strict=True)] if images > AT_ONCE else whole
+    return Calibration(whole, joined, tokens, prefix)
 
 
 def thinned(tokens: int, prefix: int, generator: torch.Generator) -> list[int]:
@@ -107,14 +125,23 @@ def thinned(tokens: int, prefix: int, generator: torch.Generator) -> list[int]:
 
 def calibration_images(inputs: Inputs, images: int) -> int:
     """Say how many images are run for a calibration sample that should hold so many."""
-    kept = THIN_BYTES * THINNING // (_values(inputs) * torch.bfloat16.itemsize)
-    total = len(inputs.samples)
-    return min(total, max(images_at_once(inputs), min(images, kept, total // SHARE)))
+    return images_of(_values(inputs), len(inputs.samples), images)
+
+
+def images_of(values: int, total: int, images: int) -> int:
+    """Say how many of ``total`` images, of so many values each, a calibration sample of ``images`` takes."""
+    kept = THIN_BYTES * THINNING // (values * torch.bfloat16.itemsize)
+    return min(total, max(fitting(values), min(images, kept, total // SHARE)))
 
 
 def images_at_once(inputs: Inputs) -> int:
     """Say how many images' points fit 512 MiB as float32: at least 1, at most 32."""
-    return min(AT_ONCE, max(1, AT_ONCE_BYTES // (_values(inputs) * torch.float32.itemsize)))
+    return fitting(_values(inputs))
+
+
+def fitting(values: int) -> int:
+    """Say how many images of so many values are run at once: at least 1, at most 32."""
+    return min(AT_ONCE, max(1, AT_ONCE_BYTES // (values * torch.float32.itemsize)))
 
 
 def _values(inputs: Inputs) -> int:

@@ -31,6 +31,8 @@ from losa_cache.cli_options import Values, takes_options
 from losa_cache.cli_predict import predict
 from losa_cache.cli_probe import probe
 from losa_cache.cli_push import push
+from losa_cache.cli_relocate import copy, move, remove
+from losa_cache.cli_remake import merge, transcode
 from losa_cache.cli_serve import serve
 from losa_cache.cli_sweep import sweep, train_chosen, vtab
 from losa_cache.cli_targets import targets
@@ -317,6 +319,11 @@ app.command()(serve)
 app.command()(push)
 app.command()(export)
 app.command()(targets)
+app.command()(transcode)
+app.command()(merge)
+app.command()(copy)
+app.command()(move)
+app.command()(remove)
 
 
 @app.command()

@@ -12,6 +12,10 @@ class UserError(Exception):
     """
 
 
+class BusyError(UserError):
+    """Another process writes the cache."""
+
+
 def nearest(name: str, known: list[str], shown: int = 5) -> str:
     """Return ``"; nearest: a, b"`` for the known names closest to ``name``, or an empty string.
 

@@ -2,8 +2,6 @@
 
 import os
 from dataclasses import asdict, dataclass, replace
-from functools import cache
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -27,9 +25,9 @@ from losa_cache.layers import choose_layers
 from losa_cache.machine.memory import available_memory
 from losa_cache.options import given, with_options
 from losa_cache.points import ALL, POOLED
+from losa_cache.software import software
 
 DEVICE_SHARE = 0.8  # of a device's free memory: larger weights are streamed, and take so much
-_version = cache(version)  # parsing a package's metadata takes as long as a batch of a small trunk
 
 
 @dataclass(frozen=True)
@@ -251,5 +249,5 @@ def describe(
         depth=backbone.depth,
         classes=list(samples.classes),
         tail=backbone.tail.config,
-        software={name: _version(name) for name in ("losa-cache", "torch", "timm", "zarr")},
+        software=software(),
     )

@@ -9,7 +9,7 @@ as recorded nothing is read; else the image is hashed, and only its content deci
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -154,20 +154,31 @@ class Sources:
             self._write(shard, fresh)
         return True
 
-    def _list(self, shard: int) -> StorePath:
-        return receipts_of(self.path) / FOLDER / f"{shard:06d}.json"
-
     def _write(self, shard: int, sources: list[Source]) -> None:
-        columns = [list(column) for column in zip(*map(astuple, sources), strict=True)]
-        names = Source.__dataclass_fields__
-        content = {"identity": self._manifest.identity, "shard": shard, **dict(zip(names, columns, strict=True))}
-        self._list(shard).write(sealed(content))
+        write_list(self.path, self._manifest.identity, shard, sources)
 
     def _read(self, shard: int) -> list[Source] | None:
-        try:
-            content = unsealed(self._list(shard).read(), str(shard))
-            if (content["identity"], content["shard"]) != (self._manifest.identity, shard):
-                return None
-            return [Source(*row) for row in zip(*(content[name] for name in Source.__dataclass_fields__), strict=True)]
-        except (OSError, UnreadableError, ValueError, KeyError, TypeError):
+        return read_list(self.path, self._manifest.identity, shard)
+
+
+def list_path(cache: StorePath, shard: int) -> StorePath:
+    """Name the list of a shard's files."""
+    return receipts_of(cache) / FOLDER / f"{shard:06d}.json"
+
+
+def write_list(cache: StorePath, identity: str, shard: int, sources: Sequence[Source]) -> None:
+    """Write the list of a shard's files, whole: the file of each row."""
+    columns = [list(column) for column in zip(*map(astuple, sources), strict=True)]
+    content = {"identity": identity, "shard": shard, **dict(zip(Source.__dataclass_fields__, columns, strict=True))}
+    list_path(cache, shard).write(sealed(content))
+
+
+def read_list(cache: StorePath, identity: str, shard: int) -> list[Source] | None:
+    """Read the list of a shard's files; ``None`` if there is none, or it is damaged or of another cache."""
+    try:
+        content = unsealed(list_path(cache, shard).read(), str(shard))
+        if (content["identity"], content["shard"]) != (identity, shard):
             return None
+        return [Source(*row) for row in zip(*(content[name] for name in Source.__dataclass_fields__), strict=True)]
+    except (OSError, UnreadableError, ValueError, KeyError, TypeError):
+        return None

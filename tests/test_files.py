@@ -16,7 +16,8 @@ PACKAGE = Path(losa_cache.__file__).parent
 OTHERWISE = {
     "files.py": "the one atomic writer, to a temporary name",
     "cache/shard.py": "a shard, to a temporary name",
-    "cache/stage.py": "a copied shard, to a temporary name",
+    "cache/local_copy.py": "a copied shard, to a temporary name",
+    "relocate/upload.py": "a shard from another server, to the scratch folder, cleared by the next writer",
     "cache/metadata_files.py": "a folder with a temporary name",
     "cache/object_metadata.py": "a scratch folder, cleared by the next writer",
     "apply/predict/formats/png_folder.py": "a folder beside the output, which is put in its place when it is whole",

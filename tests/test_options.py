@@ -50,7 +50,7 @@ def test_an_option_that_the_task_has_no_use_for_is_refused_where_it_was_given(wo
 @pytest.mark.parametrize(
     ("verb", "shape", "others"),
     [
-        ("extract", ExtractConfig, {"bits", "error"}),
+        ("extract", ExtractConfig, {"bits", "error", "scheduler"}),
         ("plan", PlanConfig, {"bits", "error"}),
         ("train", OnlineConfig, None),
         ("train", TrainConfig, None),

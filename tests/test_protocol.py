@@ -16,6 +16,7 @@ from losa_cache.cache.store import open_cache
 from losa_cache.data.load import load_samples
 from losa_cache.extract.extract import extract
 from losa_cache.points import TAPS
+from losa_cache.remake.transcode import transcode
 from losa_cache.sidenet.tail import POOLS
 from losa_cache.targets.add import add_targets
 from losa_cache.targets.target_set import DIMENSIONS, DTYPES, KINDS, NUMBERS, TargetSet
@@ -77,7 +78,7 @@ def attributes(int8_cache):
 
 def test_attributes(attributes):
     assert attributes.keys() == {"losa_cache"}
-    assert attributes["losa_cache"].keys() == first_cells("Attributes")
+    assert attributes["losa_cache"].keys() == first_cells("Attributes") - {"made_from"}
     assert attributes["losa_cache"]["tokens"].keys() == {"total", "prefix", "grid"}
     assert [entry.keys() for entry in attributes["losa_cache"]["skipped"]] == [{"row", "id", "reason"}]
 
@@ -92,7 +93,7 @@ def test_identity(attributes):
 def test_target_sets(attributes, cache):
     plain = json.loads((cache.path / "zarr.json").read_text())["attributes"]["losa_cache"]
     assert plain["protocol"] == 4
-    assert first_cells("Attributes") - plain.keys() == {"targets"}
+    assert first_cells("Attributes") - plain.keys() == {"targets", "made_from"}
     (entry,) = attributes["losa_cache"]["targets"].values()
     section = PAGE.split("\n## Target sets\n")[1]
     assert entry.keys() == set(re.findall(r'"(\w+)"', re.search(r"An entry is `([^`]*)`", section)[1]))
@@ -100,6 +101,18 @@ def test_target_sets(attributes, cache):
     assert entry["fingerprint"] == "sha256:" + hashlib.sha256(described + np.ones(23, "<f4").tobytes()).hexdigest()
     kinds = {row[0].strip("`"): (row[1].strip("`"), row[2].count(",") + 1) for row in table("Target sets")}
     assert kinds == {kind: (DTYPES[kind], DIMENSIONS[kind]) for kind in KINDS}
+
+
+def test_a_cache_made_of_another(int8_cache, tmp_path):
+    made = transcode(int8_cache, tmp_path / "made.zarr", layers=2)
+    content = json.loads((made.path / "zarr.json").read_text())["attributes"]["losa_cache"]
+    assert content.keys() == first_cells("Attributes")
+    assert content["protocol"] == 6
+    (entry,) = content["made_from"]
+    row = next(row for row in table("Attributes") if row[0] == "`made_from`")
+    assert entry.keys() == set(re.findall(r'"(\w+)"', row[1]))
+    assert content["fields"]["made_from"] == [entry["identity"]]
+    assert entry["identity"] == identity_hash({"protocol": 4, **entry["fields"]})
 
 
 def test_points(tmp_path):

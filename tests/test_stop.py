@@ -16,11 +16,13 @@ import torch
 
 import losa_cache as lc
 from losa_cache.failures import sentence
-from losa_cache.stop import SIGNALS, Signals, interrupt
+from losa_cache.stop import SIGNALS, WARNINGS, Signals, interrupt
 from losa_cache.train import evaluate_run
 from tests.conftest import results
+from tests.extract.test_extract import contents
+from tests.forked import Forked
 
-TERM, HUP = signal.SIGTERM, signal.SIGHUP
+TERM, HUP, USR1 = signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1
 
 
 def test_the_first_signal_counts_and_what_comes_with_it_does_not():
@@ -53,6 +55,24 @@ def test_what_is_ignored_stays_ignored_and_threads_change_nothing():
     assert found == [[]]
 
 
+def test_warnings_of_batch_systems_are_a_commands_and_not_a_callers():
+    noted = []
+    before = [signal.signal(number, lambda number, _: noted.append(number)) for number in WARNINGS]
+    try:
+        with Signals(interrupt) as caller:
+            signal.raise_signal(USR1)
+        assert (caller.received, noted) == (None, [USR1])
+        with Signals(lambda: noted.append("command"), warnings=True) as command, Signals(lambda: None) as loop:
+            signal.raise_signal(signal.SIGUSR2)
+            assert (command.received, loop.received) == (None, signal.SIGUSR2)
+        assert noted == [USR1]
+        signal.raise_signal(signal.SIGUSR2)
+        assert noted == [USR1, signal.SIGUSR2]
+    finally:
+        for number, handler in zip(WARNINGS, before, strict=True):
+            signal.signal(number, handler)
+
+
 def test_a_second_signal_ends_at_once():
     code = (
         "import signal, time\n"
@@ -66,7 +86,7 @@ def test_a_second_signal_ends_at_once():
     assert (done.returncode, done.stdout, done.stderr) == (-TERM, "noted\n", "")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, TERM, HUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, TERM, USR1])
 def test_a_signal_while_packages_are_imported_is_one_sentence(tmp_path, number):
     command = [str(Path(sys.executable).with_name("losa-cache")), "sweep", "--cache", ".", "--rank", "2,4"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
@@ -77,6 +97,49 @@ def test_a_signal_while_packages_are_imported_is_one_sentence(tmp_path, number):
     _, errors = process.communicate()
     assert process.returncode == 128 + number
     assert errors == "stopped: what is finished is kept; the same command (train, sweep: --resume) goes on.\n"
+
+
+WARNED = """
+import os, signal, sys
+from losa_cache.cache.shard import ShardWriter
+from losa_cache.__main__ import main
+from losa_cache.train import loop
+at, *sys.argv = int(sys.argv[1]), "losa-cache", *sys.argv[2:]
+count = 0
+def counted(work):
+    def step(*arguments, **named):
+        global count
+        count += 1
+        if count == at:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return work(*arguments, **named)
+    return step
+ShardWriter.append, loop.Run.log = counted(ShardWriter.append), counted(loop.Run.log)
+main()
+"""
+"""A command that is warned as SLURM does it, when it has appended so many rows or logged so many epochs."""
+
+
+def test_a_batch_systems_warning_ends_extract_and_train_and_the_same_goes_on(tiny_cache, tmp_path):
+    def warned(at: int, *words: str) -> Forked:
+        return Forked("-c", WARNED, str(at), *words, "--device", "cpu", "--json", cwd=tmp_path).wait()
+
+    images = {"backbone": "vit_digits", "dataset": "digits", "limit": 12, "batch_size": 4, "device": "cpu"}
+    words = [word for name, value in images.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    stopped = warned(6, "extract", *words, "--out", "c.zarr")
+    assert (stopped.returncode, stopped.stdout) == (128 + USR1, "")
+    assert stopped.stderr.splitlines()[-1].startswith("stopped: what is finished is kept")
+    for name in ("c.zarr", "whole.zarr"):
+        lc.extract(**images, out=tmp_path / name)
+    assert contents(tmp_path / "c.zarr") == contents(tmp_path / "whole.zarr")
+
+    words = ["--cache", str(tiny_cache.path), "--rank", "2", "--epochs", "3", "--batch-size", "4", "--lr", "0.01"]
+    stopped = warned(2, "train", *words, "--out", "run")
+    assert stopped.returncode == 128 + USR1, stopped.stderr
+    assert (tmp_path / "run" / "checkpoint.pt").exists()
+    lc.resume(tmp_path / "run", device="cpu")
+    lc.train(tiny_cache, out=tmp_path / "whole", rank=2, epochs=3, batch_size=4, lr=0.01, device="cpu")
+    assert results(tmp_path / "run") == results(tmp_path / "whole")
 
 
 def test_what_handled_a_signal_before_receives_it_after_the_checkpoint(tiny_cache, tmp_path):

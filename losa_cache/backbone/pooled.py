@@ -12,7 +12,7 @@ from torch import Tensor
 
 from losa_cache.backbone.model import Backbone
 from losa_cache.backbone.streamed import Sink
-from losa_cache.sidenet.pooled import pooling_of
+from losa_cache.sidenet.pooled import pooling_of, tail_of_pooled
 from losa_cache.sidenet.tail import FrozenTail
 
 
@@ -36,18 +36,7 @@ class PooledBackbone(Backbone):
         self._features = deepcopy(trunk.tail).to(trunk.device)
         self.tokens = self._pool.rows
         self.prefix_tokens, self.grid = self.tokens - 1, (1, 1)
-        identity = {"type": "identity"}
-        self.tail = FrozenTail(
-            {
-                "width": self.width,
-                "prefix_tokens": self.prefix_tokens,
-                "pool": "token",
-                "class_tokens": 1,
-                "pool_prefix": False,
-                "norm": identity,
-                "fc_norm": identity,
-            }
-        )
+        self.tail = FrozenTail(tail_of_pooled(self.width, self.tokens))
 
     @property
     def weights(self) -> str:

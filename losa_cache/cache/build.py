@@ -1,6 +1,6 @@
 """Build the Zarr group of a cache without its shards (``docs/protocol.md``, section "Arrays")."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from losa_cache.cache.compression import LEVEL
 from losa_cache.cache.layout import Layout
 from losa_cache.cache.manifest import Manifest
 from losa_cache.cache.precision import get_precision
+from losa_cache.ids import Ids
 
 
 def build_metadata(
@@ -23,7 +24,7 @@ def build_metadata(
     layout: Layout,
     *,
     labels: NDArray[np.int64],
-    ids: list[str],
+    ids: Sequence[str],
     tail: Mapping[str, Tensor],
     scales: Mapping[str, Tensor],
 ) -> None:
@@ -46,27 +47,11 @@ def build_metadata(
         attributes={"dtype": precision.name},
     )
     _put(group, "labels", labels)
-    _put(group, "sample_ids", pack_ids(ids))
+    _put(group, "sample_ids", Ids.of(ids).packed)
     for name, tensors in (("tail", tail), ("scales", scales)):
         inner = group.create_group(name)
         for key, tensor in tensors.items():
             _put(inner, key, tensor.cpu().numpy())
-
-
-def pack_ids(ids: list[str]) -> NDArray[np.uint8]:
-    """Pack strings as rows of UTF-8 bytes, padded with zeros: every Zarr v3 reader has this type.
-
-    File names need not be UTF-8: their bytes come back as they were.
-    """
-    encoded = [text.encode("utf-8", "surrogateescape") for text in ids]
-    longest = max(map(len, encoded))
-    return np.frombuffer(b"".join(e.ljust(longest, b"\0") for e in encoded), dtype=np.uint8).reshape(len(ids), -1)
-
-
-def unpack_ids(packed: NDArray[np.uint8]) -> list[str]:
-    """Give the strings of :func:`pack_ids`."""
-    texts = np.ascontiguousarray(packed).view(f"S{packed.shape[1]}")[:, 0]  # numpy leaves zeros at the end out, too
-    return [text.decode("utf-8", "surrogateescape") for text in texts.tolist()]
 
 
 def _put(group: zarr.Group, name: str, values: NDArray[Any]) -> None:

@@ -51,7 +51,7 @@ class Claims(Member):
 
     def __init__(self, receipts: StorePath) -> None:
         self._of_shard: dict[int, Claim] = {}
-        self._told: set[Claim | None] = set()
+        self._told = False
         super().__init__(receipts)
 
     def agree(self, grid: int, *, first: bool) -> int:
@@ -94,20 +94,19 @@ class Claims(Member):
         return claim is not None and self._owner(claim) == self.token and self._owner(claim.next) is None
 
     def lost(self, shard: int) -> None:
-        """Say, once for each claim, that another process has taken over what this one has done."""
-        claim = self._of_shard.get(shard)
-        if claim not in self._told:
-            self._told.add(claim)
+        """Say, once, that another process has taken over what this one has done."""
+        if not self._told:
+            self._told = True
             log.warning(
-                "work at %s was taken over by another process while this one stood still: from shard %d on its own is "
-                "dropped.",
-                *(self.folder, shard),
+                "shard %d (%s) was taken over by another process while this one stood still: what it has done of that "
+                "is dropped.",
+                *(shard, self.folder),
             )
 
     @contextmanager
     def turn(self) -> Iterator[None]:
         """Do what one process at a time may do: wait until no other does."""
-        while any(map(self.look, owners := self._owners(TURN))) or not self._create(Claim(TURN, len(owners))):
+        while (owners := self._take_turn()) is None:
             sleep(members.PAUSE)
         try:
             yield
@@ -115,6 +114,17 @@ class Claims(Member):
             for generation, owner in enumerate([*owners, self.token]):  # its own comes last
                 if self._owner(claim := Claim(TURN, generation)) == owner:  # no other's, if this one was held up
                     (self.folder / claim.file).unlink(missing_ok=True)
+
+    def _take_turn(self) -> list[str] | None:
+        """Claim the turn; give the owners of earlier generations, which have all gone, or ``None``."""
+        owners = self._owners(TURN)
+        claim = Claim(TURN, len(owners))
+        if any(map(self.look, owners)) or not self._create(claim):
+            return None
+        if self._owners(TURN)[: len(owners)] != owners:  # removed while it was looked at: another may have begun anew
+            (self.folder / claim.file).unlink(missing_ok=True)
+            return None
+        return owners
 
     def clear(self) -> None:
         """Remove what is no more needed, in a turn: all claims, and the files of members that have gone."""

@@ -130,7 +130,7 @@ def examine(
             cache.shard_path(shard),
             Receipt(metadata.receipts, shard, cache.manifest.identity),
             cache.layout,
-            skipped & frozenset(cache.layout.rows(shard)),
+            skipped.intersection(cache.layout.rows(shard)),
         )
         for shard in (range(cache.layout.shards) if shards is None else shards)
     ]

@@ -14,7 +14,7 @@ from losa_cache.cache.shard import ShardWriter
 from losa_cache.cache.shard_commit import ShardCommit
 from losa_cache.cache.storage import StorePath, WriterLock, receipts_of
 from losa_cache.cache.stores.local import LocalPath
-from losa_cache.errors import UserError
+from losa_cache.errors import BusyError, UserError
 from losa_cache.files import clear, link_if_none, publish, sync_folder
 from losa_cache.lock import lock, unlock
 from losa_cache.machine.sizes import readable_bytes
@@ -127,7 +127,7 @@ def lock_or_refuse(file: Path, store: StorePath, *, shared: bool = False) -> int
     handle = lock(file, shared=shared)
     if handle is None:
         others = "without --part " if shared else ""
-        raise UserError(
+        raise BusyError(
             f"another process {others}is writing the cache {str(store)!r}: wait for it, choose another --out, or start "
             "every process with --part auto."
         )

@@ -12,8 +12,8 @@ from losa_cache.outside import UnreadableError, require
 from losa_cache.points import ALL, TAPS, stored_points
 from losa_cache.targets.target_set import LABELS
 
-PROTOCOL, WITH_TARGETS = 4, 5
-"""Protocol of a cache, and of one that has target sets beside its labels."""
+PROTOCOL, WITH_TARGETS, MADE = 4, 5, 6
+"""Protocol of an extracted cache, of one that has target sets beside its labels, of one made from other caches."""
 KEY = "losa_cache"
 MOST_TOLD = 300  # letters of a message
 UPRIGHT = "upright"
@@ -27,8 +27,9 @@ class Manifest:
         fields: what decides the numbers: ``backbone`` {name, weights}, ``input``, ``tap``, ``layers`` (block numbers),
             ``embedding``, ``precision``, ``compute``, ``dataset`` {name, split, fingerprint}, ``sampling`` {seed,
             limit}, ``views`` {count, augment, clips}; ``decoder``, if it was not Pillow; ``orientation``, if pictures
-            were turned upright; ``pixels``, if they were decoded by other rules than the default; and ``tokens``, if
-            pooled rows are stored.
+            were turned upright; ``pixels``, if they were decoded by other rules than the default; ``tokens``, if pooled
+            rows are stored; and ``made_from``, the identities of other caches whose stored values these values come
+            from, if an extraction would give others.
         tokens: ``{"total", "prefix", "grid": [rows, columns]}`` of a point as it is stored; the grid is [n_t, rows,
             columns] for a video, and [1, 1] for pooled rows.
         width: channels of a block output.
@@ -46,6 +47,8 @@ class Manifest:
         non_finite: values that the backbone itself gave as infinite or NaN.
         targets: the target sets beside the labels, by name: ``{"kind", "names", "fingerprint"}``. They are no part of
             the identity: block outputs do not depend on them.
+        made_from: the caches that it was made from by ``transcode`` or ``merge``, ``{"identity", "fields",
+            "software"}`` of each; empty if it was extracted.
         identity: hash of ``fields`` and the number 4, whatever the protocol.
     """
 
@@ -63,6 +66,7 @@ class Manifest:
     overflowed: int = 0
     non_finite: int = 0
     targets: dict[str, dict[str, Any]] = field(default_factory=dict)
+    made_from: list[dict[str, Any]] = field(default_factory=list)
     identity: str = ""
 
     def __post_init__(self) -> None:
@@ -70,8 +74,8 @@ class Manifest:
 
     @property
     def protocol(self) -> int:
-        """The protocol that the cache follows: without target sets that of older versions, which can read it."""
-        return WITH_TARGETS if self.targets else PROTOCOL
+        """The protocol that the cache follows: the lowest that has all of it, for versions that know no other."""
+        return MADE if self.made_from else WITH_TARGETS if self.targets else PROTOCOL
 
     @property
     def layers(self) -> list[int]:
@@ -136,8 +140,9 @@ class Manifest:
         """Give the attributes of the Zarr group."""
         content = asdict(self)
         identity = content.pop("identity")
-        if not self.targets:
-            del content["targets"]
+        for newer in ("targets", "made_from"):
+            if not content[newer]:
+                del content[newer]
         return {KEY: content | {"protocol": self.protocol, "identity": identity}}
 
     def completed(self, **counts: Any) -> "Manifest":
@@ -156,10 +161,10 @@ class Manifest:
         if not isinstance(content, Mapping):
             raise UserError(f"{where!r} is a Zarr group but no activation cache.")
         protocol = content.get("protocol")
-        if protocol not in (PROTOCOL, WITH_TARGETS):
+        if protocol not in (PROTOCOL, WITH_TARGETS, MADE):
             raise UserError(
                 f"{where!r} follows protocol {str(protocol)[:MOST_TOLD]}; this losa-cache reads protocols {PROTOCOL} "
-                f"and {WITH_TARGETS}: use the version that wrote it, or extract again."
+                f"to {MADE}: use the version that wrote it, or extract again."
             )
         try:
             manifest = cls(**{name: value for name, value in content.items() if name != "protocol"})
@@ -170,7 +175,8 @@ class Manifest:
             if manifest.views < 1 or manifest.clips not in (1, manifest.views):
                 raise ValueError(f"views.count {manifest.views}, views.clips {manifest.clips}")
             check_attributes(content)
-            require(protocol == manifest.protocol, f"protocol {protocol} with {len(manifest.targets)} target sets")
+            told = f"{len(manifest.targets)} target sets, made from {len(manifest.made_from)} caches"
+            require(protocol == manifest.protocol, f"protocol {protocol} with {told}")
         except (TypeError, KeyError, ValueError, RecursionError, UnreadableError) as error:
             reason = str(error)[:MOST_TOLD]
             raise UserError(f"the attributes of {where!r} are not as protocol {protocol} says ({reason}).") from error

@@ -7,7 +7,7 @@ The copy is their receipt: it says what each file must be, and a damaged file is
 
 import shutil
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypedDict
@@ -164,7 +164,7 @@ class WritableMetadata(MetadataFiles):
         layout: Layout,
         *,
         labels: NDArray[np.int64],
-        ids: list[str],
+        ids: Sequence[str],
         tail: Mapping[str, Tensor],
         scales: Mapping[str, Tensor],
     ) -> None:

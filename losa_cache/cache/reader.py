@@ -14,7 +14,7 @@ from torch import Tensor
 
 from losa_cache.cache.checked import REPAIR
 from losa_cache.cache.descriptors import ReplacedError, too_many
-from losa_cache.cache.shard import DamagedShardError, ShardReader
+from losa_cache.cache.shard import DamagedShardError, PackedSample, ShardReader
 from losa_cache.cache.store import ActivationCache
 from losa_cache.errors import UserError
 from losa_cache.machine.device import default_workers
@@ -79,6 +79,24 @@ class BlockReader:
         parts = np.array_split(order, self._split)
         for done in [self._threads.submit(self._read_part, rows, part, views) for part in parts if len(part)]:
             done.result()
+
+    def stored(self, row: int, chunks: Sequence[int]) -> PackedSample:
+        """Read chunks of a row as they are stored, checked but not decoded, in the caller's thread.
+
+        Args:
+            row: of the array.
+            chunks: numbers of the chunks.
+
+        Raises:
+            UserError: as :meth:`read`.
+        """
+        found: list[PackedSample] = []
+
+        def take(reader: ShardReader, places: NDArray[np.int64]) -> None:
+            found.append(reader.stored(int(places[0]), chunks))
+
+        self._work(row // self.cache.layout.shard_samples, np.array([row]), take)
+        return found[-1]
 
     def close(self) -> None:
         """Stop the threads and close the files."""

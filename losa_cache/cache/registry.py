@@ -11,6 +11,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -108,6 +109,32 @@ def extraction_seconds(store: StorePath, manifest: "Manifest") -> float | None:
     except UnreadableError:
         return None
     return note.get("seconds") if (note.get("path"), note.get("identity")) == (place, manifest.identity) else None
+
+
+def forget(store: StorePath) -> None:
+    """Remove the note of a cache that is no more. One that cannot be removed is passed over: its cache is not there."""
+    home = find_home()
+    if home is not None and store.on_disk is not None:
+        with suppress(OSError):
+            _note(home, str(store.on_disk.resolve())).unlink(missing_ok=True)
+
+
+def carry(store: StorePath, target: StorePath, manifest: "Manifest") -> None:
+    """Note a copy of a cache, of the same age and with all that is known of the cache itself.
+
+    Args:
+        store: of the cache, whether or not it is still there.
+        target: of the copy.
+        manifest: of both.
+    """
+    options = manifest.options if knows(store, manifest) else None
+    remember(target, manifest, options, extraction_seconds(store, manifest))
+    home = find_home()
+    if home is not None and store.on_disk is not None and target.on_disk is not None:
+        ours, theirs = (_note(home, str(place.on_disk.resolve())) for place in (store, target) if place.on_disk)
+        if changed := _changed(ours):
+            with suppress(OSError):
+                os.utime(theirs, ns=(changed, changed))
 
 
 def known_stores() -> list[Path]:

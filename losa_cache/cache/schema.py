@@ -91,6 +91,7 @@ class Fields(TypedDict):
     orientation: NotRequired[str]
     pixels: NotRequired[PixelFields]
     tokens: NotRequired[Literal["pooled"]]
+    made_from: NotRequired[Annotated[list[str], Meta(min_length=1)]]
 
 
 class Tokens(TypedDict):
@@ -165,6 +166,14 @@ class Targets(TypedDict):
     fingerprint: Annotated[str, Meta(pattern="^sha256:[0-9a-f]{64}$")]
 
 
+class Made(TypedDict):
+    """An entry of ``made_from``."""
+
+    identity: str
+    fields: dict[str, Any]
+    software: dict[str, str]
+
+
 class Attributes(TypedDict):
     """The attributes of a cache."""
 
@@ -184,6 +193,7 @@ class Attributes(TypedDict):
     overflowed: Rows
     non_finite: Rows
     targets: NotRequired[dict[str, Targets]]
+    made_from: NotRequired[Annotated[list[Made], Meta(min_length=1)]]
 
 
 def _stored(field: OptionField) -> Any:

@@ -292,13 +292,17 @@ class ShardReader:
                 ranges.append((start, end + length - start))
         self.source.expect(ranges)
 
-    def stored(self, row: int) -> PackedSample:
+    def stored(self, row: int, chosen: Sequence[int] | None = None) -> PackedSample:
         """Read a sample's chunks as they are stored, having checked them.
+
+        Args:
+            row: place of the sample in the shard.
+            chosen: numbers of the chunks; by default all.
 
         Raises:
             DamagedShardError: as :meth:`read`.
         """
-        chunks = self._checked(row, range(self.layout.sample_chunks))
+        chunks = self._checked(row, range(self.layout.sample_chunks) if chosen is None else chosen)
         return PackedSample(np.concatenate(chunks), [len(chunk) for chunk in chunks])
 
     def absent(self, row: int) -> bool:

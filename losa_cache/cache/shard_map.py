@@ -3,6 +3,7 @@ larger than memory.
 """
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from itertools import count
 from typing import TypeVar
 
@@ -20,6 +21,7 @@ def map_shards(
     items: Sequence[Item],
     *,
     scheduler: str | None = None,
+    pool: Executor | None = None,
     progress: Callable[[float], None] = lambda _: None,
 ) -> list[Result]:
     """Apply ``work`` to each item.
@@ -29,6 +31,7 @@ def map_shards(
         items: its arguments, one for each shard; they are small.
         scheduler: address of a dask.distributed scheduler whose workers see the same paths; by default threads of this
             process.
+        pool: the threads; by default one for each core.
         progress: is given the share done.
 
     Returns:
@@ -42,7 +45,7 @@ def map_shards(
     done = count(1)
     with Callback(posttask=lambda *_: progress(next(done) / len(items))):
         tasks = [dask.delayed(work, pure=False)(item) for item in items]
-        return list(dask.compute(*tasks, scheduler="threads", optimize_graph=False))
+        return list(dask.compute(*tasks, scheduler="threads", pool=pool, optimize_graph=False))
 
 
 def _distributed(

@@ -109,7 +109,7 @@ def point_statistics(
             layout.rows(shard),
             layout,
             encoding,
-            skipped,
+            skipped.intersection(layout.rows(shard)),
         )
         for shard in shards
     ]

@@ -14,7 +14,6 @@ from torch import Tensor
 from zarr.codecs import BloscCodec
 
 from losa_cache.cache.arrays import CONSTANTS, check_activations, check_rows, read_array, told
-from losa_cache.cache.build import unpack_ids
 from losa_cache.cache.byte_source import ByteSource
 from losa_cache.cache.checked import REPAIR, CheckedStore, require_own
 from losa_cache.cache.layout import Layout
@@ -28,6 +27,7 @@ from losa_cache.cache.shard import ShardReader
 from losa_cache.cache.storage import StorePath, receipts_of, shard_path
 from losa_cache.cache.target_arrays import place_of
 from losa_cache.errors import UserError, nearest, no_cache, no_training_cache
+from losa_cache.ids import Ids
 from losa_cache.outside import UnreadableError, parse_json, require
 from losa_cache.points import ALL
 from losa_cache.targets.check import checked_shape, require_values
@@ -59,7 +59,7 @@ class ActivationCache:
     manifest: Manifest
     layout: Layout
     labels: NDArray[np.int64]
-    ids: list[str]
+    ids: Ids
     digests: Mapping[str, str] | None = None
 
     @property
@@ -106,7 +106,7 @@ class ActivationCache:
         return targets
 
     @property
-    def sample_ids(self) -> list[str]:
+    def sample_ids(self) -> Ids:
         """The id of each sample."""
         return self.ids[:: self.manifest.views]
 
@@ -286,7 +286,7 @@ def open_with(
         check_rows(manifest, numbers)
         check_activations(activations, manifest, len(numbers))
         packed = read_array(ids, path / "sample_ids", "sample_ids", dtype="uint8", shape=(len(numbers), None))
-        layout, names = _layout(activations), unpack_ids(packed)
+        layout, names = _layout(activations), Ids.unpacked(packed)
     return ActivationCache(path, manifest, layout, numbers.astype(np.int64, copy=False), names, held_to)
 
 

@@ -8,7 +8,7 @@ A run that finds shards done compares the checksums behind their chunks with the
 the place of another is written again, too.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -100,7 +100,7 @@ class CacheWriter:
         encoding: Encoding,
         *,
         labels: NDArray[np.int64],
-        ids: list[str],
+        ids: Sequence[str],
     ) -> None:
         self.path, self.manifest, self.layout, self.encoding = lock.path, manifest, layout, encoding
         self.lock, self._labels, self._ids = lock, labels, ids
@@ -117,7 +117,7 @@ class CacheWriter:
         encoding: Encoding,
         *,
         labels: NDArray[np.int64],
-        ids: list[str],
+        ids: Sequence[str],
         tail: dict[str, Tensor],
     ) -> "CacheWriter":
         """Create a cache without shards.
@@ -147,7 +147,7 @@ class CacheWriter:
         manifest: Manifest,
         *,
         labels: NDArray[np.int64],
-        ids: list[str],
+        ids: Sequence[str],
         tail: dict[str, Tensor],
         alone: bool = True,
     ) -> "CacheWriter":
@@ -334,7 +334,7 @@ def saying_unwritable(path: StorePath) -> Iterator[None]:
 
 
 def _existing(
-    lock: WriterLock, manifest: Manifest, *, labels: NDArray[np.int64], ids: list[str], tail: Mapping[str, Tensor]
+    lock: WriterLock, manifest: Manifest, *, labels: NDArray[np.int64], ids: Sequence[str], tail: Mapping[str, Tensor]
 ) -> ActivationCache:
     """Open the cache to go on with, its metadata files repaired.
 
@@ -361,7 +361,7 @@ def _existing(
 
 
 def _require_inputs(
-    existing: ActivationCache, labels: NDArray[np.int64], ids: list[str], tail: Mapping[str, Tensor]
+    existing: ActivationCache, labels: NDArray[np.int64], ids: Sequence[str], tail: Mapping[str, Tensor]
 ) -> None:
     there, theirs = existing.labels >= 0, existing.tail_tensors()
     wrong = {

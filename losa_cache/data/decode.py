@@ -30,7 +30,7 @@ from losa_cache.data.transforms import InputSpec
 from losa_cache.errors import UserError
 from losa_cache.extras import MissingExtraError
 from losa_cache.machine.prefetch import work_ahead
-from losa_cache.stop import SIGNALS
+from losa_cache.stop import SIGNALS, WARNINGS
 
 DECODE_AHEAD = 2
 
@@ -247,7 +247,7 @@ class _Obedience:
 
     def __call__(self, _: int) -> None:
         """Begin, in a worker."""
-        for number in SIGNALS:
+        for number in (*SIGNALS, *WARNINGS):
             signal.signal(number, self._take)
 
     def _take(self, number: int, _: FrameType | None) -> None:

@@ -18,6 +18,7 @@ from losa_cache.data.left import Left
 from losa_cache.data.picture import load_image
 from losa_cache.data.pixel_rules import AS_DECLARED, PixelRules
 from losa_cache.errors import UserError
+from losa_cache.ids import Ids
 from losa_cache.targets.check import require_name
 from losa_cache.targets.source import Source
 
@@ -35,7 +36,7 @@ class Samples:
         name: data set, as given on the command line (``folder`` for a folder of class folders).
         split: ``train``, ``test``, ...
         classes: class names; a label indexes them.
-        ids: a stable, unique name for each sample.
+        ids: a stable, unique name for each sample; they are packed (:class:`losa_cache.ids.Ids`).
         labels: int64 ``(N,)``.
         load: gives the decoded image of an index, or the middle frame of a video; raises whatever the decoder raises.
         fingerprint: ``"sha256:..."`` over ids, labels and file sizes (over the pixels, if they are in memory).
@@ -73,6 +74,7 @@ class Samples:
     earlier: "Samples | None" = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "ids", Ids.of(self.ids))
         for target in self.targets:
             try:
                 require_name(target)
@@ -149,7 +151,7 @@ class Samples:
         load, clip, file, encoded, archive = self.load, self.clip, self.file, self.encoded, self.archive
         return replace(
             self,
-            ids=[self.ids[i] for i in indices],
+            ids=Ids.of(self.ids).take(indices),
             labels=self.labels[indices],
             load=lambda i: load(int(indices[i])),
             clip=None if clip is None else lambda i, wanted: clip(int(indices[i]), wanted),
@@ -233,6 +235,7 @@ def from_paths(
         raise UserError(f"data set {name!r} lists {twice!r} twice: leave one out.")
     if sizes is None:
         sizes = [size_of(root / path) for path in paths]
+    paths = Ids.of(paths)
     return Samples(
         name=name,
         split=split,

@@ -10,6 +10,7 @@ from losa_cache.extract.part import Part
 from losa_cache.folders import is_url
 from losa_cache.inputs_config import STORED, WORKERS, InputsConfig, of_images
 from losa_cache.machine.device_names import require_device_name
+from losa_cache.machine.gpus import count_gpus, parse_gpus
 from losa_cache.machine.sizes import parse_bytes
 from losa_cache.options import Option, options_of
 
@@ -35,6 +36,7 @@ class PlanConfig(InputsConfig):
             are streamed through the device in groups of blocks, once for many batches, which are collected on the host:
             up to 1024 images that take a quarter of its free memory. The default is 80 % of the device's free memory if
             the backbone is larger than that; otherwise nothing is streamed. It is no part of the cache's identity.
+        gpus: of a plan, the number of GPUs for which it is made, too; or those of an extraction.
     """
 
     out: Annotated[
@@ -58,9 +60,18 @@ class PlanConfig(InputsConfig):
             "through the device block by block. Default: stream only if the backbone does not fit."
         ),
     ] = None
+    gpus: Annotated[
+        str | int | list[int] | None,
+        Option(
+            "Number of GPUs such as this one: say, too, how long so many of them take, each with a process of its own, "
+            "and what decoding and the disk must give for that; all: those of this machine."
+        ),
+    ] = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.gpus is not None:
+            self.require_gpus()
         require_counts(batch_size=self.batch_size, workers=self.workers)
         if self.device is not None:
             require_device_name(self.device)
@@ -70,6 +81,11 @@ class PlanConfig(InputsConfig):
             from losa_cache.cache.location import store_of
 
             store_of(self.out)
+
+    def require_gpus(self) -> None:
+        """Refuse what can be no number of GPUs."""
+        assert self.gpus is not None
+        count_gpus(self.gpus, 1)
 
     @property
     def named(self) -> bool:
@@ -94,6 +110,9 @@ class ExtractConfig(PlanConfig):
         part: share the cache with other processes that are given the same: ``auto`` takes whatever nobody has, ``3/16``
             every sixteenth unit of work from the third on. By default one process writes the cache alone, unless it is
             a task of a job array (of SLURM or LSF), which shares it as by ``auto``.
+        gpus: GPUs of this machine, a process for each: ``all``, ``"0,2,3"`` or a list of numbers. By default this
+            process extracts alone.
+        processes: so many processes on the CPU. Decoding ``workers`` are divided among processes of either kind.
     """
 
     on_error: Annotated[
@@ -106,13 +125,35 @@ class ExtractConfig(PlanConfig):
             "3/16 (the third of 16 parts). Default: write it alone; in a SLURM or LSF job array, auto."
         ),
     ] = None
+    gpus: Annotated[
+        str | int | list[int] | None,
+        Option(
+            "Run one process on each of these GPUs of this machine: all, or their numbers, such as 0,2,3. Default: one "
+            "process on one device."
+        ),
+    ] = None
+    processes: Annotated[
+        int | None, Option("Run this number of processes on the CPU of this machine; for GPUs there is --gpus.")
+    ] = None
 
     def __post_init__(self) -> None:
         if self.part is not None:
             Part.parse(self.part)
         if self.on_error not in ON_ERROR:
             raise UserError(f"on-error is {self.on_error!r}: choose stop or skip.")
+        require_counts(processes=self.processes)
+        if self.processes is not None and self.device not in (None, "cpu"):
+            raise UserError(f"--processes divides the CPU, and device is {self.device!r}: for GPUs there is --gpus.")
         super().__post_init__()
+
+    def require_gpus(self) -> None:
+        """Refuse what can name no GPU, and devices that contradict each other."""
+        assert self.gpus is not None
+        parse_gpus(self.gpus)
+        if self.processes is not None:
+            raise UserError("--gpus runs one process on each GPU: leave --processes out.")
+        if self.device not in (None, "cuda"):
+            raise UserError(f"--gpus names the devices, and device is {self.device!r}: leave one of the two out.")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from losa_cache.cache.manifest import Manifest
 from losa_cache.cache.precision import Encoding, get_precision
 from losa_cache.cache.writer import CacheWriter, lock_cache
 from losa_cache.calibrate import calibrate, compression_ratio
+from losa_cache.ids import Ids
 from losa_cache.inputs import Inputs
 from losa_cache.sources import Sources
 
@@ -73,7 +74,7 @@ def create_cache(
     """
     samples, views = inputs.samples, inputs.manifest.views
     labels = np.repeat(samples.labels, views)
-    ids = [name for name in samples.ids for _ in range(views)]
+    ids = Ids.of(samples.ids).repeat(views)
     tail = dict(inputs.backbone.tail.state_dict())
     with lock_cache(path, shared=shared) as lock:
         claims = lock.claims

@@ -10,10 +10,12 @@ from losa_cache.cache.layout import SHARD_BYTES
 from losa_cache.cache.registry import remember
 from losa_cache.cache.store import ActivationCache, open_cache
 from losa_cache.data.samples import Samples
+from losa_cache.errors import UserError
 from losa_cache.extract.config import ExtractConfig
 from losa_cache.extract.meter import Meter
 from losa_cache.extract.on_cluster import extract_on_cluster
 from losa_cache.extract.part import AUTO, Part, array_task
+from losa_cache.extract.processes import extract_in_processes
 from losa_cache.extract.session import Extraction
 from losa_cache.extract.share import Share, run_part
 from losa_cache.folders import home
@@ -55,6 +57,10 @@ def extract(
     """
     config = with_options(ExtractConfig, config, given(backbone=backbone, dataset=dataset) | options)
     meter = meter or Meter()
+    if config.gpus is not None or config.processes is not None:
+        if scheduler is not None:
+            raise UserError("a scheduler's workers have devices of their own: leave --gpus and --processes out.")
+        return extract_in_processes(config, shard_bytes=shard_bytes, meter=meter)
     if scheduler is not None:
         cache = extract_on_cluster(config, scheduler, shard_bytes=shard_bytes, meter=meter)
         remember(cache.path, cache.manifest, cache.manifest.options)

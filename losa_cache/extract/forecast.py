@@ -120,6 +120,33 @@ def forecast(candidate: Candidate, speeds: Speeds, *, samples: int, views: int) 
     return Forecast(candidate, candidate.total <= speeds.free, extraction, cached, online, break_even)
 
 
+def on_gpus(candidate: Candidate, speeds: Speeds, *, gpus: int, rows: int) -> dict[str, Any]:
+    """Predict an extraction by several GPUs, each as fast as the one that was measured, with a process for each.
+
+    Args:
+        candidate: bytes of a row.
+        speeds: of the machine. Its cores decode for all GPUs, and its disk takes what all of them write.
+        gpus: how many.
+        rows: to extract.
+
+    Returns:
+        ``count``, ``hours``, ``gpu_hours`` of all together, ``images_per_second``, what these are ``limited_by``, and
+        ``busy``: the ``hours`` if neither decoding nor writing held the GPUs up, and for that the images a second to
+        ``decode`` and the bytes a second to ``write``.
+    """
+    able = {"the GPUs": gpus * speeds.forward, "decoding": speeds.decode, "the disk": speeds.write / candidate.row}
+    slowest = min(able, key=lambda part: able[part])
+    hours, busy = rows / able[slowest] / HOUR, able["the GPUs"]
+    return {
+        "count": gpus,
+        "hours": short(hours),
+        "gpu_hours": short(gpus * hours),
+        "images_per_second": short(able[slowest]),
+        "limited_by": slowest,
+        "busy": {"hours": short(rows / busy / HOUR), "decode": short(busy), "write": round(busy * candidate.row)},
+    }
+
+
 def recommend(chosen: Forecast, others: Sequence[Forecast]) -> str:
     """Say in one sentence what to do.
 

@@ -20,13 +20,14 @@ from losa_cache.data.samples import Samples
 from losa_cache.errors import UserError
 from losa_cache.extract.config import PlanConfig
 from losa_cache.extract.create_cache import plan_store
-from losa_cache.extract.forecast import Candidate, Speeds, forecast, recommend, short
+from losa_cache.extract.forecast import Candidate, Speeds, forecast, on_gpus, recommend, short
 from losa_cache.extract.measure import decode_speed, disk_speed, forward_speed, unpack_speed
 from losa_cache.extract.pipeline import pass_length
 from losa_cache.extract.plan import cache_name, default_batch
 from losa_cache.folders import home
 from losa_cache.inputs import Inputs, open_inputs, precision_for
 from losa_cache.machine.device import choose_device, default_workers
+from losa_cache.machine.gpus import count_gpus
 from losa_cache.machine.memory import available_memory
 from losa_cache.machine.sizes import parse_bytes
 from losa_cache.options import given, lists_options, with_options
@@ -58,7 +59,8 @@ def plan_extraction(
         was measured (``free``, ``disk`` in bytes a second, ``images_per_second``), what follows (``hours_to_extract``,
         ``epoch_seconds`` of features, ``break_even_epochs``), ``device_memory`` (``free`` and ``weights``, in bytes;
         whether these are ``streamed`` through the device, in how many ``groups`` of blocks, of which bytes ``moved``
-        for how many ``images`` at once), ``alternatives`` by precision, and ``recommendation``, one sentence.
+        for how many ``images`` at once), ``alternatives`` by precision, and ``recommendation``, one sentence. With
+        ``gpus``, what so many GPUs would take (``losa_cache.extract.forecast.on_gpus``).
 
     Raises:
         UserError: for any input that cannot work, in one sentence.
@@ -67,6 +69,9 @@ def plan_extraction(
     out, precision, tokens = config.out, config.precision, config.tokens
     workers = config.workers or default_workers()
     where = choose_device(config.device)
+    gpus = None if config.gpus is None else count_gpus(config.gpus, torch.cuda.device_count())
+    if gpus is not None and where.type != "cuda":
+        raise UserError(f"--gpus needs the speed of a GPU, and the device is {str(where)!r}: plan where a GPU is.")
     device_free = available_memory(where)
     budget = None if config.max_device_memory is None else parse_bytes(config.max_device_memory)
     place = locate(home() / "caches" if out is None else out)
@@ -115,6 +120,11 @@ def plan_extraction(
         forecasts[name] = forecast(candidate, speeds, samples=len(inputs.samples), views=inputs.manifest.views)
     errors = {name: encoding_error(coded) for name, (coded, _, _) in fitted.items()}
     chosen = forecasts[precision]
+    several = {}
+    if gpus is not None:
+        decode = speeds.decode * (1 if inputs.decodes_on is None else gpus)  # nvJPEG decodes on each
+        known = replace(speeds, decode=decode)
+        several = {"gpus": on_gpus(chosen.candidate, known, gpus=gpus, rows=layout.samples)}
     tensors = len(inputs.backbone.tail.state_dict()) + len(encoding.constants())
     return {
         "backbone": inputs.manifest.fields["backbone"]["name"],
@@ -140,6 +150,7 @@ def plan_extraction(
         "hours_to_extract": chosen.hours,
         "epoch_seconds": {"cached": short(chosen.cached), "online": short(chosen.online)},
         "break_even_epochs": chosen.break_even,
+        **several,
         "device_memory": device_memory,
         "alternatives": [
             other.figures() | {"error": errors[name]} for name, other in forecasts.items() if name != precision

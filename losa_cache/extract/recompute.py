@@ -55,6 +55,7 @@ def reopen(
     Raises:
         UserError: if they cannot be opened, or are not those of the cache.
     """
+    _require_one_origin(cache)
     named = _where(cache, given(backbone=backbone, dataset=dataset, data_dir=data_dir, weights=weights))
     options = _trusted_options(cache, named) if cache.manifest.options else {}
     options.pop("batch_size", None)
@@ -82,7 +83,8 @@ def reopen(
     options |= named
     inputs = open_inputs(**options, device=choose_device(device))
     inputs = inputs.numbered_as(cache.manifest.fields["dataset"]["fingerprint"])
-    ours, theirs = ({**m.fields, "compute": None} for m in (inputs.manifest, cache.manifest))
+    unasked = {"compute": None, "made_from": None}
+    ours, theirs = ({**m.fields, **unasked} for m in (inputs.manifest, cache.manifest))
     if wrong := differences(ours, theirs, ("now", "at its extraction")):
         raise UserError(
             f"cache {str(cache.path)!r} was extracted from something else: it differs in {'; '.join(wrong)}. "
@@ -105,6 +107,7 @@ def reopen_images(
         UserError: if they cannot be opened, or are not those of the cache.
     """
     if dataset is None:
+        _require_one_origin(cache)
         if not cache.manifest.options:
             raise UserError(
                 f"cache {str(cache.path)!r} was extracted from loaded images: only Python, which can be given them "
@@ -124,6 +127,19 @@ def reopen_images(
         )
     places = {name: place for place, name in enumerate(dataset.ids)}
     return dataset.select(np.array([places[name] for name in cache.sample_ids], dtype=np.int64))
+
+
+def _require_one_origin(cache: ActivationCache) -> None:
+    """Refuse a cache that was merged: its samples come from several data sets.
+
+    Raises:
+        UserError: if it was.
+    """
+    if len(cache.manifest.fields.get("made_from", ())) > 1:
+        raise UserError(
+            f"cache {str(cache.path)!r} was merged from others, and its samples cannot be computed together: name "
+            "those that it was merged from."
+        )
 
 
 def _where(cache: ActivationCache, named: dict[str, Any]) -> dict[str, Any]:
@@ -234,6 +250,23 @@ def compare(cache: ActivationCache, inputs: Inputs, count: int, *, seed: int) ->
     }
 
 
+def _forget(cache: ActivationCache, damage: Damage) -> None:
+    """Remove the receipts of damaged shards that no backbone can compute: whoever made the cache writes them again.
+
+    Raises:
+        UserError: saying so.
+    """
+    with cache.path.lock() as lock:
+        lock.metadata.repair(cache.manifest.identity)
+        for part in damage.shards:
+            Receipt(cache.receipts, part.shard, cache.manifest.identity).forget()
+    verb = "merge" if len(cache.manifest.fields["made_from"]) > 1 else "transcode"
+    raise UserError(
+        f"{len(damage.shards)} damaged shards of {str(cache.path)!r} hold values of another cache, which the backbone "
+        f"would compute otherwise: run the same losa-cache {verb} again, which writes them anew."
+    )
+
+
 def mend(cache: ActivationCache, damage: Damage, open_again: Callable[[], Inputs]) -> None:
     """Restore damaged metadata files, write missing lists of checksums, and compute damaged samples again.
 
@@ -251,6 +284,8 @@ def mend(cache: ActivationCache, damage: Damage, open_again: Callable[[], Inputs
         for shard, checksums in damage.lists.items():
             Receipt(cache.receipts, shard, cache.manifest.identity).write_list(checksums)
         return
+    if cache.manifest.fields.get("made_from"):
+        _forget(cache, damage)
     inputs = open_again()
     options = cache.manifest.options or {}
     batch_size = options.get("batch_size") or inputs.backbone.fitting_batch(default_batch(inputs), inputs.compute)

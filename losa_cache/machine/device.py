@@ -32,10 +32,14 @@ def machine() -> str:
     return f"{device}, torch {torch.__version__}"
 
 
-def default_workers() -> int:
-    """Give the threads or processes that decode: one for each core that this process may use, at most 16."""
+def default_workers(processes: int = 1) -> int:
+    """Give the threads or processes that decode: one for each core that this process may use, at most 16.
+
+    Args:
+        processes: that share the cores; each decodes with so many.
+    """
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(16, usable)
+    return max(1, min(16, usable // processes))
 
 
 def has_bfloat16(device: torch.device) -> bool:

@@ -32,13 +32,13 @@ class Process:
         if not self.namespace or self.namespace != _namespace():
             return None
         found = _stat(self.number)
-        return found is None or found[0] in ENDED or found[1] != self.started
+        return found is None or found != self.started
 
 
 def this_process() -> Process:
     """Describe this process."""
     found = _stat(os.getpid())
-    return Process(socket.gethostname(), _namespace() if found else "", os.getpid(), found[1] if found else 0)
+    return Process(socket.gethostname(), "" if found is None else _namespace(), os.getpid(), found or 0)
 
 
 @cache
@@ -50,11 +50,13 @@ def _namespace() -> str:
         return ""
 
 
-def _stat(number: int) -> tuple[str, int] | None:
-    """Give state and start of a process of this machine; ``None`` if there is none."""
+def _stat(number: int) -> int | None:
+    """Give the start of a process of this machine; ``None`` if there is none, or none of its threads runs."""
     try:
         text = Path(f"/proc/{number}/stat").read_text(errors="replace")
     except OSError:
         return None
     fields = text.rpartition(") ")[2].split()  # what stands before is its name, which may hold anything
-    return fields[0], int(fields[19])
+    if fields[0] in ENDED and int(fields[17]) <= 1:  # more: only the first thread has ended so far
+        return None
+    return int(fields[19])

@@ -119,11 +119,8 @@ def read_features(
                 progress((done + request.view * len(batch.ids) / clips) / len(samples))
     finally:
         source.close()
-    ids = cache.sample_ids
     known = cache.labels[:: cache.manifest.views] if labels is None else labels
-    return Features(
-        rows, features, torch.from_numpy(known[samples]), [ids[sample] for sample in samples.tolist()], points
-    )
+    return Features(rows, features, torch.from_numpy(known[samples]), list(cache.sample_ids.take(samples)), points)
 
 
 def _is_pooled(cache: ActivationCache) -> bool:

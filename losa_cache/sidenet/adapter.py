@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from losa_cache.points import ALL_LAYERS
 from losa_cache.sidenet.blend import Blend
 from losa_cache.sidenet.network import Sizes
-from losa_cache.sidenet.operand import Block
+from losa_cache.sidenet.operand import Block, dense
 from losa_cache.sidenet.pooled import Pooling, pooling_of
 from losa_cache.sidenet.reader import Reader
 from losa_cache.sidenet.spec import load_network, side_spec
@@ -183,9 +183,10 @@ def refine(side: nn.Module, blocks: Sequence[Block], pooling: Pooling, tokens: i
         what it adds to the rows of y_0, ``(..., batch, m, width)``; and the rows of all k blocks, ``(batch, k m,
         width)``.
     """
-    normed, rows = zip(*map(pooling.normed, blocks), strict=True)
+    normed, rows = zip(*map(pooling.read, blocks), strict=True)
+    (start,) = dense(normed[-1:])
     readout = pooling.readout(tokens)
-    return side(normed, readout) - readout.rows(normed[-1]), torch.cat(rows, 1)
+    return side([*normed[:-1], start], readout) - readout.rows(start), torch.cat(rows, 1)
 
 
 def probed(probe: nn.Linear, rows: Tensor) -> Tensor:

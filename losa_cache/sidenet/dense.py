@@ -127,7 +127,7 @@ class DenseAdapter(Adapter):
 
 def normed(blocks: Sequence[Block], pooling: Pooling | None) -> Sequence[Block]:
     """Layer-norm blocks where there is a pooling; without one they stay as they are."""
-    return blocks if pooling is None else [pooling.normed(block)[0] for block in blocks]
+    return blocks if pooling is None else dense([pooling.read(block)[0] for block in blocks])
 
 
 def patches_of(

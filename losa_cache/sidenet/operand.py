@@ -29,6 +29,30 @@ class Gathered:
 
 
 @dataclass(frozen=True)
+class Normed:
+    """A block output whose tokens are layer-normed already, and the rows that were pooled from them before rounding.
+
+    Attributes:
+        kept: normed tokens ``(batch, n, d)``; with ``places`` those of many samples, ``(N, n, d)``.
+        pooled: rows of the batch, float32 or wider, ``(batch, m, d)`` (:class:`losa_cache.sidenet.pooled.Pooling`).
+        places: int64 ``(batch,)``, where the samples of the batch are in ``kept``.
+    """
+
+    kept: Tensor
+    pooled: Tensor
+    places: Tensor | None = None
+
+    @property
+    def tokens(self) -> Tensor | Gathered:
+        """The normed tokens as a block output."""
+        return self.kept if self.places is None else Gathered(self.kept, self.places)
+
+    def dense(self) -> Tensor:
+        """Refuse: the values before the norm were not kept."""
+        raise TypeError("the values of a normed block output were not kept")
+
+
+@dataclass(frozen=True)
 class Projected:
     """A block output of which only the product with the matrices of the layer that reads it is kept.
 
@@ -53,7 +77,7 @@ class Projected:
         raise TypeError("a projected block output has no gradient")
 
 
-Block = Tensor | Codes | Product | Gathered | Projected
+Block = Tensor | Codes | Product | Gathered | Normed | Projected
 
 
 def dense(blocks: Sequence[Block]) -> list[Tensor]:
@@ -90,6 +114,8 @@ def operand(block: Block, dtype: torch.dtype, start: Tensor | None) -> Operand:
         return Dense(block, dtype, start)
     if isinstance(block, Projected):
         return block
+    if isinstance(block, Normed):
+        raise TypeError("a side network reads the tokens of a normed block output")
     if start is not None:
         return Dense(block.dense(), dtype, start)
     return Folded(block, dtype) if isinstance(block, Codes) else Factored(block, dtype)

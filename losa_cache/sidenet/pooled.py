@@ -4,7 +4,7 @@
 tokens. The norm has no parameters. It removes the scale of a layer and of single tokens, which grows with depth.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +13,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from losa_cache.sidenet.backend import norms_by_triton
-from losa_cache.sidenet.operand import Block, Gathered, dense
+from losa_cache.sidenet.operand import Block, Gathered, Normed, dense
 from losa_cache.sidenet.products import wide
 from losa_cache.sidenet.readout import CPU_PART, Mean, Pooled, Readout
 
 EPS = 1e-6
+AT_ONCE = 64  # samples that are normed at a time, where there are many
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,14 @@ class Pooling:
         """Pool ``(batch, n, d)`` to ``(batch, m, d)``, in float32 or wider."""
         return torch.cat([self.rows_of(part) for part in _normed_parts(block)])
 
+    def pooled(self, block: Block) -> Tensor:
+        """Pool a block output of any form, as :meth:`__call__` does."""
+        return block.pooled if isinstance(block, Normed) else self(dense([block])[0])
+
+    def read(self, block: Block) -> tuple[Tensor | Gathered, Tensor]:
+        """Give what :meth:`normed` does, also of a block that is normed already."""
+        return (block.tokens, block.pooled) if isinstance(block, Normed) else self.normed(block)
+
     def normed(self, block: Block) -> tuple[Tensor, Tensor]:
         """Give the normed tokens ``(batch, n, d)``, in the block's dtype, and the rows of :meth:`__call__`.
 
@@ -72,6 +81,17 @@ class Pooling:
         normed, rows = norm.normed(block, classes=self.classes, prefix=self.prefix, eps=EPS)
         return normed, rows[:, -self.rows :]
 
+    def norm_in_place(self, blocks: Sequence[Tensor]) -> Tensor:
+        """Norm the tokens of block outputs ``(N, n, d)`` where they lie, and give their rows, ``(N, k, m, d)``."""
+        count, _, width = blocks[0].shape
+        pooled = blocks[0].new_empty(count, len(blocks), self.rows, width, dtype=wide(blocks[0]))
+        for number, block in enumerate(blocks):
+            for at in range(0, count, AT_ONCE):
+                part = block[at : at + AT_ONCE]
+                normed, pooled[at : at + AT_ONCE, number] = self.normed(part)
+                part.copy_(normed)
+        return pooled
+
     def rows_of(self, normed: Tensor) -> Tensor:
         """Pool tokens that are normed already, ``(batch, n, d)``, to ``(batch, m, d)``."""
         rows = [normed[:, : self.classes].mean(1)] if self.classes else []
@@ -84,6 +104,20 @@ def _normed_parts(block: Tensor) -> Iterator[Tensor]:
     size = batch if block.device.type != "cpu" else CPU_PART // (tokens * width)
     for part in block.split(max(1, size)):
         yield F.layer_norm(part.to(wide(part)), (width,), eps=EPS)
+
+
+def tail_of_pooled(width: int, rows: int) -> dict[str, Any]:
+    """Give the config of the tail behind pooled rows, which hold its features already: it reads row 0 as it is."""
+    identity = {"type": "identity"}
+    return {
+        "width": width,
+        "prefix_tokens": rows - 1,
+        "pool": "token",
+        "class_tokens": 1,
+        "pool_prefix": False,
+        "norm": identity,
+        "fc_norm": identity,
+    }
 
 
 def pooling_of(tail: Mapping[str, Any]) -> Pooling:

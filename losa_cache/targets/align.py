@@ -54,6 +54,15 @@ def aligned(targets: TargetSet, names: Sequence[str], place: str) -> TargetSet:
         raise UserError(f"the target set {targets.name!r} of {place} cannot judge the run: {problem}.")
     if missing := [name for name in names if name not in set(theirs)]:
         log.info("%s has no %s, which the run knows.", place, _named(missing))
+    return renumbered(targets, names)
+
+
+def renumbered(targets: TargetSet, names: Sequence[str]) -> TargetSet:
+    """Give a target set in other names, in their order, which hold all of its own.
+
+    Labels that are new are unknown for every sample; columns of numbers are the same, in another order.
+    """
+    theirs = list(targets.names)
     values, to = targets.values, {name: number for number, name in enumerate(names)}
     numbers = np.array([to[name] for name in theirs])
     if targets.kind == CLASS:

@@ -20,7 +20,6 @@ from losa_cache.probe.kinds import PROBES
 from losa_cache.probe.logistic import Fit
 from losa_cache.probe.tuning import held_out_fold
 from losa_cache.sidenet.adapter import Adapter
-from losa_cache.sidenet.operand import dense
 from losa_cache.sidenet.stack import AdapterStack
 from losa_cache.tasks.base import ENOUGH
 from losa_cache.train.batch import Source
@@ -33,6 +32,8 @@ FOLDS = 3  # with half a decade between values of C: a run begins a second soone
 SHARE = 0.25  # of the free host memory, for pooled rows
 COPIES = 6  # of them, in float32, that a fit in float64 makes
 MOST_WORK = 1e10  # samples x features x classes of a fit: it takes minutes on two CPU cores, and is not worth more
+STANDARDISED = 4096  # training samples that say how rows are standardised if no probe is fitted: to about one per cent
+NEIGHBOURS = 64  # of these that lie beside each other, so that few shards are opened
 MOST_FOLDED = 5000  # samples up to which a probe is fitted several times: beyond, that costs more than an epoch
 
 Progress = Callable[[float], None]
@@ -54,6 +55,7 @@ def start(
     which leaves groups whole. The loss decides, because logits that are too large would dominate those that are added
     to them. If the fit would take long, the probe is left out, with a share of 0: from so many samples the side
     network's classifier, which reads the same rows, learns as much. The probe is also left out if none learns the task.
+    Without a probe a few thousand samples are read, so that the first step does not wait for a large cache.
 
     Args:
         model: whose reader, probe and ``blend`` are set.
@@ -70,12 +72,13 @@ def start(
     """
     assert model.probe is not None and model.reader is not None and model.blend is not None
     chosen, features = data.chosen, model.probe.in_features
-    train = some(chosen.train, features)
-    rows, labels = pooled(model, data.source, data, train, config, progress)
-    model.reader.standardise(rows.flatten(1, 2))
     outputs, device = model.probe.out_features, model.blend.share.device
     too_much = len(chosen.train) * features * outputs > MOST_WORK
-    if alone or too_much or len(chosen.train) < LEAST or not data.task.probes:
+    left_out = alone or too_much or len(chosen.train) < LEAST or not data.task.probes
+    train = some(few(chosen.train) if left_out else chosen.train, features)
+    rows, labels = pooled(model, data.source, data, train, config, progress)
+    model.reader.standardise(rows.flatten(1, 2))
+    if left_out:
         model.blend.share.copy_(torch.tensor([0.0, 1.0]))
         return None
     enough = len(chosen.held_out) >= ENOUGH or len(train) > MOST_FOLDED
@@ -145,6 +148,14 @@ def _set(probe: nn.Linear, fit: Fit) -> None:
     probe.bias.copy_(fit.bias)
 
 
+def few(samples: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Take ``STANDARDISED`` of the samples, neighbours from many places; all, if they are not more."""
+    if len(samples) <= STANDARDISED:
+        return samples
+    starts = np.linspace(0, len(samples) - NEIGHBOURS, STANDARDISED // NEIGHBOURS).astype(np.int64)
+    return samples[(starts[:, None] + np.arange(NEIGHBOURS)).reshape(-1)]
+
+
 def some(samples: NDArray[np.int64], features: int) -> NDArray[np.int64]:
     """Take as many of the samples, evenly spaced, as fit in memory with so many features each."""
     most = int(SHARE * available_memory(torch.device("cpu")) / (4 * COPIES * features))
@@ -175,7 +186,7 @@ def pooled(
     done = 0
     for request, batch in zip(requests, source.batches(requests), strict=True):
         part = slice(done, done + len(batch.ids))
-        rows[part] += torch.stack([model.pooling(block) for block in dense(batch.blocks)], 1).cpu() / clips
+        rows[part] += torch.stack([model.pooling.pooled(block) for block in batch.blocks], 1).cpu() / clips
         if not len(labels):
             labels = batch.labels.new_empty(len(samples), *batch.labels.shape[1:], device="cpu")
         labels[part] = batch.labels.cpu()

@@ -241,8 +241,8 @@ def _samples(cache: ActivationCache, ids: Sequence[str] | None) -> NDArray[np.in
     samples = cache.samples
     if ids is not None:
         known, wanted = cache.sample_ids, set(ids)
-        samples = np.array([sample for sample in samples.tolist() if known[sample] in wanted], dtype=np.int64)
-        if missing := wanted - {known[sample] for sample in samples.tolist()}:
+        samples = samples[[own in wanted for own in known.take(samples)]]
+        if missing := wanted.difference(known.take(samples)):
             raise UserError(
                 f"cache {str(cache.path)!r} holds no sample {min(missing)!r} ({len(missing)} of {len(wanted)} ids are "
                 "not there): ids are those in the cache's sample_ids, but for samples that were skipped."

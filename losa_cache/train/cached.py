@@ -17,11 +17,13 @@ from losa_cache.factors import Codes
 from losa_cache.machine.device import default_workers
 from losa_cache.machine.memory import available_memory
 from losa_cache.sidenet.operand import Block, Gathered, dense
+from losa_cache.sidenet.pooled import Pooling
 from losa_cache.train.batch import Batch, Request
 from losa_cache.train.bottleneck import Bandwidth
 from losa_cache.train.fixed_codes import FixedCodes
 from losa_cache.train.in_memory import MemoryReader, Reader
 from losa_cache.train.loaders import DeviceLoader, HostLoader, Loader, joined, longest
+from losa_cache.train.normed_rows import NormedRows
 from losa_cache.train.placement import Placement
 from losa_cache.train.preload import preload
 from losa_cache.train.residency import DISK, Residency, Sizes, choose_residency, rows_on_device
@@ -43,6 +45,7 @@ def open_cached(
     rank: int = 0,
     batch_size: int = 0,
     targets: NDArray[Any] | None = None,
+    pooling: Pooling | None = None,
 ) -> "CachedSource":
     """Choose a residency, log the reason, and open the source.
 
@@ -51,7 +54,7 @@ def open_cached(
         samples: numbers of all samples that will be requested.
         passes: how often each will be requested.
         batch_size: samples of the largest batch that will be requested, if that is known.
-        cache, points, seed, rank, targets: as of :class:`CachedSource`.
+        cache, points, seed, rank, targets, pooling: as of :class:`CachedSource`.
 
     Raises:
         UserError: for a residency that is unknown or does not fit.
@@ -73,7 +76,17 @@ def open_cached(
     )
     chosen = choose_residency(placement.residency, sizes)
     log.info(chosen.reason)
-    return CachedSource(cache, points, device, seed=seed, rank=rank, residency=chosen, samples=samples, targets=targets)
+    return CachedSource(
+        cache,
+        points,
+        device,
+        seed=seed,
+        rank=rank,
+        residency=chosen,
+        samples=samples,
+        targets=targets,
+        pooling=pooling,
+    )
 
 
 class CachedSource:
@@ -89,6 +102,8 @@ class CachedSource:
         residency: where block outputs are kept between batches.
         samples: numbers of the samples that will be requested, and so are kept in memory; by default all.
         targets: targets of all samples, ``(samples, ...)``; by default the cache's labels.
+        pooling: of a model that layer-norms all blocks first. Blocks that are kept as values in the memory of
+            ``device`` are normed once, there, and come as :class:`losa_cache.sidenet.operand.Normed`.
     """
 
     def __init__(
@@ -102,6 +117,7 @@ class CachedSource:
         residency: Residency = DISK,
         samples: NDArray[np.int64] | None = None,
         targets: NDArray[Any] | None = None,
+        pooling: Pooling | None = None,
     ) -> None:
         self.cache, self.device = cache, device
         self._rank, self._on_disk = rank, residency.where == "disk"
@@ -116,14 +132,15 @@ class CachedSource:
         self._fixed_codes: FixedCodes | None = None
         if device.type != "cpu":
             self._fixed_codes = FixedCodes(len(points), *cache.manifest.shape[1:], cache.precision.dtype, device)
+        self._normed: NormedRows | None = None
         rows = rows_of_samples(cache.samples if samples is None else samples, views=views)
-        self._loader = self._open(points, residency, rows)
+        self._loader = self._open(points, residency, rows, pooling)
 
     def batches(self, requests: Sequence[Request]) -> Iterator[Batch]:
         """Yield a batch for each request: one view of each of its samples."""
         rows = [rows_of(request, self._starts, views=self.cache.manifest.views) for request in requests]
-        places = torch.from_numpy(joined(rows)).to(self.device)
-        samples = places.div(self.cache.manifest.views, rounding_mode="floor").split([len(batch) for batch in rows])
+        numbers = torch.from_numpy(joined(rows)).to(self.device)
+        samples = numbers.div_(self.cache.manifest.views, rounding_mode="floor").split([len(batch) for batch in rows])
         filled_batches = self._watch.waiting("read", self._loader.batches(rows))
         largest = longest(rows)
         for filled, wanted in zip(filled_batches, samples, strict=True):
@@ -131,8 +148,11 @@ class CachedSource:
                 self._watch.add("reading", filled.seconds)
                 self._watch.add("gigabytes", filled.nbytes / 1e9)
             with self._watch.computing("decode"):
-                blocks, fixed = self._values(filled.blocks, largest)
-            yield Batch(blocks, self._labels[wanted], [self.cache.ids[row] for row in filled.rows], fixed)
+                if self._normed is not None:
+                    blocks, fixed = self._normed.batch(filled, largest), True
+                else:
+                    blocks, fixed = self._values(filled.blocks, largest)
+            yield Batch(blocks, self._labels[wanted], list(self.cache.ids.take(filled.rows)), fixed)
 
     def spent(self) -> dict[str, float]:
         """Give the seconds that the loop waited, and what was read (``losa_cache.train.bottleneck``)."""
@@ -150,7 +170,9 @@ class CachedSource:
         """Stop reading."""
         self._loader.close()
 
-    def _open(self, points: Sequence[str], residency: Residency, rows: NDArray[np.int64]) -> Loader:
+    def _open(
+        self, points: Sequence[str], residency: Residency, rows: NDArray[np.int64], pooling: Pooling | None
+    ) -> Loader:
         """Load what is kept in memory, and choose how batches are made from it."""
         cache, device = self.cache, self.device
         threads = None if self._on_disk or cache.remote else default_workers()  # nothing else is done while it loads
@@ -172,8 +194,12 @@ class CachedSource:
             hot, reader = load(rows[on_device], where="device"), load(rows[~on_device], where="memory")
         if not self._on_disk:
             disk.close()
+        here = hot if reader is disk else reader
+        if pooling is not None and self._plain and isinstance(here, MemoryReader) and here.device.type == device.type:
+            self._normed = NormedRows(here, pooling)
         if hot is not None and reader is disk:
-            return DeviceLoader(hot, self._watch, in_place=self._plain and self._rank > 0)
+            in_place = self._plain and (self._rank > 0 or self._normed is not None)
+            return DeviceLoader(hot, self._watch, in_place=in_place)
         if hot is not None or reader.device.type != device.type:
             return TransferLoader(reader, shape, dtype, device, self._watch, hot=hot)
         return HostLoader(reader, shape, dtype)

@@ -186,7 +186,7 @@ def evaluated(
         if on_own_samples and (probe := adapter_config.get("probe")) is not None:
             unfit(adapter, data, config, **probe)
         if group_by is not None and chosen is not None:  # refused before anything is computed
-            groups_to_report(group_by, None, chosen, samples, [chosen.sample_ids[sample] for sample in samples])
+            groups_to_report(group_by, None, chosen, samples, chosen.sample_ids.take(samples))
         kept = OutcomeCollector(data.task, data.targets.names)
         metrics = evaluate(
             adapter,

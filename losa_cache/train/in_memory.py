@@ -1,12 +1,16 @@
 """Rows of a cache that are kept in memory, that of the host or of a GPU."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from losa_cache.machine.device import default_workers
 
 WORDS = (torch.int64, torch.int32, torch.int16)
 
@@ -51,6 +55,7 @@ class MemoryReader:
         self.kept = list(kept)
         self._places = np.full(int(rows.max(initial=-1)) + 1, -1)
         self._places[rows] = np.arange(len(rows))
+        self._threads = ThreadPoolExecutor(default_workers(), "gather")
 
     def find(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Give the positions of these rows in the tensors; -1 for a row that is not kept here."""
@@ -62,13 +67,30 @@ class MemoryReader:
 
     def read(self, rows: NDArray[np.int64], targets: Sequence[Tensor]) -> None:
         """Copy rows into place, by all cores."""
-        places = torch.from_numpy(self.find(rows)).to(self.device)
+        places = self.find(rows)
+        assert (places >= 0).all(), "rows that are kept here"
+        targets = [target[: len(rows)] for target in targets]
+        if self.device.type == "cpu":
+            list(self._threads.map(partial(_copy_rows, places), self.kept, targets))
+            return
+        index = torch.from_numpy(places).to(self.device)
         for kept, target in zip(self.kept, targets, strict=True):
-            gather(kept, places, target[: len(rows)])
+            gather(kept, index, target)
 
     def close(self) -> None:
         """Free the memory."""
+        self._threads.shutdown()
         self.kept.clear()
+
+
+def _copy_rows(places: NDArray[np.int64], kept: Tensor, target: Tensor) -> None:
+    """Do on the host what :func:`gather` does: torch divides every row among its threads, which costs more than it
+    saves.
+    """
+    source, into = (in_words(tensor) for tensor in (kept, target))
+    if source.dtype == torch.bfloat16:  # numpy has none
+        source, into = source.view(torch.int16), into.view(torch.int16)
+    np.take(source.numpy(), places, axis=0, out=into.numpy(), mode="clip")  # other modes copy twice
 
 
 def gather(kept: Tensor, places: Tensor, target: Tensor) -> None:

@@ -1,13 +1,14 @@
 """Pure decisions on what is read: the held-out part, the order and repeats of every epoch, the view of every sample."""
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from losa_cache.errors import UserError
+from losa_cache.ids import Ids
 from losa_cache.train.batch import Request
 
 _VIEWS = 0x76696577  # a stream of random numbers of its own
@@ -75,7 +76,9 @@ def epoch_requests(
 
 
 def view_starts(samples: int, *, views: int, seed: int) -> NDArray[np.int64]:
-    """Draw the view that each sample of a cache shows in epoch 0."""
+    """Draw the view that each sample of a cache shows in epoch 0; where each has one view, this takes no memory."""
+    if views == 1:
+        return np.broadcast_to(np.int64(0), samples)
     return np.random.default_rng((seed, _VIEWS)).integers(views, size=samples)
 
 
@@ -150,7 +153,7 @@ def hold_out_ids(
     """
     _require_known(wanted, ids, "val-ids names")
     chosen = set(wanted)
-    of_these = np.array([ids[sample] in chosen for sample in samples.tolist()], dtype=bool)
+    of_these = np.fromiter((own in chosen for own in Ids.of(ids).take(samples)), dtype=bool, count=len(samples))
     train, held = samples[~of_these], samples[of_these]
     if not (len(train) and len(held)):
         raise UserError(f"val-ids holds out {len(held)} of {len(samples)} samples: hold some out and leave some.")
@@ -170,8 +173,9 @@ def _first_by_hash(samples: NDArray[np.int64], ids: Sequence[str], count: int) -
     """Mark so many samples, the first in the order of the sha256 of their ids; equal ids stay in the given order."""
     if not 0 < count < len(samples):
         return np.full(len(samples), count > 0)
-    parts = (samples[at : at + HASHED_AT_ONCE].tolist() for at in range(0, len(samples), HASHED_AT_ONCE))
-    beginnings = np.concatenate([_beginnings([ids[sample] for sample in part]) for part in parts])
+    ids = Ids.of(ids)
+    parts = (ids.take(samples[at : at + HASHED_AT_ONCE]) for at in range(0, len(samples), HASHED_AT_ONCE))
+    beginnings = np.concatenate([_beginnings(part) for part in parts])
     last = np.partition(beginnings, count - 1)[count - 1]
     chosen = beginnings < last
     (doubtful,) = np.nonzero(beginnings == last)  # nearly always one: two digests rarely begin alike
@@ -184,13 +188,10 @@ def _sha256(text: str) -> bytes:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
 
 
-def _beginnings(texts: Sequence[str]) -> NDArray[np.uint64]:
-    """Hash texts and give the first 8 bytes of each digest, as numbers of the same order."""
+def _beginnings(ids: Ids) -> NDArray[np.uint64]:
+    """Hash ids and give the first 8 bytes of each digest, as numbers of the same order."""
     sha256 = hashlib.sha256  # looked up once: of a million texts every step counts
-    try:
-        digests = [sha256(text.encode()).digest() for text in texts]
-    except UnicodeEncodeError:  # file names that are not UTF-8
-        digests = [_sha256(text) for text in texts]
+    digests = [sha256(text).digest() for text in ids.encoded()]
     first: NDArray[np.uint64] = np.frombuffer(b"".join(digests), dtype=">u8")[::4].astype(np.uint64)
     return first
 
@@ -216,21 +217,22 @@ def weights_by_id(
         UserError: for an id that is not among ``ids``, a training sample without weight, or nothing above 0.
     """
     _require_known(given, ids, "sampling gives weights to")
-    of_training = [ids[sample] for sample in samples.tolist()]
+    of_training = Ids.of(ids).take(samples)
     if missing := [sample_id for sample_id in of_training if sample_id not in given]:
         raise UserError(
             f"sampling gives no weight to {len(missing)} of the training samples, the first {missing[0]!r}: add a line "
             "for each."
         )
-    values = np.array([given[sample_id] for sample_id in of_training])
+    values = np.fromiter(map(given.__getitem__, of_training), dtype=np.float64, count=len(samples))
     if not values.any():
         raise UserError(f"sampling gives weight 0 to all {len(values)} training samples: raise some.")
     return Weights(values / values.max(), labels)  # their sum cannot overflow
 
 
-def _require_known(named: Iterable[str], ids: Sequence[str], what: str) -> None:
-    known = set(ids)
-    if unknown := [sample_id for sample_id in named if sample_id not in known]:
+def _require_known(named: Collection[str], ids: Sequence[str], what: str) -> None:
+    strange = set(named)
+    strange.difference_update(ids)
+    if unknown := [sample_id for sample_id in named if sample_id in strange]:
         others = "".join(f", {sample_id!r}" for sample_id in unknown[1:3])
         raise UserError(
             f"{what} ids that are not there ({len(unknown)}, the first {unknown[0]!r}){others}: ids are those in the "

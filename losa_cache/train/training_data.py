@@ -172,10 +172,10 @@ def from_cache(
         seed=config.seed,
         batch_size=config.batch_size,
         rank=trials * (config.rank if image else manifest.width) if folds else 0,
+        pooling=pooling if config.reads_all else None,
     )
     if once:
-        count = len(cache.ids) // views
-        source = PooledSource(source, pooling, samples, count=count, views=views, seed=config.seed)
+        source = PooledSource(source, pooling, samples, ids=cache.ids, views=views, seed=config.seed)
     return TrainingData(manifest, tail, layers, points, chosen, source, source, placement, task, targets)
 
 

@@ -250,8 +250,15 @@ def test_known_ids_are_those_of_a_set(monkeypatch):
     for name in names:
         assert known.add(name) == (name not in expected)
         expected.add(name)
+    more = [f"n{drawn}" for drawn in np.random.default_rng(1).integers(200, 500, 400)]
+    wanted = [name not in expected and name not in more[:place] for place, name in enumerate(more)]
+    assert known.add_all(more).tolist() == wanted
+    assert any(wanted)
+    assert not known.add_all(more + names).any()
+    assert not known.add(more[0])
+    expected |= set(more)
     assert len(known) == len(expected)
-    assert [name for name in map("n{}".format, range(400)) if name in known] == sorted(
+    assert [name for name in map("n{}".format, range(600)) if name in known] == sorted(
         expected, key=lambda n: int(n[1:])
     )
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 
 import losa_cache as lc
-from losa_cache.cache import stage as stage_module
+from losa_cache.cache import local_copy
 from losa_cache.cache.stage import stage_cache
 from losa_cache.cache.store import open_cache
 from losa_cache.errors import UserError
@@ -172,7 +172,7 @@ def test_a_list_of_files_that_leads_out_of_the_folder_is_not_followed(cache, tmp
 
 def test_no_room_is_said_before_anything_is_copied(cache, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(stage_module.shutil, "disk_usage", lambda _: usage(0, 0, 10))
+    monkeypatch.setattr(local_copy.shutil, "disk_usage", lambda _: usage(0, 0, 10))
     with pytest.raises(UserError, match=r"needs 42\.1 kB more, but '.*near' has 10 B free"):
         stage_cache(cache, tmp_path / "near")
     assert not list(tmp_path.glob("near/*.zarr*/activations"))

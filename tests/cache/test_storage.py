@@ -17,6 +17,7 @@ from losa_cache.cache.object_store import ObjectPath
 from losa_cache.cache.storage import StorePath, receipts_of
 from losa_cache.cache.stores.local import LocalPath
 from losa_cache.errors import UserError
+from losa_cache.extract import share
 from losa_cache.extract.extract import extract
 from losa_cache.extract.meter import Meter
 from losa_cache.extract.verify import verify_cache
@@ -237,7 +238,7 @@ def test_target_sets_come_copy_first_and_root_last_and_go_without_a_trace(whole)
 def test_processes_share_a_cache_of_objects_and_write_what_one_would(whole, monkeypatch):
     """Here threads, for these objects are this process's; each has its own claims and scratch folder."""
     monkeypatch.setattr("losa_cache.cache.members.PAUSE", 0.01)
-    monkeypatch.setattr("losa_cache.extract.share.PAUSE", 0.01)
+    monkeypatch.setattr(share, "PAUSE", 0.01)
     meters = [Meter() for _ in range(3)]
     with ThreadPoolExecutor(3) as threads:
         caches = list(threads.map(lambda meter: write(part="auto", meter=meter), meters))

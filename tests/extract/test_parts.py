@@ -176,7 +176,10 @@ def test_another_backbone_and_another_batch_are_refused_and_the_rest_finishes(tm
     code = """
 first = child('auto', slow())
 while not receipts(): time.sleep(0.002)
-wait(child('auto', backbone=tiny_backbone(1)), child('2/2', batch_size=8), first)
+os.kill(first, signal.SIGSTOP)
+wait(child('auto', backbone=tiny_backbone(1)), child('2/2', batch_size=8))
+os.kill(first, signal.SIGCONT)
+wait(first)
 """
     ends, _ = run(code, tmp_path / "c.zarr")
     weights, batch, done = sorted(ends, key=lambda end: ("complete" in end, "agreed on" in end.get("error", "")))

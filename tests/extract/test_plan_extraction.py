@@ -11,7 +11,7 @@ import pytest
 from losa_cache.cache import compression
 from losa_cache.errors import UserError
 from losa_cache.extract.extract import extract
-from losa_cache.extract.forecast import Candidate, Speeds, forecast, recommend
+from losa_cache.extract.forecast import Candidate, Speeds, forecast, on_gpus, recommend
 from losa_cache.extract.plan_extraction import plan_extraction
 from tests.conftest import losa_cache, tiny_backbone, tiny_samples
 
@@ -43,6 +43,32 @@ def test_the_arithmetic_by_hand():
 def test_a_cpu_decodes_and_computes_with_the_same_cores():
     speeds = Speeds(**(MACHINE | {"decode": 100, "forward": 25, "shared": True}), memory=GB, free=GB)
     assert speeds.online == 20
+
+
+def test_several_gpus_wait_for_what_they_share():
+    """1,000 images/s a GPU; 4,000 are decoded, and rows of 0.1 MB are written at 10,000 a second."""
+    candidate = Candidate("predict:1", 36 * 10**8, 1e5, math.inf)
+    found = {gpus: on_gpus(candidate, GPU, gpus=gpus, rows=36_000) for gpus in (1, 2, 8)}
+    assert found[2] == {
+        "count": 2,
+        "hours": 0.005,
+        "gpu_hours": 0.01,
+        "images_per_second": 2000,
+        "limited_by": "the GPUs",
+        "busy": {"hours": 0.005, "decode": 2000, "write": 2 * 10**8},
+    }
+    assert found[1]["gpu_hours"] == found[2]["gpu_hours"]
+    assert (found[8]["limited_by"], found[8]["hours"], found[8]["gpu_hours"]) == ("decoding", 0.0025, 0.02)
+    assert found[8]["busy"] == {"hours": 0.00125, "decode": 8000, "write": 8 * 10**8}
+    large = on_gpus(Candidate("bfloat16", 36 * 10**10, 1e7, math.inf), GPU, gpus=8, rows=36_000)
+    assert (large["limited_by"], large["images_per_second"], large["hours"]) == ("the disk", 100, 0.1)
+
+
+def test_a_plan_for_gpus_needs_one_and_a_number_of_them(tmp_path):
+    with pytest.raises(UserError, match="--gpus needs the speed of a GPU, and the device is 'cpu'"):
+        plan_extraction(tiny_backbone(), tiny_samples(), out=tmp_path / "c.zarr", gpus=8, device="cpu")
+    with pytest.raises(UserError, match="in a plan it is how many GPUs, at least 1"):
+        plan_extraction(tiny_backbone(), tiny_samples(), gpus=0)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ from sklearn.preprocessing import StandardScaler
 from torch.nn import functional as F
 
 import losa_cache as lc
+from losa_cache.cache.reader import BlockReader
+from losa_cache.train import all_layers
 from losa_cache.train.sampler import hold_out
 from tests.conftest import results
 
@@ -65,6 +67,23 @@ def test_a_probe_that_would_take_long_is_left_out(tiny_cache, tmp_path, monkeypa
     assert not run.adapter.probe.weight.any() and not run.adapter.probe.bias.any()
     assert "val_probe_top1" not in run.metrics
     assert lc.evaluate_run(run.run)["loss"] == pytest.approx(run.metrics["val_loss"], rel=1e-5)
+
+
+def test_a_run_without_a_probe_reads_a_few_samples_before_its_first_step(tiny_cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(all_layers, "MOST_WORK", 1.0)
+    monkeypatch.setattr(all_layers, "STANDARDISED", 8)
+    monkeypatch.setattr(all_layers, "NEIGHBOURS", 4)
+    read, whole = [], BlockReader.read
+    monkeypatch.setattr(BlockReader, "read", lambda self, rows, *rest: (read.append(rows), whole(self, rows, *rest)))
+    before = []
+    run = lc.train(
+        tiny_cache, out=tmp_path / "run", residency="disk", progress=lambda _: before.append(len(read)), **OPTIONS
+    )
+    standardising = np.concatenate(read[: before[0] - 1])  # the last read is the first step's batch
+    train = hold_out(tiny_cache.samples, tiny_cache.sample_ids, 0.3)[0]
+    assert standardising.tolist() == [*train[:4], *train[-4:]]
+    assert len(train) > 8
+    assert run.adapter.reader is not None
 
 
 def test_trials_of_a_sweep_end_where_each_ends_alone(tiny_cache, tmp_path):

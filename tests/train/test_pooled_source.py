@@ -25,7 +25,7 @@ def test_every_view_of_every_sample_is_kept_with_its_label_and_id(tmp_path):
     samples = np.random.default_rng(0).permutation(cache.samples)[:15]
     plain = CachedSource(cache, points, CPU, seed=5)
     whole = CachedSource(cache, points, CPU, seed=5)
-    kept = PooledSource(whole, pooling, samples, count=len(cache.ids) // 3, views=3, seed=5)
+    kept = PooledSource(whole, pooling, samples, ids=cache.ids, views=3, seed=5)
     weights = Weights(np.linspace(0, 1, 15), cache.labels[::3][samples])  # some come twice, and show other views
     epochs = [
         epoch_requests(samples, batch_size=4, seed=1, epoch=epoch, weights=own)

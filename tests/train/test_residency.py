@@ -17,7 +17,8 @@ from losa_cache.errors import UserError
 from losa_cache.extract.extract import extract
 from losa_cache.factors import Codes
 from losa_cache.points import tapped_points
-from losa_cache.sidenet.operand import Gathered, dense
+from losa_cache.sidenet.operand import Gathered, Normed, dense
+from losa_cache.sidenet.pooled import Pooling
 from losa_cache.train import preload
 from losa_cache.train.batch import Request
 from losa_cache.train.cached import CachedSource, open_cached
@@ -196,6 +197,28 @@ def test_rows_on_the_device_are_read_in_place(tiny_cache):
             assert batch.labels.tolist() == tiny_cache.labels[request.samples].tolist()
     assert len(addresses) == 1
     source.close()
+
+
+@pytest.mark.parametrize("place", [Residency("memory"), Residency("device")], ids=["memory", "device"])
+def test_blocks_that_stay_in_memory_are_normed_once(place, tiny_cache):
+    points, requests = tapped_points("block", [2, 4]), requests_in_order(np.array([5, 3, 9, 1, 22]), 3)
+    (whole,) = CachedSource(tiny_cache, points, CPU).batches(requests_in_order(np.arange(23), 23))
+    pooling = Pooling(classes=1, prefix=1)
+    source = CachedSource(tiny_cache, points, CPU, residency=place, pooling=pooling)
+    for _ in range(2):
+        for batch, request in zip(source.batches(requests), requests, strict=True):
+            assert batch.fixed
+            for block, values in zip(batch.blocks, dense(whole.blocks), strict=True):
+                assert isinstance(block, Normed)
+                x = values[request.samples].float()
+                normed = (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + 1e-6).sqrt()
+                tokens, rows = pooling.read(block)
+                torch.testing.assert_close(dense([tokens])[0].float(), normed, rtol=1e-2, atol=1e-2)
+                pooled = torch.stack([normed[:, 0], normed[:, 1:].mean(1)], 1)
+                torch.testing.assert_close(rows, pooled, rtol=1e-5, atol=1e-5)
+    source.close()
+    raw = CachedSource(tiny_cache, points, CPU, residency=Residency("disk"), pooling=pooling)
+    assert all(isinstance(block, torch.Tensor) for batch in raw.batches(requests) for block in batch.blocks)
 
 
 def test_a_batch_is_not_overwritten_before_the_next_is_asked_for(tiny_cache):

@@ -40,7 +40,7 @@ def start(*arguments: str, cwd: Path) -> subprocess.Popen:
     )  # fmt: skip
 
 
-STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 @pytest.mark.slow

@@ -1,8 +1,10 @@
 """Which ids have been seen, in 16 bytes each."""
 
 import hashlib
+from collections.abc import Iterable
 
 import numpy as np
+from numpy.typing import NDArray
 
 FRESH = 2**14
 """Ids that are kept apart until they are sorted in; more of them where many are known."""
@@ -26,6 +28,18 @@ class Known:
             self._sorted = np.sort(together, kind="stable")
             self._fresh.clear()
         return True
+
+    def add_all(self, names: Iterable[str]) -> NDArray[np.bool_]:
+        """Add ids, and tell of each whether it is new, as :meth:`add` does of one."""
+        digests = np.frombuffer(b"".join(map(_digest, names)), dtype="S16")
+        known = np.sort(np.concatenate([self._sorted, np.array(list(self._fresh), dtype="S16")]), kind="stable")
+        each, first = np.unique(digests, return_index=True)
+        fresh = ~np.isin(each, known, assume_unique=True)
+        new = np.zeros(len(digests), dtype=bool)
+        new[first[fresh]] = True
+        self._sorted = np.sort(np.concatenate([known, each[fresh]]), kind="stable")
+        self._fresh.clear()
+        return new
 
     def __contains__(self, name: str) -> bool:
         return self._has(_digest(name))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from losa_cache.apply.adapted import AdaptedModel
 from losa_cache.apply.open import backbone_for, open_adapters, require_one_backbone
@@ -204,8 +205,7 @@ class _Run:
         keep_freed_memory()
         answering = Answering(self.table, self.adapters)
         if cache is not None:
-            ids = cache.sample_ids
-            samples = np.array([s for s in cache.samples.tolist() if known.add(plain(ids[s]))], dtype=np.int64)
+            samples = unanswered(cache, known)
             self.meter.start(len(samples))
             if len(samples):
                 places: dict[str, Any] = {"batch_size": self.config.batch_size, "device": self._device}
@@ -241,6 +241,12 @@ class _Run:
         self.meter.images += len(rows) + len(skipped)
         self.meter.bytes += size
         self.meter.update()
+
+
+def unanswered(cache: ActivationCache, known: Known) -> NDArray[np.int64]:
+    """Number the samples of a cache whose ids are not known, and note them as known."""
+    samples = cache.samples
+    return samples[known.add_all(map(plain, cache.sample_ids.take(samples)))]
 
 
 def _clips(adapter: TrainedAdapter) -> int:

@@ -90,8 +90,8 @@ class SweepData:
 
     def of(self, config: TrainConfig) -> TrainingData:
         """Give the training data of a trial."""
-        shared = (config.side, config.layers, config.start, config.seed if self._cache.manifest.views > 1 else 0)
-        key = repr(shared)
+        seed = config.seed if self._cache.manifest.views > 1 else 0
+        key = repr((config.side, config.layers, config.start, config.reads_all, seed))
         if key not in self._open:
             self._open[key] = self._opened(config)
         return self._open[key]

@@ -95,7 +95,7 @@ def val200_ids(cache: ActivationCache) -> list[str] | None:
     Returns:
         ids, sorted; ``None`` if neither tells.
     """
-    ids = [cache.sample_ids[sample] for sample in cache.samples.tolist()]
+    ids = list(cache.sample_ids.take(cache.samples))
     splits = {name: name.removeprefix("images/").partition("/")[0] for name in ids}
     wanted = {name for name, split in splits.items() if split == VAL}
     if wanted and {*splits.values()} <= {TRAIN, VAL}:

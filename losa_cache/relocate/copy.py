@@ -1,0 +1,107 @@
+"""``copy``: a cache and its receipts, bit for bit, to another place; every chunk is checked on the way."""
+
+from collections.abc import Callable
+
+from losa_cache.cache.local_copy import LocalCopy, shard_digests
+from losa_cache.cache.location import Location
+from losa_cache.cache.metadata_files import ROOT
+from losa_cache.cache.object_lock import ObjectLock
+from losa_cache.cache.receipt import Receipt
+from losa_cache.cache.registry import carry
+from losa_cache.cache.shard import DamagedShardError
+from losa_cache.cache.storage import StorePath, WriterLock, receipts_of
+from losa_cache.cache.store import ActivationCache, open_cache
+from losa_cache.cache.stores.local import LocalPath
+from losa_cache.errors import UserError
+from losa_cache.files import clear
+from losa_cache.outside import UnreadableError
+from losa_cache.relocate.place import holding, saying, target_of, there
+from losa_cache.relocate.upload import Upload
+from losa_cache.sources import list_path
+
+OTHERWISE = "copy it to another disk"
+
+
+def copy_cache(
+    cache: ActivationCache | str | Location,
+    out: str | Location,
+    *,
+    progress: Callable[[float], None] = lambda _: None,
+) -> ActivationCache:
+    """Copy a finished cache, from any store to any other.
+
+    A copy on a file system has a temporary name until all of it is there; on a server the root's ``zarr.json`` comes
+    last. An interrupted copy is gone on with, and a finished one is returned.
+
+    Args:
+        cache: a complete cache, or its place.
+        out: where the copy goes; into a folder that is no cache, under the name that it has.
+        progress: is called with the share of the bytes that were copied.
+
+    Returns:
+        the copy.
+
+    Raises:
+        UserError: if there is another cache, a shard is damaged, or the place cannot be written.
+    """
+    source = cache if isinstance(cache, ActivationCache) else open_cache(cache)
+    target = target_of(out, source.path.name)
+    if target.resolve() == source.path.resolve():
+        raise UserError(f"{str(target)!r} is the cache itself: name another place.")
+    with saying(f"copying {str(source.path)!r} to {str(target)!r}"):
+        if target.is_folder(ROOT):
+            copied = require_copy(source, target)
+        else:
+            with holding(target) as lock:
+                _copy(source, target, lock, progress)
+            copied = open_cache(target)
+    carry(source.path, target, source.manifest)
+    return copied
+
+
+def require_copy(source: ActivationCache, target: StorePath) -> ActivationCache:
+    """Open what is at a place if it is a copy of a cache.
+
+    Raises:
+        UserError: if it is anything else.
+    """
+    try:
+        found = open_cache(target)
+        same = source.digests is not None and found.digests == source.digests
+        if same and shard_digests(found) == shard_digests(source):
+            return found
+    except (UserError, DamagedShardError):
+        pass
+    raise UserError(f"{str(target)!r} is there already, and is no copy of {str(source.path)!r}: name another place.")
+
+
+def _copy(source: ActivationCache, target: StorePath, lock: WriterLock, progress: Callable[[float], None]) -> None:
+    if isinstance(lock, ObjectLock):
+        Upload(source, lock, progress).make()
+        return
+    assert isinstance(target, LocalPath)
+    lock.sweep()
+    _clear_others(source, target)
+    for shard in range(source.layout.shards):
+        try:
+            content = list_path(source.path, shard).read()
+        except (FileNotFoundError, UnreadableError):  # of an older cache, or of samples that lie in no files
+            break
+        list_path(target, shard).write(content)
+    LocalCopy(source, target, progress, OTHERWISE).make()
+
+
+def _clear_others(source: ActivationCache, target: LocalPath) -> None:
+    """Remove what an interrupted copy left in part, or all of it if it may be of another cache."""
+    partial = target.with_name(target.name + ".partial")
+    if not there(partial):
+        return
+    for leftover in list(partial.rglob("*.partial")):
+        clear(leftover)
+    identity = source.manifest.identity
+    try:
+        for shard, digest in enumerate(shard_digests(source)):
+            if Receipt(receipts_of(target), shard, identity).read()["digest"] != digest:
+                raise DamagedShardError
+    except DamagedShardError:
+        clear(partial)
