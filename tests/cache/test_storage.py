@@ -239,9 +239,13 @@ def test_processes_share_a_cache_of_objects_and_write_what_one_would(whole, monk
     """Here threads, for these objects are this process's; each has its own claims and scratch folder."""
     monkeypatch.setattr("losa_cache.cache.members.PAUSE", 0.01)
     monkeypatch.setattr(share, "PAUSE", 0.01)
-    meters = [Meter() for _ in range(3)]
+    meters, backbones = [Meter() for _ in range(3)], [tiny_backbone() for _ in range(3)]  # the seed is the process's
+
+    def extract_part(backbone, meter):
+        return extract(backbone, tiny_samples(), out="memory://here/c.zarr", part="auto", meter=meter, **OPTIONS)
+
     with ThreadPoolExecutor(3) as threads:
-        caches = list(threads.map(lambda meter: write(part="auto", meter=meter), meters))
+        caches = list(threads.map(extract_part, backbones, meters))
     assert sum(meter.images for meter in meters) == len(whole.ids)
     for cache in caches:
         require_same(cache, whole)
