@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 from losa_cache.cluster import at_worker
 from losa_cache.cluster.at_worker import Answer, do, introduce
 from losa_cache.cluster.connect import connect
-from losa_cache.cluster.ledger import ATTEMPTS, Job, Ledger
+from losa_cache.cluster.ledger import ATTEMPTS, LOST, Job, Ledger
 from losa_cache.cluster.software import Software
 from losa_cache.errors import UserError
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from distributed import Future
 
 LEAVE = 30.0  # seconds that workers have to let go of what they keep
+RESULT = 30.0  # seconds for a result to arrive; if its worker is lost meanwhile, it never does
 LOOK = 1.0  # seconds between two looks at which workers there are
 GPU = "GPU"
 Call = tuple[Any, ...]
@@ -154,27 +155,53 @@ class Crew:
                 wait(sent, timeout=LEAVE)
 
     def _step(self) -> None:
-        """Wait for the next event, at most until it is time to look around."""
+        """Wait for the next events, at most until it is time to look around."""
         if monotonic() >= self._next_look:
             self._look_around()
+            self._next_look = monotonic() + LOOK  # with many workers, looking takes a while
         try:
-            future, worker, job = self._events.get(timeout=max(0.01, self._next_look - monotonic()))
+            events = [self._events.get(timeout=max(0.01, self._next_look - monotonic()))]
+            while not self._events.empty():
+                events.append(self._events.get())
         except queue.Empty:
             return
-        if job is None and self._looked_at.get(worker) is future:
-            self._meet(worker, self._looked_at.pop(worker))
-        elif job is not None and self._given.get(job) is future:
-            answer = _answer(self._given.pop(job))
-            if answer.reason is None:
-                self._ledger.done(job, worker, answer.result)
-            else:
-                self._ledger.failed(job, worker, answer.reason)
-                log.warning("%s failed on worker %s: %s", job.name, worker, answer.reason)
+        current = [event for event in events if self._awaited(*event)]
+        for (_, worker, job), answer in zip(current, self._answers([own for own, _, _ in current]), strict=True):
+            self._take(worker, job, answer)
         self._give()
+
+    def _awaited(self, future: "Future", worker: str, job: Job | None) -> bool:
+        """Whether a future was not given up."""
+        return (self._looked_at.get(worker) if job is None else self._given.get(job)) is future
+
+    def _take(self, worker: str, job: Job | None, answer: Answer) -> None:
+        if job is None:
+            self._looked_at.pop(worker).release()
+            self._meet(worker, answer)
+            return
+        self._given.pop(job).release()
+        if answer.reason is None:
+            self._ledger.done(job, worker, answer.result)
+        else:
+            self._ledger.failed(job, worker, answer.reason)
+            log.warning("%s failed on worker %s: %s", job.name, worker, answer.reason)
+
+    def _answers(self, futures: list["Future"]) -> list[Answer]:
+        """Read what came of futures that are over, all at once: each journey through the scheduler takes a while."""
+
+        async def fetch(some: list["Future"]) -> list[Answer]:
+            found: list[Answer] = await self._client.gather(some, asynchronous=True)
+            return found
+
+        finished = [future for future in futures if future.status == "finished"]
+        try:
+            found = dict(zip(finished, self._client.sync(fetch, finished, callback_timeout=RESULT), strict=True))
+        except Exception:  # one of them is gone with its worker: dask raises anything, or waits for ever
+            found = {}
+        return [found.get(future) or Answer(reason=_end_of(future)) for future in futures]
 
     def _look_around(self) -> None:
         """See which workers have come, and which are gone."""
-        self._next_look = monotonic() + LOOK
         there = self._there()
         for worker in self._ledger.at.keys() - there:
             log.warning("worker %s was lost.", worker)
@@ -204,12 +231,14 @@ class Crew:
         try:
             if self._client.status != "running":
                 raise OSError(f"the connection is {self._client.status}")
-            known: Mapping[str, Any] = self._client.scheduler_info()["workers"]
+            # not scheduler_info(), which a thread of dask's empties of workers every two seconds
+            found = self._client.sync(self._client.scheduler.identity, n_workers=-1)
         except (OSError, TimeoutError) as error:
             raise UserError(
                 f"the scheduler {self.address!r} was lost ({error}): what is finished is kept. Start it again, and run "
                 "the same command (sweep: --resume) to go on."
             ) from error
+        known: Mapping[str, Any] = found["workers"]
         self._resources = {worker: info["resources"] for worker, info in known.items()}
         with_gpu = {worker for worker, has in self._resources.items() if has.get(GPU)}
         return with_gpu or set(known)
@@ -218,9 +247,8 @@ class Crew:
         self._looked_at[worker] = self._send(worker, work, *arguments)
         self._watch(self._looked_at[worker], worker, None)
 
-    def _meet(self, worker: str, looked: "Future") -> None:
+    def _meet(self, worker: str, answer: Answer) -> None:
         """Take what a worker answers to a look, or when it has begun."""
-        answer = _answer(looked)
         if answer.reason is not None:
             self._refuse(worker, answer.reason)
         elif worker not in self._seen:
@@ -277,12 +305,9 @@ class Crew:
         future.add_done_callback(lambda done: self._events.put((done, worker, job)))
 
 
-def _answer(future: "Future") -> Answer:
-    """Read what came of a future that is over."""
-    if future.status == "finished":
-        answer: Answer = future.result()
-    else:  # the worker could not even begin, or dask gave up on it
-        reason = future.exception() if future.status == "error" else None
-        answer = Answer(reason=f"{type(reason).__name__}: {reason}" if reason else f"dask says {future.status}")
-    future.release()
-    return answer
+def _end_of(future: "Future") -> str:
+    """Say why a future has no result: the worker could not even begin, or dask gave up on it."""
+    if future.status == "error":
+        reason = future.exception()
+        return f"{type(reason).__name__}: {reason}"
+    return LOST if future.status == "finished" else f"dask says {future.status}"
