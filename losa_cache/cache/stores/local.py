@@ -2,6 +2,7 @@
 
 import errno
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path, PosixPath
 from typing import TYPE_CHECKING, Self
@@ -45,8 +46,12 @@ class LocalPath(PosixPath, StorePath):
     def scan(self) -> Iterator[tuple[str, int]]:
         """Give every file below this folder, as the file system has them."""
         for path in self.rglob("*"):
-            if path.is_file():
-                yield path.relative_to(self).as_posix(), path.stat().st_size
+            try:
+                status = path.stat()
+            except FileNotFoundError:  # a link to nowhere, or removed meanwhile by another process
+                continue
+            if stat.S_ISREG(status.st_mode):
+                yield path.relative_to(self).as_posix(), status.st_size
 
     def is_folder(self, *files: str) -> bool:
         """Whether there is a folder, whatever is in it."""
