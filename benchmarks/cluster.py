@@ -13,6 +13,7 @@ import statistics
 import tempfile
 from pathlib import Path
 from time import perf_counter, process_time
+from typing import Any
 
 from distributed import LocalCluster
 
@@ -22,7 +23,7 @@ from losa_cache.cluster.crew import Crew
 from losa_cache.extract.on_cluster import MOST_UNITS, divide
 
 GPUS, NEEDED = 64, 64 * 1160 / 64  # units of 64 images a second
-GIVEN = {"backbone": "vit_digits", "dataset": "digits", "batch_size": 8, "shard_bytes": 1_000_000}
+GIVEN: dict[str, Any] = {"backbone": "vit_digits", "dataset": "digits", "batch_size": 8, "shard_bytes": 1_000_000}
 
 
 def overhead(images: int, repeats: int) -> None:
