@@ -322,8 +322,8 @@ class Sweep:
         else:
             del self._cohorts[turn], self.progress.groups[turn]
         self._commit()
-        if not stay or cohort.file != group.file:
-            (self.folder / CHECKPOINTS / group.file).unlink(missing_ok=True)
+        for file in {group.file, cohort.file} - {own.file for own in self.progress.groups}:
+            (self.folder / CHECKPOINTS / file).unlink(missing_ok=True)
 
     def _note(self, number: int, *names: str) -> None:
         """Note the checksums of what was written to a trial's directory."""
