@@ -84,16 +84,26 @@ def unlock(handle: int) -> None:
 
 
 def _locked(file: Path, *, wait: bool, shared: bool) -> int | None:
-    handle = _open(file)
+    while True:
+        handle = _open(file)
+        try:
+            fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+            if _is_named(handle, file):
+                return handle
+        except BlockingIOError:
+            os.close(handle)
+            return None
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)  # it was removed before it was locked, and keeps nobody out
+
+
+def _is_named(handle: int, file: Path) -> bool:
     try:
-        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        os.close(handle)
-        return None
-    except BaseException:
-        os.close(handle)
-        raise
-    return handle
+        return os.path.samestat(os.fstat(handle), os.stat(file))
+    except FileNotFoundError:
+        return False
 
 
 def _open(file: Path) -> int:
