@@ -3,6 +3,8 @@
 import errno
 import fcntl
 import os
+import threading
+import time
 
 import pytest
 
@@ -67,6 +69,20 @@ def test_without_flock_extractions_of_one_machine_keep_out(without_locks):
     assert other.stdout == "None\n", other.stderr
     unlock(held)
     assert extract(tiny_backbone(), tiny_samples(), out=without_locks / "c.zarr").manifest.complete
+
+
+def test_a_lock_whose_file_was_removed_meanwhile_is_taken_on_the_new_one(tmp_path):
+    file, taken = tmp_path / "lock", []
+    first = lock(file)
+    waiting = threading.Thread(target=lambda: taken.append(lock(file, wait=True)))
+    waiting.start()
+    time.sleep(0.05)  # by then it waits for the file that is about to go
+    file.unlink()
+    unlock(first)
+    waiting.join()
+    assert os.path.samestat(os.fstat(taken[0]), file.stat())
+    assert lock(file) is None
+    unlock(taken[0])
 
 
 def test_what_lies_in_the_place_of_a_lock_is_named(tmp_path):
