@@ -52,7 +52,10 @@ def _end(end: BaseException, received: int | None) -> NoReturn:
         say(f"error: {end}", sys.stderr)
         sys.exit(2)
     if stopped or received:  # an import that a signal ends may raise anything
-        say("stopped: what is finished is kept; the same command (train, sweep: --resume) goes on.", sys.stderr)
+        say(
+            "stopped: what is finished is kept. Run the same command to go on; train and sweep go on with --resume.",
+            sys.stderr,
+        )
         sys.exit(128 + (received or signal.SIGINT))
     if (refused := sentence(end)) is not None:
         say(f"error: {refused}", sys.stderr)

@@ -105,7 +105,7 @@ def extract(
     config: ExtractConfig,
     rate: Rate,
     scheduler: Annotated[
-        str | None, _scheduler("extract; they see the cache and the data set where this machine sees them.")
+        str | None, _scheduler("extract; they must see the cache and the data set at the same paths.")
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -21,7 +21,10 @@ Out = Annotated[
 
 @takes_options
 def copy(cache: Cache, out: Out, as_json: Json = False) -> None:
-    """Copy a cache with its receipts, from any store to any other; every chunk is checked. Run it again to resume."""
+    """Copy a cache with its receipts (its records of checksums), from any store to any other; every chunk is checked.
+
+    Run it again to resume.
+    """
     from losa_cache.display import PassBar
     from losa_cache.relocate.copy import copy_cache
 
@@ -44,7 +47,7 @@ def move(cache: Cache, out: Out, as_json: Json = False) -> None:
 @takes_options
 def remove(
     cache: Cache,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete without asking; needed without a terminal.")] = False,
     as_json: Json = False,
 ) -> None:
     """Delete a cache, complete or not, with its receipts. Run it again if it was interrupted."""

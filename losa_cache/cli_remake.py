@@ -23,7 +23,9 @@ def _size(value: str) -> str:
 
 Out = Annotated[str, typer.Option("--out", help="Cache to write: a .zarr folder or its URL.", callback=expanded)]
 ShardBytes = Annotated[str, typer.Option(help="Size of a shard, such as 64MB.", callback=_size)]
-Workers = Annotated[int | None, typer.Option(help="Threads; default: one for each core, at most 16.")]
+Workers = Annotated[
+    int | None, typer.Option(help="Threads that read, decode and write; default: one for each core, at most 16.")
+]
 
 
 @takes_options
@@ -46,14 +48,17 @@ def transcode(
     ] = None,
     tokens: Annotated[
         str | None,
-        typer.Option(help="pooled: keep only the class token and the mean of the patches; default: the same tokens."),
+        typer.Option(help="Tokens to keep: pooled (the class token and the mean of the patches); default: the same."),
     ] = None,
     shard_bytes: ShardBytes = "256MiB",
     workers: Workers = None,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Write a finished cache in another precision, with fewer layers, pooled, in other shards or in another store."""
+    """Rewrite a finished cache: fewer bits, fewer layers, pooled tokens, other shards or another store.
+
+    Run it again to resume.
+    """
     require_counts(workers=workers)
     if precision is not None:
         require_precision(precision)
@@ -93,7 +98,7 @@ def merge(
     workers: Workers = None,
     as_json: Json = False,
 ) -> None:
-    """Write the samples of several caches to one: they have none in common, and agree in everything else."""
+    """Combine caches that hold different samples and were extracted with the same options. Run it again to resume."""
     require_counts(workers=workers)
     from losa_cache.display import PassBar
     from losa_cache.remake.merge import merge as run

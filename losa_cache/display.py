@@ -157,6 +157,7 @@ class ExtractionBar(Meter):
         self._bar.update(self._task, completed=done, rate=rate, size=size)
         if done and not console.is_terminal and self.seconds - self._shown >= LINE_SECONDS:
             self._shown = self.seconds
+            done = min(done, self.total)  # two processes may both have written some
             left = (self.total - done) / (done / self.seconds) / 60
             note(f"{done}/{self.total} images, {rate:.0f}/s, {size}, {left:.0f} min left")
 

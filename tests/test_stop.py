@@ -96,7 +96,10 @@ def test_a_signal_while_packages_are_imported_is_one_sentence(tmp_path, number):
     process.send_signal(number)
     _, errors = process.communicate()
     assert process.returncode == 128 + number
-    assert errors == "stopped: what is finished is kept; the same command (train, sweep: --resume) goes on.\n"
+    assert (
+        errors
+        == "stopped: what is finished is kept. Run the same command to go on; train and sweep go on with --resume.\n"
+    )
 
 
 WARNED = """

@@ -63,8 +63,8 @@ class PlanConfig(InputsConfig):
     gpus: Annotated[
         str | int | list[int] | None,
         Option(
-            "Number of GPUs such as this one: say, too, how long so many of them take, each with a process of its own, "
-            "and what decoding and the disk must give for that; all: those of this machine."
+            "Also estimate the time on this number of GPUs like this one, and the decoding and disk speed that they "
+            "need; all: the GPUs of this machine."
         ),
     ] = None
 
@@ -121,8 +121,8 @@ class ExtractConfig(PlanConfig):
     part: Annotated[
         str | None,
         Option(
-            "Share the cache with other processes, on any machine that sees it: auto (take whatever no other has) or "
-            "3/16 (the third of 16 parts). Default: write it alone; in a SLURM or LSF job array, auto."
+            "Share the cache with other processes, on any machine that sees it: auto (take what no other process has "
+            "claimed) or 3/16 (the third of 16 parts). Default: write it alone; in a SLURM or LSF job array, auto."
         ),
     ] = None
     gpus: Annotated[
@@ -133,7 +133,8 @@ class ExtractConfig(PlanConfig):
         ),
     ] = None
     processes: Annotated[
-        int | None, Option("Run this number of processes on the CPU of this machine; for GPUs there is --gpus.")
+        int | None,
+        Option("Run this number of processes on the CPU of this machine. Default: 1. For GPUs there is --gpus."),
     ] = None
 
     def __post_init__(self) -> None:

@@ -59,7 +59,7 @@ def extract(
     meter = meter or Meter()
     if config.gpus is not None or config.processes is not None:
         if scheduler is not None:
-            raise UserError("a scheduler's workers have devices of their own: leave --gpus and --processes out.")
+            raise UserError("--scheduler has a cluster's workers do the work: leave --gpus and --processes out.")
         return extract_in_processes(config, shard_bytes=shard_bytes, meter=meter)
     if scheduler is not None:
         cache = extract_on_cluster(config, scheduler, shard_bytes=shard_bytes, meter=meter)

@@ -33,6 +33,8 @@ class Part:
         number, _, count = text.partition("/")
         if number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count):
             return cls(int(number), int(count))
+        if number.isdecimal() and count.isdecimal():
+            raise UserError(f"part is {text!r}: parts are numbered from 1, and there is no part {number} of {count}.")
         raise UserError(f"part is {text!r}: it must be auto, or a number and how many parts there are, such as 3/16.")
 
     def takes(self, unit: int) -> bool:

@@ -71,7 +71,9 @@ def plan_extraction(
     where = choose_device(config.device)
     gpus = None if config.gpus is None else count_gpus(config.gpus, torch.cuda.device_count())
     if gpus is not None and where.type != "cuda":
-        raise UserError(f"--gpus needs the speed of a GPU, and the device is {str(where)!r}: plan where a GPU is.")
+        raise UserError(
+            f"--gpus needs a GPU to measure, and the device is {str(where)!r}: run plan on a machine with one."
+        )
     device_free = available_memory(where)
     budget = None if config.max_device_memory is None else parse_bytes(config.max_device_memory)
     place = locate(home() / "caches" if out is None else out)

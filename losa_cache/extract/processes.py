@@ -123,7 +123,7 @@ class _Outcome:
             log.warning("%s failed, and the others did its part: %s", self._names[child], sentence)
         idle = len(codes) - sum(own["images"] > 0 for own in self._figures.values())
         if self._meter.images and idle:
-            log.warning("%d of %d processes had nothing to write: there were too few shards.", idle, len(codes))
+            log.warning("%d of %d processes had nothing to write: the cache has too few shards.", idle, len(codes))
         if self._meter.images == cache.layout.samples:  # not a part that was left
             remember(cache.path, cache.manifest, seconds=self._meter.seconds)
         return cache

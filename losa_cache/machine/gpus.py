@@ -64,5 +64,5 @@ def names_of_gpus(numbers: Sequence[int] | None, count: int, environment: Mappin
     names = names or list(map(str, range(count)))
     if absent := [number for number in numbers or () if number >= len(names)]:
         there = "0 is the only one" if len(names) == 1 else f"they are numbered from 0 to {len(names) - 1}"
-        raise UserError(f"there is no GPU {absent[0]}: {there}; choose among these with --gpus.")
+        raise UserError(f"there is no GPU {absent[0]}: {there}; for all of them, --gpus all.")
     return {number: names[number] for number in (range(len(names)) if numbers is None else numbers)}

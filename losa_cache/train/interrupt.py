@@ -38,4 +38,4 @@ class Interrupt:
 
     @staticmethod
     def _note() -> None:
-        log.warning("stopping after this batch, with a checkpoint; a second signal (Ctrl-C) stops at once.")
+        log.warning("stopping after this batch, with a checkpoint; a second signal stops at once.")

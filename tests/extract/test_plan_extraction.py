@@ -65,7 +65,7 @@ def test_several_gpus_wait_for_what_they_share():
 
 
 def test_a_plan_for_gpus_needs_one_and_a_number_of_them(tmp_path):
-    with pytest.raises(UserError, match="--gpus needs the speed of a GPU, and the device is 'cpu'"):
+    with pytest.raises(UserError, match="--gpus needs a GPU to measure, and the device is 'cpu'"):
         plan_extraction(tiny_backbone(), tiny_samples(), out=tmp_path / "c.zarr", gpus=8, device="cpu")
     with pytest.raises(UserError, match="in a plan it is how many GPUs, at least 1"):
         plan_extraction(tiny_backbone(), tiny_samples(), gpus=0)

@@ -203,7 +203,7 @@ def test_what_another_process_cannot_open_is_refused(tmp_path):
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="--gpus needs a GPU, and there is none here"):
             extract("vit_digits", "digits", out=tmp_path / "c.zarr", gpus="all")
-    with pytest.raises(UserError, match="a scheduler's workers have devices of their own: leave --gpus and --proc"):
+    with pytest.raises(UserError, match="--scheduler has a cluster's workers do the work: leave --gpus and --proc"):
         extract("vit_digits", "digits", out=tmp_path / "c.zarr", gpus="all", scheduler="tcp://nobody:8786")
     assert os.listdir(tmp_path) == []
 
@@ -254,4 +254,4 @@ def test_a_failure_that_the_others_make_good_is_a_warning(ending, caplog, tiny_c
     assert meter.seen[-1] == (20, 0, 20)
     assert "GPU 0 failed, and the others did its part: 'bee/torn.png' does not decode: mend it." in caplog.messages
     ending(done | {"images": 20}, done | {"images": 0})
-    assert caplog.messages[-1] == "1 of 2 processes had nothing to write: there were too few shards."
+    assert caplog.messages[-1] == "1 of 2 processes had nothing to write: the cache has too few shards."

@@ -280,7 +280,7 @@ def test_signals_stop_a_sweep_with_advice(number, tiny_cache, tmp_path):
     process.send_signal(number)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 128 + number, said
-    assert said.strip().endswith("the same command (train, sweep: --resume) goes on.")
+    assert said.strip().endswith("train and sweep go on with --resume.")
     assert "Traceback" not in said
 
 

@@ -190,7 +190,9 @@ class OnCluster:
     def together(self, most: int) -> int:
         """Give each worker its share."""
         found = ceil(most / len(self.crew.wait_for_workers()))
-        log.info("up to %d trials train together. --together %d gives the same bits without a cluster.", found, found)
+        log.info(
+            "up to %d trials train together. One machine gives identical results with --together %d.", found, found
+        )
         return found
 
     def to_beat(self, path: Path) -> ToBeat:
