@@ -44,9 +44,9 @@ class Share:
         taken = self._claims.taken
         for left in (False, True):
             for unit in self._order():
+                self._look_now_and_then()
                 if unit not in self._open or unit in self._mine or (not left and _name(unit) in taken):
                     continue
-                self._look_now_and_then()
                 lacking = self._lacking(unit)
                 if not lacking:
                     continue

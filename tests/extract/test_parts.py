@@ -31,6 +31,7 @@ from losa_cache.errors import UserError
 
 out, options, images = {out!r}, {options!r}, {images}
 share.PAUSE = members.PAUSE = 0.02
+share.LOOK = 0.05
 
 class Counting(Meter):
     pause, party = 0.0, 0
