@@ -55,6 +55,6 @@ def _distributed(
         from distributed import as_completed
 
         futures = client.map(work, items, pure=False)
-        for done, _ in enumerate(as_completed(futures), start=1):
+        for done, _ in enumerate(as_completed(futures, loop=client.loop), start=1):
             progress(done / len(items))
         return list(client.gather(futures))

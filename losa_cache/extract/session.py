@@ -143,6 +143,7 @@ class Writing:
         ``changed`` says whether shards were written.
         """
         writer = self.writer
+        writer.lock.wait()  # for the last upload
         with writer.turn():
             if missing := writer.missing():
                 log.info("%s", self.units.left(missing))

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import google_crc32c
@@ -76,7 +76,7 @@ def make(kind, folder):
         pair.again(pair.own)
         samples = tiny_samples(bad=SKIPPED, name="other")
         samples.labels[:] = (samples.labels + 1) % 3
-        samples.ids[:] = [name.replace("image", "photo") for name in samples.ids]
+        samples = replace(samples, ids=[name.replace("image", "photo") for name in samples.ids])
         extract(tiny_backbone(seed=1), samples, out=pair.other, **options)
     return pair
 
