@@ -14,6 +14,8 @@ from uuid import uuid4
 
 import google_crc32c
 
+CHANGED = (errno.ENOENT, errno.ENOTEMPTY, errno.ESTALE)  # what another process has removed, or put there, meanwhile
+
 
 def reason(error: OSError) -> str:
     """Say why the system refused, and of which file where it says so."""
@@ -29,6 +31,8 @@ def remedy(error: OSError) -> str:
         return "allow writing there"
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return "allow more open files (ulimit -n)"
+    if error.errno in CHANGED:
+        return "let no other process change the folder"
     return "see to that"
 
 

@@ -13,6 +13,7 @@ _LEAST_INFLATED, _MOST_TIMES = 64 * 1024 * 1024, 100
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _KINDS = {
     stat.S_IFDIR: "a folder",
+    stat.S_IFLNK: "a link",
     stat.S_IFIFO: "a named pipe",
     stat.S_IFSOCK: "a socket",
     stat.S_IFCHR: "a device",

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ class LocalLock(WriterLock):
 
     def __init__(self, path: LocalPath, *, shared: bool = False) -> None:
         self.path = path
-        self.metadata = LocalMetadata(path, receipts_of(path))
+        self.metadata = LocalMetadata(path, receipts_of(path), self.require_turn)
         self.disk = receipts_of(path)
         self.disk.mkdir(parents=True, exist_ok=True)
         self._lock = lock_or_refuse(self.disk / "lock", path, shared=shared)
@@ -78,6 +79,8 @@ class LocalLock(WriterLock):
         """Let others write the cache."""
         if self.claims is not None:
             self.claims.leave()
+            with suppress(OSError):  # others are left
+                (self.disk / FOLDER).rmdir()
         unlock(self._lock)
 
 
@@ -105,17 +108,15 @@ class LocalShard(ShardCommit):
     def _publish(self, writer: ShardWriter) -> bool:
         """Give the bytes their name if the shard still is this process's, and no other has finished it."""
         try:
-            if not self.mine:
-                writer.partial.unlink()
-                return False
-            if link_if_none(writer.partial, writer.path):
-                writer.partial.unlink()
-                sync_folder(writer.path.parent)
-            elif self.done() is None:  # its owner had gone before it wrote the receipt
-                publish(writer.partial, writer.path)
+            published = self.mine and link_if_none(writer.partial, writer.path)
+            if not published and self.mine and self.done() is None and self.mine:  # reading a receipt takes time
+                publish(writer.partial, writer.path)  # its owner had gone before it wrote the receipt
+                return self.mine
+            writer.partial.unlink()
+            sync_folder(writer.path.parent)
         except FileNotFoundError:  # removed by the process that finished the cache
             return False
-        return self.mine
+        return published and self.mine
 
 
 def lock_or_refuse(file: Path, store: StorePath, *, shared: bool = False) -> int:

@@ -7,6 +7,7 @@ clocks of two machines are never compared.
 
 import json
 import logging
+import re
 import threading
 from contextlib import suppress
 from dataclasses import asdict
@@ -22,6 +23,7 @@ from losa_cache.outside import UnreadableError, parse_json
 FOLDER, SUFFIX = "claims", ".member"
 BEAT = 10.0  # s between two numbers
 STALE = 90.0  # s without a new one: network file systems may show a file's old content for a minute
+TOKEN = re.compile("[0-9a-f]{16}")
 PAUSE = 0.2  # s between two looks at what another process has to do first
 
 log = logging.getLogger(__name__)
@@ -57,7 +59,11 @@ class Members:
         return [name.removesuffix(SUFFIX) for name in self.names if name.endswith(SUFFIX)]
 
     def look(self, token: str) -> Content | None:
-        """Read a member's file; ``None`` if it has gone, as far as is known."""
+        """Read a member's file; ``None`` if it has gone, as far as is known, or no member can have this token: a power
+        cut may leave zero bytes.
+        """
+        if not TOKEN.fullmatch(token):
+            return None
         try:
             content = self.file(token).read()
             member = parse_json(content, Content)
@@ -124,7 +130,11 @@ class Member(Members):
         with self._guard:
             if not self._left.is_set():
                 content = {**self._content, "process": asdict(self._content["process"])}
-                self.file(self.token).write(json.dumps(content).encode())
+                encoded = json.dumps(content).encode()
+                try:
+                    self.file(self.token).write(encoded)
+                except FileNotFoundError:  # another process has just removed the empty folder
+                    self.file(self.token).write(encoded)
 
     def _beat(self) -> None:
         while not self._left.wait(BEAT):

@@ -200,12 +200,22 @@ class WritableMetadata(MetadataFiles):
         """
 
 
+def alone() -> None:
+    """Ask nobody: no other process changes these files."""
+
+
 @dataclass(frozen=True)
 class LocalMetadata(WritableMetadata):
-    """The metadata files of a cache on a file system and their copy, to be written."""
+    """The metadata files of a cache on a file system and their copy, to be written.
+
+    Attributes:
+        store, receipts: as of ``MetadataFiles``.
+        ask: raises if this process may no more change them.
+    """
 
     store: LocalPath
     receipts: LocalPath
+    ask: Callable[[], None] = alone
 
     @property
     def copy(self) -> LocalPath:
@@ -234,6 +244,7 @@ class LocalMetadata(WritableMetadata):
         clear(partial)
         shutil.copytree(self.copy, partial, ignore=shutil.ignore_patterns(LIST))
         sync_tree(partial)
+        self.ask()
         publish(partial, self.store)
 
     def change(self, manifest: Manifest, edit: Callable[[zarr.Group], None]) -> None:
@@ -280,11 +291,12 @@ class LocalMetadata(WritableMetadata):
             shutil.rmtree(self._next)
         else:
             self._replace_copy()
-        _copy_files(self.damaged()[0], self.copy, self.store)
+        self._copy_files(self.damaged()[0], self.copy, self.store)
         self._remove_unlisted()
 
     def repair(self, identity: str | None = None) -> None:
         """As :class:`WritableMetadata` says."""
+        self.ask()
         if self.copy.is_dir():
             clear(self._old)  # a kill after it was replaced: it may be there in part
         elif self._old.is_dir():  # a kill while it was replaced
@@ -297,8 +309,8 @@ class LocalMetadata(WritableMetadata):
         except (OSError, ValueError):
             self._list_anew()
             return
-        _copy_files(in_store, self.copy, self.store)
-        _copy_files(in_copy, self.store, self.copy)
+        self._copy_files(in_store, self.copy, self.store)
+        self._copy_files(in_copy, self.store, self.copy)
 
     def _list_anew(self) -> None:
         """Write the list again, if store and copy agree."""
@@ -336,21 +348,22 @@ class LocalMetadata(WritableMetadata):
     def _replace_copy(self) -> None:
         write_sealed(self._next / LIST, {"files": _listed(self._next)})
         sync_tree(self._next)
+        self.ask()
         clear(self._old)
         if self.copy.exists():  # a kill must find it whole or not at all
             self.copy.rename(self._old)
         publish(self._next, self.copy)
         clear(self._old)
 
+    def _copy_files(self, names: Iterable[str], source: LocalPath, target: LocalPath) -> None:
+        for name in names:
+            self.ask()
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            write_whole(target / name, (source / name).read_bytes())
+
 
 class _Root(TypedDict):
     attributes: dict[str, Any]
-
-
-def _copy_files(names: Iterable[str], source: LocalPath, target: LocalPath) -> None:
-    for name in names:
-        (target / name).parent.mkdir(parents=True, exist_ok=True)
-        write_whole(target / name, (source / name).read_bytes())
 
 
 def is_metadata(name: str) -> bool:

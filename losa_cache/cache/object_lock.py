@@ -81,7 +81,8 @@ class ObjectLock(WriterLock):
             self._let_go()
             raise
         scratch = LocalPath(self.disk / "core.zarr")
-        self.metadata = ObjectMetadata(path, receipts_of(path), LocalMetadata(scratch, receipts_of(scratch)))
+        local = LocalMetadata(scratch, receipts_of(scratch))
+        self.metadata = ObjectMetadata(path, receipts_of(path), local, self.require_turn)
         self._uploads = Uploads()
 
     def begun(self) -> bool:

@@ -1,14 +1,14 @@
 """The metadata files of a cache in an object store: they are written on a file system first."""
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from losa_cache.cache.checked import sha256
-from losa_cache.cache.metadata_files import LIST, ROOT, LocalMetadata, WritableMetadata, is_metadata
+from losa_cache.cache.metadata_files import LIST, ROOT, LocalMetadata, WritableMetadata, alone, is_metadata
 from losa_cache.cache.object_store import ObjectPath
 from losa_cache.errors import UserError
 
@@ -23,11 +23,13 @@ class ObjectMetadata(WritableMetadata):
     Attributes:
         store, receipts: as of ``MetadataFiles``.
         local: the same in the scratch folder.
+        ask: as of ``LocalMetadata``.
     """
 
     store: ObjectPath
     receipts: ObjectPath
     local: LocalMetadata
+    ask: Callable[[], None] = alone
 
     @property
     def copy(self) -> ObjectPath:
@@ -87,8 +89,10 @@ class ObjectMetadata(WritableMetadata):
         for place, file in files.items():
             content = file.read_bytes()
             if before.get(place) != sha256(content):
+                self.ask()
                 place.write(content)
         for place in before.keys() - files.keys():
+            self.ask()
             with suppress(UserError):
                 place.unlink(missing_ok=True)
 

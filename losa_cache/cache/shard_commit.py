@@ -73,7 +73,7 @@ class ShardCommit(ABC):
         content = self.done()
         if content is None:
             if self.receipt.file.is_file():
-                self.forget()
+                self._forget_in_turn()
             return
         try:
             reader = ShardReader(self.path.open_bytes(), layout)
@@ -81,16 +81,22 @@ class ShardCommit(ABC):
             known = listed is not None and reader.hashes_to(content["digest"], listed)
             if listed is not None and known and self.path.remote:
                 if not _holds_both_ends(reader, listed):
-                    self.forget()
+                    self._forget_in_turn()
                 return
             found = reader.checksums()
         except DamagedShardError:
-            self.forget()
+            self._forget_in_turn()
             return
         if not reader.hashes_to(content["digest"], found):
-            self.forget()
+            self._forget_in_turn()
         elif not known:
             self.receipt.write_list(found)
+
+    def _forget_in_turn(self) -> None:
+        """Forget it, unless another process has taken over, which may have finished it meanwhile."""
+        if self.claims is not None:
+            self.claims.require_turn()
+        self.forget()
 
     @property
     def mine(self) -> bool:

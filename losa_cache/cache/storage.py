@@ -6,7 +6,7 @@ store; :mod:`losa_cache.cache.object_store` does most of the work for a store of
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, ClassVar, Protocol, Self, TypeVar
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from losa_cache.cache.metadata_files import WritableMetadata
     from losa_cache.cache.receipt import Receipt
     from losa_cache.cache.shard_commit import ShardCommit
+
+
+Result = TypeVar("Result")
 
 
 class StorePath(ABC):
@@ -180,7 +183,8 @@ class WriterLock(ABC):
     * A process that shares it publishes a shard only while it has the shard's claim, and never replaces a finished one.
     * A shard that is given to ``ShardCommit.complete`` becomes visible as a whole; then the list of its checksums; then
       its receipt. A kill at any instruction leaves the shard without a receipt, and it is written again.
-    * The metadata files change in the order that ``WritableMetadata`` describes.
+    * The metadata files change in the order that ``WritableMetadata`` describes, and only while the turn is this
+      process's, if it shares the lock.
 
     Attributes:
         path: of the cache.
@@ -217,6 +221,19 @@ class WriterLock(ABC):
     @abstractmethod
     def commit(self, path: StorePath, receipt: "Receipt") -> "ShardCommit":
         """Give the files of one shard, to be written."""
+
+    def in_turn(self, work: Callable[[], Result]) -> Result:
+        """Do what no other process that shares the lock may do meanwhile (``Claims.in_turn``)."""
+        return work() if self.claims is None else self.claims.in_turn(work)
+
+    def require_turn(self) -> None:
+        """Make sure that this process may still do what it does in a turn.
+
+        Raises:
+            LostTurnError: if it may not.
+        """
+        if self.claims is not None:
+            self.claims.require_turn()
 
     def wait(self) -> None:  # noqa: B027  (most stores write at once)
         """Wait until every completed shard has arrived in the store.

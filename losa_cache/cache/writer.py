@@ -10,7 +10,7 @@ the place of another is written again, too.
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,7 @@ from losa_cache.cache.shard_commit import ShardCommit
 from losa_cache.cache.storage import StorePath, WriterLock, receipts_of, shard_path
 from losa_cache.cache.store import ActivationCache, open_cache, open_with
 from losa_cache.errors import UserError
+from losa_cache.files import CHANGED, remedy
 
 
 @dataclass
@@ -173,6 +174,7 @@ class CacheWriter:
         return writer
 
     def _settle(self) -> None:
+        self.lock.require_turn()
         self.lock.sweep()
         with ThreadPoolExecutor(REQUESTS, "settle") as threads:
             list(threads.map(lambda shard: self.commit(shard).settle(self.layout), range(self.layout.shards)))
@@ -241,26 +243,25 @@ class CacheWriter:
             self._damaged.pop(shard, None)
             self._open = None
 
-    def turn(self) -> AbstractContextManager[None]:
-        """Keep other processes that write this cache from beginning or finishing it meanwhile."""
-        return nullcontext() if self.claims is None else self.claims.turn()
-
     def finish(self) -> ActivationCache:
         """Mark the cache complete, once all of its shards are there, and open it.
 
-        Of several processes, in a turn each, the first does so.
+        Nothing is written if it already says what the receipts say: of several processes, in a turn each, the first
+        writes. A cache that is complete may say something else, if shards of it were lost and written again.
         """
-        if self.claims is not None and open_cache(self.path, incomplete=True).manifest.complete:
-            self.claims.clear()
-            return open_cache(self.path)
-        self._mark_complete()
+        self.lock.wait()
+        there = open_cache(self.path, incomplete=True)
+        manifest, labels = self._completed(there.manifest)
+        if there.manifest != manifest or not np.array_equal(there.labels, labels):
+            self._mark_complete(manifest, labels)
         if self.claims is not None:
+            self.lock.require_turn()
             self.lock.sweep()
             self.claims.clear()
         return open_cache(self.path)
 
-    def _mark_complete(self) -> None:
-        self.lock.wait()
+    def _completed(self, manifest: Manifest) -> tuple[Manifest, NDArray[np.int64]]:
+        """Give manifest and labels as the receipts of all shards say."""
         receipts = self._receipts(range(self.layout.shards))
         assert all(receipts), "finish() before the last shard"
         done: Iterable[ReceiptContent] = [receipt for receipt in receipts if receipt]
@@ -271,12 +272,15 @@ class CacheWriter:
             "overflowed": sum(receipt["overflowed"] for receipt in done),
             "non_finite": sum(receipt["non_finite"] for receipt in done),
         }
+        return manifest.completed(skipped=skipped, **counts), labels
+
+    def _mark_complete(self, manifest: Manifest, labels: NDArray[np.int64]) -> None:
         try:
-            self.lock.metadata.finish(self.manifest.completed(skipped=skipped, **counts), labels)
+            self.lock.metadata.finish(manifest, labels)
         except OSError as error:
             raise UserError(
-                f"cache {str(self.path)!r} cannot be marked complete ({error.strerror}): its shards are kept; make "
-                "room and run the same command again."
+                f"cache {str(self.path)!r} cannot be marked complete ({error.strerror}): its shards are kept; "
+                f"{remedy(error)} and run the same command again."
             ) from error
 
     def __enter__(self) -> "CacheWriter":
@@ -330,7 +334,11 @@ def saying_unwritable(path: StorePath) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"cache {str(path)!r} cannot be written ({error.strerror}): choose another --out.") from error
+        changed = "another process may have changed the folder: run the same command again, or "
+        raise UserError(
+            f"cache {str(path)!r} cannot be written ({error.strerror}): {changed if error.errno in CHANGED else ''}"
+            "choose another --out."
+        ) from error
 
 
 def _existing(

@@ -1,9 +1,10 @@
 """What a worker of a cluster does for an extraction: it keeps the backbone and the open cache, and writes units."""
 
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any
 
 import torch
@@ -14,12 +15,13 @@ from losa_cache.errors import UserError
 from losa_cache.extract.config import ExtractConfig
 from losa_cache.extract.meter import Meter
 from losa_cache.extract.part import Part
-from losa_cache.extract.session import Extraction, Writing
+from losa_cache.extract.session import Extraction, Writing, mark_of
 from losa_cache.extract.share import Share, run_part
 from losa_cache.extract.units import Units
 from losa_cache.outside import UnreadableError
 
 FREE = Part(free=True)
+MARK_SECONDS, LOOK_SECONDS = 10.0, 0.2
 
 
 @dataclass(frozen=True)
@@ -104,11 +106,7 @@ def begin(task: Task) -> Begun:
         UserError: if it is not the place that the command has marked, cannot be written, or holds something else.
     """
     path = _loaded(task).path
-    try:
-        marked = mark_of(path).read() == task.run.encode()
-    except (FileNotFoundError, UnreadableError):
-        marked = False
-    if not marked:
+    if not _sees_mark(path, task.run):
         raise UserError(
             f"it does not see {str(receipts_of(path))!r} as the command does that gives it work: choose an --out that "
             "all workers see."
@@ -117,9 +115,16 @@ def begin(task: Task) -> Begun:
     return Begun(str(writing.writer.path), len(writing.units))
 
 
-def mark_of(path: StorePath) -> StorePath:
-    """File in which the command that gives the work writes its name, beside the cache."""
-    return receipts_of(path) / "cluster"
+def _sees_mark(path: StorePath, run: str) -> bool:
+    """Look for the name of the command beside the cache, for a while: a network file system may show it late."""
+    until = monotonic() + MARK_SECONDS
+    while True:
+        with suppress(FileNotFoundError, UnreadableError):
+            if mark_of(path).read() == run.encode():
+                return True
+        if monotonic() > until:
+            return False
+        sleep(LOOK_SECONDS)
 
 
 def lacking(task: Task) -> Lacking:

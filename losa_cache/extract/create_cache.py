@@ -1,7 +1,7 @@
 """Prepare a cache for writing: plan it, fit its encoding to its first images, and create it or open it to resume."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -78,7 +78,8 @@ def create_cache(
     tail = dict(inputs.backbone.tail.state_dict())
     with lock_cache(path, shared=shared) as lock:
         claims = lock.claims
-        with nullcontext() if claims is None else claims.turn():
+
+        def begin() -> tuple[CacheWriter, int]:
             alone = claims is None or not claims.others
             if claims is not None and alone:
                 claims.clear()
@@ -87,10 +88,11 @@ def create_cache(
             else:
                 fitted = _fit(inputs, workers=workers, batch_size=batch_size, options=options, shard_bytes=shard_bytes)
                 writer = CacheWriter.create(lock, *fitted, labels=labels, ids=ids, tail=tail)
-            if claims is not None:
-                batch_size = claims.agree(batch_size, first=alone)
+            return writer, batch_size if claims is None else claims.agree(batch_size, first=alone)
+
+        writer, agreed = lock.in_turn(begin)
         with writer:
-            yield writer, batch_size
+            yield writer, agreed
 
 
 def _fit(

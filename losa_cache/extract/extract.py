@@ -78,7 +78,7 @@ def extract(
             wanted = writer.wanted()
             meter.start(len(wanted))
             run([wanted], images=len(wanted))
-        finished = writing.finish(changed=bool(missing))
+        finished = writing.finish()
     if finished is None:
         return open_cache(extraction.path, incomplete=True)
     whole = meter.images == finished.layout.samples  # not a part that was left

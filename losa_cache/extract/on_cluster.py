@@ -2,7 +2,8 @@
 
 import logging
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import fields, replace
 from functools import partial
 from itertools import pairwise
@@ -18,9 +19,10 @@ from losa_cache.cluster.crew import Crew
 from losa_cache.cluster.ledger import ATTEMPTS, Job
 from losa_cache.errors import UserError
 from losa_cache.extract import at_worker
-from losa_cache.extract.at_worker import Task, mark_of
+from losa_cache.extract.at_worker import Task
 from losa_cache.extract.config import ExtractConfig
 from losa_cache.extract.meter import Meter
+from losa_cache.extract.session import mark_of, remove_mark
 from losa_cache.folders import home
 
 JOBS = 16  # of each worker, so that the last ones to end leave others idle for little of the time
@@ -43,7 +45,11 @@ def extract_on_cluster(config: ExtractConfig, scheduler: str, *, shard_bytes: in
         UserError: for options that cannot work, a cluster that cannot do it, and for units that failed.
     """
     task = Task(_whole(config), str(home().absolute()), shard_bytes, uuid.uuid4().hex)
-    ready = partial(_mark, task)
+    with ExitStack() as marks:
+        return _extract(task, scheduler, meter, partial(_mark, task, marks))
+
+
+def _extract(task: Task, scheduler: str, meter: Meter, ready: Callable[[Mapping[str, Any]], None]) -> ActivationCache:
     with Crew(scheduler, (at_worker.look, task), (at_worker.begin, task), ready=ready, differ=_differ) as crew:
         try:
             crew.wait_for_workers()
@@ -54,12 +60,11 @@ def extract_on_cluster(config: ExtractConfig, scheduler: str, *, shard_bytes: in
             crew.leave(at_worker.leave)
     if not finished:
         raise UserError(f"{str(path)!r} is not complete: shards were lost meanwhile. Run the same command again.")
-    mark_of(path).unlink(missing_ok=True)
     return open_cache(path)
 
 
-def _mark(task: Task, seen: Mapping[str, Any]) -> None:
-    """Write beside the cache who gives the work: workers look for it before they write anything.
+def _mark(task: Task, marks: ExitStack, seen: Mapping[str, Any]) -> None:
+    """Write beside the cache who gives the work: workers look for it before they write anything. ``marks`` removes it.
 
     Raises:
         UserError: if this machine cannot write there.
@@ -69,6 +74,7 @@ def _mark(task: Task, seen: Mapping[str, Any]) -> None:
         if (folder := receipts_of(path).on_disk) is not None:
             folder.mkdir(parents=True, exist_ok=True)
         mark_of(path).write(task.run.encode())
+        marks.callback(remove_mark, path)
 
 
 def divide(units: list[int], workers: int) -> list[list[int]]:

@@ -10,7 +10,7 @@ from typing import Any
 from losa_cache.cache.layout import SHARD_BYTES
 from losa_cache.cache.location import locate
 from losa_cache.cache.manifest import Manifest
-from losa_cache.cache.storage import StorePath
+from losa_cache.cache.storage import StorePath, receipts_of
 from losa_cache.cache.store import ActivationCache, open_cache
 from losa_cache.cache.writer import CacheWriter
 from losa_cache.errors import UserError
@@ -94,6 +94,8 @@ class Extraction:
             shard_bytes=shard_bytes,
             shared=shared,
         ) as (writer, agreed):
+            if not shared:
+                remove_mark(writer.path)
             if self.config.batch_size not in (None, agreed):
                 raise UserError(
                     f"batch-size is {self.config.batch_size}, and the processes that extract {str(self.path)!r} "
@@ -137,20 +139,29 @@ class Writing:
             meter=meter,
         )
 
-    def finish(self, *, changed: bool = True) -> ActivationCache | None:
-        """Complete the cache, once, with the target sets that come with the data; ``None`` if shards are missing.
+    def finish(self) -> ActivationCache | None:
+        """Complete the cache, once, with the target sets that come with the data; ``None`` if shards are missing."""
+        self.writer.lock.wait()  # for the last upload
+        return self.writer.lock.in_turn(self._finish)
 
-        ``changed`` says whether shards were written.
-        """
-        writer = self.writer
-        writer.lock.wait()  # for the last upload
-        with writer.turn():
-            if missing := writer.missing():
-                log.info("%s", self.units.left(missing))
-                return None
-            done = writer.manifest.complete and not changed
-            cache = open_cache(self.extraction.path) if done else writer.finish()
-            return add_targets_of(self.extraction.inputs.samples, cache, writer.lock)
+    def _finish(self) -> ActivationCache | None:
+        if missing := self.writer.missing():
+            log.info("%s", self.units.left(missing))
+            return None
+        cache = self.writer.finish()
+        remove_mark(cache.path)
+        return add_targets_of(self.extraction.inputs.samples, cache, self.writer.lock)
+
+
+def mark_of(path: StorePath) -> StorePath:
+    """File in which a command that gives work to a cluster writes its name, beside the cache."""
+    return receipts_of(path) / "cluster"
+
+
+def remove_mark(path: StorePath) -> None:
+    """Remove the mark of a command that has ended, or was killed."""
+    if path.lists:  # on others no cluster writes
+        mark_of(path).unlink(missing_ok=True)
 
 
 def _as_begun(inputs: Inputs, place: StorePath, *, named: bool) -> tuple[Inputs, StorePath]:

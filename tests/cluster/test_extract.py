@@ -16,7 +16,7 @@ from losa_cache.cluster.software import Software
 from losa_cache.errors import UserError
 from losa_cache.extract import at_worker
 from losa_cache.extract.meter import Meter
-from tests.conftest import tiny_samples
+from tests.conftest import tiny_backbone, tiny_samples
 
 GIVEN = {"backbone": "vit_digits", "dataset": "digits", "split": "test", "limit": 60, "batch_size": 8}
 SMALL = 400_000  # bytes of a shard
@@ -100,6 +100,7 @@ def test_what_fails_is_told_and_the_rest_is_finished(tmp_path, scheduler):
     assert str(failed.value).count("image 'b/07.png' does not decode") == 3
     cache = lc.open_cache(tmp_path / "c.zarr", incomplete=True)
     assert len([*cache.path.rglob("activations/*/c.*")]) == cache.layout.shards - 2  # a unit of two
+    assert not (cache.receipts / "cluster").exists()  # the mark of a command that failed
     cache = lc.extract(**given, on_error="skip", scheduler=scheduler)
     assert [entry["id"] for entry in cache.manifest.skipped] == ["b/07.png"]
     alone = lc.extract(**given | {"out": tmp_path / "alone.zarr"}, on_error="skip")
@@ -129,7 +130,25 @@ def test_a_worker_that_does_not_see_the_place_is_refused_before_it_writes(
         return mark(locate(elsewhere) if in_worker() and get_worker().name == 1 else path)
 
     monkeypatch.setattr(at_worker, "mark_of", mark_of)
+    monkeypatch.setattr(at_worker, "MARK_SECONDS", 0.3)
     cache = lc.extract(**GIVEN, out=tmp_path / "c.zarr", shard_bytes=SMALL, scheduler=scheduler)
     assert re.search(r"worker tcp://\S+ gets no work: it does not see '\S+c.zarr.receipts' as the command", caplog.text)
     assert content(cache.path) == content(alone.path)
     assert not elsewhere.parent.exists()
+
+
+def test_a_mark_that_a_network_file_system_shows_late_is_seen(tmp_path, monkeypatch):
+    monkeypatch.setattr(at_worker, "LOOK_SECONDS", 0.001)
+    path = locate(tmp_path / "c.zarr")
+    (tmp_path / "c.zarr.receipts").mkdir()
+    threading.Timer(0.1, at_worker.mark_of(path).write, (b"this one",)).start()
+    assert at_worker._sees_mark(path, "this one")
+
+
+def test_the_mark_of_a_killed_command_goes_with_the_next_one(tmp_path):
+    given = {"out": tmp_path / "c.zarr", "precision": "int8"}
+    for part in (None, "auto"):
+        (tmp_path / "c.zarr.receipts").mkdir(exist_ok=True)
+        at_worker.mark_of(locate(tmp_path / "c.zarr")).write(b"killed")
+        cache = lc.extract(tiny_backbone(), tiny_samples(3), **given, part=part)
+        assert not (cache.receipts / "cluster").exists()

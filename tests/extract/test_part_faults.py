@@ -149,9 +149,9 @@ def test_sixteen_processes_that_finish_at_once_finish_once(tmp_path, whole):
     code = """
 import mmap
 from losa_cache.cache.metadata_files import LocalMetadata
-from losa_cache.cache.writer import CacheWriter
+from losa_cache.extract.session import Writing
 
-ready, finish, turn = mmap.mmap(-1, 16), LocalMetadata.finish, CacheWriter.turn
+ready, finish, end = mmap.mmap(-1, 16), LocalMetadata.finish, Writing.finish
 
 def meet(number):
     def before(meter):
@@ -159,11 +159,11 @@ def meet(number):
             ready[number] = 1
             while sum(ready[:]) < 16:
                 time.sleep(0.002)
-            return turn(self)
+            return end(self)
         def finishing(self, *arguments):
             print(json.dumps({"finished": number}), flush=True)
             finish(self, *arguments)
-        CacheWriter.turn, LocalMetadata.finish = waiting, finishing
+        Writing.finish, LocalMetadata.finish = waiting, finishing
     return before
 
 wait(*[child(f'{number + 1}/16', meet(number)) for number in range(16)])

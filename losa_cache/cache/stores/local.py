@@ -4,6 +4,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path, PosixPath
 from typing import TYPE_CHECKING, Self
 
@@ -13,7 +14,7 @@ from losa_cache.cache.storage import StorePath
 from losa_cache.errors import UserError
 from losa_cache.files import create_whole, own_partial, write_whole
 from losa_cache.folders import settled_path
-from losa_cache.outside import UnreadableError, read_file, require_regular
+from losa_cache.outside import UnreadableError, other_kind, read_file, require_regular
 
 if TYPE_CHECKING:
     from losa_cache.cache.local_lock import LocalLock
@@ -105,7 +106,8 @@ class LocalPath(PosixPath, StorePath):
         """Write the file to a temporary name and link it to its own; make its folder, but none above that."""
         self.parent.mkdir(exist_ok=True)
         try:
-            return create_whole(self, content)
+            if create_whole(self, content):
+                return True
         except OSError as error:
             if error.errno not in NO_LINKS:
                 raise
@@ -113,6 +115,10 @@ class LocalPath(PosixPath, StorePath):
                 f"the file system of {str(self)!r} has no hard links ({error.strerror}), by which processes agree who "
                 "writes what: extract without --part, or choose another --out."
             ) from error
+        with suppress(FileNotFoundError):  # removed meanwhile
+            if (kind := other_kind(self.lstat())) is not None:
+                raise UserError(f"{str(self)!r} is {kind}, where a file of losa-cache should be: remove it.")
+        return False
 
     def lock(self, *, shared: bool = False) -> "LocalLock":
         """Take the lock on the file ``lock`` among the receipts."""
