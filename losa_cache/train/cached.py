@@ -198,9 +198,9 @@ class CachedSource:
         if not self._on_disk:
             disk.close()
         here = hot if reader is disk else reader
-        beside = pooled_bytes(pooling, *cache.manifest.shape[1:], cache.precision.dtype)
-        own = isinstance(here, MemoryReader) and here.device.type == device.type
-        if pooling is not None and beside and self._plain and own:
+        if not pooled_bytes(pooling, *cache.manifest.shape[1:], cache.precision.dtype):
+            pooling = None  # blocks are normed in each step
+        if pooling is not None and self._plain and isinstance(here, MemoryReader) and here.device.type == device.type:
             self._normed = NormedRows(here, pooling)
         if hot is not None and reader is disk:
             in_place = self._plain and (self._rank > 0 or self._normed is not None)
