@@ -9,6 +9,8 @@ from typing import Any, Self, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from losa_cache.errors import UserError
+
 AT_ONCE = 2**12  # ids that are worked on together: what lies between the steps stays small
 CODEC = ("utf-8", "surrogateescape")  # file names need not be UTF-8: their bytes come back as they were
 
@@ -31,12 +33,16 @@ class Ids(Sequence[str]):
 
     @classmethod
     def of(cls, ids: Iterable[str]) -> "Ids":
-        """Give the ids of a list or an iterator; ids that are packed already are given as they are."""
+        """Give the ids of a list or an iterator; ids that are packed already are given as they are.
+
+        Raises:
+            UserError: for an id with a lone surrogate, which is no text: it could not be given back as it is.
+        """
         if isinstance(ids, Ids):
             return ids
         text, bounds = bytearray(), array("q", [0])
         for one in ids:
-            text += one.encode(*CODEC)
+            text += _bytes(one)
             bounds.append(len(text))
         places = np.frombuffer(bounds, dtype=np.int64).astype(_smallest(len(text)))
         return cls(text, places[:-1], places[1:])
@@ -44,23 +50,26 @@ class Ids(Sequence[str]):
     @classmethod
     def unpacked(cls, rows: NDArray[np.uint8]) -> Self:
         """Give the ids of :attr:`packed`."""
-        whole = np.ascontiguousarray(rows)
-        lengths = np.strings.str_len(whole.view(f"S{rows.shape[1]}")[:, 0])  # zeros at the end do not count
+        whole = np.ascontiguousarray(rows if rows.shape[1] else np.zeros((len(rows), 1), np.uint8))
+        lengths = np.strings.str_len(whole.view(f"S{whole.shape[1]}")[:, 0])  # zeros at the end do not count
         kind = _smallest(int(lengths.sum()))
         ends = np.cumsum(lengths, dtype=kind)
         starts = ends - lengths.astype(kind)
-        text = bytearray(int(ends[-1]))
+        text = bytearray(int(lengths.sum()))
         letters = np.frombuffer(text, dtype=np.uint8)
         for at in range(0, len(rows), AT_ONCE):
             part, first, last = slice(at, at + AT_ONCE), starts[at : at + AT_ONCE], ends[at : at + AT_ONCE]
-            letters[first[0] : last[-1]] = whole[part][np.arange(rows.shape[1]) < (last - first)[:, None]]
+            letters[first[0] : last[-1]] = whole[part][np.arange(whole.shape[1]) < (last - first)[:, None]]
         return cls(text, starts, ends)
 
     @property
     def packed(self) -> NDArray[np.uint8]:
-        """The ids as rows of UTF-8 bytes, padded with zeros: ``(N, longest)``. Every Zarr v3 reader has this type."""
+        """The ids as rows of UTF-8 bytes, padded with zeros: ``(N, longest)``, at least one column.
+
+        Every Zarr v3 reader has this type.
+        """
         lengths = self._ends - self._starts
-        rows = np.zeros((len(self), int(lengths.max())), dtype=np.uint8)
+        rows = np.zeros((len(self), int(lengths.max(initial=1))), dtype=np.uint8)
         for at in range(0, len(self), AT_ONCE):
             own = b"".join(self[at : at + AT_ONCE].encoded())
             there = np.arange(rows.shape[1]) < lengths[at : at + AT_ONCE, None]
@@ -74,6 +83,12 @@ class Ids(Sequence[str]):
             starts, ends = self._starts[at : at + AT_ONCE].tolist(), self._ends[at : at + AT_ONCE].tolist()
             for start, end in zip(starts, ends, strict=True):
                 yield text[start:end]
+
+    def first_lost(self) -> str | None:
+        """Give the first id that is empty or holds a zero: :attr:`packed` does not tell such from others."""
+        if (self._ends > self._starts).all() and 0 not in self._text:
+            return None
+        return next((own for own in self if not own or "\0" in own), None)
 
     def take(self, places: NDArray[np.int64]) -> "Ids":
         """Give the ids of these places, in their order."""
@@ -108,6 +123,16 @@ class Ids(Sequence[str]):
     def __repr__(self) -> str:
         shown = list(chain(self[:3], ["..."] if len(self) > 3 else []))
         return f"Ids({len(self)}: {', '.join(shown)})"
+
+
+def _bytes(one: str) -> bytes:
+    try:
+        own = one.encode(*CODEC)
+        if one.isascii() or own.decode(*CODEC) == one:  # bytes of a file name may be escaped in parts that are UTF-8
+            return own
+    except UnicodeEncodeError:
+        pass
+    raise UserError(f"the id {one[:80]!r} has a lone surrogate, which is no letter: give ids that are text.")
 
 
 def _smallest(size: int) -> type[np.uint32] | type[np.int64]:

@@ -10,6 +10,7 @@ import zarr
 from losa_cache import ids as packed
 from losa_cache.cache.build import build_metadata
 from losa_cache.cache.store import open_cache
+from losa_cache.errors import UserError
 from losa_cache.ids import Ids
 from losa_cache.train.sampler import epoch_requests, hold_out
 
@@ -44,6 +45,19 @@ def test_their_rows_are_those_of_older_caches(at_once, monkeypatch):
     assert np.array_equal(Ids.of(NAMES).packed, rows)
     assert Ids.unpacked(rows) == NAMES
     assert Ids.unpacked(rows).take(np.array([4, 2])) == [NAMES[4], NAMES[2]]
+
+
+@pytest.mark.parametrize("names", [[], [""], ["", ""], ["", "a"]])
+def test_empty_ones_are_written_and_read_again(names):
+    assert Ids.of(names).packed.shape == (len(names), 1)
+    assert list(Ids.unpacked(Ids.of(names).packed)) == names
+    assert list(Ids.unpacked(np.zeros((len(names), 0), np.uint8))) == [""] * len(names)  # as older versions wrote it
+
+
+@pytest.mark.parametrize("name", ["a\ud800", "\udcc3\udca4"])  # the second escapes two bytes, which are one letter
+def test_what_would_not_come_back_is_refused(name):
+    with pytest.raises(UserError, match="has a lone surrogate, which is no letter: give ids that are text"):
+        Ids.of(["b", name])
 
 
 def test_a_sample_takes_no_more_than_a_hundred_bytes(tiny_cache, tmp_path):

@@ -48,7 +48,7 @@ class Manifest:
         targets: the target sets beside the labels, by name: ``{"kind", "names", "fingerprint"}``. They are no part of
             the identity: block outputs do not depend on them.
         made_from: the caches that it was made from by ``transcode`` or ``merge``, ``{"identity", "fields",
-            "software"}`` of each; empty if it was extracted.
+            "software", "digest"}`` of each; empty if it was extracted.
         identity: hash of ``fields`` and the number 4, whatever the protocol.
     """
 

@@ -172,6 +172,7 @@ class Made(TypedDict):
     identity: str
     fields: dict[str, Any]
     software: dict[str, str]
+    digest: NotRequired[Annotated[str, Meta(pattern="^sha256:[0-9a-f]{64}$")]]
 
 
 class Attributes(TypedDict):

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from losa_cache.data.random_transforms import require_no_random_transform, require_same_images
-from losa_cache.data.samples import Samples, described, hash_lines
+from losa_cache.data.samples import Samples, described, hash_lines, usable_ids
 from losa_cache.errors import UserError
 
 LOOKED_AT = 16
@@ -46,7 +46,7 @@ def samples_of(
     held = isinstance(items, list | tuple | np.ndarray | torch.Tensor)
     if not held:
         require_no_random_transform(items, name)
-    names = [f"{place:06d}" for place in range(count)] if ids is None else [*map(str, ids)]
+    names = usable_ids((f"{place:06d}" for place in range(count)) if ids is None else map(str, ids), name)
     numbers = None if labels is None else np.asarray(labels)
     if len(names) != count or (numbers is not None and len(numbers) != count):
         raise UserError(

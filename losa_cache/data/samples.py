@@ -53,8 +53,8 @@ class Samples:
             they are those.
 
     Raises:
-        UserError: for labels beyond the classes, an empty name of a class or one that two have, or a name that no
-            target set can have.
+        UserError: for an id that :func:`usable_ids` refuses, labels beyond the classes, an empty name of a class or one
+            that two have, or a name that no target set can have.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Samples:
     earlier: "Samples | None" = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "ids", Ids.of(self.ids))
+        object.__setattr__(self, "ids", usable_ids(self.ids, self.name))
         for target in self.targets:
             try:
                 require_name(target)
@@ -181,6 +181,19 @@ class Samples:
                 f"data set {self.name!r} holds images, of which there are no clips (clips: {clip.count}, frames: "
                 f"{clip.frames}): choose a data set of videos, or a backbone for images."
             )
+
+
+def usable_ids(ids: Iterable[str], name: str) -> Ids:
+    """Pack the ids of a data set.
+
+    Raises:
+        UserError: for an id that a cache would not give back as it is: it pads them with zeros.
+    """
+    packed = Ids.of(ids)
+    if (lost := packed.first_lost()) is not None:
+        wrong = f"the id {lost[:80]!r}, which holds a zero byte" if lost else "an empty id"
+        raise UserError(f"data set {name!r} has {wrong}: give each sample a name of its own.")
+    return packed
 
 
 def from_files(

@@ -1,6 +1,6 @@
 """What a transcode changes of a cache: what stays as it is stored, what is decoded, what is refused. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -116,11 +116,23 @@ def kept_encoding(encoding: dict[str, Any], kept: Sequence[int]) -> dict[str, An
 
 def total_error(before: float | list[float], after: float | list[float]) -> float | list[float]:
     """Bound the error of values that were encoded twice: the second error is one of the values that the first left."""
-    if isinstance(before, float | int) and isinstance(after, float | int):
-        return _short(before, after)
-    points = max(len(one) for one in (before, after) if isinstance(one, list))
-    firsts, seconds = (one if isinstance(one, list) else [one] * points for one in (before, after))
-    return [_short(first, second) for first, second in zip(firsts, seconds, strict=True)]
+    return _by_point(_short, before, after)
+
+
+def largest_error(one: float | list[float], other: float | list[float]) -> float | list[float]:
+    """Bound the error of values of which some have the one error, and some the other."""
+    return _by_point(max, one, other)
+
+
+def _by_point(
+    of: Callable[[float, float], float], one: float | list[float], other: float | list[float]
+) -> float | list[float]:
+    """Compute an error from two, each of all points or one for each."""
+    if isinstance(one, float | int) and isinstance(other, float | int):
+        return of(one, other)
+    points = max(len(own) for own in (one, other) if isinstance(own, list))
+    ones, others = (own if isinstance(own, list) else [own] * points for own in (one, other))
+    return [of(*pair) for pair in zip(ones, others, strict=True)]
 
 
 def _short(before: float, after: float) -> float:

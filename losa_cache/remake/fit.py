@@ -10,6 +10,7 @@ from torch import Tensor
 from losa_cache.cache.layout import Layout, plan_layout
 from losa_cache.cache.manifest import Manifest
 from losa_cache.cache.precision import Encoding, get_precision
+from losa_cache.cache.store import ActivationCache
 from losa_cache.calibrate import collect, compression_ratio, fitting, images_of
 from losa_cache.errors import UserError
 from losa_cache.remake.change import Change, kept_encoding, total_error
@@ -29,6 +30,14 @@ def layout_of(encoding: Encoding, manifest: Manifest, rows: int, shard_bytes: in
     )
 
 
+def copied_encoding(change: Change, source: ActivationCache) -> Encoding | None:
+    """Give the encoding of stored values that are copied; ``None``: they are encoded anew."""
+    if change.decoded:
+        return None
+    encoding = source.encoding()
+    return encoding if source.precision.chained else encoding.select(change.kept)
+
+
 def fit(change: Change, points: Points, *, shard_bytes: int) -> tuple[Manifest, Layout, Encoding]:
     """Give manifest, layout and encoding of the new cache.
 
@@ -39,8 +48,7 @@ def fit(change: Change, points: Points, *, shard_bytes: int) -> tuple[Manifest, 
         UserError: for a damaged sample, or a cache of which every sample was skipped.
     """
     source, manifest = points.cache, change.manifest
-    if not change.decoded:
-        encoding = source.encoding() if source.precision.chained else source.encoding().select(change.kept)
+    if (encoding := copied_encoding(change, source)) is not None:
         described = kept_encoding(source.manifest.encoding, change.kept)
         layout = layout_of(encoding, manifest, source.layout.samples, shard_bytes)
         return replace(manifest, encoding=described), replace(layout, compressed=source.layout.compressed), encoding

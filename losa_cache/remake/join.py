@@ -13,10 +13,11 @@ from losa_cache.cache.identity import differences, identity_hash
 from losa_cache.cache.manifest import Manifest
 from losa_cache.cache.store import ActivationCache
 from losa_cache.errors import UserError
-from losa_cache.remake.change import begun
+from losa_cache.remake.change import begun, largest_error
 from losa_cache.remake.origin import Origin
 from losa_cache.targets.align import renumbered
-from losa_cache.targets.target_set import CLASS, DEPTH, LABELS, NUMBERS, TargetSet
+from losa_cache.targets.check import require_names
+from losa_cache.targets.target_set import CLASS, LABELS, NUMBERS, TargetSet
 from losa_cache.text import few
 
 log = logging.getLogger(__name__)
@@ -50,18 +51,26 @@ def require_alike(first: Manifest, other: Manifest, place: str) -> None:
 
 
 def require_disjoint(caches: Sequence[ActivationCache]) -> None:
-    """Refuse caches that share samples.
+    """Refuse caches that share samples, or one that has an id twice.
 
     Raises:
         UserError: naming up to five of them.
     """
-    counts = Counter(name for cache in caches for name in cache.sample_ids)
-    twice = [name for name, count in counts.items() if count > 1]
-    if twice:
+    for cache in caches:
+        if again := _twice(cache.sample_ids):
+            raise UserError(
+                f"cache {str(cache.path)!r} itself has ids more than once ({few(again)}): ids tell samples apart, so "
+                "extract it again with unique ones."
+            )
+    if twice := _twice(name for cache in caches for name in cache.sample_ids):
         raise UserError(
             f"{len(twice)} samples are in more than one of the caches ({few(twice)}): a merged cache holds each once, "
             "so extract or name caches of disjoint samples."
         )
+
+
+def _twice(ids: Iterable[str]) -> list[str]:
+    return [name for name, count in Counter(ids).items() if count > 1]
 
 
 def joined_manifest(caches: Sequence[ActivationCache], classes: Sequence[str]) -> Manifest:
@@ -77,7 +86,11 @@ def joined_manifest(caches: Sequence[ActivationCache], classes: Sequence[str]) -
     identities = [one.identity for one in sources]
     fields: dict[str, Any] = {"dataset": dataset, "sampling": sampling, "made_from": identities}
     manifest = begun(first, first.fields | fields, sources)
-    return replace(manifest, classes=list(classes), options=None)  # several data sets were opened for it
+    error = first.encoding["error"]
+    for other in sources[1:]:
+        error = largest_error(error, other.encoding["error"])
+    encoding = first.encoding | {"error": error}
+    return replace(manifest, classes=list(classes), encoding=encoding, options=None)  # of several data sets
 
 
 def joined_names(sets: Iterable[Sequence[str]]) -> list[str]:
@@ -120,11 +133,22 @@ def common_targets(caches: Sequence[ActivationCache]) -> dict[str, list[str]]:
             reason = "it is of another kind in one of the caches"
         elif there[0]["kind"] == NUMBERS and any(set(one["names"]) != set(names) for one in there):
             reason = "its columns are others in one of the caches"
+        elif problem := _unnameable(there[0]["kind"], names):
+            reason = problem
         else:
-            found[name] = names if there[0]["kind"] != DEPTH else list(there[0]["names"])
+            found[name] = names
             continue
         log.warning("the target set %r is left out, because %s.", name, reason)
     return found
+
+
+def _unnameable(kind: str, names: Sequence[str]) -> str:
+    """Say why no target set can have all of these names; empty: one can."""
+    try:
+        require_names(kind, names)
+    except ValueError as error:
+        return f"of all caches together {error}"
+    return ""
 
 
 def joined_labels(caches: Sequence[ActivationCache], classes: Sequence[str], origin: Origin) -> NDArray[np.int64]:

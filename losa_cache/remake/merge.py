@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -25,6 +26,7 @@ from losa_cache.remake.join import (
 )
 from losa_cache.remake.new_cache import Fitted, finished, new_cache, require_other
 from losa_cache.remake.origin import Origin, block_rows
+from losa_cache.remake.same_values import same_constants, same_tensors
 from losa_cache.remake.values import Copied, Points
 
 FEWEST = 2
@@ -72,8 +74,9 @@ def merge(
     drawn = {"seed": int(first.fields["sampling"]["seed"])}
     samples, origin = Origin.mixed(counts, views=1, **drawn), Origin.mixed(counts, views=first.views, **drawn)
     classes = joined_names([source.manifest.classes for source in sources])
-    _write(place, sources, origin, classes, size=size, threads=threads, progress=progress)
+    # before the first shard: what cannot be joined must not be found at the end
     targets = [joined_targets(sources, name, names, samples) for name, names in common_targets(sources).items()]
+    _write(place, sources, origin, classes, size=size, threads=threads, progress=progress)
     return finished(place, targets, sources)
 
 
@@ -90,17 +93,18 @@ def _write(
     """Write what is missing of the merged cache."""
     first, manifest = sources[0], joined_manifest(sources, classes)
     ids = [sources[part].ids[row] for part, row in zip(origin.part.tolist(), origin.row.tolist(), strict=True)]
-    labels, tail = joined_labels(sources, classes, origin), first.tail_tensors()
+    encoding = first.encoding()
+    begun: dict[str, Any] = {"sources": sources, "copied": encoding, "ids": ids, "tail": first.tail_tensors()}
+    begun["labels"] = joined_labels(sources, classes, origin)
     every, cpu = list(range(len(manifest.points))), torch.device("cpu")
     points = [Points(source, every, pooled=False, device=cpu, threads=threads) for source in sources]
 
     def laid_out() -> Fitted:
-        encoding = first.encoding()
         layout = layout_of(encoding, manifest, len(ids), size)
         return manifest, replace(layout, compressed=first.layout.compressed), encoding
 
     try:
-        with new_cache(place, manifest, laid_out, labels=labels, ids=ids, tail=tail) as new:
+        with new_cache(place, manifest, laid_out, **begun) as new:
             if new.missing() or not new.manifest.complete:
                 makers = [Copied(own, new.layout, every) for own in points]
                 rows = block_rows(points[0].row_bytes)
@@ -117,15 +121,14 @@ def _require_same_tensors(first: ActivationCache, other: ActivationCache) -> Non
     Raises:
         UserError: naming which.
     """
-    pairs = {
-        f"the constants of its precision {first.manifest.precision}": (
-            first.encoding().constants(),
-            other.encoding().constants(),
+    wrong = {
+        f"the constants of its precision {first.manifest.precision}": not same_constants(
+            first.encoding(), other.encoding()
         ),
-        "its frozen tail": (first.tail_tensors(), other.tail_tensors()),
+        "its frozen tail": not same_tensors(first.tail_tensors(), other.tail_tensors()),
     }
-    for what, (ours, theirs) in pairs.items():
-        if ours.keys() != theirs.keys() or any(not torch.equal(ours[name], theirs[name]) for name in ours):
+    for what, differ in wrong.items():
+        if differ:
             raise UserError(
                 f"cache {str(other.path)!r} cannot be merged with the first, because {what} differ, so stored values "
                 "mean something else: extract the samples together, or merge caches of a floating-point precision and "

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from losa_cache.cache.storage import StorePath
 from losa_cache.cache.store import ActivationCache, open_cache
 from losa_cache.cache.writer import CacheWriter, lock_cache
 from losa_cache.errors import UserError
+from losa_cache.remake.same_values import require_same_values, with_digests
 from losa_cache.targets.add import add_targets
 from losa_cache.targets.target_set import TargetSet
 
@@ -37,6 +39,8 @@ def new_cache(
     manifest: Manifest,
     fit: Callable[[], Fitted],
     *,
+    sources: Sequence[ActivationCache],
+    copied: Encoding | None,
     labels: NDArray[np.int64],
     ids: list[str],
     tail: dict[str, Tensor],
@@ -47,18 +51,25 @@ def new_cache(
         place: of the cache.
         manifest: what it must hold.
         fit: gives manifest, layout and encoding of a new one.
+        sources: that it is made of, in the order of ``made_from``.
+        copied: their encoding, if stored values are copied.
         labels, ids, tail: as of ``CacheWriter.create``.
 
     Raises:
-        UserError: if it holds something else, another process writes it, or it cannot be written.
+        UserError: if it holds something else, or values of other sources, another process writes it, or it cannot be
+            written.
     """
+    manifest = with_digests(manifest, sources)
     with lock_cache(place) as lock:
         if lock.begun():
             writer = CacheWriter.resume(lock, manifest, labels=labels, ids=ids, tail=tail)
             if open_cache(place, incomplete=True).ids != ids:
                 raise UserError(f"{str(place)!r} holds other samples, or these in another order: choose another --out.")
+            require_same_values(writer, manifest, copied)
         else:
-            writer = CacheWriter.create(lock, *fit(), labels=labels, ids=ids, tail=tail)
+            fitted, layout, encoding = fit()
+            fitted = replace(fitted, made_from=manifest.made_from)
+            writer = CacheWriter.create(lock, fitted, layout, encoding, labels=labels, ids=ids, tail=tail)
         with writer:
             yield writer
 

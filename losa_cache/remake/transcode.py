@@ -12,7 +12,7 @@ from losa_cache.machine.device import choose_device, default_workers
 from losa_cache.machine.sizes import parse_bytes
 from losa_cache.remake.change import plan_change
 from losa_cache.remake.fill import fill
-from losa_cache.remake.fit import fit
+from losa_cache.remake.fit import copied_encoding, fit
 from losa_cache.remake.new_cache import finished, new_cache, require_other
 from losa_cache.remake.origin import Origin, block_rows
 from losa_cache.remake.values import Copied, Points, Recoded
@@ -61,10 +61,11 @@ def transcode(
     require_other(place, [source])
     change = plan_change(source.manifest, str(source.path), layers=layers, precision=precision, tokens=tokens)
     points = Points(source, change.kept, pooled=change.pooled, device=choose_device(device), threads=threads)
-    rows: dict[str, Any] = {"labels": source.labels, "ids": source.ids}
-    tail = {} if change.pooled else source.tail_tensors()
+    begun: dict[str, Any] = {"sources": [source], "copied": copied_encoding(change, source)}
+    begun |= {"labels": source.labels, "ids": source.ids, "tail": {} if change.pooled else source.tail_tensors()}
+    targets = [source.target_set(name) for name in source.manifest.targets]  # one that is damaged is named now
     try:
-        with new_cache(place, change.manifest, lambda: fit(change, points, shard_bytes=size), **rows, tail=tail) as new:
+        with new_cache(place, change.manifest, lambda: fit(change, points, shard_bytes=size), **begun) as new:
             if new.missing() or not new.manifest.complete:
                 maker = (
                     Recoded(points, new.layout, new.encoding)
@@ -76,4 +77,4 @@ def transcode(
                 new.finish()
     finally:
         points.close()
-    return finished(place, [source.target_set(name) for name in source.manifest.targets], [source])
+    return finished(place, targets, [source])

@@ -60,9 +60,12 @@ def aligned(targets: TargetSet, names: Sequence[str], place: str) -> TargetSet:
 def renumbered(targets: TargetSet, names: Sequence[str]) -> TargetSet:
     """Give a target set in other names, in their order, which hold all of its own.
 
-    Labels that are new are unknown for every sample; columns of numbers are the same, in another order.
+    Labels that are new are unknown for every sample; columns of numbers are the same, in another order. Depth has no
+    names to match.
     """
     theirs = list(targets.names)
+    if targets.kind == DEPTH:
+        return targets
     values, to = targets.values, {name: number for number, name in enumerate(names)}
     numbers = np.array([to[name] for name in theirs])
     if targets.kind == CLASS:

@@ -23,7 +23,7 @@ from losa_cache.train.bottleneck import Bandwidth
 from losa_cache.train.fixed_codes import FixedCodes
 from losa_cache.train.in_memory import MemoryReader, Reader
 from losa_cache.train.loaders import DeviceLoader, HostLoader, Loader, joined, longest
-from losa_cache.train.normed_rows import NormedRows
+from losa_cache.train.normed_rows import NormedRows, pooled_bytes
 from losa_cache.train.placement import Placement
 from losa_cache.train.preload import preload
 from losa_cache.train.residency import DISK, Residency, Sizes, choose_residency, rows_on_device
@@ -61,18 +61,20 @@ def open_cached(
     """
     device = placement.device
     precision, (_, tokens, width) = cache.precision, cache.manifest.shape
+    beside = pooled_bytes(pooling, tokens, width, precision.dtype)
     count = len(samples) * cache.manifest.views
     planes = precision.stored_layers([cache.manifest.points.index(point) for point in points])
-    plain = precision.dtype == precision.stored_dtype or (rank > 0 and precision.folds)
+    values, folded = precision.dtype == precision.stored_dtype, rank > 0 and precision.folds
     sample = len(planes) * cache.layout.block_bytes
     sizes = Sizes(
         stored=count * sample,
-        decoded=None if plain else count * len(points) * tokens * width * precision.dtype.itemsize,
+        decoded=None if values or folded else count * len(points) * tokens * width * precision.dtype.itemsize,
         device=None if device.type == "cpu" else available_memory(device),
         memory=available_memory(torch.device("cpu")),
         passes=passes,
         remote=cache.remote,
         batch=batch_size * sample,
+        pooled=count * len(points) * beside if values or not folded else 0,
     )
     chosen = choose_residency(placement.residency, sizes)
     log.info(chosen.reason)
@@ -103,7 +105,8 @@ class CachedSource:
         samples: numbers of the samples that will be requested, and so are kept in memory; by default all.
         targets: targets of all samples, ``(samples, ...)``; by default the cache's labels.
         pooling: of a model that layer-norms all blocks first. Blocks that are kept as values in the memory of
-            ``device`` are normed once, there, and come as :class:`losa_cache.sidenet.operand.Normed`.
+            ``device`` are normed once, there, and come as :class:`losa_cache.sidenet.operand.Normed`, unless they have
+            few tokens (``losa_cache.train.normed_rows``).
     """
 
     def __init__(
@@ -195,6 +198,8 @@ class CachedSource:
         if not self._on_disk:
             disk.close()
         here = hot if reader is disk else reader
+        if not pooled_bytes(pooling, *cache.manifest.shape[1:], cache.precision.dtype):
+            pooling = None  # blocks are normed in each step
         if pooling is not None and self._plain and isinstance(here, MemoryReader) and here.device.type == device.type:
             self._normed = NormedRows(here, pooling)
         if hot is not None and reader is disk:

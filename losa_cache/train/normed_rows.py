@@ -9,6 +9,26 @@ from losa_cache.train.in_memory import MemoryReader
 from losa_cache.train.loaders import Buffers, Loaded
 
 
+def pooled_bytes(pooling: Pooling | None, tokens: int, width: int, dtype: torch.dtype) -> int:
+    """Give the bytes of the rows that are kept beside a block output that is normed in memory.
+
+    Where they would be as many as those of the tokens, as in a cache of pooled rows, none are kept: memory would double
+    or more, and a few tokens are normed in every step in no time.
+
+    Args:
+        pooling: of the model; ``None``: it norms nothing.
+        tokens, width: of a block output.
+        dtype: of its values.
+
+    Returns:
+        the bytes, or 0 if it is not normed there.
+    """
+    if pooling is None:
+        return 0
+    rows = pooling.rows * width * torch.promote_types(dtype, torch.float32).itemsize
+    return rows if rows < tokens * width * dtype.itemsize else 0
+
+
 class NormedRows:
     """The rows that were pooled while the tokens were normed.
 

@@ -48,6 +48,8 @@ class Sizes:
         passes: how often each sample is read.
         remote: whether the cache is on a server.
         batch: bytes of a batch as the cache's codes; the device holds two batches while others are copied to it.
+        pooled: bytes of the rows that are pooled beside values, where these are normed once in the memory of the
+            training device.
     """
 
     stored: int
@@ -57,6 +59,17 @@ class Sizes:
     passes: int
     remote: bool = False
     batch: int = 0
+    pooled: int = 0
+
+    def held(self, where: str) -> tuple[int, int | None]:
+        """Give the bytes that ``device`` or ``memory`` holds: of :attr:`stored`, and of :attr:`decoded`.
+
+        Only values are normed, and only where they are trained on.
+        """
+        beside = self.pooled if where == "device" or self.device is None else 0
+        if self.decoded is None:
+            return self.stored + beside, None
+        return self.stored, self.decoded + beside
 
 
 def require_residency(name: str) -> None:
@@ -90,18 +103,20 @@ def choose_residency(asked: str, sizes: Sizes) -> Residency:
     device, memory = _limit("device", sizes.device), _limit("memory", sizes.memory)
     kept = asked == "auto" and sizes.passes > 1
     if asked == "device" or (kept and sizes.device is not None):
-        if sizes.stored <= device:
+        whole, _ = sizes.held("device")
+        if whole <= device:
             return _kept("device", device, sizes)
         part = max(0, device - 2 * sizes.batch)
-        worth = asked == "device" or part >= WORTH_SPLITTING * sizes.stored
-        if worth and sizes.stored - part <= memory:
-            return _split(part, sizes)
+        worth = asked == "device" or part >= WORTH_SPLITTING * whole
+        if worth and whole - part <= memory:
+            return _split(part, whole)
         if asked == "device":
             most = f"{readable_bytes(device)} on the device and, in the host's memory, {readable_bytes(memory)}"
-            raise _too_large(asked, most, sizes)
-    if asked == "memory" and sizes.stored > memory:
-        raise _too_large(asked, readable_bytes(memory), sizes)
-    if asked == "memory" or (kept and sizes.stored <= memory):
+            raise _too_large(asked, most, whole)
+    needed, _ = sizes.held("memory")
+    if asked == "memory" and needed > memory:
+        raise _too_large(asked, readable_bytes(memory), needed)
+    if asked == "memory" or (kept and needed <= memory):
         return _kept("memory", memory, sizes, why=", the training device's own" if host_trains else "")
     direct = sizes.stored > sizes.memory and not sizes.remote
     if asked == "disk":
@@ -129,22 +144,24 @@ def rows_on_device(count: int, share: float) -> NDArray[np.bool_]:
 
 
 def _kept(where: str, limit: int, sizes: Sizes, why: str = "") -> Residency:
-    decoded = sizes.decoded is not None and sizes.decoded <= limit
-    kept = sizes.decoded if decoded and sizes.decoded is not None else sizes.stored
+    codes, values = sizes.held(where)
+    decoded = values is not None and values <= limit
+    kept = values if decoded and values is not None else codes
     place = "the device's memory" if where == "device" else "memory"
     how = ", decoded" if decoded else ""
     return Residency(where, decoded=decoded, reason=f"{readable_bytes(kept)} are kept in {place}{how}{why}.")
 
 
-def _split(part: int, sizes: Sizes) -> Residency:
-    held, whole = readable_bytes(part), readable_bytes(sizes.stored)
-    reason = f"{held} of {whole} are kept in the device's memory, the rest in the host's."
-    return Residency("split", share=part / sizes.stored, reason=reason)
+def _split(part: int, whole: int) -> Residency:
+    reason = (
+        f"{readable_bytes(part)} of {readable_bytes(whole)} are kept in the device's memory, the rest in the host's."
+    )
+    return Residency("split", share=part / whole, reason=reason)
 
 
-def _too_large(where: str, most: str, sizes: Sizes) -> UserError:
+def _too_large(where: str, most: str, needed: int) -> UserError:
     return UserError(
-        f"--residency {where} needs {readable_bytes(sizes.stored)}, but may use only {most}: choose fewer --layers, a "
+        f"--residency {where} needs {readable_bytes(needed)}, but may use only {most}: choose fewer --layers, a "
         "smaller --limit, a cache of fewer bits, or --residency disk."
     )
 

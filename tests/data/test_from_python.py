@@ -134,6 +134,9 @@ REFUSED = {
         "labels of data set 'mine' are of .*float64",
     ),
     "ids": (lambda: of_list(ids=["a"] * 4), "an id twice"),
+    "empty id": (lambda: of_list(ids=["a", "b", "", "d"]), "has an empty id: give each sample a name of its own"),
+    "zero byte": (lambda: of_list(ids=["a", "a\0", "c", "d"]), "the id 'a.x00', which holds a zero byte"),
+    "no text": (lambda: of_list(ids=["a", "\ud800", "c", "d"]), "the id '.ud800' has a lone surrogate"),
     "ids of two types": (lambda: of_list(ids=["1", 1, 2, 3]), "an id twice"),
     "a dict": (lambda: Samples.of({"a": (PIXELS[0], 0)}, "mine"), "of the type dict: .* map-style"),
     "a gap": (

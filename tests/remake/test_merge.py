@@ -1,6 +1,7 @@
 """Several caches become one: every row is bit for bit that of its source, classes and targets go by their names."""
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,8 +15,10 @@ from losa_cache.errors import UserError
 from losa_cache.extract import create_cache
 from losa_cache.extract.extract import extract
 from losa_cache.extract.verify import verify_cache
+from losa_cache.ids import Ids
+from losa_cache.remake.change import largest_error
 from losa_cache.targets.add import add_targets
-from losa_cache.targets.target_set import MULTILABEL, NUMBERS, TargetSet
+from losa_cache.targets.target_set import DEPTH, MASK, MULTILABEL, NUMBERS, TargetSet
 from tests.conftest import tiny_backbone, tiny_samples
 from tests.extract.test_extract import contents
 from tests.extract.test_taps import plain_array
@@ -95,6 +98,54 @@ def test_target_sets_that_all_have_are_merged_by_name(tmp_path, caplog):
         assert numbers.values[at].tolist() == [place, place + 100]
 
 
+def test_frames_are_merged_and_what_cannot_be_is_left_out_before_a_shard_is_written(tmp_path, caplog):
+    sources, random = parts(tmp_path), np.random.default_rng(0)
+    for number, source in enumerate(sources):
+        count = len(source.sample_ids)
+        far = random.uniform(1, 9, (count, 8, 8)).astype(np.float32)
+        far[0, 0, 0] = np.nan
+        add_targets(source, TargetSet("far", DEPTH, ["depth"], far))
+        for name, classes in (("few", 127), ("many", 128)):  # 254 and 256 of both caches
+            names = [f"{number}-{own}" for own in range(classes)]
+            pixels = random.integers(0, classes, (count, 8, 8)).astype(np.uint8)
+            pixels[0, 0] = 255
+            add_targets(source, TargetSet(name, MASK, names, pixels))
+    sources = [open_cache(source.path) for source in sources]
+    with pytest.raises(KeyboardInterrupt), caplog.at_level(logging.WARNING):
+        lc.merge(sources, tmp_path / "m.zarr", progress=_stop)
+    reason = "of all caches together a mask has 256 classes, and at most 255 are possible"
+    assert f"the target set 'many' is left out, because {reason}." in caplog.text
+    merged = lc.merge(sources, tmp_path / "m.zarr")
+    assert merged.target_kinds.keys() == {"labels", "far", "few"}
+    far, few = merged.target_set("far"), merged.target_set("few")
+    assert (far.names, len(few.names), few.values.dtype) == (["depth"], 254, np.uint8)
+    for at, name in enumerate(merged.sample_ids):
+        part = next(number for number, source in enumerate(sources) if name in source.ids)
+        place, own = sources[part].sample_ids.index(name), sources[part]
+        assert np.array_equal(far.values[at], own.target_set("far").values[place], equal_nan=True)
+        mask = own.target_set("few").values[place]
+        assert np.array_equal(few.values[at], np.where(mask == 255, 255, mask + 127 * part))
+
+
+def _stop(_):
+    raise KeyboardInterrupt
+
+
+def test_the_stated_error_is_the_largest_of_the_parts(tmp_path):
+    one, two = parts(tmp_path, precision="float16")
+    (tmp_path / "coarse").mkdir()
+    again = [lc.transcode(own, tmp_path / f"coarse/{own.path.name}", precision="bfloat16") for own in (one, two)]
+    (tmp_path / "direct").mkdir()
+    direct, _ = parts(tmp_path / "direct", precision="bfloat16")
+    small, large = direct.manifest.encoding["error"], again[1].manifest.encoding["error"]
+    assert small < large
+    for order in ([direct, again[1]], [again[1], direct]):
+        merged = lc.merge(order, tmp_path / f"{order[0].path.parent.name}.zarr")
+        assert merged.manifest.encoding["error"] == large
+    assert largest_error([0.1, 0.4], [0.3, 0.2]) == [0.3, 0.4]
+    assert largest_error(0.2, [0.3, 0.1]) == [0.3, 0.2]
+
+
 def test_integers_are_merged_only_with_the_same_constants(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="because the constants of its precision int8 differ"):
         lc.merge(parts(tmp_path, precision="int8"), tmp_path / "m.zarr")
@@ -122,6 +173,9 @@ def test_what_does_not_belong_together_is_refused(tmp_path):
     whole = extract(tiny_backbone(), tiny_samples(12), out=tmp_path / "whole.zarr")
     with pytest.raises(UserError, match=r"^9 samples are in more than one of the caches \(('image-00\d', ){5}\.\.\.\)"):
         lc.merge([one, whole], tmp_path / "m.zarr")
+    twice = replace(two, ids=Ids.of([*two.ids[:-1], two.ids[0]]))
+    with pytest.raises(UserError, match=r"two\.zarr' itself has ids more than once \('image-012'\): ids tell"):
+        lc.merge([one, twice], tmp_path / "m.zarr")
     with pytest.raises(UserError, match="takes two caches or more, and 1 is given"):
         lc.merge([one], tmp_path / "m.zarr")
     with pytest.raises(UserError, match="is the cache itself"):

@@ -19,7 +19,7 @@ from losa_cache.factors import Codes
 from losa_cache.points import tapped_points
 from losa_cache.sidenet.operand import Gathered, Normed, dense
 from losa_cache.sidenet.pooled import Pooling
-from losa_cache.train import preload
+from losa_cache.train import cached, preload
 from losa_cache.train.batch import Request
 from losa_cache.train.cached import CachedSource, open_cached
 from losa_cache.train.fixed_codes import FixedCodes
@@ -93,6 +93,7 @@ def test_the_page_cache_is_passed_by_only_where_it_cannot_hold_what_is_read():
         device=st.none() | st.integers(0, 100),
         memory=st.integers(0, 100),
         passes=st.integers(1, 3),
+        pooled=st.integers(0, 50),
     ),
 )
 def test_nothing_is_kept_where_it_does_not_fit(asked, have):
@@ -102,6 +103,9 @@ def test_nothing_is_kept_where_it_does_not_fit(asked, have):
         assert asked in {"device", "memory"}
         return
     kept = have.decoded if found.decoded else have.stored
+    normed = found.decoded or have.decoded is None
+    if found.where == "device" or (found.where == "memory" and have.device is None):
+        kept += have.pooled * normed
     if found.where == "device":
         assert kept <= DEVICE_SHARE * have.device
     if found.where == "memory":
@@ -219,6 +223,36 @@ def test_blocks_that_stay_in_memory_are_normed_once(place, tiny_cache):
     source.close()
     raw = CachedSource(tiny_cache, points, CPU, residency=Residency("disk"), pooling=pooling)
     assert all(isinstance(block, torch.Tensor) for batch in raw.batches(requests) for block in batch.blocks)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+def test_rows_that_are_pooled_beside_the_tokens_are_counted(precision, tmp_path, monkeypatch):
+    cache = extract(tiny_backbone(), tiny_samples(9), precision=precision, out=tmp_path / "c.zarr")
+    asked = []
+    monkeypatch.setattr(cached, "choose_residency", lambda *given: asked.append(given) or choose_residency(*given))
+    options = {"samples": cache.samples, "passes": 9, "pooling": Pooling(classes=1, prefix=1)}
+    source = open_cached(cache, cache.manifest.points, Placement(CPU), **options)
+    kept, pooled = source._normed._memory.kept, source._normed._pooled
+    ((_, counted),) = asked
+    assert counted.pooled == pooled.nbytes > 0
+    codes, values = counted.held("memory")
+    assert sum(own.nbytes for own in kept) + pooled.nbytes == (codes if values is None else values)
+    source.close()
+    folded = open_cached(cache, cache.manifest.points, Placement(CPU), rank=4, **options)
+    assert asked[1][1].pooled == (0 if precision == "int8" else pooled.nbytes)
+    folded.close()
+
+
+def test_a_cache_of_pooled_rows_is_not_held_twice(tmp_path):
+    cache = extract(tiny_backbone(), tiny_samples(9), tokens="pooled", precision="float16", out=tmp_path / "c.zarr")
+    options = {"residency": Residency("memory"), "pooling": Pooling(classes=1, prefix=1)}
+    source = CachedSource(cache, cache.manifest.points, CPU, **options)
+    assert source._normed is None
+    requests = requests_in_order(cache.samples, 9)
+    (batch,) = source.batches(requests)
+    (disk,) = CachedSource(cache, cache.manifest.points, CPU).batches(requests)
+    assert all(torch.equal(*pair) for pair in zip(dense(batch.blocks), dense(disk.blocks), strict=True))
+    source.close()
 
 
 def test_a_batch_is_not_overwritten_before_the_next_is_asked_for(tiny_cache):
