@@ -102,8 +102,8 @@ def _copy(source: ActivationCache, target: StorePath, lock: WriterLock, progress
         return
     assert isinstance(target, LocalPath)
     partial = target.with_name(target.name + ".partial")
+    lock.sweep()
     if not there(partial):
-        lock.sweep()
         require_free(target)
     _clear_others(source, target, partial)
     for shard in range(source.layout.shards):

@@ -24,7 +24,8 @@ def manifest_at(place: StorePath) -> Manifest:
         UserError: if there is none: nothing else is ever moved or removed.
     """
     copy = MetadataFiles(place, receipts_of(place)).copy
-    if not (place / ROOT).is_file() and not (copy / ROOT).is_file():
+    gone = isinstance(place, LocalPath) and not there(place)
+    if gone or (not (place / ROOT).is_file() and not (copy / ROOT).is_file()):
         raise no_cache(place)
     try:
         return open_with(place, lambda: None, incomplete=True).manifest

@@ -14,7 +14,7 @@ from losa_cache.cache.shard import DamagedShardError
 from losa_cache.cache.storage import StorePath, receipts_of
 from losa_cache.cache.store import ActivationCache, open_cache
 from losa_cache.cache.stores.local import LocalPath
-from losa_cache.errors import BusyError, UserError, no_cache
+from losa_cache.errors import BusyError, UserError
 from losa_cache.files import clear, sync_folder
 from losa_cache.relocate.place import holding, holding_receipts, manifest_at, require_begun_nowhere, saying, there
 
@@ -39,8 +39,6 @@ def remove_cache(cache: ActivationCache | str | Location) -> None:
         else:
             require_begun_nowhere(place)
             manifest_at(place)  # on a server from its copy, if an interrupted call has removed the root
-            if isinstance(place, LocalPath) and not there(place):
-                raise no_cache(place)
             require_removable(place)
             with holding(place):
                 take_away(place)
