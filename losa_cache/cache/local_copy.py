@@ -71,6 +71,8 @@ class LocalCopy:
         stale = [name for name, _ in self.partial.scan() if is_metadata(name) and name not in contents]
         for name in stale:  # target sets that the cache had when the copy was begun
             (self.partial / name).unlink()
+            with suppress(OSError):  # the rest is not empty
+                os.removedirs((self.partial / name).parent)
         for name, content in contents.items():
             _write(self.partial / name, content)
         clear(core)

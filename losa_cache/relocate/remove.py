@@ -84,8 +84,8 @@ def require_removable(place: StorePath) -> None:
         for folder in _removed(place):
             if len(os.fsencode(folder.name)) > os.pathconf(place.parent, "PC_NAME_MAX"):
                 raise UserError(
-                    f"{place.name!r} is too long a name: the cache is named {folder.name!r} while it is removed; give "
-                    "it and its receipts a shorter one first."
+                    f"{place.name!r} is too long a name: the cache is named {folder.name!r} while it is removed: "
+                    "losa-cache move it to a shorter name first."
                 )
             if there(folder) and not _ours(folder):
                 raise UserError(
