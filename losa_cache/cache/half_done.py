@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import TypedDict, TypeVar
 
-from losa_cache.cache.storage import receipts_of
+from losa_cache.cache.storage import Place, receipts_of
 from losa_cache.errors import UserError
 from losa_cache.files import write_json
 from losa_cache.outside import UnreadableError, read_json
@@ -34,7 +34,7 @@ class Removal(TypedDict):
     digest: str | None
 
 
-def moving_name(target: Path) -> Path:
+def moving_name(target: Place) -> Place:
     """Name the store of a cache on its way to a place."""
     return target.with_name(target.name + MOVING)
 

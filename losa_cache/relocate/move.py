@@ -146,7 +146,7 @@ def _finish(place: LocalPath, target: LocalPath) -> ActivationCache:
             for folder in {place.parent, target.parent}:
                 sync_folder(folder)
     _follow(place, target, manifest_at(target))
-    for folder in (target, new):
+    for folder in (new, target):  # the last is the one that a repeated call looks for
         (folder / MOVE_NOTE).unlink(missing_ok=True)
     return open_cache(target, incomplete=True)
 
