@@ -4,23 +4,25 @@ import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 
 import numpy as np
 
 from losa_cache.cache.byte_source import ByteSource, CutShortError
-from losa_cache.cache.checked import REPAIR
+from losa_cache.cache.checked import REPAIR, sha256
 from losa_cache.cache.health import ShardCheck, check_shard
-from losa_cache.cache.metadata_files import LIST, LocalMetadata
+from losa_cache.cache.metadata_files import LIST, MetadataFiles, is_metadata
 from losa_cache.cache.receipt import Receipt
 from losa_cache.cache.shard import DamagedShardError
 from losa_cache.cache.storage import receipts_of, shard_path
 from losa_cache.cache.store import ActivationCache
 from losa_cache.cache.stores.local import LocalPath
 from losa_cache.errors import UserError
-from losa_cache.files import publish, sync_tree, write_whole
+from losa_cache.files import clear, publish, sync_tree, write_sealed, write_whole
 from losa_cache.machine.sizes import readable_bytes
+from losa_cache.outside import UnreadableError
 
 PIECE_BYTES = 4 * 1024 * 1024
 PIECES, REMOTE_PIECES = 4, 16  # read at once
@@ -65,13 +67,19 @@ class LocalCopy:
 
     def _copy_metadata(self) -> None:
         """Copy the metadata files, and their copy if there is one."""
-        names, metadata = self.cache.metadata.names(), self.cache.metadata
-        for name in names:
-            _write(self.partial / name, (metadata.store / name).read())
-        if metadata.copied:
-            for name in (*names, LIST):
-                _write(receipts_of(self.target) / "core" / name, (metadata.copy / name).read())
-            LocalMetadata(self.partial, receipts_of(self.target)).repair()
+        contents, core = metadata_contents(self.cache), receipts_of(self.target) / "core"
+        stale = [name for name, _ in self.partial.scan() if is_metadata(name) and name not in contents]
+        for name in stale:  # target sets that the cache had when the copy was begun
+            (self.partial / name).unlink()
+            with suppress(OSError):  # the rest is not empty
+                os.removedirs((self.partial / name).parent)
+        for name, content in contents.items():
+            _write(self.partial / name, content)
+        clear(core)
+        if self.cache.digests is not None:
+            for name, content in contents.items():
+                _write(core / name, content)
+            write_sealed(core / LIST, {"files": dict(self.cache.digests)})
 
     def _copy_receipt(self, shard: int) -> None:
         source = Receipt(self.cache.receipts, shard, self._identity)
@@ -143,6 +151,31 @@ class LocalCopy:
 
     def _damaged(self, shard: int, reason: str) -> UserError:
         return UserError(f"shard {shard} of {str(self.cache.path)!r} is damaged ({reason}): {REPAIR}.")
+
+
+def metadata_contents(cache: ActivationCache) -> dict[str, bytes]:
+    """Read the metadata files of a cache, each from its store or else from the copy beside it; the root's comes last.
+
+    Raises:
+        UserError: if one is not what it was when the cache was opened.
+    """
+    metadata = cache.metadata
+    if cache.digests is None:
+        return {name: (metadata.store / name).read() for name in metadata.names()}
+    contents = {name: _intact(name, digest, metadata) for name, digest in cache.digests.items()}
+    if lost := [name for name, content in contents.items() if content is None]:
+        if metadata.digests() != cache.digests:
+            raise UserError(f"{str(cache.path)!r} is being changed: run the same command again.")
+        raise UserError(f"{lost[0]} of {str(cache.path)!r} is damaged: {REPAIR}.")
+    return {name: content for name, content in contents.items() if content is not None}
+
+
+def _intact(name: str, digest: str, metadata: MetadataFiles) -> bytes | None:
+    for folder in (metadata.store, metadata.copy):
+        with suppress(OSError, UnreadableError):
+            if sha256(content := (folder / name).read()) == digest:
+                return content
+    return None
 
 
 def _write(file: Path, content: bytes) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from losa_cache.cache.claims import Claims
+from losa_cache.cache.half_done import require_whole
 from losa_cache.cache.members import FOLDER
 from losa_cache.cache.metadata_files import LocalMetadata
 from losa_cache.cache.receipt import Receipt
@@ -29,7 +30,7 @@ class LocalLock(WriterLock):
         shared: lock it with others, who each write what they claim.
 
     Raises:
-        UserError: if another process has the lock.
+        UserError: if another process has the lock, or a move or a removal of the cache was interrupted.
         OSError: if the cache cannot be written.
     """
 
@@ -43,6 +44,7 @@ class LocalLock(WriterLock):
         self.disk.mkdir(parents=True, exist_ok=True)
         self._lock = lock_or_refuse(self.disk / "lock", path, shared=shared)
         try:
+            require_whole(path)
             self.claims = Claims(self.disk) if shared else None
         except BaseException:
             unlock(self._lock)

@@ -90,9 +90,9 @@ class MetadataFiles:
 
     @property
     def has_receipts(self) -> bool:
-        """Whether there are receipts, or some of them (the lock alone does not count)."""
+        """Whether there are receipts, or some of them (the lock and temporary files do not count)."""
         if self.receipts.lists:
-            return any(name != "lock" for name, _ in self.receipts.scan())
+            return any(name != "lock" and not name.endswith(".partial") for name, _ in self.receipts.scan())
         return self.copied or (self.receipts / "000000.json").is_file()
 
     def names(self) -> list[str]:

@@ -270,6 +270,12 @@ def receipts_of(store: Place) -> Place:
     return store.with_name(store.name + ".receipts")
 
 
+def overlap(one: StorePath, other: StorePath) -> bool:
+    """Whether two caches, with their receipts, would share a folder, or one would lie in a folder of the other."""
+    ours, theirs = ([f"{place.resolve()}/", f"{receipts_of(place.resolve())}/"] for place in (one, other))
+    return any(a.startswith(b) or b.startswith(a) for a in ours for b in theirs)
+
+
 def shard_path(store: Place, tap: str, shard: int) -> Place:
     """File of a shard below a store: Zarr's default chunk keys with ``.`` between the numbers."""
     return store / "activations" / tap / f"c.{shard}.0.0.0"

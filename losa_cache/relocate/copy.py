@@ -1,9 +1,11 @@
 """``copy``: a cache and its receipts, bit for bit, to another place; every chunk is checked on the way."""
 
+import os
 from collections.abc import Callable
 
+from losa_cache.cache.health import examine
 from losa_cache.cache.local_copy import LocalCopy, shard_digests
-from losa_cache.cache.location import Location
+from losa_cache.cache.location import Location, locate
 from losa_cache.cache.metadata_files import ROOT
 from losa_cache.cache.object_lock import ObjectLock
 from losa_cache.cache.receipt import Receipt
@@ -15,7 +17,15 @@ from losa_cache.cache.stores.local import LocalPath
 from losa_cache.errors import UserError
 from losa_cache.files import clear
 from losa_cache.outside import UnreadableError
-from losa_cache.relocate.place import holding, saying, target_of, there
+from losa_cache.relocate.place import (
+    holding,
+    require_apart,
+    require_begun_nowhere,
+    require_free,
+    saying,
+    target_of,
+    there,
+)
 from losa_cache.relocate.upload import Upload
 from losa_cache.sources import list_path
 
@@ -44,10 +54,11 @@ def copy_cache(
     Raises:
         UserError: if there is another cache, a shard is damaged, or the place cannot be written.
     """
-    source = cache if isinstance(cache, ActivationCache) else open_cache(cache)
-    target = target_of(out, source.path.name)
-    if target.resolve() == source.path.resolve():
-        raise UserError(f"{str(target)!r} is the cache itself: name another place.")
+    place = cache.path if isinstance(cache, ActivationCache) else locate(cache)
+    require_begun_nowhere(place)
+    source = open_cache(place)  # as it is now
+    target = target_of(out, place.name)
+    require_apart(place, target)
     with saying(f"copying {str(source.path)!r} to {str(target)!r}"):
         if target.is_folder(ROOT):
             copied = require_copy(source, target)
@@ -60,7 +71,7 @@ def copy_cache(
 
 
 def require_copy(source: ActivationCache, target: StorePath) -> ActivationCache:
-    """Open what is at a place if it is a copy of a cache.
+    """Open what is at a place if it is a copy of a cache, every chunk of which is intact.
 
     Raises:
         UserError: if it is anything else.
@@ -68,11 +79,21 @@ def require_copy(source: ActivationCache, target: StorePath) -> ActivationCache:
     try:
         found = open_cache(target)
         same = source.digests is not None and found.digests == source.digests
-        if same and shard_digests(found) == shard_digests(source):
-            return found
+        same = same and shard_digests(found) == shard_digests(source)
     except (UserError, DamagedShardError):
-        pass
-    raise UserError(f"{str(target)!r} is there already, and is no copy of {str(source.path)!r}: name another place.")
+        same = False
+    if not same:
+        raise UserError(
+            f"{str(target)!r} is there already, and is no copy of {str(source.path)!r}: name another place."
+        )
+    _, damage = examine(target)
+    if damage:
+        what = damage.files[0] if damage.files else f"shard {damage.shards[0].shard}: {damage.shards[0].reason}"
+        raise UserError(
+            f"{str(target)!r} is there already, a copy of {str(source.path)!r} that is damaged ({what}): remove it "
+            "and run the same command again."
+        )
+    return found
 
 
 def _copy(source: ActivationCache, target: StorePath, lock: WriterLock, progress: Callable[[float], None]) -> None:
@@ -80,8 +101,11 @@ def _copy(source: ActivationCache, target: StorePath, lock: WriterLock, progress
         Upload(source, lock, progress).make()
         return
     assert isinstance(target, LocalPath)
+    partial = target.with_name(target.name + ".partial")
     lock.sweep()
-    _clear_others(source, target)
+    if not there(partial):
+        require_free(target)
+    _clear_others(source, target, partial)
     for shard in range(source.layout.shards):
         try:
             content = list_path(source.path, shard).read()
@@ -91,11 +115,10 @@ def _copy(source: ActivationCache, target: StorePath, lock: WriterLock, progress
     LocalCopy(source, target, progress, OTHERWISE).make()
 
 
-def _clear_others(source: ActivationCache, target: LocalPath) -> None:
+def _clear_others(source: ActivationCache, target: LocalPath, partial: LocalPath) -> None:
     """Remove what an interrupted copy left in part, or all of it if it may be of another cache."""
-    partial = target.with_name(target.name + ".partial")
-    if not there(partial):
-        return
+    if partial.is_symlink():
+        clear(partial)
     for leftover in list(partial.rglob("*.partial")):
         clear(leftover)
     identity = source.manifest.identity
@@ -104,4 +127,8 @@ def _clear_others(source: ActivationCache, target: LocalPath) -> None:
             if Receipt(receipts_of(target), shard, identity).read()["digest"] != digest:
                 raise DamagedShardError
     except DamagedShardError:
+        for name in os.listdir(receipts_of(target)):
+            if name != "lock":
+                clear(receipts_of(target) / name)
         clear(partial)
+    partial.mkdir(exist_ok=True)  # from here on, the receipts are those of an interrupted copy

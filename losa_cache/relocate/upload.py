@@ -5,10 +5,10 @@ from contextlib import contextmanager, suppress
 
 import numpy as np
 
-from losa_cache.cache.checked import REPAIR, require_own
+from losa_cache.cache.checked import REPAIR
 from losa_cache.cache.health import ShardCheck, check_shard
-from losa_cache.cache.local_copy import PIECE_BYTES
-from losa_cache.cache.metadata_files import LIST
+from losa_cache.cache.local_copy import PIECE_BYTES, metadata_contents
+from losa_cache.cache.metadata_files import LIST, MetadataFiles
 from losa_cache.cache.object_lock import ObjectLock
 from losa_cache.cache.receipt import Receipt
 from losa_cache.cache.shard import DamagedShardError
@@ -16,6 +16,7 @@ from losa_cache.cache.storage import StorePath, receipts_of, shard_path
 from losa_cache.cache.store import ActivationCache
 from losa_cache.cache.stores.local import LocalPath
 from losa_cache.errors import UserError
+from losa_cache.files import sealed
 from losa_cache.outside import UnreadableError
 from losa_cache.sources import list_path
 
@@ -44,20 +45,36 @@ class Upload:
         self.digests = cache.digests
 
     def make(self) -> None:
-        """Copy what is missing."""
+        """Copy what is missing.
+
+        Raises:
+            UserError: if a file is damaged, or what is at the place are receipts of another cache.
+        """
+        self._require_own_receipts()
         shards = self.cache.layout.shards
         for shard in range(shards):
             self._copy_shard(shard)
             self.progress((shard + 1) / shards)
-        contents = {name: (self.cache.path / name).read() for name in self.cache.metadata.names()}
-        for name, content in contents.items():
-            require_own(name, content, self.digests, self.cache.path)
+        contents = metadata_contents(self.cache)
         copy = receipts_of(self.target) / "core"
         for name, content in contents.items():
             (copy / name).write(content)
-        (copy / LIST).write((self.cache.metadata.copy / LIST).read())
+        (copy / LIST).write(sealed({"files": dict(self.digests)}))
         for name, content in contents.items():  # the root comes last
             (self.target / name).write(content)
+
+    def _require_own_receipts(self) -> None:
+        receipts = receipts_of(self.target)
+        theirs = MetadataFiles(self.target, receipts)
+        with suppress(OSError):  # an upload writes this list after all shards
+            try:
+                same = theirs.files() == self.digests
+            except ValueError:
+                same = False
+            if not same:
+                raise UserError(
+                    f"{str(receipts)!r} is there already, of another cache: remove it or name another place."
+                )
 
     def _copy_shard(self, shard: int) -> None:
         cache, identity = self.cache, self.cache.manifest.identity

@@ -12,7 +12,7 @@ from losa_cache.cache.layout import Layout
 from losa_cache.cache.manifest import Manifest
 from losa_cache.cache.precision import Encoding
 from losa_cache.cache.registry import knows, remember
-from losa_cache.cache.storage import StorePath
+from losa_cache.cache.storage import StorePath, overlap
 from losa_cache.cache.store import ActivationCache, open_cache
 from losa_cache.cache.writer import CacheWriter, lock_cache
 from losa_cache.errors import UserError
@@ -24,13 +24,13 @@ Fitted = tuple[Manifest, Layout, Encoding]
 
 
 def require_other(place: StorePath, sources: Sequence[ActivationCache]) -> None:
-    """Refuse to write a cache where one of those lies that it is made of.
+    """Refuse to write a cache where one of those lies that it is made of, or into it or its receipts.
 
     Raises:
         UserError: if so.
     """
-    if any(place.resolve() == source.path.resolve() for source in sources):
-        raise UserError(f"{str(place)!r} is the cache itself: choose another --out.")
+    if any(overlap(place, source.path) for source in sources):
+        raise UserError(f"{str(place)!r} is the cache itself, or lies in it or its receipts: choose another --out.")
 
 
 @contextmanager
