@@ -47,7 +47,9 @@ def move(cache: Cache, out: Out, as_json: Json = False) -> None:
 @takes_options
 def remove(
     cache: Cache,
-    yes: Annotated[bool, typer.Option("--yes", help="Delete without asking; needed without a terminal.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes/--no-yes", help="Delete without asking; needed without a terminal.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Delete a cache, complete or not, with its receipts. Run it again if it was interrupted."""

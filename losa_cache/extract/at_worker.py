@@ -46,7 +46,7 @@ class _Loaded:
 
     def __init__(self, task: Task) -> None:
         drop(_Begun)  # of an earlier command, whose backbone it holds
-        self.task, self.extraction = task, Extraction.open(task.config, Path(task.home))
+        self.task, self.extraction = task, Extraction.open(task.config, lambda: Path(task.home))
 
     def close(self) -> None:
         """Let go of them."""

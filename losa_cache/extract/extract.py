@@ -65,7 +65,7 @@ def extract(
         cache = extract_on_cluster(config, scheduler, shard_bytes=shard_bytes, meter=meter)
         remember(cache.path, cache.manifest, cache.manifest.options)
         return cache
-    extraction, part = Extraction.open(config, home()), _part(config)
+    extraction, part = Extraction.open(config, home), _part(config)
     with extraction.writing(shared=part is not None, shard_bytes=shard_bytes) as writing:
         writer, sources = writing.writer, writing.sources
         missing = set(writer.missing())

@@ -141,7 +141,7 @@ class _Outcome:
         reason = f"{'' if same else f'{self._names[first]}: '}{failed[first].rstrip('.')}"
         if total := self._meter.total:
             done = self._meter.images + self._meter.elsewhere
-            reason += f"; at least {total - done} of {total} images are left for the same command"
+            reason += f"; at least {max(0, total - done)} of {total} images are left for the same command"
         return (RuntimeError if codes[first] == 1 else UserError)(f"{reason}.")
 
     def _sentence(self, child: int, code: int) -> str:

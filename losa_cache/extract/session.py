@@ -1,7 +1,7 @@
 """An extraction that is open: its inputs, and the cache that is written, by this process alone or with others."""
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -49,17 +49,17 @@ class Extraction:
     workers: int
 
     @classmethod
-    def open(cls, config: ExtractConfig, home: Path) -> "Extraction":
+    def open(cls, config: ExtractConfig, home: Callable[[], Path]) -> "Extraction":
         """Load backbone and samples.
 
         Args:
             config: the options.
-            home: the user's folder, below which the cache lies if no option says where.
+            home: gives the user's folder, below which the cache lies if no option says where.
 
         Raises:
             UserError: for any option that cannot work.
         """
-        place = locate(home / "caches" if config.out is None else config.out)  # refused before anything is opened
+        place = locate(home() / "caches" if config.out is None else config.out)  # refused before anything is opened
         keep_freed_memory()
         memory = config.max_device_memory
         inputs = open_inputs(

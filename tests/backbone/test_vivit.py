@@ -54,7 +54,8 @@ def test_a_static_clip_enters_as_its_frame_does_at_every_time_step(name, inflati
     before, patches = embedding(video, frame[:, None].expand(-1, FRAMES, -1, -1, -1))
     image_before, image_patches = embedding(image, frame)
     torch.testing.assert_close(before, image_before)
-    torch.testing.assert_close(patches, image_patches.repeat(1, TIMES, 1), rtol=1e-5, atol=1e-5)
+    # float32 sums of 2 x 588 products, in an order that differs from one kind of CPU to another
+    torch.testing.assert_close(patches, image_patches.repeat(1, TIMES, 1), rtol=1e-5, atol=5e-5)
 
 
 @pytest.mark.parametrize("name", ["vit_base_patch16_224", "vit_small_patch14_reg4_dinov2"])

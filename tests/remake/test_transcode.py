@@ -185,7 +185,7 @@ REFUSED = {
     "no layer": ("int8", {"layers": "3,4"}, "there is no layer 3: choose among 2, 4"),
     "chain": ("predict:4", {"layers": "4,"}, "predict:4 predicts each layer .* and layers 2 would be missing"),
     "coarse rows": ("predict:4", {"tokens": "pooled"}, "'predict:4', but pooled rows are few"),
-    "itself": ("int8", {"out": "c.zarr"}, "is the cache itself: choose another --out"),
+    "itself": ("int8", {"out": "c.zarr"}, "is the cache itself, or lies in it or its receipts: choose another --out"),
 }
 
 
