@@ -88,7 +88,7 @@ CALLS = {
 
 
 @pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("verb", CALLS)
+@pytest.mark.parametrize("verb", [pytest.param("copy", marks=pytest.mark.slow), "move", "remove"])
 def test_killed_at_any_step_and_called_again_it_ends_as_if_nothing_had_happened(verb, every, tiny_original, tmp_path):
     call, ends = CALLS[verb]
     code = f"""
@@ -123,7 +123,7 @@ def test_killed_at_any_step_and_called_again_it_ends_as_if_nothing_had_happened(
             left = {{path.name.removesuffix(".receipts") for path in base.glob("*.zarr*")}}
             assert left <= {{"old.zarr", "new.zarr"}}, left
     """
-    assert killed_at_steps(code, tmp_path, kills=None if every else 3) >= 3
+    assert killed_at_steps(code, tmp_path, kills=None if every else 2) >= 2
 
 
 def test_what_cannot_be_done_is_a_sentence_and_nothing_changes(cache, tmp_path):

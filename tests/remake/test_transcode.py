@@ -224,10 +224,11 @@ def test_a_damaged_source_is_named_and_a_damaged_result_is_made_anew(tmp_path):
     assert verify_cache(made.path)["intact"]
 
 
-@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("every", [False, True])
 def test_killed_at_any_step_it_goes_on_and_ends_bit_identical(every, tmp_path):
     whole = extract(tiny_backbone(), tiny_samples(9, bad=(2,)), out=tmp_path / "a.zarr", **SMALL)
-    lc.transcode(whole, tmp_path / "wanted.zarr", precision="int8", shard_bytes=2_100)
+    lc.transcode(whole, tmp_path / "wanted.zarr", layers=2, shard_bytes=2_100)
     (tmp_path / "at").mkdir()
     code = f"""
         import losa_cache as lc
@@ -242,7 +243,7 @@ def test_killed_at_any_step_it_goes_on_and_ends_bit_identical(every, tmp_path):
             for left in new.parent.glob("new*"):
                 clear(left)
         def call():
-            lc.transcode(base / "a.zarr", new, precision="int8", shard_bytes=2_100, workers=2)
+            lc.transcode(base / "a.zarr", new, layers=2, shard_bytes=2_100, workers=2)
         def check():
             assert files_at(new) == wanted
     """
