@@ -42,7 +42,7 @@ def require_epochs(folder: Path, number: int, epochs: int, files: Mapping[str, i
     try:
         found = [line for line in Run(path).metrics() if line["epoch"] <= epochs]
         if [line["epoch"] for line in found] != list(range(1, epochs + 1)):
-            raise UnreadableError(f"it has not the metrics of its {epochs} epochs")
+            raise UnreadableError(f"its metrics.jsonl has not the metrics of its {epochs} epochs")
         require_unchanged(path, {name: checksum for name, checksum in files.items() if name != METRICS})
         if METRICS in files and _logged(path / METRICS, epochs) != files[METRICS]:
             raise UnreadableError(f"{METRICS} was altered")
