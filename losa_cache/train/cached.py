@@ -197,11 +197,12 @@ class CachedSource:
             hot, reader = load(rows[on_device], where="device"), load(rows[~on_device], where="memory")
         if not self._on_disk:
             disk.close()
-        here = hot if reader is disk else reader
+        kept = [memory for memory in (hot, reader) if isinstance(memory, MemoryReader)]
         if not pooled_bytes(pooling, *cache.manifest.shape[1:], cache.precision.dtype):
             pooling = None  # blocks are normed in each step
-        if pooling is not None and self._plain and isinstance(here, MemoryReader) and here.device.type == device.type:
-            self._normed = NormedRows(here, pooling)
+        whole_here = len(kept) == 1 and kept[0].device.type == device.type  # not split between two memories
+        if pooling is not None and self._plain and whole_here:
+            self._normed = NormedRows(kept[0], pooling)
         if hot is not None and reader is disk:
             in_place = self._plain and (self._rank > 0 or self._normed is not None)
             return DeviceLoader(hot, self._watch, in_place=in_place)

@@ -221,8 +221,9 @@ def test_blocks_that_stay_in_memory_are_normed_once(place, tiny_cache):
                 pooled = torch.stack([normed[:, 0], normed[:, 1:].mean(1)], 1)
                 torch.testing.assert_close(rows, pooled, rtol=1e-5, atol=1e-5)
     source.close()
-    raw = CachedSource(tiny_cache, points, CPU, residency=Residency("disk"), pooling=pooling)
-    assert all(isinstance(block, torch.Tensor) for batch in raw.batches(requests) for block in batch.blocks)
+    for elsewhere in (Residency("disk"), Residency("split", share=0.5)):
+        raw = CachedSource(tiny_cache, points, CPU, residency=elsewhere, pooling=pooling)
+        assert all(isinstance(block, torch.Tensor) for batch in raw.batches(requests) for block in batch.blocks)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
