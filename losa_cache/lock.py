@@ -12,7 +12,7 @@ import logging
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -63,13 +63,20 @@ def lock(file: Path, *, wait: bool = False, shared: bool = False) -> int | None:
 
 
 @contextmanager
-def locked(file: Path) -> Iterator[None]:
-    """Lock a file for a moment, and wait for others that do.
+def locked(file: Path, busy: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Lock a file for a while.
+
+    Args:
+        file: to lock.
+        busy: is called if another process has it, before this one waits; it may raise instead.
 
     Raises:
         UserError, OSError: as :func:`lock`.
     """
-    handle = lock(file, wait=True)
+    handle = lock(file)
+    if handle is None:
+        busy()
+        handle = lock(file, wait=True)
     assert handle is not None
     try:
         yield

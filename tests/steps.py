@@ -51,6 +51,31 @@ print(json.dumps(killed))
 """
 
 
+def made_anew(base, call: str) -> str:
+    """Give what :func:`killed_at_steps` needs of a call that makes ``base / "at" / "new.zarr"`` as ``wanted.zarr`` is.
+
+    Args:
+        base: a folder with the whole result, ``wanted.zarr``, and an empty folder ``at``.
+        call: code that makes ``new`` of caches in ``base``.
+    """
+    return f"""
+        import losa_cache as lc
+        from losa_cache.cache.stores.local import LocalPath
+        from losa_cache.files import clear
+        from tests.relocate.test_relocate import files_at
+        base = LocalPath({str(base)!r})
+        new = base / "at" / "new.zarr"
+        wanted = files_at(base / "wanted.zarr")
+        def again():
+            for left in new.parent.glob("new*"):
+                clear(left)
+        def call():
+            {call}
+        def check():
+            assert files_at(new) == wanted
+    """
+
+
 def killed_at_steps(prepare: str, below, *, kills: int | None = None) -> int:
     """Kill a call at each of its steps on files of a folder, or at some, and call it again; give how many kills fell.
 

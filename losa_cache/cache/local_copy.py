@@ -48,7 +48,7 @@ class LocalCopy:
         self._identity = cache.manifest.identity
         self.sizes = cache.shard_sizes()
         if lost := sorted(set(range(cache.layout.shards)) - self.sizes.keys()):
-            raise self._damaged(lost[0], "it is missing")
+            raise damaged_shard(self.cache, lost[0], "it is missing")
         self.lacking = [shard for shard in self.sizes if not self._done(shard)]
         self._left = sum(self.sizes[shard] for shard in self.lacking)
         self._guard = Lock()
@@ -87,7 +87,7 @@ class LocalCopy:
         try:
             target.write(source.read())
         except DamagedShardError as error:
-            raise self._damaged(shard, str(error)) from error
+            raise damaged_shard(self.cache, shard, str(error)) from error
         if (listed := source.listed()) is not None:
             target.write_list(listed)
 
@@ -97,13 +97,13 @@ class LocalCopy:
         try:
             self._fetch(self.cache.open_shard(shard), file, pieces)
         except CutShortError as error:
-            raise self._damaged(shard, "it is cut short") from error
+            raise damaged_shard(self.cache, shard, "it is cut short") from error
         layout, skipped = self.cache.layout, self.cache.manifest.skipped_rows
         receipt = None if self.cache.digests is None else Receipt(receipts_of(self.target), shard, self._identity)
         found = check_shard(ShardCheck(shard, file, receipt, layout, skipped & frozenset(layout.rows(shard))))
         if found.damage is not None:
             file.unlink()
-            raise self._damaged(shard, found.damage.reason)
+            raise damaged_shard(self.cache, shard, found.damage.reason)
         if receipt is not None and found.checksums is not None and not found.listed:
             receipt.write_list(found.checksums)
         publish(file, final)
@@ -149,8 +149,10 @@ class LocalCopy:
                 f"{str(self.target.parent)!r} has {readable_bytes(free)} free: {self._otherwise}."
             )
 
-    def _damaged(self, shard: int, reason: str) -> UserError:
-        return UserError(f"shard {shard} of {str(self.cache.path)!r} is damaged ({reason}): {REPAIR}.")
+
+def damaged_shard(cache: ActivationCache, shard: int, reason: str) -> UserError:
+    """Give the refusal to copy a cache of which a shard is damaged."""
+    return UserError(f"shard {shard} of {str(cache.path)!r} is damaged ({reason}): {REPAIR}.")
 
 
 def metadata_contents(cache: ActivationCache) -> dict[str, bytes]:

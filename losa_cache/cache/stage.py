@@ -1,8 +1,8 @@
 """A copy of a cache on a local disk: it is made once, every chunk is checked, and it can be resumed."""
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from losa_cache.cache.checked import REPAIR
@@ -15,7 +15,7 @@ from losa_cache.cache.stores.local import LocalPath
 from losa_cache.cache.target_arrays import TARGETS
 from losa_cache.errors import UserError
 from losa_cache.files import reason, remedy
-from losa_cache.lock import lock, unlock
+from losa_cache.lock import locked
 
 log = logging.getLogger(__name__)
 
@@ -94,15 +94,8 @@ def _but_for_targets(cache: ActivationCache) -> dict[str, str] | None:
     }
 
 
-@contextmanager
-def _alone(target: LocalPath) -> Iterator[None]:
-    file = receipts_of(target) / "lock"
-    handle = lock(file)
-    if handle is None:
+def _alone(target: LocalPath) -> AbstractContextManager[None]:
+    def busy() -> None:
         log.warning("another process is copying %s: waiting for it.", target)
-        handle = lock(file, wait=True)
-    assert handle is not None
-    try:
-        yield
-    finally:
-        unlock(handle)
+
+    return locked(receipts_of(target) / "lock", busy)

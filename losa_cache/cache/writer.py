@@ -32,7 +32,7 @@ from losa_cache.cache.shard_commit import ShardCommit
 from losa_cache.cache.storage import StorePath, WriterLock, receipts_of, shard_path
 from losa_cache.cache.store import ActivationCache, open_cache, open_with
 from losa_cache.errors import UserError
-from losa_cache.files import CHANGED, remedy
+from losa_cache.files import CHANGED, reason, remedy
 
 
 @dataclass
@@ -187,7 +187,7 @@ class CacheWriter:
 
     @property
     def claims(self) -> Claims | None:
-        """Of this process, where several write the cache."""
+        """The claims of this process; ``None``: it writes the cache alone."""
         return self.lock.claims
 
     def missing(self, among: Iterable[int] | None = None) -> list[int]:
@@ -338,6 +338,22 @@ def saying_unwritable(path: StorePath) -> Iterator[None]:
         raise UserError(
             f"cache {str(path)!r} cannot be written ({error.strerror}): {changed if error.errno in CHANGED else ''}"
             "choose another --out."
+        ) from error
+
+
+@contextmanager
+def saying_unfinished(path: StorePath) -> Iterator[None]:
+    """Say in a sentence that shards of a cache could not be written, and how to go on.
+
+    Raises:
+        UserError: for what the file system refuses.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"writing {str(path)!r} failed ({reason(error)}): finished shards are kept; {remedy(error)} and run the "
+            "same command again to go on."
         ) from error
 
 

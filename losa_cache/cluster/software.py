@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import losa_cache
+from losa_cache.cache.identity import differences
 
+SIDES = ("on this worker", "on the others")
 DECIDES = ("torch", "timm", "numpy", "pillow", "zarr")
 """Packages whose version decides bits of a result."""
 
@@ -50,3 +53,8 @@ class Software:
                 "the same there"
             )
         return None
+
+
+def other_numbers(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
+    """Say why a worker is refused whose fields differ, of which results depend."""
+    return f"it would compute other numbers: {'; '.join(differences(theirs, ours, SIDES))}."

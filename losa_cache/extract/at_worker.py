@@ -7,8 +7,6 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
-import torch
-
 from losa_cache.cache.storage import StorePath, receipts_of
 from losa_cache.cluster.at_worker import drop, kept
 from losa_cache.errors import UserError
@@ -18,6 +16,7 @@ from losa_cache.extract.part import Part
 from losa_cache.extract.session import Extraction, Writing, mark_of
 from losa_cache.extract.share import Share, run_part
 from losa_cache.extract.units import Units
+from losa_cache.machine.device import device_kind
 from losa_cache.outside import UnreadableError
 
 FREE = Part(free=True)
@@ -95,8 +94,7 @@ def look(task: Task) -> dict[str, Any]:
     """Load backbone and samples, and say what decides the numbers. Nothing is written."""
     inputs = _loaded(task).inputs
     device = inputs.backbone.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return {"device": name, "path": str(_loaded(task).path), **inputs.manifest.fields}
+    return {"device": device_kind(device), "path": str(_loaded(task).path), **inputs.manifest.fields}
 
 
 def begin(task: Task) -> Begun:

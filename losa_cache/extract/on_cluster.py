@@ -10,13 +10,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from losa_cache.cache.identity import differences
 from losa_cache.cache.location import locate
 from losa_cache.cache.storage import receipts_of
 from losa_cache.cache.store import ActivationCache, open_cache
 from losa_cache.cache.writer import saying_unwritable
 from losa_cache.cluster.crew import Crew
 from losa_cache.cluster.ledger import ATTEMPTS, Job
+from losa_cache.cluster.software import other_numbers
 from losa_cache.errors import UserError
 from losa_cache.extract import at_worker
 from losa_cache.extract.at_worker import Task
@@ -27,7 +27,6 @@ from losa_cache.folders import home
 
 JOBS = 16  # of each worker, so that the last ones to end leave others idle for little of the time
 MOST_UNITS = 64  # of a job: a lost worker loses at most so many
-SIDES = ("on this worker", "on the others")
 
 log = logging.getLogger(__name__)
 
@@ -148,5 +147,5 @@ def _whole(config: ExtractConfig) -> ExtractConfig:
 def _differ(theirs: Any, ours: Any) -> str:
     """Say why a worker cannot work with the others."""
     if isinstance(theirs, dict):
-        return f"it would compute other numbers: {'; '.join(differences(theirs, ours, SIDES))}."
+        return other_numbers(theirs, ours)
     return f"it finds {theirs.units} units of work in {theirs.path!r}, and the others {ours.units}: restart it."

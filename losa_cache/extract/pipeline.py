@@ -17,13 +17,11 @@ import torch
 from losa_cache.cache.layout import Layout
 from losa_cache.cache.precision import get_precision
 from losa_cache.cache.shard import pack
-from losa_cache.cache.writer import CacheWriter
+from losa_cache.cache.writer import CacheWriter, saying_unfinished
 from losa_cache.data.decode import DECODE_AHEAD, Decoded, View
-from losa_cache.errors import UserError
 from losa_cache.extract.forward import Fetch, choose_forward
 from losa_cache.extract.meter import Meter
 from losa_cache.extract.plan import batches, batches_at_once, views_of
-from losa_cache.files import reason, remedy
 from losa_cache.inputs import Inputs
 from losa_cache.machine.memory import available_memory
 from losa_cache.sources import Sources
@@ -83,7 +81,11 @@ def run(
 
     decoded = decoder.batches(views(), ahead=max(DECODE_AHEAD, at_once))
     writes: deque[Future[None]] = deque()
-    with ThreadPoolExecutor(workers, "pack") as packers, ThreadPoolExecutor(1, "write") as scribe:
+    with (
+        saying_unfinished(writer.path),
+        ThreadPoolExecutor(workers, "pack") as packers,
+        ThreadPoolExecutor(1, "write") as scribe,
+    ):
         try:
             while taken := _take(decoded, at_once, meter):
                 if not skip_errors:
@@ -100,11 +102,6 @@ def run(
                     writes.append(scribe.submit(_write, writer, sources, packers, rows, keep, failures, fetch, meter))
             while writes:
                 writes.popleft().result()
-        except OSError as error:
-            raise UserError(
-                f"writing {str(writer.path)!r} failed ({reason(error)}): finished shards are kept; {remedy(error)} "
-                "and run the same command again to go on."
-            ) from error
         finally:
             decoded.close()
             decoder.close()

@@ -32,6 +32,11 @@ def machine() -> str:
     return f"{device}, torch {torch.__version__}"
 
 
+def device_kind(device: torch.device) -> str:
+    """Name the kind of a device: two of one kind compute the same numbers."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def default_workers(processes: int = 1) -> int:
     """Give the threads or processes that decode: one for each core that this process may use, at most 16.
 

@@ -14,7 +14,7 @@ from losa_cache.cache.stores.local import LocalPath
 from losa_cache.cache.writer import lock_cache
 from losa_cache.errors import BusyError, UserError, no_cache
 from losa_cache.files import reason, remedy
-from losa_cache.lock import lock, unlock
+from losa_cache.lock import locked
 
 
 def manifest_at(place: StorePath) -> Manifest:
@@ -96,13 +96,12 @@ def holding_receipts(place: LocalPath) -> Iterator[None]:
         UserError: if one is at work.
     """
     require_no_links(place)
-    handle = lock(receipts_of(place) / "lock")
-    if handle is None:
+
+    def refuse() -> None:
         raise _busy(place)
-    try:
+
+    with locked(receipts_of(place) / "lock", refuse):
         yield
-    finally:
-        unlock(handle)
 
 
 def _busy(place: StorePath) -> BusyError:

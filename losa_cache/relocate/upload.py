@@ -5,9 +5,8 @@ from contextlib import contextmanager, suppress
 
 import numpy as np
 
-from losa_cache.cache.checked import REPAIR
 from losa_cache.cache.health import ShardCheck, check_shard
-from losa_cache.cache.local_copy import PIECE_BYTES, metadata_contents
+from losa_cache.cache.local_copy import PIECE_BYTES, damaged_shard, metadata_contents
 from losa_cache.cache.metadata_files import LIST, MetadataFiles
 from losa_cache.cache.object_lock import ObjectLock
 from losa_cache.cache.receipt import Receipt
@@ -83,7 +82,7 @@ class Upload:
         try:
             content = own.read()
         except DamagedShardError as error:
-            raise self._damaged(shard, str(error)) from error
+            raise damaged_shard(self.cache, shard, str(error)) from error
         with suppress(DamagedShardError, FileNotFoundError):
             if theirs.read() == content and path.size() == content["bytes"]:
                 return
@@ -91,7 +90,7 @@ class Upload:
         with self._on_disk(cache.shard_path(shard)) as file:
             found = check_shard(ShardCheck(shard, file, own, cache.layout, skipped))
             if found.damage is not None:
-                raise self._damaged(shard, found.damage.reason)
+                raise damaged_shard(self.cache, shard, found.damage.reason)
             path.upload(file)
         with suppress(FileNotFoundError, UnreadableError):
             list_path(self.target, shard).write(list_path(cache.path, shard).read())
@@ -111,9 +110,6 @@ class Upload:
             yield scratch
         finally:
             scratch.unlink(missing_ok=True)
-
-    def _damaged(self, shard: int, reason: str) -> UserError:
-        return UserError(f"shard {shard} of {str(self.cache.path)!r} is damaged ({reason}): {REPAIR}.")
 
 
 def _fetch(file: StorePath, scratch: LocalPath) -> None:

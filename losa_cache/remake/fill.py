@@ -9,9 +9,7 @@ import torch
 
 from losa_cache.cache.shard_map import map_shards
 from losa_cache.cache.store import ActivationCache
-from losa_cache.cache.writer import CacheWriter
-from losa_cache.errors import UserError
-from losa_cache.files import reason, remedy
+from losa_cache.cache.writer import CacheWriter, saying_unfinished
 from losa_cache.machine.prefetch import work_ahead
 from losa_cache.remake.carried import CarriedSources
 from losa_cache.remake.origin import Origin, blocks
@@ -81,7 +79,7 @@ def fill(
     left = sum(len(layout.rows(shard)) for shard in missing)
     every = list(blocks(layout, missing, rows))
     windows = [every[start : start + workers] for start in range(0, len(every), workers)]
-    with one_thread_each(), ThreadPoolExecutor(workers, "prepare") as pool:
+    with saying_unfinished(writer.path), one_thread_each(), ThreadPoolExecutor(workers, "prepare") as pool:
         ready = work_ahead(lambda window: (window, map_shards(prepare, window, pool=pool)), windows)
         try:
             for window, prepared in ready:
@@ -94,10 +92,5 @@ def fill(
                             writer.append(row, one.packed, overflowed=one.overflowed, non_finite=one.non_finite)
                     left -= len(part)
                     progress(1 - left / layout.samples)
-        except OSError as error:
-            raise UserError(
-                f"writing {str(writer.path)!r} failed ({reason(error)}): finished shards are kept; {remedy(error)} "
-                "and run the same command again to go on."
-            ) from error
         finally:
             ready.close()

@@ -22,7 +22,7 @@ from losa_cache.targets.target_set import DEPTH, MASK, MULTILABEL, NUMBERS, Targ
 from tests.conftest import tiny_backbone, tiny_samples
 from tests.extract.test_extract import contents
 from tests.extract.test_taps import plain_array
-from tests.steps import killed_at_steps
+from tests.steps import killed_at_steps, made_anew
 
 SMALL = {"shard_bytes": 5_200, "batch_size": 4, "on_error": "skip"}
 
@@ -197,20 +197,5 @@ def test_a_merged_cache_is_trained_from(tmp_path):
 def test_killed_at_each_step_it_goes_on_and_ends_bit_identical(tmp_path):
     lc.merge(parts(tmp_path), tmp_path / "wanted.zarr", shard_bytes=5_200)
     (tmp_path / "at").mkdir()
-    code = f"""
-        import losa_cache as lc
-        from losa_cache.cache.stores.local import LocalPath
-        from losa_cache.files import clear
-        from tests.relocate.test_relocate import files_at
-        base = LocalPath({str(tmp_path)!r})
-        new = base / "at" / "new.zarr"
-        wanted = files_at(base / "wanted.zarr")
-        def again():
-            for left in new.parent.glob("new*"):
-                clear(left)
-        def call():
-            lc.merge([base / "one.zarr", base / "two.zarr"], new, shard_bytes=5_200, workers=2)
-        def check():
-            assert files_at(new) == wanted
-    """
+    code = made_anew(tmp_path, 'lc.merge([base / "one.zarr", base / "two.zarr"], new, shard_bytes=5_200, workers=2)')
     assert killed_at_steps(code, tmp_path / "at", kills=50) >= 50

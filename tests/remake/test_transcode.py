@@ -23,7 +23,7 @@ from tests.conftest import tiny_backbone, tiny_samples
 from tests.extract.test_extract import contents
 from tests.extract.test_taps import plain_array
 from tests.servers import BUCKET
-from tests.steps import killed_at_steps
+from tests.steps import killed_at_steps, made_anew
 
 SMALL = {"shard_bytes": 5_200, "batch_size": 4, "on_error": "skip"}
 
@@ -230,23 +230,7 @@ def test_killed_at_any_step_it_goes_on_and_ends_bit_identical(every, tmp_path):
     whole = extract(tiny_backbone(), tiny_samples(9, bad=(2,)), out=tmp_path / "a.zarr", **SMALL)
     lc.transcode(whole, tmp_path / "wanted.zarr", layers=2, shard_bytes=2_100)
     (tmp_path / "at").mkdir()
-    code = f"""
-        import losa_cache as lc
-        from losa_cache.cache.stores.local import LocalPath
-        from losa_cache.cache.storage import receipts_of
-        from losa_cache.files import clear
-        from tests.relocate.test_relocate import files_at
-        base = LocalPath({str(tmp_path)!r})
-        new = base / "at" / "new.zarr"
-        wanted = files_at(base / "wanted.zarr")
-        def again():
-            for left in new.parent.glob("new*"):
-                clear(left)
-        def call():
-            lc.transcode(base / "a.zarr", new, layers=2, shard_bytes=2_100, workers=2)
-        def check():
-            assert files_at(new) == wanted
-    """
+    code = made_anew(tmp_path, 'lc.transcode(base / "a.zarr", new, layers=2, shard_bytes=2_100, workers=2)')
     assert killed_at_steps(code, tmp_path / "at", kills=50 if every else 1) >= 1
 
 

@@ -11,12 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from losa_cache.cache.store import open_cache
 from losa_cache.cluster.at_worker import kept
 from losa_cache.errors import UserError
 from losa_cache.machine.allocator import keep_freed_memory
+from losa_cache.machine.device import device_kind
 from losa_cache.sweep.engine.concurrency import most_trials
 from losa_cache.sweep.engine.config import FILE, SweepConfig, checksum
 from losa_cache.sweep.engine.here import CohortHere
@@ -145,8 +144,7 @@ def look(site: Site) -> dict[str, str]:
     """
     opened = _open(site)
     device = opened.placement.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return {"device": name} | opened.data.identities()
+    return {"device": device_kind(device)} | opened.data.identities()
 
 
 def train_epoch(order: Order) -> Trained:

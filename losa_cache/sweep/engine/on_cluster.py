@@ -13,9 +13,9 @@ from typing import Any, Self
 
 import torch
 
-from losa_cache.cache.identity import differences
 from losa_cache.cluster.crew import Crew
 from losa_cache.cluster.ledger import Job
+from losa_cache.cluster.software import other_numbers
 from losa_cache.machine.device_names import require_device_name
 from losa_cache.sweep.engine import at_worker
 from losa_cache.sweep.engine.at_worker import Order, Site, Trained
@@ -27,8 +27,6 @@ from losa_cache.sweep.engine.results import tested_on
 from losa_cache.sweep.engine.trial import load_group
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.residency import require_residency
-
-SIDES = ("on this worker", "on the others")
 
 log = logging.getLogger(__name__)
 
@@ -135,10 +133,6 @@ class Cluster:
             require_device_name(self.device)
 
 
-def _differ(theirs: dict[str, str], ours: dict[str, str]) -> str:
-    return f"it would compute other numbers: {'; '.join(differences(theirs, ours, SIDES))}."
-
-
 class OnCluster:
     """Train on a cluster (``losa_cache.sweep.engine.here.Trainers``).
 
@@ -154,7 +148,7 @@ class OnCluster:
     def __init__(self, folder: Path, config: SweepConfig, cluster: Cluster) -> None:
         self._folder, self._config = folder.resolve(), config
         self.site = Site(str(self._folder), checksum(folder), cluster.device, cluster.residency)
-        self.crew = Crew(cluster.scheduler, (at_worker.look, self.site), differ=_differ)
+        self.crew = Crew(cluster.scheduler, (at_worker.look, self.site), differ=other_numbers)
 
     def __enter__(self) -> Self:
         return self
