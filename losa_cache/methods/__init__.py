@@ -1,0 +1,1 @@
+"""Methods that train inside the backbone, with which LoSA is compared: one file each (:mod:`losa_cache.tuned`)."""

@@ -1,0 +1,130 @@
+"""What is known of a method before torch is imported, and how methods are named."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, cast
+
+from losa_cache.errors import UserError, nearest
+from losa_cache.literals import read_literals
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from losa_cache.tuned.trunk import Trunk
+
+FOLDER = Path(__file__).parents[1] / "methods"
+SIDES: Mapping[str, str] = {"losa": "losa", "linear": "linear", "lst": "ladder"}
+"""Names under which ``--method`` knows side networks, which need no backbone and may read a cache."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodSpec:
+    """What is known of a method that trains inside the backbone.
+
+    Attributes:
+        label: its name in tables.
+        source: the publication.
+        lr: default peak learning rate of AdamW.
+        rank: default inner width, which ``--rank`` sets; 0: it has none.
+        variants: what may stand behind the colon, as in ``vpt:deep``; the first is the default.
+        joins: whether several variants may be named together, as in ``lora:qkv+mlp``.
+        counts: whether a whole number from 1 may stand behind the colon, as in ``last:2``; the default is 1.
+        tail: whether the final norm is trained, too.
+        merges: whether what it trained can be folded into the backbone's own weights (``merge``).
+        video: whether it needs the tokens of a video.
+    """
+
+    label: str
+    source: str
+    lr: float = 1e-3
+    rank: int = 0
+    variants: tuple[str, ...] = ()
+    joins: bool = False
+    counts: bool = False
+    tail: bool = False
+    merges: bool = False
+    video: bool = False
+
+
+class MethodFile(Protocol):
+    """What the file of a method holds beside ``SPEC``."""
+
+    def insert(self, trunk: "Trunk", *, rank: int, variant: str | int | None) -> None:
+        """Change a frozen trunk in place: afterwards exactly what the method trains requires a gradient.
+
+        Args:
+            trunk: whose parameters are all frozen.
+            rank: inner width, where ``SPEC.rank``.
+            variant: one of ``SPEC.variants``, or the number, where ``SPEC.counts``.
+
+        Raises:
+            UserError: for a trunk that lacks what it changes, or sizes that cannot be.
+        """
+        ...
+
+    def merge(self, model: "nn.Module") -> None:
+        """Fold what was trained into the trunk's own weights, in place; only where ``SPEC.merges``.
+
+        The outputs stay the same within rounding, and the model has its own structure again.
+        """
+        ...
+
+
+METHODS: dict[str, MethodSpec] = {
+    path.stem.replace("_", "-"): MethodSpec(**read_literals(path, "SPEC"))
+    for path in sorted(FOLDER.glob("*.py"))
+    if path.stem != "__init__"
+}
+"""All methods that train inside the backbone, by name."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method as the user named it.
+
+    Attributes:
+        name: one of ``METHODS``.
+        variant: what stood behind the colon, or the default; ``None`` where the method has none.
+    """
+
+    name: str
+    variant: str | int | None = None
+
+    @property
+    def spec(self) -> MethodSpec:
+        """What is known of it."""
+        return METHODS[self.name]
+
+    def __str__(self) -> str:
+        return self.name if self.variant is None else f"{self.name}:{self.variant}"
+
+
+def parse_method(text: str) -> Method:
+    """Read a method's name, and what stands behind its colon.
+
+    Raises:
+        UserError: naming what there is.
+    """
+    name, colon, behind = text.partition(":")
+    if name not in METHODS:
+        raise UserError(f"unknown method {text!r}: choose one of {', '.join(METHODS)}{nearest(name, list(METHODS))}.")
+    spec = METHODS[name]
+    if spec.counts:
+        if colon and not (behind.isascii() and behind.isdecimal() and 1 <= int(behind) <= 2**12):
+            raise UserError(f"method is {text!r}: write {name} or {name}:K, with a whole number K from 1.")
+        return Method(name, int(behind or 1))
+    if not colon:
+        return Method(name, spec.variants[0] if spec.variants else None)
+    parts = behind.split("+") if spec.joins else [behind]
+    if not spec.variants or not {*parts} <= {*spec.variants} or len({*parts}) < len(parts):
+        known = ", ".join(f"{name}:{variant}" for variant in spec.variants) or f"{name}, which has no variants"
+        joined = ", or several joined by +" if spec.joins else ""
+        raise UserError(f"unknown method {text!r}: choose {known}{joined}.")
+    return Method(name, behind)
+
+
+def load_method(name: str) -> MethodFile:
+    """Import the file of a method, and torch with it."""
+    return cast("MethodFile", import_module(f"losa_cache.methods.{name.replace('-', '_')}"))
