@@ -1,6 +1,6 @@
 """What work by dask.distributed costs: overhead with one worker, and how many units a scheduler can give out.
 
-    python benchmarks/cluster.py [--images 448] [--repeats 5]
+    python benchmarks/cluster.py [--images 128] [--repeats 3]
 
 The overhead is that of `extract --scheduler` with one worker against plain `extract`, of the same images on the same
 machine, in CPU seconds of all threads of the process, since scheduler, worker and client share it. Opening backbone and
@@ -23,7 +23,7 @@ from losa_cache.cluster.crew import Crew
 from losa_cache.extract.on_cluster import MOST_UNITS, divide
 
 GPUS, NEEDED = 64, 64 * 1160 / 64  # units of 64 images a second
-GIVEN: dict[str, Any] = {"backbone": "vit_digits", "dataset": "digits", "batch_size": 8, "shard_bytes": 1_000_000}
+GIVEN: dict[str, Any] = {"backbone": "vit_s", "weights": "random", "dataset": "digits", "batch_size": 16}
 
 
 def overhead(images: int, repeats: int) -> None:
@@ -77,8 +77,8 @@ def rate(units: int) -> None:
 def main() -> None:
     """Measure both."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=448)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--images", type=int, default=128)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--units", type=int, default=1000)
     options = parser.parse_args()
     rate(options.units)

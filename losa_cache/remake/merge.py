@@ -1,5 +1,6 @@
 """``merge``: one cache of the samples of several, whose stored values are copied."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from losa_cache.cache.layout import SHARD_BYTES
 from losa_cache.cache.location import Location, locate
 from losa_cache.cache.storage import StorePath
-from losa_cache.cache.store import ActivationCache, open_cache
+from losa_cache.cache.store import HELD_OUT_SPLITS, ActivationCache, open_cache
 from losa_cache.errors import UserError, require_counts
 from losa_cache.machine.device import default_workers
 from losa_cache.machine.sizes import parse_bytes
@@ -28,6 +29,8 @@ from losa_cache.remake.new_cache import Fitted, finished, new_cache, require_oth
 from losa_cache.remake.origin import Origin, block_rows
 from losa_cache.remake.same_values import same_constants, same_tensors
 from losa_cache.remake.values import Copied, Points
+
+log = logging.getLogger(__name__)
 
 FEWEST = 2
 
@@ -69,6 +72,7 @@ def merge(
         require_alike(sources[0].manifest, other.manifest, str(other.path))
         _require_same_tensors(sources[0], other)
     require_disjoint(sources)
+    _tell_splits([source.manifest.fields["dataset"]["split"] for source in sources])
     first = sources[0].manifest
     counts = [len(source.sample_ids) for source in sources]
     drawn = {"seed": int(first.fields["sampling"]["seed"])}
@@ -78,6 +82,17 @@ def merge(
     targets = [joined_targets(sources, name, names, samples) for name, names in common_targets(sources).items()]
     _write(place, sources, origin, classes, size=size, threads=threads, progress=progress)
     return finished(place, targets, sources)
+
+
+def _tell_splits(splits: Sequence[str]) -> None:
+    """Warn where samples to train on and samples to test on come together."""
+    tests = [split for split in splits if split in HELD_OUT_SPLITS]
+    if tests and len(tests) < len(splits):
+        log.warning(
+            "the merged cache holds samples of the splits %s: what is trained from it cannot be tested on the split %r.",
+            ", ".join(dict.fromkeys(splits)),
+            tests[0],
+        )
 
 
 def _write(

@@ -22,6 +22,7 @@ from losa_cache.sidenet.adapter_file import load_adapter, load_adapter_config
 from losa_cache.sidenet.adapter_folder import HUB, find_files, local_folder
 from losa_cache.tasks import CLASSIFICATION, Task, get_task
 from losa_cache.train.all_layers import unfit
+from losa_cache.train.cache_of_run import cache_of_run
 from losa_cache.train.compatible import misfit, misfit_of_cache, of_tokens, require_fit, target_name
 from losa_cache.train.config import SHUFFLE, OnlineConfig, TrainConfig
 from losa_cache.train.evaluate import evaluate
@@ -235,7 +236,7 @@ def _cache_of_run(
         raise UserError(f"run {str(run)!r} held nothing out and no test cache is known{remedy}.")
     if known.passed_over:
         log.warning("the samples that the run held out of its own are evaluated: %s.", known.passed_over)
-    return (None if origin["cache"] is None else open_cache(origin["cache"])), True
+    return (None if origin["cache"] is None else cache_of_run(run, origin)), True
 
 
 def _judges(run: str | Path, data: TrainingData, adapter_config: dict[str, Any]) -> NDArray[np.int64]:

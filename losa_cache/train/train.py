@@ -18,6 +18,7 @@ from losa_cache.errors import UserError
 from losa_cache.machine.allocator import keep_freed_memory
 from losa_cache.options import lists_options
 from losa_cache.sidenet.adapter import Adapter
+from losa_cache.train.cache_of_run import cache_of_run
 from losa_cache.train.config import OnlineConfig, TrainConfig, of_recipe
 from losa_cache.train.learned import targets_of
 from losa_cache.train.loop import DivergedError, Progress, Report, fit
@@ -170,7 +171,7 @@ def resume(
     directory = Run(Path(run))
     config, origin = directory.config()
     placement = Placement.choose(device, residency)
-    cache = None if origin["cache"] is None else _cache_of(run, origin["cache"])
+    cache = None if origin["cache"] is None else cache_of_run(run, origin)
     if cache is not None and origin["targets"] is not None:
         config = replace(config, targets=origin["targets"]["name"])  # others may have been added since
         _require_same_targets(run, cache, config, origin["targets"])
@@ -263,16 +264,6 @@ def _tell_samples(data: TrainingData) -> None:
         "target set %r: %s samples to train on, %s held out.",
         *(data.targets.name, f"{len(chosen.train):,}", f"{len(chosen.held_out):,}"),
     )
-
-
-def _cache_of(run: str | Path, path: str) -> ActivationCache:
-    try:
-        return open_cache(path)
-    except UserError as error:
-        raise UserError(
-            f"the cache {path!r}, from which run {str(run)!r} learns, cannot be opened "
-            f"({str(error).removesuffix('.')}): if it was moved, put it back, or a symbolic link to it there."
-        ) from error
 
 
 def _staged(cache: ActivationCache | None, folder: str | Path | None, progress: Progress) -> ActivationCache | None:

@@ -98,6 +98,18 @@ def test_target_sets_that_all_have_are_merged_by_name(tmp_path, caplog):
         assert numbers.values[at].tolist() == [place, place + 100]
 
 
+def test_samples_to_train_on_and_to_test_on_are_merged_with_a_warning(tmp_path, caplog):
+    samples = tiny_samples()
+    shares = {"train": np.arange(9), "test": np.arange(9, 23)}
+    sources = [
+        extract(tiny_backbone(), replace(samples.select(rows), split=split), out=tmp_path / f"{split}.zarr", **SMALL)
+        for split, rows in shares.items()
+    ]
+    with caplog.at_level(logging.WARNING):
+        lc.merge(sources, tmp_path / "m.zarr")
+    assert "what is trained from it cannot be tested on the split 'test'" in caplog.text
+
+
 def test_frames_are_merged_and_what_cannot_be_is_left_out_before_a_shard_is_written(tmp_path, caplog):
     sources, random = parts(tmp_path), np.random.default_rng(0)
     for number, source in enumerate(sources):

@@ -307,7 +307,7 @@ def test_a_directory_appears_with_its_config_and_is_nobody_elses(trained, tmp_pa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file", "link"]
 
 
-def test_a_run_whose_cache_moved_or_is_another_now_says_so(trained, tmp_path):
+def test_a_run_whose_cache_moved_or_is_another_now_says_so(tmp_path, caplog):
     cache = extract(tiny_backbone(), tiny_samples(), precision="float32", out=tmp_path / "c.zarr")
     run = lc.train(cache, out=tmp_path / "run", **OPTIONS).run
     for suffix in ("", ".receipts"):
@@ -317,6 +317,10 @@ def test_a_run_whose_cache_moved_or_is_another_now_says_so(trained, tmp_path):
         match=r"cache '.*c\.zarr', from which run .* learns, cannot be opened.*put it back, or a symbolic link",
     ):
         lc.resume(run, device="cpu")
+    (tmp_path / "elsewhere").mkdir()
+    moved = lc.move_cache(tmp_path / "moved.zarr", tmp_path / "elsewhere")  # now the list of caches knows it
+    assert lc.resume(run, device="cpu").samples == {"train": 23, "held_out": 0}
+    assert f"the one at {str(moved.path)!r}, of the same content, is used" in caplog.text
     renamed = replace(tiny_samples(), classes=("a", "c", "d"))
     other = extract(tiny_backbone(), renamed, precision="float32", out=tmp_path / "other.zarr")
     with pytest.raises(lc.UserError, match=r"does not fit .*classes \(the run knows no 'd'\)"):
