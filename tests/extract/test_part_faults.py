@@ -266,7 +266,7 @@ while kills < 20:
             kills += 1
     if len(receipts()) == 30:
         shutil.rmtree(out), shutil.rmtree(out + ".receipts")
-    shutil.rmtree(out + ".party")
+    shutil.rmtree(out + ".party", ignore_errors=True)  # none where all were killed before
 wait(*[child('auto') for _ in range(3)])
 """
     run(code, tmp_path / "c.zarr")
