@@ -63,7 +63,8 @@ class TrainConfig:
         side: name of the side network (``losa_cache.sidenet.spec.SIDES``): ``losa``; ``mlp`` or ``ladder``, of Table 3;
             ``linear``: the linear probe, which is the
                 baseline; ``fusion``, one attention query over the class token and
-            the mean of all layers; or ``attentive``, one query over all tokens of the last layer.
+            the mean of all layers; ``attentive``, one query over all tokens of the last layer; or ``res_tuning``, the
+            bypass of Res-Tuning.
         rank: inner width r of the side network, if it has one (``SideSpec.rank``).
         layers: the cached blocks to read: ``"all"``, K for K evenly spaced ones, or a list of block numbers.
         start: what the side network refines: ``output``, y_0 = b_L; or ``embedding``, y_0 = b_0 (Table 6).
