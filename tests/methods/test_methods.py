@@ -182,9 +182,7 @@ def test_ssf_has_the_published_parameters_with_the_mean_classifier():
 def test_a_method_computes_what_is_published(text, kind):
     plain, model = tiny(kind), changed(text, tiny(kind))
     own = trained(model)
-    hand = HAND[text](
-        plain.state_dict(), own, depth=DEPTH, heads=HEADS, prefix=plain.num_prefix_tokens, grid=GRID
-    )
+    hand = HAND[text](plain.state_dict(), own, depth=DEPTH, heads=HEADS, prefix=plain.num_prefix_tokens, grid=GRID)
     x = embedding(plain, pixels(plain))
     if text == "ssf":
         embed = hand.scaled("patch_embed.norm", plain.patch_embed(pixels(plain)))
@@ -196,9 +194,7 @@ def test_a_method_computes_what_is_published(text, kind):
 
 def test_st_adapter_computes_what_is_published():
     plain, model = video(), changed("st-adapter", video(), grid=(3, *GRID))
-    hand = by_hand.STAdapter(
-        plain.state_dict(), trained(model), depth=DEPTH, heads=HEADS, prefix=1, grid=(3, *GRID)
-    )
+    hand = by_hand.STAdapter(plain.state_dict(), trained(model), depth=DEPTH, heads=HEADS, prefix=1, grid=(3, *GRID))
     expected = hand.outputs(embedding(plain, pixels(plain, frames=6)))
     for found, other in zip(outputs(model, pixels(model, frames=6)), expected, strict=True):
         torch.testing.assert_close(found, other, rtol=1e-9, atol=1e-9)
@@ -233,7 +229,8 @@ def test_prompts_start_uniform_in_the_published_range(text):
 
 @pytest.mark.parametrize("text", HAND)
 def test_gradients_reach_all_that_is_trained_and_nothing_else(text):
-    plain = {id(parameter) for parameter in (model := tiny()).parameters()}
+    model = tiny()
+    plain = {id(parameter) for parameter in model.parameters()}
     changed(text, model)
     outputs(model, pixels(model))[-1].square().sum().backward()
     for name, parameter in model.named_parameters():
@@ -258,9 +255,8 @@ def test_a_merged_trunk_is_a_plain_one_with_the_same_outputs(text, kind):
     expected = outputs(model, pixels(model))[-1]
     load_method(method_of(text).name).merge(model)
     assert {type(module) for module in model.modules()} == {type(module) for module in tiny(kind).modules()}
-    assert {name.removesuffix(".bias") for name in model.state_dict()} == {
-        name.removesuffix(".bias") for name in tiny(kind).state_dict()
-    }
+    kept = [name for name in tiny(kind).state_dict() if not name.endswith(".bias")]  # a shift may add a bias
+    assert [name for name in model.state_dict() if not name.endswith(".bias")] == kept
     assert not trained(model)
     torch.testing.assert_close(outputs(model, pixels(model))[-1], expected, rtol=1e-9, atol=1e-9)
 
@@ -360,11 +356,15 @@ def beit():
     [
         ("vpt:deep", lambda: eva(use_rot_pos_emb=True), "sees positions, which prompts have none of"),
         ("vpt:shallow", beit, "sees positions, which prompts have none of"),
-        ("lora:qkv", lambda: eva(), "keeps the biases of its queries and values apart"),
+        ("lora:qkv", eva, "keeps the biases of its queries and values apart"),
         ("fact:tt", beit, "keeps the biases of its queries and values apart"),
-        ("ssf", lambda: eva(), "keeps the biases of its queries and values apart"),
+        ("ssf", eva, "keeps the biases of its queries and values apart"),
         ("lora:mlp", lambda: VisionTransformer(**TINY, mlp_layer=SwiGLU), "have no linear layer mlp.fc1"),
-        ("fact:tk", lambda: VisionTransformer(**TINY, mlp_layer=SwiGLUPacked, mlp_ratio=2.5), "no multiples of its width"),
+        (
+            "fact:tk",
+            lambda: VisionTransformer(**TINY, mlp_layer=SwiGLUPacked, mlp_ratio=2.5),
+            "no multiples of its width",
+        ),
         ("ssf", lambda: VisionTransformer(**TINY, norm_layer="rmsnorm"), "norm without weight or bias"),
         ("st-adapter", tiny, "for videos, and backbone 'tiny' takes images"),
     ],
