@@ -4,8 +4,6 @@ In the manner of Frankle, Schwab and Morcos, "Training BatchNorm and Only BatchN
 a ViT.
 """
 
-from torch import nn
-
 from losa_cache.tuned.spec import MethodSpec
 from losa_cache.tuned.trunk import Trunk
 
@@ -15,5 +13,5 @@ SPEC = MethodSpec(label="norms", source="", lr=1e-3, tail=True)
 def insert(trunk: Trunk, *, rank: int, variant: str | int | None) -> None:
     """Train every norm."""
     for module in trunk.model.modules():
-        if isinstance(module, nn.LayerNorm | nn.RMSNorm) or "norm" in type(module).__name__.lower():
+        if "norm" in type(module).__name__.lower() and not any(module.children()):
             module.requires_grad_(True)
