@@ -153,9 +153,7 @@ def train(
             "(--val-fraction; by default a fifth of the samples at a time). Then train on all samples.",
         ),
     ] = False,
-    out: Annotated[
-        Path | None, _path("Run directory; default: runs/<data set>-<n>, with the side network or method between.")
-    ] = None,
+    out: Annotated[Path | None, _path("Run directory; default: runs/<data set>-<side or method>-<n>.")] = None,
     device: Device = None,
     residency: Residency = "auto",
     stage: Annotated[
@@ -196,7 +194,7 @@ def train(
     elif given(context, "val_fraction"):  # an earlier run's list gives way
         config = replace(config, val_ids=None)
     online, mixed = _fresh(context, online, mixed)
-    _refuse_beside_method(context, config, auto=auto)
+    _refuse_beside_method(context, config, auto=auto, online=online)
     refuse_unused(context, config)
     config = replace(config, **{name: value for name, value in of_recipe(recipe).items() if not given(context, name)})
     require_sample_files(config)
@@ -216,8 +214,6 @@ def train(
         fresh = OnlineConfig(**images, share=1.0 if mixed is None else mixed)
     else:
         refuse(context, "without --online or --mixed a cache serves the images it has", only=OF_IMAGES)
-    if config.trains is not None and fresh is None:
-        raise UserError(f"--method {config.trains} trains inside the backbone, which a cache cannot replace: use --online.")
     if cache is None and not online:
         require_known_store()
     from losa_cache.cache.store import latest_training_cache, open_cache
@@ -235,7 +231,7 @@ def train(
     _print_training(result, as_json)
 
 
-def _refuse_beside_method(context: typer.Context, config: TrainConfig, *, auto: bool) -> None:
+def _refuse_beside_method(context: typer.Context, config: TrainConfig, *, auto: bool, online: bool) -> None:
     """Refuse options that a method leaves nothing to do.
 
     Raises:
@@ -248,6 +244,8 @@ def _refuse_beside_method(context: typer.Context, config: TrainConfig, *, auto: 
     method = f"--method {config.trains}"
     if auto:
         raise UserError(f"--auto chooses from a cache, and {method} trains inside the backbone: leave one of them out.")
+    if not online:
+        raise UserError(f"{method} trains inside the backbone, which a cache cannot replace: use --online.")
     refuse(context, f"{method} trains inside the backbone, whose last output a classifier reads", only=OF_BLOCKS)
     refuse(context, f"{method} trains inside the backbone, which a cache cannot replace", only=OF_CACHES)
 
