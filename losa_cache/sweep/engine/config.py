@@ -206,6 +206,7 @@ def options_of_sweep(path: Path) -> dict[str, Any] | None:
     }
     found = asdict(config.base) | searched
     seed, warmup, layers = found.pop("seed"), found.pop("warmup"), found["layers"]
+    del found["method"], found["grad_checkpointing"]  # a sweep trains side networks
     seeds = len(seed) if isinstance(seed, list) else 1
     lists = isinstance(config.base.layers, list) or (isinstance(layers, list) and any("," in str(k) for k in layers))
     beyond = {
