@@ -5,9 +5,6 @@ y = gamma * x + beta behind the patch embedding, the norms and the linear layers
 starts normal around 1, beta around 0, both with the deviation 0.02 of the authors' code, so the model starts near
 itself. All of it folds into the operations (section 3.2, re-parameterisation).
 
-The final norm is trained itself: its weight and bias are a scale and a shift, which start as they are and not beside
-them (*not from the publication*).
-
 2 (768 + 12 * 11 * 768 + 768) = 205,824 parameters. The publication's 0.24 M on VTAB-1k and 0.39 M on FGVC are this and the
 mean classifier, of 49.5 and of 234.6 classes.
 """
@@ -45,30 +42,32 @@ class Scaled(nn.Module):
 
 
 def insert(trunk: Trunk, *, rank: int, variant: str | int | None) -> None:
-    """Scale and shift behind the patch embedding, its norm, and all norms and linear layers of the blocks."""
+    """Scale and shift behind the patch embedding, and behind all norms and linear layers of the blocks and the end."""
+    embed = trunk.model.patch_embed
+    assert isinstance(embed, nn.Module)
     for place in LINEARS:
         around_linears(trunk, place, lambda layer: like(trunk, Scaled(layer, layer.out_features)))
     for block in trunk.blocks:
         for name in ("norm1", "norm2"):
-            norm = getattr(block, name, None)
-            _require_plain(trunk, norm)
-            setattr(block, name, like(trunk, Scaled(norm, trunk.width)))
-    embed = trunk.model.patch_embed
-    assert isinstance(embed, nn.Module)
-    embedded = like(trunk, Scaled(nn.Identity(), trunk.width))
-    if isinstance(embed.norm, nn.Identity):
-        embed.norm = embedded
-    else:
-        _require_plain(trunk, embed.norm)
-        embed.norm = nn.Sequential(embedded, like(trunk, Scaled(embed.norm, trunk.width)))
+            setattr(block, name, _scaled_norm(trunk, getattr(block, name, None)))
+    for name in ("norm", "fc_norm"):
+        if _has_norm(trunk.model, name):
+            setattr(trunk.model, name, _scaled_norm(trunk, getattr(trunk.model, name)))
+    embedded = like(trunk, Scaled(nn.Identity(), trunk.width))  # behind the convolution, which a norm may follow
+    embed.norm = nn.Sequential(embedded, _scaled_norm(trunk, embed.norm)) if _has_norm(embed, "norm") else embedded
 
 
-def _require_plain(trunk: Trunk, norm: object) -> None:
+def _has_norm(parent: nn.Module, name: str) -> bool:
+    return not isinstance(getattr(parent, name, None), nn.Identity | None)
+
+
+def _scaled_norm(trunk: Trunk, norm: object) -> Scaled:
     if not (isinstance(norm, nn.LayerNorm) and norm.weight is not None and norm.bias is not None):
         raise UserError(
             f"backbone {trunk.name!r} has a norm without weight or bias (a {type(norm).__name__}), into which a shift "
             "does not fold: choose a plain ViT, or another method."
         )
+    return like(trunk, Scaled(norm, trunk.width))
 
 
 @torch.no_grad()

@@ -171,7 +171,7 @@ def test_vit_b_has_the_parameters_of_the_formula(text, rank, formula):
 
 
 def test_ssf_has_the_published_parameters_with_the_mean_classifier():
-    inside = parameters("ssf", 0) + 2 * 768  # the final norm is trained in the tail
+    inside = parameters("ssf", 0)
     vtab = sum(task.classes for task in TASKS.values()) / len(TASKS)
     fgvc = (200 + 555 + 102 + 120 + 196) / 5
     assert [f"{(inside + classes * 769) / 1e6:.2f}" for classes in (vtab, fgvc)] == ["0.24", "0.39"]
@@ -315,7 +315,7 @@ class Exported(nn.Module):
         return outputs(self.model, x)[-1]
 
 
-@pytest.mark.parametrize("text", [*HAND, "st-adapter"])
+@pytest.mark.parametrize("text", ["adapter", "convpass", "fact:tk", "vpt:shallow", "vpt:deep", "st-adapter"])
 def test_a_trunk_with_a_method_is_exported_for_any_number_of_images(text):
     frames, grid = (6, (3, *GRID)) if text == "st-adapter" else (1, GRID)
     model = changed(text, (video if frames > 1 else tiny)(), grid=grid)
