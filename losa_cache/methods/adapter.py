@@ -5,8 +5,8 @@ behind the attention and behind the MLP, before the residual sum; y becomes y + 
 start normal with a deviation of 0.01, cut off at two of them, and biases zero, so that the model starts near itself,
 not as itself. ``pfeiffer`` (Pfeiffer et al., "AdapterFusion", EACL 2021): one a block, behind the MLP.
 
-f is GELU and the default width 8, which is *not from these publications*:
-12 (2 * 768 * 8 + 8 + 768) = 156,768 parameters of ``pfeiffer`` are the 0.16 M of "Adapter" in Table 1 of LoSA. ``houlsby`` has twice as many.
+f is GELU and the default width 8, which is *not from these publications*. 12 (2 * 768 * 8 + 8 + 768) = 156,768
+parameters of ``pfeiffer`` are the 0.16 M of "Adapter" in Table 1 of LoSA; ``houlsby`` has twice as many.
 """
 
 from torch import nn
