@@ -332,7 +332,9 @@ class TrainConfig:
         """
         named = None if self.method is None else NAMED_SIDES.get(self.method)
         if self.grad_checkpointing and (self.method is None or named is not None):
-            raise UserError("grad-checkpointing is for what trains inside the backbone: leave it out, or name a --method.")
+            raise UserError(
+                "grad-checkpointing is for what trains inside the backbone: leave it out, or name a --method."
+            )
         if self.method is None:
             return
         side = named or "linear"
