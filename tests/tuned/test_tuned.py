@@ -323,7 +323,7 @@ def test_a_card_says_what_was_trained_inside(tmp_path):
 
 
 COUNTS = {"full": 85_798_656, "bitfit": 102_912, "norm": 38_400}
-"""Of ViT-B/16 at 224 pixels: timm's own count without the head; BitFit's 0.10 M (Table 1 of LoSA); 25 norms of 2 x 768."""
+"""Of ViT-B/16 at 224 pixels: timm's own count without the head; BitFit's 0.10 M (Table 1 of LoSA); 25 norms."""
 
 
 @pytest.mark.parametrize("method", COUNTS)
