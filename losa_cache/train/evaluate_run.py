@@ -153,8 +153,8 @@ def evaluated(
     online = None if origin["online"] is None else OnlineConfig.from_json(origin["online"])
     if adapter_config.get("method") and online is None:
         raise UserError(
-            f"adapter {str(run)!r} was trained inside the backbone ({trained_of(adapter_config)}): name the run that it "
-            "is of, which knows its images, or use losa-cache predict."
+            f"adapter {str(run)!r} was trained inside the backbone ({trained_of(adapter_config)}): name the run that "
+            "it is of, which knows its images, or use losa-cache predict."
         )
     chosen = open_cache(cache) if cache is not None else None
     if split is not None and (chosen is not None or online is None):
@@ -222,9 +222,7 @@ def evaluated(
     )
 
 
-def _trained_model(
-    run: Path, data: TrainingData, adapter_config: dict[str, Any]
-) -> tuple[Model, dict[str, int]]:
+def _trained_model(run: Path, data: TrainingData, adapter_config: dict[str, Any]) -> tuple[Model, dict[str, int]]:
     """Load what a run has trained onto the device of its data, and count the parameters that were trained."""
     own = of_tokens(adapter_config, data.manifest)
     if data.trunk is None:
