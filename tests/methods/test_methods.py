@@ -353,10 +353,19 @@ def test_a_rotary_trunk_takes_methods_that_need_no_positions(text, scale):
     assert all(bool(parameter.grad.any()) for parameter in trained(model).values())
 
 
-def beit():
-    return Beit(
-        img_size=28, patch_size=7, embed_dim=WIDTH, depth=DEPTH, num_heads=HEADS, num_classes=0, use_rel_pos_bias=True
-    )
+def beit(**options):
+    shape = {"img_size": 28, "patch_size": 7, "embed_dim": WIDTH, "depth": DEPTH, "num_heads": HEADS, "num_classes": 0}
+    torch.manual_seed(0)
+    return Beit(**shape, use_rel_pos_bias=True, **options).eval().requires_grad_(False).double()
+
+
+@pytest.mark.parametrize("text", ["adaptformer", "convpass"])
+def test_a_layer_scale_that_is_a_parameter_does_not_scale_what_is_trained(text):
+    plain, model = (beit(init_values=scale) for scale in (1e-9, 1e-9))  # branches of the trunk add as good as nothing
+    changed(text, model, grid=(4, 4))
+    x = torch.randn(2, 3, 28, 28, dtype=torch.float64)
+    difference = outputs(model, x)[-1] - outputs(plain, x)[-1]
+    assert difference.norm() > 0.1
 
 
 @pytest.mark.parametrize(
