@@ -29,6 +29,7 @@ from losa_cache.train.step import AdapterStep
 from losa_cache.train.stopwatch import Stopwatch
 from losa_cache.train.training_data import TrainingData
 from losa_cache.train.validate import validate
+from losa_cache.tuned.tuned import Model, Tuned, adapter_of
 
 CHECKPOINT_SECONDS = 300
 WORTH_MEASURING = 0.1  # GB an epoch: less is read before its limit is measured
@@ -49,7 +50,7 @@ def lr_factor(step: int, *, total: int, warmup: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
-def make_optimizer(adapter: Adapter, config: TrainConfig) -> torch.optim.AdamW:
+def make_optimizer(adapter: Model, config: TrainConfig) -> torch.optim.AdamW:
     """Build AdamW over the trained parameters; weight decay applies to matrices only."""
     trained = [p for p in adapter.parameters() if p.requires_grad]
     groups = [
@@ -60,14 +61,14 @@ def make_optimizer(adapter: Adapter, config: TrainConfig) -> torch.optim.AdamW:
 
 
 def make_step(
-    adapter: Adapter,
+    adapter: Model,
     optimizer: torch.optim.AdamW,
     config: TrainConfig,
     *,
     autocast: torch.dtype | None,
     task: Task | None = None,
 ) -> AdapterStep:
-    """Make the training step; on CUDA it is replayed as a graph.
+    """Make the training step; on CUDA that of a side network is replayed as a graph.
 
     ``task`` is the one that was fitted to the training samples; by default that of the options, fitted to nothing.
     """
@@ -79,7 +80,7 @@ def make_step(
         clip_grad=config.clip_grad,
         options=task.options_of(config),
         autocast=autocast,
-        recorder=recorder_for(next(adapter.parameters()).device),
+        recorder=None if isinstance(adapter, Tuned) else recorder_for(next(adapter.parameters()).device),
     )
 
 
@@ -106,7 +107,7 @@ class EpochProgress:
 
 
 def train_epoch(
-    adapter: Adapter,
+    adapter: Model,
     optimizer: torch.optim.AdamW,
     source: Source,
     samples: NDArray[np.int64],
@@ -178,7 +179,7 @@ def train_epoch(
 
 
 def fit(
-    adapter: Adapter,
+    model: Model,
     data: TrainingData,
     *,
     config: TrainConfig,
@@ -200,13 +201,14 @@ def fit(
         KeyboardInterrupt: after a signal to stop and the checkpoint, if the previous handler of the signal returns.
     """
     device, autocast = data.device, data.autocast
-    optimizer = make_optimizer(adapter, config)
-    step = make_step(adapter, optimizer, config, autocast=autocast, task=data.task)
+    adapter = adapter_of(model)
+    optimizer = make_optimizer(model, config)
+    step = make_step(model, optimizer, config, autocast=autocast, task=data.task)
     done, passed, watch = 0, EpochProgress(), Stopwatch(device)
     steps = math.ceil(len(data.chosen.train) / config.batch_size)
-    if (state := run.load_checkpoint(device, at_most=largest_size(adapter))) is not None:
+    if (state := run.load_checkpoint(device, at_most=largest_size(model))) is not None:
         try:
-            done, seen = restore(state, adapter, optimizer, epochs=config.epochs, steps=steps)
+            done, seen = restore(state, model, optimizer, epochs=config.epochs, steps=steps)
         except UnreadableError as error:
             raise run.unusable(error) from error
         passed = EpochProgress(**seen)
@@ -218,7 +220,7 @@ def fit(
             {
                 "epoch": done,
                 "passed": asdict(passed),
-                "adapter": adapter.trained_state(),
+                "adapter": model.trained_state(),
                 "optimizer": optimizer.state_dict(),
             }
         )
@@ -242,7 +244,7 @@ def fit(
             rows = all_layers.start(adapter, data, config, progress=lambda share: unless_stopped())
         while done < config.epochs:
             mean = train_epoch(
-                adapter,
+                model,
                 optimizer,
                 data.source,
                 data.chosen.train,
@@ -258,10 +260,10 @@ def fit(
             metrics: dict[str, Any] = {"epoch": done + 1, "train_loss": mean, "train_seconds": passed.seconds}
             bandwidth = data.source.bandwidth() if passed.spent.get("gigabytes", 0) >= WORTH_MEASURING else None
             metrics |= time_metrics(passed.seconds, passed.spent, bandwidth)
-            metrics["limiter"] = limiter(metrics, bandwidth, side=config.side)
+            metrics["limiter"] = limiter(metrics, bandwidth, side=config.side, inside=config.trains is not None)
             metrics["train_lr"] = optimizer.param_groups[0]["lr"]
             metrics["train_peak_gb"] = peak_memory(device) / 1e9
-            metrics |= validate(adapter, data, config, between_batches=between_batches)
+            metrics |= validate(model, data, config, between_batches=between_batches)
             run.log(metrics)  # before the checkpoint: a kill between the two repeats the epoch and its line
             done, passed = done + 1, EpochProgress()
             save()
