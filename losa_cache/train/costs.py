@@ -1,0 +1,71 @@
+"""What a forward pass costs, counted on shapes alone: of an adapter, and of its backbone."""
+
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from losa_cache.errors import UserError
+from losa_cache.inputs_config import RANDOM
+from losa_cache.machine.macs import count_macs, shapes_alone
+from losa_cache.sidenet.adapter import Adapter
+from losa_cache.sidenet.losa import LoSA
+from losa_cache.sidenet.plain import Plain
+from losa_cache.sidenet.video import VideoLoSA
+
+if TYPE_CHECKING:
+    from losa_cache.backbone import Backbone
+
+
+def adapter_macs(adapter: Adapter, points: int) -> int:
+    """Count the multiply-accumulates that an adapter adds to a sample: side network, frozen tail, and classifier.
+
+    LoSA is counted as its equations stand, 2 r n d a layer, which its fast form does in another order.
+
+    Args:
+        adapter: which is left as it is.
+        points: number of blocks that it takes.
+    """
+    own = deepcopy(adapter).cpu().eval()
+    if isinstance(own.side, LoSA | VideoLoSA):
+        own.side = Plain(own.side)
+    return count_macs(lambda: own([torch.empty(1, own.tokens, own.tail.config["width"])] * points))
+
+
+def backbone_macs(backbone: "Backbone", *, shapes: FakeTensorMode | None = None) -> int:
+    """Count the multiply-accumulates of a backbone's blocks, for an image or a clip.
+
+    Args:
+        backbone: with all its weights on one device.
+        shapes: as of :func:`losa_cache.machine.macs.count_macs`.
+    """
+    last = [f"block.{backbone.depth}"]
+
+    def forward() -> None:
+        backbone.traced(torch.empty(1, *backbone.input.shape, device=backbone.device), last)
+
+    return count_macs(forward, shapes=shapes)
+
+
+def backbone_macs_of(fields: Mapping[str, Any]) -> int | None:
+    """Count those of the backbone of a cache or an adapter, without its weights.
+
+    Args:
+        fields: its identity's.
+
+    Returns:
+        ``None`` if the backbone's name alone does not say how it is built.
+    """
+    from losa_cache.backbone import load_backbone
+
+    spec, video = fields["input"], fields["input"].get("frames", 1) > 1
+    clip = {"frames": spec["frames"], "stride": spec["stride"]} if video else {}
+    shapes = shapes_alone()
+    try:
+        with shapes:
+            backbone = load_backbone(fields["backbone"]["name"], weights=RANDOM, img_size=spec["size"][2], **clip)
+        return backbone_macs(backbone, shapes=shapes)
+    except UserError:
+        return None
