@@ -17,6 +17,22 @@ from losa_cache.sidenet.video import VideoLoSA
 
 if TYPE_CHECKING:
     from losa_cache.backbone import Backbone
+    from losa_cache.train.training_data import TrainingData
+
+
+def run_costs(adapter: Adapter, data: "TrainingData") -> dict[str, Any]:
+    """Count what is the same in every epoch of a run.
+
+    Returns:
+        ``parameters`` (trained ones), ``adapter_macs`` (:func:`adapter_macs`) and, of a run with the backbone in the
+        loop, ``inference_macs``, those of a whole forward pass. Without it nothing of the backbone is known here but
+        its name, which :func:`backbone_macs_of` takes.
+    """
+    own = adapter_macs(adapter, len(data.points))
+    costs = {"parameters": adapter.parameter_counts(), "adapter_macs": own}
+    if data.backbone is not None:
+        costs["inference_macs"] = own + backbone_macs(data.backbone)
+    return costs
 
 
 def adapter_macs(adapter: Adapter, points: int) -> int:
