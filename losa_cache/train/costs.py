@@ -5,11 +5,10 @@ from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from losa_cache.errors import UserError
 from losa_cache.inputs_config import RANDOM
-from losa_cache.machine.macs import count_macs, shapes_alone
+from losa_cache.machine.macs import count_macs
 from losa_cache.sidenet.adapter import Adapter
 from losa_cache.sidenet.losa import LoSA
 from losa_cache.sidenet.plain import Plain
@@ -50,19 +49,14 @@ def adapter_macs(adapter: Adapter, points: int) -> int:
     return count_macs(lambda: own([torch.empty(1, own.tokens, own.tail.config["width"])] * points))
 
 
-def backbone_macs(backbone: "Backbone", *, shapes: FakeTensorMode | None = None) -> int:
+def backbone_macs(backbone: "Backbone") -> int:
     """Count the multiply-accumulates of a backbone's blocks, for an image or a clip.
 
     Args:
-        backbone: with all its weights on one device.
-        shapes: as of :func:`losa_cache.machine.macs.count_macs`.
+        backbone: with all its weights on one device, or on ``meta``.
     """
-    last = [f"block.{backbone.depth}"]
-
-    def forward() -> None:
-        backbone.traced(torch.empty(1, *backbone.input.shape, device=backbone.device), last)
-
-    return count_macs(forward, shapes=shapes)
+    device, last = next(backbone.model.parameters()).device, [f"block.{backbone.depth}"]
+    return count_macs(lambda: backbone.traced(torch.empty(1, *backbone.input.shape, device=device), last))
 
 
 def backbone_macs_of(fields: Mapping[str, Any]) -> int | None:
@@ -78,10 +72,9 @@ def backbone_macs_of(fields: Mapping[str, Any]) -> int | None:
 
     spec, video = fields["input"], fields["input"].get("frames", 1) > 1
     clip = {"frames": spec["frames"], "stride": spec["stride"]} if video else {}
-    shapes = shapes_alone()
     try:
-        with shapes:
+        with torch.device("meta"):
             backbone = load_backbone(fields["backbone"]["name"], weights=RANDOM, img_size=spec["size"][2], **clip)
-        return backbone_macs(backbone, shapes=shapes)
     except UserError:
         return None
+    return backbone_macs(backbone)
