@@ -54,6 +54,8 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(cls=Commands, add_completion=False, pretty_exceptions_enable=False)
 OF_IMAGES = tuple(own.key for own in options_of(OnlineConfig))
+OF_BLOCKS = ("layers", "start", "head", "dropout", "tap")
+OF_CACHES = ("cache", "mixed", "residency", "stage")
 
 
 def _path(text: str) -> Any:
@@ -151,7 +153,7 @@ def train(
             "(--val-fraction; by default a fifth of the samples at a time). Then train on all samples.",
         ),
     ] = False,
-    out: Annotated[Path | None, _path("Run directory; default: runs/<data set>-<side>-<n>.")] = None,
+    out: Annotated[Path | None, _path("Run directory; default: runs/<data set>-<side or method>-<n>.")] = None,
     device: Device = None,
     residency: Residency = "auto",
     stage: Annotated[
@@ -175,7 +177,10 @@ def train(
     images: Annotated[dict[str, Any], Values(OnlineConfig)],
     as_json: Json = False,
 ) -> None:
-    """Train a side network from a cache, without the backbone; or with the backbone, by --online."""
+    """Train a side network from a cache, without the backbone; or with the backbone, by --online.
+
+    --online --method NAME trains inside the backbone, as the methods do that LoSA is compared with.
+    """
     if images["dataset"] is not None:
         require_data_set(images["dataset"], images["data_dir"])
         require_split(images["dataset"], images["split"])
@@ -189,6 +194,7 @@ def train(
     elif given(context, "val_fraction"):  # an earlier run's list gives way
         config = replace(config, val_ids=None)
     online, mixed = _fresh(context, online, mixed)
+    _refuse_beside_method(context, config, auto=auto, online=online)
     refuse_unused(context, config)
     config = replace(config, **{name: value for name, value in of_recipe(recipe).items() if not given(context, name)})
     require_sample_files(config)
@@ -223,6 +229,25 @@ def train(
         places: dict[str, Any] = {"out": out, "device": device, "residency": residency, "stage": stage}
         result = run(opened, online=fresh, config=config, **places, **shown)
     _print_training(result, as_json)
+
+
+def _refuse_beside_method(context: typer.Context, config: TrainConfig, *, auto: bool, online: bool) -> None:
+    """Refuse options that a method leaves nothing to do.
+
+    Raises:
+        UserError: naming the option.
+    """
+    if given(context, "method"):
+        refuse(context, f"--method {context.params['method']} says what is trained", only=("side",))
+    if config.trains is None:
+        return
+    method = f"--method {config.trains}"
+    if auto:
+        raise UserError(f"--auto chooses from a cache, and {method} trains inside the backbone: leave one of them out.")
+    if not online:
+        raise UserError(f"{method} trains inside the backbone, which a cache cannot replace: use --online.")
+    refuse(context, f"{method} trains inside the backbone, whose last output a classifier reads", only=OF_BLOCKS)
+    refuse(context, f"{method} trains inside the backbone, which a cache cannot replace", only=OF_CACHES)
 
 
 def _fresh(context: typer.Context, online: bool, mixed: float | None) -> tuple[bool, float | None]:

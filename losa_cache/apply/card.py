@@ -15,6 +15,7 @@ from losa_cache.data.names import OWN_NAMES
 from losa_cache.inputs_config import RANDOM
 from losa_cache.tasks import CLASSIFICATION, Metric, get_task
 from losa_cache.text import shown
+from losa_cache.tuned.spec import Method
 
 SHOWN = 50  # classes that are listed
 ELSEWHERE = ("ijepa", "robbyant", "apple_mclip", "apple_mclip_lt")
@@ -46,7 +47,8 @@ def _front(config: Config, metrics: Sequence[Figures], license: str | None, repo
         front["base_model"] = base
     if (kind := _pipeline(config)) is not None:
         front["pipeline_tag"] = kind
-    front["tags"] = ["losa", "side-tuning", "parameter-efficient-fine-tuning"]
+    kind_of = ["losa", "side-tuning"] if config.get("method") is None else [config["method"]["name"]]
+    front["tags"] = [*kind_of, "parameter-efficient-fine-tuning"]
     dataset = config["cache"]["fields"]["dataset"]["name"]
     if dataset not in OWN_NAMES:
         front["datasets"] = [dataset]
@@ -84,21 +86,20 @@ def _result(config: Config, kind: str, entry: Figures) -> dict[str, Any]:
 
 def _title(config: Config) -> str:
     fields = config["cache"]["fields"]
-    return f"{fields['dataset']['name']}-{config['adapter']['side']}"
+    return f"{fields['dataset']['name']}-{(config.get('method') or {}).get('name') or config['adapter']['side']}"
 
 
 def _body(config: Config, metrics: Sequence[Figures], repo: str) -> list[str]:
-    fields, shape = config["cache"]["fields"], config["adapter"]
+    fields = config["cache"]["fields"]
     spec, backbone = fields["input"], fields["backbone"]
-    place, rank = f"hub:{repo}" if repo else "PATH_OF_THIS_FOLDER", f", rank {shape['rank']}" if shape["rank"] else ""
+    place = f"hub:{repo}" if repo else "PATH_OF_THIS_FOLDER"
+    blocks = " of the changed backbone" if config.get("method") else ""
     moving = f", {spec['frames']} frames, every {spec['stride']}th" if spec.get("frames", 1) > 1 else ""
     task = config.get("task", CLASSIFICATION)
     lines = [
         f"# {plain(repo or _title(config))}",
         "",
-        f"A side network (`{shape['side']}`{rank}) beside a frozen {plain(backbone['name'])}, trained on "
-        f"{plain(fields['dataset']['name'])} by losa-cache: Low-Rank Side "
-        "Adaptation (Mercea et al., CVPR 2024). It holds no weights of the backbone.",
+        _what(config, plain(backbone["name"]), plain(fields["dataset"]["name"])),
         "",
         "## Use",
         "",
@@ -109,7 +110,7 @@ def _body(config: Config, metrics: Sequence[Figures], repo: str) -> list[str]:
         "```python",
         "import losa_cache as lc",
         "",
-        f'adapter = lc.load_adapter("{place}")  # block outputs to logits',
+        f'adapter = lc.load_adapter("{place}")  # block outputs{blocks} to logits',
         "```",
         "",
         "## Figures",
@@ -131,6 +132,23 @@ def _body(config: Config, metrics: Sequence[Figures], repo: str) -> list[str]:
     if backbone["weights"].startswith(f"{RANDOM}:"):
         lines += ["", "**The backbone's weights are random**: this adapter is of no use but for tests."]
     return lines
+
+
+def _what(config: Config, backbone: str, dataset: str) -> str:
+    """Say what was trained, and by whom it was published."""
+    if (method := config.get("method")) is None:
+        shape = config["adapter"]
+        rank = f", rank {shape['rank']}" if shape["rank"] else ""
+        return (
+            f"A side network (`{shape['side']}`{rank}) beside a frozen {backbone}, trained on {dataset} by losa-cache: "
+            "Low-Rank Side Adaptation (Mercea et al., CVPR 2024). It holds no weights of the backbone."
+        )
+    own = Method(**method)
+    rank, source = f", rank {own.rank}" if own.rank else "", f" ({own.spec.source})" if own.spec.source else ""
+    return (
+        f"What `{own}`{rank} has trained inside {backbone} on {dataset}, by losa-cache: {own.spec.label}{source}. It "
+        "holds the weights that were trained, and no others of the backbone."
+    )
 
 
 def _figures(task: str, metrics: Sequence[Figures]) -> list[str]:

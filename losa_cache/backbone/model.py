@@ -28,6 +28,7 @@ from losa_cache.inputs_config import PRETRAINED, RANDOM
 from losa_cache.machine.device import has_bfloat16
 from losa_cache.machine.memory import available_memory
 from losa_cache.points import EMBEDDING, tapped_points
+from losa_cache.sidenet.tail import FrozenTail
 
 ROUNDING = 1e-5  # relative, of a sum in float32
 ROUNDED_SHARE = 4  # of a GPU's free memory, rounded copies of the weights may take this part
@@ -58,6 +59,7 @@ class Backbone:
         random: bool,
         input: InputSpec,
         file: MappedFile | None = None,
+        tail: FrozenTail | None = None,
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.name, self.input = name, input
@@ -90,7 +92,21 @@ class Backbone:
         self.tokens = self.prefix_tokens + patches.shape[1]
         if reason := _not_a_stream(*passed[-1], (1, self.tokens, self.width)):
             raise UserError(f"backbone {name!r} {reason}: choose a ViT whose blocks pass on one tensor of tokens.")
-        self.tail = read_tail(model, width=self.width, prefix_tokens=self.prefix_tokens)
+        self.tail = tail or read_tail(model, width=self.width, prefix_tokens=self.prefix_tokens)
+
+    def around(self, model: nn.Module, *, tail: FrozenTail | None = None) -> "Backbone":
+        """Give a backbone around a model that was made of this one's, frozen. Its ``weights`` are still this one's.
+
+        Args:
+            model: on the CPU, with points of the same shapes.
+            tail: by default what the model ends in.
+
+        Raises:
+            UserError: for a model that does not give its tokens block by block.
+        """
+        found = Backbone(model, name=self.name, random=self._random, input=self.input, tail=tail)
+        found.weights = self.weights
+        return found
 
     def to(self, device: torch.device | str, *, budget: int | None = None) -> "Backbone":
         """Move the weights to a device and return self.
@@ -199,7 +215,9 @@ class Backbone:
         return [torch.cat([kept[at] for kept in found]) for at in range(len(points))]
 
     def traced(self, images: Tensor, points: Sequence[str]) -> list[Tensor]:
-        """Compute what :meth:`outputs` does, in float32 and as plain operations: what an exporter can follow.
+        """Compute what :meth:`outputs` does as plain operations: what an exporter can follow, and autograd.
+
+        It is computed in float32, unless the caller has entered autocast.
 
         Args:
             images: float32 ``(batch, *input.shape)``, normalised, on the device of all weights.

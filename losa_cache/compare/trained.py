@@ -20,11 +20,12 @@ from losa_cache.sidenet.spec import SIDES
 from losa_cache.sweep.engine.record import is_number
 from losa_cache.sweep.report.findings import say
 from losa_cache.tasks import get_task
-from losa_cache.train.config import TrainConfig
+from losa_cache.train.config import RANK, TrainConfig
 from losa_cache.train.run import Run
 from losa_cache.train.stored import KEPT_FILES
 
-DEFAULTS = {field.name: field.default for field in fields(TrainConfig) if field.default is not MISSING}
+DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(TrainConfig) if field.default is not MISSING}
+DEFAULTS["rank"] = RANK
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,17 @@ def read_run(path: Path) -> Trained:
     """
     run = Run(path)
     config, origin = run.config()
+    if config.trains is not None:
+        raise UserError(
+            f"run {str(path)!r} trained inside the backbone ({config.trains}), so no test cache serves it: compare it by "
+            "what losa-cache eval --split gives, or let losa-cache pareto train what is compared."
+        )
     if not get_task(config.task).compares:
         raise UserError(
             f"run {str(path)!r} learns the task {config.task!r}, whose predictions are not right or wrong: compare "
             "such runs by what losa-cache eval gives."
         )
-    options = asdict(config)
+    options = asdict(config) | {"rank": config.chosen_rank}  # earlier versions wrote the default down
     for name in KEPT_FILES:
         if options[name] is not None and options[name] != DEFAULTS[name] and Path(options[name]).is_file():
             options[name] = _digest(Path(options[name]))

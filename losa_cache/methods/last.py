@@ -12,5 +12,5 @@ def insert(trunk: Trunk, *, rank: int, variant: str | int | None) -> None:
     assert isinstance(variant, int)
     if variant > len(trunk.blocks):
         raise UserError(f"method is last:{variant}, and backbone {trunk.name!r} has {len(trunk.blocks)} blocks.")
-    for block in trunk.blocks[-variant:]:
-        block.requires_grad_(True)
+    for module in (*trunk.blocks[-variant:], *trunk.final_norms):
+        module.requires_grad_(True)

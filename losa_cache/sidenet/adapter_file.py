@@ -6,7 +6,9 @@ stands alone. Adapters of earlier versions may have no seal, no digest and no ta
 """
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import torch
@@ -26,9 +28,12 @@ from losa_cache.sidenet.build import build_adapter
 from losa_cache.sidenet.spec import SIDES
 from losa_cache.sidenet.tail import FrozenTail
 from losa_cache.tasks import CLASSIFICATION, get_task
+from losa_cache.tuned.spec import Method, parse_method
 
 TAIL = "tail."  # before the names of the frozen tail's tensors
+TRUNK = "trunk."  # before the names of tensors that were trained inside the backbone
 HEADER = 2**24  # bytes that a safetensors file has beside its tensors, at most
+MOST_INSIDE = 2**36  # bytes of those tensors: what they are is known with the backbone
 
 Size = Annotated[int, Meta(ge=1, le=2**24)]
 
@@ -115,6 +120,14 @@ class _Probe(Struct, forbid_unknown_fields=True):
     share: Annotated[float, Meta(ge=0)]
 
 
+class _Method(Struct, forbid_unknown_fields=True):
+    """What was trained inside the backbone (:class:`losa_cache.tuned.spec.Method`)."""
+
+    name: str
+    variant: str | int | None = None
+    rank: Annotated[int, Meta(ge=0, le=2**20)] = 0
+
+
 class _Targets(Struct, forbid_unknown_fields=True):
     """The target set that it learned."""
 
@@ -137,25 +150,30 @@ class _Config(Struct):
     tail: dict[str, Any] | None = None  # nor this
     targets: _Targets | None = None  # nor these two
     constants: dict[str, Any] = {}
+    method: _Method | None = None  # a side network's has none
 
 
 _UNREAD = ("format", "version", "software", "run", "pretrained", "sha256", "seal")
 """What else a config holds."""
 
 
-def save_adapter(run: Path, adapter: Adapter, config: dict[str, Any]) -> None:
+def save_adapter(
+    run: Path, adapter: Adapter, config: dict[str, Any], inside: Mapping[str, Tensor] = MappingProxyType({})
+) -> None:
     """Write the tensors and the config (arguments of :class:`Adapter`, and where it was trained), durably.
 
     Args:
         run: directory of the run, in which the folder ``adapter`` is made.
         adapter: whose training is over.
         config: what :class:`_Config` holds.
+        inside: tensors that were trained inside the backbone, by their names there.
 
     Raises:
         UserError: if they cannot be written: there is no adapter then.
     """
     files = new_files(run)
     state = adapter.trained_state() | ({} if not adapter.reads_tail else _named(adapter.tail))
+    state |= {f"{TRUNK}{name}": value for name, value in inside.items()}
     tensors = save({name: value.detach().cpu().contiguous() for name, value in state.items()})
     whole = {"format": FORMAT, "version": VERSION, **config, "tail": adapter.tail.config}
     try:
@@ -230,6 +248,8 @@ def _require_whole(config: _Config) -> None:
         raise UnreadableError(f"depth is {own.depth} of {len(config.layers)} layers")
     if own.head not in HEADS:
         raise UnreadableError(f"head is {own.head!r}")
+    if config.method is not None:
+        _require_method(config.method, own.side)
     try:
         PixelRules.from_fields({"pixels": config.cache.fields.pixels})
         task = get_task(config.task).restored(config.constants)
@@ -246,13 +266,36 @@ def _require_whole(config: _Config) -> None:
         raise UnreadableError(f"the task {config.task} does not learn targets of the kind {config.targets.kind!r}")
 
 
+def _require_method(method: _Method, side: str) -> None:
+    """Refuse a method that is not known, or stands beside another side network than the plain classifier."""
+    named = method.name if method.variant is None else f"{method.name}:{method.variant}"
+    try:
+        known = parse_method(named, method.rank)
+    except UserError as error:
+        raise UnreadableError(str(error).removesuffix(".")) from error
+    if known != Method(method.name, method.variant, method.rank):
+        raise UnreadableError(f"method is {method.variant!r} of {method.name!r}")
+    if side != "linear":
+        raise UnreadableError(f"method is {named!r}, and side is {side!r}")
+
+
 def load_adapter(path: Path, config: dict[str, Any], tail: FrozenTail | None = None) -> Adapter:
-    """Rebuild a trained adapter around a frozen tail.
+    """Rebuild a trained adapter around a frozen tail (:func:`load_whole`)."""
+    return load_whole(path, config, tail)[0]
+
+
+def load_whole(
+    path: Path, config: dict[str, Any], tail: FrozenTail | None = None
+) -> tuple[Adapter, dict[str, Tensor]]:
+    """Rebuild a trained adapter around a frozen tail, and give what was trained inside the backbone, if something was.
 
     Args:
         path: of a finished run, or of an adapter.
         config: that :func:`load_adapter_config` has read.
         tail: by default its own.
+
+    Returns:
+        the adapter, and the tensors that its method has trained inside the backbone, by their names there.
 
     Raises:
         UserError: if the tensors are missing, were altered, are not those of the config, or are not finite; or if the
@@ -264,19 +307,33 @@ def load_adapter(path: Path, config: dict[str, Any], tail: FrozenTail | None = N
             declared = _declared_tail(config, files) if tail is None or files.stands_alone else tail
             empty = build_adapter(config["adapter"], declared)
             wanted = empty.trained_state() | (_named(declared) if files.stands_alone and empty.reads_tail else {})
-        raw = read_file(files.tensors, at_most=HEADER + sum(value.nbytes for value in wanted.values()))
+        more = MOST_INSIDE if config.get("method") else 0
+        raw = read_file(files.tensors, at_most=HEADER + more + sum(value.nbytes for value in wanted.values()))
         if "sha256" in config and hashlib.sha256(raw).hexdigest() != config["sha256"]:
             raise UnreadableError("it was altered since it was written")
         tensors = load(raw)
+        inside = _taken(tensors, TRUNK) if config.get("method") else {}
         _require_these(tensors, wanted)
-        kept = {name.removeprefix(TAIL): tensors.pop(name) for name in list(tensors) if name.startswith(TAIL)}
+        _require_trained(inside)
+        kept = _taken(tensors, TAIL)
         if tail is None:
             tail = FrozenTail(config["tail"], kept if empty.reads_tail else None)
         adapter = build_adapter(config["adapter"], tail)
         adapter.load_state_dict(tensors, strict=False)
     except (UnreadableError, UserError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"adapter {str(files.tensors)!r} cannot be loaded ({str(error).removesuffix('.')}).") from error
-    return adapter
+    return adapter, inside
+
+
+def _taken(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Take the tensors whose names begin so, and name them without it."""
+    return {name.removeprefix(prefix): tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
+
+
+def _require_trained(inside: dict[str, Tensor]) -> None:
+    """Refuse numbers that are none; names and shapes are held to the backbone when it is there."""
+    for name, value in inside.items():
+        require_alike(value, value.new_empty(value.shape, dtype=torch.float32), name, "where training is exact")
 
 
 def _declared_tail(config: dict[str, Any], files: AdapterFiles) -> FrozenTail:

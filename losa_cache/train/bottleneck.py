@@ -63,6 +63,7 @@ REMEDIES = {
     "copy": (LAYERS, "fewer bits", "--residency device where it fits"),
     "backbone": ("a cache (losa-cache extract)",),
     "images": ("more --workers", "a cache (losa-cache extract)"),
+    "trained": ("a side network from a cache (losa-cache extract)",),
     "disk": (LAYERS, "a cache of fewer bits (--precision int8)", "memory that holds it"),
     "memory": (LAYERS, "fewer bits (--precision int8)"),
 }
@@ -73,26 +74,32 @@ NAMES = {
     "copy": "copies to the GPU",
     "backbone": "the backbone",
     "images": "decoding images",
+    "trained": "the backbone, which is trained",
     "disk": "reading from disk",
     "memory": "reading from memory",
 }
 
 
-def limiter(metrics: Mapping[str, float], bandwidth: Bandwidth | None = None, *, side: str = "losa") -> str:
+def limiter(
+    metrics: Mapping[str, float], bandwidth: Bandwidth | None = None, *, side: str = "losa", inside: bool = False
+) -> str:
     """Say in one sentence what took an epoch's time, and what would shorten it.
 
     Args:
         metrics: of the epoch, with those of :func:`time_metrics`.
         bandwidth: as there.
         side: the side network: some have no rank, and some read one layer alone.
+        inside: whether the backbone itself is trained, and no side network.
     """
     parts = {part: metrics[f"train_seconds_{part}"] for part in PARTS if f"train_seconds_{part}" in metrics}
     speed = metrics.get("train_read_gb_per_second")
     rest = {part: f"{value / metrics['train_seconds']:.0%}" for part, value in parts.items()}
     largest = max(parts, key=lambda part: parts[part])
     what = largest
-    if largest == "decode" and "backbone" in parts:
+    if largest == "decode" and (inside or "backbone" in parts):
         what = "images"
+    if largest == "compute" and inside:
+        what = "trained"
     if largest == "read":
         what = "memory" if bandwidth is None or speed is None else bandwidth.over(speed)[0]
     read = ""

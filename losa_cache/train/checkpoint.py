@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from losa_cache.outside import UnreadableError, fit
-from losa_cache.sidenet.adapter import Adapter
 from losa_cache.sidenet.adapter_file import require_alike
+from losa_cache.tuned.tuned import Model
 
 PARTS = ("epoch", "passed", "adapter", "optimizer")
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -16,13 +16,13 @@ CHANGING, REQUIRED = ("lr",), ("params", "weight_decay")  # of an optimizer's op
 SPARE = 2**26  # bytes of a checkpoint beside its tensors
 
 
-def largest_size(adapter: Adapter) -> int:
+def largest_size(adapter: Model) -> int:
     """Give the largest size in bytes that a checkpoint of an adapter can have."""
     return SPARE + 4 * sum(value.nbytes for value in adapter.trained_state().values())
 
 
 def restore(
-    state: dict[str, Any], adapter: Adapter, optimizer: torch.optim.Optimizer, *, epochs: int, steps: int
+    state: dict[str, Any], adapter: Model, optimizer: torch.optim.Optimizer, *, epochs: int, steps: int
 ) -> tuple[int, dict[str, Any]]:
     """Set adapter and optimizer to a checkpoint.
 

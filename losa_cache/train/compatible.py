@@ -13,6 +13,7 @@ from losa_cache.sidenet.spec import side_spec
 from losa_cache.targets.align import unmatched
 from losa_cache.targets.target_set import LABELS
 from losa_cache.tasks import CLASSIFICATION, get_task
+from losa_cache.tuned.spec import Method
 
 # an adapter works on whatever agrees in these; data set, order and precision may differ
 BELONG_TOGETHER = ("backbone", "input", "tap")
@@ -21,7 +22,12 @@ SIDES = ("in training", "in these data")
 
 
 def misfit(
-    adapter_config: dict[str, Any], manifest: Manifest, names: Sequence[str] | None, *, in_order: bool = False
+    adapter_config: dict[str, Any],
+    manifest: Manifest,
+    names: Sequence[str] | None,
+    *,
+    in_order: bool = False,
+    fresh: bool = False,
 ) -> str:
     """Say in which fields an adapter and block outputs do not belong together; empty where they do.
 
@@ -32,7 +38,10 @@ def misfit(
             it predicts its own classes of whatever images.
         in_order: whether these must be the adapter's in the same order: for callers to whom a class is its number.
             Otherwise they are matched by name (:mod:`losa_cache.targets.align`).
+        fresh: whether the backbone is run, so that an adapter that changed it fits, too.
     """
+    if adapter_config.get("method") and not fresh:
+        return f"{trained_of(adapter_config)} trained inside the backbone, and these are outputs of the frozen one"
     wrong = apart(adapter_config["cache"]["fields"], manifest.fields)
     if lacking := [layer for layer in adapter_config["layers"] if layer not in manifest.layers]:
         wrong.append(f"layers ({lacking} are not cached)")
@@ -50,6 +59,14 @@ def misfit(
         sizes["tokens"] = manifest.tokens["total"]
     wrong += differences({name: adapter_config["adapter"][name] for name in sizes}, sizes, SIDES)
     return "; ".join(wrong)
+
+
+def trained_of(adapter_config: Mapping[str, Any]) -> str:
+    """Name what was trained, the side network or the method, as users write it."""
+    method = adapter_config.get("method")
+    if method is None:
+        return str(adapter_config["adapter"]["side"])
+    return str(Method(**method))
 
 
 def misfit_of_cache(adapter_config: dict[str, Any], cache: ActivationCache) -> str:

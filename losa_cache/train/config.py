@@ -15,6 +15,8 @@ from losa_cache.options import Option
 from losa_cache.points import ALL_LAYERS, CONV, DECODERS, EMBEDDING, HEADS, LAST, STARTS, require_tap
 from losa_cache.sidenet.spec import DEFAULT, SIDES, SideSpec, listed, side_spec, stackable
 from losa_cache.tasks import CLASSIFICATION, Task, get_task, list_losses, list_metrics, require_task, task_names
+from losa_cache.tuned.spec import METHODS, Method, parse_method
+from losa_cache.tuned.spec import SIDES as NAMED_SIDES
 
 SHUFFLE, BALANCED, WEIGHT = "shuffle", "balanced", "weight"
 PAPER = "paper"
@@ -31,7 +33,7 @@ NUMBER = (int, float)
 BOUNDS: tuple[tuple[str, Any, float, float], ...] = (
     ("epochs", int, 1, 10**9),
     ("batch_size", int, 1, 2**31),
-    ("rank", int, 0, 2**20),  # what is built says more: at least 1, at most the backbone's width
+    ("chosen_rank", int, 0, 2**20),  # what is built says more: at least 1, at most the backbone's width
     ("seed", int, 0, LARGEST_SEED),
     ("peak_lr", NUMBER, 0, 1e38),
     ("weight_decay", NUMBER, 0, 1e6),
@@ -42,6 +44,8 @@ BOUNDS: tuple[tuple[str, Any, float, float], ...] = (
     ("val_fraction", NUMBER, 0, 1),  # what is left on either side is known with the samples
 )
 """The bounds of every number: its field, kind, least and largest value."""
+RANK = 16
+"""Inner width of a side network. Methods that train inside the backbone have their own default."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +68,18 @@ class TrainConfig:
             ``linear``: the linear probe, which is the
                 baseline; ``fusion``, one attention query over the class token and
             the mean of all layers; or ``attentive``, one query over all tokens of the last layer.
-        rank: inner width r of the side network, if it has one (``SideSpec.rank``).
+        method: what is trained inside the backbone in place of a side network, as its name and variant are written
+            (:mod:`losa_cache.tuned.spec`): ``lora``, ``vpt:deep``. The classifier then stands alone behind the frozen tail:
+            ``side`` becomes ``linear`` and ``head`` ``last``. Names of side networks, ``losa``, ``linear`` and ``lst``,
+            set ``side`` and leave no method. ``layers``, ``start`` and ``dropout`` then have nothing to do.
+        grad_checkpointing: with a method, compute each block again in the backward pass, in place of keeping its
+            activations.
+        rank: inner width r of the side network, if it has one (``SideSpec.rank``), or of the method; ``None``: the
+            default, :attr:`chosen_rank`.
         layers: the cached blocks to read: ``"all"``, K for K evenly spaced ones, or a list of block numbers.
         start: what the side network refines: ``output``, y_0 = b_L; or ``embedding``, y_0 = b_0 (Table 6).
         epochs: passes over the training rows.
-        lr: peak learning rate of AdamW; by default the side network's own (``SideSpec.lr``).
+        lr: peak learning rate of AdamW; by default the side network's own (``SideSpec.lr``), or the method's.
         weight_decay: weight decay of AdamW on matrices; biases and scales are not decayed.
         batch_size: samples in a step.
         warmup: share of the steps over which the rate rises from 0; it falls to 0 along a cosine after that.
@@ -133,7 +144,25 @@ class TrainConfig:
             searched=f"Side network: {listed(stackable(), 'or')}.",
         ),
     ] = DEFAULT
-    rank: Annotated[int, Option("Rank r: inner width of the side network, if it has one.", searched=True)] = 16
+    method: Annotated[
+        str | None,
+        Option(
+            f"With --online: train inside the backbone, in place of a side network: {', '.join(METHODS)}. Some have "
+            f"variants, as last:2 or lora:qkv+mlp. {', '.join(NAMED_SIDES)} are side networks, which a cache serves, too."
+        ),
+    ] = None
+    grad_checkpointing: Annotated[
+        bool,
+        Option("With --method: compute blocks again in the backward pass, which takes less memory and more time."),
+    ] = False
+    rank: Annotated[
+        int | None,
+        Option(
+            f"Rank r: inner width of the side network or of the method, if it has one; default: {RANK}, or the "
+            "method's own.",
+            searched=f"Rank r: inner width of the side network, if it has one; default: {RANK}.",
+        ),
+    ] = None
     layers: Annotated[
         str | int | list[int],
         Option(
@@ -151,7 +180,9 @@ class TrainConfig:
         ),
     ] = "output"
     epochs: Annotated[int, Option("Number of passes over the training samples.", searched=True)] = 30
-    lr: Annotated[float | None, Option("Peak learning rate; default: the side network's own.", searched=True)] = None
+    lr: Annotated[
+        float | None, Option("Peak learning rate; default: the side network's or the method's own.", searched=True)
+    ] = None
     weight_decay: Annotated[
         float, Option("Weight decay of AdamW; biases and scales are not decayed.", searched=True)
     ] = 1e-2
@@ -211,9 +242,27 @@ class TrainConfig:
         return side_spec(self.side)
 
     @property
+    def trains(self) -> Method | None:
+        """The method that trains inside the backbone; ``None``: a side network is trained."""
+        return None if self.method is None else parse_method(self.method, self.rank)
+
+    @property
+    def trained(self) -> str:
+        """The name of what is trained, the method or the side network."""
+        return str(self.trains or self.side)
+
+    @property
     def peak_lr(self) -> float:
-        """The learning rate given, or the side's default."""
-        return self.spec.lr if self.lr is None else self.lr
+        """The learning rate given, or the default of the side network or the method."""
+        own = self.spec.lr if self.trains is None else self.trains.spec.lr
+        return own if self.lr is None else self.lr
+
+    @property
+    def chosen_rank(self) -> int:
+        """The inner width given, or the default of side networks or the method."""
+        if self.trains is not None:
+            return self.trains.rank
+        return RANK if self.rank is None else self.rank
 
     @property
     def reads_embedding(self) -> bool:
@@ -244,6 +293,7 @@ class TrainConfig:
         return self.dense or not self.spec.pooled_rows
 
     def __post_init__(self) -> None:
+        self._settle_method()
         require_task(self.task)
         task = self.learns
         if self.class_weights is not None and not task.weighs_classes:
@@ -266,13 +316,34 @@ class TrainConfig:
         require_layers(self.layers)
         require_counts(limit=self.limit)
         for name, kind, low, high in BOUNDS:
-            value, shown = getattr(self, name), name.removeprefix("peak_").replace("_", "-")
+            value, shown = getattr(self, name), name.removeprefix("peak_").removeprefix("chosen_").replace("_", "-")
             if not isinstance(value, kind) or isinstance(value, bool):
                 raise UserError(f"{shown} is {value!r}: it must be a {'whole ' if kind is int else ''}number.")
             if not low <= value <= high:
                 raise UserError(f"{shown} is {value}: it must lie between {low} and {high}.")
         if self.val_fraction == 1:
             raise UserError(f"val-fraction is {self.val_fraction}: it must be below 1: some samples must be left.")
+
+    def _settle_method(self) -> None:
+        """Set what follows from the method.
+
+        Raises:
+            UserError: for an unknown one, and for options that it leaves nothing to do.
+        """
+        named = None if self.method is None else NAMED_SIDES.get(self.method)
+        if self.grad_checkpointing and (self.method is None or named is not None):
+            raise UserError("grad-checkpointing is for what trains inside the backbone: leave it out, or name a --method.")
+        if self.method is None:
+            return
+        side = named or "linear"
+        if self.side not in (DEFAULT, side):
+            raise UserError(f"side is {self.side!r} and method is {self.method!r}: leave one of them out.")
+        settled: dict[str, Any] = {"side": side, "method": None}
+        if named is None:
+            parse_method(self.method, self.rank)  # refuses an unknown one
+            settled |= {"method": self.method, "head": LAST}
+        for name, value in settled.items():
+            object.__setattr__(self, name, value)
 
 
 def of_recipe(name: str) -> dict[str, Any]:

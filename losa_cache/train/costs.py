@@ -5,6 +5,7 @@ from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from losa_cache.errors import UserError
 from losa_cache.inputs_config import RANDOM
@@ -13,25 +14,39 @@ from losa_cache.sidenet.adapter import Adapter
 from losa_cache.sidenet.losa import LoSA
 from losa_cache.sidenet.plain import Plain
 from losa_cache.sidenet.video import VideoLoSA
+from losa_cache.tuned.spec import load_method
+from losa_cache.tuned.tuned import Model, Tuned, adapter_of
 
 if TYPE_CHECKING:
     from losa_cache.backbone import Backbone
     from losa_cache.train.training_data import TrainingData
 
 
-def run_costs(adapter: Adapter, data: "TrainingData") -> dict[str, Any]:
+def run_costs(model: Model, data: "TrainingData") -> dict[str, Any]:
     """Count what is the same in every epoch of a run.
 
     Returns:
         ``parameters`` (trained ones), ``adapter_macs`` (:func:`adapter_macs`) and, of a run with the backbone in the
-        loop, ``inference_macs``, those of a whole forward pass. Without it nothing of the backbone is known here but
-        its name, which :func:`backbone_macs_of` takes.
+        loop, ``inference_macs``: those of a whole forward pass, with what can be merged merged. From a cache nothing is
+        known of the backbone but its name, which :func:`backbone_macs_of` takes.
     """
-    own = adapter_macs(adapter, len(data.points))
-    costs = {"parameters": adapter.parameter_counts(), "adapter_macs": own}
-    if data.backbone is not None:
+    own = adapter_macs(adapter_of(model), len(data.points))
+    costs = {"parameters": model.parameter_counts(), "adapter_macs": own}
+    if isinstance(model, Tuned):
+        costs["inference_macs"] = own + tuned_macs(model)
+    elif data.backbone is not None:
         costs["inference_macs"] = own + backbone_macs(data.backbone)
     return costs
+
+
+def tuned_macs(tuned: Tuned) -> int:
+    """Count the multiply-accumulates of a changed backbone, merged where its method merges."""
+    if not tuned.method.spec.merges:
+        return backbone_macs(tuned.backbone)
+    with FakeTensorMode(allow_non_fake_inputs=True):  # a copy that takes no memory
+        trunk = deepcopy(tuned.trunk)
+        load_method(tuned.method.name).merge(trunk)
+    return backbone_macs(tuned.backbone.around(trunk))
 
 
 def adapter_macs(adapter: Adapter, points: int) -> int:

@@ -10,12 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from losa_cache.sidenet.adapter import Adapter
 from losa_cache.sidenet.operand import Block
 from losa_cache.tasks import Task
 from losa_cache.tasks.measures.metric import Terms
 from losa_cache.train.batch import Batch, Source
 from losa_cache.train.sampler import requests_in_order
+from losa_cache.tuned.tuned import Model
 
 Scored = Mapping[Terms, Tensor]
 """The terms ``(K, batch, S)`` of a task's metrics, by the function that computed them."""
@@ -28,7 +28,7 @@ def keep_nothing(predictions: Tensor, batch: Batch, scored: Scored) -> None:
 
 
 def evaluate(
-    adapter: Adapter,
+    adapter: Model,
     source: Source,
     samples: NDArray[np.int64],
     *,
@@ -42,7 +42,7 @@ def evaluate(
     """Run the adapter over plain images of these samples, or over all clips of videos and average their predictions.
 
     Args:
-        adapter: on the source's device.
+        adapter: on the source's device; or a changed backbone with one, where batches are images.
         source: source of plain batches.
         samples: numbers of the samples.
         task: its metrics are computed.

@@ -18,11 +18,11 @@ from losa_cache.folders import require_writable
 from losa_cache.points import LAST
 from losa_cache.report.evaluation import figures_of, flat, tables_of
 from losa_cache.report.outcome import EXAMPLES, Outcome, OutcomeCollector
-from losa_cache.sidenet.adapter_file import load_adapter, load_adapter_config
+from losa_cache.sidenet.adapter_file import load_adapter, load_adapter_config, load_whole
 from losa_cache.sidenet.adapter_folder import HUB, find_files, local_folder
 from losa_cache.tasks import CLASSIFICATION, Task, get_task
 from losa_cache.train.all_layers import unfit
-from losa_cache.train.compatible import misfit, misfit_of_cache, of_tokens, require_fit, target_name
+from losa_cache.train.compatible import misfit, misfit_of_cache, of_tokens, require_fit, target_name, trained_of
 from losa_cache.train.config import SHUFFLE, OnlineConfig, TrainConfig
 from losa_cache.train.evaluate import evaluate
 from losa_cache.train.evaluation_groups import groups_to_report
@@ -32,6 +32,8 @@ from losa_cache.train.placement import Placement
 from losa_cache.train.run import Run
 from losa_cache.train.saved import OWN, describe
 from losa_cache.train.training_data import TrainingData, open_training_data
+from losa_cache.tuned.spec import Method
+from losa_cache.tuned.tuned import Model, Tuned, adapter_of
 
 if TYPE_CHECKING:
     from losa_cache.backbone import Backbone
@@ -49,7 +51,7 @@ class Evaluated:
         manifest: of what it was evaluated on.
         outcome: the predictions, beside their targets.
         groups: number of each sample's group, from 0; ``None``: there are none.
-        parameters: trained ones, ``{"side", "classifier"}``.
+        parameters: trained ones, ``{"side", "classifier"}``, or ``{"backbone", "classifier"}``.
         task: of the run.
     """
 
@@ -78,8 +80,8 @@ def evaluate_run(
 
     Args:
         run: its directory; or an adapter by itself, its folder or ``hub:owner/name``, with ``cache``.
-        cache: by default the most recent complete cache of a held-out split of the same data set; failing that, the
-            samples that the run held out of its own.
+        cache: by default the most recent complete cache of a held-out split of the same data set; failing that, and for
+            a method that trains inside the backbone, the samples that the run held out of its own.
         split: of an online run's data set, through the backbone, in place of a cache.
         backbone, dataset: those that an online run was given as objects; or, with ``split``, that split.
         device: by default the GPU where there is one.
@@ -149,6 +151,11 @@ def evaluated(
     directory = Path(run)
     adapter_config, config, origin = read_trained(directory)
     online = None if origin["online"] is None else OnlineConfig.from_json(origin["online"])
+    if adapter_config.get("method") and online is None:
+        raise UserError(
+            f"adapter {str(run)!r} was trained inside the backbone ({trained_of(adapter_config)}): name the run that it "
+            "is of, which knows its images, or use losa-cache predict."
+        )
     chosen = open_cache(cache) if cache is not None else None
     if split is not None and (chosen is not None or online is None):
         raise UserError(
@@ -180,16 +187,16 @@ def evaluated(
         manifest = data.manifest
         name = str(chosen.path) if chosen is not None else manifest.fields["dataset"]["name"]
         if chosen is None:
-            require_fit(run, f"data set {name!r}", misfit(adapter_config, manifest, data.targets.names))
+            require_fit(run, f"data set {name!r}", misfit(adapter_config, manifest, data.targets.names, fresh=True))
         samples = _judges(run, data, adapter_config) if on_own_samples else data.chosen.train
-        adapter = load_adapter(directory, of_tokens(adapter_config, manifest), data.tail).to(data.device)
+        model, parameters = _trained_model(directory, data, adapter_config)
         if on_own_samples and (probe := adapter_config.get("probe")) is not None:
-            unfit(adapter, data, config, **probe)
+            unfit(adapter_of(model), data, config, **probe)
         if group_by is not None and chosen is not None:  # refused before anything is computed
             groups_to_report(group_by, None, chosen, samples, chosen.sample_ids.take(samples))
         kept = OutcomeCollector(data.task, data.targets.names)
         metrics = evaluate(
-            adapter,
+            model,
             data.source,
             samples,
             task=data.task,
@@ -210,9 +217,27 @@ def evaluated(
         manifest=manifest,
         outcome=outcome,
         groups=groups_to_report(group_by, groups_of_run, chosen, samples, outcome.ids),
-        parameters=adapter.parameter_counts(),
+        parameters=parameters,
         task=data.task,
     )
+
+
+def _trained_model(
+    run: Path, data: TrainingData, adapter_config: dict[str, Any]
+) -> tuple[Model, dict[str, int]]:
+    """Load what a run has trained onto the device of its data, and count the parameters that were trained."""
+    own = of_tokens(adapter_config, data.manifest)
+    if data.backbone is None or not adapter_config.get("method"):
+        adapter = load_adapter(run, own, data.tail).to(data.device)
+        return adapter, adapter.parameter_counts()
+    from losa_cache.tuned.rebuild import trained_trunk
+
+    method = Method(**adapter_config["method"])
+    adapter, inside = load_whole(run, own)
+    trunk = trained_trunk(data.backbone, method, own["adapter"], inside)
+    counts = {"backbone": sum(value.numel() for value in inside.values())}
+    counts["classifier"] = adapter.parameter_counts()["classifier"]
+    return Tuned(trunk, adapter.to(data.device), method), counts
 
 
 def _cache_of_run(
@@ -232,6 +257,8 @@ def _cache_of_run(
         return known.chosen, False
     if not config.val_fraction and config.val_ids is None:
         remedy = f"; {known.passed_over}" if known.passed_over else ": pass --cache"
+        if adapter_config.get("method"):
+            raise UserError(f"run {str(run)!r} held nothing out: name a split of its data set with --split.")
         raise UserError(f"run {str(run)!r} held nothing out and no test cache is known{remedy}.")
     if known.passed_over:
         log.warning("the samples that the run held out of its own are evaluated: %s.", known.passed_over)

@@ -31,6 +31,7 @@ from losa_cache.train.step import AdapterStep
 from losa_cache.train.stopwatch import Stopwatch
 from losa_cache.train.training_data import TrainingData
 from losa_cache.train.validate import validate
+from losa_cache.tuned.tuned import Model, Tuned, adapter_of
 
 CHECKPOINT_SECONDS = 300
 WORTH_MEASURING = 0.1  # GB an epoch: less is read before its limit is measured
@@ -51,7 +52,7 @@ def lr_factor(step: int, *, total: int, warmup: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
-def make_optimizer(adapter: Adapter, config: TrainConfig) -> torch.optim.AdamW:
+def make_optimizer(adapter: Model, config: TrainConfig) -> torch.optim.AdamW:
     """Build AdamW over the trained parameters; weight decay applies to matrices only."""
     trained = [p for p in adapter.parameters() if p.requires_grad]
     groups = [
@@ -62,14 +63,14 @@ def make_optimizer(adapter: Adapter, config: TrainConfig) -> torch.optim.AdamW:
 
 
 def make_step(
-    adapter: Adapter,
+    adapter: Model,
     optimizer: torch.optim.AdamW,
     config: TrainConfig,
     *,
     autocast: torch.dtype | None,
     task: Task | None = None,
 ) -> AdapterStep:
-    """Make the training step; on CUDA it is replayed as a graph.
+    """Make the training step; on CUDA that of a side network is replayed as a graph.
 
     ``task`` is the one that was fitted to the training samples; by default that of the options, fitted to nothing.
     """
@@ -81,7 +82,7 @@ def make_step(
         clip_grad=config.clip_grad,
         options=task.options_of(config),
         autocast=autocast,
-        recorder=recorder_for(next(adapter.parameters()).device),
+        recorder=None if isinstance(adapter, Tuned) else recorder_for(next(adapter.parameters()).device),
     )
 
 
@@ -108,7 +109,7 @@ class EpochProgress:
 
 
 def train_epoch(
-    adapter: Adapter,
+    adapter: Model,
     optimizer: torch.optim.AdamW,
     source: Source,
     samples: NDArray[np.int64],
@@ -180,7 +181,7 @@ def train_epoch(
 
 
 def fit(
-    adapter: Adapter,
+    model: Model,
     data: TrainingData,
     *,
     config: TrainConfig,
@@ -202,14 +203,15 @@ def fit(
         KeyboardInterrupt: after a signal to stop and the checkpoint, if the previous handler of the signal returns.
     """
     device, autocast = data.device, data.autocast
-    optimizer = make_optimizer(adapter, config)
-    step = make_step(adapter, optimizer, config, autocast=autocast, task=data.task)
+    adapter = adapter_of(model)
+    optimizer = make_optimizer(model, config)
+    step = make_step(model, optimizer, config, autocast=autocast, task=data.task)
     done, passed, watch, energy = 0, EpochProgress(), Stopwatch(device), EnergyMeter(device)
-    costs = run_costs(adapter, data)
+    costs = run_costs(model, data)
     steps = math.ceil(len(data.chosen.train) / config.batch_size)
-    if (state := run.load_checkpoint(device, at_most=largest_size(adapter))) is not None:
+    if (state := run.load_checkpoint(device, at_most=largest_size(model))) is not None:
         try:
-            done, seen = restore(state, adapter, optimizer, epochs=config.epochs, steps=steps)
+            done, seen = restore(state, model, optimizer, epochs=config.epochs, steps=steps)
         except UnreadableError as error:
             raise run.unusable(error) from error
         passed = EpochProgress(**seen)
@@ -221,7 +223,7 @@ def fit(
             {
                 "epoch": done,
                 "passed": asdict(passed),
-                "adapter": adapter.trained_state(),
+                "adapter": model.trained_state(),
                 "optimizer": optimizer.state_dict(),
             }
         )
@@ -247,7 +249,7 @@ def fit(
         while done < config.epochs:
             energy.take()  # what validation took is not an epoch's
             mean = train_epoch(
-                adapter,
+                model,
                 optimizer,
                 data.source,
                 data.chosen.train,
@@ -264,12 +266,12 @@ def fit(
             metrics: dict[str, Any] = {"epoch": done + 1, "train_loss": mean, "train_seconds": passed.seconds}
             bandwidth = data.source.bandwidth() if passed.spent.get("gigabytes", 0) >= WORTH_MEASURING else None
             metrics |= time_metrics(passed.seconds, passed.spent, bandwidth)
-            metrics["limiter"] = limiter(metrics, bandwidth, side=config.side)
+            metrics["limiter"] = limiter(metrics, bandwidth, side=config.side, inside=config.trains is not None)
             metrics["train_lr"] = optimizer.param_groups[0]["lr"]
             metrics["train_peak_gb"] = peak_memory(device) / 1e9
             metrics["train_images_per_second"] = len(data.chosen.train) / passed.seconds
             metrics |= {f"train_{name}": passed.spent[name] for name in (CPU, GPU) if name in passed.spent} | costs
-            metrics |= validate(adapter, data, config, between_batches=between_batches)
+            metrics |= validate(model, data, config, between_batches=between_batches)
             run.log(metrics)  # before the checkpoint: a kill between the two repeats the epoch and its line
             done, passed = done + 1, EpochProgress()
             save()

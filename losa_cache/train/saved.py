@@ -1,6 +1,7 @@
 """The adapter of a run: built when it begins, and written with all that describes it when it ends."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from losa_cache.files import write_whole
 from losa_cache.inputs_config import PRETRAINED
 from losa_cache.points import ALL_LAYERS, EMBEDDING, tapped_points
 from losa_cache.sidenet.adapter import Adapter
-from losa_cache.sidenet.adapter_file import load_adapter_config, save_adapter
+from losa_cache.sidenet.adapter_file import load_adapter_config, rebuild, save_adapter
 from losa_cache.sidenet.adapter_folder import CARD, add_metrics, find_files, read_metrics
 from losa_cache.sidenet.build import build_adapter
 from losa_cache.sidenet.tail import FrozenTail
@@ -26,9 +27,30 @@ from losa_cache.train.config import TrainConfig
 from losa_cache.train.evaluate import Scored, evaluate
 from losa_cache.train.run import Run
 from losa_cache.train.training_data import TrainingData, used_layers, used_points
+from losa_cache.tuned.tuned import Model, Tuned, adapter_of
 
 OWN = "held out of training"
 """The split of samples that a run held out of its own."""
+
+
+def new_model(data: TrainingData, config: TrainConfig, *, copy: bool = True) -> Model:
+    """Build what a run trains, on its device: an adapter, or one behind a backbone that a method changes.
+
+    Args:
+        data: to learn from.
+        config: the options.
+        copy: leave the backbone of ``data`` as it is.
+
+    Raises:
+        UserError: for sizes, or a method, that cannot be.
+    """
+    if config.trains is None:
+        return new_adapter(data.manifest, data.tail, config, data.targets.names).to(data.device)
+    from losa_cache.tuned.build import new_tuned
+
+    assert data.backbone is not None, "a method without a backbone"
+    options: dict[str, Any] = {"device": data.device, "copy": copy, "grad_checkpointing": config.grad_checkpointing}
+    return new_tuned(data.backbone, config.trains, _adapter_arguments(data.manifest, config, data.targets.names), **options)
 
 
 def new_adapter(
@@ -44,7 +66,7 @@ def new_adapter(
 
 
 def save_run(
-    run: Run, adapter: Adapter, data: TrainingData, config: TrainConfig, probe: dict[str, float] | None
+    run: Run, model: Model, data: TrainingData, config: TrainConfig, probe: dict[str, float] | None
 ) -> None:
     """Write a finished run's adapter, what its last epoch measured on held-out samples, and a model card.
 
@@ -54,24 +76,31 @@ def save_run(
         UserError: if it cannot be written: there is no adapter then.
     """
     manifest = data.manifest
+    arguments = _adapter_arguments(manifest, config, data.targets.names)
+    adapter, inside = adapter_of(model), {}
+    if isinstance(model, Tuned):
+        inside = model.inside()
+        adapter = rebuild(adapter, {"adapter": arguments}, model.finished_tail(), tokens=arguments["tokens"])
     save_adapter(
         run.path,
         adapter,
         {
             "run": run.digest(),
             "task": config.task,
-            "adapter": _adapter_arguments(manifest, config, data.targets.names),
+            "adapter": arguments,
             "layers": data.layers,
             "tap": manifest.fields["tap"],
             "start": EMBEDDING if config.reads_embedding else "output",
             "classes": list(data.targets.names),
             "targets": described(data.targets),
-            "constants": dict(_concluded(adapter, data, config).constants),
+            "constants": dict(_concluded(model, data, config).constants),
             "cache": {"identity": manifest.identity, "fields": manifest.fields, "checked": _checked(run, manifest)},
             "software": manifest.software,
             "pretrained": _weights_of(run, manifest) == PRETRAINED,
         }
-        | ({} if probe is None else {"probe": probe}),
+        | ({} if probe is None else {"probe": probe})
+        | ({} if config.trains is None else {"method": asdict(config.trains)}),
+        inside,
     )
     figures = _last_figures(run, data.task)
     name, samples = manifest.fields["dataset"]["name"], len(data.chosen.held_out)
@@ -125,7 +154,7 @@ def _last_figures(run: Run, task: Task) -> dict[str, float] | None:
     return {metric.name: last[metric.held_out] for metric in held_out} if held_out else None
 
 
-def _concluded(adapter: Adapter, data: TrainingData, config: TrainConfig) -> Task:
+def _concluded(model: Model, data: TrainingData, config: TrainConfig) -> Task:
     """Give the task with what it takes from the held-out samples, if it takes something and there are some."""
     if not data.task.concludes or not len(data.chosen.held_out):
         return data.task
@@ -137,7 +166,7 @@ def _concluded(adapter: Adapter, data: TrainingData, config: TrainConfig) -> Tas
         targets.append(batch.labels)
 
     options: dict[str, Any] = {"batch_size": config.batch_size, "autocast": data.autocast, "clips": data.manifest.clips}
-    evaluate(adapter, data.plain, data.chosen.held_out, task=data.task, keep=keep, **options)
+    evaluate(model, data.plain, data.chosen.held_out, task=data.task, keep=keep, **options)
     return data.task.concluded(torch.cat(predictions), torch.cat(targets))
 
 
@@ -154,7 +183,7 @@ def _adapter_arguments(manifest: Manifest, config: TrainConfig, names: Sequence[
             "depth": 1 if config.spec.last_layer else len(tapped_points(manifest.fields["tap"], layers)),
             "tokens": manifest.tokens["total"],
             "width": manifest.width,
-            "rank": config.rank,
+            "rank": config.chosen_rank,
             "classes": get_task(config.task).outputs(names),
             "seed": config.seed,
             "grid": grid if len(grid) == 3 else None,  # of a video

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from losa_cache.sidenet.adapter import Adapter
 from losa_cache.sidenet.operand import Block
 from losa_cache.sidenet.products import wide
 from losa_cache.sidenet.stack import AdapterStack
@@ -19,6 +18,7 @@ from losa_cache.tasks import Task
 from losa_cache.train.batch import Batch
 from losa_cache.train.graph import Recorder, Replayed
 from losa_cache.train.stacked_adamw import StackedAdamW
+from losa_cache.tuned.tuned import Model
 
 WHAT = "The training step"
 
@@ -39,7 +39,7 @@ class _Step:
 
 
 class AdapterStep(_Step):
-    """A training step of one adapter.
+    """A training step of one adapter, or of a backbone that a method changes and the adapter behind it.
 
     Args:
         adapter, optimizer: trained in place.
@@ -56,7 +56,7 @@ class AdapterStep(_Step):
 
     def __init__(
         self,
-        adapter: Adapter,
+        adapter: Model,
         optimizer: torch.optim.AdamW,
         *,
         task: Task,

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from losa_cache.cache.identity import differences
 from losa_cache.cache.location import Location
 from losa_cache.cache.precision import get_precision
@@ -17,15 +19,15 @@ from losa_cache.cache.store import ActivationCache, latest_training_cache, open_
 from losa_cache.errors import UserError
 from losa_cache.machine.allocator import keep_freed_memory
 from losa_cache.options import lists_options
-from losa_cache.sidenet.adapter import Adapter
 from losa_cache.train.config import OnlineConfig, TrainConfig, of_recipe
 from losa_cache.train.learned import targets_of
 from losa_cache.train.loop import DivergedError, Progress, Report, fit
 from losa_cache.train.memory_check import require_memory
 from losa_cache.train.placement import Placement
 from losa_cache.train.run import RUNS, Run, TakenError, next_run_path, require_place
-from losa_cache.train.saved import described, new_adapter, save_run
-from losa_cache.train.training_data import TrainingData, open_training_data
+from losa_cache.train.saved import described, new_model, save_run
+from losa_cache.train.training_data import TrainingData, open_training_data, require_inside
+from losa_cache.tuned.tuned import Model
 
 if TYPE_CHECKING:
     from losa_cache.backbone import Backbone
@@ -42,16 +44,17 @@ class TrainResult:
     Attributes:
         run: its directory.
         metrics: metrics of the last epoch.
-        parameters: numbers of trained parameters, ``{"side", "classifier"}``.
+        parameters: numbers of trained parameters, ``{"side", "classifier"}``; of a method that trains inside the
+            backbone ``{"backbone", "classifier"}``.
         samples: how many it trained on and held out, ``{"train", "held_out"}``.
-        adapter: the trained adapter.
+        adapter: the trained adapter; of such a method with the changed backbone before it.
     """
 
     run: Path
     metrics: dict[str, Any]
     parameters: dict[str, int]
     samples: dict[str, int]
-    adapter: Adapter
+    adapter: Model
 
 
 @lists_options(TrainConfig)
@@ -73,7 +76,8 @@ def train(
     beside: Mapping[str, bytes] | None = None,
     **options: Any,
 ) -> TrainResult:
-    """Train a side network (or a linear probe) from a cache, from the backbone itself, or from both.
+    """Train a side network (or a linear probe) from a cache, from the backbone itself, or from both; or train inside the
+    backbone by one of the methods that LoSA is compared with.
 
     The call sets the process's malloc to keep freed memory (``losa_cache.machine.allocator``).
 
@@ -85,7 +89,7 @@ def train(
         backbone, dataset: loaded ones, in place of those that ``online`` names.
         config: the options.
         recipe: one of ``losa_cache.train.config.RECIPES``, which overrides the options of ``config``.
-        out: run directory; by default ``runs/<data set>-<side>-<n>``.
+        out: run directory; by default ``runs/<data set>-<side or method>-<n>``.
         device: by default the GPU if there is one.
         residency: where the activations are kept between epochs: ``device`` (GPU memory), ``memory`` (RAM), ``disk``
             (they are read anew in every epoch), or ``auto``, the fastest of these that holds them. With ``device`` and
@@ -104,6 +108,7 @@ def train(
     config = replace(config or TrainConfig(), **of_recipe(recipe) | options)
     require_place(out)
     placement = Placement.choose(device, residency)
+    require_inside(config, online, cache)
     if cache is None and (online is None or online.share < 1):
         cache = latest_training_cache(all_tokens=config.reads_all_tokens or online is not None)
     if isinstance(cache, str | Location):
@@ -135,7 +140,7 @@ def _create(
 ) -> Run:
     if out is not None:
         return Run.create(Path(out), config, origin, data.chosen.files, beside)
-    name = re.sub(r"[^\w-]", "_", f"{data.manifest.fields['dataset']['name']}-{config.side}")
+    name = re.sub(r"[^\w-]", "_", f"{data.manifest.fields['dataset']['name']}-{config.trained}")
     while True:
         with suppress(TakenError):  # by a process that asked for the same name at the same time
             return Run.create(next_run_path(RUNS, name), config, origin, data.chosen.files, beside)
@@ -217,10 +222,10 @@ def _trained(
         near, online, config, placement, passes=config.epochs, backbone=backbone, dataset=dataset
     ) as data:
         check(data)
-        adapter = _ready_adapter(data, config)
+        model = _ready_model(data, config, copy=backbone is not None)
         with directory(data) as run:
             _tell_samples(data)
-            return _fit(run, data, adapter, config, report=report, progress=progress)
+            return _fit(run, data, model, config, report=report, progress=progress)
 
 
 def _require_same_targets(
@@ -283,25 +288,24 @@ def _staged(cache: ActivationCache | None, folder: str | Path | None, progress: 
     return stage_cache(cache, folder, progress=progress)
 
 
-def _ready_adapter(data: TrainingData, config: TrainConfig) -> Adapter:
-    """Build the adapter on its device, once the device has room for a batch."""
+def _ready_model(data: TrainingData, config: TrainConfig, *, copy: bool) -> Model:
+    """Build what is trained on its device, and see that the device has room for a batch (``copy`` as of
+    :func:`losa_cache.train.saved.new_model`).
+    """
     keep_freed_memory()
-    adapter = new_adapter(data.manifest, data.tail, config, data.targets.names).to(data.device)
-    manifest = data.manifest
-    require_memory(
-        adapter,
-        (len(data.points), manifest.tokens["total"], manifest.width),
-        get_precision(manifest.precision).dtype,
-        batch_size=min(config.batch_size, len(data.chosen.train)),
-        autocast=data.autocast,
-    )
-    return adapter
+    model, manifest = new_model(data, config, copy=copy), data.manifest
+    shape, dtype = (len(data.points), manifest.tokens["total"], manifest.width), get_precision(manifest.precision).dtype
+    if data.trunk is not None:
+        shape, dtype = (1, *data.trunk.input.shape), torch.float32
+    batch_size = min(config.batch_size, len(data.chosen.train))
+    require_memory(model, shape, dtype, batch_size=batch_size, autocast=data.autocast)
+    return model
 
 
 def _fit(
     run: Run,
     data: TrainingData,
-    adapter: Adapter,
+    model: Model,
     config: TrainConfig,
     *,
     report: Report,
@@ -309,7 +313,7 @@ def _fit(
 ) -> TrainResult:
     manifest = data.manifest
     try:
-        probe = fit(adapter, data, config=config, run=run, report=report, progress=progress)
+        probe = fit(model, data, config=config, run=run, report=report, progress=progress)
     except DivergedError as error:
         if not manifest.non_finite:
             raise
@@ -323,14 +327,19 @@ def _fit(
             raise
         raise UserError(
             f"{data.device} ran out of memory with batches of {config.batch_size}: --batch-size "
-            f"{max(1, config.batch_size // 2)} takes half."
+            f"{max(1, config.batch_size // 2)} takes half{_or_checkpoint(config)}."
         ) from error
     finally:
         run.close()
-    save_run(run, adapter, data, config, probe)
+    save_run(run, model, data, config, probe)
     last = [{"epoch": config.epochs}, *run.metrics()][-1]
     samples = {"train": len(data.chosen.train), "held_out": len(data.chosen.held_out)}
-    return TrainResult(run.path, last, adapter.parameter_counts(), samples, adapter)
+    return TrainResult(run.path, last, model.parameter_counts(), samples, model)
+
+
+def _or_checkpoint(config: TrainConfig) -> str:
+    """Name what else takes less memory, where the backbone is trained."""
+    return ", and --grad-checkpointing less" if config.trains and not config.grad_checkpointing else ""
 
 
 def origin_of(cache: ActivationCache | None, online: OnlineConfig | None, data: TrainingData) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """``load_adapter``: what a run has trained, as a module, for predictions and loops of one's own."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from safetensors.torch import save
@@ -27,10 +28,14 @@ from losa_cache.train.compatible import misfit, of_tokens, require_fit, target_n
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.evaluate_run import read_trained
 from losa_cache.train.training_data import frozen_tail, used_points
+from losa_cache.tuned.spec import Method
 
 
 class TrainedAdapter(nn.Module):
     """A trained side network, the frozen tail and the classifier: block outputs to logits.
+
+    Of a method that trains inside the backbone it has no side network: block outputs are those of the changed backbone
+    (:func:`losa_cache.tuned.rebuild.trunk_of`), and the tail is the one that was trained.
 
     It comes in evaluation mode. In training mode a classifier over all layers (``--head all``) leaves out the logits of
     its probe, which is fitted and not trained.
@@ -40,11 +45,25 @@ class TrainedAdapter(nn.Module):
         points: names of the blocks that :meth:`forward` takes, in their order: what to pass to
             ``losa_cache.batches(cache, points=...)``.
         config: what its ``config.json`` says.
+        inside: what was trained inside the backbone, by the names of the changed trunk; empty without a method. It stays
+            on the host.
     """
 
-    def __init__(self, adapter: Adapter, points: list[str], config: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        adapter: Adapter,
+        points: list[str],
+        config: dict[str, Any],
+        inside: Mapping[str, Tensor] = MappingProxyType({}),
+    ) -> None:
         super().__init__()
-        self.adapter, self.points, self.config = adapter, points, config
+        self.adapter, self.points, self.config, self.inside = adapter, points, config, inside
+
+    @property
+    def method(self) -> Method | None:
+        """The method that trained inside the backbone; ``None``: a side network was trained."""
+        own = self.config.get("method")
+        return None if own is None else Method(**own)
 
     @property
     def classes(self) -> list[str]:
@@ -113,7 +132,8 @@ class TrainedAdapter(nn.Module):
             holds: whether these are ``all`` tokens, or ``pooled`` rows (``losa_cache.points.TOKENS``).
         """
         adapter = adapter_file.rebuild(self.adapter, self.config, tail, tokens=tokens)
-        return TrainedAdapter(adapter, _points(self.config, self.config["layers"], holds), self.config)
+        points = _points(self.config, self.config["layers"], holds)
+        return TrainedAdapter(adapter, points, self.config, self.inside)
 
 
 def load_adapter(
@@ -143,9 +163,9 @@ def load_adapter(
     where, folder = choose_device(device), local_folder(path)
     config = adapter_file.load_adapter_config(folder)
     if cache is None and find_files(folder).stands_alone:
-        adapter = adapter_file.load_adapter(folder, config)
+        adapter, inside = adapter_file.load_whole(folder, config)
         holds = config["cache"]["fields"].get("tokens", ALL)
-        return TrainedAdapter(adapter, _points(config, config["layers"], holds), config).to(where).eval()
+        return TrainedAdapter(adapter, _points(config, config["layers"], holds), config, inside).to(where).eval()
     if cache is None:
         config, _, origin = read_trained(folder)
         opened = _fitting(folder, config, origin["cache"])

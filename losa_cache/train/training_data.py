@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,6 +51,8 @@ log = logging.getLogger(__name__)
 
 # fresh and cached samples may meet in a run where these agree
 SAME_SAMPLES = ("backbone", "input", "tap", "dataset", "sampling", "precision", "decoder", "orientation", "pixels")
+EXACT = ("bfloat16", "float32")
+"""Precisions that do no more than to choose the dtype of products of matrices, where nothing is stored."""
 KEEP_SHARE = 0.25  # of the free memory, for features of held-out images in the host's, for pooled rows on the device
 
 
@@ -68,6 +71,7 @@ class TrainingData:
         placement: where it is read to.
         task: what is learned, fitted to the training samples.
         targets: what is learned of every sample.
+        backbone: that runs in the loop. A method that trains inside it is given images, and changes it.
     """
 
     manifest: Manifest
@@ -80,6 +84,7 @@ class TrainingData:
     placement: Placement
     task: Task
     targets: TargetSet
+    backbone: "Backbone | None" = None
 
     @property
     def device(self) -> torch.device:
@@ -124,11 +129,38 @@ def open_training_data(
     Raises:
         UserError: for options that cannot work, and for things that do not belong together.
     """
+    require_inside(config, online, cache)
     if online is not None:
         given: dict[str, Any] = {"passes": passes, "backbone": backbone, "dataset": dataset, "task": task}
         return from_backbone(online, config, placement, cache=cache, names=names, **given)
     assert cache is not None, "neither a cache nor a backbone"
     return from_cache(cache, config, placement, passes=passes, task=task, names=names)
+
+
+def require_inside(config: TrainConfig, online: OnlineConfig | None, cache: object | None) -> None:
+    """Refuse what a method that trains inside the backbone cannot do: it runs on every image of every epoch.
+
+    Raises:
+        UserError: for a cache, a mixed run, or options of block outputs.
+    """
+    if config.trains is None:
+        return
+    method = f"--method {config.trains}"
+    if online is None:
+        raise UserError(f"{method} trains inside the backbone, which a cache cannot replace: use --online.")
+    if online.share < 1:
+        raise UserError(f"{method} trains inside the backbone, and --mixed takes a part of it from a cache: use --online.")
+    if cache is not None:
+        raise UserError(
+            f"{method} trains inside the backbone, whose outputs change: no cache serves them; leave out --cache."
+        )
+    if online.tap not in (None, "block"):
+        raise UserError(f"tap is {online.tap!r}, but {method} reads what the last block gives: leave it out.")
+    if online.precision not in (None, *EXACT):
+        raise UserError(
+            f"precision is {online.precision!r}, but {method} rounds no block outputs: choose {' or '.join(EXACT)}, in "
+            "which products of matrices are computed."
+        )
 
 
 def from_cache(
@@ -171,7 +203,7 @@ def from_cache(
         passes=1 if once else passes,
         seed=config.seed,
         batch_size=config.batch_size,
-        rank=trials * (config.rank if image else manifest.width) if folds else 0,
+        rank=trials * (config.chosen_rank if image else manifest.width) if folds else 0,
         pooling=pooling if config.reads_all else None,
     )
     if once:
@@ -239,6 +271,7 @@ def from_backbone(
     from losa_cache.data.augment import BatchAugmentation
     from losa_cache.inputs import open_inputs
     from losa_cache.train.online import OnlineSource
+    from losa_cache.train.pixels import PixelSource
 
     if cache is not None:
         require_all_tokens(cache, "a run with the backbone in the loop")
@@ -254,7 +287,7 @@ def from_backbone(
         seed=sampling["seed"],
         device=placement.device,
     )
-    manifest = inputs.manifest
+    manifest, running = inputs.manifest, inputs.backbone
     if cache is not None:
         _require_same_images(cache, inputs)
     samples = np.arange(len(inputs.samples)) if cache is None else cache.samples
@@ -270,22 +303,25 @@ def from_backbone(
     if cache is not None:
         _require_start(cache, points)
     workers = online.workers or default_workers()
+    inputs.samples.require_augmentable(online.augment)
+    pixels: dict[str, Any] = {
+        "targets": targets.values,
+        "workers": workers,
+        "augment": online.augment,
+        "batch_augmentation": BatchAugmentation(online.mixup, online.cutmix, online.reprob, len(targets.names)),
+        "seed": config.seed,
+    }
+    if config.trains is not None:
+        images = PixelSource(inputs, **pixels)
+        size = len(chosen.held_out) * manifest.clips * prod(running.input.shape) * torch.float32.itemsize
+        plain = _memoised(images, size, placement.device)
+        return TrainingData(
+            manifest, running.tail, layers, points, chosen, images, plain or images, placement, task, targets, running
+        )
     encoding = fit_encoding(inputs, workers=workers) if cache is None else cache.encoding()
     encoded = (manifest if cache is None else cache.manifest).points
-    inputs.samples.require_augmentable(online.augment)
-    batch_augmentation = BatchAugmentation(online.mixup, online.cutmix, online.reprob, len(targets.names))
-    fresh = OnlineSource(
-        inputs,
-        points,
-        encoding,
-        encoded,
-        targets=targets.values,
-        workers=workers,
-        augment=online.augment,
-        batch_augmentation=batch_augmentation,
-        seed=config.seed,
-    )
-    tail = inputs.backbone.tail
+    fresh = OnlineSource(inputs, points, encoding, encoded, **pixels)
+    tail = running.tail
     if cache is not None:
         alone = online.share == 1 and not config.reads_all  # a probe is fitted to plain training samples
         asked = chosen.held_out if alone else np.concatenate([chosen.train, chosen.held_out])
@@ -301,19 +337,23 @@ def from_backbone(
         )
         outputs = task.outputs(targets.names)
         source = MixedSource(fresh, cached, online.share, lambda hard: task.soft(hard, outputs))
-        return TrainingData(manifest, tail, layers, points, chosen, source, cached, placement, task, targets)
+        return TrainingData(manifest, tail, layers, points, chosen, source, cached, placement, task, targets, running)
     held_out = len(chosen.held_out)
     size = held_out * len(points) * manifest.tokens["total"] * manifest.width * encoding.precision.dtype.itemsize
-    keep = size <= KEEP_SHARE * available_memory(torch.device("cpu"))
-    plain = MemoisedSource(fresh, placement.device) if keep else fresh
-    if held_out and not keep:
+    kept = _memoised(fresh, size, placement.device)
+    if held_out and kept is None:
         log.warning(
             "features of the %d held-out images (%s) are computed anew in every epoch: a cache of the data set "
             "(--cache) would serve them.",
             held_out,
             readable_bytes(size),
         )
-    return TrainingData(manifest, tail, layers, points, chosen, fresh, plain, placement, task, targets)
+    return TrainingData(manifest, tail, layers, points, chosen, fresh, kept or fresh, placement, task, targets, running)
+
+
+def _memoised(source: Source, size: int, device: torch.device) -> MemoisedSource | None:
+    """Keep the plain batches of a source, of so many bytes, where the host's memory holds them."""
+    return MemoisedSource(source, device) if size <= KEEP_SHARE * available_memory(torch.device("cpu")) else None
 
 
 def _require_same_images(cache: ActivationCache, inputs: "Inputs") -> None:

@@ -3,15 +3,15 @@
 from collections.abc import Callable
 from typing import Any
 
-from losa_cache.sidenet.adapter import Adapter
 from losa_cache.train import all_layers
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.evaluate import evaluate
 from losa_cache.train.training_data import TrainingData
+from losa_cache.tuned.tuned import Model, adapter_of
 
 
 def validate(
-    adapter: Adapter,
+    model: Model,
     data: TrainingData,
     config: TrainConfig,
     *,
@@ -20,7 +20,7 @@ def validate(
     """Evaluate an adapter on the held-out samples of a run; of a classifier over all layers set the shares first.
 
     Args:
-        adapter: under training.
+        model: under training.
         data: with the held-out samples; there may be none.
         config: the options.
         between_batches: called after every batch.
@@ -39,10 +39,11 @@ def validate(
         "progress": lambda share: between_batches(),
     }
     found: dict[str, float] = {}
+    adapter = adapter_of(model)
     if adapter.blend is not None:
         adapter.eval()
         weighing = {name: options[name] for name in ("batch_size", "progress")}
         (found,) = all_layers.weigh(adapter, data, **weighing)
-    found = evaluate(adapter, source, held_out, **options) | found
+    found = evaluate(model, source, held_out, **options) | found
     source.spent()  # no part of the training
     return {f"val_{name}": value for name, value in found.items()}

@@ -87,10 +87,12 @@ class Method:
     Attributes:
         name: one of ``METHODS``.
         variant: what stood behind the colon, or the default; ``None`` where the method has none.
+        rank: inner width; 0 where the method has none.
     """
 
     name: str
     variant: str | int | None = None
+    rank: int = 0
 
     @property
     def spec(self) -> MethodSpec:
@@ -101,28 +103,47 @@ class Method:
         return self.name if self.variant is None else f"{self.name}:{self.variant}"
 
 
-def parse_method(text: str) -> Method:
+def parse_method(text: str, rank: int | None = None) -> Method:
     """Read a method's name, and what stands behind its colon.
 
+    Args:
+        text: the name as the user writes it.
+        rank: inner width; by default the method's own.
+
     Raises:
-        UserError: naming what there is.
+        UserError: naming what there is, or for an inner width of a method that has none.
+    """
+    name, _, _ = text.partition(":")
+    if name not in METHODS:
+        known = [*METHODS, *SIDES]
+        raise UserError(f"unknown method {text!r}: choose one of {', '.join(known)}{nearest(name, known)}.")
+    spec = METHODS[name]
+    if rank is not None and rank != spec.rank and not spec.rank:
+        raise UserError(f"rank is {rank}, but method {name!r} has no inner width: leave it out.")
+    if spec.rank and rank is not None and rank < 1:
+        raise UserError(f"rank is {rank}: it must be at least 1.")
+    return Method(name, _variant(text, spec), spec.rank if rank is None else rank)
+
+
+def _variant(text: str, spec: MethodSpec) -> str | int | None:
+    """Read what stands behind the colon.
+
+    Raises:
+        UserError: naming what may stand there.
     """
     name, colon, behind = text.partition(":")
-    if name not in METHODS:
-        raise UserError(f"unknown method {text!r}: choose one of {', '.join(METHODS)}{nearest(name, list(METHODS))}.")
-    spec = METHODS[name]
     if spec.counts:
         if colon and not (behind.isascii() and behind.isdecimal() and 1 <= int(behind) <= 2**12):
             raise UserError(f"method is {text!r}: write {name} or {name}:K, with a whole number K from 1.")
-        return Method(name, int(behind or 1))
+        return int(behind or 1)
     if not colon:
-        return Method(name, spec.variants[0] if spec.variants else None)
+        return spec.variants[0] if spec.variants else None
     parts = behind.split("+") if spec.joins else [behind]
     if not spec.variants or not {*parts} <= {*spec.variants} or len({*parts}) < len(parts):
         known = ", ".join(f"{name}:{variant}" for variant in spec.variants) or f"{name}, which has no variants"
         joined = ", or several joined by +" if spec.joins else ""
         raise UserError(f"unknown method {text!r}: choose {known}{joined}.")
-    return Method(name, behind)
+    return behind
 
 
 def load_method(name: str) -> MethodFile:

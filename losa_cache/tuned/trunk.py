@@ -34,6 +34,23 @@ class Trunk:
         """Its blocks, first to last."""
         return list(self.model.blocks)  # type: ignore[arg-type]
 
+    @property
+    def final_norms(self) -> list[nn.Module]:
+        """The norms behind its blocks."""
+        return [own for name in ("norm", "fc_norm") if (own := getattr(self.model, name, None)) is not None]
+
+    def train_parts(self, name: str) -> None:
+        """Train a part of every block: ``attn`` or ``mlp``.
+
+        Raises:
+            UserError: for a trunk whose blocks have no such part.
+        """
+        for block in self.blocks:
+            part = getattr(block, name, None)
+            if not isinstance(part, nn.Module):
+                raise UserError(f"the blocks of backbone {self.name!r} have no {name}: choose another method.")
+            part.requires_grad_(True)
+
     def linears(self, place: str) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
         """Give the linear layer at a place (``LINEARS``) of every block: its parent, its name there, and itself.
 

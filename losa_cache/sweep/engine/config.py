@@ -108,6 +108,11 @@ class SweepConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} is {value}: it must be at least 1.")
+        if self.base.trains is not None:
+            raise UserError(
+                f"method is {self.base.method!r}, which trains inside the backbone, and a sweep trains side networks from "
+                "a cache: train it with losa-cache train --online."
+            )
         if not self.space:
             raise UserError("there is nothing to sweep: list values, as in --rank 4,8,16 or --lr 1e-3,3e-4.")
         if self.sampler == "grid":
@@ -201,6 +206,7 @@ def options_of_sweep(path: Path) -> dict[str, Any] | None:
     }
     found = asdict(config.base) | searched
     seed, warmup, layers = found.pop("seed"), found.pop("warmup"), found["layers"]
+    del found["method"], found["grad_checkpointing"]  # a sweep trains side networks
     seeds = len(seed) if isinstance(seed, list) else 1
     lists = isinstance(config.base.layers, list) or (isinstance(layers, list) and any("," in str(k) for k in layers))
     beyond = {

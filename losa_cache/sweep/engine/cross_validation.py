@@ -79,7 +79,7 @@ class _Trials:
             chosen = replace(data.chosen, held_out=np.sort(np.concatenate(held_out)))
         data = replace(data, chosen=chosen)
         configs = [self._settings[place] for place, _ in trials]
-        largest = max(configs, key=lambda config: (config.rank, config.batch_size))
+        largest = max(configs, key=lambda config: (config.chosen_rank, config.batch_size))
         most = min(MOST_TRIALS, most_trials(largest, data))
         parts = parts_of(held_out, 1 + max(int(chosen.train.max()), int(chosen.held_out.max())))
         found: dict[int, HeldOutResults] = {}

@@ -34,8 +34,8 @@ def together(configs: Sequence[TrainConfig], limit: int) -> list[list[int]]:
         groups.setdefault(repr(shared), []).append(at)
     found = []
     for group in groups.values():
-        by_rank = sorted(group, key=lambda at: configs[at].rank)
-        found += _cut(by_rank, [configs[at].rank for at in by_rank], limit)
+        by_rank = sorted(group, key=lambda at: configs[at].chosen_rank)
+        found += _cut(by_rank, [configs[at].chosen_rank for at in by_rank], limit)
     return found
 
 
