@@ -44,9 +44,9 @@ class AdaptedModel:
     """A frozen backbone with many adapters: one forward pass serves all of them (§3.3 of the paper).
 
     An adapter that was trained inside the backbone (``train --method``) takes a pass of its own, through a copy of the
-    backbone that is changed as it says. Adapters of one shape are computed together. Their inputs are taken as the blocks come out: a block output is kept
-    until the last block only where that takes less memory than its products with the adapters' matrices. Adapters can
-    be added, removed and renamed while another thread computes.
+    backbone that is changed as it says. Side networks of one shape are computed together. Their inputs are taken as the
+    blocks come out: a block output is kept until the last block only where that takes less memory than its products
+    with the adapters' matrices. Adapters can be added, removed and renamed while another thread computes.
 
     >>> model = lc.AdaptedModel(backbone, {"birds": lc.load_adapter("runs/birds")})  # doctest: +SKIP
     >>> logits = model(pixels)["birds"]  # doctest: +SKIP

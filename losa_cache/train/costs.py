@@ -1,15 +1,14 @@
-"""What a forward pass costs, counted on shapes alone: of an adapter, and of its backbone."""
+"""What a forward pass costs, in multiply-accumulates: that of an adapter, and that of its backbone."""
 
 from collections.abc import Mapping
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from losa_cache.errors import UserError
 from losa_cache.inputs_config import RANDOM
-from losa_cache.machine.macs import count_macs
+from losa_cache.machine.macs import count_macs, without_values
 from losa_cache.sidenet.adapter import Adapter
 from losa_cache.sidenet.losa import LoSA
 from losa_cache.sidenet.plain import Plain
@@ -41,12 +40,10 @@ def run_costs(model: Model, data: "TrainingData") -> dict[str, Any]:
 
 def tuned_macs(tuned: Tuned) -> int:
     """Count the multiply-accumulates of a changed backbone, merged where its method merges."""
-    if not tuned.method.spec.merges:
-        return backbone_macs(tuned.backbone)
-    with FakeTensorMode(allow_non_fake_inputs=True):  # a copy that takes no memory
-        trunk = deepcopy(tuned.trunk)
-        load_method(tuned.method.name).merge(trunk)
-    return backbone_macs(tuned.backbone.around(trunk))
+    own = _without_values(tuned.backbone)
+    if tuned.method.spec.merges:
+        load_method(tuned.method.name).merge(own.model)
+    return _count_blocks(own)
 
 
 def adapter_macs(adapter: Adapter, points: int) -> int:
@@ -61,17 +58,22 @@ def adapter_macs(adapter: Adapter, points: int) -> int:
     own = deepcopy(adapter).cpu().eval()
     if isinstance(own.side, LoSA | VideoLoSA):
         own.side = Plain(own.side)
-    return count_macs(lambda: own([torch.empty(1, own.tokens, own.tail.config["width"])] * points))
+    block = torch.zeros(1, own.tokens, int(own.tail.config["width"]))
+    return count_macs(lambda: own([block] * points))
 
 
 def backbone_macs(backbone: "Backbone") -> int:
-    """Count the multiply-accumulates of a backbone's blocks, for an image or a clip.
+    """Count the multiply-accumulates of a backbone's blocks, for an image or a clip; nothing is computed."""
+    return _count_blocks(_without_values(backbone))
 
-    Args:
-        backbone: with all its weights on one device, or on ``meta``.
-    """
-    device, last = next(backbone.model.parameters()).device, [f"block.{backbone.depth}"]
-    return count_macs(lambda: backbone.traced(torch.empty(1, *backbone.input.shape, device=device), last))
+
+def _without_values(backbone: "Backbone") -> "Backbone":
+    return without_values(backbone, (*backbone.model.parameters(), *backbone.model.buffers()))
+
+
+def _count_blocks(backbone: "Backbone") -> int:
+    image = torch.empty(1, *backbone.input.shape, device="meta")
+    return count_macs(lambda: backbone.traced(image, [f"block.{backbone.depth}"]))
 
 
 def backbone_macs_of(fields: Mapping[str, Any]) -> int | None:
@@ -92,4 +94,4 @@ def backbone_macs_of(fields: Mapping[str, Any]) -> int | None:
             backbone = load_backbone(fields["backbone"]["name"], weights=RANDOM, img_size=spec["size"][2], **clip)
     except UserError:
         return None
-    return backbone_macs(backbone)
+    return _count_blocks(backbone)

@@ -222,9 +222,7 @@ def evaluated(
     )
 
 
-def _trained_model(
-    run: Path, data: TrainingData, adapter_config: dict[str, Any]
-) -> tuple[Model, dict[str, int]]:
+def _trained_model(run: Path, data: TrainingData, adapter_config: dict[str, Any]) -> tuple[Model, dict[str, int]]:
     """Load what a run has trained onto the device of its data, and count the parameters that were trained."""
     own = of_tokens(adapter_config, data.manifest)
     if data.backbone is None or not adapter_config.get("method"):

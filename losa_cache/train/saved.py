@@ -50,7 +50,9 @@ def new_model(data: TrainingData, config: TrainConfig, *, copy: bool = True) -> 
 
     assert data.backbone is not None, "a method without a backbone"
     options: dict[str, Any] = {"device": data.device, "copy": copy, "grad_checkpointing": config.grad_checkpointing}
-    return new_tuned(data.backbone, config.trains, _adapter_arguments(data.manifest, config, data.targets.names), **options)
+    return new_tuned(
+        data.backbone, config.trains, _adapter_arguments(data.manifest, config, data.targets.names), **options
+    )
 
 
 def new_adapter(
@@ -65,9 +67,7 @@ def new_adapter(
     return adapter
 
 
-def save_run(
-    run: Run, model: Model, data: TrainingData, config: TrainConfig, probe: dict[str, float] | None
-) -> None:
+def save_run(run: Run, model: Model, data: TrainingData, config: TrainConfig, probe: dict[str, float] | None) -> None:
     """Write a finished run's adapter, what its last epoch measured on held-out samples, and a model card.
 
     ``probe`` is what ``losa_cache.train.loop.finish`` gave.

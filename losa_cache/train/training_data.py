@@ -149,7 +149,9 @@ def require_inside(config: TrainConfig, online: OnlineConfig | None, cache: obje
     if online is None:
         raise UserError(f"{method} trains inside the backbone, which a cache cannot replace: use --online.")
     if online.share < 1:
-        raise UserError(f"{method} trains inside the backbone, and --mixed takes a part of it from a cache: use --online.")
+        raise UserError(
+            f"{method} trains inside the backbone, and --mixed takes a part of it from a cache: use --online."
+        )
     if cache is not None:
         raise UserError(
             f"{method} trains inside the backbone, whose outputs change: no cache serves them; leave out --cache."

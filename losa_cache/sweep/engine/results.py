@@ -88,7 +88,7 @@ def list_trials(
         UserError: for a trial whose directory lacks what it trained, or was altered.
     """
     records, tail = [], frozen_tail(cache)
-    names = targets_of(cache, config.base).names
+    names, counted = targets_of(cache, config.base).names, dict[Any, int]()
     for number, trial in enumerate(trials):
         if trial.state == LOST:
             continue
@@ -97,9 +97,12 @@ def list_trials(
         curve = require_epochs(folder, number, trial.epochs, trial.files)
         parameters = adapter.parameter_counts()["side"]
         points = used_points(cache.manifest.fields["tap"], cache.manifest.layers, options, holds=cache.manifest.holds)
+        shape = options.side, len(points), *(own.shape for own in adapter.parameters())
+        if shape not in counted:  # trials differ in little else than rates and seeds
+            counted[shape] = adapter_macs(adapter, len(points))
         command = describe(options, config.cache)
         kept = (number, trial.state, trial.options, parameters, curve, command)
-        records.append(TrialRecord(*kept, options.task, options.metric, adapter_macs(adapter, len(points))))
+        records.append(TrialRecord(*kept, options.task, options.metric, counted[shape]))
     return records
 
 
