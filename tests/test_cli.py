@@ -52,7 +52,7 @@ BAD = {
     "start": ("train --start middle", "choose one of output, embedding"),
     "no cache": ("train", "no complete training cache yet"),
     "no cache there": ("train --cache nowhere.zarr", "there is no cache at 'nowhere.zarr'"),
-    "side": ("train --side lora", "choose one of losa, ladder, mlp, fusion, attentive, linear"),
+    "side": ("train --side lora", "choose one of losa, ladder, mlp, fusion, res_tuning, attentive, linear"),
     "augmentation of a cache": ("train --augment crop", "without --online or --mixed a cache serves the images it has"),
     "online without images": ("train --online --dataset digits", "name them with --backbone and --dataset"),
     "online and mixed": ("train --online --mixed 0.5", "leave one of --online and --mixed 0.5 out"),

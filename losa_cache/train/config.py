@@ -67,7 +67,8 @@ class TrainConfig:
         side: name of the side network (``losa_cache.sidenet.spec.SIDES``): ``losa``; ``mlp`` or ``ladder``, of Table 3;
             ``linear``: the linear probe, which is the
                 baseline; ``fusion``, one attention query over the class token and
-            the mean of all layers; or ``attentive``, one query over all tokens of the last layer.
+            the mean of all layers; ``attentive``, one query over all tokens of the last layer; or ``res_tuning``, the
+            bypass of Res-Tuning.
         method: what is trained inside the backbone in place of a side network, as its name and variant are written
             (:mod:`losa_cache.tuned.spec`): ``lora``, ``vpt:deep``. The classifier then stands alone behind the frozen tail:
             ``side`` becomes ``linear`` and ``head`` ``last``. Names of side networks, ``losa``, ``linear`` and ``lst``,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from losa_cache.tuned.trunk import Trunk
 
 FOLDER = Path(__file__).parents[1] / "methods"
-SIDES: Mapping[str, str] = {"losa": "losa", "linear": "linear", "lst": "ladder"}
+SIDES: Mapping[str, str] = {"losa": "losa", "linear": "linear", "lst": "ladder", "res-tuning": "res_tuning"}
 """Names under which ``--method`` knows side networks, which need no backbone and may read a cache."""
 
 

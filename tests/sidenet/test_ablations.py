@@ -6,6 +6,7 @@ import torch
 import losa_cache as lc
 from losa_cache.sidenet.networks.ladder import Ladder
 from losa_cache.sidenet.networks.mlp import LowRankMLP
+from losa_cache.sidenet.networks.res_tuning import ResTuning
 from losa_cache.sidenet.products import CHANNEL, TOKEN
 from losa_cache.sidenet.segments import segment_length
 
@@ -42,6 +43,26 @@ def test_ladder_is_the_recurrence_it_says():
     expected = blocks[3] + hidden @ network.up.weight.T + network.up.bias
     torch.testing.assert_close(network(blocks), expected)
     assert not torch.allclose(network(blocks), blocks[3])
+
+
+def test_the_bypass_of_res_tuning_is_the_recurrence_it_says():
+    torch.manual_seed(0)
+    network = ResTuning(depth=3, tokens=5, width=8, rank=2)
+    torch.nn.init.normal_(network.gate)
+    blocks = [torch.randn(2, 5, 8) for _ in range(3)]
+
+    def tuned(tuner, x):
+        hidden = x @ tuner.down.weight.T + tuner.down.bias
+        hidden = hidden * 0.5 * (1 + torch.erf(hidden / 2**0.5))
+        return x + hidden @ tuner.up.weight.T + tuner.up.bias
+
+    x = blocks[0]
+    for i in (1, 2):
+        share = 1 / (1 + torch.exp(-network.gate[i - 1]))
+        x = share * tuned(network.lateral[i - 1], blocks[i]) + (1 - share) * tuned(network.vertical[i - 1], x)
+    torch.testing.assert_close(network(blocks), x)
+    assert count(network) == 4 * (2 * 8 * 2 + 2 + 8) + 2
+    assert network.macs == 4 * 2 * 5 * 8 * 2
 
 
 @pytest.mark.parametrize("kind", [Ladder, LowRankMLP])
