@@ -108,7 +108,4 @@ def test_attention_is_two_products_however_torch_computes_it():
     attend = nn.functional.scaled_dot_product_attention
     assert count_macs(lambda: attend(q, q, q)) == 2 * 2 * 10 * 10 * 8
     layer = nn.TransformerEncoderLayer(16, 2, 64, batch_first=True).eval()
-    assert (
-        count_macs(lambda: layer(torch.zeros(1, 10, 16)))
-        == 10 * (4 * 16**2 + 2 * 16 * 64) + 2 * 10 * 10 * 16
-    )
+    assert count_macs(lambda: layer(torch.zeros(1, 10, 16))) == 10 * (4 * 16**2 + 2 * 16 * 64) + 2 * 10 * 10 * 16
