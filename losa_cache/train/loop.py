@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from losa_cache.errors import UserError
-from losa_cache.machine.energy import CPU, GPU, EnergyMeter
+from losa_cache.machine.energy import EnergyMeter
 from losa_cache.machine.memory import peak_memory
 from losa_cache.outside import UnreadableError
 from losa_cache.sidenet.adapter import Adapter
 from losa_cache.tasks import Task
 from losa_cache.train import all_layers
 from losa_cache.train.batch import Source
-from losa_cache.train.bottleneck import limiter, time_metrics
+from losa_cache.train.bottleneck import limiter, rates_and_joules, time_metrics
 from losa_cache.train.checkpoint import largest_size, restore
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.costs import run_costs
@@ -269,8 +269,7 @@ def fit(
             metrics["limiter"] = limiter(metrics, bandwidth, side=config.side, inside=config.trains is not None)
             metrics["train_lr"] = optimizer.param_groups[0]["lr"]
             metrics["train_peak_gb"] = peak_memory(device) / 1e9
-            metrics["train_images_per_second"] = len(data.chosen.train) / passed.seconds
-            metrics |= {f"train_{name}": passed.spent[name] for name in (CPU, GPU) if name in passed.spent} | costs
+            metrics |= rates_and_joules(len(data.chosen.train), passed.seconds, passed.spent) | costs
             metrics |= validate(model, data, config, between_batches=between_batches)
             run.log(metrics)  # before the checkpoint: a kill between the two repeats the epoch and its line
             done, passed = done + 1, EpochProgress()
