@@ -68,8 +68,8 @@ def read_run(path: Path) -> Trained:
     config, origin = run.config()
     if config.trains is not None:
         raise UserError(
-            f"run {str(path)!r} trained inside the backbone ({config.trains}), so no test cache serves it: compare it by "
-            "what losa-cache eval --split gives, or let losa-cache pareto train what is compared."
+            f"run {str(path)!r} trained inside the backbone ({config.trains}), so no test cache serves it: compare it "
+            "by what losa-cache eval --split gives, or let losa-cache pareto train what is compared."
         )
     if not get_task(config.task).compares:
         raise UserError(

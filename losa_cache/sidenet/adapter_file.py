@@ -284,9 +284,7 @@ def load_adapter(path: Path, config: dict[str, Any], tail: FrozenTail | None = N
     return load_whole(path, config, tail)[0]
 
 
-def load_whole(
-    path: Path, config: dict[str, Any], tail: FrozenTail | None = None
-) -> tuple[Adapter, dict[str, Tensor]]:
+def load_whole(path: Path, config: dict[str, Any], tail: FrozenTail | None = None) -> tuple[Adapter, dict[str, Tensor]]:
     """Rebuild a trained adapter around a frozen tail, and give what was trained inside the backbone, if something was.
 
     Args:

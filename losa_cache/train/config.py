@@ -70,9 +70,9 @@ class TrainConfig:
             the mean of all layers; ``attentive``, one query over all tokens of the last layer; or ``res_tuning``, the
             bypass of Res-Tuning.
         method: what is trained inside the backbone in place of a side network, as its name and variant are written
-            (:mod:`losa_cache.tuned.spec`): ``lora``, ``vpt:deep``. The classifier then stands alone behind the frozen tail:
-            ``side`` becomes ``linear`` and ``head`` ``last``. Names of side networks, ``losa``, ``linear`` and ``lst``,
-            set ``side`` and leave no method. ``layers``, ``start`` and ``dropout`` then have nothing to do.
+            (:mod:`losa_cache.tuned.spec`): ``lora``, ``vpt:deep``. Then ``side`` becomes ``linear`` and ``head`` ``last``,
+            and ``layers``, ``start`` and ``dropout`` have nothing to do. Names of side networks, ``losa``, ``linear`` and
+            ``lst``, set ``side`` and leave no method.
         grad_checkpointing: with a method, compute each block again in the backward pass, in place of keeping its
             activations.
         rank: inner width r of the side network, if it has one (``SideSpec.rank``), or of the method; ``None``: the
@@ -149,7 +149,7 @@ class TrainConfig:
         str | None,
         Option(
             f"With --online: train inside the backbone, in place of a side network: {', '.join(METHODS)}. Some have "
-            f"variants, as last:2 or lora:qkv+mlp. {', '.join(NAMED_SIDES)} are side networks, which a cache serves, too."
+            f"variants, as last:2. {', '.join(NAMED_SIDES)} are side networks, as of --side, and need no --online."
         ),
     ] = None
     grad_checkpointing: Annotated[
@@ -333,7 +333,9 @@ class TrainConfig:
         """
         named = None if self.method is None else NAMED_SIDES.get(self.method)
         if self.grad_checkpointing and (self.method is None or named is not None):
-            raise UserError("grad-checkpointing is for what trains inside the backbone: leave it out, or name a --method.")
+            raise UserError(
+                "grad-checkpointing is for what trains inside the backbone: leave it out, or name a --method."
+            )
         if self.method is None:
             return
         side = named or "linear"

@@ -131,6 +131,7 @@ def evaluate_run(
         from losa_cache.report.write import write_report  # with jinja2, which only a report needs
 
         about |= {"adapter": folder.name, "backbone": evaluation.manifest.fields["backbone"]["name"]}
+        about |= _costs(folder, evaluation.parameters)
         write_report(Path(report), about, figures, details, task=task)
     return result | tables
 
@@ -153,8 +154,8 @@ def evaluated(
     online = None if origin["online"] is None else OnlineConfig.from_json(origin["online"])
     if adapter_config.get("method") and online is None:
         raise UserError(
-            f"adapter {str(run)!r} was trained inside the backbone ({trained_of(adapter_config)}): name the run that it "
-            "is of, which knows its images, or use losa-cache predict."
+            f"adapter {str(run)!r} was trained inside the backbone ({trained_of(adapter_config)}): name the run that "
+            "it is of, which knows its images, or use losa-cache predict."
         )
     chosen = open_cache(cache) if cache is not None else None
     if split is not None and (chosen is not None or online is None):
@@ -306,6 +307,14 @@ def _is_alone(folder: Path) -> bool:
     """Tell whether this is an adapter by itself, and no run."""
     files = find_files(folder)
     return files.stands_alone and files.folder == folder
+
+
+def _costs(run: Path, parameters: dict[str, int]) -> dict[str, Any]:
+    """Say what the adapter costs, as far as its run has told."""
+    *_, last = [{}, *Run(run).metrics()]
+    macs = {"a forward pass": last.get("inference_macs"), "the adapter": last.get("adapter_macs")}
+    counted = {f"multiply-accumulates of {what}": value for what, value in macs.items() if isinstance(value, int)}
+    return {"trained parameters": sum(parameters.values())} | counted
 
 
 def _store(run: Path, result: dict[str, Any], tables: dict[str, Any], task: Task) -> None:

@@ -44,7 +44,11 @@ def require_memory(
     raise UserError(
         f"a batch of {batch_size} keeps {readable_bytes(batch_size * needed)} of activations, and {device} has "
         f"{readable_bytes(free)} left: "
-        + (f"--batch-size {fits} would fit." if fits else f"not one sample would fit; {remedy(adapter_of(adapter).spec, device, inside=inside)}.")
+        + (
+            f"--batch-size {fits} would fit."
+            if fits
+            else f"not one sample would fit; {remedy(adapter_of(adapter).spec, device, inside=inside)}."
+        )
     )
 
 

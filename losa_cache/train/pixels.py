@@ -18,9 +18,9 @@ from losa_cache.train.stopwatch import Stopwatch
 class PixelSource:
     """Decode and augment in advance, and give normalised images on the device of the backbone.
 
-    ``Batch.blocks`` is one tensor, float32 ``(batch, *input.shape)``. Plain requests give images as they are. Epochs are
-    augmented: each image by its id, the seed, the epoch and how often the epoch has drawn it before, each batch by the
-    seed and its step.
+    ``Batch.blocks`` is one tensor, float32 ``(batch, *input.shape)``. Plain requests give images as they are. Epochs
+    are augmented: each image by its id, the seed, the epoch and how often the epoch has drawn it before, each batch by
+    the seed and its step.
 
     Args:
         inputs: samples, and the backbone on the training device.

@@ -76,8 +76,8 @@ def train(
     beside: Mapping[str, bytes] | None = None,
     **options: Any,
 ) -> TrainResult:
-    """Train a side network (or a linear probe) from a cache, from the backbone itself, or from both; or train inside the
-    backbone by one of the methods that LoSA is compared with.
+    """Train a side network (or a linear probe) from a cache, from the backbone itself, or from both; or train inside
+    the backbone by one of the methods that LoSA is compared with.
 
     The call sets the process's malloc to keep freed memory (``losa_cache.machine.allocator``).
 
@@ -294,7 +294,8 @@ def _ready_model(data: TrainingData, config: TrainConfig, *, copy: bool) -> Mode
     """
     keep_freed_memory()
     model, manifest = new_model(data, config, copy=copy), data.manifest
-    shape, dtype = (len(data.points), manifest.tokens["total"], manifest.width), get_precision(manifest.precision).dtype
+    shape: tuple[int, ...] = (len(data.points), manifest.tokens["total"], manifest.width)
+    dtype = get_precision(manifest.precision).dtype
     if config.trains is not None and data.backbone is not None:
         shape, dtype = (1, *data.backbone.input.shape), torch.float32
     batch_size = min(config.batch_size, len(data.chosen.train))

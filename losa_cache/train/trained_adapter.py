@@ -45,8 +45,8 @@ class TrainedAdapter(nn.Module):
         points: names of the blocks that :meth:`forward` takes, in their order: what to pass to
             ``losa_cache.batches(cache, points=...)``.
         config: what its ``config.json`` says.
-        inside: what was trained inside the backbone, by the names of the changed trunk; empty without a method. It stays
-            on the host.
+        inside: what was trained inside the backbone, by the names of the changed trunk; empty without a method. It
+            stays on the host.
     """
 
     def __init__(

@@ -3,26 +3,35 @@
 import copy
 import json
 import math
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import timm
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
 import losa_cache as lc
 from losa_cache.backbone.weights import weights_hash
+from losa_cache.calibrate import fit_encoding
+from losa_cache.data.augment import BatchAugmentation
+from losa_cache.files import with_seal
 from losa_cache.inputs import open_inputs
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.loop import lr_factor
 from losa_cache.train.memory_check import require_memory
+from losa_cache.train.online import OnlineSource
 from losa_cache.train.pixels import PixelSource
 from losa_cache.train.sampler import epoch_requests, requests_in_order
 from losa_cache.tuned.build import new_tuned
 from losa_cache.tuned.rebuild import trunk_of
-from losa_cache.tuned.spec import METHODS, SIDES, Method, parse_method
+from losa_cache.tuned.spec import METHODS, SIDES, Method, load_method, parse_method
+from losa_cache.tuned.trunk import Trunk
 from tests.conftest import results, tiny_backbone, tiny_samples
+from tests.data.videos import write_video
 from tests.train.test_stopping import interrupting
 
 CPU = torch.device("cpu")
@@ -50,9 +59,8 @@ def arguments(backbone, **changed):
 def images(samples):
     """All images of a data set, in the order of its samples."""
     inputs = open_inputs(tiny_backbone(), samples, precision="float32", device=CPU)
-    source = PixelSource(inputs, workers=1)
-    (batch,) = source.batches(requests_in_order(np.arange(len(samples)), len(samples)))
-    source.close()
+    with closing(PixelSource(inputs, workers=1)) as source:
+        (batch,) = source.batches(requests_in_order(np.arange(len(samples)), len(samples)))
     return batch.blocks[0], batch.labels, batch.ids
 
 
@@ -161,9 +169,7 @@ def test_checkpointing_changes_no_number_and_keeps_less(tmp_path):
     kept = {}
     for on in (False, True):
         backbone = tiny_backbone()
-        tuned = new_tuned(
-            backbone, parse_method("full"), arguments(backbone), device=CPU, grad_checkpointing=on
-        )
+        tuned = new_tuned(backbone, parse_method("full"), arguments(backbone), device=CPU, grad_checkpointing=on)
         saved = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t, s=saved: s.append(t.numel()) or t, lambda t: t):
             tuned([torch.zeros(8, *backbone.input.shape)]).sum()
@@ -181,30 +187,25 @@ def test_the_trunk_neither_drops_nor_skips_in_training():
     assert tuned.adapter.training
 
 
-def test_augmented_images_are_those_of_an_online_run(tmp_path):
+def test_augmented_images_are_those_of_an_online_run():
     """The last block that the frozen backbone gives of them: the source of online runs on the same requests."""
-    from losa_cache.calibrate import fit_encoding
-    from losa_cache.data.augment import BatchAugmentation
-    from losa_cache.train.online import OnlineSource
-
     inputs = open_inputs(tiny_backbone(), tiny_samples(), precision="float32", device=CPU)
-    options = {"workers": 2, "augment": "rand-m9-mstd0.5-inc1", "batch_augmentation": BatchAugmentation(mixup=0.3)}
-    online = OnlineSource(inputs, ["block.4"], fit_encoding(inputs, workers=1), inputs.manifest.points, **options)
-    pixels = PixelSource(inputs, **options)
-    requests = epoch_requests(np.arange(23), batch_size=8, seed=0, epoch=1)
-    for ours, theirs in zip(pixels.batches(requests), online.batches(requests), strict=True):
-        assert ours.ids == theirs.ids
-        assert torch.equal(ours.labels, theirs.labels)
-        (found,) = inputs.backbone.outputs(ours.blocks[0], ["block.4"], compute=torch.float32)
-        assert torch.equal(found, theirs.blocks[0])
-    pixels.close()
-    online.close()
+    batch_augmentation = BatchAugmentation(mixup=0.3, classes=3)
+    options = {"workers": 1, "augment": "rand-m9-mstd0.5-inc1", "batch_augmentation": batch_augmentation}
+    encoding, requests = fit_encoding(inputs, workers=1), epoch_requests(np.arange(23), batch_size=8, seed=0, epoch=1)
+    with (
+        closing(OnlineSource(inputs, ["block.4"], encoding, inputs.manifest.points, **options)) as online,
+        closing(PixelSource(inputs, **options)) as pixels,
+    ):
+        for ours, theirs in zip(pixels.batches(requests), online.batches(requests), strict=True):
+            assert ours.ids == theirs.ids
+            assert torch.equal(ours.labels, theirs.labels)
+            (found,) = inputs.backbone.outputs(ours.blocks[0], ["block.4"], compute=torch.float32)
+            assert torch.equal(found, theirs.blocks[0])
 
 
 @pytest.mark.parametrize("decoder", ["conv", "linear"])
 def test_maps_are_learned_through_the_backbone(decoder, tmp_path):
-    from PIL import Image
-
     masks = tmp_path / "masks"
     masks.mkdir()
     for name in (samples := tiny_samples()).ids:
@@ -223,8 +224,6 @@ def test_maps_are_learned_through_the_backbone(decoder, tmp_path):
 
 
 def test_videos_are_learned_through_the_backbone(tmp_path):
-    from tests.data.videos import write_video
-
     for label, first in (("low", 0), ("high", 2048)):
         for number in range(3):
             write_video(tmp_path / "v" / label / f"{number}.mp4", 12, first=first + 40 * number)
@@ -292,8 +291,6 @@ def test_a_cache_is_no_place_to_evaluate_it(tiny_cache, tmp_path):
 def test_a_file_that_holds_something_else_is_refused(tmp_path):
     run = trained("norm", tmp_path / "run", epochs=1).run
     path = run / "adapter/config.json"
-    from losa_cache.files import with_seal
-
     config = {name: value for name, value in json.loads(path.read_text()).items() if name != "seal"}
     for method, told in (
         ({"name": "nothing", "variant": None, "rank": 0}, "unknown method 'nothing'"),
@@ -326,16 +323,11 @@ def test_a_card_says_what_was_trained_inside(tmp_path):
 
 
 COUNTS = {"full": 85_798_656, "bitfit": 102_912, "norm": 38_400}
-"""Of ViT-B/16 at 224 pixels: timm's own count without the head; BitFit's 0.10 M (Table 1 of LoSA); 25 norms of 2 x 768."""
+"""Of ViT-B/16 at 224 pixels: timm's own count without the head; BitFit's 0.10 M (Table 1 of LoSA); 25 norms."""
 
 
 @pytest.mark.parametrize("method", COUNTS)
 def test_the_counts_are_those_of_the_publications(method):
-    import timm
-
-    from losa_cache.tuned.spec import load_method
-    from losa_cache.tuned.trunk import Trunk
-
     with torch.device("meta"):
         model = timm.create_model("vit_base_patch16_224", num_classes=0).requires_grad_(False)
     load_method(method).insert(Trunk("b", model, 768, 1, (14, 14)), rank=0, variant=None)

@@ -110,8 +110,8 @@ class SweepConfig:
                 raise UserError(f"{name} is {value}: it must be at least 1.")
         if self.base.trains is not None:
             raise UserError(
-                f"method is {self.base.method!r}, which trains inside the backbone, and a sweep trains side networks from "
-                "a cache: train it with losa-cache train --online."
+                f"method is {self.base.method!r}, which trains inside the backbone, and a sweep trains side networks "
+                "from a cache: train it with losa-cache train --online."
             )
         if not self.space:
             raise UserError("there is nothing to sweep: list values, as in --rank 4,8,16 or --lr 1e-3,3e-4.")
