@@ -55,7 +55,7 @@ def adapter_macs(adapter: Adapter, points: int) -> int:
         adapter: which is left as it is.
         points: number of blocks that it takes.
     """
-    own = deepcopy(adapter).cpu().eval()
+    own = deepcopy(adapter).cpu().eval().requires_grad_(False)
     if isinstance(own.side, LoSA | VideoLoSA):
         own.side = Plain(own.side)
     block = torch.zeros(1, own.tokens, int(own.tail.config["width"]))
