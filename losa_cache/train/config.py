@@ -70,9 +70,9 @@ class TrainConfig:
             the mean of all layers; ``attentive``, one query over all tokens of the last layer; or ``res_tuning``, the
             bypass of Res-Tuning.
         method: what is trained inside the backbone in place of a side network, as its name and variant are written
-            (:mod:`losa_cache.tuned.spec`): ``lora``, ``vpt:deep``. Then ``side`` becomes ``linear`` and ``head`` ``last``,
-            and ``layers``, ``start`` and ``dropout`` have nothing to do. Names of side networks, ``losa``, ``linear`` and
-            ``lst``, set ``side`` and leave no method.
+            (:mod:`losa_cache.tuned.spec`): ``lora``, ``vpt:deep``. Then ``side`` becomes ``linear``, ``head`` becomes
+            ``last``, and ``layers``, ``start`` and ``dropout`` have nothing to do. Names of side networks, ``losa``,
+            ``linear`` and ``lst``, set ``side`` and leave no method.
         grad_checkpointing: with a method, compute each block again in the backward pass, in place of keeping its
             activations.
         rank: inner width r of the side network, if it has one (``SideSpec.rank``), or of the method; ``None``: the

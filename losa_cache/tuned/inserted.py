@@ -7,6 +7,7 @@ exporters see blocks as they were.
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -110,8 +111,8 @@ def _take_scale(block: nn.Module, number: int) -> nn.Module:
     if isinstance(scale, nn.Module):
         setattr(block, module, nn.Identity())
         return scale
-    if isinstance(gamma, nn.Parameter):
-        setattr(block, parameter, None)
+    if isinstance(gamma, nn.Parameter):  # BEiT asks the first one whether there is any, so ones stay in its place
+        setattr(block, parameter, nn.Parameter(torch.ones_like(gamma), requires_grad=False))
         return LayerScale(gamma)
     return nn.Identity()
 

@@ -122,11 +122,12 @@ def test_exactly_what_a_method_trains_changes(method, tmp_path):
     assert run.parameters == {"backbone": sum(before[name].numel() for name in moved), "classifier": 99}
 
 
-@pytest.mark.parametrize("trunk", TRUNKS)
-@pytest.mark.parametrize("method", ["full", "bitfit", "mlp"])
+@pytest.mark.parametrize(
+    ("method", "trunk"), [*(("full", trunk) for trunk in TRUNKS), ("bitfit", "average"), ("mlp", "cls")]
+)
 def test_a_run_is_evaluated_and_rebuilt_as_it_was_trained(method, trunk, tmp_path):
     backbone = tiny_backbone(**TRUNKS[trunk])
-    run = trained(method, tmp_path / "run", backbone=backbone)
+    run = trained(method, tmp_path / "run", backbone=backbone, epochs=1)
     again = lc.evaluate_run(run.run, backbone=backbone, dataset=tiny_samples(), device="cpu")
     assert again["loss"] == pytest.approx(run.metrics["val_loss"], rel=1e-5)
     test = tiny_samples(17, split="test")
@@ -148,7 +149,7 @@ def test_a_run_is_evaluated_and_rebuilt_as_it_was_trained(method, trunk, tmp_pat
         trunk_of(tiny_backbone(depth=2, **TRUNKS[trunk]), model)
 
 
-@pytest.mark.parametrize("decoded", [3, 12, 28])
+@pytest.mark.parametrize("decoded", [12, 28])
 def test_a_stopped_run_goes_on_to_the_same_numbers(decoded, tmp_path):
     given = {"backbone": tiny_backbone(), "device": "cpu"}
     whole = trained("full", tmp_path / "whole", batch_size=3)
