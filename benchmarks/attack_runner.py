@@ -28,7 +28,8 @@ OUTCOMES = (RIGHT, SENTENCE, OTHER, TRACEBACK, SILENT)
 """From the best to the worst. ``other``: refused where it should work, or a message that is not one plain sentence."""
 SHARD_BYTES = 450_000  # four images of vit_digits in bfloat16: a cache of 24 images has six shards
 HANG_SECONDS = 25
-TIMES = ("train_seconds", "train_read", "train_peak_gb", "limiter")  # of a line of metrics, what depends on the clock
+TIMES = ("train_seconds", "train_read", "train_peak_gb", "train_images", "train_cpu", "train_gpu", "limiter")
+"""Of a line of metrics, what depends on the clock and on the machine."""
 
 
 @dataclass(frozen=True)

@@ -157,9 +157,10 @@ def s3_environment(s3, monkeypatch):
 
 
 def results(run: Path) -> list[dict]:
-    """The metrics of a run's epochs, but for those of time and memory."""
+    """The metrics of a run's epochs, but for those of time and memory, and for what never changes."""
     read = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    times = ("train_seconds", "train_read", "train_peak_gb", "limiter")
+    costs = ("train_images", "train_cpu", "train_gpu", "parameters", "adapter_macs", "inference_macs")
+    times = ("train_seconds", "train_read", "train_peak_gb", "limiter", *costs)
     return [{name: value for name, value in line.items() if not name.startswith(times)} for line in read]
 
 

@@ -54,6 +54,16 @@ BAD = {
     "no cache there": ("train --cache nowhere.zarr", "there is no cache at 'nowhere.zarr'"),
     "side": ("train --side lora", "choose one of losa, ladder, mlp, fusion, res_tuning, attentive, linear"),
     "augmentation of a cache": ("train --augment crop", "without --online or --mixed a cache serves the images it has"),
+    "method and a cache": ("train --method full", "--method full trains inside the backbone, which a cache cannot"),
+    "method and a side network": ("train --online --method full --side mlp", "--method full says what is trained"),
+    "method and a head": ("train --online --method full --head all", "whose last output a classifier reads: leave out"),
+    "method and a share": ("train --online --method full --mixed 0.5", "cache cannot replace: leave out --mixed"),
+    "method and a search": (
+        "train --method full --auto",
+        "--auto chooses from a cache, and --method full trains inside",
+    ),
+    "method of a sweep": ("sweep --method full --rank 2,4", "sweep has no option '--method', which is one of train"),
+    "rank of no rank": ("train --online --method bitfit --rank 4", "method 'bitfit' has no inner width"),
     "online without images": ("train --online --dataset digits", "name them with --backbone and --dataset"),
     "online and mixed": ("train --online --mixed 0.5", "leave one of --online and --mixed 0.5 out"),
     "unknown augmentation": (

@@ -1,9 +1,10 @@
 """``AdaptedModel``: one pass of the frozen backbone, and the predictions of many adapters."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import Lock
 from types import MappingProxyType
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from losa_cache.sidenet.operand import Block
 from losa_cache.sidenet.pooled import Pooling, pooling_of
 from losa_cache.sidenet.tail import FrozenTail
 from losa_cache.train.trained_adapter import TrainedAdapter
+from losa_cache.tuned.rebuild import trunk_of
 
 Finish = Callable[[TrainedAdapter, Tensor, Tensor | None], Tensor]
 """What is made of an adapter's refined rows and of the rows of all blocks (``Adapter.refined``)."""
@@ -25,18 +27,26 @@ Finish = Callable[[TrainedAdapter, Tensor, Tensor | None], Tensor]
 
 @dataclass(frozen=True)
 class _Members:
-    """The adapters at a time. They are replaced as a whole, so that a pass which runs keeps its own."""
+    """The adapters at a time. They are replaced as a whole, so that a pass which runs keeps its own.
+
+    Attributes:
+        by_name: all of them.
+        groups: those beside the frozen backbone, which one pass of it serves.
+        changed: those that were trained inside it: the changed backbone of each, and a group of itself.
+    """
 
     by_name: Mapping[str, TrainedAdapter] = field(default_factory=dict)
     groups: tuple[Group, ...] = ()
+    changed: tuple[tuple[Backbone, Group], ...] = ()
 
 
 class AdaptedModel:
     """A frozen backbone with many adapters: one forward pass serves all of them (§3.3 of the paper).
 
-    Adapters of one shape are computed together. Their inputs are taken as the blocks come out: a block output is kept
-    until the last block only where that takes less memory than its products with the adapters' matrices. Adapters can
-    be added, removed and renamed while another thread computes.
+    An adapter that was trained inside the backbone (``train --method``) takes a pass of its own, through a copy of the
+    backbone that is changed as it says. Side networks of one shape are computed together. Their inputs are taken as the
+    blocks come out: a block output is kept until the last block only where that takes less memory than its products
+    with the adapters' matrices. Adapters can be added, removed and renamed while another thread computes.
 
     >>> model = lc.AdaptedModel(backbone, {"birds": lc.load_adapter("runs/birds")})  # doctest: +SKIP
     >>> logits = model(pixels)["birds"]  # doctest: +SKIP
@@ -57,6 +67,7 @@ class AdaptedModel:
         self._pooling = pooling_of(backbone.tail.config)
         self._tail = FrozenTail(backbone.tail.config, backbone.tail.state_dict()).to(backbone.device)
         self._members, self._changing = _Members(), Lock()
+        self._trunks: WeakKeyDictionary[TrainedAdapter, Backbone] = WeakKeyDictionary()
         self._replace({name: self._fitted(name, adapter) for name, adapter in (adapters or {}).items()})
 
     @property
@@ -96,7 +107,7 @@ class AdaptedModel:
             self._require_free(new)
             names = {known: new if known == old else known for known in self._members.by_name}
             renamed = {names[known]: own for known, own in self._members.by_name.items()}
-            self._members = _Members(renamed, self._members.groups)
+            self._members = replace(self._members, by_name=renamed)
 
     def __call__(self, pixels: Tensor, names: Iterable[str] | None = None) -> dict[str, Tensor]:
         """Compute the outputs of adapters on images.
@@ -143,11 +154,16 @@ class AdaptedModel:
         compute = self._compute_dtype(members)
         parts: list[dict[int, Tensor]] = []
         for part in pixels.split(self.backbone.fitting_batch(max(1, len(pixels)), compute)):
-            reading = _Reading(members.groups, wanted, self._pooling, compute)
-            near = part.to(self.backbone.device, non_blocking=True)
-            self.backbone.run(near, reading.points, reading.take, compute=compute)
-            with torch.autocast(self.backbone.device.type, torch.bfloat16, enabled=compute != torch.float32):
-                parts.append(reading.finish(finish))
+            near, found = part.to(self.backbone.device, non_blocking=True), dict[int, Tensor]()
+            passes = [(self.backbone, _Reading(members.groups, wanted, self._pooling, compute))]
+            passes += [(own, _Reading([group], wanted, self._pooling, torch.float32)) for own, group in members.changed]
+            for backbone, reading in passes:
+                if not reading.points:
+                    continue
+                backbone.run(near, reading.points, reading.take, compute=compute)
+                with torch.autocast(backbone.device.type, torch.bfloat16, enabled=compute != torch.float32):
+                    found |= reading.finish(finish)
+            parts.append(found)
         each = {name: id(members.by_name[name]) for name in chosen}
         return {name: torch.cat([part[key] for part in parts]) for name, key in each.items()}
 
@@ -162,6 +178,10 @@ class AdaptedModel:
         if not isinstance(adapter, TrainedAdapter):
             raise UserError(f"adapter {name!r} is {adapter!r:.60}: load it first, with losa_cache.load_adapter.")
         require_fits(name, adapter, self.backbone)
+        if adapter.method is not None:
+            own = adapter.to(self.backbone.device).around(adapter.adapter.tail, tokens=self.backbone.tokens)
+            self._trunks[own] = trunk_of(self.backbone, own)
+            return own
         pooled = form_of(adapter) == ROWS
         tokens = self._pooling.rows if pooled else self.backbone.tokens
         return adapter.to(self.backbone.device).around(self._tail, tokens=tokens, holds=POOLED if pooled else ALL)
@@ -169,12 +189,14 @@ class AdaptedModel:
     def _replace(self, by_name: Mapping[str, TrainedAdapter]) -> None:
         """Put the members in place, with those groups as they were of which none is gone or new."""
         known = {tuple(map(id, group.adapters)): group for group in self._members.groups}
-        kept = [group for key, group in known.items() if {*key} <= {id(own) for own in by_name.values()}]
+        beside = [own for own in by_name.values() if own not in self._trunks]
+        kept = [group for key, group in known.items() if {*key} <= {id(own) for own in beside}]
         full = [group for group in kept if not group.has_room]
         grouped = {id(own) for group in full for own in group.adapters}
-        others = group_up([own for own in by_name.values() if id(own) not in grouped])
+        others = group_up([own for own in beside if id(own) not in grouped])
         made = [known.get(tuple(map(id, group))) or Group(group) for group in others]
-        self._members = _Members(dict(by_name), (*full, *made))
+        changed = [(self._trunks[own], Group([own])) for own in by_name.values() if own in self._trunks]
+        self._members = _Members(dict(by_name), (*full, *made), tuple(changed))
 
     def _require(self, name: str, members: _Members | None = None) -> None:
         known = (members or self._members).by_name
@@ -194,13 +216,14 @@ class _Reading:
         groups: of all adapters.
         wanted: ids of those that are asked for.
         pooling: of the backbone.
-        compute: dtype of the backbone's matrix products, in which block outputs are kept.
+        kept: dtype in which block outputs are kept: that of the backbone's matrix products, as in a cache; float32 for
+            adapters that were trained on what was not rounded.
     """
 
-    def __init__(self, groups: Sequence[Group], wanted: set[int], pooling: Pooling, compute: torch.dtype) -> None:
+    def __init__(self, groups: Sequence[Group], wanted: set[int], pooling: Pooling, kept: torch.dtype) -> None:
         members = [[at for at, own in enumerate(group.adapters) if id(own) in wanted] for group in groups]
         self._groups = [(group, own) for group, own in zip(groups, members, strict=True) if own]
-        self._pooling, self._compute = pooling, compute
+        self._pooling, self._kept = pooling, kept
         self._projects = _projecting_is_smaller(self._groups)
         self._blocks: list[dict[str, Block]] = [{} for _ in self._groups]
         self._rows: dict[str, Tensor] = {}
@@ -208,8 +231,8 @@ class _Reading:
 
     def take(self, at: int, value: Tensor) -> None:
         """Take what the backbone gives at a point, ``(batch, n, d)``."""
-        point, output = self.points[at], BlockOutput(value.to(self._compute), self._pooling)
-        products = self._compute if self._compute == torch.float32 else torch.bfloat16
+        point, output = self.points[at], BlockOutput(value.to(self._kept), self._pooling)
+        products = self._kept if self._kept == torch.float32 else torch.bfloat16
         for (group, members), blocks in zip(self._groups, self._blocks, strict=True):
             if point not in group.points:
                 continue

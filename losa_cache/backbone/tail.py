@@ -44,7 +44,13 @@ def read_tail(model: nn.Module, *, width: int, prefix_tokens: int) -> FrozenTail
 
 
 def _named(prefix: str, module: nn.Module) -> dict[str, Tensor]:
-    return {f"{prefix}.{name}": value.detach().float().cpu() for name, value in module.state_dict().items()}
+    return {f"{prefix}.{name}": _brought(value) for name, value in module.state_dict().items()}
+
+
+def _brought(value: Tensor) -> Tensor:
+    """Bring a tensor to the CPU, in float32; one on ``meta`` has nothing to bring."""
+    value = value.detach().float()
+    return value if value.is_meta else value.cpu()
 
 
 def _describe_norm(norm: nn.Module) -> dict[str, Any]:

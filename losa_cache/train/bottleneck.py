@@ -56,6 +56,20 @@ def time_metrics(seconds: float, spent: Mapping[str, float], bandwidth: Bandwidt
     return metrics
 
 
+def rates_and_joules(samples: int, seconds: float, spent: Mapping[str, float]) -> dict[str, float]:
+    """Say how many samples a second an epoch of so many seconds has trained, and what energy that took.
+
+    Args:
+        samples: of the epoch.
+        seconds, spent: as of :func:`time_metrics`, with the joules of :mod:`losa_cache.machine.energy`.
+
+    Returns:
+        metrics: ``train_images_per_second`` and, where it was measured, ``train_cpu_joules`` and ``train_gpu_joules``.
+    """
+    joules = {f"train_{name}": value for name, value in spent.items() if name.endswith("_joules")}
+    return {"train_images_per_second": samples / seconds} | joules
+
+
 RANK, LAYERS = "a smaller --rank", "fewer --layers"
 REMEDIES = {
     "compute": (RANK, LAYERS),

@@ -132,6 +132,7 @@ def evaluate_run(
         from losa_cache.report.write import write_report  # with jinja2, which only a report needs
 
         about |= {"adapter": folder.name, "backbone": evaluation.manifest.fields["backbone"]["name"]}
+        about |= _costs(folder, evaluation.parameters)
         write_report(Path(report), about, figures, details, task=task)
     return result | tables
 
@@ -226,14 +227,14 @@ def evaluated(
 def _trained_model(run: Path, data: TrainingData, adapter_config: dict[str, Any]) -> tuple[Model, dict[str, int]]:
     """Load what a run has trained onto the device of its data, and count the parameters that were trained."""
     own = of_tokens(adapter_config, data.manifest)
-    if data.trunk is None:
+    if data.backbone is None or not adapter_config.get("method"):
         adapter = load_adapter(run, own, data.tail).to(data.device)
         return adapter, adapter.parameter_counts()
     from losa_cache.tuned.rebuild import trained_trunk
 
     method = Method(**adapter_config["method"])
     adapter, inside = load_whole(run, own)
-    trunk = trained_trunk(data.trunk, method, own["adapter"], inside)
+    trunk = trained_trunk(data.backbone, method, own["adapter"], inside)
     counts = {"backbone": sum(value.numel() for value in inside.values())}
     counts["classifier"] = adapter.parameter_counts()["classifier"]
     return Tuned(trunk, adapter.to(data.device), method), counts
@@ -307,6 +308,14 @@ def _is_alone(folder: Path) -> bool:
     """Tell whether this is an adapter by itself, and no run."""
     files = find_files(folder)
     return files.stands_alone and files.folder == folder
+
+
+def _costs(run: Path, parameters: dict[str, int]) -> dict[str, Any]:
+    """Say what the adapter costs, as far as its run has told."""
+    *_, last = [{}, *Run(run).metrics()]
+    macs = {"a forward pass": last.get("inference_macs"), "the adapter": last.get("adapter_macs")}
+    counted = {f"multiply-accumulates of {what}": value for what, value in macs.items() if isinstance(value, int)}
+    return {"trained parameters": sum(parameters.values())} | counted
 
 
 def _store(run: Path, result: dict[str, Any], tables: dict[str, Any], task: Task) -> None:

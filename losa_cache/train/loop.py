@@ -12,15 +12,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from losa_cache.errors import UserError
+from losa_cache.machine.energy import EnergyMeter
 from losa_cache.machine.memory import peak_memory
 from losa_cache.outside import UnreadableError
 from losa_cache.sidenet.adapter import Adapter
 from losa_cache.tasks import Task
 from losa_cache.train import all_layers
 from losa_cache.train.batch import Source
-from losa_cache.train.bottleneck import limiter, time_metrics
+from losa_cache.train.bottleneck import limiter, rates_and_joules, time_metrics
 from losa_cache.train.checkpoint import largest_size, restore
 from losa_cache.train.config import TrainConfig
+from losa_cache.train.costs import run_costs
 from losa_cache.train.graph import recorder_for
 from losa_cache.train.interrupt import Interrupt
 from losa_cache.train.run import Run
@@ -204,7 +206,8 @@ def fit(
     adapter = adapter_of(model)
     optimizer = make_optimizer(model, config)
     step = make_step(model, optimizer, config, autocast=autocast, task=data.task)
-    done, passed, watch = 0, EpochProgress(), Stopwatch(device)
+    done, passed, watch, energy = 0, EpochProgress(), Stopwatch(device), EnergyMeter(device)
+    costs = run_costs(model, data)
     steps = math.ceil(len(data.chosen.train) / config.batch_size)
     if (state := run.load_checkpoint(device, at_most=largest_size(model))) is not None:
         try:
@@ -231,6 +234,7 @@ def fit(
         if interrupt.asked or perf_counter() - saved > CHECKPOINT_SECONDS:
             passed.note(data.source.spent())
             passed.note(watch.take())
+            passed.note(energy.take())
             save()
         unless_stopped()
 
@@ -243,6 +247,7 @@ def fit(
         if state is None and adapter.reader is not None:
             rows = all_layers.start(adapter, data, config, progress=lambda share: unless_stopped())
         while done < config.epochs:
+            energy.take()  # what validation took is not an epoch's
             mean = train_epoch(
                 model,
                 optimizer,
@@ -257,12 +262,14 @@ def fit(
                 step=step,
                 after_step=between_batches,
             )
+            passed.note(energy.take())
             metrics: dict[str, Any] = {"epoch": done + 1, "train_loss": mean, "train_seconds": passed.seconds}
             bandwidth = data.source.bandwidth() if passed.spent.get("gigabytes", 0) >= WORTH_MEASURING else None
             metrics |= time_metrics(passed.seconds, passed.spent, bandwidth)
             metrics["limiter"] = limiter(metrics, bandwidth, side=config.side, inside=config.trains is not None)
             metrics["train_lr"] = optimizer.param_groups[0]["lr"]
             metrics["train_peak_gb"] = peak_memory(device) / 1e9
+            metrics |= rates_and_joules(len(data.chosen.train), passed.seconds, passed.spent) | costs
             metrics |= validate(model, data, config, between_batches=between_batches)
             run.log(metrics)  # before the checkpoint: a kill between the two repeats the epoch and its line
             done, passed = done + 1, EpochProgress()

@@ -48,10 +48,10 @@ def new_model(data: TrainingData, config: TrainConfig, *, copy: bool = True) -> 
         return new_adapter(data.manifest, data.tail, config, data.targets.names).to(data.device)
     from losa_cache.tuned.build import new_tuned
 
-    assert data.trunk is not None, "a method without a backbone"
+    assert data.backbone is not None, "a method without a backbone"
     options: dict[str, Any] = {"device": data.device, "copy": copy, "grad_checkpointing": config.grad_checkpointing}
     return new_tuned(
-        data.trunk, config.trains, _adapter_arguments(data.manifest, config, data.targets.names), **options
+        data.backbone, config.trains, _adapter_arguments(data.manifest, config, data.targets.names), **options
     )
 
 

@@ -287,8 +287,8 @@ def _ready_model(data: TrainingData, config: TrainConfig, *, copy: bool) -> Mode
     model, manifest = new_model(data, config, copy=copy), data.manifest
     shape: tuple[int, ...] = (len(data.points), manifest.tokens["total"], manifest.width)
     dtype = get_precision(manifest.precision).dtype
-    if data.trunk is not None:
-        shape, dtype = (1, *data.trunk.input.shape), torch.float32
+    if config.trains is not None and data.backbone is not None:
+        shape, dtype = (1, *data.backbone.input.shape), torch.float32
     batch_size = min(config.batch_size, len(data.chosen.train))
     require_memory(model, shape, dtype, batch_size=batch_size, autocast=data.autocast)
     return model

@@ -57,7 +57,7 @@ class TrainedAdapter(nn.Module):
         inside: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> None:
         super().__init__()
-        self.adapter, self.points, self.config, self.inside = adapter, points, config, inside
+        self.adapter, self.points, self.config, self.inside = adapter, points, config, dict(inside)
 
     @property
     def method(self) -> Method | None:

@@ -71,7 +71,7 @@ class TrainingData:
         placement: where it is read to.
         task: what is learned, fitted to the training samples.
         targets: what is learned of every sample.
-        trunk: the backbone, for a method that trains inside it: then batches are images.
+        backbone: that runs in the loop. A method that trains inside it is given images, and changes it.
     """
 
     manifest: Manifest
@@ -84,7 +84,7 @@ class TrainingData:
     placement: Placement
     task: Task
     targets: TargetSet
-    trunk: "Backbone | None" = None
+    backbone: "Backbone | None" = None
 
     @property
     def device(self) -> torch.device:
@@ -289,7 +289,7 @@ def from_backbone(
         seed=sampling["seed"],
         device=placement.device,
     )
-    manifest = inputs.manifest
+    manifest, running = inputs.manifest, inputs.backbone
     if cache is not None:
         _require_same_images(cache, inputs)
     samples = np.arange(len(inputs.samples)) if cache is None else cache.samples
@@ -314,16 +314,16 @@ def from_backbone(
         "seed": config.seed,
     }
     if config.trains is not None:
-        images, trunk = PixelSource(inputs, **pixels), inputs.backbone
-        size = len(chosen.held_out) * manifest.clips * prod(trunk.input.shape) * torch.float32.itemsize
+        images = PixelSource(inputs, **pixels)
+        size = len(chosen.held_out) * manifest.clips * prod(running.input.shape) * torch.float32.itemsize
         plain = _memoised(images, size, placement.device)
         return TrainingData(
-            manifest, trunk.tail, layers, points, chosen, images, plain or images, placement, task, targets, trunk
+            manifest, running.tail, layers, points, chosen, images, plain or images, placement, task, targets, running
         )
     encoding = fit_encoding(inputs, workers=workers) if cache is None else cache.encoding()
     encoded = (manifest if cache is None else cache.manifest).points
     fresh = OnlineSource(inputs, points, encoding, encoded, **pixels)
-    tail = inputs.backbone.tail
+    tail = running.tail
     if cache is not None:
         alone = online.share == 1 and not config.reads_all  # a probe is fitted to plain training samples
         asked = chosen.held_out if alone else np.concatenate([chosen.train, chosen.held_out])
@@ -339,7 +339,7 @@ def from_backbone(
         )
         outputs = task.outputs(targets.names)
         source = MixedSource(fresh, cached, online.share, lambda hard: task.soft(hard, outputs))
-        return TrainingData(manifest, tail, layers, points, chosen, source, cached, placement, task, targets)
+        return TrainingData(manifest, tail, layers, points, chosen, source, cached, placement, task, targets, running)
     held_out = len(chosen.held_out)
     size = held_out * len(points) * manifest.tokens["total"] * manifest.width * encoding.precision.dtype.itemsize
     kept = _memoised(fresh, size, placement.device)
@@ -350,7 +350,7 @@ def from_backbone(
             held_out,
             readable_bytes(size),
         )
-    return TrainingData(manifest, tail, layers, points, chosen, fresh, kept or fresh, placement, task, targets)
+    return TrainingData(manifest, tail, layers, points, chosen, fresh, kept or fresh, placement, task, targets, running)
 
 
 def _memoised(source: Source, size: int, device: torch.device) -> MemoisedSource | None:

@@ -42,9 +42,9 @@ def load(folder, names=KINDS):
 
 
 @contextmanager
-def serving(adapters, **options):
-    """A running server of the tiny backbone: its port, and the service behind it."""
-    service = Service(tiny_backbone(), adapters, ServeConfig(port=0, **options))
+def serving(adapters, *, backbone=None, **options):
+    """A running server of a backbone, by default the tiny one: its port, and the service behind it."""
+    service = Service(backbone or tiny_backbone(), adapters, ServeConfig(port=0, **options))
     listener = bind("127.0.0.1", 0)
     port = listener.getsockname()[1]
     start(listener)

@@ -207,6 +207,10 @@ def test_eval_reports_groups_and_writes_a_folder(tiny_cache, tmp_path, capsys, m
     lines = csv.DictReader((tmp_path / "report/classes.csv").read_text().splitlines())
     assert sum(int(line["support"]) for line in lines) == found["samples"]
     assert {"group_top1", "group_loss", "balanced_accuracy", "ece"} <= found.keys()
+    about = json.loads((tmp_path / "report/evaluation.json").read_text())
+    side = 2 * (2 * 2 * 32 + 2 + 32 + 1) + 2 * (2 * 2 * 5 + 2 + 5 + 1)  # two channel layers, two of five tokens
+    assert about["trained parameters"] == side + 3 * 32 + 3
+    assert about["multiply-accumulates of the adapter"] == 4 * 2 * 2 * 5 * 32 + 3 * 32
     said = {}
     for options in (["--json"], []):
         capsys.readouterr()

@@ -36,7 +36,7 @@ from losa_cache.train.placement import Placement
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_TRUNC
 CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.link", "os.symlink")
 SECONDS = 300  # of a child at most
-TIMES = ("train_seconds", "train_read", "train_peak_gb", "limiter")
+TIMES = ("train_seconds", "train_read", "train_peak_gb", "train_images", "train_cpu", "train_gpu", "limiter")
 FULL = 3  # exit code of a run that the full disk stopped with a sentence
 
 

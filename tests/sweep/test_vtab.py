@@ -19,12 +19,14 @@ from losa_cache.extract.extract import extract
 from losa_cache.sweep.engine.record import ProbeLine, ToBeat
 from losa_cache.sweep.engine.results import load_record
 from losa_cache.sweep.engine.space import Choices
+from losa_cache.sweep.vtab.published import PUBLISHED
 from losa_cache.sweep.vtab.record import (
     PAPER,
     PAPER_MEANS,
     LeftOut,
     Result,
     VtabRecord,
+    by_task,
     means_of,
     paper_top1,
     unlike_paper,
@@ -281,6 +283,19 @@ def test_means_of_the_papers_figures_are_those_it_prints(rank):
     assert [mean.count for mean in means.values()] == [7, 4, 8, 19]
 
 
+@pytest.mark.parametrize("row", PUBLISHED, ids=lambda row: row.label)
+def test_means_of_published_figures_are_those_that_the_paper_prints(row):
+    for mean, printed in zip(means_of(by_task(row.tasks)).values(), map(float, row.means.split()), strict=True):
+        assert mean.value == pytest.approx(printed, abs=0.11)  # LoRA's 74.60 is printed as 74.5
+
+
+def test_figures_of_the_others_are_those_of_their_own_publications():
+    """What abstracts say: of HST (arXiv 2310.05393v1) the mean over 19 tasks."""
+    own = {row.label: row for row in PUBLISHED}
+    assert np.mean(list(by_task(own["HST"].tasks).values())) == pytest.approx(76.0, abs=0.05)
+    assert own["HST"].parameters == "0.78"
+
+
 def test_means_are_over_the_tasks_that_are_there():
     top1 = {"cifar": 50.0, "svhn": 60.0, "eurosat": 90.0, "dmlab": 20.0, "kitti": 40.0, "stripes": 100.0}
     means = means_of(top1)
@@ -309,11 +324,14 @@ def test_the_table_has_the_papers_columns_and_its_rows_beside_ours():
     titles = [task.title for task in TASKS.values()]
     assert head[1:14] == [*titles[:7], "natural", *titles[7:11], "specialised"]
     assert head[14:] == [*titles[11:], "structured", "average", "parameters"]
-    assert [row[0] for row in rows] == ["r = 2", "r = 4", "paper, r = 4"]
+    others = [f"published: {row.label}" for row in PUBLISHED]
+    assert [row[0] for row in rows] == ["r = 2", "r = 4", "paper, r = 4", *others]
     assert rows[1][1:8] == [f"{40 + at:.1f}" for at in range(7)]
     assert (rows[1][8], rows[1][-1]) == ("43.0", "4,000")
     assert [cell for at, cell in enumerate(rows[2]) if at not in (0, 8, 13, 22, 23, 24)] == PAPER[4].split()
     assert [rows[2][at] for at in (8, 13, 22, 23, 24)] == [*PAPER_MEANS[4].split(), "0.05 M"]
+    noah = rows[-5]
+    assert (noah[0], noah[1:4], noah[-2:]) == ("published: NOAH", ["69.6", "92.7", "70.2"], ["75.5", "0.36 M"])
 
 
 def test_the_table_says_what_it_lacks_and_never_compares_what_differs():
@@ -336,7 +354,7 @@ def test_probes_are_rows_of_the_table_and_a_task_without_one_is_named():
     to_beat = {"cifar": ToBeat(lines, "How."), "dtd": ToBeat([], "There is no probe to beat: of one class.")}
     record = replace(record_of(["cifar", "dtd"]), to_beat=to_beat)
     _, _, *rows = cells(markdown(record))
-    assert [row[0] for row in rows] == ["r = 2", "r = 4", "paper, r = 4", "probe, last layer", "probe, all layers"]
+    assert [row[0] for row in rows[:5]] == ["r = 2", "r = 4", "paper, r = 4", "probe, last layer", "probe, all layers"]
     assert rows[4][1:4] == ["62.5", "-", "-"]
     assert rows[4][8] == "62.5 (1 of 7)"
     assert "dtd: There is no probe to beat: of one class." in text(record)

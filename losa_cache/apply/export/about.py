@@ -40,12 +40,13 @@ def about(
         JSON-able values by name: ``task``, ``classes`` (in the order of the logits), ``inputs`` (dtype and shape by
         name), ``output``, ``maps`` of a dense task (:func:`maps`), ``thresholds`` (of several labels, in the order of
         ``classes``: the probability from which on each is predicted), ``preprocessing`` (``None`` where block outputs
-        go in), ``backbone`` (name and hash of its weights), ``adapter`` (its side network, the points that it reads,
-        and the digest of its tensors) and ``software``.
+        go in), ``backbone`` (name and hash of its weights), ``adapter`` (its side network, or the method that
+        changed the backbone, the points that it reads, and the digest of its tensors) and ``software``.
     """
     fields = config["cache"]["fields"]
     dtype = "float32" if spec is None else "uint8"
     own = {name: config["adapter"].get(name) for name in ("side", "rank", "head")}
+    own |= {"method": dict(config["method"])} if config.get("method") else {}
     places = {"points": list(points), "tap": config["tap"], "start": config["start"]}
     return {
         "task": config.get("task", CLASSIFICATION),

@@ -27,6 +27,7 @@ from losa_cache.failures import sentence
 from losa_cache.files import clear, publish, reason, remedy, sync_tree, write_whole
 from losa_cache.options import lists_options, with_options
 from losa_cache.train.trained_adapter import TrainedAdapter, load_adapter
+from losa_cache.tuned.rebuild import trunk_of
 
 log = logging.getLogger(__name__)
 
@@ -80,13 +81,22 @@ def export(
     spec = None
     exported: Exportable
     if chosen.side_only:
+        if loaded.method is not None:
+            raise UserError(
+                f"adapter {name!r} was trained inside the backbone ({loaded.method}), so it has no side network: leave "
+                "--side-only out."
+            )
         exported = SideOnly(loaded)
     else:
         trunk = backbone or backbone_for({name: loaded}, weights=chosen.weights, device=torch.device("cpu"))
         require_fits(name, loaded, trunk)
         if trunk.device.type != "cpu" or trunk.streamed is not None:
             raise UserError("the backbone is exported from the CPU: move it there with to('cpu').")
-        exported, spec = WithBackbone(loaded.around(trunk.tail, tokens=trunk.tokens), trunk), trunk.input
+        if loaded.method is not None:
+            trunk = trunk_of(trunk, loaded)
+        else:
+            loaded = loaded.around(trunk.tail, tokens=trunk.tokens)
+        exported, spec = WithBackbone(loaded, trunk), trunk.input
     says = about(loaded.config, exported.points, exported.names, exported.shapes, spec)
     batches = [exported.noise(batch, seed=batch) for batch in CHECKED]
     expected = [exported.expected(inputs) for inputs in batches]

@@ -1,9 +1,8 @@
 """An adapter in forms that exporters can trace: nothing in place, and nothing that depends on how many samples come."""
 
-from collections.abc import Sequence
 from copy import deepcopy
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from losa_cache.apply.export.sums import Sums
@@ -11,9 +10,9 @@ from losa_cache.sidenet.adapter import Adapter
 from losa_cache.sidenet.losa import LoSA
 from losa_cache.sidenet.networks.fusion import Fusion
 from losa_cache.sidenet.operand import Block, dense
+from losa_cache.sidenet.plain import Plain
 from losa_cache.sidenet.pooled import EPS, Pooling
 from losa_cache.sidenet.products import wide
-from losa_cache.sidenet.readout import Readout, Whole
 from losa_cache.sidenet.video import VideoLoSA
 
 MOST_COLUMNS = 512
@@ -40,22 +39,6 @@ def traceable(adapter: Adapter) -> Adapter:
     if own.pooling is not None:
         own.pooling = WholePooling(own.pooling.classes, own.pooling.prefix)
     return own
-
-
-class Plain(nn.Module):
-    """A LoSA as the paper's equations stand (:meth:`LoSA.plain`).
-
-    Args:
-        side: for images or videos.
-    """
-
-    def __init__(self, side: LoSA | VideoLoSA) -> None:
-        super().__init__()
-        self.side = side
-
-    def forward(self, blocks: Sequence[Tensor], readout: Readout | None = None) -> Tensor:
-        """Refine the backbone's output (arguments and result as of :meth:`LoSA.forward`)."""
-        return (readout or Whole()).rows(self.side.plain(blocks))
 
 
 class WholePooling(Pooling):

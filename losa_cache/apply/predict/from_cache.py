@@ -27,6 +27,11 @@ def fitted(adapters: Mapping[str, TrainedAdapter], cache: ActivationCache) -> di
     """
     manifest, tail = cache.manifest, frozen_tail(cache)
     for name, adapter in adapters.items():
+        if adapter.method is not None:
+            raise UserError(
+                f"adapter {name!r} was trained inside the backbone ({adapter.method}), which cache {str(cache.path)!r} "
+                "cannot replace: predict the images themselves."
+            )
         if wrong := misfit(adapter.config, manifest, None):
             raise UserError(f"adapter {name!r} does not fit cache {str(cache.path)!r}: {wrong}.")
     tokens, holds = manifest.tokens["total"], manifest.holds

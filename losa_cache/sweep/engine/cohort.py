@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from losa_cache.machine.energy import EnergyMeter
+from losa_cache.machine.memory import peak_memory
 from losa_cache.sidenet.adapter import Adapter
 from losa_cache.sidenet.build import stack_adapters
 from losa_cache.sweep.engine.folds import HeldOut
@@ -67,6 +69,7 @@ class Cohort:
             folds=None if held is None else held.folds,
             batch_size=configs[0].batch_size,
         )
+        self._energy = EnergyMeter(data.device)
 
     @property
     def done(self) -> bool:
@@ -81,19 +84,25 @@ class Cohort:
         """Train one epoch and, unless it is switched off, validate all trials on all held-out samples.
 
         Returns:
-            metrics of each trial, the same as those of a single run, without the times of its parts. A ``train_loss``
-            that is no number says that the trial failed.
+            metrics of each trial, the same as those of a single run, without the times of its parts; of the energy each
+            has an equal share. A ``train_loss`` that is no number says that the trial failed.
         """
         if (
             self.epoch == 0 and self._stack.blend is not None
         ):  # held-out samples of a split are others' training samples
             all_layers.start(self._stack, self.data, self.configs[0], alone=self._held is not None)
+        self._energy.take()  # what was taken before is not an epoch's
         started = perf_counter()
         losses, rates = self._train()
         seconds = perf_counter() - started
         self.epoch += 1
+        costs = {
+            "train_seconds": seconds,
+            "train_images_per_second": len(self.data.chosen.train) / seconds,
+            "train_peak_gb": peak_memory(self.data.device) / 1e9,
+        } | {f"train_{name}": joules / len(losses) for name, joules in self._energy.take().items()}
         metrics = [
-            {"epoch": self.epoch, "train_loss": loss, "train_seconds": seconds, "train_lr": rate}
+            {"epoch": self.epoch, "train_loss": loss, "train_lr": rate} | costs
             for loss, rate in zip(losses, rates, strict=True)
         ]
         if not judge:

@@ -30,6 +30,7 @@ class TrialRecord:
         command: shell command that trains this trial alone.
         task: its task.
         chosen_by: metric by which trials are chosen; ``None``: the task's own.
+        macs: multiply-accumulates that its adapter adds to one sample; ``None``: of an earlier version.
     """
 
     number: int
@@ -40,6 +41,7 @@ class TrialRecord:
     command: str
     task: str = CLASSIFICATION
     chosen_by: str | None = None
+    macs: int | None = None
 
     def __post_init__(self) -> None:
         if self.state not in STATES:
@@ -159,6 +161,7 @@ class SweepRecord:
     to_beat: ToBeat | None = None
     task: str = CLASSIFICATION
     chosen_by: str | None = None
+    macs: int | None = None
 
     def __post_init__(self) -> None:
         if self.chosen is not None and self.chosen_trial is None:

@@ -26,6 +26,7 @@ from losa_cache.sweep.engine.record import Group, SweepRecord, ToBeat, TrialReco
 from losa_cache.sweep.engine.trial import describe, require_epochs, trial_path
 from losa_cache.tasks import Metric
 from losa_cache.text import shown
+from losa_cache.train.costs import adapter_macs
 from losa_cache.train.evaluate_run import evaluate_run
 from losa_cache.train.held_out_caches import known_test_cache
 from losa_cache.train.learned import targets_of
@@ -33,7 +34,7 @@ from losa_cache.train.placement import Placement
 from losa_cache.train.saved import new_adapter
 from losa_cache.train.selection import Selection
 from losa_cache.train.train import resume, train
-from losa_cache.train.training_data import frozen_tail
+from losa_cache.train.training_data import frozen_tail, used_points
 
 RECORD, RETRAINED = "record.json", "retrained"
 
@@ -87,7 +88,7 @@ def list_trials(
         UserError: for a trial whose directory lacks what it trained, or was altered.
     """
     records, tail = [], frozen_tail(cache)
-    names = targets_of(cache, config.base).names
+    names, counted = targets_of(cache, config.base).names, dict[Any, int]()
     for number, trial in enumerate(trials):
         if trial.state == LOST:
             continue
@@ -95,9 +96,13 @@ def list_trials(
         adapter = new_adapter(cache.manifest, tail, options, names)
         curve = require_epochs(folder, number, trial.epochs, trial.files)
         parameters = adapter.parameter_counts()["side"]
+        points = used_points(cache.manifest.fields["tap"], cache.manifest.layers, options, holds=cache.manifest.holds)
+        shape = options.side, len(points), *(own.shape for own in adapter.parameters())
+        if shape not in counted:  # trials differ in little else than rates and seeds
+            counted[shape] = adapter_macs(adapter, len(points))
         command = describe(options, config.cache)
         kept = (number, trial.state, trial.options, parameters, curve, command)
-        records.append(TrialRecord(*kept, options.task, options.metric))
+        records.append(TrialRecord(*kept, options.task, options.metric, counted[shape]))
     return records
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from losa_cache.errors import UserError
 from losa_cache.files import write_whole
+from losa_cache.machine.energy import CPU, GPU
 from losa_cache.sweep.engine.record import (
     COMPLETE,
     FAILED,
@@ -96,18 +97,22 @@ def _words(trial: TrialRecord) -> list[str]:
 def _trials(record: SweepRecord) -> _Table:
     names = list(dict.fromkeys(name for trial in record.trials for name in trial.options))
     front = _front(record)
-    head = ["trial", "state", record.metric.label, "parameters", *names, "epochs", "seconds"]
+    head = ["trial", "state", record.metric.label, "parameters", "GMACs", *names, "epochs", "seconds"]
     rows = []
     for trial in sorted(record.trials, key=_standing):
         marks = ["chosen"] * (trial.number == record.chosen) + ["Pareto front"] * (trial in front)
         options = [say(trial.options[name]) if name in trial.options else "" for name in names]
         value = _value(trial.value, record.metric)
         state = ", ".join([trial.state, *marks])
-        cells = [str(trial.number), state, value, f"{trial.parameters:,}", *options]
+        macs = "" if trial.macs is None else f"{trial.macs / 1e9:.3g}"
+        cells = [str(trial.number), state, value, f"{trial.parameters:,}", macs, *options]
         style = "chosen" if trial.number == record.chosen else "" if trial.state == COMPLETE else "ended"
         rows.append((style, [*cells, str(len(trial.curve)), f"{trial.seconds:.1f}"]))
     by = f"their {record.metric.title} after their last epoch"
-    caption = f"Complete trials first, the best on top; the others by {by}."
+    caption = (
+        f"Complete trials first, the best on top; the others by {by}. GMACs are what an adapter adds to one sample: "
+        "billions of multiply-accumulates."
+    )
     return _Table(caption, head, rows)
 
 
@@ -133,10 +138,20 @@ def _circumstances(record: SweepRecord) -> dict[str, str]:
         "Data set": f"{record.dataset}: {record.training_samples:,} training and {record.validation_samples:,} "
         "validation samples",
         "Trials": count_states(record),
+        **_measured(record),
         "Time": f"{_duration(seconds)} from {begun:%Y-%m-%d %H:%M} UTC"
         + (f", {ended * 3600 / seconds:,.0f} trials an hour" if seconds > 0 and ended else ""),
         "Machine": record.machine,
     }
+
+
+def _measured(record: SweepRecord) -> dict[str, str]:
+    """Say what the trials took of memory and energy, where it was measured."""
+    epochs = [epoch for trial in record.trials for epoch in trial.curve]
+    peaks = [epoch["train_peak_gb"] for epoch in epochs if "train_peak_gb" in epoch]
+    joules = [epoch[f"train_{name}"] for epoch in epochs for name in (CPU, GPU) if f"train_{name}" in epoch]
+    found = {"Peak memory": f"{max(peaks):.2f} GB"} if peaks else {}
+    return found | ({"Energy": f"{math.fsum(joules) / 1000:,.1f} kJ in training steps"} if joules else {})
 
 
 def _front(record: SweepRecord) -> list[TrialRecord]:

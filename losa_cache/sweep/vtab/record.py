@@ -7,6 +7,7 @@ from typing import Any
 
 from losa_cache.data.sources.vtab import GROUPS, TASKS
 from losa_cache.sweep.engine.record import ToBeat
+from losa_cache.sweep.vtab.published import PUBLISHED, Published
 
 PAPER_BACKBONE = "vit_base_patch16_224.orig_in21k"
 PAPER = {
@@ -123,9 +124,9 @@ class VtabRecord:
         return next(result.parameters for result in self.results if result.rank == rank)
 
     def to_json(self) -> dict[str, Any]:
-        """Give all fields, the means and the paper's figures as JSON."""
+        """Give all fields, the means, the paper's figures of LoSA and the published ones of other methods as JSON."""
         top1 = {str(rank): self.top1(rank) for rank in self.ranks} | self.probed()
-        means = {row: {name: asdict(mean) for name, mean in means_of(by_task).items()} for row, by_task in top1.items()}
+        means = {row: {name: asdict(mean) for name, mean in means_of(own).items()} for row, own in top1.items()}
         paper = {
             str(rank): {
                 "top1": paper_top1(rank),
@@ -135,7 +136,16 @@ class VtabRecord:
             for rank in self.ranks
             if rank in PAPER
         }
-        return asdict(self) | {"means": means, "paper": paper}
+        published = {
+            row.label: {
+                "top1": by_task(row.tasks),
+                "means": {name: mean.value for name, mean in published_means(row).items()},
+                "parameters": f"{row.parameters} M",
+                "sources": row.sources,
+            }
+            for row in PUBLISHED
+        }
+        return asdict(self) | {"means": means, "paper": paper, "published": published}
 
 
 def means_of(top1: Mapping[str, float]) -> dict[str, Mean]:
@@ -152,16 +162,24 @@ def means_of(top1: Mapping[str, float]) -> dict[str, Mean]:
     return means | {"average": Mean(average, sum(mean.count for mean in means.values()), len(TASKS))}
 
 
+def by_task(figures: str) -> dict[str, float]:
+    """Read top-1 by task, as a row of Table 1 prints it."""
+    return dict(zip(TASKS, map(float, figures.split()), strict=True))
+
+
 def paper_top1(rank: int) -> dict[str, float]:
     """Give the paper's top-1 by task, at a rank of :data:`PAPER`."""
-    return dict(zip(TASKS, map(float, PAPER[rank].split()), strict=True))
+    return by_task(PAPER[rank])
 
 
 def paper_means(rank: int) -> dict[str, Mean]:
     """Give the means that the paper prints, at a rank of :data:`PAPER`, as :func:`means_of` gives ours."""
-    means = means_of(paper_top1(rank))
-    printed = map(float, PAPER_MEANS[rank].split())
-    return {name: replace(mean, value=value) for (name, mean), value in zip(means.items(), printed, strict=True)}
+    return _printed(PAPER[rank], PAPER_MEANS[rank])
+
+
+def published_means(row: Published) -> dict[str, Mean]:
+    """Give the means that the paper prints of another method."""
+    return _printed(row.tasks, row.means)
 
 
 def unlike_paper(fields: Mapping[str, Any], depth: int) -> list[str]:
@@ -185,6 +203,13 @@ def unlike_paper(fields: Mapping[str, Any], depth: int) -> list[str]:
     if fields["tap"] != "block" or len(fields["layers"]) != depth:
         differences.append(f"{len(fields['layers'])} of {depth} layers are tapped ({fields['tap']})")
     return differences
+
+
+def _printed(tasks: str, means: str) -> dict[str, Mean]:
+    own = means_of(by_task(tasks))
+    return {
+        name: replace(mean, value=float(value)) for (name, mean), value in zip(own.items(), means.split(), strict=True)
+    }
 
 
 def _mean(values: Sequence[float], full: int) -> Mean:

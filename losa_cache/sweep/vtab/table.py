@@ -4,7 +4,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from losa_cache.data.sources.vtab import GROUPS, TASKS, VAL
-from losa_cache.sweep.vtab.record import PAPER, PAPER_PARAMETERS, Mean, VtabRecord, means_of, paper_means, paper_top1
+from losa_cache.sweep.vtab.published import PUBLISHED
+from losa_cache.sweep.vtab.record import (
+    PAPER,
+    PAPER_PARAMETERS,
+    Mean,
+    VtabRecord,
+    by_task,
+    means_of,
+    paper_means,
+    paper_top1,
+    published_means,
+)
 from losa_cache.text import columns
 
 NONE = "-"
@@ -64,14 +75,18 @@ def notes(record: VtabRecord) -> list[str]:
     found += [f"Left out: {entry}." for entry in record.left_out]
     if record.unlike:
         found.append(
-            "The paper's rows (its Table 1, ViT-B of ImageNet-21k) are not comparable with these: "
-            f"{'; '.join(record.unlike)}."
+            "The paper's rows and the published ones (its Table 1, ViT-B of ImageNet-21k) are not comparable with "
+            f"these: {'; '.join(record.unlike)}."
         )
     else:
         found.append(
             "The paper's rows are those of its Table 1. Its recipe is not published, nor is its checkpoint known to be "
             "this one: a difference may be due to either."
         )
+    found.append(
+        "Published rows are other methods' figures as the same table prints them, each from its own publication "
+        "(vtab.json names it): none of them was measured here."
+    )
     return found
 
 
@@ -88,6 +103,9 @@ def _table(record: VtabRecord) -> tuple[list[str], list[Block]]:
     for name, top1 in record.probed().items():
         rows.append((name, top1, NONE))
         means.append(means_of(top1))
+    for row in PUBLISHED:
+        rows.append((f"published: {row.label}", by_task(row.tasks), f"{row.parameters} M"))
+        means.append(published_means(row))
     blocks = []
     for group in GROUPS:
         names = [name for name, task in TASKS.items() if task.group == group]
