@@ -1,18 +1,18 @@
 """Adapters: a bottleneck with a residual connection behind the sublayers of every block.
 
-``houlsby`` (Houlsby et al., "Parameter-Efficient Transfer Learning for NLP", ICML 2019, section 2.1): two a block, behind
-the attention and behind the MLP, before the residual sum; y becomes y + W_u f(W_d y + b_d) + b_u. Weights start normal with a
-deviation of 0.01, cut off at two of them, and biases zero, so that the model starts near itself, not as itself.
-``pfeiffer`` (Pfeiffer et al., "AdapterFusion", EACL 2021): one a block, behind the MLP.
+``houlsby`` (Houlsby et al., "Parameter-Efficient Transfer Learning for NLP", ICML 2019, section 2.1): two a block,
+behind the attention and behind the MLP, before the residual sum; y becomes y + W_u f(W_d y + b_d) + b_u. Weights
+start normal with a deviation of 0.01, cut off at two of them, and biases zero, so that the model starts near itself,
+not as itself. ``pfeiffer`` (Pfeiffer et al., "AdapterFusion", EACL 2021): one a block, behind the MLP.
 
-f is GELU and the default width 8, which is *not from these publications*: 12 (2 * 768 * 8 + 8 + 768) = 156,768 parameters of
-``pfeiffer`` are the 0.16 M of "Adapter" in Table 1 of LoSA. ``houlsby`` has twice as many.
+f is GELU and the default width 8, which is *not from these publications*:
+12 (2 * 768 * 8 + 8 + 768) = 156,768 parameters of ``pfeiffer`` are the 0.16 M of "Adapter" in Table 1 of LoSA. ``houlsby`` has twice as many.
 """
 
 from torch import nn
 from torch.nn import functional as F
 
-from losa_cache.tuned.inserted import MLP, BRANCHES, Behind, Bottleneck, around_branches, require_rank
+from losa_cache.tuned.inserted import BRANCHES, MLP, Behind, Bottleneck, around_branches, require_rank
 from losa_cache.tuned.spec import MethodSpec
 from losa_cache.tuned.trunk import Trunk
 

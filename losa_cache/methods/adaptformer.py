@@ -2,11 +2,11 @@
 
 Chen et al., "AdaptFormer: Adapting Vision Transformers for Scalable Visual Recognition", NeurIPS 2022, section 3.2:
 with x' behind the attention, x = MLP(LN(x')) + s ReLU(LN(x') W_down) W_up + x'. s = 0.1, and the start (W_down
-Kaiming-uniform, all else zero, so that the model starts as itself) are those of the authors' code, which leaves out the
-LN of the bottleneck; here it is the MLP's, as in the equation. Their dropout of 0.1 is left out.
+Kaiming-uniform, all else zero, so that the model starts as itself) are those of the authors' code, which leaves out
+the LN of the bottleneck; here it is the MLP's, as in the equation. Their dropout of 0.1 is left out.
 
-12 (2 * 768 * r + r + 768) = 156,768 parameters at r = 8 are the 0.16 M of Table 1 of LoSA. The publication has r = 64 as
-its default, and 1 to 256 in its ablation.
+12 (2 * 768 * r + r + 768) = 156,768 parameters at r = 8 are the 0.16 M of Table 1 of LoSA. The default of the authors'
+code is r = 64.
 """
 
 from torch import nn

@@ -1,13 +1,13 @@
 """Convpass: convolutional bypasses parallel to the attention and to the MLP of every block.
 
-Jie and Deng, "Convolutional Bypasses Are Better Vision Transformer Adapters", 2022 (arXiv 2207.07039):
-x becomes x + MHSA(LN(x)) + s Conv(LN(x)), and the same of the MLP. Conv is W_u f(C(f(W_d x))) on the grid of patches,
-with a 3 x 3 convolution C of 8 channels. The class token is an image of one pixel, of which C sees the centre. As in the
-authors' code f is x sigmoid(1.702 x), W_d starts Xavier-uniform, C as the identity, all else zero: the model starts as
+Jie and Deng, "Convolutional Bypasses Are Better Vision Transformer Adapters", 2022 (arXiv 2207.07039): x becomes
+x + MHSA(LN(x)) + s Conv(LN(x)), and the same of the MLP. Conv is W_u f(C(f(W_d x))) on the grid of patches, with a 3 x 3
+convolution C of 8 channels. The class token is an image of one pixel, of which C sees the centre. As in the authors'
+code f is x sigmoid(1.702 x), W_d starts Xavier-uniform, C as the identity, all else zero: the model starts as
 itself. Their dropout of 0.1 is left out. s, which they choose for each task, is 1.
 
-24 (2 * 768 * 8 + 8 + 768 + 9 * 8 * 8 + 8) = 327,552 parameters at the default width 8 are their 0.33 M (Table 1 of LoSA has
-it, too).
+24 (2 * 768 * 8 + 8 + 768 + 9 * 8 * 8 + 8) = 327,552 parameters at the default width 8 are their 0.33 M (Table 1 of
+LoSA has it, too).
 
 Registers are images of one pixel, too, and frames of a video images of their own: *not from the publication*.
 """

@@ -1,15 +1,15 @@
 """FacT: the updates of all linear layers are one tensor, of which the factors are trained.
 
-Jie and Deng, "FacT: Factor-Tuning for Lightweight Adaptation on Vision Transformer", AAAI 2023: the weights of L blocks are
-12 L matrices of d x d (queries, keys, values, projection, 4 of each MLP layer). Their update is s U S_i V^T, with U and V
-(d x r) for all of them. ``tt`` (tensor train): every S_i (r x r) is trained. ``tk`` (Tucker): S_i = sum_j P_ij C_j, with
-P (12 L x r) and C (r x r x r). U and the S_i start as linear layers of torch do, V zero, P and C Xavier-uniform, as in the
-authors' code: the model starts as itself. Its dropout of 0.1 is left out. s, which they choose for each task, is 1. The
-update folds into the weights.
+Jie and Deng, "FacT: Factor-Tuning for Lightweight Adaptation on Vision Transformer", AAAI 2023: the weights of L
+blocks are 12 L matrices of d x d (queries, keys, values, projection, 4 of each MLP layer). Their update is
+s U S_i V^T, with U and V (d x r) for all of them. ``tt`` (tensor train): every S_i (r x r) is trained. ``tk``
+(Tucker): S_i = sum_j P_ij C_j, with P (12 L x r) and C (r x r x r). U and the S_i of ``tt`` start as linear layers of
+torch, V zero, P and C Xavier-uniform, as in the authors' code: the model starts as itself. Its dropout of 0.1 is left
+out. s, which they choose for each task, is 1. The update folds into the weights.
 
-``tt`` has 2 d r + 12 L r^2 parameters: 8,448 at r = 4 in ViT-B, the 8 K of the abstract, and 61,440 at the default r = 16.
-``tk`` has 2 d r + 12 L r + r^3: 30,976 at r = 16. The published means over VTAB-1k (0.06 M of ``tk`` in Table 1 of LoSA) are
-of ranks chosen for each task, up to 16 and 32, so no rank gives them.
+``tt`` has 2 d r + 12 L r^2 parameters: 8,448 at r = 4 in ViT-B, the 8 K of the abstract, and 61,440 at the default,
+r = 16. ``tk`` has 2 d r + 12 L r + r^3: 30,976 at r = 16. The 0.06 M of ``tk`` in Table 1 of LoSA are a mean of ranks
+chosen for each task, so no rank gives them.
 """
 
 import torch

@@ -1,12 +1,12 @@
 """LoRA by PEFT: the linear layers of every block, each with an update of low rank.
 
 Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022, section 4.1, Eq. 3: W x becomes
-W x + (alpha / r) B A x. A starts Kaiming-uniform, B zero: the model starts as itself. alpha = r, so that the scale
-is 1. The update folds into W.
+W x + (alpha / r) B A x. A starts Kaiming-uniform, B zero: the model starts as itself. alpha = r, so that the scale is 1.
+The update folds into W.
 
-The publication adapts queries and values. Here they are one layer, ``attn.qkv``, with the keys: 12 * 8 * (768 + 3 * 768) =
-294,912 parameters at the default r = 8, as many as NOAH's and the others' 0.29 M (Table 1 of LoSA) of queries and values, each
-12 * 8 * 2 * 768. All four layers, the default, have 1,327,104. ``lora:qkv``, ``lora:qkv+proj`` ... choose.
+The publication adapts queries and values. Here they are one layer, ``attn.qkv``, with the keys. At r = 8, the default,
+that is 12 * 8 (768 + 3 * 768) = 294,912 parameters: as many as queries and values apart, 12 * 8 * 2 (768 + 768), the
+0.29 M of Table 1 of LoSA. All four layers, which ``lora`` alone means, have 1,179,648.
 """
 
 import re

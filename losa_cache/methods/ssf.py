@@ -1,12 +1,12 @@
 """SSF: every operation's output is scaled and shifted, channel by channel.
 
-Lian et al., "Scaling & Shifting Your Features: A New Baseline for Efficient Model Tuning", NeurIPS 2022, section 3.2:
-y = gamma * x + beta behind the patch embedding, the norms and the linear layers of every block, and the final norm. gamma
-starts normal around 1, beta around 0, both with the deviation 0.02 of the authors' code, so the model starts near
-itself. All of it folds into the operations (section 3.2, re-parameterisation).
+Lian et al., "Scaling & Shifting Your Features: A New Baseline for Efficient Model Tuning", NeurIPS 2022, section
+3.2: y = gamma * x + beta behind the patch embedding, the norms and the linear layers of every block, and the final
+norm. gamma starts normal around 1, beta around 0, both with the deviation 0.02 of the authors' code, so the model
+starts near itself. All of it folds into the operations (section 3.2, re-parameterisation).
 
-2 (768 + 12 * 11 * 768 + 768) = 205,824 parameters. The publication's 0.24 M on VTAB-1k and 0.39 M on FGVC are this and the
-mean classifier, of 49.5 and of 234.6 classes.
+2 (768 + 12 * 11 * 768 + 768) = 205,824 parameters. The publication's 0.24 M on VTAB-1k and 0.39 M on FGVC are this
+and the mean classifier, of 49.5 and of 234.6 classes.
 """
 
 import torch
@@ -75,19 +75,17 @@ def merge(model: nn.Module) -> None:
     """Fold every scale and shift into the weight and bias before them."""
     embed = model.patch_embed
     assert isinstance(embed, nn.Module)
-    if isinstance(embed.norm, nn.Sequential):
-        first, embed.norm = embed.norm
-    else:
-        first, embed.norm = embed.norm, nn.Identity()
+    found = embed.norm
+    first, embed.norm = found if isinstance(found, nn.Sequential) else (found, nn.Identity())
+    assert isinstance(first, Scaled)
     _fold(getattr(embed, "proj", embed), first)
     for parent, name, scaled in each(model, Scaled):
         _fold(scaled.operation, scaled)
         setattr(parent, name, scaled.operation)
 
 
-def _fold(operation: nn.Module, scaled: nn.Module) -> None:
+def _fold(operation: nn.Module, scaled: Scaled) -> None:
     weight, bias = operation.weight, operation.bias
-    assert isinstance(scaled, Scaled)
     assert isinstance(weight, Tensor)
     scale, shift = scaled.scale, scaled.shift
     folded = shift.clone() if bias is None else torch.addcmul(shift, bias, scale)  # type: ignore[arg-type]

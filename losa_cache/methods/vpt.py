@@ -1,15 +1,15 @@
 """Visual prompt tuning: trained tokens beside those of the image.
 
 Jia et al., "Visual Prompt Tuning", ECCV 2022, section 3.2. ``deep``: every block has prompts of its own, and what it
-makes of them is dropped. ``shallow``: prompts at the first block, which go through all of them. They start uniform up to
-sqrt(6 / (3 p^2 + d)) with patches of p x p pixels. ``--rank`` is their number, which the authors choose for each task
-between 1 and 200; the default 10 is *a choice*.
+makes of them is dropped. ``shallow``: prompts at the first block, which go through all of them. They start uniform
+up to sqrt(6 / (3 p^2 + d)) with patches of p x p pixels, as in the authors' code. ``--rank`` is their number, which
+the authors choose for each task; the default 10 is *not from the publication*.
 
-``deep`` has 12 * 10 * 768 = 92,160 parameters at 10 prompts, ``shallow`` 7,680. The published means over VTAB-1k (0.53 M in
-Table 1 of LoSA) are of numbers chosen for each task.
+``deep`` has 12 * 10 * 768 = 92,160 parameters at 10 prompts, ``shallow`` 7,680. The 0.53 M in Table 1 of LoSA are a
+mean of numbers chosen for each task, so no number gives them.
 
-The prompts follow all other tokens. The publication puts them behind the class token; attention does not see an order,
-and so nothing has to be moved to take them away. Outside the blocks they are never among the tokens.
+The prompts follow all other tokens. The publication puts them behind the class token; attention does not see an
+order, and so nothing has to be moved to take them away. Outside the blocks they are never among the tokens.
 """
 
 from math import prod, sqrt

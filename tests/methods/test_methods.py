@@ -12,9 +12,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from losa_cache.backbone.vivit import inflate
+from losa_cache.data.sources.vtab import TASKS
 from losa_cache.errors import UserError
 from losa_cache.literals import read_literals
-from losa_cache.data.sources.vtab import TASKS
 from losa_cache.tuned.spec import FOLDER, METHODS, MethodSpec, load_method, parse_method
 from losa_cache.tuned.trunk import Trunk
 from tests.methods import by_hand
@@ -110,6 +110,11 @@ def outputs(model, x):
     return found
 
 
+def features(model, x):
+    """Give what a classifier would read."""
+    return model.forward_head(model.forward_features(x), pre_logits=True)
+
+
 def embedding(model, x):
     found = []
     with model.blocks[0].register_forward_pre_hook(lambda _, given: found.append(given[0])):
@@ -187,9 +192,12 @@ def test_a_method_computes_what_is_published(text, kind):
     if text == "ssf":
         embed = hand.scaled("patch_embed.norm", plain.patch_embed(pixels(plain)))
         x = plain.norm_pre(plain._pos_embed(embed))
-    for found, expected in zip(outputs(model, pixels(model)), hand.outputs(x), strict=True):
+    for found, expected in zip(outputs(model, pixels(model)), by_hand_outputs := hand.outputs(x), strict=True):
         assert found.shape == (2, 12 + plain.num_prefix_tokens, WIDTH)
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    last = by_hand_outputs[-1]
+    pooled = hand.norm("norm", last[:, 0]) if plain.num_prefix_tokens else hand.norm("fc_norm", last.mean(1))
+    torch.testing.assert_close(features(model, pixels(model)), pooled, rtol=1e-9, atol=1e-9)
 
 
 def test_st_adapter_computes_what_is_published():
@@ -232,7 +240,7 @@ def test_gradients_reach_all_that_is_trained_and_nothing_else(text):
     model = tiny()
     plain = {id(parameter) for parameter in model.parameters()}
     changed(text, model)
-    outputs(model, pixels(model))[-1].square().sum().backward()
+    (outputs(model, pixels(model))[-1].sum() + features(model, pixels(model)).square().sum()).backward()
     for name, parameter in model.named_parameters():
         assert (id(parameter) in plain) == (not parameter.requires_grad), name
         assert (parameter.grad is not None and bool(parameter.grad.any())) == parameter.requires_grad, name
@@ -252,20 +260,20 @@ def test_what_is_trained_is_stored_once_and_found_by_its_name(text):
 @pytest.mark.parametrize("text", MERGED)
 def test_a_merged_trunk_is_a_plain_one_with_the_same_outputs(text, kind):
     model = changed(text, tiny(kind))
-    expected = outputs(model, pixels(model))[-1]
+    expected = features(model, pixels(model))
     load_method(method_of(text).name).merge(model)
     assert {type(module) for module in model.modules()} == {type(module) for module in tiny(kind).modules()}
     kept = [name for name in tiny(kind).state_dict() if not name.endswith(".bias")]  # a shift may add a bias
     assert [name for name in model.state_dict() if not name.endswith(".bias")] == kept
     assert not trained(model)
-    torch.testing.assert_close(outputs(model, pixels(model))[-1], expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(features(model, pixels(model)), expected, rtol=1e-9, atol=1e-9)
 
 
 def test_a_video_trunk_is_merged_too():
     model = changed("ssf", video(), grid=(3, *GRID))
-    expected = outputs(model, pixels(model, frames=6))[-1]
+    expected = features(model, pixels(model, frames=6))
     load_method("ssf").merge(model)
-    torch.testing.assert_close(outputs(model, pixels(model, frames=6))[-1], expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(features(model, pixels(model, frames=6)), expected, rtol=1e-9, atol=1e-9)
 
 
 def test_shared_factors_stay_shared_in_a_copy():
@@ -284,7 +292,7 @@ def test_blocks_that_are_computed_again_give_the_same_gradients(text):
     for again in (False, True):
         model = changed(text, tiny())
         model.set_grad_checkpointing(again)
-        (outputs(model, pixels(model))[-1] * outputs(model, -pixels(model))[-1]).sum().backward()  # two passes at once
+        (features(model, pixels(model)) * features(model, -pixels(model))).sum().backward()  # two passes at once
         found.append([parameter.grad for parameter in trained(model).values()])
     for own, other in zip(*found, strict=True):
         torch.testing.assert_close(own, other, rtol=1e-12, atol=1e-12)
@@ -298,7 +306,7 @@ def test_autocast_keeps_the_stream_and_the_gradients_in_float32(text, dtype):
     exact = outputs(model, pixels(model, frames=frames))[-1]
     with torch.autocast("cpu", dtype):
         found = outputs(model, pixels(model, frames=frames))[-1]
-    found.square().sum().backward()
+        features(model, pixels(model, frames=frames)).square().sum().backward()
     assert found.dtype == torch.float32
     assert (found - exact).norm() < 0.03 * exact.norm()
     for parameter in trained(model).values():
@@ -389,9 +397,9 @@ def test_packed_swiglu_is_adapted_and_merged():
 
     for text in ("ssf", "lora"):
         model = changed(text, make())
-        expected = outputs(model, pixels(model))[-1]
+        expected = features(model, pixels(model))
         load_method(method_of(text).name).merge(model)
-        torch.testing.assert_close(outputs(model, pixels(model))[-1], expected, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(features(model, pixels(model)), expected, rtol=1e-9, atol=1e-9)
 
 
 def test_lora_says_what_to_install(monkeypatch):

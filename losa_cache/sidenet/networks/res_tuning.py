@@ -1,4 +1,6 @@
-"""The bypass of Res-Tuning: bottlenecks beside the frozen backbone. *Not from the paper*, whose Table 1 has it as RS-Bypass."""
+"""The bypass of Res-Tuning: bottlenecks beside the frozen backbone. *Not from the paper*, whose Table 1 has it as
+RS-Bypass.
+"""
 
 from collections.abc import Sequence
 
@@ -36,8 +38,9 @@ class ResTuning(nn.Module):
     Res-Tuning-Bypass of Jiang et al., "Res-Tuning: A Flexible and Efficient Tuning Paradigm via Unbinding Tuner from
     Backbone", NeurIPS 2023: T and T' are :class:`Tuner`, lambda is the sigmoid of a trained number, zero at the start.
 
-    There x_0 is the embedding. Here the first chosen block's output is x_1, so 2 (k - 1) tuners are left of 2 k: *not from
-    the publication*. Its width of tuners is not known here, nor is how its 0.42 M parameters are counted.
+    There x_0 is the embedding. Here the first chosen block's output is x_1, so 2 (k - 1) tuners are left of 2 k: *not
+    from the publication*. Table 1 of LoSA gives it 0.42 M parameters; the width of its tuners is not known to us, so no
+    count is tested.
 
     Args:
         depth: number k of block outputs.
