@@ -15,6 +15,8 @@ from losa_cache.tuned.spec import METHODS
 
 MOST = 100
 """Seeds, or learning rates, of one method."""
+CLASSES = 100
+"""Of the classifier where costs alone are measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,16 +40,16 @@ class ParetoConfig:
     methods: Annotated[
         str | None,
         Option(
-            f"Methods, joined by commas: {', '.join([*NETWORKS, *METHODS])}; each may have a variant (lora:qkv, last:2) "
-            "and a rank (losa@8). A side network's name with :online trains it with the backbone in every step. "
+            f"Methods, joined by commas: {', '.join([*NETWORKS, *METHODS])}; each may have a variant (lora:qkv) and a "
+            "rank (losa@8). A side network's name with :online trains it with the backbone in every step. "
             "Default: all that fit the backbone."
         ),
     ] = None
     epochs: Annotated[int, Option("Number of passes over the training samples, of every training.")] = 30
     batch_size: Annotated[int, Option("Samples in a training step.")] = 64
-    recipe: Annotated[
-        str, Option("Preset of the other options of every training: default or paper (as in train).")
-    ] = "default"
+    recipe: Annotated[str, Option("Preset of the other options of every training: default or paper (as in train).")] = (
+        "default"
+    )
     rates: Annotated[
         int,
         Option(

@@ -1,4 +1,4 @@
-"""The methods of a comparison as the user names them: ``METHOD[:VARIANT][@RANK]``, or ``SIDE:online``. Pure, no torch."""
+"""The methods of a comparison as a user names them: ``METHOD[:VARIANT][@RANK]``, or ``SIDE:online``. No torch."""
 
 import re
 from collections.abc import Sequence

@@ -17,6 +17,7 @@ from losa_cache.pareto.record import Study
 EXTRACT, TRAIN, TEST, COST = "extract", "train", "test", "cost"
 CACHE, TEST_CACHE = "train.zarr", "test.zarr"
 RUNS = "runs"
+EXTRACTION_COST = "extraction/cost"
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Job:
     Attributes:
         name: in the record.
         kind: one of ``extract``, ``train``, ``test`` and ``cost``.
-        words: the command line of losa-cache; of costs, the method.
+        words: the command line of losa-cache; none of costs.
         place: the cache or the run directory that it makes or tests.
         entry: the method; ``None``: of all that are trained from a cache.
     """
@@ -47,8 +48,10 @@ def jobs(study: Study, folder: Path) -> Iterator[Job]:
     """Give all pieces of work that can be named so far, in their order."""
     entries = named_in(study.methods)
     if study.shape_only:
+        if any(entry.cached for entry in entries):
+            yield Job(EXTRACTION_COST, COST, [], folder)
         for entry in entries:
-            yield Job(name_of_cost(entry), COST, [entry.text], folder, entry.text)
+            yield Job(name_of_cost(entry), COST, [], folder, entry.text)
         return
     if any(entry.cached for entry in entries):
         yield from _extractions(study, folder)
@@ -59,9 +62,10 @@ def jobs(study: Study, folder: Path) -> Iterator[Job]:
 def total(study: Study) -> int:
     """Count the pieces of work of a whole study."""
     entries = named_in(study.methods)
+    cached = any(entry.cached for entry in entries)
     if study.shape_only:
-        return len(entries)
-    caches = sum(study.options[name] is None for name in ("cache", "test_cache")) * any(e.cached for e in entries)
+        return len(entries) + cached
+    caches = sum(study.options[name] is None for name in ("cache", "test_cache")) if cached else 0
     each = _searched(study) + 2 * study.options["seeds"]
     return caches + len(entries) * each
 

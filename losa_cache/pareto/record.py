@@ -88,6 +88,10 @@ class Study:
         work = self.work(name)
         return self._with(name, replace(work, timed=work.timed + 1, seconds=work.seconds + seconds, **outcome))
 
+    def found(self, name: str, result: dict[str, Any]) -> "Study":
+        """Note the figures of a piece of work whose end was not seen."""
+        return self._with(name, replace(self.work(name), result=result))
+
     def retried(self) -> "Study":
         """Forget what failed: it is tried again."""
         return replace(self, works={name: replace(work, error=None) for name, work in self.works.items()})
