@@ -1,6 +1,6 @@
 """The progress of a comparison on a terminal, or a line for each piece of work where there is none."""
 
-from losa_cache.display import PassBar, note
+from losa_cache.display import PassBar
 from losa_cache.pareto.plan import Job, total
 from losa_cache.pareto.record import Study
 from losa_cache.text import shown
@@ -22,9 +22,3 @@ class ParetoBar(PassBar):
         self._bar.update(self._task, completed=over, total=total(study), figures=shown(figures))
         if not line:
             self.line(f"{over}/{total(study)} done; {job.name}")
-
-    def told(self, study: Study) -> None:
-        """Say what failed."""
-        for name, work in study.works.items():
-            if work.error is not None:
-                note(f"{name} failed: {work.error}")

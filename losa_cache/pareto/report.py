@@ -16,8 +16,8 @@ from losa_cache.sweep.report.html_page import render
 PNG, HTML, MARKDOWN = "pareto.png", "pareto.html", "pareto.md"
 CAPTION = (
     "Test top-1 against four costs; bars are one standard deviation over seeds. Yellow: the Pareto front, of methods "
-    "that no other beats in accuracy and in this cost; what lies in the shaded area is beaten by one of them. The table "
-    "has the same figures."
+    "that no other beats in accuracy and in this cost; what lies in the shaded area is beaten by one of them. The "
+    "table has the same figures."
 )
 CAPTION_OF_COSTS = "What each method costs; the table has the same figures."
 

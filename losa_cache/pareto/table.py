@@ -149,8 +149,8 @@ def _extraction(study: Study, found: Sequence[Row]) -> list[str]:
     took = f" ({work.whole_seconds:,.0f} s)" if work.whole_seconds is not None else ""
     return [
         f"Methods from a cache share one extraction{took}, which is counted once in the seconds of each; so is its "
-        f"peak memory where it is the larger. Seconds for {TRIALS} trainings are of one after the other; losa-cache sweep "
-        "trains many from one pass over a cache, in less."
+        f"peak memory where it is the larger. Seconds for {TRIALS} trainings are of one after the other; losa-cache "
+        "sweep trains many from one pass over a cache, in less."
     ]
 
 
