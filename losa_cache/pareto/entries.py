@@ -11,8 +11,8 @@ from losa_cache.tuned.spec import SIDES as NAMED
 
 ONLINE = "online"
 """The variant of a side network that is trained with the backbone in every step, as the paper does."""
-NETWORKS = {**NAMED, **{side: side for side in SIDES if side not in NAMED.values()}}
-"""Side networks by the names under which they are compared."""
+NETWORKS = {**NAMED} | {f"side-{own}" if own in METHODS else own: own for own in SIDES if own not in NAMED.values()}
+"""Side networks by the names under which they are compared; some methods have the name of one."""
 
 
 @dataclass(frozen=True)

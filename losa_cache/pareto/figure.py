@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from losa_cache.pareto.labels import Box, place_labels
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 HALO = "#F0E442"  # the yellow of the same palette
+HALO_POINTS, MARK_POINTS = 17, 8
 MARKS: dict[str, dict[str, Any]] = {
     CACHED: {"marker": "o", "color": BLUE},
     SIDE: {"marker": "D", "color": GREEN},
@@ -32,15 +34,19 @@ BARS = (
 
 def draw(found: Sequence[Row]) -> "Figure":
     """Draw accuracy against each cost, for the methods of which both are known."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     figure, grid = panels(2, 2, 4.2)
     for place, (axes, cost) in enumerate(zip(grid, COSTS, strict=True)):
         _panel(axes, found, cost)
         if place % 2 == 0:
             axes.set_ylabel("test top-1 (%)")
     legend(figure)
-    figure.canvas.draw()  # only now is it known where everything lies
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # only now is it known where everything lies, and there it stays
+    figure.set_layout_engine("none")
     for axes, cost in zip(grid, COSTS, strict=True):
-        _label(axes, found, cost)
+        _label(axes, found, cost, canvas.get_renderer())
     return figure
 
 
@@ -86,14 +92,24 @@ def _panel(axes: "Axes", found: Sequence[Row], cost: Cost) -> None:
     number_axis(axes, [x for _, x, _ in known])
     best = [(cost.of(row) or 0.0, row.mean or 0.0) for row in front(found, cost)]
     axes.plot(
-        *zip(*best, strict=True), linestyle="none", marker="o", markersize=17, color=HALO, alpha=0.8,
+        *zip(*best, strict=True), linestyle="none", marker="o", markersize=HALO_POINTS, color=HALO, alpha=0.8,
         markeredgewidth=0, label="Pareto front", zorder=1,
     )  # fmt: skip
     for row, x, mean in known:
         axes.errorbar(
-            [x], [mean], [row.deviation or 0.0], markersize=6, markeredgecolor="white", ecolor=DOT, elinewidth=1,
-            capsize=2, linestyle="none", label=row.kind, zorder=3, **MARKS[row.kind],
-        )  # fmt: skip
+            [x],
+            [mean],
+            None if row.deviation is None else [row.deviation],
+            linestyle="none",
+            markersize=6,
+            markeredgecolor="white",
+            ecolor=DOT,
+            elinewidth=1,
+            capsize=2,
+            label=row.kind,
+            zorder=3,
+            **MARKS[row.kind],
+        )
     _room(axes, known)
     right, low = axes.get_xlim()[1], axes.get_ylim()[0]
     across, up = [*(x for x, _ in best), right], [*(y for _, y in best), best[-1][1]]
@@ -117,32 +133,50 @@ def _room(axes: "Axes", known: Sequence[tuple[Row, float, float]]) -> None:
         axes.set_xlim(min(values) - 0.2 * wide, max(values) + 0.2 * wide)
 
 
-def _label(axes: "Axes", found: Sequence[Row], cost: Cost) -> None:
+def _label(axes: "Axes", found: Sequence[Row], cost: Cost, renderer: Any) -> None:
     """Name each point, and join a name that does not lie beside its point with it."""
     known = _known(found, cost)
     if not known:
         return
-    figure = axes.get_figure()
-    assert figure is not None
-    renderer: Any = figure.canvas.get_renderer()  # type: ignore[attr-defined]
     texts = [axes.text(x, mean, plain(row.name, LETTERS), fontsize=7.5, color=INK, zorder=6) for row, x, mean in known]
     extents = [text.get_window_extent(renderer) for text in texts]
     points = [tuple(axes.transData.transform((x, mean))) for _, x, mean in known]
     inside = axes.get_window_extent(renderer)
     unit = renderer.points_to_pixels(1.0)
-    bars = []
-    for (row, x, mean), (left, _) in zip(known, points, strict=True):
-        low, high = (axes.transData.transform((x, mean + sign * (row.deviation or 0.0)))[1] for sign in (-1, 1))
-        bars.append(Box(left - 2 * unit, low, left + 2 * unit, high))
+    best = front(found, cost)
     placed = place_labels(
-        points, [(box.width + 2 * unit, box.height) for box in extents],
-        Box(inside.x0, inside.y0, inside.x1, inside.y1), mark=8 * unit, others=bars,
-    )  # fmt: skip
+        points,
+        [(box.width + 2 * unit, box.height) for box in extents],
+        Box(inside.x0, inside.y0, inside.x1, inside.y1),
+        marks=[unit * (HALO_POINTS if row in best else MARK_POINTS) for row, _, _ in known],
+        others=[*_bars(axes, known, 2 * unit), *_steps(axes, best, cost, unit)],
+    )
     back = axes.transData.inverted()
     for text, box, point in zip(texts, placed, points, strict=True):
         text.set(ha="center", va="center")
-        text.set_position(back.transform(box.middle))
+        x, y = back.transform(box.middle)
+        text.set_position((x, y))
         near = (min(max(point[0], box.left), box.right), min(max(point[1], box.bottom), box.top))
-        if math.dist(near, point) > 11 * unit:
+        if math.dist(near, point) > 14 * unit:
             ends = back.transform([point, near])
             axes.plot(ends[:, 0], ends[:, 1], color=DOT, linewidth=0.6, zorder=2)
+
+
+def _bars(axes: "Axes", known: Sequence[tuple[Row, float, float]], half: float) -> list[Box]:
+    """Give where the bars of deviations lie."""
+    found = []
+    for row, x, mean in known:
+        (left, low), (_, high) = (
+            axes.transData.transform((x, mean + sign * (row.deviation or 0.0))) for sign in (-1, 1)
+        )
+        found.append(Box(left - half, low, left + half, high))
+    return found
+
+
+def _steps(axes: "Axes", best: Sequence[Row], cost: Cost, half: float) -> list[Box]:
+    """Give where the line of the front lies."""
+    corners = [axes.transData.transform((x, y)) for _, x, y in _known(best, cost)]
+    ends = [*(x for x, _ in corners[1:]), axes.get_window_extent().x1]
+    level = [Box(x, y - half, end, y + half) for (x, y), end in zip(corners, ends, strict=True)]
+    upright = [Box(x - half, low, x + half, high) for (_, low), (x, high) in pairwise(corners)]
+    return [*level, *upright]

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 PASSES = 6
 DEGREES = (0, 180, 45, 135, 315, 225, 90, 270, 20, 160, 340, 200, 65, 115, 245, 295)
 """Directions in which a label may lie of its point: at its side first."""
-REACHES = (1.0, 1.8, 2.8, 4.0, 5.5, 7.5, 10.0)
-"""Distances from it, in marks."""
+REACHES = (1.0, 2.5, 5.0, 8.0, 12.0, 17.0, 23.0)
+"""Distances from its mark, in gaps."""
+GAP = 0.2
+"""The least distance, in heights of a label."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ def place_labels(
     sizes: Sequence[tuple[float, float]],
     within: Box,
     *,
-    mark: float,
+    marks: Sequence[float],
     others: Sequence[Box] = (),
 ) -> list[Box]:
     """Place a label at each point.
@@ -58,11 +60,11 @@ def place_labels(
         points: (x, y).
         sizes: width and height of each label.
         within: where labels may lie.
-        mark: width of the mark of a point.
+        marks: width of the mark of each point.
         others: what else labels should not cover.
-    """  # fmt: skip
-    marks = [Box(x - mark / 2, y - mark / 2, x + mark / 2, y + mark / 2) for x, y in points]
-    candidates = [_candidates(point, size, mark) for point, size in zip(points, sizes, strict=True)]
+    """
+    taken = [Box(x - m / 2, y - m / 2, x + m / 2, y + m / 2) for (x, y), m in zip(points, marks, strict=True)]
+    candidates = [_candidates(*own) for own in zip(points, sizes, marks, strict=True)]
     placed = [own[0] for own in candidates]
     for _ in range(PASSES):
         before = list(placed)
@@ -72,11 +74,11 @@ def place_labels(
                 (
                     10 * sum(box.overlap(label) for label in labels)
                     + 10 * (box.area - box.overlap(within))
-                    + 5 * sum(box.overlap(one) for one in marks)
-                    + sum(box.overlap(one) for one in others)
+                    + 5 * sum(box.overlap(mark) for mark in taken)
+                    + 3 * sum(box.overlap(one) for one in others)
                 )
                 / box.area
-                + 0.02 * place
+                + 0.01 * place
                 for place, box in enumerate(own)
             ]
             placed[number] = own[costs.index(min(costs))]
@@ -92,8 +94,9 @@ def _candidates(point: tuple[float, float], size: tuple[float, float], mark: flo
     for reach in REACHES:
         for angle in map(math.radians, DEGREES):
             across, along = math.cos(angle), math.sin(angle)
-            middle_x = x + across * reach * mark + width / 2 * _side(across)
-            middle_y = y + along * reach * mark + height / 2 * _side(along)
+            distance = mark / 2 + reach * GAP * height
+            middle_x = x + across * distance + width / 2 * _side(across)
+            middle_y = y + along * distance + height / 2 * _side(along)
             found.append(Box(middle_x - width / 2, middle_y - height / 2, middle_x + width / 2, middle_y + height / 2))
     return found
 

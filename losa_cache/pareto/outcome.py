@@ -1,6 +1,8 @@
 """What a run directory, or a test of it, says of itself. Nothing is asked of the process that trained."""
 
+import json
 import math
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,17 @@ class _Epoch(Struct):
     train_peak_gb: float
     parameters: dict[str, int]
     inference_macs: int | None = None
-    train_joules: float | None = None
+    adapter_macs: int | None = None
+    train_cpu_joules: float | None = None
+    train_gpu_joules: float | None = None
     val_top1: float | None = None
     val_loss: float | None = None
+
+    @property
+    def joules(self) -> float | None:
+        """Energy of all meters that could be read."""
+        known = [joules for joules in (self.train_cpu_joules, self.train_gpu_joules) if joules is not None]
+        return math.fsum(known) if known else None
 
 
 class _Test(Struct):
@@ -37,10 +47,11 @@ def trained(run: Path) -> dict[str, Any]:
     """Give the figures of a finished run, for the record.
 
     Raises:
-        UserError: if its metrics cannot be read.
+        UserError: if its files cannot be read.
     """
+    directory = Run(run)
     try:
-        epochs = fit(list(Run(run).metrics()), list[_Epoch])
+        epochs = fit(list(directory.metrics()), list[_Epoch])
         if not epochs:
             raise UnreadableError("it has no epochs")
     except UnreadableError as error:
@@ -49,7 +60,7 @@ def trained(run: Path) -> dict[str, Any]:
         ) from error
     seconds = math.fsum(epoch.train_seconds for epoch in epochs)
     images = math.fsum(epoch.train_seconds * epoch.train_images_per_second for epoch in epochs)
-    joules = [epoch.train_joules for epoch in epochs if epoch.train_joules is not None]
+    joules = [epoch.joules for epoch in epochs if epoch.joules is not None]
     last = epochs[-1]
     return {
         "train_seconds": seconds,
@@ -57,7 +68,7 @@ def trained(run: Path) -> dict[str, Any]:
         "peak_gb": max(epoch.train_peak_gb for epoch in epochs),
         "joules": math.fsum(joules) if len(joules) == len(epochs) else None,
         "parameters": last.parameters,
-        "macs": last.inference_macs,
+        "macs": last.inference_macs or _with_backbone(last.adapter_macs, directory.config()[1]["fields"]),
         "val_top1": last.val_top1,
         "val_loss": last.val_loss,
     }
@@ -74,3 +85,16 @@ def tested(run: Path) -> dict[str, Any]:
     except UnreadableError as error:
         raise UserError(f"the test of run {str(run)!r} cannot be read: {error}.") from error
     return {"top1": found.top1, "samples": found.samples}
+
+
+def _with_backbone(macs: int | None, fields: dict[str, Any]) -> int | None:
+    """Add the backbone's multiply-accumulates to those of an adapter; ``None`` if either is not known."""
+    backbone = _of_backbone(json.dumps({name: fields[name] for name in ("backbone", "input")}))
+    return None if macs is None or backbone is None else macs + backbone
+
+
+@cache
+def _of_backbone(fields: str) -> int | None:
+    from losa_cache.train.costs import backbone_macs_of
+
+    return backbone_macs_of(json.loads(fields))

@@ -132,11 +132,11 @@ def _of_entry(study: Study, folder: Path, entry: Entry) -> Iterator[Job]:
         for rate in rates_of(study, entry):
             name = name_of_choice(entry, rate)
             yield _training(study, folder, entry, name, rate, ["--val-fraction", str(options["val_fraction"])])
-    if (rate := chosen_rate(study, entry)) is None:
+    if (chosen := chosen_rate(study, entry)) is None:
         return
     for seed in range(options["seeds"]):
-        name = name_of_run(entry, rate, seed)
-        training = _training(study, folder, entry, name, rate, ["--val-fraction", "0", "--seed", str(seed)])
+        name = name_of_run(entry, chosen, seed)
+        training = _training(study, folder, entry, name, chosen, ["--val-fraction", "0", "--seed", str(seed)])
         yield training
         if study.work(name).error is None:
             on = ["--split", options["test_split"]] if entry.online else ["--cache", _cache(study, folder, test=True)]

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from losa_cache.errors import UserError
 from losa_cache.files import write_whole
@@ -28,7 +29,7 @@ def write_study(study: Study, folder: Path) -> None:
     Raises:
         UserError: if it cannot be written.
     """
-    told = {"title": study.title, "rows": [row.to_json() for row in rows(study)]}
+    told: dict[str, Any] = {"title": study.title, "rows": [row.to_json() for row in rows(study)]}
     if not study.shape_only:
         told["fronts"] = {cost.short: [row.name for row in front(rows(study), cost)] for cost in COSTS}
     _write(folder, FILE, json.dumps(study.to_json() | told, indent=2).encode())

@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from losa_cache.pareto.entries import Entry, named_in
@@ -16,7 +16,7 @@ from losa_cache.pareto.plan import (
     name_of_test,
     rates_of,
 )
-from losa_cache.pareto.record import Study
+from losa_cache.pareto.record import Study, Work
 from losa_cache.sweep.engine.record import pareto_front
 
 CACHED, SIDE, INSIDE = "from a cache", "side network, online", "inside the backbone"
@@ -147,43 +147,42 @@ def _row(study: Study, entry: Entry) -> Row:
     rate, known = chosen_rate(study, entry), rates_of(study, entry)
     choices = [study.work(name_of_choice(entry, own)) for own in known] if len(known) > 1 else []
     tried = [own.whole_seconds for own in choices if own.over]
-    row = {
-        "name": entry.text,
-        "kind": kind_of(entry),
-        "rate": rate,
-        "edge": len(known) > 1 and rate in (known[0], known[-1]),
-        "choices": len(tried),
-        "choice_seconds": _sum(tried),
-    }
+    row = Row(
+        entry.text,
+        kind_of(entry),
+        rate=rate,
+        edge=len(known) > 1 and rate in (known[0], known[-1]),
+        choices=len(tried),
+        choice_seconds=_sum(tried),
+    )
     if rate is None:
-        return Row(**row, error=next((own.error for own in choices if own.error), None))
+        return replace(row, error=_first_error(choices))
     names = [name_of_run(entry, rate, seed) for seed in range(study.options["seeds"])]
-    works = [study.work(name) for name in names]
-    done = [work for work in works if work.result is not None]
-    tests = [study.work(name_of_test(name)) for name in names]
-    error = next((work.error for work in [*works, *tests] if work.error), None)
-    if not done:
-        return Row(**row, error=error)
-    figures = [work.result or {} for work in done]
-    timed = [work.whole_seconds for work in done if work.whole_seconds is not None]
+    works, tests = [study.work(name) for name in names], [study.work(name_of_test(name)) for name in names]
+    row = replace(row, error=_first_error([*works, *tests]))
+    figures = [work.result for work in works if work.result is not None]
+    if not figures:
+        return row
+    timed = [work.whole_seconds for work in works if work.result is not None and work.whole_seconds is not None]
     extraction = study.work(CACHE) if entry.cached else None
-    parameters = figures[0]["parameters"]
-    return Row(
-        **row,
+    peaks = [one["peak_gb"] for one in [*figures, (extraction and extraction.result) or {}] if one.get("peak_gb")]
+    parameters, macs = figures[0]["parameters"], figures[0]["macs"]
+    return replace(
+        row,
         parameters=sum(parameters.values()),
         classifier=parameters["classifier"],
         images_per_second=_median([one["images_per_second"] for one in figures]),
         train_seconds=statistics.fmean(timed) if timed else _median([one["train_seconds"] for one in figures]),
         extract_seconds=0.0 if extraction is None else extraction.whole_seconds,
-        peak_gb=max(
-            (one["peak_gb"] for one in [*figures, (extraction and extraction.result) or {}] if one.get("peak_gb")),
-            default=None,
-        ),
-        gmacs=None if figures[0]["macs"] is None else figures[0]["macs"] / 1e9,
+        peak_gb=max(peaks, default=None),
+        gmacs=None if macs is None else macs / 1e9,
         joules=_median([one["joules"] for one in figures]),
         top1=tuple(test.result["top1"] for test in tests if test.result is not None),
-        error=error,
     )
+
+
+def _first_error(works: Sequence[Work]) -> str | None:
+    return next((work.error for work in works if work.error is not None), None)
 
 
 def _sum(values: Sequence[float | None]) -> float | None:

@@ -71,7 +71,7 @@ class _Subject:
 
     Attributes:
         step: takes one batch.
-        macs: counts the multiply-accumulates of a sample; is called last, and may change what is measured.
+        macs: counts the multiply-accumulates of a sample.
         parameters: numbers of those that are trained.
     """
 
@@ -103,12 +103,10 @@ def _from_cache(entry: "Entry", wanted: Mapping[str, Any], device: "torch.device
     import torch
 
     from losa_cache.cache.precision import get_precision
-    from losa_cache.machine.macs import shapes_alone
     from losa_cache.train.batch import Batch
     from losa_cache.train.costs import adapter_macs, backbone_macs
 
-    shapes = shapes_alone()
-    with shapes:
+    with torch.device("meta"):
         backbone = _backbone(wanted)
     config = _config(entry, wanted)
     points = _points(backbone, config)
@@ -118,7 +116,7 @@ def _from_cache(entry: "Entry", wanted: Mapping[str, Any], device: "torch.device
     batch = Batch(blocks, _labels(wanted, device), [], fixed=True)
     return _Subject(
         lambda: step(batch),
-        lambda: adapter_macs(adapter, len(points)) + backbone_macs(backbone, shapes=shapes),
+        lambda: adapter_macs(adapter, len(points)) + backbone_macs(backbone),
         _counts(adapter.parameter_counts()),
     )
 
@@ -148,13 +146,13 @@ def _beside(entry: "Entry", backbone: "Backbone", wanted: Mapping[str, Any], dev
 
 
 def _inside(entry: "Entry", backbone: "Backbone", wanted: Mapping[str, Any], device: "torch.device") -> _Subject:
-    """A method that trains inside the backbone, which is folded into its weights, where it can be, to be counted."""
+    """A method that trains inside the backbone."""
     from losa_cache.train.batch import Batch
-    from losa_cache.train.costs import adapter_macs, backbone_macs
+    from losa_cache.train.costs import adapter_macs, tuned_macs
     from losa_cache.train.loop import make_optimizer, make_step
     from losa_cache.train.placement import Placement
     from losa_cache.tuned.build import new_tuned
-    from losa_cache.tuned.spec import load_method, parse_method
+    from losa_cache.tuned.spec import parse_method
 
     assert entry.method is not None
     config, method = _config(entry, wanted), parse_method(entry.method, entry.rank)
@@ -168,15 +166,14 @@ def _inside(entry: "Entry", backbone: "Backbone", wanted: Mapping[str, Any], dev
     )
     autocast = Placement(device).autocast(_precision(wanted))
     tuned.train()
-    step = make_step(tuned, make_optimizer(tuned, config), config, autocast=autocast)  # type: ignore[arg-type]
+    step = make_step(tuned, make_optimizer(tuned, config), config, autocast=autocast)
     batch = Batch([_noise(backbone, wanted, device)], _labels(wanted, device), [])
 
-    def macs() -> int:
-        if method.spec.merges:
-            load_method(method.name).merge(tuned.trunk)
-        return adapter_macs(tuned.adapter, 1) + backbone_macs(tuned.backbone)
-
-    return _Subject(lambda: step(batch), macs, _counts(tuned.parameter_counts()))
+    return _Subject(
+        lambda: step(batch),
+        lambda: adapter_macs(tuned.adapter, 1) + tuned_macs(tuned),
+        _counts(tuned.parameter_counts()),
+    )
 
 
 def _backbone(wanted: Mapping[str, Any]) -> "Backbone":

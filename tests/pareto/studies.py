@@ -8,9 +8,9 @@ from losa_cache.pareto.plan import COST, EXTRACT, TEST, next_job
 from losa_cache.pareto.record import Study
 
 ALL = (
-    "losa", "losa@4", "losa:online", "linear", "lst", "fusion", "attentive", "full", "last", "last:2", "last:3", "last:4",
-    "last:5", "last:6", "last:7", "last:8",
-)  # fmt: skip
+    *("losa", "losa@4", "losa:online", "linear", "lst", "fusion", "attentive", "full"),
+    *("last", "last:2", "last:3", "last:4", "last:5", "last:6", "last:7", "last:8"),
+)
 
 
 def images(**given: Any) -> dict[str, Any]:

@@ -11,6 +11,8 @@ def test_side_networks_and_methods_are_told_apart_by_their_names():
     assert (online.words, online.cached) == (["--side", "losa"], False)
     assert lst.words == ["--side", "ladder"]
     assert (full.words, full.cached, full.lr) == (["--method", "full"], False, METHODS["full"].lr)
+    assert parse_entry("mlp").words == ["--method", "mlp"]
+    assert parse_entry("side-mlp").words == ["--side", "mlp"]
     assert last.words == ["--method", "last:3"]
 
 

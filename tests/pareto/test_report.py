@@ -57,4 +57,3 @@ def test_the_page_stands_alone_and_escapes_every_name(tmp_path):
     assert re.search(r'<img alt="[^"]{40,}"', found)
     assert name.startswith("full/")
     assert (tmp_path / "pareto.png").read_bytes().startswith(b"\x89PNG")
-    assert "\\|" in (tmp_path / "pareto.md").read_text()

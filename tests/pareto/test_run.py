@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from time import sleep
 
@@ -21,6 +22,7 @@ from losa_cache.pareto.run import pareto
 from losa_cache.sidenet.adapter_folder import read_metrics
 from tests.pareto.studies import images
 
+training = import_module("losa_cache.train.train")
 SMALL = {"epochs": 1, "batch_size": 8, "seeds": 1, "rates": 2}
 
 
@@ -142,7 +144,7 @@ def test_a_training_that_was_interrupted_goes_on(here, data, tmp_path, monkeypat
     real = effects._run
     name, config = "linear/lr-0.01/seed-0", ParetoConfig(methods="linear", **SMALL | {"rates": 1})
     with monkeypatch.context() as patched:
-        patched.setattr("losa_cache.train.train.save_run", stop)  # behind the last epoch
+        patched.setattr(training, "save_run", stop)  # behind the last epoch
         with pytest.raises(StoppedError):
             pareto(asked(data), out=tmp_path / "study", config=config)
     work = load_study(tmp_path / "study").work(name)
