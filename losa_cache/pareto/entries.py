@@ -101,9 +101,9 @@ def parse_entries(texts: str) -> list[Entry]:
 
 
 def all_entries(*, video: bool) -> list[str]:
-    """Name all methods that images, or videos, can be learned with."""
+    """Name all methods that images, or videos, can be learned with; LoSA as the paper trains it, too."""
     inside = [name for name, spec in METHODS.items() if video or not spec.video]
-    return [*NETWORKS, *inside]
+    return [f"losa:{ONLINE}", *NETWORKS, *inside]
 
 
 def rates(default: float, count: int) -> list[float]:

@@ -17,7 +17,7 @@ def test_side_networks_and_methods_are_told_apart_by_their_names():
 
 
 def test_folders_of_methods_differ():
-    names = [*all_entries(video=True), "losa@4", "losa@8", "losa:online", "last:2"]
+    names = [*all_entries(video=True), "losa@4", "losa@8", "linear:online", "last:2"]
     assert len({parse_entry(name).folder for name in names}) == len(names)
 
 
