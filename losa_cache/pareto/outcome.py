@@ -44,7 +44,7 @@ class _Test(Struct):
 
 
 def trained(run: Path) -> dict[str, Any]:
-    """Give the figures of a finished run, for the record.
+    """Give the figures of a finished run, for the record, and what names its images.
 
     Raises:
         UserError: if its files cannot be read.
@@ -61,14 +61,15 @@ def trained(run: Path) -> dict[str, Any]:
     seconds = math.fsum(epoch.train_seconds for epoch in epochs)
     images = math.fsum(epoch.train_seconds * epoch.train_images_per_second for epoch in epochs)
     joules = [epoch.joules for epoch in epochs if epoch.joules is not None]
-    last = epochs[-1]
+    last, fields = epochs[-1], directory.config()[1]["fields"]
     return {
+        "images": fields["dataset"]["fingerprint"],
         "train_seconds": seconds,
         "images_per_second": images / seconds,
         "peak_gb": max(epoch.train_peak_gb for epoch in epochs),
         "joules": math.fsum(joules) if len(joules) == len(epochs) else None,
         "parameters": last.parameters,
-        "macs": last.inference_macs or _with_backbone(last.adapter_macs, directory.config()[1]["fields"]),
+        "macs": last.inference_macs or _with_backbone(last.adapter_macs, fields),
         "val_top1": last.val_top1,
         "val_loss": last.val_loss,
     }

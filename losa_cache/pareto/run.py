@@ -145,7 +145,7 @@ def _done(study: Study, job: Job, folder: Path, report: Report) -> Study:
     """
     report(study, job, "")
     if job.kind == TRAIN and has_adapter(job.place):  # its process came to the end, and this one did not see it
-        study = study.found(job.name, trained(job.place))
+        study = study.found(job.name, _of_same_images(study, trained(job.place)))
         write_study(study, folder)
         return study
     study = study.begun(job.name)
@@ -153,7 +153,7 @@ def _done(study: Study, job: Job, folder: Path, report: Report) -> Study:
     began = perf_counter()
     outcome: dict[str, Any] = {}
     try:
-        outcome = _outcome(job, _run(study, job, report))
+        outcome = _outcome(study, job, _run(study, job, report))
     finally:
         study = study.ended(job.name, perf_counter() - began, **outcome)
         write_study(study, folder)
@@ -208,7 +208,7 @@ def _words(study: Study, job: Job) -> list[str]:
     return [*python, CHILD, *job.words]
 
 
-def _outcome(job: Job, ended: _Ended) -> dict[str, Any]:
+def _outcome(study: Study, job: Job, ended: _Ended) -> dict[str, Any]:
     """Give what came of a piece of work: ``result`` or ``error``.
 
     Raises:
@@ -226,6 +226,21 @@ def _outcome(job: Job, ended: _Ended) -> dict[str, Any]:
     if job.kind == COST:
         return {"result": ended.told}
     try:
-        return {"result": trained(job.place) if job.kind == TRAIN else tested(job.place)}
+        return {"result": _of_same_images(study, trained(job.place)) if job.kind == TRAIN else tested(job.place)}
     except UserError as error:
         return {"error": str(error)}
+
+
+def _of_same_images(study: Study, result: dict[str, Any]) -> dict[str, Any]:
+    """Pass the figures of a training on.
+
+    Raises:
+        UserError: if others were trained on other images, as from a cache that was given.
+    """
+    known = {own["images"] for work in study.works.values() if (own := work.result) is not None and "images" in own}
+    if known - {result["images"]}:
+        raise UserError(
+            "it was trained on other images than the methods before it: name a cache of this data set with --cache, or "
+            "leave it out, and choose another --out."
+        )
+    return result

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -166,6 +167,25 @@ def test_a_method_that_fails_is_told_and_tried_again(here, data, tmp_path):
     here.clear()
     pareto(asked(data), out=tmp_path / "study", config=config)
     assert [words[0] for words in here] == [TRAIN, TRAIN]  # at each of its rates, and nothing else
+
+
+def test_a_cache_that_is_given_is_not_extracted_and_must_be_of_the_same_images(here, data, tmp_path):
+    config = ParetoConfig(methods="linear,linear:online", **SMALL | {"rates": 1})
+    first = pareto(asked(data), out=tmp_path / "first", config=config)
+    caches = {"cache": tmp_path / "first" / "train.zarr", "test_cache": tmp_path / "first" / "test.zarr"}
+    here.clear()
+    again = pareto(asked(data), out=tmp_path / "again", config=config, **caches)
+    assert "extract" not in [words[0] for words in here]
+    assert [row.top1 for row in rows(again)] == [row.top1 for row in rows(first)]
+    assert rows(again)[0].extract_seconds > 0  # as this user's notes have it
+    others = tmp_path / "others"
+    shutil.copytree(data, others)
+    next((others / "train" / "dark").iterdir()).unlink()
+    cached, online = rows(pareto(asked(others), out=tmp_path / "others-study", config=config, **caches))
+    assert cached.error is None
+    assert "trained on other images" in online.error
+    with pytest.raises(UserError, match="is of backbone 'vit_digits'"):
+        pareto(asked(data) | {"backbone": "vit_s"}, out=tmp_path / "third", config=config, **caches)
 
 
 def test_a_folder_of_something_else_is_left_alone(data, tmp_path):
