@@ -28,6 +28,7 @@ from losa_cache.cli_compare import compare
 from losa_cache.cli_data import data
 from losa_cache.cli_export import export
 from losa_cache.cli_options import Values, takes_options
+from losa_cache.cli_pareto import pareto
 from losa_cache.cli_predict import predict
 from losa_cache.cli_probe import probe
 from losa_cache.cli_push import push
@@ -340,6 +341,7 @@ def evaluate(
 
 app.command()(predict)
 app.command()(compare)
+app.command()(pareto)
 app.command()(serve)
 app.command()(push)
 app.command()(export)

@@ -1,0 +1,1 @@
+"""Methods beside each other on one backbone: what each costs, what it reaches, and which no other beats in both."""

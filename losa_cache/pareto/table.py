@@ -1,0 +1,173 @@
+"""A comparison as a table, for the terminal and in Markdown, with notes on what the figures mean. Pure."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from losa_cache.pareto.plan import CACHE, EXTRACTION_COST
+from losa_cache.pareto.record import Study
+from losa_cache.pareto.rows import CACHED, SIDE, TRIALS, Row, on_any_front, rows
+from losa_cache.sweep.vtab.table import NONE
+from losa_cache.text import columns, shown
+
+PAPER_SPEED, PAPER_POINTS = 2.35, 0.4
+"""By how much LoSA trains faster than LoRA and is better in the paper (section 4.2 and Fig. 4: ViT-g, iNaturalist 2018,
+the backbone in every step)."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table.
+
+    Attributes:
+        head: its head.
+        cell: gives a row's cell.
+        costs_alone: whether it is also one of costs without accuracy.
+    """
+
+    head: str
+    cell: Callable[[Row], str]
+    costs_alone: bool = True
+
+
+def _number(value: float | None, form: str) -> str:
+    return NONE if value is None else format(value, form)
+
+
+COLUMNS = (
+    Column("method", lambda row: row.name),
+    Column("trained", lambda row: row.kind),
+    Column("rate", lambda row: _number(row.rate, "g"), costs_alone=False),
+    Column("top-1 (%)", lambda row: _number(row.mean, ".2f"), costs_alone=False),
+    Column("± seeds", lambda row: _number(row.deviation, ".2f"), costs_alone=False),
+    Column("parameters", lambda row: _number(row.parameters, ",")),
+    Column("of these, classifier", lambda row: _number(row.classifier, ",")),
+    Column("images/s", lambda row: _number(row.images_per_second, ",.3g")),
+    Column("s in all", lambda row: _number(row.seconds(), ",.0f"), costs_alone=False),
+    Column(f"s for {TRIALS}", lambda row: _number(row.seconds(TRIALS), ",.0f"), costs_alone=False),
+    Column("peak GB", lambda row: _number(row.peak_gb, ".2f")),
+    Column("GMACs", lambda row: _number(row.gmacs, ".4g")),
+    Column("kJ", lambda row: _number(None if row.joules is None else row.joules / 1e3, ".3g"), costs_alone=False),
+)
+FRONT = "on the Pareto front of"
+
+
+def cells(study: Study) -> tuple[list[str], list[list[str]]]:
+    """Give the head of the table and its rows; of a study with accuracies the best is on top."""
+    found = rows(study)
+    if study.shape_only:
+        taken = [column for column in COLUMNS if column.costs_alone]
+        return [column.head for column in taken], [[column.cell(row) for column in taken] for row in found]
+    fronts = on_any_front(found)
+    ranked = sorted(found, key=lambda row: -1.0 if row.mean is None else row.mean, reverse=True)
+    lines = [[*(column.cell(row) for column in COLUMNS), ", ".join(fronts[row.name]) or NONE] for row in ranked]
+    return [*(column.head for column in COLUMNS), FRONT], lines
+
+
+def text(study: Study) -> str:
+    """Lay it out for a terminal."""
+    head, lines = cells(study)
+    return "\n\n".join([shown(study.title), columns([head, *lines]), *map(shown, notes(study))])
+
+
+def markdown(study: Study) -> str:
+    """Lay it out in Markdown."""
+    head, lines = cells(study)
+    rule = ["---", "---", *(["---:"] * (len(head) - 2))]
+    table = "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in [head, rule, *lines]
+    )
+    return "\n\n".join([f"# {shown(study.title)}", table, *map(shown, notes(study))]) + "\n"
+
+
+def notes(study: Study) -> list[str]:
+    """Say how the figures came about, what they mean, and what is missing."""
+    found, options = rows(study), study.options
+    told = (
+        [_shapes(study)] if study.shape_only else [_protocol(study), *_budget(study, found), *_extraction(study, found)]
+    )
+    told.append(
+        "Parameters are those that are trained. Images/s are those of training steps. GMACs are counted on the modules "
+        "of one sample at inference, in 1e9 multiply-accumulates, the backbone's among them; the paper calls them "
+        "GFLOPs. Peak memory is that of the GPU where there is one, else that of the process, libraries among it."
+    )
+    if not study.shape_only and any(row.joules is not None for row in found):
+        told.append("Energy is that of one training, read from the machine's own meters; others on it count, too.")
+    told += _paper(found)
+    told += [f"{row.name}: {row.error}" for row in found if row.error is not None]
+    if options["grad_checkpointing"]:
+        told.append("Methods inside the backbone computed outputs of blocks again in the backward pass.")
+    return [*told, f"Machine: {study.machine}."]
+
+
+def _shapes(study: Study) -> str:
+    told = (
+        f"Costs without accuracy: random weights, noise, batches of {study.options['batch_size']}, "
+        f"{study.options['classes']} classes. No image was decoded and nothing was read from a disk: side networks "
+        "from a cache were trained on made-up outputs of blocks in memory."
+    )
+    if (extraction := study.result(EXTRACTION_COST)) is None:
+        return told
+    return (
+        f"{told} Their extraction runs the backbone once over each image, at {extraction['images_per_second']:,.3g} "
+        f"images/s and in {extraction['peak_gb']:.2f} GB."
+    )
+
+
+def _protocol(study: Study) -> str:
+    options = study.options
+    tuned = (
+        f"The learning rate of each method was chosen among {options['rates']}, half a decade apart around its "
+        f"default, by top-1 on {options['val_fraction']:.0%} of the training samples, the same ones for all methods. "
+        "With it the method"
+        if options["rates"] > 1
+        else "Each method, at its default learning rate,"
+    )
+    return (
+        f"{tuned} was trained on all training samples with each of {options['seeds']} seeds, and tested once on the "
+        f"split {options['test_split']}. Every training took {options['epochs']} epochs in batches of "
+        f"{options['batch_size']}, with the recipe {options['recipe']}."
+    )
+
+
+def _budget(study: Study, found: Sequence[Row]) -> list[str]:
+    """State what the choice of the rates took."""
+    if not (count := sum(row.choices for row in found)):
+        return []
+    seconds = [row.choice_seconds for row in found if row.choice_seconds is not None]
+    told = [f"The choice of learning rates took {count} trainings and {sum(seconds):,.0f} s."]
+    if edges := [f"{row.name} ({row.rate:g})" for row in found if row.edge]:
+        told.append(
+            f"The chosen rate is the least or the largest tried of {', '.join(edges)}: one beyond it may be better."
+        )
+    return told
+
+
+def _extraction(study: Study, found: Sequence[Row]) -> list[str]:
+    if not any(row.kind == CACHED for row in found):
+        return []
+    work = study.work(CACHE)
+    took = f" ({work.whole_seconds:,.0f} s)" if work.whole_seconds is not None else ""
+    return [
+        f"Methods from a cache share one extraction{took}, which is counted once in the seconds of each; so is its "
+        f"peak memory where it is the larger. Seconds for {TRIALS} trainings are of one after the other; losa-cache "
+        "sweep trains many from one pass over a cache, in less."
+    ]
+
+
+def _paper(found: Sequence[Row]) -> list[str]:
+    """Put the paper's ratio of LoSA and LoRA beside those found here."""
+    lora = next((row for row in found if row.name.split(":")[0].split("@")[0] == "lora"), None)
+    if lora is None or not lora.images_per_second:
+        return []
+    ours = []
+    for row in found:
+        if row.name.split(":")[0].split("@")[0] == "losa" and row.images_per_second:
+            how = "with the backbone in every step" if row.kind == SIDE else "from the cache"
+            points = "" if row.mean is None or lora.mean is None else f", at {row.mean - lora.mean:+.1f} points"
+            ours.append(f"{row.name} ({how}) {row.images_per_second / lora.images_per_second:.2f} x{points}")
+    if not ours:
+        return []
+    return [
+        f"The paper: LoSA trains {PAPER_SPEED} x as fast as LoRA, at +{PAPER_POINTS} points (Fig. 4: ViT-g, "
+        f"iNaturalist 2018, the backbone in every step). Here, against {lora.name}: {'; '.join(ours)}."
+    ]

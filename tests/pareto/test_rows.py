@@ -1,0 +1,109 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from losa_cache.errors import UserError
+from losa_cache.pareto.config import ParetoConfig
+from losa_cache.pareto.record import FILE, Study, Work, load_study, require_same
+from losa_cache.pareto.report import write_study
+from losa_cache.pareto.rows import COSTS, front, rows
+from losa_cache.pareto.table import markdown, notes, text
+from tests.pareto.studies import ALL, finished, study
+
+
+def test_figures_follow_from_what_was_measured():
+    losa, full = rows(finished(study("losa", "full")))
+    assert losa.parameters == 1485
+    assert losa.classifier == 485
+    assert losa.top1 == pytest.approx((85.0, 85.4, 85.8))
+    assert losa.mean == pytest.approx(85.4)
+    assert losa.deviation == pytest.approx(0.4)
+    assert losa.seconds() == pytest.approx(20 + 20)  # the extraction, and a training
+    assert losa.seconds(16) == pytest.approx(20 + 16 * 20)
+    assert losa.peak_gb == 1.5  # of the extraction: its training takes 1.0
+    assert losa.gmacs == pytest.approx(4.2)
+    assert (losa.choices, losa.choice_seconds) == (3, 60)
+    assert full.seconds() == pytest.approx(21)
+    assert full.seconds(16) == pytest.approx(16 * 21)
+    assert full.peak_gb == 4.0
+
+
+def test_a_front_holds_exactly_what_nothing_beats():
+    found = rows(finished(study()))
+    for cost in COSTS:
+        unbeaten = {
+            one.name
+            for one in found
+            if not any(
+                cost.of(other) <= cost.of(one)
+                and other.mean >= one.mean
+                and (cost.of(other) < cost.of(one) or other.mean > one.mean)
+                for other in found
+            )
+        }
+        assert {row.name for row in front(found, cost)} == unbeaten
+
+
+def test_what_is_not_known_is_in_no_front_and_has_no_number():
+    begun = finished(study("losa", "full", config=ParetoConfig(seeds=1)))
+    (last,) = [name for name in begun.works if name.startswith("full/") and name.endswith("seed-0")]
+    (test,) = [name for name in begun.works if name.startswith("full/") and name.endswith("/test")]
+    works = {**begun.works, last: Work(1, 1, 2.0, error="it was killed.")}
+    del works[test]
+    broken = Study(begun.options, begun.methods, begun.machine, works)
+    losa, full = rows(broken)
+    assert (full.mean, full.parameters, full.error) == (None, None, "it was killed.")
+    assert losa.deviation is None  # of one seed
+    assert all(front([losa, full], cost) == [losa] for cost in COSTS)
+    assert "full: it was killed." in notes(broken)
+    assert "full" in text(broken)
+
+
+def test_a_training_whose_end_was_not_seen_has_the_seconds_of_its_steps():
+    begun = finished(study("full", config=ParetoConfig(rates=1, seeds=1)))
+    name = "full/lr-0.0001/seed-0"
+    works = {**begun.works, name: Work(2, 1, 3.0, result=begun.works[name].result)}
+    (full,) = rows(Study(begun.options, begun.methods, begun.machine, works))
+    assert full.train_seconds == 10.0
+
+
+def test_the_record_is_read_back_and_tells_the_figures(tmp_path):
+    whole = finished(study())
+    write_study(whole, tmp_path)
+    assert load_study(tmp_path) == whole
+    told = json.loads((tmp_path / FILE).read_text())
+    assert [row["name"] for row in told["rows"]] == list(ALL)
+    assert told["rows"][0]["seconds_16"] == pytest.approx(20 + 16 * 20)
+    assert set(told["fronts"]) == {"parameters", "time", "memory", "inference"}
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"format": 1}', "[" * 10**5, '{"format": "other", "options": {}}'])
+def test_a_file_of_something_else_is_one_sentence(content, tmp_path):
+    (tmp_path / FILE).write_text(content)
+    with pytest.raises(UserError, match="cannot be read"):
+        load_study(tmp_path)
+
+
+def test_other_options_are_refused_by_name():
+    ours = study().options
+    require_same(Path("study"), ours, ours)
+    with pytest.raises(UserError, match="holds a comparison with epochs 30, not 10"):
+        require_same(Path("study"), ours | {"epochs": 10}, ours)
+
+
+def test_the_tables_have_a_line_for_each_method_the_best_on_top():
+    whole = finished(study())
+    found = {row.name: row.mean for row in rows(whole)}
+    lines = [line.split("|")[1:3] for line in markdown(whole).splitlines() if line.startswith("|")][2:]
+    means = [found[name.strip()] for name, _ in lines]
+    assert len(means) == len(ALL)
+    assert means == sorted(means, reverse=True)
+    assert all(name in text(whole) for name in ALL)
+
+
+def test_the_notes_state_the_budget_and_the_papers_ratio_beside_ours():
+    begun = finished(study("losa", "full"))
+    (budget,) = [note for note in notes(begun) if note.startswith("The choice of learning rates")]
+    assert budget == "The choice of learning rates took 6 trainings and 123 s."
+    assert any("The chosen rate is the least or the largest tried of losa (0.00032)" in note for note in notes(begun))

@@ -1,0 +1,213 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+from time import sleep
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from losa_cache.cli import app
+from losa_cache.errors import UserError
+from losa_cache.pareto import run as effects
+from losa_cache.pareto.config import ParetoConfig
+from losa_cache.pareto.plan import TRAIN
+from losa_cache.pareto.record import FILE, load_study
+from losa_cache.pareto.rows import rows
+from losa_cache.pareto.run import pareto
+from losa_cache.sidenet.adapter_folder import read_metrics
+from tests.pareto.studies import images
+
+training = import_module("losa_cache.train.train")
+SMALL = {"epochs": 1, "batch_size": 8, "seeds": 1, "rates": 2}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """Two classes of pictures, dark and bright ones."""
+    root, drawn = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for split, count in (("train", 20), ("test", 8)):
+        for name, low in (("dark", 0), ("bright", 150)):
+            (root / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = drawn.integers(low, low + 100, (16, 16, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{split}{number}.png")
+    return root
+
+
+@pytest.fixture
+def here(monkeypatch, tmp_path):
+    """Run each command in this process: a process of its own takes seconds to begin. Gives the commands that ran."""
+    ran: list[list[str]] = []
+
+    def run(study, job, report):
+        _, _, _, _, *words = effects._words(study, job)
+        ran.append(words)
+        try:
+            app(words, standalone_mode=False)
+        except UserError as error:
+            return effects._Ended(code=2, error=str(error))
+        return effects._Ended(told={"peak": 10**9})
+
+    monkeypatch.setenv("LOSA_CACHE_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(effects, "_run", run)
+    return ran
+
+
+def asked(data: Path) -> dict:
+    return images(dataset="folder", data_dir=str(data))
+
+
+def test_cached_and_online_trainings_learn_of_the_same_samples(here, data, tmp_path):
+    config = ParetoConfig(methods="linear,linear:online,full", **SMALL)
+    found = pareto(asked(data), out=tmp_path / "study", config=config)
+    for row in rows(found):
+        assert row.error is None
+        assert 0 <= row.mean <= 100
+        assert row.choices == 2
+        assert row.parameters > 0
+        assert row.gmacs > 0
+        assert row.peak_gb > 0
+        assert row.seconds(16) > row.seconds() > 0
+    held_out = {}
+    for name in found.works:
+        place = tmp_path / "study" / "runs" / name
+        if name.endswith("held-out"):
+            (own,) = read_metrics(place)
+            held_out[name] = own["samples"]
+    assert len(held_out) == 6
+    assert len(set(held_out.values())) == 1
+    assert {load_study(tmp_path / "study").result(name)["samples"] for name in found.works if "/test" in name} == {16}
+    for name in ("pareto.html", "pareto.png", "pareto.md"):
+        assert (tmp_path / "study" / name).stat().st_size > 0
+
+
+def test_what_is_done_is_read_and_what_is_new_is_added(here, data, tmp_path):
+    first = pareto(asked(data), out=tmp_path / "study", config=ParetoConfig(methods="linear", **SMALL))
+    here.clear()
+    again = pareto(asked(data), out=tmp_path / "study", config=ParetoConfig(methods="linear", **SMALL))
+    assert here == []
+    assert again == first
+    more = pareto(asked(data), out=tmp_path / "study", config=ParetoConfig(methods="fusion,linear", **SMALL))
+    assert {word for words in here for word in words if word in ("linear", "fusion")} == {"fusion"}
+    assert [row.name for row in rows(more)] == ["fusion", "linear"]
+    with pytest.raises(UserError, match="epochs 1, not 2"):
+        pareto(asked(data), out=tmp_path / "study", config=ParetoConfig(**SMALL | {"epochs": 2}))
+
+
+def test_a_kill_before_any_record_loses_nothing_that_was_done(here, data, tmp_path, monkeypatch):
+    """The process dies before its first write, the next one before its second, and so on, until one comes through."""
+
+    class KilledError(BaseException):
+        pass
+
+    write, left = effects.write_study, [0]
+
+    def dying(study, folder):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KilledError
+        write(study, folder)
+
+    config = ParetoConfig(methods="linear", **SMALL)
+    whole = pareto(asked(data), out=tmp_path / "whole", config=config)
+    here.clear()
+    monkeypatch.setattr(effects, "write_study", dying)
+    for step in range(100):
+        left[0] = step
+        try:
+            found = pareto(asked(data), out=tmp_path / "killed", config=config)
+            break
+        except KilledError:
+            continue
+    assert step > 5
+    assert list(found.works) == list(whole.works)
+    measured = ("val_top1", "val_loss", "top1", "parameters", "macs")
+    for name, work in whole.works.items():
+        ours = found.works[name].result
+        assert {key: ours.get(key) for key in measured} == {key: work.result.get(key) for key in measured}
+    trained = [words[words.index("--out") + 1] for words in here if words[0] == TRAIN]
+    assert len(trained) == len(set(trained)) == 3  # none began twice
+
+
+def test_a_training_that_was_interrupted_goes_on(here, data, tmp_path, monkeypatch):
+    class StoppedError(Exception):
+        pass
+
+    def stop(*_):
+        raise StoppedError
+
+    real = effects._run
+    name, config = "linear/lr-0.01/seed-0", ParetoConfig(methods="linear", **SMALL | {"rates": 1})
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "save_run", stop)  # behind the last epoch
+        with pytest.raises(StoppedError):
+            pareto(asked(data), out=tmp_path / "study", config=config)
+    work = load_study(tmp_path / "study").work(name)
+    assert (work.attempts, work.timed, work.over) == (1, 1, False)
+    assert effects._run is real
+    found = pareto(asked(data), out=tmp_path / "study", config=config)
+    assert here[-2] == ["train", "--resume", str(tmp_path / "study" / "runs" / name)]
+    assert found.work(name).whole_seconds > work.seconds > 0  # both attempts were timed
+
+
+def test_a_method_that_fails_is_told_and_tried_again(here, data, tmp_path):
+    methods = "last:99,linear"
+    config = ParetoConfig(methods=methods, **SMALL)
+    found = pareto(asked(data), out=tmp_path / "study", config=config)
+    last, linear = rows(found)
+    assert "has 8 blocks" in last.error
+    assert (last.mean, linear.error) == (None, None)
+    assert "has 8 blocks" in (tmp_path / "study" / "pareto.html").read_text()
+    here.clear()
+    pareto(asked(data), out=tmp_path / "study", config=config)
+    assert [words[0] for words in here] == [TRAIN, TRAIN]  # at each of its rates, and nothing else
+
+
+def test_a_cache_that_is_given_is_not_extracted_and_must_be_of_the_same_images(here, data, tmp_path):
+    config = ParetoConfig(methods="linear,linear:online", **SMALL | {"rates": 1})
+    first = pareto(asked(data), out=tmp_path / "first", config=config)
+    caches = {"cache": tmp_path / "first" / "train.zarr", "test_cache": tmp_path / "first" / "test.zarr"}
+    here.clear()
+    again = pareto(asked(data), out=tmp_path / "again", config=config, **caches)
+    assert "extract" not in [words[0] for words in here]
+    assert [row.top1 for row in rows(again)] == [row.top1 for row in rows(first)]
+    assert rows(again)[0].extract_seconds > 0  # as this user's notes have it
+    others = tmp_path / "others"
+    shutil.copytree(data, others)
+    next((others / "train" / "dark").iterdir()).unlink()
+    cached, online = rows(pareto(asked(others), out=tmp_path / "others-study", config=config, **caches))
+    assert cached.error is None
+    assert "trained on other images" in online.error
+    with pytest.raises(UserError, match="is of backbone 'vit_digits'"):
+        pareto(asked(data) | {"backbone": "vit_s"}, out=tmp_path / "third", config=config, **caches)
+
+
+def test_a_folder_of_something_else_is_left_alone(data, tmp_path):
+    (tmp_path / "thesis.txt").touch()
+    with pytest.raises(UserError, match="something else"):
+        pareto(asked(data), out=tmp_path)
+    assert os.listdir(tmp_path) == ["thesis.txt"]
+
+
+@pytest.mark.slow
+def test_processes_of_their_own_end_with_the_command_and_the_same_command_goes_on(data, tmp_path):
+    words = ["pareto", "--backbone", "vit_digits", "--dataset", "folder", "--data-dir", str(data), "--methods"]
+    words += ["linear,full", "--epochs", "2", "--seeds", "1", "--rates", "1", "--out", str(tmp_path / "study")]
+    command = [sys.executable, "-m", "losa_cache", *words]
+    environment = os.environ | {"LOSA_CACHE_HOME": str(tmp_path / "home")}
+    begun = subprocess.Popen(command, env=environment, start_new_session=True)
+    while not (tmp_path / "study" / "test.zarr").exists():
+        assert begun.poll() is None
+        sleep(0.2)
+    begun.send_signal(signal.SIGINT)
+    assert begun.wait(120) == 128 + signal.SIGINT
+    done = subprocess.run([*command, "--json"], env=environment, stdout=subprocess.PIPE, check=True)
+    told = json.loads(done.stdout)
+    assert told == json.loads((tmp_path / "study" / FILE).read_text())
+    assert all(row["error"] is None and row["peak_gb"] > 0 for row in told["rows"])
