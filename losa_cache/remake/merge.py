@@ -89,7 +89,7 @@ def _tell_splits(splits: Sequence[str]) -> None:
     tests = [split for split in splits if split in HELD_OUT_SPLITS]
     if tests and len(tests) < len(splits):
         log.warning(
-            "the merged cache holds samples of the splits %s: what is trained from it cannot be tested on the split %r.",
+            "the merged cache holds samples of the splits %s: what is trained from it cannot be tested on split %r.",
             ", ".join(dict.fromkeys(splits)),
             tests[0],
         )

@@ -107,7 +107,7 @@ def test_samples_to_train_on_and_to_test_on_are_merged_with_a_warning(tmp_path, 
     ]
     with caplog.at_level(logging.WARNING):
         lc.merge(sources, tmp_path / "m.zarr")
-    assert "what is trained from it cannot be tested on the split 'test'" in caplog.text
+    assert "what is trained from it cannot be tested on split 'test'" in caplog.text
 
 
 def test_frames_are_merged_and_what_cannot_be_is_left_out_before_a_shard_is_written(tmp_path, caplog):
