@@ -55,7 +55,7 @@ BAD = {
     "side": ("train --side lora", "choose one of losa, ladder, mlp, fusion, res_tuning, attentive, linear"),
     "augmentation of a cache": ("train --augment crop", "without --online or --mixed a cache serves the images it has"),
     "method and a cache": ("train --method full", "--method full trains inside the backbone, which a cache cannot"),
-    "method and a side network": ("train --online --method full --side mlp", "--method full says what is trained"),
+    "method and a side network": ("train --online --method full --side losa", "--method full says what is trained"),
     "method and a head": ("train --online --method full --head all", "whose last output a classifier reads: leave out"),
     "method and a share": ("train --online --method full --mixed 0.5", "cache cannot replace: leave out --mixed"),
     "method and a search": (
