@@ -14,7 +14,10 @@ from losa_cache.inputs_config import ImageConfig
 from losa_cache.pareto.config import ParetoConfig
 from losa_cache.text import say
 
-OF_DATA = ("dataset", "split", "data_dir", "columns", "clips", "normalise", "range", "channels", "page")
+OF_DATA = (
+    *("dataset", "split", "data_dir", "columns", "clips", "normalise", "range", "channels", "page", "apply_profile"),
+    *("weights", "resize", "ignore_orientation"),
+)
 """Options that say nothing where costs alone are measured."""
 OF_TRAINING = ("epochs", "rates", "seeds", "val_fraction", "test_split", "cache", "test_cache")
 

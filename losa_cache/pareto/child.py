@@ -19,11 +19,22 @@ def _run() -> None:
     from losa_cache.terminal import prepare
 
     prepare()
-    app(standalone_mode=False)
-    from losa_cache.machine.device import choose_device
+    try:
+        app()
+    except SystemExit as end:  # as every command ends
+        if end.code:
+            raise
+    tell({"peak": _peak()})
+
+
+def _peak() -> int:
+    """Give the bytes that it took of a GPU, if it used one, else its largest resident memory."""
+    import torch
+
     from losa_cache.machine.memory import peak_memory
 
-    tell({"peak": peak_memory(choose_device())})
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    return max((peak_memory(torch.device("cuda", gpu)) for gpu in gpus), default=0) or peak_memory(torch.device("cpu"))
 
 
 if __name__ == "__main__":

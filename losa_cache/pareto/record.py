@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from losa_cache.errors import UserError
-from losa_cache.outside import UnreadableError, read_json
+from losa_cache.files import without_seal
+from losa_cache.outside import UnreadableError, fit, read_json
 
 FILE, FORMAT = "pareto.json", "losa-cache pareto"
 
@@ -100,7 +101,7 @@ class Study:
         return replace(self, works={**self.works, name: work})
 
     def to_json(self) -> dict[str, Any]:
-        """Give all of it as JSON."""
+        """Give all of it as JSON, for :func:`losa_cache.files.with_seal`."""
         return {"format": FORMAT, **asdict(self)}
 
 
@@ -123,10 +124,10 @@ def load_study(folder: Path) -> Study | None:
     if not path.exists():
         return None
     try:
-        found = read_json(path, _File)
+        found = fit(without_seal(read_json(path, dict[str, Any])), _File)
         if found.format != FORMAT:
             raise UnreadableError(f"its format is {found.format!r:.60}")
-    except UnreadableError as error:
+    except (UnreadableError, ValueError) as error:
         raise UserError(
             f"{str(path)!r} cannot be read: {error}. Put the original back, or choose another --out."
         ) from error

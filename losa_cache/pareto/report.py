@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from losa_cache.errors import UserError
-from losa_cache.files import write_whole
+from losa_cache.files import with_seal, write_whole
 from losa_cache.pareto.figure import draw, draw_costs
 from losa_cache.pareto.record import FILE, Study
 from losa_cache.pareto.rows import COSTS, front, rows
@@ -32,7 +32,7 @@ def write_study(study: Study, folder: Path) -> None:
     told: dict[str, Any] = {"title": study.title, "rows": [row.to_json() for row in rows(study)]}
     if not study.shape_only:
         told["fronts"] = {cost.short: [row.name for row in front(rows(study), cost)] for cost in COSTS}
-    _write(folder, FILE, json.dumps(study.to_json() | told, indent=2).encode())
+    _write(folder, FILE, json.dumps(with_seal(study.to_json() | told), indent=2).encode())
 
 
 def write_report(study: Study, folder: Path) -> Path:

@@ -13,6 +13,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from losa_cache.backbone.names import CHECKPOINT, full_name
 from losa_cache.cache.registry import extraction_seconds
 from losa_cache.cache.store import open_cache
 from losa_cache.children import Children, Command
@@ -111,28 +112,32 @@ def _make(folder: Path) -> None:
 
 
 def _opened(folder: Path, options: dict[str, Any], methods: list[str]) -> Study:
-    """Read the study of a folder, or begin one."""
+    """Read the study of a folder, or begin one.
+
+    Raises:
+        UserError: for a study with other options, or a backbone that nobody knows.
+    """
+    backbone = options["backbone"] if options["backbone"] == CHECKPOINT else full_name(options["backbone"])
     found = load_study(folder)
     if found is None:
-        return Study(options, methods, machine(), _given(options))
+        return Study(options, methods, machine(), _given(options, backbone))
     require_same(folder, options, found.options)
     return replace(found.retried(), methods=methods, machine=machine())
 
 
-def _given(options: Mapping[str, Any]) -> dict[str, Work]:
-    """Note what is known of the extraction of a cache that is given.
+def _given(options: Mapping[str, Any], backbone: str) -> dict[str, Work]:
+    """Note what is known of the extraction of a cache that is given, which must be of this backbone.
 
     Raises:
         UserError: for a cache that is not of this backbone.
     """
     if options["cache"] is None:
         return {}
-    from losa_cache.backbone.names import full_name
-
     cache = open_cache(options["cache"])
-    of, asked = cache.manifest.fields["backbone"]["name"], full_name(options["backbone"])
-    if of != asked:
-        raise UserError(f"cache {options['cache']!r} is of backbone {of!r}, not of {asked!r}: choose one of the two.")
+    if (of := cache.manifest.fields["backbone"]["name"]) != backbone and options["backbone"] != CHECKPOINT:
+        raise UserError(
+            f"cache {options['cache']!r} is of backbone {of!r}, not of {backbone!r}: choose one of the two."
+        )
     seconds = extraction_seconds(cache.path, cache.manifest)
     return {CACHE: Work(1, 0 if seconds is None else 1, seconds or 0.0, result={"peak_gb": None})}
 

@@ -85,6 +85,14 @@ def test_a_file_of_something_else_is_one_sentence(content, tmp_path):
         load_study(tmp_path)
 
 
+def test_an_altered_record_is_refused(tmp_path):
+    write_study(finished(study("losa")), tmp_path)
+    content = (tmp_path / FILE).read_text()
+    (tmp_path / FILE).write_text(content.replace('"top1": 85.0', '"top1": 95.0'))
+    with pytest.raises(UserError, match="it was altered"):
+        load_study(tmp_path)
+
+
 def test_other_options_are_refused_by_name():
     ours = study().options
     require_same(Path("study"), ours, ours)

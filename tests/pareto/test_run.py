@@ -14,6 +14,7 @@ from PIL import Image
 
 from losa_cache.cli import app
 from losa_cache.errors import UserError
+from losa_cache.lock import locked
 from losa_cache.pareto import run as effects
 from losa_cache.pareto.config import ParetoConfig
 from losa_cache.pareto.plan import TRAIN
@@ -193,6 +194,37 @@ def test_a_folder_of_something_else_is_left_alone(data, tmp_path):
     with pytest.raises(UserError, match="something else"):
         pareto(asked(data), out=tmp_path)
     assert os.listdir(tmp_path) == ["thesis.txt"]
+
+
+def test_two_processes_keep_out_of_each_others_way(data, tmp_path):
+    with locked(tmp_path / "lock"), pytest.raises(UserError, match="another process"):
+        pareto(asked(data), out=tmp_path)
+
+
+def test_a_backbone_that_nobody_knows_is_refused_before_anything_is_trained(data, tmp_path):
+    with pytest.raises(UserError, match="unknown backbone 'vit_x'"):
+        pareto(asked(data) | {"backbone": "vit_x"}, out=tmp_path / "study")
+    assert not (tmp_path / "study" / FILE).exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--dataset", "digits"], "--backbone"),
+        (["--backbone", "vit_digits"], "--shape-only"),
+        (["--backbone", "vit_digits", "--dataset", "digits", "--test-split", "train"], "test on another one"),
+        (["--backbone", "vit_digits", "--dataset", "digits", "--test-split", "val"], "no split 'val'"),
+        (["--backbone", "vit_digits", "--shape-only", "--epochs", "3"], "leave out --epochs"),
+        (["--backbone", "vit_digits", "--shape-only", "--dataset", "digits"], "leave out --dataset"),
+        (["--backbone", "vit_digits", "--dataset", "digits", "--rates", "0"], "between 1 and"),
+        (["--backbone", "vit_digits", "--dataset", "digits", "--val-fraction", "0"], "above 0"),
+        (["--backbone", "vit_digits", "--dataset", "digits", "--methods", "losaa"], "nearest: losa"),
+        (["--backbone", "vit_digits", "--dataset", "digits", "--recipe", "papr"], "unknown recipe"),
+    ],
+)
+def test_a_users_mistake_is_one_sentence(words, said):
+    with pytest.raises(UserError, match=said):
+        app(["pareto", *words], standalone_mode=False)
 
 
 @pytest.mark.slow

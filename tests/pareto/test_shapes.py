@@ -8,7 +8,7 @@ WIDTH, DEPTH, TOKENS, RANK = 96, 8, 65, 16
 
 
 def side_parameters() -> int:
-    """Those of LoSA, by hand: layers that mix channels and tokens in turn, both projections with biases, and a scale."""
+    """Those of LoSA, by hand: layers mix channels and tokens in turn, with biases and a scale."""
     channels, tokens = (2 * RANK * size + RANK + size + 1 for size in (WIDTH, TOKENS))
     return DEPTH // 2 * (channels + tokens)
 
