@@ -39,6 +39,7 @@ def draw(found: Sequence[Row]) -> "Figure":
     figure, grid = panels(2, 2, 4.2)
     for place, (axes, cost) in enumerate(zip(grid, COSTS, strict=True)):
         _panel(axes, found, cost)
+        axes.tick_params("x", labelsize=8)
         if place % 2 == 0:
             axes.set_ylabel("test top-1 (%)")
     legend(figure)
