@@ -14,6 +14,7 @@ weights and activations throughout: nothing is downloaded. Parts, in order:
     extraction  the forward pass bare and encoded; from images in memory to the disk
     residency   an epoch from the device's memory, the host's, the disk, part in either; online
     lora        LoSA beside LoRA (PEFT) and the bare forward pass
+    methods     what each method of `losa-cache pareto` costs
     video       the paper's Table 2, in 16 GB and in all there is
     budget      ViT-e through 4 GB
 
@@ -60,6 +61,7 @@ SHARES = {
     "extraction": 0.14,
     "residency": 0.10,
     "lora": 0.04,
+    "methods": 0.10,
     "video": 0.08,
     "budget": 0.04,
 }

@@ -15,7 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -39,9 +39,13 @@ from losa_cache.extract.extract import extract
 from losa_cache.extract.limiter import limiter
 from losa_cache.extract.measure import device_speed
 from losa_cache.extract.meter import Meter
+from losa_cache.inputs_config import ImageConfig
 from losa_cache.machine.allocator import keep_freed_memory
 from losa_cache.machine.device import choose_device
 from losa_cache.machine.sizes import parse_bytes
+from losa_cache.pareto.config import CLASSES, ParetoConfig
+from losa_cache.pareto.entries import all_entries
+from losa_cache.pareto.shapes import measure
 from losa_cache.points import ALL_LAYERS, tapped_points
 
 ROOT = Path(__file__).parents[1]
@@ -63,6 +67,7 @@ class Sizes:
         backbones, pixels, images: that are extracted from: names, images a batch, and images a whole extraction.
         kept, kept_images: whose cache is kept in several places, and how many images it has.
         lora: backbones that LoRA trains inside.
+        compared, methods: backbones, and the methods that are measured in each.
         videos, frames: of the paper's Table 2.
         streamed, budget, streamed_images: a backbone larger than the memory it is given.
         repeats: of every measurement.
@@ -81,6 +86,8 @@ class Sizes:
     kept: str = "vit_h"
     kept_images: int = 768
     lora: tuple[str, ...] = ("vit_b", "vit_h")
+    compared: tuple[str, ...] = ("vit_b", "vit_h", "vit_g")
+    methods: tuple[str, ...] = tuple(all_entries(video=False))
     videos: tuple[str, ...] = ("vivit_b", "vivit_h", "vivit_g", "vivit_G", "vivit_e")
     frames: int = 32
     streamed: str = "vit_e"
@@ -104,6 +111,8 @@ SMALL = Sizes(
     kept=TINY,
     kept_images=32,
     lora=(TINY,),
+    compared=(TINY,),
+    methods=("losa", "losa:online", "bitfit"),
     videos=(video.TINY,),
     frames=4,
     streamed=TINY,
@@ -293,6 +302,21 @@ def _peer(method: str, name: str, sizes: Sizes) -> Figures:
     return {"images_per_second": sizes.pixels / found.pop("seconds"), **found}
 
 
+def methods(sizes: Sizes, until: float) -> Measurements:
+    """Measure what the methods of a comparison cost, without accuracy."""
+    for name in sizes.compared:
+        for entry in sizes.methods:
+            yield {"backbone": name, "method": entry, "batch": sizes.pixels}, partial(_cost, entry, name, sizes)
+
+
+def _cost(entry: str, name: str, sizes: Sizes) -> Figures:
+    free_memory()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    own = {"entry": entry, "batch_size": sizes.pixels, "device": None, "classes": CLASSES}
+    return measure(asdict(ImageConfig(name, "noise")) | asdict(ParetoConfig()) | own)
+
+
 def videos(sizes: Sizes, until: float) -> Measurements:
     """Measure the paper's Table 2, each method in 16 GB of memory, and in all there is where those are too little."""
     for method in ("LoSA, cached", "LoSA, online", "LoRA", "linear probe, online"):
@@ -358,6 +382,7 @@ PARTS: dict[str, Callable[[Sizes, float], Measurements]] = {
     "extraction": extraction,
     "residency": epochs,
     "lora": lora,
+    "methods": methods,
     "video": videos,
     "budget": budget,
 }
