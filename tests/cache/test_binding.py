@@ -464,6 +464,7 @@ def test_a_cache_over_http_is_held_to_its_receipts_too(pair, lists, tmp_path, ca
 
 @pytest.mark.usefixtures("s3_environment")
 @pytest.mark.parametrize("attack", ["two shards exchanged", "with their receipts", "with receipt and list", "labels"])
+@pytest.mark.slow
 def test_on_s3_what_is_in_the_wrong_place_is_named_and_extract_mends_it(pair, attack, tmp_path, request):
     own, other = pair.copy(tmp_path)
     change, what = (SHARDS | FILES)[attack]

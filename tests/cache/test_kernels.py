@@ -29,6 +29,7 @@ def by_kernels(monkeypatch):
     ("name", "samples", "prefix"),
     [("predict:20%", 5, PREFIX), ("predict:3", 1, 0), ("predict:0.01", 2, PREFIX), ("predict:0.7", 2, 0)],
 )
+@pytest.mark.slow
 def test_predicted_layers_have_the_same_bytes_and_values(name, samples, prefix, products, by_kernels, monkeypatch):
     """95, 21, 38 or 42 tokens, in tiles of 64; 0 to 48 axes, in tiles of 32; values that are not finite."""
     monkeypatch.setattr(layer_codec, "has_bfloat16", lambda _: products == torch.bfloat16)

@@ -119,6 +119,7 @@ def no_longer_than(seconds):
         signal.signal(signal.SIGALRM, before)
 
 
+@pytest.mark.slow
 def test_changed_letters_of_metadata_change_no_number(store, right):
     metadata = sorted(file for file in store.rglob("zarr.json"))
     pick, sentences = random.Random(7), 0

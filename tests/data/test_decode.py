@@ -90,6 +90,7 @@ def test_grey_input_is_augmented_too():
 @pytest.mark.parametrize(
     "policy", ["rand-m9-mstd0.5-inc1", "rand-m10-n3", "augmix-m3-w3", "original", "v0", "3a", "crop"]
 )
+@pytest.mark.slow
 def test_every_policy_works_on_every_image(policy):
     decoder = Decoder(tiny_samples(), SPEC, workers=2, augment=policy)
     batches = list(decoder.batches([[(i, draw) for i in range(23)] for draw in range(20)]))

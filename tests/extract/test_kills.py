@@ -82,7 +82,7 @@ print(json.dumps(log))
 @pytest.mark.parametrize(
     ("steps", "seed"),
     [
-        ("rows", 0),
+        pytest.param("rows", 0, marks=pytest.mark.slow),
         ("files", 0),
         pytest.param("files", 1, marks=pytest.mark.slow),
     ],

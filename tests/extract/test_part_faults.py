@@ -145,6 +145,7 @@ wait(child('auto', full), child('auto', slow(2)))
     require_same(tmp_path / "c.zarr", whole)
 
 
+@pytest.mark.slow
 def test_sixteen_processes_that_finish_at_once_finish_once(tmp_path, whole):
     code = """
 import mmap

@@ -129,6 +129,7 @@ ROADS = {
 
 
 @pytest.mark.parametrize("road", ROADS)
+@pytest.mark.slow
 def test_every_kind_comes_out_the_same(road, tmp_path):
     options = OPTIONS | {"shard_bytes": 7_000} | ROADS[road]
     bad = (4, 20) if "on_error" in options else ()

@@ -99,6 +99,7 @@ def test_the_recommendation_follows_from_the_figures(row_mb, speeds, others, say
         {"precision": "predict:20%", "layers": 3},
     ],
 )
+@pytest.mark.slow
 def test_what_is_foretold_is_what_extract_writes(tmp_path, options, monkeypatch):
     monkeypatch.setattr(compression, "WORTH_BYTES", 0)
     out = tmp_path / "below" / "c.zarr"

@@ -106,6 +106,7 @@ def test_killed_again_and_again_only_what_lacks_is_uploaded(url, whole):
 
 
 @pytest.mark.parametrize("lost", ["receipt", "shard", "cut shard", "core", "copy"])
+@pytest.mark.slow
 def test_what_is_lost_is_written_again_and_comes_out_the_same(url, whole, lost):
     cache = extract(tiny_backbone(), tiny_samples(IMAGES), out=url, **OPTIONS)
     shard = cache.shard_path(3)

@@ -58,6 +58,7 @@ def test_an_intact_cache_is_intact_with_every_sample_computed_again(cache):
     assert 0 < compared["largest_error"] < 0.03
 
 
+@pytest.mark.slow
 def test_any_flipped_byte_anywhere_is_found_and_the_damaged_samples_are_named(cache):
     before, pick = contents(cache.path), random.Random(0)
     flips = 0
@@ -159,6 +160,7 @@ def test_what_cannot_be_verified_is_one_sentence(cache, tmp_path):
         verify_cache(tmp_path / "nowhere.zarr")
 
 
+@pytest.mark.slow
 def test_the_command_line_finds_names_and_mends(digits, tmp_path):
     for name in ("test.zarr", "test.zarr.receipts"):
         shutil.copytree(digits["home"] / name, tmp_path / name)

@@ -76,6 +76,7 @@ def test_results_and_gradients_are_those_of_the_plain_form(name, form):
 
 @pytest.mark.parametrize("readout", [Mean(70, 1), Whole()])
 @pytest.mark.parametrize("segment", [2, 4])
+@pytest.mark.slow
 def test_every_readout_and_materialised_y(readout, segment):
     network = random_network(**SHAPES["many tokens"])
     network.segment_length = segment
@@ -90,6 +91,7 @@ def test_layers_that_all_mix_channels():
 
 
 @pytest.mark.parametrize(("ranks", "segment"), [((3, 5), 4), ((16, 30, 30), 4), ((3, 5), 2)])
+@pytest.mark.slow
 def test_stacked_trials(ranks, segment):
     stack = lc.LoSAStack(
         [random_network(seed=at, depth=4, tokens=9, width=32, rank=rank) for at, rank in enumerate(ranks)]
@@ -101,6 +103,7 @@ def test_stacked_trials(ranks, segment):
 
 @pytest.mark.parametrize("batch", [0, 1])
 @pytest.mark.parametrize("readout", [First(7, 1), First(7, 2), Mean(7, 1), Whole()])
+@pytest.mark.slow
 def test_one_sample_and_none(readout, batch):
     network = random_network(**SHAPES["small"])
     blocks = blocks_of("values", 5, 7, 32, batch)
@@ -111,6 +114,7 @@ def test_one_sample_and_none(readout, batch):
 
 
 @pytest.mark.parametrize("rank", [4, 8, 20])
+@pytest.mark.slow
 def test_a_trial_that_is_no_number_any_more_leaves_its_neighbours_alone(rank):
     networks = [random_network(seed=at, depth=5, tokens=9, width=32, rank=rank) for at in range(3)]
     blocks = blocks_of("values", 5, 9, 32)

@@ -183,6 +183,7 @@ def test_what_is_damaged_is_named(name, stopped):
             resume_sweep(stopped, device="cpu")
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_in_any_file_of_a_trial_is_found_and_named(tiny_cache, tmp_path):
     (tmp_path / "held.txt").write_text("\n".join(tiny_cache.ids[::4]))
     base = replace(SMALL, val_fraction=0.0, val_ids=str(tmp_path / "held.txt"))
@@ -284,6 +285,7 @@ def test_signals_stop_a_sweep_with_advice(number, tiny_cache, tmp_path):
     assert "Traceback" not in said
 
 
+@pytest.mark.slow
 def test_many_trials_need_few_open_files(tiny_cache, tmp_path):
     create_sweep(
         tmp_path / "s",

@@ -101,6 +101,7 @@ Sweep(Path(sys.argv[1]), placement=Placement(torch.device("cpu")), report=lambda
 """
 
 
+@pytest.mark.slow
 def test_a_sweep_killed_at_any_moment_ends_as_if_it_had_not_been(tiny_cache, tmp_path):
     config = SweepConfig(
         cache=str(tiny_cache.path),

@@ -30,6 +30,7 @@ def url(request, local):
     yield f"s3://{BUCKET}/trained/tiny.zarr"
 
 
+@pytest.mark.slow
 def test_a_run_from_a_server_gives_the_figures_of_the_local_cache(url, local, tmp_path):
     seen = {"near": [], "far": []}
     near = lc.train(local.path, out=tmp_path / "near", report=seen["near"].append, **OPTIONS)

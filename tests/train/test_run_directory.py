@@ -83,6 +83,7 @@ FILES = [
 
 
 @pytest.mark.parametrize("name", FILES)
+@pytest.mark.slow
 def test_a_flipped_bit_is_found_or_changes_nothing(trained, run, name):
     cache, original = trained
     right, whole, draw = everything(cache, run), (run / name).read_bytes(), random.Random(name)

@@ -280,6 +280,7 @@ def test_a_mixed_batch_may_hold_a_sample_fresh_and_cached(tiny_cache):
     ("name", "choice"),  # what was drawn is restored alike on every road, and every road goes on from what was drawn
     [("cached", "balanced"), ("cached", "weights"), ("cached", "limit"), ("online", "weights"), ("mixed", "limit")],
 )
+@pytest.mark.slow
 def test_a_run_killed_at_any_batch_resumes_at_the_next(skewed_cache, tmp_path, monkeypatch, files, name, choice):
     given = {
         "balanced": {"sampling": "balanced", "val_fraction": 0.2},

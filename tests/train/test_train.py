@@ -258,6 +258,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path):
         lc.train(cache, rank=2, epochs=2, out=tmp_path / "all")
 
 
+@pytest.mark.slow
 def test_losa_beats_the_linear_probe_and_the_probe_is_an_honest_one(digits, tmp_path):
     """On the embedded default: held-out images of classes that the backbone never saw."""
     top1 = {}
