@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from losa_cache.train.all_layers import unfit
 from losa_cache.train.cache_of_run import cache_of_run
 from losa_cache.train.compatible import misfit, misfit_of_cache, of_tokens, require_fit, target_name, trained_of
 from losa_cache.train.config import SHUFFLE, OnlineConfig, TrainConfig
+from losa_cache.train.diverged import DivergedError, blame
 from losa_cache.train.evaluate import evaluate
 from losa_cache.train.evaluation_groups import groups_to_report
 from losa_cache.train.held_out_caches import caches_to_test
@@ -208,6 +210,7 @@ def evaluated(
             progress=progress,
             keep=kept,
         )
+    _require_number(metrics["loss"], f"the loss of {str(run)!r} on {name!r}", manifest)
     outcome = kept.outcome()
     if images is not None:
         from losa_cache.report.images import images_of  # with timm's transforms, which nothing else here takes
@@ -222,6 +225,19 @@ def evaluated(
         parameters=parameters,
         task=data.task,
     )
+
+
+def _require_number(loss: float, what: str, manifest: Manifest) -> None:
+    """Refuse a loss that is none: predictions that are no numbers would count as the first class.
+
+    Raises:
+        UserError: saying whether the training or the backbone is to blame.
+    """
+    if math.isfinite(loss):
+        return
+    if manifest.non_finite:
+        raise blame(f"{what} is {loss}", manifest)
+    raise DivergedError(f"{what} is {loss}, so its training has diverged: train anew with a lower --lr.")
 
 
 def _trained_model(run: Path, data: TrainingData, adapter_config: dict[str, Any]) -> tuple[Model, dict[str, int]]:

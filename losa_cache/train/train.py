@@ -21,8 +21,9 @@ from losa_cache.machine.allocator import keep_freed_memory
 from losa_cache.options import lists_options
 from losa_cache.train.cache_of_run import cache_of_run
 from losa_cache.train.config import OnlineConfig, TrainConfig, of_recipe
+from losa_cache.train.diverged import DivergedError, blame, require_outputs
 from losa_cache.train.learned import targets_of
-from losa_cache.train.loop import DivergedError, Progress, Report, fit
+from losa_cache.train.loop import Progress, Report, fit
 from losa_cache.train.memory_check import require_memory
 from losa_cache.train.placement import Placement
 from losa_cache.train.run import RUNS, Run, TakenError, next_run_path, require_place
@@ -306,14 +307,13 @@ def _fit(
     manifest = data.manifest
     try:
         probe = fit(model, data, config=config, run=run, report=report, progress=progress)
+        if not len(data.chosen.held_out):  # which would have shown it
+            require_outputs(model, data, config)
     except DivergedError as error:
         if not manifest.non_finite:
             raise
         what, _, _ = str(error).partition(":")
-        raise UserError(
-            f"{what}, and {manifest.non_finite:,} values that the backbone gave are infinite or not numbers: extract "
-            "with --precision float32, or without the images that they come from."
-        ) from error
+        raise blame(what, manifest) from error
     except RuntimeError as error:  # torch has a class for a GPU's memory alone
         if "out of memory" not in str(error) and "allocate memory" not in str(error):
             raise
