@@ -47,6 +47,18 @@ BOUNDS: tuple[tuple[str, Any, float, float], ...] = (
 RANK = 16
 """Inner width of a side network. Methods that train inside the backbone have their own default."""
 
+IDLE: dict[str, tuple[Any, ...]] = {"layers": ("all",), "start": ("output",), "dropout": (0.1, 0.0)}
+"""Options that a method leaves nothing to do, and the values that they may have beside one: defaults, and those of
+recipes. ``head`` is another, whose every value may be one of these."""
+
+
+def idle(name: str, value: Any, method: str) -> UserError:
+    """Say that a method leaves an option nothing to do."""
+    return UserError(
+        f"{name} is {value!r}, but method {method!r} trains inside the backbone, whose last output a classifier reads: "
+        "leave it out."
+    )
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -344,6 +356,9 @@ class TrainConfig:
         settled: dict[str, Any] = {"side": side, "method": None}
         if named is None:
             parse_method(self.method, self.rank)  # refuses an unknown one
+            for name, values in IDLE.items():
+                if getattr(self, name) not in values:
+                    raise idle(name, getattr(self, name), self.method)
             settled |= {"method": self.method, "head": LAST}
         for name, value in settled.items():
             object.__setattr__(self, name, value)

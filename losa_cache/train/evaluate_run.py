@@ -175,8 +175,9 @@ def evaluated(
     elif online is not None and split is not None:
         online = replace(online, split=split, limit=None, tap=adapter_config["cache"]["fields"]["tap"])
     learned = None if adapter_config.get("targets") is None else target_name(adapter_config)
+    layers = config.layers if config.trains else adapter_config["layers"]
     config = replace(
-        config, layers=adapter_config["layers"], targets=learned, sampling=SHUFFLE, class_weights=None
+        config, layers=layers, targets=learned, sampling=SHUFFLE, class_weights=None
     )  # of several target sets that the task could learn, it is the one that was learned
     task = get_task(config.task).restored(adapter_config.get("constants", {})).choosing(config.metric)
     if images is not None and not (task.dense and images.is_dir()):

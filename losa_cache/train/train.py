@@ -19,8 +19,9 @@ from losa_cache.cache.store import ActivationCache, latest_training_cache, open_
 from losa_cache.errors import UserError
 from losa_cache.machine.allocator import keep_freed_memory
 from losa_cache.options import lists_options
+from losa_cache.points import LAST
 from losa_cache.train.cache_of_run import cache_of_run
-from losa_cache.train.config import OnlineConfig, TrainConfig, of_recipe
+from losa_cache.train.config import OnlineConfig, TrainConfig, idle, of_recipe
 from losa_cache.train.diverged import DivergedError, blame, require_outputs
 from losa_cache.train.learned import targets_of
 from losa_cache.train.loop import Progress, Report, fit
@@ -108,6 +109,8 @@ def train(
         KeyboardInterrupt: at Ctrl-C, after a checkpoint.
     """
     config = replace(config or TrainConfig(), **of_recipe(recipe) | options)
+    if config.method is not None and options.get("head", LAST) != LAST:
+        raise idle("head", options["head"], config.method)
     require_place(out)
     placement = Placement.choose(device, residency)
     require_inside(config, online, cache)

@@ -252,6 +252,9 @@ def test_what_cannot_be_is_one_sentence(tiny_cache, tmp_path):
         ({"method": "bitfit", "rank": 4}, "rank is 4, but method 'bitfit' has no inner width"),
         ({"method": "full", "side": "mlp"}, "side is 'mlp' and method is 'full'"),
         ({"method": "lst", "side": "mlp"}, "side is 'mlp' and method is 'lst'"),
+        ({"method": "full", "start": "embedding"}, "start is 'embedding', but method 'full' .*: leave it out"),
+        ({"method": "lora", "layers": "1"}, "layers is '1', but method 'lora' trains inside the backbone"),
+        ({"method": "full", "dropout": 0.5}, "dropout is 0.5, but method 'full' trains inside the backbone"),
         ({"grad_checkpointing": True}, "grad-checkpointing is for what trains inside the backbone"),
         ({"method": "losa", "grad_checkpointing": True}, "grad-checkpointing is for what trains inside"),
     ):
@@ -266,6 +269,8 @@ def test_what_cannot_be_is_one_sentence(tiny_cache, tmp_path):
     ):
         with pytest.raises(lc.UserError, match=told):
             lc.train(method="full", out=tmp_path / "no", device="cpu", **options)
+    with pytest.raises(lc.UserError, match="head is 'all', but method 'full' trains inside .*: leave it out"):
+        trained("full", tmp_path / "no", head="all")
     with pytest.raises(lc.UserError, match="method is last:9, and backbone 'tiny0' has 4 blocks"):
         trained("last:9", tmp_path / "no")
     streamed = tiny_backbone().to("cpu", budget=10**7)
