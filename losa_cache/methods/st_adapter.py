@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from losa_cache.errors import UserError
-from losa_cache.tuned.inserted import like
+from losa_cache.tuned.inserted import like, require_rank
 from losa_cache.tuned.spec import MethodSpec
 from losa_cache.tuned.trunk import Trunk
 
@@ -76,8 +76,7 @@ def insert(trunk: Trunk, *, rank: int, variant: str | int | None) -> None:
             f"st-adapter is for videos, and backbone {trunk.name!r} takes images: choose a video model, as vivit_b, or "
             "another method."
         )
-    if rank < 1:
-        raise UserError(f"rank is {rank}: it must be at least 1.")
+    require_rank(trunk, rank, default=SPEC.rank)
     blocks = trunk.model.blocks
     assert isinstance(blocks, nn.Sequential | nn.ModuleList)
     for at, block in enumerate(blocks):

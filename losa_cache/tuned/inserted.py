@@ -144,14 +144,20 @@ def require_called(trunk: Trunk, place: str) -> None:
             )
 
 
-def require_rank(trunk: Trunk, rank: int) -> None:
+def require_rank(trunk: Trunk, rank: int, *, default: int = 0) -> None:
     """Refuse an inner width.
 
+    Args:
+        trunk: that is changed.
+        rank: the inner width.
+        default: that of the method, if it may be above the trunk's width.
+
     Raises:
-        UserError: for one below 1 or above the trunk's width.
+        UserError: for one below 1, or above the trunk's width and the default.
     """
-    if not 1 <= rank <= trunk.width:
-        raise UserError(f"rank is {rank}: choose one from 1 to the backbone's width, {trunk.width}.")
+    if not 1 <= rank <= max(trunk.width, default):
+        known = f"{default}, the default" if default > trunk.width else f"the backbone's width, {trunk.width}"
+        raise UserError(f"rank is {rank}: choose one from 1 to {known}.")
 
 
 def like(trunk: Trunk, module: M) -> M:
