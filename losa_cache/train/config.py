@@ -15,7 +15,7 @@ from losa_cache.options import Option
 from losa_cache.points import ALL_LAYERS, CONV, DECODERS, EMBEDDING, HEADS, LAST, STARTS, require_tap
 from losa_cache.sidenet.spec import DEFAULT, SIDES, SideSpec, listed, side_spec, stackable
 from losa_cache.tasks import CLASSIFICATION, Task, get_task, list_losses, list_metrics, require_task, task_names
-from losa_cache.tuned.spec import METHODS, Method, parse_method
+from losa_cache.tuned.spec import LARGEST_RANK, METHODS, Method, parse_method
 from losa_cache.tuned.spec import SIDES as NAMED_SIDES
 
 SHUFFLE, BALANCED, WEIGHT = "shuffle", "balanced", "weight"
@@ -33,7 +33,7 @@ NUMBER = (int, float)
 BOUNDS: tuple[tuple[str, Any, float, float], ...] = (
     ("epochs", int, 1, 10**9),
     ("batch_size", int, 1, 2**31),
-    ("chosen_rank", int, 0, 2**20),  # what is built says more: at least 1, at most the backbone's width
+    ("chosen_rank", int, 0, LARGEST_RANK),  # what is built says more: at least 1, at most the backbone's width
     ("seed", int, 0, LARGEST_SEED),
     ("peak_lr", NUMBER, 0, 1e38),
     ("weight_decay", NUMBER, 0, 1e6),

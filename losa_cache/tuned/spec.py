@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from losa_cache.tuned.trunk import Trunk
 
 FOLDER = Path(__file__).parents[1] / "methods"
+LARGEST_RANK = 2**20
+"""What is built says more: at most the backbone's width, where that bounds it."""
 SIDES: Mapping[str, str] = {"losa": "losa", "linear": "linear", "lst": "ladder", "res-tuning": "res_tuning"}
 """Names under which ``--method`` knows side networks, which need no backbone and may read a cache."""
 
@@ -120,8 +122,11 @@ def parse_method(text: str, rank: int | None = None) -> Method:
     spec = METHODS[name]
     if rank is not None and rank != spec.rank and not spec.rank:
         raise UserError(f"rank is {rank}, but method {name!r} has no inner width: leave it out.")
-    if spec.rank and rank is not None and rank < 1:
-        raise UserError(f"rank is {rank}: it must be at least 1.")
+    if spec.rank and rank is not None:
+        if not isinstance(rank, int) or isinstance(rank, bool):
+            raise UserError(f"rank is {rank!r}: it must be a whole number.")
+        if not 1 <= rank <= LARGEST_RANK:
+            raise UserError(f"rank is {rank}: it must lie between 1 and {LARGEST_RANK}.")
     return Method(name, _variant(text, spec), spec.rank if rank is None else rank)
 
 
