@@ -10,6 +10,7 @@ A step in time is a frame there and a tubelet here.
 """
 
 from collections.abc import Sequence
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -32,13 +33,16 @@ class STAdapter(nn.Module):
         width: channels d.
         rank: inner width.
         grid: steps in time, rows and columns; patches lie in that order.
+
+    Attributes:
+        elementwise_macs: multiply-accumulates of the convolution for a clip, which no product of matrices does.
     """
 
     def __init__(self, width: int, rank: int, grid: Sequence[int]) -> None:
         super().__init__()
         self.down, self.up = nn.Linear(width, rank), nn.Linear(rank, width)
         self.kernel, self.bias = nn.Parameter(torch.zeros(3, rank)), nn.Parameter(torch.zeros(rank))
-        self.steps = grid[0]
+        self.steps, self.elementwise_macs = grid[0], 3 * rank * prod(grid)
         for layer in (self.down, self.up):
             nn.init.zeros_(layer.bias)
 

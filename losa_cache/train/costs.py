@@ -73,7 +73,8 @@ def _without_values(backbone: "Backbone") -> "Backbone":
 
 def _count_blocks(backbone: "Backbone") -> int:
     image = torch.empty(1, *backbone.input.shape, device="meta")
-    return count_macs(lambda: backbone.traced(image, [f"block.{backbone.depth}"]))
+    beside = sum(getattr(own, "elementwise_macs", 0) for own in backbone.model.modules())
+    return count_macs(lambda: backbone.traced(image, [f"block.{backbone.depth}"])) + beside
 
 
 def backbone_macs_of(fields: Mapping[str, Any]) -> int | None:

@@ -15,7 +15,6 @@ from losa_cache.backbone.vivit import inflate
 from losa_cache.data.sources.vtab import TASKS
 from losa_cache.errors import UserError
 from losa_cache.literals import read_literals
-from losa_cache.machine.macs import count_macs
 from losa_cache.tuned.spec import FOLDER, METHODS, MethodSpec, load_method, parse_method
 from losa_cache.tuned.trunk import Trunk
 from tests.methods import by_hand
@@ -405,13 +404,6 @@ def test_st_adapter_is_no_wider_than_the_trunk_or_the_publications(rank):
     with pytest.raises(UserError, match=f"rank is {rank}: choose one from 1 to 384, the default"):
         insert("st-adapter", video(), rank=rank, grid=(3, *GRID))
     insert("st-adapter", video(), rank=384, grid=(3, *GRID))
-
-
-def test_st_adapter_counts_its_convolution_over_time():
-    plain, model = video(), changed("st-adapter", video(), grid=(3, *GRID))
-    x = pixels(plain, batch=1, frames=6)
-    more = count_macs(lambda: outputs(model, x)) - count_macs(lambda: outputs(plain, x))
-    assert more == DEPTH * 3 * 4 * 3 * (2 * WIDTH * RANK + 3 * RANK)
 
 
 def test_packed_swiglu_is_adapted_and_merged():
