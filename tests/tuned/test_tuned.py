@@ -315,6 +315,17 @@ def test_a_file_that_holds_something_else_is_refused(tmp_path):
         lc.load_adapter(run, device="cpu")
 
 
+def test_a_file_of_another_place_is_refused(tmp_path):
+    """Both methods have the same shapes, one beside the MLP and one behind it."""
+    run = trained("adaptformer", tmp_path / "run", epochs=1).run
+    path = run / "adapter/config.json"
+    config = {name: value for name, value in json.loads(path.read_text()).items() if name != "seal"}
+    other = {"name": "adapter", "variant": "pfeiffer", "rank": 8}
+    path.write_text(json.dumps(with_seal(config | {"method": other})))
+    with pytest.raises(lc.UserError, match="adapter:pfeiffer has trained does not fit .*blocks.0.mlp.behind"):
+        trunk_of(tiny_backbone(), lc.load_adapter(run, device="cpu"))
+
+
 def test_a_batch_without_room_names_what_would_fit():
     backbone = tiny_backbone()
     tuned = new_tuned(backbone, parse_method("full"), arguments(backbone), device=CPU)
