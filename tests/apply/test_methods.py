@@ -152,7 +152,7 @@ def test_a_run_tells_what_its_model_costs(trained):
     inside |= {"deep": blocks(tokens + deep), "adapter": blocks(tokens) + houlsby}
     for name, macs in inside.items():
         line = json.loads((trained / name / "metrics.jsonl").read_text().splitlines()[-1])
-        assert line["adapter_macs"] == width * classes
+        assert line["adapter_macs"] == macs - blocks(tokens) + width * classes, name
         assert line["inference_macs"] == image + macs + width * classes, name
         assert line["parameters"]["classifier"] == width * classes + classes
         assert line["train_images_per_second"] == pytest.approx(23 / line["train_seconds"])
