@@ -1,7 +1,7 @@
 """What a forward pass costs, in multiply-accumulates: that of an adapter, and that of its backbone."""
 
 from collections.abc import Mapping
-from copy import deepcopy
+from copy import copy, deepcopy
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -70,7 +70,9 @@ def backbone_macs(backbone: "Backbone") -> int:
 
 
 def _without_values(backbone: "Backbone") -> "Backbone":
-    return without_values(backbone, (*backbone.model.parameters(), *backbone.model.buffers()))
+    own = copy(backbone)
+    own.streamed = None  # which holds memory of the device; nothing passes through it
+    return without_values(own, (*own.model.parameters(), *own.model.buffers()))
 
 
 def _count_blocks(backbone: "Backbone") -> int:

@@ -77,6 +77,13 @@ def test_a_video_counts_all_its_frames():
     assert found == blocks + 2 * 64 * 2 * 12 * 96
 
 
+def test_a_streamed_backbone_counts_the_same():
+    streamed = tiny_backbone().to("cpu", budget=10**7)
+    assert streamed.streamed is not None
+    assert backbone_macs(streamed) == backbone_macs(tiny_backbone())
+    assert streamed.streamed is not None
+
+
 def test_a_convolution_over_time_counts():
     backbone = load_backbone("vivit_digits", weights="random", frames=4)
     changed = insert_method(backbone, Method("st-adapter", rank=5), seed=0)
