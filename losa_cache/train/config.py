@@ -15,7 +15,7 @@ from losa_cache.options import Option
 from losa_cache.points import ALL_LAYERS, CONV, DECODERS, EMBEDDING, HEADS, LAST, STARTS, require_tap
 from losa_cache.sidenet.spec import DEFAULT, SIDES, SideSpec, listed, side_spec, stackable
 from losa_cache.tasks import CLASSIFICATION, Task, get_task, list_losses, list_metrics, require_task, task_names
-from losa_cache.tuned.spec import LARGEST_RANK, METHODS, Method, parse_method
+from losa_cache.tuned.spec import LARGEST_RANK, Method, listed_methods, parse_method
 from losa_cache.tuned.spec import SIDES as NAMED_SIDES
 
 SHUFFLE, BALANCED, WEIGHT = "shuffle", "balanced", "weight"
@@ -160,8 +160,9 @@ class TrainConfig:
     method: Annotated[
         str | None,
         Option(
-            f"With --online: train inside the backbone, in place of a side network: {', '.join(METHODS)}. Some have "
-            f"variants, as last:2. {', '.join(NAMED_SIDES)} are side networks, as of --side, and need no --online."
+            f"With --online: train inside the backbone, in place of a side network: {listed_methods()}. Of variants "
+            "the first is the default; K is a number of blocks, by default 1. "
+            f"{', '.join(NAMED_SIDES)} are side networks, as of --side, and need no --online."
         ),
     ] = None
     grad_checkpointing: Annotated[
@@ -171,8 +172,8 @@ class TrainConfig:
     rank: Annotated[
         int | None,
         Option(
-            f"Rank r: inner width of the side network or of the method, if it has one; default: {RANK}, or the "
-            "method's own.",
+            "Rank r: inner width of the side network or of the method, if it has one; of vpt the number of prompts, of "
+            f"fact the rank of the factors; default: {RANK}, or the method's own.",
             searched=f"Rank r: inner width of the side network, if it has one; default: {RANK}.",
         ),
     ] = None

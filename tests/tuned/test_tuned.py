@@ -248,6 +248,9 @@ def test_names_of_side_networks_set_the_side():
 def test_what_cannot_be_is_one_sentence(tiny_cache, tmp_path):
     for options, told in (
         ({"method": "lorra"}, "unknown method 'lorra': choose one of"),
+        ({"method": "lora:qkv@4"}, "write lora:qkv, and --rank 4 beside it"),
+        ({"method": "side-mlp"}, "'side-mlp', which is a side network: use --side mlp"),
+        ({"method": "fusion"}, "'fusion', which is a side network: use --side fusion"),
         ({"method": "last:0"}, "write last or last:K"),
         ({"method": "bitfit", "rank": 4}, "rank is 4, but method 'bitfit' has no inner width"),
         ({"method": "lora", "rank": 0}, "rank is 0: it must lie between 1 and 1048576"),
@@ -340,6 +343,8 @@ def test_a_card_says_what_was_trained_inside(tmp_path):
     card = (run / "adapter/README.md").read_text()
     assert "What `bitfit` has trained inside tiny0 on tiny, by losa-cache: BitFit (Ben Zaken et al., ACL 2022)." in card
     assert "side network" not in card
+    assert "lc.AdaptedModel(backbone" in card
+    assert "blocks that are read" not in card
 
 
 COUNTS = {"full": 85_798_656, "bitfit": 102_912, "norm": 38_400}
