@@ -277,6 +277,8 @@ def _cache_of_run(
         if adapter_config.get("method"):
             raise UserError(f"run {str(run)!r} held nothing out: name a split of its data set with --split.")
         raise UserError(f"run {str(run)!r} held nothing out and no test cache is known{remedy}.")
+    if adapter_config.get("method"):
+        log.info("the samples that the run held out are evaluated: --split names another split, such as test.")
     if known.passed_over:
         log.warning("the samples that the run held out of its own are evaluated: %s.", known.passed_over)
     return (None if origin["cache"] is None else cache_of_run(run, origin)), True

@@ -20,6 +20,7 @@ from losa_cache.errors import UserError
 from losa_cache.machine.allocator import keep_freed_memory
 from losa_cache.options import lists_options
 from losa_cache.points import LAST
+from losa_cache.sidenet.adapter_folder import FOLDER
 from losa_cache.train.cache_of_run import cache_of_run
 from losa_cache.train.config import OnlineConfig, TrainConfig, idle, of_recipe
 from losa_cache.train.diverged import DivergedError, blame, require_outputs
@@ -145,7 +146,7 @@ def _create(
 ) -> Run:
     if out is not None:
         return Run.create(Path(out), config, origin, data.chosen.files, beside)
-    name = re.sub(r"[^\w-]", "_", f"{data.manifest.fields['dataset']['name']}-{config.trained}")
+    name = re.sub(r"[^\w-]", "_", f"{data.manifest.fields['dataset']['name']}-{config.method or config.side}")
     while True:
         with suppress(TakenError):  # by a process that asked for the same name at the same time
             return Run.create(next_run_path(RUNS, name), config, origin, data.chosen.files, beside)
@@ -185,6 +186,8 @@ def resume(
         config = replace(config, targets=origin["targets"]["name"])  # others may have been added since
         _require_same_targets(run, cache, config, origin["targets"])
     with directory.owned():
+        if len(list(directory.metrics())) >= config.epochs and (directory.path / FOLDER).exists():
+            log.info("run %r is finished already: its adapter is written anew.", str(run))
         return _trained(
             lambda data: nullcontext(directory),
             cache,
@@ -229,8 +232,13 @@ def _trained(
         check(data)
         model = _ready_model(data, config, copy=backbone is not None)
         with directory(data) as run:
+            log.info("run: %s.", run.path)
             _tell_samples(data)
-            return _fit(run, data, model, config, report=report, progress=progress)
+            try:
+                return _fit(run, data, model, config, report=report, progress=progress)
+            except KeyboardInterrupt:
+                log.warning("losa-cache train --resume %s goes on with this run.", shlex.quote(str(run.path)))
+                raise
 
 
 def _require_same_targets(

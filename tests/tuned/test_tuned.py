@@ -161,6 +161,22 @@ def test_a_stopped_run_goes_on_to_the_same_numbers(decoded, tmp_path):
     assert results(tmp_path / "whole") == results(tmp_path / "stopped")
 
 
+def test_a_run_says_where_it_is_and_how_it_goes_on(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level("INFO", "losa_cache")
+    with pytest.raises(KeyboardInterrupt):
+        trained("adapter", None, batch_size=3, dataset=interrupting(tiny_samples(), 12))
+    assert "run: runs/tiny-adapter-1." in caplog.text
+    assert "losa-cache train --resume runs/tiny-adapter-1 goes on" in caplog.text
+    again = {"backbone": tiny_backbone(), "dataset": tiny_samples(), "device": "cpu"}
+    lc.resume("runs/tiny-adapter-1", **again)
+    assert "finished already" not in caplog.text
+    lc.resume("runs/tiny-adapter-1", **again)
+    assert "'runs/tiny-adapter-1' is finished already" in caplog.text
+    lc.evaluate_run("runs/tiny-adapter-1", **again)
+    assert "--split names another split" in caplog.text
+
+
 def test_checkpointing_changes_no_number_and_keeps_less(tmp_path):
     plain = trained("attention", tmp_path / "plain", epochs=1)
     less = trained("attention", tmp_path / "less", epochs=1, grad_checkpointing=True)
