@@ -155,4 +155,6 @@ def print_table(name: str, lines: list[dict[str, Any]]) -> None:
 def _shown(value: Any) -> str:
     if isinstance(value, list) and value and all(isinstance(own, float) for own in value):
         return " to ".join(f"{own:.3f}" for own in value)  # an interval
-    return f"{value:.3f}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
+    if isinstance(value, float):
+        return f"{value:.3g}" if 0 < abs(value) < 0.001 else f"{value:.3f}"
+    return value if isinstance(value, str) else json.dumps(value)

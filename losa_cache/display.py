@@ -72,7 +72,8 @@ def in_words(report: dict[str, Any]) -> dict[str, Any]:
 
 def telling(figures: dict[str, Any], classes: int) -> dict[str, Any]:
     """Leave out the metrics of an evaluation that are 100 % whatever the predictions: top-5 of up to five classes."""
-    return {name: value for name, value in figures.items() if classes > AMONG or not name.endswith(TOP5.name)}
+    always = (TOP5.name, f"{TOP5.name}_interval")
+    return {name: value for name, value in figures.items() if classes > AMONG or not name.endswith(always)}
 
 
 def prediction_report(found: "Predictions", meter: Meter) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from losa_cache.cli_common import print_result
 from losa_cache.display import in_words, telling
 from tests.forked import Forked
 
@@ -91,5 +92,10 @@ def test_commands_end_as_with_any_other_names(outputs):
 def test_a_report_for_people_says_only_what_tells_something():
     report = {"images": 17, "skipped": 3}
     assert (in_words(report), in_words({"images": 17, "skipped": 0})["images"]) == (report | {"images": "14 of 17"}, 17)
-    figures = {"top1": 90.0, "top5": 100.0, "val_top5": 100.0}
+    figures = {"top1": 90.0, "top5": 100.0, "val_top5": 100.0, "top5_interval": [100.0, 100.0]}
     assert (telling(figures, 5), telling(figures, 6)) == ({"top1": 90.0}, figures)
+
+
+def test_a_small_number_is_no_zero(capsys):
+    print_result({"train_lr": 2e-5, "loss": 0.0, "seconds": 1.25}, as_json=False)
+    assert capsys.readouterr().out.split() == ["train_lr", "2e-05", "loss", "0.000", "seconds", "1.250"]

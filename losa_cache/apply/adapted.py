@@ -25,6 +25,10 @@ Finish = Callable[[TrainedAdapter, Tensor, Tensor | None], Tensor]
 """What is made of an adapter's refined rows and of the rows of all blocks (``Adapter.refined``)."""
 
 
+def _outputs(own: TrainedAdapter, refined: Tensor, rows: Tensor | None) -> Tensor:
+    return own.adapter.outputs(refined, rows)
+
+
 @dataclass(frozen=True)
 class _Members:
     """The adapters at a time. They are replaced as a whole, so that a pass which runs keeps its own.
@@ -75,13 +79,23 @@ class AdaptedModel:
         """The adapters by name, as they are now."""
         return MappingProxyType(self._members.by_name)
 
-    def add(self, name: str, adapter: TrainedAdapter) -> None:
+    def add(self, name: str, adapter: TrainedAdapter, *, trial: Tensor | None = None) -> None:
         """Add an adapter.
 
+        Args:
+            name: that it gets.
+            adapter: as of the model's start.
+            trial: images that it must compute first, alone.
+
         Raises:
-            UserError: if the name is taken, or it was trained on another backbone.
+            UserError: if the name is taken, it was trained on another backbone, or it gives values on the trial that
+                are not finite.
         """
         fitted = self._fitted(name, adapter)
+        if trial is not None:
+            (found,) = self._run(trial, [name], _outputs, self._members_of({name: fitted})).values()
+            if not bool(found.isfinite().all()):
+                raise UserError(f"adapter {name!r} gives values that are not finite: save it anew.")
         with self._changing:
             self._require_free(name)
             self._replace({**self._members.by_name, name: fitted})
@@ -123,7 +137,7 @@ class AdaptedModel:
         Raises:
             UserError: for a name that is unknown.
         """
-        return self._run(pixels, names, lambda own, refined, rows: own.adapter.outputs(refined, rows))
+        return self._run(pixels, names, _outputs, self._members)
 
     def embed(self, pixels: Tensor, names: Iterable[str] | None = None) -> dict[str, Tensor]:
         """Compute the refined feature vectors of images (:meth:`TrainedAdapter.embed`).
@@ -134,17 +148,16 @@ class AdaptedModel:
         Returns:
             by name: ``(batch, features)``, float32, on the device.
         """
-        return self._run(pixels, names, lambda own, refined, rows: own.adapter.features(refined, rows))
+        return self._run(pixels, names, lambda own, refined, rows: own.adapter.features(refined, rows), self._members)
 
     @torch.inference_mode()
-    def _run(self, pixels: Tensor, names: Iterable[str] | None, finish: Finish) -> dict[str, Tensor]:
+    def _run(self, pixels: Tensor, names: Iterable[str] | None, finish: Finish, members: _Members) -> dict[str, Tensor]:
         if tuple(pixels.shape[1:]) != self.backbone.input.shape or not len(pixels):
             shape = " x ".join(map(str, self.backbone.input.shape))
             raise UserError(
                 f"pixels are of the shape {tuple(pixels.shape)}: give at least one image of {shape}, as "
                 "backbone.input.transform() makes them."
             )
-        members = self._members
         chosen = list(dict.fromkeys(members.by_name if names is None else names))
         for name in chosen:
             self._require(name, members)
@@ -187,7 +200,10 @@ class AdaptedModel:
         return adapter.to(self.backbone.device).around(self._tail, tokens=tokens, holds=POOLED if pooled else ALL)
 
     def _replace(self, by_name: Mapping[str, TrainedAdapter]) -> None:
-        """Put the members in place, with those groups as they were of which none is gone or new."""
+        self._members = self._members_of(by_name)
+
+    def _members_of(self, by_name: Mapping[str, TrainedAdapter]) -> _Members:
+        """Group adapters, with those groups as they are of which none is gone or new."""
         known = {tuple(map(id, group.adapters)): group for group in self._members.groups}
         beside = [own for own in by_name.values() if own not in self._trunks]
         kept = [group for key, group in known.items() if {*key} <= {id(own) for own in beside}]
@@ -196,7 +212,7 @@ class AdaptedModel:
         others = group_up([own for own in beside if id(own) not in grouped])
         made = [known.get(tuple(map(id, group))) or Group(group) for group in others]
         changed = [(self._trunks[own], Group([own])) for own in by_name.values() if own in self._trunks]
-        self._members = _Members(dict(by_name), (*full, *made), tuple(changed))
+        return _Members(dict(by_name), (*full, *made), tuple(changed))
 
     def _require(self, name: str, members: _Members | None = None) -> None:
         known = (members or self._members).by_name

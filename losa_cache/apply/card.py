@@ -5,6 +5,7 @@ the adapter tell them.
 """
 
 import html
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -93,7 +94,6 @@ def _body(config: Config, metrics: Sequence[Figures], repo: str) -> list[str]:
     fields = config["cache"]["fields"]
     spec, backbone = fields["input"], fields["backbone"]
     place = f"hub:{repo}" if repo else "PATH_OF_THIS_FOLDER"
-    blocks = " of the changed backbone" if config.get("method") else ""
     moving = f", {spec['frames']} frames, every {spec['stride']}th" if spec.get("frames", 1) > 1 else ""
     task = config.get("task", CLASSIFICATION)
     lines = [
@@ -110,7 +110,7 @@ def _body(config: Config, metrics: Sequence[Figures], repo: str) -> list[str]:
         "```python",
         "import losa_cache as lc",
         "",
-        f'adapter = lc.load_adapter("{place}")  # block outputs{blocks} to logits',
+        *_in_python(config, place),
         "```",
         "",
         "## Figures",
@@ -126,12 +126,31 @@ def _body(config: Config, metrics: Sequence[Figures], repo: str) -> list[str]:
         f"{plain(spec['interpolation'])}, crop {spec['crop_pct']:g} ({plain(spec['crop_mode'])}), mean "
         f"{_numbers(spec['mean'])}, standard deviation {_numbers(spec['std'])}",
         *_pixels(fields),
-        f"* blocks that are read: {', '.join(map(str, config['layers']))} ({plain(config['tap'])})",
+        *_blocks(config),
         f"* weights of the backbone: `{_hash(backbone['weights'])}`",
     ]
     if backbone["weights"].startswith(f"{RANDOM}:"):
         lines += ["", "**The backbone's weights are random**: this adapter is of no use but for tests."]
     return lines
+
+
+def _in_python(config: Config, place: str) -> list[str]:
+    """Show how it is used in Python."""
+    if config.get("method") is None:
+        return [f'adapter = lc.load_adapter("{place}")  # block outputs to logits']
+    name = str(config["cache"]["fields"]["backbone"]["name"])
+    return [
+        f'backbone, adapter = lc.load_backbone({json.dumps(name)}), lc.load_adapter("{place}")',
+        'model = lc.AdaptedModel(backbone, {"adapter": adapter})',
+        'logits = model(pixels)["adapter"]  # pixels as backbone.input.transform() makes them',
+    ]
+
+
+def _blocks(config: Config) -> list[str]:
+    """Say which blocks are read; what trains inside the backbone reads what the last one gives."""
+    if config.get("method"):
+        return []
+    return [f"* blocks that are read: {', '.join(map(str, config['layers']))} ({plain(config['tap'])})"]
 
 
 def _what(config: Config, backbone: str, dataset: str) -> str:

@@ -10,13 +10,14 @@ A step in time is a frame there and a tubelet here.
 """
 
 from collections.abc import Sequence
+from math import prod
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from losa_cache.errors import UserError
-from losa_cache.tuned.inserted import like
+from losa_cache.tuned.inserted import like, require_rank
 from losa_cache.tuned.spec import MethodSpec
 from losa_cache.tuned.trunk import Trunk
 
@@ -32,13 +33,16 @@ class STAdapter(nn.Module):
         width: channels d.
         rank: inner width.
         grid: steps in time, rows and columns; patches lie in that order.
+
+    Attributes:
+        elementwise_macs: multiply-accumulates of the convolution for a clip, which no product of matrices does.
     """
 
     def __init__(self, width: int, rank: int, grid: Sequence[int]) -> None:
         super().__init__()
         self.down, self.up = nn.Linear(width, rank), nn.Linear(rank, width)
         self.kernel, self.bias = nn.Parameter(torch.zeros(3, rank)), nn.Parameter(torch.zeros(rank))
-        self.steps = grid[0]
+        self.steps, self.elementwise_macs = grid[0], 3 * rank * prod(grid)
         for layer in (self.down, self.up):
             nn.init.zeros_(layer.bias)
 
@@ -76,8 +80,7 @@ def insert(trunk: Trunk, *, rank: int, variant: str | int | None) -> None:
             f"st-adapter is for videos, and backbone {trunk.name!r} takes images: choose a video model, as vivit_b, or "
             "another method."
         )
-    if rank < 1:
-        raise UserError(f"rank is {rank}: it must be at least 1.")
+    require_rank(trunk, rank, default=SPEC.rank)
     blocks = trunk.model.blocks
     assert isinstance(blocks, nn.Sequential | nn.ModuleList)
     for at, block in enumerate(blocks):

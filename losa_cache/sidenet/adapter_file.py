@@ -169,11 +169,14 @@ def save_adapter(
         inside: tensors that were trained inside the backbone, by their names there.
 
     Raises:
-        UserError: if they cannot be written: there is no adapter then.
+        UserError: if they cannot be written, or are not finite: there is no adapter then.
     """
     files = new_files(run)
     state = adapter.trained_state() | ({} if not adapter.reads_tail else _named(adapter.tail))
     state |= {f"{TRUNK}{name}": value for name, value in inside.items()}
+    for name, value in state.items():
+        if not bool(value.isfinite().all()):
+            raise UserError(f"{name} has values that are infinite or not numbers, and is not saved: lower --lr.")
     tensors = save({name: value.detach().cpu().contiguous() for name, value in state.items()})
     whole = {"format": FORMAT, "version": VERSION, **config, "tail": adapter.tail.config}
     try:

@@ -15,7 +15,7 @@ from losa_cache.options import Option
 from losa_cache.points import ALL_LAYERS, CONV, DECODERS, EMBEDDING, HEADS, LAST, STARTS, require_tap
 from losa_cache.sidenet.spec import DEFAULT, SIDES, SideSpec, listed, side_spec, stackable
 from losa_cache.tasks import CLASSIFICATION, Task, get_task, list_losses, list_metrics, require_task, task_names
-from losa_cache.tuned.spec import METHODS, Method, parse_method
+from losa_cache.tuned.spec import LARGEST_RANK, Method, listed_methods, parse_method
 from losa_cache.tuned.spec import SIDES as NAMED_SIDES
 
 SHUFFLE, BALANCED, WEIGHT = "shuffle", "balanced", "weight"
@@ -33,7 +33,7 @@ NUMBER = (int, float)
 BOUNDS: tuple[tuple[str, Any, float, float], ...] = (
     ("epochs", int, 1, 10**9),
     ("batch_size", int, 1, 2**31),
-    ("chosen_rank", int, 0, 2**20),  # what is built says more: at least 1, at most the backbone's width
+    ("chosen_rank", int, 0, LARGEST_RANK),  # what is built says more: at least 1, at most the backbone's width
     ("seed", int, 0, LARGEST_SEED),
     ("peak_lr", NUMBER, 0, 1e38),
     ("weight_decay", NUMBER, 0, 1e6),
@@ -46,6 +46,18 @@ BOUNDS: tuple[tuple[str, Any, float, float], ...] = (
 """The bounds of every number: its field, kind, least and largest value."""
 RANK = 16
 """Inner width of a side network. Methods that train inside the backbone have their own default."""
+
+IDLE: dict[str, tuple[Any, ...]] = {"layers": ("all",), "start": ("output",), "dropout": (0.1, 0.0)}
+"""Options that a method leaves nothing to do, and the values that they may have beside one: defaults, and those of
+recipes. ``head`` is another, whose every value may be one of these."""
+
+
+def idle(name: str, value: Any, method: str) -> UserError:
+    """Say that a method leaves an option nothing to do."""
+    return UserError(
+        f"{name} is {value!r}, but method {method!r} trains inside the backbone, whose last output a classifier reads: "
+        "leave it out."
+    )
 
 
 @dataclass(frozen=True)
@@ -148,8 +160,9 @@ class TrainConfig:
     method: Annotated[
         str | None,
         Option(
-            f"With --online: train inside the backbone, in place of a side network: {', '.join(METHODS)}. Some have "
-            f"variants, as last:2. {', '.join(NAMED_SIDES)} are side networks, as of --side, and need no --online."
+            f"With --online: train inside the backbone, in place of a side network: {listed_methods()}. Of variants "
+            "the first is the default; K is a number of blocks, by default 1. "
+            f"{', '.join(NAMED_SIDES)} are side networks, as of --side, and need no --online."
         ),
     ] = None
     grad_checkpointing: Annotated[
@@ -159,8 +172,8 @@ class TrainConfig:
     rank: Annotated[
         int | None,
         Option(
-            f"Rank r: inner width of the side network or of the method, if it has one; default: {RANK}, or the "
-            "method's own.",
+            "Rank r: inner width of the side network or of the method, if it has one; of vpt the number of prompts, of "
+            f"fact the rank of the factors; default: {RANK}, or the method's own.",
             searched=f"Rank r: inner width of the side network, if it has one; default: {RANK}.",
         ),
     ] = None
@@ -344,6 +357,9 @@ class TrainConfig:
         settled: dict[str, Any] = {"side": side, "method": None}
         if named is None:
             parse_method(self.method, self.rank)  # refuses an unknown one
+            for name, values in IDLE.items():
+                if getattr(self, name) not in values:
+                    raise idle(name, getattr(self, name), self.method)
             settled |= {"method": self.method, "head": LAST}
         for name, value in settled.items():
             object.__setattr__(self, name, value)

@@ -1,7 +1,7 @@
 """What a forward pass costs, in multiply-accumulates: that of an adapter, and that of its backbone."""
 
 from collections.abc import Mapping
-from copy import deepcopy
+from copy import copy, deepcopy
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,14 +25,16 @@ def run_costs(model: Model, data: "TrainingData") -> dict[str, Any]:
     """Count what is the same in every epoch of a run.
 
     Returns:
-        ``parameters`` (trained ones), ``adapter_macs`` (:func:`adapter_macs`) and, of a run with the backbone in the
-        loop, ``inference_macs``: those of a whole forward pass, with what can be merged merged. From a cache nothing is
-        known of the backbone but its name, which :func:`backbone_macs_of` takes.
+        ``parameters`` (trained ones), ``adapter_macs`` (what is added to the frozen backbone's) and,
+        of a run with the backbone in the loop, ``inference_macs``: those of a whole forward pass, with what can be
+        merged merged. From a cache nothing is known of the backbone but its name, which :func:`backbone_macs_of` takes.
     """
     own = adapter_macs(adapter_of(model), len(data.points))
     costs = {"parameters": model.parameter_counts(), "adapter_macs": own}
     if isinstance(model, Tuned):
-        costs["inference_macs"] = own + tuned_macs(model)
+        changed = tuned_macs(model)
+        costs["inference_macs"] = own + changed
+        costs["adapter_macs"] = own + changed - (changed if model.frozen_macs is None else model.frozen_macs)
     elif data.backbone is not None:
         costs["inference_macs"] = own + backbone_macs(data.backbone)
     return costs
@@ -68,12 +70,15 @@ def backbone_macs(backbone: "Backbone") -> int:
 
 
 def _without_values(backbone: "Backbone") -> "Backbone":
-    return without_values(backbone, (*backbone.model.parameters(), *backbone.model.buffers()))
+    own = copy(backbone)
+    own.streamed = None  # which holds memory of the device; nothing passes through it
+    return without_values(own, (*own.model.parameters(), *own.model.buffers()))
 
 
 def _count_blocks(backbone: "Backbone") -> int:
     image = torch.empty(1, *backbone.input.shape, device="meta")
-    return count_macs(lambda: backbone.traced(image, [f"block.{backbone.depth}"]))
+    beside = sum(getattr(own, "elementwise_macs", 0) for own in backbone.model.modules())
+    return count_macs(lambda: backbone.traced(image, [f"block.{backbone.depth}"])) + beside
 
 
 def backbone_macs_of(fields: Mapping[str, Any]) -> int | None:

@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from losa_cache.train.all_layers import unfit
 from losa_cache.train.cache_of_run import cache_of_run
 from losa_cache.train.compatible import misfit, misfit_of_cache, of_tokens, require_fit, target_name, trained_of
 from losa_cache.train.config import SHUFFLE, OnlineConfig, TrainConfig
+from losa_cache.train.diverged import DivergedError, blame
 from losa_cache.train.evaluate import evaluate
 from losa_cache.train.evaluation_groups import groups_to_report
 from losa_cache.train.held_out_caches import caches_to_test
@@ -173,8 +175,9 @@ def evaluated(
     elif online is not None and split is not None:
         online = replace(online, split=split, limit=None, tap=adapter_config["cache"]["fields"]["tap"])
     learned = None if adapter_config.get("targets") is None else target_name(adapter_config)
+    layers = config.layers if config.trains else adapter_config["layers"]
     config = replace(
-        config, layers=adapter_config["layers"], targets=learned, sampling=SHUFFLE, class_weights=None
+        config, layers=layers, targets=learned, sampling=SHUFFLE, class_weights=None
     )  # of several target sets that the task could learn, it is the one that was learned
     task = get_task(config.task).restored(adapter_config.get("constants", {})).choosing(config.metric)
     if images is not None and not (task.dense and images.is_dir()):
@@ -208,6 +211,7 @@ def evaluated(
             progress=progress,
             keep=kept,
         )
+    _require_number(metrics["loss"], f"the loss of {str(run)!r} on {name!r}", manifest)
     outcome = kept.outcome()
     if images is not None:
         from losa_cache.report.images import images_of  # with timm's transforms, which nothing else here takes
@@ -222,6 +226,19 @@ def evaluated(
         parameters=parameters,
         task=data.task,
     )
+
+
+def _require_number(loss: float, what: str, manifest: Manifest) -> None:
+    """Refuse a loss that is none: predictions that are no numbers would count as the first class.
+
+    Raises:
+        UserError: saying whether the training or the backbone is to blame.
+    """
+    if math.isfinite(loss):
+        return
+    if manifest.non_finite:
+        raise blame(f"{what} is {loss}", manifest)
+    raise DivergedError(f"{what} is {loss}, so its training has diverged: train anew with a lower --lr.")
 
 
 def _trained_model(run: Path, data: TrainingData, adapter_config: dict[str, Any]) -> tuple[Model, dict[str, int]]:
@@ -260,6 +277,8 @@ def _cache_of_run(
         if adapter_config.get("method"):
             raise UserError(f"run {str(run)!r} held nothing out: name a split of its data set with --split.")
         raise UserError(f"run {str(run)!r} held nothing out and no test cache is known{remedy}.")
+    if adapter_config.get("method"):
+        log.info("the samples that the run held out are evaluated: --split names another split, such as test.")
     if known.passed_over:
         log.warning("the samples that the run held out of its own are evaluated: %s.", known.passed_over)
     return (None if origin["cache"] is None else cache_of_run(run, origin)), True

@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from losa_cache.errors import UserError
 from losa_cache.machine.energy import EnergyMeter
 from losa_cache.machine.memory import peak_memory
 from losa_cache.outside import UnreadableError
@@ -23,6 +22,7 @@ from losa_cache.train.bottleneck import limiter, rates_and_joules, time_metrics
 from losa_cache.train.checkpoint import largest_size, restore
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.costs import run_costs
+from losa_cache.train.diverged import diverged, require_weights
 from losa_cache.train.graph import recorder_for
 from losa_cache.train.interrupt import Interrupt
 from losa_cache.train.run import Run
@@ -39,10 +39,6 @@ Report = Callable[[dict[str, Any]], None]
 """Is given each epoch's metrics."""
 Progress = Callable[[float], None]
 """Is given the passes over the samples done so far, with their fraction, after every batch."""
-
-
-class DivergedError(UserError):
-    """The loss is no longer a number."""
 
 
 def lr_factor(step: int, *, total: int, warmup: int) -> float:
@@ -139,7 +135,7 @@ def train_epoch(
         after_step: called between steps.
 
     Raises:
-        DivergedError: if the loss stops being a number.
+        DivergedError: if the loss, or a weight, stops being a number.
     """
     adapter.train()
     device = next(adapter.parameters()).device
@@ -174,9 +170,8 @@ def train_epoch(
     passed.note(source.spent())
     passed.note(watch.take())
     if not math.isfinite(mean):
-        raise DivergedError(
-            f"the loss of epoch {epoch + 1} is {mean}: lower --lr (it is {config.peak_lr}) or raise --precision."
-        )
+        raise diverged(f"the loss of epoch {epoch + 1} is {mean}", config)
+    require_weights(adapter, config, epoch=epoch)
     return mean
 
 
@@ -199,7 +194,7 @@ def fit(
         what :func:`finish` does.
 
     Raises:
-        UserError: if the loss stops being a number.
+        DivergedError: if the loss, a weight or the loss of held-out samples stops being a number.
         KeyboardInterrupt: after a signal to stop and the checkpoint, if the previous handler of the signal returns.
     """
     device, autocast = data.device, data.autocast

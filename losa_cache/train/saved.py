@@ -24,6 +24,7 @@ from losa_cache.targets.target_set import TargetSet
 from losa_cache.tasks import Task, get_task
 from losa_cache.train.batch import Batch
 from losa_cache.train.config import TrainConfig
+from losa_cache.train.costs import backbone_macs
 from losa_cache.train.evaluate import Scored, evaluate
 from losa_cache.train.run import Run
 from losa_cache.train.training_data import TrainingData, used_layers, used_points
@@ -50,9 +51,12 @@ def new_model(data: TrainingData, config: TrainConfig, *, copy: bool = True) -> 
 
     assert data.backbone is not None, "a method without a backbone"
     options: dict[str, Any] = {"device": data.device, "copy": copy, "grad_checkpointing": config.grad_checkpointing}
-    return new_tuned(
+    frozen = backbone_macs(data.backbone)  # before it is changed
+    tuned = new_tuned(
         data.backbone, config.trains, _adapter_arguments(data.manifest, config, data.targets.names), **options
     )
+    tuned.frozen_macs = frozen
+    return tuned
 
 
 def new_adapter(

@@ -19,10 +19,13 @@ from losa_cache.cache.store import ActivationCache, latest_training_cache, open_
 from losa_cache.errors import UserError
 from losa_cache.machine.allocator import keep_freed_memory
 from losa_cache.options import lists_options
+from losa_cache.points import LAST
+from losa_cache.sidenet.adapter_folder import FOLDER
 from losa_cache.train.cache_of_run import cache_of_run
-from losa_cache.train.config import OnlineConfig, TrainConfig, of_recipe
+from losa_cache.train.config import OnlineConfig, TrainConfig, idle, of_recipe
+from losa_cache.train.diverged import DivergedError, blame, require_outputs
 from losa_cache.train.learned import targets_of
-from losa_cache.train.loop import DivergedError, Progress, Report, fit
+from losa_cache.train.loop import Progress, Report, fit
 from losa_cache.train.memory_check import require_memory
 from losa_cache.train.placement import Placement
 from losa_cache.train.run import RUNS, Run, TakenError, next_run_path, require_place
@@ -107,6 +110,8 @@ def train(
         KeyboardInterrupt: at Ctrl-C, after a checkpoint.
     """
     config = replace(config or TrainConfig(), **of_recipe(recipe) | options)
+    if config.method is not None and options.get("head", LAST) != LAST:
+        raise idle("head", options["head"], config.method)
     require_place(out)
     placement = Placement.choose(device, residency)
     require_inside(config, online, cache)
@@ -141,7 +146,7 @@ def _create(
 ) -> Run:
     if out is not None:
         return Run.create(Path(out), config, origin, data.chosen.files, beside)
-    name = re.sub(r"[^\w-]", "_", f"{data.manifest.fields['dataset']['name']}-{config.trained}")
+    name = re.sub(r"[^\w-]", "_", f"{data.manifest.fields['dataset']['name']}-{config.method or config.side}")
     while True:
         with suppress(TakenError):  # by a process that asked for the same name at the same time
             return Run.create(next_run_path(RUNS, name), config, origin, data.chosen.files, beside)
@@ -181,6 +186,8 @@ def resume(
         config = replace(config, targets=origin["targets"]["name"])  # others may have been added since
         _require_same_targets(run, cache, config, origin["targets"])
     with directory.owned():
+        if len(list(directory.metrics())) >= config.epochs and (directory.path / FOLDER).exists():
+            log.info("run %r is finished already: its adapter is written anew.", str(run))
         return _trained(
             lambda data: nullcontext(directory),
             cache,
@@ -225,8 +232,13 @@ def _trained(
         check(data)
         model = _ready_model(data, config, copy=backbone is not None)
         with directory(data) as run:
+            log.info("run: %s.", run.path)
             _tell_samples(data)
-            return _fit(run, data, model, config, report=report, progress=progress)
+            try:
+                return _fit(run, data, model, config, report=report, progress=progress)
+            except KeyboardInterrupt:
+                log.warning("losa-cache train --resume %s goes on with this run.", shlex.quote(str(run.path)))
+                raise
 
 
 def _require_same_targets(
@@ -306,14 +318,13 @@ def _fit(
     manifest = data.manifest
     try:
         probe = fit(model, data, config=config, run=run, report=report, progress=progress)
+        if not len(data.chosen.held_out):  # which would have shown it
+            require_outputs(model, data, config)
     except DivergedError as error:
         if not manifest.non_finite:
             raise
         what, _, _ = str(error).partition(":")
-        raise UserError(
-            f"{what}, and {manifest.non_finite:,} values that the backbone gave are infinite or not numbers: extract "
-            "with --precision float32, or without the images that they come from."
-        ) from error
+        raise blame(what, manifest) from error
     except RuntimeError as error:  # torch has a class for a GPU's memory alone
         if "out of memory" not in str(error) and "allocate memory" not in str(error):
             raise

@@ -1,10 +1,12 @@
 """What an epoch's end measures on held-out samples."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 from losa_cache.train import all_layers
 from losa_cache.train.config import TrainConfig
+from losa_cache.train.diverged import diverged
 from losa_cache.train.evaluate import evaluate
 from losa_cache.train.training_data import TrainingData
 from losa_cache.tuned.tuned import Model, adapter_of
@@ -27,6 +29,9 @@ def validate(
 
     Returns:
         the metrics, named ``val_...``; empty without held-out samples.
+
+    Raises:
+        DivergedError: if their loss is no number.
     """
     source, held_out = data.plain, data.chosen.held_out
     if not len(held_out):
@@ -46,4 +51,6 @@ def validate(
         (found,) = all_layers.weigh(adapter, data, **weighing)
     found = evaluate(model, source, held_out, **options) | found
     source.spent()  # no part of the training
+    if not math.isfinite(found["loss"]):
+        raise diverged(f"the loss of held-out samples is {found['loss']}", config)
     return {f"val_{name}": value for name, value in found.items()}

@@ -62,28 +62,35 @@ class Branch(nn.Module):
 
     The published methods know no layer scale. It comes first, so that it does not scale what is trained
     (*not from the publications*).
+
+    What is trained has another name in each kind: a file of one is refused where the other is named.
     """
 
     def __init__(self, branch: nn.Module, scale: nn.Module, trained: nn.Module) -> None:
         super().__init__()
-        self.branch, self.scale, self.trained = branch, scale, trained
+        self.branch, self.scale = branch, scale
+        self.add_module(type(self).__name__.lower(), trained)
 
 
 class Beside(Branch):
-    """x to branch(x) + trained(x)."""
+    """x to branch(x) + beside(x)."""
+
+    beside: nn.Module
 
     def forward(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
         """Add both."""
-        return self.scale(self.branch(x, *args, **options)) + self.trained(x)
+        return self.scale(self.branch(x, *args, **options)) + self.beside(x)
 
 
 class Behind(Branch):
-    """x to y + trained(y) with y = branch(x)."""
+    """x to y + behind(y) with y = branch(x)."""
+
+    behind: nn.Module
 
     def forward(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
         """Refine what the branch adds to the residual stream."""
         y = self.scale(self.branch(x, *args, **options))
-        return y + self.trained(y)
+        return y + self.behind(y)
 
 
 def around_branches(trunk: Trunk, kind: str, around: type[Branch], make: Callable[[], nn.Module]) -> None:
@@ -144,14 +151,20 @@ def require_called(trunk: Trunk, place: str) -> None:
             )
 
 
-def require_rank(trunk: Trunk, rank: int) -> None:
+def require_rank(trunk: Trunk, rank: int, *, default: int = 0) -> None:
     """Refuse an inner width.
 
+    Args:
+        trunk: that is changed.
+        rank: the inner width.
+        default: that of the method, if it may be above the trunk's width.
+
     Raises:
-        UserError: for one below 1 or above the trunk's width.
+        UserError: for one below 1, or above the trunk's width and the default.
     """
-    if not 1 <= rank <= trunk.width:
-        raise UserError(f"rank is {rank}: choose one from 1 to the backbone's width, {trunk.width}.")
+    if not 1 <= rank <= max(trunk.width, default):
+        known = f"{default}, the default" if default > trunk.width else f"the backbone's width, {trunk.width}"
+        raise UserError(f"rank is {rank}: choose one from 1 to {known}.")
 
 
 def like(trunk: Trunk, module: M) -> M:

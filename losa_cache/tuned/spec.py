@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 from losa_cache.errors import UserError, nearest
 from losa_cache.literals import read_literals
+from losa_cache.sidenet.spec import SIDES as NETWORKS
 
 if TYPE_CHECKING:
     from torch import nn
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from losa_cache.tuned.trunk import Trunk
 
 FOLDER = Path(__file__).parents[1] / "methods"
+LARGEST_RANK = 2**20
+"""What is built says more: at most the backbone's width, where that bounds it."""
 SIDES: Mapping[str, str] = {"losa": "losa", "linear": "linear", "lst": "ladder", "res-tuning": "res_tuning"}
 """Names under which ``--method`` knows side networks, which need no backbone and may read a cache."""
 
@@ -111,18 +114,32 @@ def parse_method(text: str, rank: int | None = None) -> Method:
         rank: inner width; by default the method's own.
 
     Raises:
-        UserError: naming what there is, or for an inner width of a method that has none.
+        UserError: naming what there is and how it is written, or for an inner width of a method that has none.
     """
     name, _, _ = text.partition(":")
+    plain, at, inner = text.partition("@")
+    if at:
+        raise UserError(f"method is {text!r}, as pareto names it: write {plain}, and --rank {inner} beside it.")
+    if (side := text.removeprefix("side-")) in NETWORKS and text not in METHODS:
+        raise UserError(f"method is {text!r}, which is a side network: use --side {side}.")
     if name not in METHODS:
         known = [*METHODS, *SIDES]
         raise UserError(f"unknown method {text!r}: choose one of {', '.join(known)}{nearest(name, known)}.")
     spec = METHODS[name]
     if rank is not None and rank != spec.rank and not spec.rank:
         raise UserError(f"rank is {rank}, but method {name!r} has no inner width: leave it out.")
-    if spec.rank and rank is not None and rank < 1:
-        raise UserError(f"rank is {rank}: it must be at least 1.")
+    if spec.rank and rank is not None:
+        if not isinstance(rank, int) or isinstance(rank, bool):
+            raise UserError(f"rank is {rank!r}: it must be a whole number.")
+        if not 1 <= rank <= LARGEST_RANK:
+            raise UserError(f"rank is {rank}: it must lie between 1 and {LARGEST_RANK}.")
     return Method(name, _variant(text, spec), spec.rank if rank is None else rank)
+
+
+def listed_methods() -> str:
+    """List all methods with their variants, the default first: ``vpt[:shallow|deep]``."""
+    behind = {name: "K" if spec.counts else "|".join(spec.variants) for name, spec in METHODS.items()}
+    return ", ".join(f"{name}[:{variants}]" if variants else name for name, variants in behind.items())
 
 
 def _variant(text: str, spec: MethodSpec) -> str | int | None:

@@ -27,7 +27,11 @@ class Tuned(nn.Module):
 
     Attributes:
         trunk: timm's model.
+        frozen_macs: multiply-accumulates of the backbone before it was changed, for an image or a clip; ``None``: they
+            were not counted.
     """
+
+    frozen_macs: int | None = None
 
     def __init__(self, backbone: "Backbone", adapter: Adapter, method: Method) -> None:
         super().__init__()

@@ -8,10 +8,12 @@ import pytest
 import torch
 
 import losa_cache as lc
+from losa_cache.apply import adapted
 from losa_cache.apply.export import onnx_file
 from losa_cache.apply.export.config import SUFFIXES
 from losa_cache.train.config import OnlineConfig
 from losa_cache.train.evaluate_run import evaluated
+from losa_cache.tuned.rebuild import trunk_of
 from losa_cache.tuned.spec import parse_method
 from tests.apply.serving import ask, png, serving
 from tests.conftest import tiny_backbone, tiny_samples
@@ -150,10 +152,18 @@ def test_a_run_tells_what_its_model_costs(trained):
     inside |= {"deep": blocks(tokens + deep), "adapter": blocks(tokens) + houlsby}
     for name, macs in inside.items():
         line = json.loads((trained / name / "metrics.jsonl").read_text().splitlines()[-1])
-        assert line["adapter_macs"] == width * classes
+        assert line["adapter_macs"] == macs - blocks(tokens) + width * classes, name
         assert line["inference_macs"] == image + macs + width * classes, name
         assert line["parameters"]["classifier"] == width * classes + classes
         assert line["train_images_per_second"] == pytest.approx(23 / line["train_seconds"])
     line = json.loads((trained / "losa" / "metrics.jsonl").read_text().splitlines()[-1])
     assert line["adapter_macs"] == 2 * 2 * 2 * tokens * width + width * classes
     assert line["inference_macs"] == image + blocks(tokens) + line["adapter_macs"]
+
+
+def test_a_server_builds_a_changed_backbone_once(trained, monkeypatch):
+    built = []
+    monkeypatch.setattr(adapted, "trunk_of", lambda *given: built.append(given) or trunk_of(*given))
+    with serving(load(trained, ["losa"]), backbone=tiny_backbone(depth=2), adapter_dir=str(trained)) as (port, _):
+        assert ask(port, "/adapters", b'{"folder": "full"}')[0] == 201
+    assert len(built) == 1

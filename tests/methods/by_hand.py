@@ -69,17 +69,17 @@ class Plain:
 class Adapters(Plain):
     def attend(self, i, z):
         y = super().attend(i, z)
-        name = f"blocks.{i}.attn.trained"
+        name = f"blocks.{i}.attn.behind"
         return y + self.bottleneck(name, y, gelu) if f"{name}.up.bias" in self.t else y
 
     def mlp(self, i, z):
         y = super().mlp(i, z)
-        return y + self.bottleneck(f"blocks.{i}.mlp.trained", y, gelu)
+        return y + self.bottleneck(f"blocks.{i}.mlp.behind", y, gelu)
 
 
 class AdaptFormer(Plain):
     def mlp(self, i, z):
-        return super().mlp(i, z) + 0.1 * self.bottleneck(f"blocks.{i}.mlp.trained", z, torch.relu)
+        return super().mlp(i, z) + 0.1 * self.bottleneck(f"blocks.{i}.mlp.beside", z, torch.relu)
 
 
 class Convpass(Plain):
@@ -104,10 +104,10 @@ class Convpass(Plain):
         return self.affine(f"{name}.up", quick_gelu(found))
 
     def attend(self, i, z):
-        return super().attend(i, z) + self.bypass(f"blocks.{i}.attn.trained", z)
+        return super().attend(i, z) + self.bypass(f"blocks.{i}.attn.beside", z)
 
     def mlp(self, i, z):
-        return super().mlp(i, z) + self.bypass(f"blocks.{i}.mlp.trained", z)
+        return super().mlp(i, z) + self.bypass(f"blocks.{i}.mlp.beside", z)
 
 
 class SSF(Plain):

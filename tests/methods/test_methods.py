@@ -399,6 +399,13 @@ def test_a_rank_that_cannot_be_is_refused(text):
                 insert(text, tiny(), rank=rank)
 
 
+@pytest.mark.parametrize("rank", [0, 385])
+def test_st_adapter_is_no_wider_than_the_trunk_or_the_publications(rank):
+    with pytest.raises(UserError, match=f"rank is {rank}: choose one from 1 to 384, the default"):
+        insert("st-adapter", video(), rank=rank, grid=(3, *GRID))
+    insert("st-adapter", video(), rank=384, grid=(3, *GRID))
+
+
 def test_packed_swiglu_is_adapted_and_merged():
     def make():
         torch.manual_seed(0)

@@ -92,6 +92,14 @@ def test_a_trial_whose_loss_is_no_number_fails_alone(tiny_cache, tmp_path):
     assert first.value == pytest.approx(alone.metrics["val_top1"])
 
 
+def test_a_trial_whose_last_step_goes_too_far_fails_alone(tiny_cache, tmp_path):
+    base, space = replace(BASE, epochs=1, batch_size=64, head="last"), {"lr": Choices((0.01, 1e38))}
+    config = SweepConfig(cache=str(tiny_cache.path), space=space, base=base)
+    first, second = run(tmp_path / "sweep", config)
+    assert (first.state.name, second.state.name) == ("COMPLETE", "FAIL")
+    assert not (trial_path(tmp_path / "sweep", 1) / "adapter").exists()
+
+
 KILLED = """
 import sys, torch
 from pathlib import Path

@@ -7,6 +7,7 @@ import timm
 import torch
 from torch import nn
 
+from losa_cache.backbone import load_backbone
 from losa_cache.machine.macs import count_macs
 from losa_cache.points import ALL_LAYERS, CONV, LAST
 from losa_cache.sidenet.adapter import Adapter
@@ -14,6 +15,8 @@ from losa_cache.sidenet.dense import DenseAdapter
 from losa_cache.sidenet.spec import SIDES
 from losa_cache.sidenet.tail import FrozenTail
 from losa_cache.train.costs import adapter_macs, backbone_macs, backbone_macs_of
+from losa_cache.tuned.insert import insert_method
+from losa_cache.tuned.spec import Method
 from tests.conftest import tiny_backbone
 
 NORM = {"type": "layernorm", "eps": 1e-6, "affine": True, "bias": True}
@@ -72,6 +75,19 @@ def test_a_video_counts_all_its_frames():
     found, tokens = backbone_macs_of(fields), 2 * 64 + 1
     blocks = 8 * (tokens * 12 * 96**2 + 2 * tokens**2 * 96)
     assert found == blocks + 2 * 64 * 2 * 12 * 96
+
+
+def test_a_streamed_backbone_counts_the_same():
+    streamed = tiny_backbone().to("cpu", budget=10**7)
+    assert streamed.streamed is not None
+    assert backbone_macs(streamed) == backbone_macs(tiny_backbone())
+    assert streamed.streamed is not None
+
+
+def test_a_convolution_over_time_counts():
+    backbone = load_backbone("vivit_digits", weights="random", frames=4)
+    changed = insert_method(backbone, Method("st-adapter", rank=5), seed=0)
+    assert backbone_macs(changed) - backbone_macs(backbone) == 8 * 2 * 64 * (2 * 96 * 5 + 3 * 5)
 
 
 @pytest.mark.parametrize("side", SIDES)

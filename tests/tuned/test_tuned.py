@@ -161,6 +161,22 @@ def test_a_stopped_run_goes_on_to_the_same_numbers(decoded, tmp_path):
     assert results(tmp_path / "whole") == results(tmp_path / "stopped")
 
 
+def test_a_run_says_where_it_is_and_how_it_goes_on(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level("INFO", "losa_cache")
+    with pytest.raises(KeyboardInterrupt):
+        trained("adapter", None, batch_size=3, dataset=interrupting(tiny_samples(), 12))
+    assert "run: runs/tiny-adapter-1." in caplog.text
+    assert "losa-cache train --resume runs/tiny-adapter-1 goes on" in caplog.text
+    again = {"backbone": tiny_backbone(), "dataset": tiny_samples(), "device": "cpu"}
+    lc.resume("runs/tiny-adapter-1", **again)
+    assert "finished already" not in caplog.text
+    lc.resume("runs/tiny-adapter-1", **again)
+    assert "'runs/tiny-adapter-1' is finished already" in caplog.text
+    lc.evaluate_run("runs/tiny-adapter-1", **again)
+    assert "--split names another split" in caplog.text
+
+
 def test_checkpointing_changes_no_number_and_keeps_less(tmp_path):
     plain = trained("attention", tmp_path / "plain", epochs=1)
     less = trained("attention", tmp_path / "less", epochs=1, grad_checkpointing=True)
@@ -248,10 +264,19 @@ def test_names_of_side_networks_set_the_side():
 def test_what_cannot_be_is_one_sentence(tiny_cache, tmp_path):
     for options, told in (
         ({"method": "lorra"}, "unknown method 'lorra': choose one of"),
+        ({"method": "lora:qkv@4"}, "write lora:qkv, and --rank 4 beside it"),
+        ({"method": "side-mlp"}, "'side-mlp', which is a side network: use --side mlp"),
+        ({"method": "fusion"}, "'fusion', which is a side network: use --side fusion"),
         ({"method": "last:0"}, "write last or last:K"),
         ({"method": "bitfit", "rank": 4}, "rank is 4, but method 'bitfit' has no inner width"),
+        ({"method": "lora", "rank": 0}, "rank is 0: it must lie between 1 and 1048576"),
+        ({"method": "lora", "rank": 10**7}, "rank is 10000000: it must lie between 1 and 1048576"),
+        ({"method": "lora", "rank": "8"}, "rank is '8': it must be a whole number"),
         ({"method": "full", "side": "mlp"}, "side is 'mlp' and method is 'full'"),
         ({"method": "lst", "side": "mlp"}, "side is 'mlp' and method is 'lst'"),
+        ({"method": "full", "start": "embedding"}, "start is 'embedding', but method 'full' .*: leave it out"),
+        ({"method": "lora", "layers": "1"}, "layers is '1', but method 'lora' trains inside the backbone"),
+        ({"method": "full", "dropout": 0.5}, "dropout is 0.5, but method 'full' trains inside the backbone"),
         ({"grad_checkpointing": True}, "grad-checkpointing is for what trains inside the backbone"),
         ({"method": "losa", "grad_checkpointing": True}, "grad-checkpointing is for what trains inside"),
     ):
@@ -266,6 +291,8 @@ def test_what_cannot_be_is_one_sentence(tiny_cache, tmp_path):
     ):
         with pytest.raises(lc.UserError, match=told):
             lc.train(method="full", out=tmp_path / "no", device="cpu", **options)
+    with pytest.raises(lc.UserError, match="head is 'all', but method 'full' trains inside .*: leave it out"):
+        trained("full", tmp_path / "no", head="all")
     with pytest.raises(lc.UserError, match="method is last:9, and backbone 'tiny0' has 4 blocks"):
         trained("last:9", tmp_path / "no")
     streamed = tiny_backbone().to("cpu", budget=10**7)
@@ -307,6 +334,17 @@ def test_a_file_that_holds_something_else_is_refused(tmp_path):
         lc.load_adapter(run, device="cpu")
 
 
+def test_a_file_of_another_place_is_refused(tmp_path):
+    """Both methods have the same shapes, one beside the MLP and one behind it."""
+    run = trained("adaptformer", tmp_path / "run", epochs=1).run
+    path = run / "adapter/config.json"
+    config = {name: value for name, value in json.loads(path.read_text()).items() if name != "seal"}
+    other = {"name": "adapter", "variant": "pfeiffer", "rank": 8}
+    path.write_text(json.dumps(with_seal(config | {"method": other})))
+    with pytest.raises(lc.UserError, match="adapter:pfeiffer has trained does not fit .*blocks.0.mlp.behind"):
+        trunk_of(tiny_backbone(), lc.load_adapter(run, device="cpu"))
+
+
 def test_a_batch_without_room_names_what_would_fit():
     backbone = tiny_backbone()
     tuned = new_tuned(backbone, parse_method("full"), arguments(backbone), device=CPU)
@@ -321,6 +359,8 @@ def test_a_card_says_what_was_trained_inside(tmp_path):
     card = (run / "adapter/README.md").read_text()
     assert "What `bitfit` has trained inside tiny0 on tiny, by losa-cache: BitFit (Ben Zaken et al., ACL 2022)." in card
     assert "side network" not in card
+    assert "lc.AdaptedModel(backbone" in card
+    assert "blocks that are read" not in card
 
 
 COUNTS = {"full": 85_798_656, "bitfit": 102_912, "norm": 38_400}

@@ -161,12 +161,9 @@ class Service:
         """
         black = torch.zeros(1, *self.backbone.input.shape, dtype=torch.uint8)
         try:
-            found = AdaptedModel(self.backbone, {name: adapter})(black)[name]
+            self._model.add(name, adapter, trial=black)
         except (RuntimeError, TypeError, ValueError, KeyError) as error:
             raise UserError(f"adapter {name!r} cannot be computed ({type(error).__name__}): save it anew.") from error
-        if not bool(found.isfinite().all()):
-            raise UserError(f"adapter {name!r} gives values that are not finite: save it anew.")
-        self._model.add(name, adapter)
 
     async def remove(self, name: str) -> None:
         """Remove an adapter.

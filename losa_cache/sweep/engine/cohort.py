@@ -85,7 +85,8 @@ class Cohort:
 
         Returns:
             metrics of each trial, the same as those of a single run, without the times of its parts; of the energy each
-            has an equal share. A ``train_loss`` that is no number says that the trial failed.
+            has an equal share. A ``train_loss`` that is no number says that the trial failed, by its loss or its
+            weights.
         """
         if (
             self.epoch == 0 and self._stack.blend is not None
@@ -186,5 +187,7 @@ class Cohort:
             self._step(batch)
             del batch  # its memory is free again while the source makes the next one
         seen = [len(chosen.train)] * len(rates[0]) if self._held is None else self._held.count(requests)
-        losses = (self._step.loss / self._step.loss.new_tensor(seen).clamp(min=1)).tolist()
+        weights = [own.flatten(1).isfinite().all(1) for own, _ in self._stack.decayed()]
+        means = self._step.loss / self._step.loss.new_tensor(seen).clamp(min=1)
+        losses = means.where(torch.stack(weights).all(0), torch.nan).tolist()
         return [loss if isfinite(loss) else float("nan") for loss in losses], rates[-1]

@@ -13,8 +13,9 @@ from losa_cache.sweep.engine.folds import HeldOut, parts_of
 from losa_cache.sweep.engine.grouping import together
 from losa_cache.sweep.engine.held_out_results import HeldOutResults, ResultCollector
 from losa_cache.train.config import TrainConfig
+from losa_cache.train.diverged import DivergedError
 from losa_cache.train.evaluate import evaluate_each
-from losa_cache.train.loop import DivergedError, Progress, make_optimizer, make_step, train_epoch
+from losa_cache.train.loop import Progress, make_optimizer, make_step, train_epoch
 from losa_cache.train.saved import new_adapter
 from losa_cache.train.selection import Selection
 from losa_cache.train.training_data import TrainingData

@@ -332,7 +332,7 @@ class Sweep:
     def _judged(self, number: int, metrics: dict[str, Any], *, last: bool) -> str | None:
         """Say how a trial ends after an epoch; ``None`` if it continues."""
         trial = self.progress.trials[number]
-        if not isfinite(metrics["train_loss"]):
+        if not (isfinite(metrics["train_loss"]) and isfinite(metrics["val_loss"])):
             trial.state = FAILED
         else:
             trial.values.append(metrics[self._metric.held_out])
