@@ -1,7 +1,7 @@
 """The progress of a comparison on a terminal, or a line for each piece of work where there is none."""
 
 from losa_cache.display import PassBar
-from losa_cache.pareto.plan import Job, total
+from losa_cache.pareto.plan import Job, progress
 from losa_cache.pareto.record import Study
 from losa_cache.text import shown
 
@@ -17,8 +17,8 @@ class ParetoBar(PassBar):
 
     def __call__(self, study: Study, job: Job, line: str) -> None:
         """Take what :data:`losa_cache.pareto.run.Report` is given."""
-        over = sum(work.over for work in study.works.values())
-        figures = f", {job.name}: {line[:LETTERS]}" if line else f", {job.name}"
-        self._bar.update(self._task, completed=over, total=total(study), figures=shown(figures))
+        over, total = progress(study)
+        figures = f", now {job.name}: {line[:LETTERS]}" if line else f", now {job.name}"
+        self._bar.update(self._task, completed=over, total=total, figures=shown(figures))
         if not line:
-            self.line(f"{over}/{total(study)} done; {job.name}")
+            self.line(f"{over} of {total} done; now {job.name}")

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from losa_cache.pareto.plan import CACHE, EXTRACTION_COST
-from losa_cache.pareto.record import Study
+from losa_cache.pareto.record import Extraction, NoiseCost, Study
 from losa_cache.pareto.rows import CACHED, SIDE, TRIALS, Row, on_any_front, rows
 from losa_cache.sweep.vtab.table import NONE
 from losa_cache.text import columns, shown
@@ -83,7 +83,9 @@ def notes(study: Study) -> list[str]:
     """Say how the figures came about, what they mean, and what is missing."""
     found, options = rows(study), study.options
     told = (
-        [_shapes(study)] if study.shape_only else [_protocol(study), *_budget(study, found), *_extraction(study, found)]
+        [_shapes(study)]
+        if study.shape_only
+        else [_protocol(study), *_budget(study, found), *_interrupted(found), *_extraction(study, found)]
     )
     told.append(
         "Parameters are those that are trained. Images/s are those of training steps. GMACs are counted on the modules "
@@ -93,7 +95,8 @@ def notes(study: Study) -> list[str]:
     if not study.shape_only and any(row.joules is not None for row in found):
         told.append("Energy is that of one training, read from the machine's own meters; others on it count, too.")
     told += _paper(found)
-    told += [f"{row.name}: {row.error}" for row in found if row.error is not None]
+    told += [f"{row.name} {failure}" for row in found for failure in row.failures]
+    told += [f"{row.name}: {row.error}" for row in found if row.error is not None and row.error not in row.failures]
     if options["grad_checkpointing"]:
         told.append("Methods inside the backbone computed outputs of blocks again in the backward pass.")
     return [*told, f"Machine: {study.machine}."]
@@ -105,11 +108,11 @@ def _shapes(study: Study) -> str:
         f"{study.options['classes']} classes. No image was decoded and nothing was read from a disk: side networks "
         "from a cache were trained on made-up outputs of blocks in memory."
     )
-    if (extraction := study.result(EXTRACTION_COST)) is None:
+    if (extraction := study.result(EXTRACTION_COST, NoiseCost)) is None:
         return told
     return (
-        f"{told} Their extraction runs the backbone once over each image, at {extraction['images_per_second']:,.3g} "
-        f"images/s and in {extraction['peak_gb']:.2f} GB."
+        f"{told} Their extraction runs the backbone once over each image, at {extraction.images_per_second:,.3g} "
+        f"images/s and in {extraction.peak_gb:.2f} GB."
     )
 
 
@@ -133,8 +136,10 @@ def _budget(study: Study, found: Sequence[Row]) -> list[str]:
     """State what the choice of the rates took."""
     if not (count := sum(row.choices for row in found)):
         return []
-    seconds = [row.choice_seconds for row in found if row.choice_seconds is not None]
-    told = [f"The choice of learning rates took {count} trainings and {sum(seconds):,.0f} s."]
+    seconds = sum(row.choice_seconds for row in found if row.choice_seconds is not None)
+    left = count - sum(row.choices_timed for row in found)
+    without = f", without the {left} that were interrupted" if left else ""
+    told = [f"The choice of learning rates took {count} trainings and {seconds:,.0f} s{without}."]
     if edges := [f"{row.name} ({row.rate:g})" for row in found if row.edge]:
         told.append(
             f"The chosen rate is the least or the largest tried of {', '.join(edges)}: one beyond it may be better."
@@ -142,16 +147,32 @@ def _budget(study: Study, found: Sequence[Row]) -> list[str]:
     return told
 
 
-def _extraction(study: Study, found: Sequence[Row]) -> list[str]:
-    if not any(row.kind == CACHED for row in found):
+def _interrupted(found: Sequence[Row]) -> list[str]:
+    """Say whose seconds are those of some trainings, or of none."""
+    some = [f"{row.name} ({row.trained - row.timed} of {row.trained})" for row in found if row.timed < row.trained]
+    if not some:
         return []
-    work = study.work(CACHE)
-    took = f" ({work.whole_seconds:,.0f} s)" if work.whole_seconds is not None else ""
-    return [
+    return [f"Trainings that were interrupted have no seconds and no energy: {', '.join(some)}."]
+
+
+def _extraction(study: Study, found: Sequence[Row]) -> list[str]:
+    cached = [row for row in found if row.kind == CACHED]
+    if not cached:
+        return []
+    work, extraction = study.work(CACHE), study.result(CACHE, Extraction)
+    took = f" ({work.seconds:,.0f} s)" if work.seconds is not None else ""
+    told = (
         f"Methods from a cache share one extraction{took}, which is counted once in the seconds of each; so is its "
         f"peak memory where it is the larger. Seconds for {TRIALS} trainings are of one after the other; losa-cache "
         "sweep trains many from one pass over a cache, in less."
-    ]
+    )
+    if extraction is None:
+        return [told]
+    if work.seconds is None:
+        told += " The extraction was not seen from its start to its end: its seconds are not known."
+    if extraction.peak_gb is None:
+        told += " Its peak memory is not known: that of these methods is of their trainings alone."
+    return [told]
 
 
 def _paper(found: Sequence[Row]) -> list[str]:

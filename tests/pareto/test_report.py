@@ -47,7 +47,7 @@ def test_costs_alone_have_a_line_for_each_method():
 
 def test_the_page_stands_alone_and_escapes_every_name(tmp_path):
     begun = finished(study("losa", "full", dataset=NASTY))
-    works = {**begun.works, (name := [*begun.works][-1]): Work(1, 1, 1.0, error=NASTY)}
+    works = {**begun.works, (name := [*begun.works][-1]): Work(error=NASTY)}
     page = write_report(replace(begun, works=works), tmp_path)
     found = page.read_text()
     assert "<script" not in found
