@@ -39,8 +39,8 @@ def pareto(
         bool,
         typer.Option(
             "--shape-only/--no-shape-only",
-            help="Measure costs without accuracy, in minutes: a few steps of each method on random weights and noise. "
-            "No data set is needed.",
+            help="Measure costs without accuracy, in minutes: a few steps of each method on random weights and noise, "
+            "with 100 classes. No data set is needed.",
         ),
     ] = False,
     out: Annotated[

@@ -142,7 +142,8 @@ class Study:
         backbone = self.options["backbone"]
         if self.shape_only:
             return f"{backbone}: costs, on random weights and noise"
-        return f"{Path(self.options['dataset']).name}, {self.options['test_split']}: {backbone}"
+        seeds = "one seed" if self.options["seeds"] == 1 else f"{self.options['seeds']} seeds"
+        return f"{Path(self.options['dataset']).name}, {self.options['test_split']}: {backbone}, {seeds}"
 
     def work(self, name: str) -> Work:
         """Give what came of a piece of work."""

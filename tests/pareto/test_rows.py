@@ -10,8 +10,8 @@ from losa_cache.pareto.config import ParetoConfig
 from losa_cache.pareto.record import FILE, Extraction, Study, Work, load_study, require_same
 from losa_cache.pareto.report import write_study
 from losa_cache.pareto.rows import COSTS, front, rows
-from losa_cache.pareto.table import markdown, notes, text
-from tests.pareto.studies import ALL, finished, study
+from losa_cache.pareto.table import cells, markdown, notes, text
+from tests.pareto.studies import ALL, finished, made_up, study
 
 
 def test_figures_follow_from_what_was_measured():
@@ -168,3 +168,44 @@ def test_the_notes_state_the_budget_and_the_papers_ratio_beside_ours():
     (budget,) = [note for note in notes(begun) if note.startswith("The choice of learning rates")]
     assert budget == "The choice of learning rates took 6 trainings and 123 s."
     assert any("The chosen rate is the least or the largest tried of losa (0.00032)" in note for note in notes(begun))
+
+
+def test_the_papers_ratio_stands_beside_that_of_the_same_kind_of_training():
+    whole = finished(study("losa", "losa:online", "lora"))
+    (paper,) = [note for note in notes(whole) if note.startswith("The paper: LoSA trains")]
+    assert "against lora: losa:online" in paper
+    assert any("without the extraction, against lora: losa 1" in note for note in notes(whole))
+    assert not [note for note in notes(finished(study("losa", "lora"))) if note.startswith("The paper: LoSA trains")]
+
+
+def test_the_notes_name_the_classifiers_that_are_not_the_papers():
+    told = notes(finished(study("losa", "linear", "losa:online", "full")))
+    assert [note for note in told if note.startswith("The classifier of losa, losa:online reads all layers")]
+    paper = notes(finished(study("losa", "linear", "full", config=ParetoConfig(recipe="paper"))))
+    assert not [note for note in paper if "reads all layers" in note]
+
+
+def test_energy_has_a_column_where_it_was_read():
+    begun = finished(study("full", config=ParetoConfig(rates=1, seeds=1)))
+    assert "kJ" not in cells(begun)[0]
+    assert any("no meter of this machine" in note for note in notes(begun))
+    name = "full/lr-0.0001/seed-0"
+    read = begun.ended(name, replace(begun.work(name), result=made_up(0, 1, joules=2500.0)))
+    head, (line,) = cells(read)
+    assert line[head.index("kJ")] == "2.5"
+
+
+def test_seconds_that_are_mostly_not_of_steps_are_told():
+    begun = finished(study("full", config=ParetoConfig(rates=1, seeds=1)))
+    name = "full/lr-0.0001/seed-0"
+    short = begun.ended(name, replace(begun.work(name), result=made_up(0, 1, epoch_seconds=5.0)))
+    assert not [note for note in notes(begun) if "not training steps" in note]
+    assert [note for note in notes(short) if note.startswith("More than half of the seconds of full are not")]
+
+
+@pytest.mark.parametrize(("speed", "said"), [(1713.2, "1,713"), (171.32, "171"), (17.132, "17.1"), (1.7132, "1.71")])
+def test_speeds_are_written_out(speed, said):
+    begun = finished(study("full", config=ParetoConfig(rates=1, seeds=1)))
+    name = "full/lr-0.0001/seed-0"
+    head, (line,) = cells(begun.ended(name, Work(made_up(0, 1, images_per_second=speed))))
+    assert line[head.index("images/s")] == said
