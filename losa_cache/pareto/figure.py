@@ -82,8 +82,8 @@ def _legend(figure: "Figure", title: str) -> None:
     """Say above the legend what is drawn."""
     legend(figure)
     (above,) = figure.legends
-    above.set_title(plain(title, TITLE_LETTERS), {"size": 10})
-    above.get_title().set_color(INK)
+    above.set_title(plain(title, TITLE_LETTERS))
+    above.get_title().set(fontsize=10, color=INK)
     above.set_alignment("left")
 
 

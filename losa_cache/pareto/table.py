@@ -157,7 +157,7 @@ def _classifiers(study: Study) -> list[str]:
     return [
         f"The classifier of {', '.join(wide)} reads all layers (--head all of train, not from the paper), and a probe "
         "of all layers, fitted in closed form, is added to it; methods inside the backbone have a linear classifier on "
-        "the last layer. The recipe paper gives all of them the latter, as in the paper."
+        "the last layer. With --recipe paper they have one, too, as in the paper."
     ]
 
 
