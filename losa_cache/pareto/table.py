@@ -139,10 +139,11 @@ def _protocol(study: Study) -> str:
         if options["rates"] > 1
         else "Each method, at its default learning rate,"
     )
+    epochs = "one epoch" if options["epochs"] == 1 else f"{options['epochs']} epochs"
     seeds = "one seed" if options["seeds"] == 1 else f"each of {options['seeds']} seeds"
     return (
         f"{tuned} was trained on all training samples with {seeds}, and tested once on the "
-        f"split {options['test_split']}. Every training took {options['epochs']} epochs in batches of "
+        f"split {options['test_split']}. Every training took {epochs} in batches of "
         f"{options['batch_size']}, with the recipe {options['recipe']}."
     )
 
@@ -205,20 +206,20 @@ def _extraction(study: Study, found: Sequence[Row]) -> list[str]:
         return []
     work, extraction = study.work(CACHE), study.result(CACHE, Extraction)
     took = f" ({work.seconds:,.0f} s)" if work.seconds is not None else ""
-    told = (
-        f"Methods from a cache share one extraction{took}, which is counted once in the seconds of each; so is its "
-        f"peak memory where it is the larger. Seconds for {TRIALS} trainings are of one after the other; losa-cache "
-        "sweep trains many from one pass over a cache, in less."
-    )
-    if extraction is None:
-        return [told]
-    if extraction.peak_gb is not None:
-        same = [row.name for row in cached if row.peak_gb == extraction.peak_gb]
-        told += f" It is the larger one of {', '.join(same)}." if same else ""
-    if work.seconds is None:
-        told += " The extraction was not seen from its start to its end: its seconds are not known."
-    if extraction.peak_gb is None:
+    told = f"Methods from a cache share one extraction{took}, which is counted once in the seconds of each."
+    if extraction is not None and extraction.peak_gb is None:
         told += " Its peak memory is not known: that of these methods is of their trainings alone."
+    elif extraction is not None:
+        less = [row.name for row in cached if row.peak_gb == extraction.peak_gb]
+        told += (
+            f" Peak memory is that of the extraction for {', '.join(less)}, whose trainings take less." if less else ""
+        )
+    if extraction is not None and work.seconds is None:
+        told += " The extraction was not seen from its start to its end: its seconds are not known."
+    told += (
+        f" Seconds for {TRIALS} trainings are of one after the other; losa-cache sweep trains many from one pass over a "
+        "cache, in less."
+    )
     return [told]
 
 

@@ -74,9 +74,12 @@ def test_what_was_interrupted_has_no_seconds_and_that_is_said():
     told = "\n".join(notes(broken))
     assert "have no seconds and no energy: losa (2 of 2), full (1 of 2)." in told
     assert "4 trainings and 42 s, without the 2 that were interrupted." in told
-    assert "its seconds are not known. Its peak memory is not known" in told
-    assert "interrupted" not in "\n".join(notes(begun))
-    assert [line.split()[:1] for line in text(broken).splitlines() if " -  " in line and line.startswith("losa")]
+    assert "its seconds are not known." in told
+    assert "Its peak memory is not known" in told
+    assert "interrupted" not in (whole := "\n".join(notes(begun)))
+    assert "Peak memory is that of the extraction for losa, whose" in whole
+    head, lines = cells(broken)
+    assert [line[head.index("s in all")] for line in lines if line[0] == "losa"] == ["-"]
 
 
 def test_the_record_is_read_back_and_tells_the_figures(tmp_path):
