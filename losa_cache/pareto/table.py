@@ -217,8 +217,8 @@ def _extraction(study: Study, found: Sequence[Row]) -> list[str]:
     if extraction is not None and work.seconds is None:
         told += " The extraction was not seen from its start to its end: its seconds are not known."
     told += (
-        f" Seconds for {TRIALS} trainings are of one after the other; losa-cache sweep trains many from one pass over a "
-        "cache, in less."
+        f" Seconds for {TRIALS} trainings are of one after the other; losa-cache sweep trains many from one pass "
+        "over a cache, in less."
     )
     return [told]
 
