@@ -33,10 +33,12 @@ class Command:
     Attributes:
         words: its command line.
         environment: variables beside, or in place of, those of this process.
+        handles: open files of this process that it gets, too: of locks that it is to hold as long as it lives.
     """
 
     words: Sequence[str]
     environment: Mapping[str, str]
+    handles: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,7 @@ class Children:
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
+                    pass_fds=command.handles,
                 )
                 self._processes.append(process)
                 for pipe in (process.stdout, process.stderr):

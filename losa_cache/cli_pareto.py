@@ -39,8 +39,8 @@ def pareto(
         bool,
         typer.Option(
             "--shape-only/--no-shape-only",
-            help="Measure costs without accuracy, in minutes: a few steps of each method on random weights and noise. "
-            "No data set is needed.",
+            help="Measure costs without accuracy, in minutes: a few steps of each method on random weights and noise, "
+            "with 100 classes. No data set is needed.",
         ),
     ] = False,
     out: Annotated[
@@ -74,6 +74,7 @@ def pareto(
     from losa_cache.pareto.bar import ParetoBar
     from losa_cache.pareto.record import FILE
     from losa_cache.pareto.report import HTML
+    from losa_cache.pareto.rows import rows
     from losa_cache.pareto.run import pareto as run
     from losa_cache.pareto.table import text
 
@@ -83,9 +84,14 @@ def pareto(
         study = run(images, out=place, config=config, shape_only=shape_only, report=bar, **where)
     if as_json:
         typer.echo((place / FILE).read_text())
-        return
-    typer.echo(text(study))
-    say(f"report: {place / HTML}")
+    else:
+        typer.echo(text(study))
+        say(f"report: {place / HTML}")
+    found = rows(study)
+    if all(row.error is not None and not row.top1 for row in found):
+        raise UserError(
+            f"no method has a result. The first, {found[0].name}: {found[0].error} Mend that, and run it again."
+        )
 
 
 def _place(images: dict[str, Any], shape_only: bool) -> Path:

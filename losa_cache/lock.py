@@ -63,8 +63,8 @@ def lock(file: Path, *, wait: bool = False, shared: bool = False) -> int | None:
 
 
 @contextmanager
-def locked(file: Path, busy: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Lock a file for a while.
+def locked(file: Path, busy: Callable[[], None] = lambda: None) -> Iterator[int]:
+    """Lock a file for a while, and give the handle, which processes that get it hold locked as long as they live.
 
     Args:
         file: to lock.
@@ -79,7 +79,7 @@ def locked(file: Path, busy: Callable[[], None] = lambda: None) -> Iterator[None
         handle = lock(file, wait=True)
     assert handle is not None
     try:
-        yield
+        yield handle
     finally:
         unlock(handle)
 

@@ -94,7 +94,7 @@ def _but_for_targets(cache: ActivationCache) -> dict[str, str] | None:
     }
 
 
-def _alone(target: LocalPath) -> AbstractContextManager[None]:
+def _alone(target: LocalPath) -> AbstractContextManager[int]:
     def busy() -> None:
         log.warning("another process is copying %s: waiting for it.", target)
 

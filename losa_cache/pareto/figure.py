@@ -21,6 +21,7 @@ MARKS: dict[str, dict[str, Any]] = {
     INSIDE: {"marker": "s", "color": ORANGE},
 }
 """How methods are drawn, by how they are trained."""
+TITLE_LETTERS = 110
 LETTERS = 26
 """The letters of a method's name for which a panel has room."""
 BARS = (
@@ -32,7 +33,11 @@ BARS = (
 """What is drawn of costs alone."""
 
 
-def draw(found: Sequence[Row]) -> "Figure":
+LEAST = 0.2
+"""Of its largest value, what an axis spans at least, so that small differences look small."""
+
+
+def draw(found: Sequence[Row], title: str) -> "Figure":
     """Draw accuracy against each cost, for the methods of which both are known."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -42,7 +47,8 @@ def draw(found: Sequence[Row]) -> "Figure":
         axes.tick_params("x", labelsize=8)
         if place % 2 == 0:
             axes.set_ylabel("test top-1 (%)")
-    legend(figure)
+    bars = "; bars: one standard deviation over seeds" if any(row.deviation is not None for row in found) else ""
+    _legend(figure, f"{title}{bars}")
     canvas = FigureCanvasAgg(figure)
     canvas.draw()  # only now is it known where everything lies, and there it stays
     figure.set_layout_engine("none")
@@ -51,16 +57,14 @@ def draw(found: Sequence[Row]) -> "Figure":
     return figure
 
 
-def draw_costs(found: Sequence[Row]) -> "Figure":
+def draw_costs(found: Sequence[Row], title: str) -> "Figure":
     """Draw each cost of the methods of which it is known."""
-    from matplotlib.ticker import EngFormatter
-
     figure, grid = panels(2, 2, 1.0 + 0.2 * len(found), share=True)
     for axes, cost in zip(grid, BARS, strict=True):
         for place, row in enumerate(reversed(found)):
             if (value := cost.of(row)) is not None:
                 axes.plot(value, place, linestyle="none", markersize=6, label=row.kind, **MARKS[row.kind])
-                _beside(axes, value, place, EngFormatter(places=2 if value < 1 else None)(float(f"{value:.3g}")))
+                _beside(axes, value, place, _short(value))
         values = [value for row in found if (value := cost.of(row)) is not None]
         if values and min(values) > 0 and max(values) > 10 * min(values):
             axes.set_xscale("log")
@@ -70,8 +74,25 @@ def draw_costs(found: Sequence[Row]) -> "Figure":
         axes.set_xlabel(cost.name)
         axes.set_yticks(range(len(found)), [plain(row.name, LETTERS) for row in reversed(found)])
         axes.set_ylim(-0.6, len(found) - 0.4)
-    legend(figure)
+    _legend(figure, title)
     return figure
+
+
+def _legend(figure: "Figure", title: str) -> None:
+    """Say above the legend what is drawn."""
+    legend(figure)
+    (above,) = figure.legends
+    above.set_title(plain(title, TITLE_LETTERS))
+    above.get_title().set(fontsize=10, color=INK)
+    above.set_alignment("left")
+
+
+def _short(value: float) -> str:
+    """Write three digits, in thousands or millions where there are more before the point."""
+    from matplotlib.ticker import EngFormatter
+
+    rounded = float(f"{value:.3g}")
+    return f"{rounded:g}" if rounded < 1000 else EngFormatter()(rounded)
 
 
 def _beside(axes: "Axes", value: float, place: int, text: str) -> None:
@@ -130,8 +151,9 @@ def _room(axes: "Axes", known: Sequence[tuple[Row, float, float]]) -> None:
     elif axes.get_xscale() == "symlog":
         axes.set_xlim(-0.3 * min(value for value in values if value > 0), max(values) * 6)
     else:
-        wide = (max(values) - min(values)) or abs(max(values)) or 1.0
-        axes.set_xlim(min(values) - 0.2 * wide, max(values) + 0.2 * wide)
+        wide = max(max(values) - min(values), LEAST * max(values)) or 1.0
+        middle = (min(values) + max(values)) / 2
+        axes.set_xlim(middle - 0.7 * wide, middle + 0.7 * wide)
 
 
 def _label(axes: "Axes", found: Sequence[Row], cost: Cost, renderer: Any) -> None:

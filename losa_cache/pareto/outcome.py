@@ -4,12 +4,13 @@ import json
 import math
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from losa_cache.errors import UserError
 from losa_cache.outside import UnreadableError, fit, read_json
+from losa_cache.pareto.record import Accuracy, Training
 from losa_cache.train.run import Run
 
 EVALUATION = "eval.json"
@@ -18,7 +19,7 @@ EVALUATION = "eval.json"
 class _Epoch(Struct):
     """What is read of an epoch's metrics."""
 
-    train_seconds: float
+    train_seconds: Annotated[float, Meta(gt=0)]
     train_images_per_second: float
     train_peak_gb: float
     parameters: dict[str, int]
@@ -41,51 +42,62 @@ class _Test(Struct):
 
     top1: float
     samples: int
+    loss: float | None
 
 
-def trained(run: Path) -> dict[str, Any]:
-    """Give the figures of a finished run, for the record, and what names its images.
+def trained(run: Path) -> Training:
+    """Give the figures of a finished run.
 
     Raises:
         UserError: if its files cannot be read.
     """
     directory = Run(run)
+    fields = directory.config()[1]["fields"]
     try:
         epochs = fit(list(directory.metrics()), list[_Epoch])
         if not epochs:
             raise UnreadableError("it has no epochs")
+        return fit(_figures(epochs, fields), Training)
     except UnreadableError as error:
         raise UserError(
             f"the metrics of run {str(run)!r} cannot be read: {error}. Remove it, and begin again."
         ) from error
+
+
+def _figures(epochs: list[_Epoch], fields: dict[str, Any]) -> dict[str, Any]:
+    """Give the fields of a :class:`Training`."""
     seconds = math.fsum(epoch.train_seconds for epoch in epochs)
     images = math.fsum(epoch.train_seconds * epoch.train_images_per_second for epoch in epochs)
     joules = [epoch.joules for epoch in epochs if epoch.joules is not None]
-    last, fields = epochs[-1], directory.config()[1]["fields"]
+    last = epochs[-1]
+    finite = last.val_loss is not None and math.isfinite(last.val_loss)
     return {
         "images": fields["dataset"]["fingerprint"],
-        "train_seconds": seconds,
+        "epoch_seconds": seconds,
         "images_per_second": images / seconds,
         "peak_gb": max(epoch.train_peak_gb for epoch in epochs),
         "joules": math.fsum(joules) if len(joules) == len(epochs) else None,
         "parameters": last.parameters,
         "macs": last.inference_macs or _with_backbone(last.adapter_macs, fields),
         "val_top1": last.val_top1,
-        "val_loss": last.val_loss,
+        "val_loss": last.val_loss if finite else None,
     }
 
 
-def tested(run: Path) -> dict[str, Any]:
-    """Give the figures of a run's last test, for the record.
+def tested(run: Path) -> Accuracy:
+    """Give the figures of a run's last test.
 
     Raises:
-        UserError: if they cannot be read.
+        UserError: if they cannot be read, or the outputs are not finite.
     """
     try:
         found = read_json(run / EVALUATION, _Test)
+        figures = fit({"top1": found.top1, "samples": found.samples}, Accuracy)
     except UnreadableError as error:
         raise UserError(f"the test of run {str(run)!r} cannot be read: {error}.") from error
-    return {"top1": found.top1, "samples": found.samples}
+    if found.loss is None or not math.isfinite(found.loss):
+        raise UserError("its loss on the test split is not finite: the training diverged, and its top-1 means nothing.")
+    return figures
 
 
 def _with_backbone(macs: int | None, fields: dict[str, Any]) -> int | None:

@@ -12,12 +12,12 @@ from typing import Any
 from losa_cache.inputs_config import ImageConfig
 from losa_cache.pareto.config import words_of
 from losa_cache.pareto.entries import Entry, named_in, rates
-from losa_cache.pareto.record import Study
+from losa_cache.pareto.record import CACHES, COST, TEST, Study, Training
 
-EXTRACT, TRAIN, TEST, COST = "extract", "train", "test", "cost"
-CACHE, TEST_CACHE = "train.zarr", "test.zarr"
+EXTRACT, TRAIN = "extract", "train"
+CACHE, TEST_CACHE = f"train{CACHES}", f"test{CACHES}"
 RUNS = "runs"
-EXTRACTION_COST = "extraction/cost"
+EXTRACTION_COST = f"extraction/{COST}"
 
 
 @dataclass(frozen=True)
@@ -59,20 +59,19 @@ def jobs(study: Study, folder: Path) -> Iterator[Job]:
         yield from _of_entry(study, folder, entry)
 
 
-def total(study: Study) -> int:
-    """Count the pieces of work of a whole study."""
-    entries = named_in(study.methods)
-    cached = any(entry.cached for entry in entries)
-    if study.shape_only:
-        return len(entries) + cached
-    caches = sum(study.options[name] is None for name in ("cache", "test_cache")) if cached else 0
-    each = _searched(study) + 2 * study.options["seeds"]
-    return caches + len(entries) * each
+def progress(study: Study) -> tuple[int, int]:
+    """Count the pieces of work that are over, and all that there are or may be."""
+    named = [study.work(job.name).over for job in jobs(study, Path())]
+    later = 0
+    if not study.shape_only:
+        entries = named_in(study.methods)
+        later = sum(2 * study.options["seeds"] for entry in entries if not _judged(study, entry))
+    return sum(named), len(named) + later
 
 
 def name_of_cost(entry: Entry) -> str:
     """Name the measurement of a method's costs."""
-    return f"{entry.folder}/cost"
+    return f"{entry.folder}/{COST}"
 
 
 def name_of_choice(entry: Entry, rate: float) -> str:
@@ -87,7 +86,7 @@ def name_of_run(entry: Entry, rate: float, seed: int) -> str:
 
 def name_of_test(run: str) -> str:
     """Name the test of a training."""
-    return f"{run}/test"
+    return f"{run}/{TEST}"
 
 
 def rates_of(study: Study, entry: Entry) -> list[float]:
@@ -98,16 +97,23 @@ def rates_of(study: Study, entry: Entry) -> list[float]:
 def chosen_rate(study: Study, entry: Entry) -> float | None:
     """Give the learning rate with the best held-out top-1; of equal ones that with the lowest held-out loss.
 
-    ``None``: it is not known yet, or no training came to its end.
+    Trainings that diverged are passed over. ``None``: it is not known yet, or no training is left.
     """
     known = rates_of(study, entry)
     if not _searched(study):
         return known[0]
-    works = {rate: study.work(name_of_choice(entry, rate)) for rate in known}
-    done = {rate: work.result for rate, work in works.items() if work.result is not None}
-    if not done or not all(work.over for work in works.values()):
+    results = {rate: study.result(name_of_choice(entry, rate), Training) for rate in known}
+    found = {rate: own.held_out for rate, own in results.items() if own is not None and own.held_out is not None}
+    if not found or not _judged(study, entry):
         return None
-    return min(done, key=lambda rate: (-done[rate]["val_top1"], done[rate]["val_loss"], rate))
+    return min(found, key=lambda rate: (-found[rate][0], found[rate][1], rate))
+
+
+def _judged(study: Study, entry: Entry) -> bool:
+    """Whether the trainings that choose a method's rate are over."""
+    if not _searched(study):
+        return True
+    return all(study.work(name_of_choice(entry, rate)).over for rate in rates_of(study, entry))
 
 
 def _searched(study: Study) -> int:

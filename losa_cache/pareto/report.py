@@ -44,7 +44,7 @@ def write_report(study: Study, folder: Path) -> Path:
     Raises:
         UserError: without matplotlib, or if something cannot be written.
     """
-    drawn = png(draw_costs(rows(study)) if study.shape_only else draw(rows(study)))
+    drawn = png((draw_costs if study.shape_only else draw)(rows(study), study.title))
     _write(folder, MARKDOWN, table(study).encode("utf-8", "backslashreplace"))
     _write(folder, PNG, drawn)
     _write(folder, HTML, html(study, drawn).encode())

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from msgspec import structs
+
 from losa_cache.pareto.entries import Entry, named_in
 from losa_cache.pareto.plan import (
     CACHE,
@@ -16,7 +18,7 @@ from losa_cache.pareto.plan import (
     name_of_test,
     rates_of,
 )
-from losa_cache.pareto.record import Study, Work
+from losa_cache.pareto.record import Accuracy, Extraction, NoiseCost, Study, Training, Work
 from losa_cache.sweep.engine.record import pareto_front
 
 CACHED, SIDE, INSIDE = "from a cache", "side network, online", "inside the backbone"
@@ -35,18 +37,22 @@ class Row:
         parameters: trained ones, the classifier among them.
         classifier: those of the classifier.
         images_per_second: of training steps, and what they wait for.
-        train_seconds: of one training, from the start of its process to its end: the mean over seeds.
+        train_seconds: of one training, from the start of its process to its end: the mean over the seeds whose training
+            was not interrupted.
+        epoch_seconds: of the steps of its epochs alone.
+        trained, timed: trainings with a seed that are done, and how many of them were not interrupted.
         extract_seconds: of the cache that it is trained from; 0: it is trained from none.
         peak_gb: peak memory in 1e9 bytes: of the training or, of a method from a cache, of the extraction where that
             takes more.
         gmacs: 1e9 multiply-accumulates of one sample at inference, the backbone's among them.
-        joules: of one training, without the extraction.
+        joules: of one training that was not interrupted, without the extraction.
         top1: of each seed, in percent, on the test split.
         rate: the learning rate.
         edge: whether that is the least or the largest that was tried.
-        choices: trainings by which the rate was chosen.
-        choice_seconds: what these took.
-        error: why there is no result, in a sentence.
+        choices, choices_timed: trainings by which the rate was chosen, and how many of them were not interrupted.
+        choice_seconds: what the latter took.
+        failures: why rates were passed over, in a sentence each.
+        error: why a result is missing, in a sentence.
     """
 
     name: str
@@ -55,6 +61,9 @@ class Row:
     classifier: int | None = None
     images_per_second: float | None = None
     train_seconds: float | None = None
+    epoch_seconds: float | None = None
+    trained: int = 0
+    timed: int = 0
     extract_seconds: float | None = 0.0
     peak_gb: float | None = None
     gmacs: float | None = None
@@ -63,7 +72,9 @@ class Row:
     rate: float | None = None
     edge: bool = False
     choices: int = 0
+    choices_timed: int = 0
     choice_seconds: float | None = None
+    failures: tuple[str, ...] = ()
     error: str | None = None
 
     @property
@@ -86,7 +97,7 @@ class Row:
         """Give all figures as JSON."""
         told = {"top1_mean": self.mean, "top1_deviation": self.deviation}
         told |= {"seconds_1": self.seconds(), f"seconds_{TRIALS}": self.seconds(TRIALS)}
-        return asdict(self) | {"top1": list(self.top1)} | told
+        return asdict(self) | told
 
 
 @dataclass(frozen=True)
@@ -138,57 +149,69 @@ def kind_of(entry: Entry) -> str:
 
 
 def _cost_row(study: Study, entry: Entry) -> Row:
-    work = study.work(name_of_cost(entry))
-    measured = work.result or {}
+    work = study.work(name := name_of_cost(entry))
+    cost = study.result(name, NoiseCost)
+    measured = {} if cost is None else structs.asdict(cost)
     return Row(entry.text, kind_of(entry), error=work.error, extract_seconds=None, **measured)
 
 
 def _row(study: Study, entry: Entry) -> Row:
-    rate, known = chosen_rate(study, entry), rates_of(study, entry)
-    choices = [study.work(name_of_choice(entry, own)) for own in known] if len(known) > 1 else []
-    tried = [own.whole_seconds for own in choices if own.over]
-    row = Row(
-        entry.text,
-        kind_of(entry),
-        rate=rate,
-        edge=len(known) > 1 and rate in (known[0], known[-1]),
-        choices=len(tried),
-        choice_seconds=_sum(tried),
-    )
+    rate = chosen_rate(study, entry)
+    row = replace(_choice(study, entry), rate=rate)
     if rate is None:
-        return replace(row, error=_first_error(choices))
+        return replace(row, error=row.failures[0] if row.failures else None)
     names = [name_of_run(entry, rate, seed) for seed in range(study.options["seeds"])]
-    works, tests = [study.work(name) for name in names], [study.work(name_of_test(name)) for name in names]
-    row = replace(row, error=_first_error([*works, *tests]))
-    figures = [work.result for work in works if work.result is not None]
-    if not figures:
+    works = [work for name in names for work in (study.work(name), study.work(name_of_test(name)))]
+    row = replace(row, error=next((work.error for work in works if work.error is not None), None))
+    trainings = [(own, study.work(name).seconds) for name in names if (own := study.result(name, Training)) is not None]
+    if not trainings:
         return row
-    timed = [work.whole_seconds for work in works if work.result is not None and work.whole_seconds is not None]
-    extraction = study.work(CACHE) if entry.cached else None
-    peaks = [one["peak_gb"] for one in [*figures, (extraction and extraction.result) or {}] if one.get("peak_gb")]
-    parameters, macs = figures[0]["parameters"], figures[0]["macs"]
+    figures = [own for own, _ in trainings]
+    whole = [(own, seconds) for own, seconds in trainings if seconds is not None]
+    extraction = study.result(CACHE, Extraction) if entry.cached else None
+    peaks = [own.peak_gb for own in (*figures, extraction) if own is not None and own.peak_gb is not None]
+    macs = figures[0].macs
     return replace(
         row,
-        parameters=sum(parameters.values()),
-        classifier=parameters["classifier"],
-        images_per_second=_median([one["images_per_second"] for one in figures]),
-        train_seconds=statistics.fmean(timed) if timed else _median([one["train_seconds"] for one in figures]),
-        extract_seconds=0.0 if extraction is None else extraction.whole_seconds,
-        peak_gb=max(peaks, default=None),
+        parameters=sum(figures[0].parameters.values()),
+        classifier=figures[0].parameters["classifier"],
+        images_per_second=statistics.median(own.images_per_second for own in figures),
+        train_seconds=statistics.fmean(seconds for _, seconds in whole) if whole else None,
+        epoch_seconds=_median([own.epoch_seconds for own in figures]),
+        trained=len(figures),
+        timed=len(whole),
+        extract_seconds=study.work(CACHE).seconds if entry.cached else 0.0,
+        peak_gb=max(peaks),
         gmacs=None if macs is None else macs / 1e9,
-        joules=_median([one["joules"] for one in figures]),
-        top1=tuple(test.result["top1"] for test in tests if test.result is not None),
+        joules=_median([own.joules for own, _ in whole]),
+        top1=tuple(test.top1 for name in names if (test := study.result(name_of_test(name), Accuracy)) is not None),
     )
 
 
-def _first_error(works: Sequence[Work]) -> str | None:
-    return next((work.error for work in works if work.error is not None), None)
+def _choice(study: Study, entry: Entry) -> Row:
+    """Give what the choice of a method's rate took."""
+    row, known, rate = Row(entry.text, kind_of(entry)), rates_of(study, entry), chosen_rate(study, entry)
+    if len(known) == 1:
+        return row
+    works = {own: study.work(name_of_choice(entry, own)) for own in known}
+    done = [work.seconds for work in works.values() if work.result is not None]
+    seconds = [own for own in done if own is not None]
+    failures = [f"at rate {own:g}: {reason}" for own, work in works.items() if (reason := _passed_over(work))]
+    return replace(
+        row,
+        edge=rate in (known[0], known[-1]),
+        choices=len(done),
+        choices_timed=len(seconds),
+        choice_seconds=math.fsum(seconds) if seconds else None,
+        failures=tuple(failures),
+    )
 
 
-def _sum(values: Sequence[float | None]) -> float | None:
-    """Sum what is known; ``None`` if a part is not."""
-    known = [value for value in values if value is not None]
-    return math.fsum(known) if len(known) == len(values) else None
+def _passed_over(work: Work) -> str | None:
+    """Say why a training of the choice cannot be chosen; ``None``: it can, or is not over."""
+    if isinstance(work.result, Training) and work.result.held_out is None:
+        return "its held-out loss was not finite: it diverged."
+    return work.error
 
 
 def _median(values: Sequence[float | None]) -> float | None:

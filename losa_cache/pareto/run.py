@@ -22,13 +22,27 @@ from losa_cache.files import reason
 from losa_cache.folders import require_writable
 from losa_cache.lock import locked
 from losa_cache.machine.device import machine
+from losa_cache.outside import UnreadableError, fit
+from losa_cache.pareto.checked import require_caches, require_data
 from losa_cache.pareto.config import CLASSES, ParetoConfig, stored
 from losa_cache.pareto.outcome import tested, trained
-from losa_cache.pareto.plan import CACHE, COST, EXTRACT, TRAIN, Job, next_job
-from losa_cache.pareto.record import FILE, Study, Work, load_study, require_same
+from losa_cache.pareto.plan import CACHE, EXTRACT, TRAIN, Job, next_job
+from losa_cache.pareto.record import (
+    COST,
+    FILE,
+    Extraction,
+    NoiseCost,
+    Result,
+    Study,
+    Training,
+    Work,
+    load_study,
+    require_same,
+)
 from losa_cache.pareto.report import write_report, write_study
 from losa_cache.sidenet.adapter_folder import has_adapter
 from losa_cache.sweep.report.drawing import require_matplotlib
+from losa_cache.train.run import CHECKPOINT as RUN_CHECKPOINT
 from losa_cache.train.stored import CONFIG as RUN_CONFIG
 
 CHILD, SHAPES = "losa_cache.pareto.child", "losa_cache.pareto.shapes"
@@ -45,8 +59,8 @@ def pareto(
     *,
     out: str | Path,
     config: ParetoConfig | None = None,
-    cache: str | Path | None = None,
-    test_cache: str | Path | None = None,
+    cache: str | None = None,
+    test_cache: str | None = None,
     shape_only: bool = False,
     device: str | None = None,
     report: Report = lambda study, job, line: None,
@@ -65,7 +79,8 @@ def pareto(
         report: is called whenever work begins, and for each line that its process says.
 
     Returns:
-        the whole study. Trainings that failed stand in it with their reasons.
+        the whole study, with the methods that the folder had before. Trainings that failed stand in it with their
+        reasons.
 
     Raises:
         UserError: for options that cannot work, a folder that holds something else, or an extraction that failed.
@@ -74,23 +89,31 @@ def pareto(
     require_matplotlib()
     config, folder = config or ParetoConfig(), Path(out)
     options = stored(images, config) | {
-        "cache": None if cache is None else str(Path(cache).resolve()),
-        "test_cache": None if test_cache is None else str(Path(test_cache).resolve()),
+        "cache": None if cache is None else str(open_cache(cache).path.resolve()),
+        "test_cache": None if test_cache is None else str(open_cache(test_cache).path.resolve()),
         "device": device,
         "shape_only": shape_only,
         "classes": CLASSES if shape_only else None,
     }
-    _make(folder)
 
     def busy() -> None:
-        raise UserError(f"another process makes the comparison {str(folder)!r}: wait for it.")
+        raise UserError(
+            f"another process makes the comparison {str(folder)!r}, or a training of it is still coming to its end: "
+            "wait for that."
+        )
 
+    _require_ours(folder)
+    study = _opened(folder, options, config)
+    if not shape_only and next_job(study, folder) is not None:
+        require_data(options)
+        require_caches(options)
     try:
-        with locked(folder / LOCK, busy):
-            study = _opened(folder, options, config.entries(images["backbone"]))
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder / LOCK, busy) as lock:
+            study = _opened(folder, options, config)
             write_study(study, folder)
             while (job := next_job(study, folder)) is not None:
-                study = _done(study, job, folder, report)
+                study = _done(study, job, folder, report, lock)
             write_report(study, folder)
     except OSError as error:
         raise UserError(
@@ -99,50 +122,45 @@ def pareto(
     return study
 
 
-def _make(folder: Path) -> None:
-    """Make the folder, unless it is there and is one of ours."""
+def _require_ours(folder: Path) -> None:
+    """Refuse a folder that cannot be written, or that holds something else.
+
+    The record is the first file behind the lock, and is written beside its place at first.
+    """
     require_writable(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        taken = not (folder / FILE).exists() and any(own.name != LOCK for own in folder.iterdir())
+        others = {own.name for own in folder.iterdir()} - {LOCK, f"{FILE}.partial"} if folder.exists() else set()
     except OSError as error:
-        raise UserError(f"{str(folder)!r} cannot be made ({reason(error)}): choose another --out.") from error
-    if taken:
+        raise UserError(f"{str(folder)!r} cannot be read ({reason(error)}): choose another --out.") from error
+    if others and not (folder / FILE).exists():
         raise UserError(f"{str(folder)!r} holds something else than a comparison: choose another --out.")
 
 
-def _opened(folder: Path, options: dict[str, Any], methods: list[str]) -> Study:
-    """Read the study of a folder, or begin one.
+def _opened(folder: Path, options: dict[str, Any], config: ParetoConfig) -> Study:
+    """Read the study of a folder, with these methods beside those that it has, or begin one.
 
     Raises:
         UserError: for a study with other options, or a backbone that nobody knows.
     """
-    backbone = options["backbone"] if options["backbone"] == CHECKPOINT else full_name(options["backbone"])
-    found = load_study(folder)
+    if options["backbone"] != CHECKPOINT:
+        full_name(options["backbone"])
+    methods, found = config.entries(options["backbone"]), load_study(folder)
     if found is None:
-        return Study(options, methods, machine(), _given(options, backbone))
+        return Study(options, methods, machine(), _given(options))
     require_same(folder, options, found.options)
-    return replace(found.retried(), methods=methods, machine=machine())
+    added = [method for method in methods if method not in found.methods]
+    return replace(found.retried(), methods=[*found.methods, *added], machine=machine())
 
 
-def _given(options: Mapping[str, Any], backbone: str) -> dict[str, Work]:
-    """Note what is known of the extraction of a cache that is given, which must be of this backbone.
-
-    Raises:
-        UserError: for a cache that is not of this backbone.
-    """
+def _given(options: Mapping[str, Any]) -> dict[str, Work]:
+    """Note what is known of the extraction of a cache that is given."""
     if options["cache"] is None:
         return {}
     cache = open_cache(options["cache"])
-    if (of := cache.manifest.fields["backbone"]["name"]) != backbone and options["backbone"] != CHECKPOINT:
-        raise UserError(
-            f"cache {options['cache']!r} is of backbone {of!r}, not of {backbone!r}: choose one of the two."
-        )
-    seconds = extraction_seconds(cache.path, cache.manifest)
-    return {CACHE: Work(1, 0 if seconds is None else 1, seconds or 0.0, result={"peak_gb": None})}
+    return {CACHE: Work(Extraction(None), seconds=extraction_seconds(cache.path, cache.manifest))}
 
 
-def _done(study: Study, job: Job, folder: Path, report: Report) -> Study:
+def _done(study: Study, job: Job, folder: Path, report: Report, lock: int) -> Study:
     """Do a piece of work, and write down what came of it.
 
     Raises:
@@ -150,21 +168,23 @@ def _done(study: Study, job: Job, folder: Path, report: Report) -> Study:
     """
     report(study, job, "")
     if job.kind == TRAIN and has_adapter(job.place):  # its process came to the end, and this one did not see it
-        study = study.found(job.name, _of_same_images(study, trained(job.place)))
-        write_study(study, folder)
-        return study
-    study = study.begun(job.name)
+        work = _outcome(study, job, _Ended())
+    else:
+        whole, began = not _begun(job), perf_counter()
+        ended = _run(study, job, report, lock)
+        work = _outcome(study, job, ended, perf_counter() - began if whole else None)
+    study = study.ended(job.name, work)
     write_study(study, folder)
-    began = perf_counter()
-    outcome: dict[str, Any] = {}
-    try:
-        outcome = _outcome(study, job, _run(study, job, report))
-    finally:
-        study = study.ended(job.name, perf_counter() - began, **outcome)
-        write_study(study, folder)
-    if job.kind == EXTRACT and study.work(job.name).error is not None:
-        raise UserError(f"the extraction of {str(job.place)!r} failed: {study.work(job.name).error}")
+    if job.kind == EXTRACT and work.error is not None:
+        raise UserError(f"the extraction of {str(job.place)!r} failed: {work.error}")
     return study
+
+
+def _begun(job: Job) -> bool:
+    """Whether another process did a part of a piece of work, which is not done again."""
+    if job.kind == TRAIN:
+        return (job.place / RUN_CHECKPOINT).exists()
+    return job.kind == EXTRACT and job.place.exists()
 
 
 @dataclass
@@ -184,10 +204,10 @@ class _Ended:
     line: str = ""
 
 
-def _run(study: Study, job: Job, report: Report) -> _Ended:
-    """Run a piece of work in a process of its own."""
+def _run(study: Study, job: Job, report: Report, lock: int) -> _Ended:
+    """Run a piece of work in a process of its own, which holds the lock of the comparison, too, until it ends."""
     ended = _Ended()
-    with Children([Command(_words(study, job), {})]) as children:
+    with Children([Command(_words(study, job), {}, [lock])]) as children:
         for message in children.messages():
             if message.told is not None:
                 ended.told = message.told
@@ -213,8 +233,14 @@ def _words(study: Study, job: Job) -> list[str]:
     return [*python, CHILD, *job.words]
 
 
-def _outcome(study: Study, job: Job, ended: _Ended) -> dict[str, Any]:
-    """Give what came of a piece of work: ``result`` or ``error``.
+def _outcome(study: Study, job: Job, ended: _Ended, seconds: float | None = None) -> Work:
+    """Give what came of a piece of work.
+
+    Args:
+        study: as far as it has come.
+        job: the piece of work.
+        ended: how its process ended.
+        seconds: that this took; ``None``: it did not do all of it.
 
     Raises:
         KeyboardInterrupt: if the process was asked to stop, as this one is.
@@ -224,28 +250,32 @@ def _outcome(study: Study, job: Job, ended: _Ended) -> dict[str, Any]:
         if number in STOPPED:
             raise KeyboardInterrupt
         if number == signal.SIGKILL:
-            return {"error": "it was killed, as the system does where memory runs out."}
-        return {"error": ended.error or f"it failed with exit code {ended.code} ({ended.line})."}
-    if job.kind == EXTRACT:
-        return {"result": {"peak_gb": ended.told["peak"] / 1e9}}
-    if job.kind == COST:
-        return {"result": ended.told}
+            return Work(error="it was killed, as the system does where memory runs out.")
+        return Work(error=ended.error or f"it failed with exit code {ended.code} ({ended.line}).")
     try:
-        return {"result": _of_same_images(study, trained(job.place)) if job.kind == TRAIN else tested(job.place)}
-    except UserError as error:
-        return {"error": str(error)}
+        return Work(_result(study, job, ended, whole=seconds is not None), seconds=seconds)
+    except (UserError, UnreadableError) as error:
+        return Work(error=str(error))
 
 
-def _of_same_images(study: Study, result: dict[str, Any]) -> dict[str, Any]:
+def _result(study: Study, job: Job, ended: _Ended, *, whole: bool) -> Result:
+    if job.kind == EXTRACT:
+        return Extraction(ended.told["peak"] / 1e9 if whole else None)
+    if job.kind == COST:
+        return fit(ended.told, NoiseCost)
+    return _of_same_images(study, trained(job.place)) if job.kind == TRAIN else tested(job.place)
+
+
+def _of_same_images(study: Study, result: Training) -> Training:
     """Pass the figures of a training on.
 
     Raises:
-        UserError: if others were trained on other images, as from a cache that was given.
+        UserError: if others were trained on other images.
     """
-    known = {own["images"] for work in study.works.values() if (own := work.result) is not None and "images" in own}
-    if known - {result["images"]}:
+    known = {own.images for work in study.works.values() if isinstance(own := work.result, Training)}
+    if known - {result.images}:
         raise UserError(
-            "it was trained on other images than the methods before it: name a cache of this data set with --cache, or "
-            "leave it out, and choose another --out."
+            "it was trained on other images than the methods before it: put the data set back as it was, or choose "
+            "another --out."
         )
     return result

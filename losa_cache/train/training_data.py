@@ -291,7 +291,7 @@ def from_backbone(
     )
     manifest, running = inputs.manifest, inputs.backbone
     if cache is not None:
-        _require_same_images(cache, inputs)
+        require_same_images(cache, inputs)
     samples = np.arange(len(inputs.samples)) if cache is None else cache.samples
     if cache is None:
         targets = targets_of_images(inputs, config, given_targets, names)
@@ -358,7 +358,7 @@ def _memoised(source: Source, size: int, device: torch.device) -> MemoisedSource
     return MemoisedSource(source, device) if size <= KEEP_SHARE * available_memory(torch.device("cpu")) else None
 
 
-def _require_same_images(cache: ActivationCache, inputs: "Inputs") -> None:
+def require_same_images(cache: ActivationCache, inputs: "Inputs") -> None:
     """Refuse a cache of other images, or of another backbone.
 
     Raises:

@@ -4,8 +4,8 @@ from typing import Any
 from losa_cache.inputs_config import ImageConfig
 from losa_cache.options import options_of
 from losa_cache.pareto.config import ParetoConfig, stored
-from losa_cache.pareto.plan import COST, EXTRACT, TEST, next_job
-from losa_cache.pareto.record import Study
+from losa_cache.pareto.plan import EXTRACT, next_job
+from losa_cache.pareto.record import COST, TEST, Accuracy, Extraction, NoiseCost, Result, Study, Training, Work
 
 ALL = (
     *("losa", "losa@4", "losa:online", "linear", "lst", "fusion", "attentive", "full"),
@@ -25,12 +25,12 @@ def options(config: ParetoConfig | None = None, **given: Any) -> dict[str, Any]:
     return stored(images(), config or ParetoConfig()) | others | given
 
 
-def made_up(number: int, total: int) -> dict[str, Any]:
+def made_up(number: int, total: int, **given: Any) -> Training:
     """Figures of a training: later methods cost more, and the accuracy rises and falls."""
     share = number / max(1, total - 1)
-    return {
+    found = {
         "images": "sha256:00ff",
-        "train_seconds": 10 * 10**share,
+        "epoch_seconds": 10 * 10**share,
         "images_per_second": 600 / 10 ** (2 * share),
         "peak_gb": 1 + 3 * share,
         "joules": None,
@@ -39,25 +39,23 @@ def made_up(number: int, total: int) -> dict[str, Any]:
         "val_top1": 90 - 20 * (share - 0.5) ** 2,
         "val_loss": 0.3,
     }
+    return Training(**found | given)
 
 
 def finished(study: Study, folder: Path = Path("study")) -> Study:
     """Do everything that is left, with made-up figures."""
     while (job := next_job(study, folder)) is not None:
         number = 0 if job.entry is None else study.methods.index(job.entry)
-        figures = made_up(number, len(study.methods))
+        result: Result = made_up(number, len(study.methods))
         if job.kind == EXTRACT:
-            result: dict[str, Any] = {"peak_gb": 1.5}
+            result = Extraction(1.5)
         elif job.kind == TEST:
             seed = int(job.name.split("seed-")[1].split("/")[0])
-            result = {"top1": figures["val_top1"] + 0.4 * seed - 3 * (number % 3 == 1), "samples": 448}
+            result = Accuracy(result.val_top1 + 0.4 * seed - 3 * (number % 3 == 1), 448)
         elif job.kind == COST:
-            result = {"images_per_second": figures["images_per_second"], "peak_gb": figures["peak_gb"], "gmacs": 4.2}
-            counts = figures["parameters"]
-            result |= {"parameters": sum(counts.values()), "classifier": counts["classifier"]} if job.entry else {}
-        else:
-            result = figures
-        study = study.begun(job.name).ended(job.name, 20.0 + number, result=result)
+            counts = (sum(result.parameters.values()), result.parameters["classifier"]) if job.entry else ()
+            result = NoiseCost(result.images_per_second, result.peak_gb, 4.2, *counts)
+        study = study.ended(job.name, Work(result, seconds=20.0 + number))
     return study
 
 

@@ -6,7 +6,10 @@ from typer.main import get_command
 from losa_cache.cli import app
 from losa_cache.pareto.config import ParetoConfig
 from losa_cache.pareto.entries import parse_entry
-from losa_cache.pareto.plan import chosen_rate, jobs, next_job, total
+from losa_cache.pareto.plan import chosen_rate, jobs, next_job, progress
+from losa_cache.pareto.record import Extraction, Work
+from losa_cache.pareto.rows import rows
+from losa_cache.pareto.table import notes
 from tests.pareto.studies import ALL, finished, made_up, study
 
 FOLDER = Path("study")
@@ -32,7 +35,8 @@ def test_everything_is_done_once_in_its_order():
         "full/lr-3.2e-05/seed-1",
         "full/lr-3.2e-05/seed-1/test",
     ]
-    assert total(whole) == len(whole.works)
+    assert progress(whole) == (len(whole.works), len(whole.works))
+    assert progress(study("losa", "full", config=ParetoConfig(seeds=2))) == (0, len(whole.works))
     assert next_job(whole, FOLDER) is None
 
 
@@ -50,11 +54,11 @@ def test_the_best_held_out_accuracy_decides_then_the_loss_and_what_failed_is_pas
     begun, entry = study("losa", cache="c", test_cache="t"), parse_entry("losa")
     for top1, loss, rate in ((80, 0.5, "0.00032"), (80, 0.4, "0.001")):
         assert chosen_rate(begun, entry) is None
-        figures = made_up(0, 1) | {"val_top1": top1, "val_loss": loss}
-        begun = begun.begun(name := f"losa/lr-{rate}/held-out").ended(name, 1.0, result=figures)
+        figures = made_up(0, 1, val_top1=top1, val_loss=loss)
+        begun = begun.ended(f"losa/lr-{rate}/held-out", Work(figures, seconds=1.0))
     last = next_job(begun, FOLDER)
     assert last is not None
-    failed = begun.begun(last.name).ended(last.name, 1.0, error="the loss of epoch 1 is nan.")
+    failed = begun.ended(last.name, Work(error="the loss of epoch 1 is nan."))
     assert chosen_rate(failed, entry) == 1e-3
     assert next_job(failed, FOLDER).name == "losa/lr-0.001/seed-0"
     assert next_job(failed.retried(), FOLDER).name == last.name
@@ -67,14 +71,39 @@ def test_without_a_choice_nothing_is_held_out():
 
 def test_a_training_that_failed_is_not_tested_and_the_next_method_goes_on():
     begun = study("losa", "full", config=ParetoConfig(rates=1, seeds=1), cache="c", test_cache="t")
-    begun = begun.begun(name := "losa/lr-0.001/seed-0").ended(name, 1.0, error="it was killed.")
+    begun = begun.ended("losa/lr-0.001/seed-0", Work(error="it was killed."))
     assert next_job(begun, FOLDER).name == "full/lr-0.0001/seed-0"
+    assert progress(begun) == (1, 3)  # the test of the first will not be done
+    assert progress(finished(begun)) == (3, 3)
+
+
+def test_a_training_that_diverged_is_never_chosen():
+    """Its top-1 is that of outputs that are not numbers, which count as class 0."""
+    begun, entry = study("losa", config=ParetoConfig(rates=2), cache="c", test_cache="t"), parse_entry("losa")
+    for rate, figures in (
+        ("0.001", made_up(0, 1, val_top1=60.0, val_loss=1.3)),
+        ("0.0032", made_up(0, 1, val_loss=None)),
+    ):
+        begun = begun.ended(f"losa/lr-{rate}/held-out", Work(figures))
+    assert chosen_rate(begun, entry) == 1e-3
+    (row,) = rows(begun)
+    assert row.failures == ("at rate 0.0032: its held-out loss was not finite: it diverged.",)
+    assert f"losa {row.failures[0]}" in notes(begun)
+    lost = begun.ended("losa/lr-0.001/held-out", Work(made_up(0, 1, val_loss=None)))
+    assert chosen_rate(lost, entry) is None
+    assert "diverged" in rows(lost)[0].error
+    assert next_job(lost, FOLDER) is None
+
+
+def test_a_cache_that_is_given_is_no_piece_of_work():
+    begun = study("losa", config=ParetoConfig(rates=1, seeds=1), cache="c", test_cache="t")
+    assert progress(begun.ended("train.zarr", Work(Extraction(None)))) == (0, 2)
 
 
 def test_costs_alone_need_no_data():
     shapes = finished(study("losa", "full", shape_only=True, dataset=None))
     assert list(shapes.works) == ["extraction/cost", "losa/cost", "full/cost"]
-    assert total(shapes) == 3
+    assert progress(shapes) == (3, 3)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

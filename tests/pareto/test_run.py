@@ -4,9 +4,10 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from time import sleep
+from time import perf_counter, sleep
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from losa_cache.lock import locked
 from losa_cache.pareto import run as effects
 from losa_cache.pareto.config import ParetoConfig
 from losa_cache.pareto.plan import TRAIN
-from losa_cache.pareto.record import FILE, load_study
+from losa_cache.pareto.record import FILE, Accuracy, Extraction, Work, load_study
 from losa_cache.pareto.rows import rows
 from losa_cache.pareto.run import pareto
 from losa_cache.sidenet.adapter_folder import read_metrics
@@ -46,7 +47,7 @@ def here(monkeypatch, tmp_path):
     """Run each command in this process: a process of its own takes seconds to begin. Gives the commands that ran."""
     ran: list[list[str]] = []
 
-    def run(study, job, report):
+    def run(study, job, report, lock):
         _, _, _, _, *words = effects._words(study, job)
         ran.append(words)
         try:
@@ -83,7 +84,8 @@ def test_cached_and_online_trainings_learn_of_the_same_samples(here, data, tmp_p
             held_out[name] = own["samples"]
     assert len(held_out) == 6
     assert len(set(held_out.values())) == 1
-    assert {load_study(tmp_path / "study").result(name)["samples"] for name in found.works if "/test" in name} == {16}
+    tests = [own for work in found.works.values() if isinstance(own := work.result, Accuracy)]
+    assert [own.samples for own in tests] == [16] * 3
     for name in ("pareto.html", "pareto.png", "pareto.md"):
         assert (tmp_path / "study" / name).stat().st_size > 0
 
@@ -96,7 +98,10 @@ def test_what_is_done_is_read_and_what_is_new_is_added(here, data, tmp_path):
     assert again == first
     more = pareto(asked(data), out=tmp_path / "study", config=ParetoConfig(methods="fusion,linear", **SMALL))
     assert {word for words in here for word in words if word in ("linear", "fusion")} == {"fusion"}
-    assert [row.name for row in rows(more)] == ["fusion", "linear"]
+    assert [row.name for row in rows(more)] == ["linear", "fusion"]
+    assert rows(more)[0] == rows(first)[0]
+    only = pareto(asked(data), out=tmp_path / "study", config=ParetoConfig(methods="linear", **SMALL))
+    assert only == more  # nothing that was compared goes
     with pytest.raises(UserError, match="epochs 1, not 2"):
         pareto(asked(data), out=tmp_path / "study", config=ParetoConfig(**SMALL | {"epochs": 2}))
 
@@ -126,12 +131,12 @@ def test_a_kill_before_any_record_loses_nothing_that_was_done(here, data, tmp_pa
             break
         except KilledError:
             continue
-    assert step > 5
+    assert step > 3
     assert list(found.works) == list(whole.works)
     measured = ("val_top1", "val_loss", "top1", "parameters", "macs")
     for name, work in whole.works.items():
         ours = found.works[name].result
-        assert {key: ours.get(key) for key in measured} == {key: work.result.get(key) for key in measured}
+        assert [getattr(ours, key, None) for key in measured] == [getattr(work.result, key, None) for key in measured]
     trained = [words[words.index("--out") + 1] for words in here if words[0] == TRAIN]
     assert len(trained) == len(set(trained)) == 3  # none began twice
 
@@ -149,12 +154,50 @@ def test_a_training_that_was_interrupted_goes_on(here, data, tmp_path, monkeypat
         patched.setattr(training, "save_run", stop)  # behind the last epoch
         with pytest.raises(StoppedError):
             pareto(asked(data), out=tmp_path / "study", config=config)
-    work = load_study(tmp_path / "study").work(name)
-    assert (work.attempts, work.timed, work.over) == (1, 1, False)
+    assert not load_study(tmp_path / "study").work(name).over
     assert effects._run is real
     found = pareto(asked(data), out=tmp_path / "study", config=config)
     assert here[-2] == ["train", "--resume", str(tmp_path / "study" / "runs" / name)]
-    assert found.work(name).whole_seconds > work.seconds > 0  # both attempts were timed
+    assert found.work(name).seconds is None  # no process did all of it
+    (row,) = rows(found)
+    assert (row.trained, row.timed, row.train_seconds) == (1, 0, None)
+    assert row.mean is not None
+
+
+def test_an_extraction_whose_end_was_not_seen_has_neither_seconds_nor_the_memory_of_a_look_at_it(
+    here, data, tmp_path, monkeypatch
+):
+    class KilledError(BaseException):
+        pass
+
+    def dying(study, folder):
+        if study.works:
+            raise KilledError
+        write(study, folder)
+
+    write, config = effects.write_study, ParetoConfig(methods="linear", **SMALL | {"rates": 1})
+    with monkeypatch.context() as patched:
+        patched.setattr(effects, "write_study", dying)
+        with pytest.raises(KilledError):
+            pareto(asked(data), out=tmp_path / "study", config=config)
+    found = pareto(asked(data), out=tmp_path / "study", config=config)
+    assert found.work("train.zarr") == Work(Extraction(None))
+    assert found.work("test.zarr").result == Extraction(1.0)
+    assert rows(found)[0].seconds() is None
+
+
+def test_a_training_that_failed_and_then_ran_from_its_start_has_the_seconds_of_that(here, data, tmp_path, monkeypatch):
+    def fail(*_):
+        raise UserError("out of memory.")
+
+    name, config = "linear/lr-0.01/seed-0", ParetoConfig(methods="linear", **SMALL | {"rates": 1})
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "fit", lambda *_, **__: fail())
+        found = pareto(asked(data), out=tmp_path / "study", config=config)
+    assert found.work(name) == Work(error="out of memory.")
+    began = perf_counter()
+    found = pareto(asked(data), out=tmp_path / "study", config=config)
+    assert 0 < found.work(name).seconds < perf_counter() - began
 
 
 def test_a_method_that_fails_is_told_and_tried_again(here, data, tmp_path):
@@ -179,14 +222,36 @@ def test_a_cache_that_is_given_is_not_extracted_and_must_be_of_the_same_images(h
     assert "extract" not in [words[0] for words in here]
     assert [row.top1 for row in rows(again)] == [row.top1 for row in rows(first)]
     assert rows(again)[0].extract_seconds > 0  # as this user's notes have it
-    others = tmp_path / "others"
+    others, out = tmp_path / "others" / "pictures", tmp_path / "others-study"
     shutil.copytree(data, others)
     next((others / "train" / "dark").iterdir()).unlink()
-    cached, online = rows(pareto(asked(others), out=tmp_path / "others-study", config=config, **caches))
-    assert cached.error is None
-    assert "trained on other images" in online.error
-    with pytest.raises(UserError, match="is of backbone 'vit_digits'"):
-        pareto(asked(data) | {"backbone": "vit_s"}, out=tmp_path / "third", config=config, **caches)
+    swapped = {"cache": caches["test_cache"], "test_cache": caches["test_cache"]}
+    own = tmp_path / "first" / "test.zarr"
+    for pictures, precision, given, said in (
+        (others, "bfloat16", caches, "dataset.fingerprint"),
+        (data, "float16", caches, "precision"),
+        (data, "bfloat16", swapped, 'dataset.split ("train" of these images, "test" in the cache)'),
+        (data, "bfloat16", {"cache": caches["cache"], "test_cache": caches["cache"]}, "dataset.split"),
+    ):
+        with pytest.raises(UserError, match="is not of these images") as refused:
+            pareto(asked(pictures), out=out, config=replace(config, precision=precision), **given)
+        assert said in str(refused.value)
+    with pytest.raises(UserError, match=r"input.resize|img_size|backbone"):
+        pareto(asked(data) | {"resize": "exact"}, out=out, config=config, **caches)
+    assert own.exists()
+    assert not out.exists()
+
+
+def test_a_training_that_is_refused_is_told_again_and_the_others_go_on(here, data, tmp_path):
+    config = ParetoConfig(methods="linear:online", **SMALL | {"rates": 1})
+    pictures, out = tmp_path / "pictures", tmp_path / "study"
+    shutil.copytree(data, pictures)
+    pareto(asked(pictures), out=out, config=config)
+    next((pictures / "train" / "dark").iterdir()).unlink()
+    for methods in ("bitfit", "last"):
+        _, bitfit, *_ = rows(pareto(asked(pictures), out=out, config=replace(config, methods=methods)))
+        assert "trained on other images" in bitfit.error
+    assert "last" in here[-1]
 
 
 def test_a_folder_of_something_else_is_left_alone(data, tmp_path):
@@ -194,6 +259,25 @@ def test_a_folder_of_something_else_is_left_alone(data, tmp_path):
     with pytest.raises(UserError, match="something else"):
         pareto(asked(data), out=tmp_path)
     assert os.listdir(tmp_path) == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("left", [[], ["lock"], ["lock", f"{FILE}.partial"]])
+def test_a_kill_before_the_first_record_leaves_a_folder_that_can_be_used(left, here, data, tmp_path, monkeypatch):
+    for name in left:
+        (tmp_path / name).touch()
+    monkeypatch.setattr(effects, "next_job", lambda study, folder: None)
+    pareto(asked(data), out=tmp_path, config=ParetoConfig(methods="linear"))
+    assert load_study(tmp_path).methods == ["linear"]
+
+
+def test_a_process_of_a_comparison_that_was_killed_keeps_the_next_out(data, tmp_path, monkeypatch):
+    """It inherits the lock."""
+    seen = []
+    listing = ["sh", "-c", "ls -l /proc/self/fd >&2; echo 'error: that is all.' >&2; exit 2"]
+    monkeypatch.setattr(effects, "_words", lambda study, job: listing)
+    with pytest.raises(UserError, match="that is all"):
+        pareto(asked(data), out=tmp_path / "study", report=lambda study, job, line: seen.append(line))
+    assert any(line.endswith(str(tmp_path / "study" / "lock")) for line in seen)
 
 
 def test_two_processes_keep_out_of_each_others_way(data, tmp_path):
@@ -204,7 +288,51 @@ def test_two_processes_keep_out_of_each_others_way(data, tmp_path):
 def test_a_backbone_that_nobody_knows_is_refused_before_anything_is_trained(data, tmp_path):
     with pytest.raises(UserError, match="unknown backbone 'vit_x'"):
         pareto(asked(data) | {"backbone": "vit_x"}, out=tmp_path / "study")
-    assert not (tmp_path / "study" / FILE).exists()
+    assert not (tmp_path / "study").exists()
+
+
+def few_of_each(data: Path, folder: Path) -> None:
+    for name in ("dark", "bright"):
+        (folder / "train" / name).mkdir(parents=True)
+        shutil.copy(data / "train" / name / "train0.png", folder / "train" / name)
+
+
+def one_class(data: Path, folder: Path) -> None:
+    shutil.copytree(data / "train" / "dark", folder / "train" / "dark")
+    shutil.copytree(data / "test" / "dark", folder / "test" / "dark")
+
+
+def another_class(data: Path, folder: Path) -> None:
+    shutil.copytree(data / "train", folder / "train")
+    shutil.copytree(data / "test", folder / "test")
+    (folder / "test" / "dark").rename(folder / "test" / "dim")
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (few_of_each, "leaves none"),
+        (one_class, "at least two classes: add others with class folders"),
+        (another_class, "other classes than split 'train'"),
+    ],
+)
+def test_data_that_nothing_can_be_learned_from_is_refused_before_a_folder_is_made(make, said, here, data, tmp_path):
+    folder = tmp_path / "pictures"
+    make(data, folder)
+    if not (folder / "test").exists():
+        shutil.copytree(data / "test", folder / "test")
+    with pytest.raises(UserError, match=said):
+        pareto(asked(folder), out=tmp_path / "study", config=ParetoConfig(methods="linear"))
+    assert here == []
+    assert not (tmp_path / "study").exists()
+
+
+def test_a_comparison_without_any_result_is_an_error_of_the_command(here, data, tmp_path, capsys):
+    words = ["pareto", "--backbone", "vit_digits", "--dataset", "folder", "--data-dir", str(data), "--rates", "1"]
+    with pytest.raises(UserError, match=r"no method has a result. The first, last:99: .* has 8 blocks"):
+        app([*words, "--methods", "last:99", "--out", str(tmp_path / "study")], standalone_mode=False)
+    assert "last:99" in capsys.readouterr().out  # with the table nevertheless
+    assert (tmp_path / "study" / "pareto.html").exists()
 
 
 @pytest.mark.parametrize(
