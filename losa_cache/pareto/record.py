@@ -53,7 +53,7 @@ class Training(Struct, frozen=True):
     macs: Count | None
     val_top1: Percent | None
     val_loss: Amount | None
-    epoch_seconds: Amount | None = None  # records of earlier versions have none
+    epoch_seconds: Amount
 
     def __post_init__(self) -> None:
         require("classifier" in self.parameters, "the parameters of the classifier are missing")
@@ -169,21 +169,16 @@ class Study:
 
 
 class _Work(Struct):
-    """A piece of work in the file.
-
-    Earlier versions counted how many processes began it and how many of these were seen to end, and summed the seconds.
-    """
+    """A piece of work in the file."""
 
     result: dict[str, Any] | None
     error: str | None
     seconds: Amount | None
-    attempts: int = 1
-    timed: int = 1
 
     def work(self, name: str) -> Work:
         """Give it with its figures held to their kind."""
         result = None if self.result is None else fit(self.result, kind_of_result(name))
-        return Work(result, self.error, self.seconds if self.attempts == self.timed == 1 else None)
+        return Work(result, self.error, self.seconds)
 
 
 class _File(Struct):

@@ -135,20 +135,6 @@ def test_a_record_with_impossible_figures_is_refused_whatever_its_seal(name, alt
         load_study(tmp_path)
 
 
-def test_a_record_of_an_earlier_version_is_read(tmp_path):
-    """It has the seconds of all processes that began a piece of work, and how many of them were seen to end."""
-    begun = finished(study("losa", config=ParetoConfig(rates=1, seeds=3)))
-    content = begun.to_json()
-    for name, counted in ((f"losa/lr-0.001/seed-{seed}", seed + 1) for seed in range(3)):
-        content["works"][name] |= {"attempts": counted, "timed": min(2, counted), "seconds": 20.0 * counted}
-        content["works"][name]["result"] |= {"train_seconds": content["works"][name]["result"].pop("epoch_seconds")}
-    (tmp_path / FILE).write_text(json.dumps(with_seal(content)))
-    found = load_study(tmp_path)
-    assert [found.work(f"losa/lr-0.001/seed-{seed}").seconds for seed in range(3)] == [20.0, None, None]
-    (losa,) = rows(found)
-    assert (losa.train_seconds, losa.top1) == (20.0, rows(begun)[0].top1)
-
-
 def test_other_options_are_refused_by_name():
     ours = study().options
     require_same(Path("study"), ours, ours)
