@@ -29,7 +29,7 @@ OUTCOMES = (RIGHT, SENTENCE, OTHER, TRACEBACK, SILENT)
 SHARD_BYTES = 450_000  # four images of vit_digits in bfloat16: a cache of 24 images has six shards
 HANG_SECONDS = 25
 TIMES = ("train_seconds", "train_read", "train_peak_gb", "train_images", "train_cpu", "train_gpu", "limiter")
-"""Of a line of metrics, what depends on the clock and on the machine."""
+"""These parts of a line of metrics depend on the clock and on the machine."""
 
 
 @dataclass(frozen=True)

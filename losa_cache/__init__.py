@@ -46,8 +46,9 @@ if TYPE_CHECKING:
     from losa_cache.targets.target_set import TargetSet
     from losa_cache.train.batch import Batch
     from losa_cache.train.batches import Batches, TensorBatch, batches
-    from losa_cache.train.config import OnlineConfig, TrainConfig
+    from losa_cache.train.config import TrainConfig
     from losa_cache.train.evaluate_run import evaluate_run
+    from losa_cache.train.online_config import OnlineConfig
     from losa_cache.train.stacked_adamw import StackedAdamW
     from losa_cache.train.train import TrainResult, resume, train
     from losa_cache.train.trained_adapter import TrainedAdapter, load_adapter
@@ -66,7 +67,7 @@ _HOMES = {
     "FrozenTail": "losa_cache.sidenet.tail",
     "LoSA": "losa_cache.sidenet.losa",
     "LoSAStack": "losa_cache.sidenet.losa_stack",
-    "OnlineConfig": "losa_cache.train.config",
+    "OnlineConfig": "losa_cache.train.online_config",
     "PlanConfig": "losa_cache.extract.config",
     "PredictConfig": "losa_cache.apply.predict.config",
     "Predictions": "losa_cache.apply.predict.predict",

@@ -169,6 +169,16 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
+def begin_child() -> Tell:
+    """In a child: follow the parent (:func:`end_with_parent`) and talk to it (:func:`teller`), ready to compute."""
+    end_with_parent()
+    tell = teller()
+    from losa_cache.terminal import prepare
+
+    prepare()
+    return tell
+
+
 def teller() -> Tell:
     """In a child: give a function that tells the parent something.
 

@@ -44,7 +44,8 @@ from losa_cache.inputs_config import PANEL as IMAGES
 from losa_cache.options import options_of
 from losa_cache.sweep.engine.config import options_of_sweep
 from losa_cache.terminal import Commands
-from losa_cache.train.config import OnlineConfig, TrainConfig, of_recipe
+from losa_cache.train.config import TrainConfig, of_recipe
+from losa_cache.train.online_config import OnlineConfig
 from losa_cache.train.sample_files import require_opens, require_sample_files
 from losa_cache.train.stored import options_of_run, read_run
 

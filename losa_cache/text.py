@@ -1,10 +1,12 @@
-"""Text from outside on its way to a terminal."""
+"""Text from outside on its way to a terminal, and tables."""
 
 import sys
 import unicodedata
 from collections.abc import Sequence
 from typing import TextIO
 
+NONE = "-"
+"""The cell of what is not known."""
 _UNSAFE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # control, format (bidirectional), surrogates, line separators
 
 
@@ -31,6 +33,15 @@ def columns(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(
         "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
         for line in safe
+    )
+
+
+def markdown_table(lines: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Write cells as a table in Markdown: the first line is its head, and the first ``left`` columns are flush left."""
+    head, *others = lines
+    rule = ["---"] * left + ["---:"] * (len(head) - left)
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in (head, rule, *others)
     )
 
 

@@ -18,7 +18,8 @@ from losa_cache.cli_common import given
 from losa_cache.errors import UserError
 from losa_cache.extract.config import ExtractConfig, PlanConfig
 from losa_cache.sweep.engine.config import SweepConfig
-from losa_cache.train.config import PAPER, RECIPES, OnlineConfig, TrainConfig
+from losa_cache.train.config import PAPER, RECIPES, TrainConfig
+from losa_cache.train.online_config import OnlineConfig
 from tests.conftest import results, tiny_backbone, tiny_samples
 
 VERBS = get_command(app).commands

@@ -1,8 +1,7 @@
 """A comparison for the terminal. Pure."""
 
 from losa_cache.compare.record import Comparison, Method
-from losa_cache.sweep.vtab.table import NONE
-from losa_cache.text import columns, shown
+from losa_cache.text import NONE, columns, shown
 
 HEAD = [
     "method",

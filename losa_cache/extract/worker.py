@@ -13,7 +13,7 @@ from time import perf_counter
 from typing import Any
 
 from losa_cache.__main__ import command
-from losa_cache.children import Tell, end_with_parent, teller
+from losa_cache.children import Tell, begin_child
 from losa_cache.extract.meter import Meter
 
 TELL_SECONDS = 0.2
@@ -52,11 +52,7 @@ def main() -> None:
 
 
 def _extract(wanted: Mapping[str, Any]) -> None:
-    end_with_parent()
-    tell = teller()
-    from losa_cache.terminal import prepare
-
-    prepare()
+    tell = begin_child()
     import torch
 
     if "OMP_NUM_THREADS" not in os.environ:  # which says it of each process

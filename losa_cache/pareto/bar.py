@@ -6,7 +6,7 @@ from losa_cache.pareto.record import Accuracy, Study, Training
 from losa_cache.text import shown
 
 LETTERS = 60
-"""Of what a process says, for which a line has room."""
+"""A line has room for so many letters of what a process says."""
 
 
 class ParetoBar(PassBar):

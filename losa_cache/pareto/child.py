@@ -4,7 +4,7 @@ Its arguments are those of the command. At the end it tells its peak memory in b
 """
 
 from losa_cache.__main__ import command
-from losa_cache.children import end_with_parent, teller
+from losa_cache.children import begin_child
 
 
 def main() -> None:
@@ -13,12 +13,9 @@ def main() -> None:
 
 
 def _run() -> None:
-    end_with_parent()
-    tell = teller()
+    tell = begin_child()
     from losa_cache.cli import app
-    from losa_cache.terminal import prepare
 
-    prepare()
     try:
         app()
     except SystemExit as end:  # as every command ends

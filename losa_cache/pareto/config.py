@@ -16,7 +16,7 @@ from losa_cache.tuned.spec import METHODS
 MOST = 100
 """Seeds, or learning rates, of one method."""
 CLASSES = 100
-"""Of the classifier where costs alone are measured."""
+"""The classifier has so many classes where costs alone are measured."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,7 +34,7 @@ BARS = (
 
 
 LEAST = 0.2
-"""Of its largest value, what an axis spans at least, so that small differences look small."""
+"""An axis spans at least this share of its largest value, so that small differences look small."""
 
 
 def draw(found: Sequence[Row], title: str) -> "Figure":

@@ -12,7 +12,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from losa_cache.__main__ import command
-from losa_cache.children import end_with_parent, teller
+from losa_cache.children import begin_child
 
 if TYPE_CHECKING:
     import torch
@@ -33,11 +33,7 @@ def main() -> None:
 
 
 def _run() -> None:
-    end_with_parent()
-    tell = teller()
-    from losa_cache.terminal import prepare
-
-    prepare()
+    tell = begin_child()
     tell(measure(json.loads(sys.argv[1])))
 
 

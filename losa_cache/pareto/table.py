@@ -7,8 +7,7 @@ from losa_cache.pareto.entries import named_in
 from losa_cache.pareto.plan import CACHE, EXTRACTION_COST
 from losa_cache.pareto.record import Extraction, NoiseCost, Study
 from losa_cache.pareto.rows import CACHED, SIDE, TRIALS, Row, on_any_front, rows
-from losa_cache.sweep.vtab.table import NONE
-from losa_cache.text import columns, shown
+from losa_cache.text import NONE, columns, markdown_table, shown
 from losa_cache.train.config import TrainConfig, of_recipe
 
 PAPER_SPEED, PAPER_POINTS = 2.35, 0.4
@@ -84,11 +83,10 @@ def text(study: Study) -> str:
 def markdown(study: Study) -> str:
     """Lay it out in Markdown."""
     head, lines = cells(study)
-    rule = ["---", "---", *(["---:"] * (len(head) - 2))]
-    table = "\n".join(
-        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in [head, rule, *lines]
+    return (
+        "\n\n".join([f"# {shown(study.title)}", markdown_table([head, *lines], left=2), *map(shown, notes(study))])
+        + "\n"
     )
-    return "\n\n".join([f"# {shown(study.title)}", table, *map(shown, notes(study))]) + "\n"
 
 
 def notes(study: Study) -> list[str]:

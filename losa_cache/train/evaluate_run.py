@@ -25,12 +25,13 @@ from losa_cache.tasks import CLASSIFICATION, Task, get_task
 from losa_cache.train.all_layers import unfit
 from losa_cache.train.cache_of_run import cache_of_run
 from losa_cache.train.compatible import misfit, misfit_of_cache, of_tokens, require_fit, target_name, trained_of
-from losa_cache.train.config import SHUFFLE, OnlineConfig, TrainConfig
+from losa_cache.train.config import SHUFFLE, TrainConfig
 from losa_cache.train.diverged import DivergedError, blame
 from losa_cache.train.evaluate import evaluate
 from losa_cache.train.evaluation_groups import groups_to_report
 from losa_cache.train.held_out_caches import caches_to_test
 from losa_cache.train.loop import Progress
+from losa_cache.train.online_config import OnlineConfig
 from losa_cache.train.placement import Placement
 from losa_cache.train.run import Run
 from losa_cache.train.saved import OWN, describe

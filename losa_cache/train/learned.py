@@ -11,7 +11,8 @@ from losa_cache.targets.read import open_source, read_targets
 from losa_cache.targets.source import Source
 from losa_cache.targets.target_set import CLASS, LABELS, TargetSet
 from losa_cache.tasks import Task, get_task
-from losa_cache.train.config import WEIGHT, OnlineConfig, TrainConfig
+from losa_cache.train.config import WEIGHT, TrainConfig
+from losa_cache.train.online_config import OnlineConfig
 from losa_cache.train.sample_files import CLASS_HEADER, names_file, parse_weights
 from losa_cache.train.selection import Selection
 

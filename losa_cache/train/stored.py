@@ -11,7 +11,8 @@ from losa_cache.errors import UserError
 from losa_cache.files import without_seal
 from losa_cache.options import options_of
 from losa_cache.outside import UnreadableError, fit, parse_json, read_file
-from losa_cache.train.config import EARLIER, OnlineConfig, TrainConfig
+from losa_cache.train.config import EARLIER, TrainConfig
+from losa_cache.train.online_config import OnlineConfig
 from losa_cache.train.sample_files import MOST_BYTES
 
 # Files that options name. The run keeps a copy, since it is resumed and evaluated when theirs may have changed or gone.

@@ -22,11 +22,12 @@ from losa_cache.options import lists_options
 from losa_cache.points import LAST
 from losa_cache.sidenet.adapter_folder import FOLDER
 from losa_cache.train.cache_of_run import cache_of_run
-from losa_cache.train.config import OnlineConfig, TrainConfig, idle, of_recipe
+from losa_cache.train.config import TrainConfig, idle, of_recipe
 from losa_cache.train.diverged import DivergedError, blame, require_outputs
 from losa_cache.train.learned import targets_of
 from losa_cache.train.loop import Progress, Report, fit
 from losa_cache.train.memory_check import require_memory
+from losa_cache.train.online_config import OnlineConfig
 from losa_cache.train.placement import Placement
 from losa_cache.train.run import RUNS, Run, TakenError, next_run_path, require_place
 from losa_cache.train.saved import described, new_model, save_run

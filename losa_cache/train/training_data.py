@@ -26,7 +26,7 @@ from losa_cache.targets.target_set import TargetSet
 from losa_cache.tasks import Task, get_task
 from losa_cache.train.batch import Source
 from losa_cache.train.cached import open_cached
-from losa_cache.train.config import OnlineConfig, TrainConfig
+from losa_cache.train.config import TrainConfig
 from losa_cache.train.learned import (
     fitted,
     named_sets,
@@ -38,6 +38,7 @@ from losa_cache.train.learned import (
 )
 from losa_cache.train.memoised import MemoisedSource
 from losa_cache.train.mixed import MixedSource
+from losa_cache.train.online_config import OnlineConfig
 from losa_cache.train.placement import Placement
 from losa_cache.train.pooled_source import PooledSource
 from losa_cache.train.selection import Selection, select

@@ -100,13 +100,7 @@ def around_branches(trunk: Trunk, kind: str, around: type[Branch], make: Callabl
         UserError: for a trunk whose blocks have no such branch.
     """
     number = 1 + BRANCHES.index(kind)
-    for block in trunk.blocks:
-        branch = getattr(block, kind, None)
-        if not isinstance(branch, nn.Module):
-            raise UserError(
-                f"the blocks of backbone {trunk.name!r} have no {kind} of their own: choose a plain ViT, or another "
-                "method."
-            )
+    for block, branch in trunk.branches(kind):
         setattr(block, kind, around(branch, _take_scale(block, number), like(trunk, make())))
 
 

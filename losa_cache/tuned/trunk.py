@@ -45,11 +45,23 @@ class Trunk:
         Raises:
             UserError: for a trunk whose blocks have no such part.
         """
-        for block in self.blocks:
-            part = getattr(block, name, None)
-            if not isinstance(part, nn.Module):
-                raise UserError(f"the blocks of backbone {self.name!r} have no {name}: choose another method.")
+        for _, part in self.branches(name):
             part.requires_grad_(True)
+
+    def branches(self, name: str) -> Iterator[tuple[nn.Module, nn.Module]]:
+        """Give every block, and its branch of this name: ``attn`` or ``mlp``.
+
+        Raises:
+            UserError: for a trunk whose blocks have no such branch.
+        """
+        for block in self.blocks:
+            branch = getattr(block, name, None)
+            if not isinstance(branch, nn.Module):
+                raise UserError(
+                    f"the blocks of backbone {self.name!r} have no {name} of their own: choose a plain ViT, or another "
+                    "method."
+                )
+            yield block, branch
 
     def linears(self, place: str) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
         """Give the linear layer at a place (``LINEARS``) of every block: its parent, its name there, and itself.

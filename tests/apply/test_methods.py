@@ -11,8 +11,8 @@ import losa_cache as lc
 from losa_cache.apply import adapted
 from losa_cache.apply.export import onnx_file
 from losa_cache.apply.export.config import SUFFIXES
-from losa_cache.train.config import OnlineConfig
 from losa_cache.train.evaluate_run import evaluated
+from losa_cache.train.online_config import OnlineConfig
 from losa_cache.tuned.rebuild import trunk_of
 from losa_cache.tuned.spec import parse_method
 from tests.apply.serving import ask, png, serving

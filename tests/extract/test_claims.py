@@ -23,7 +23,7 @@ IMAGES = 12
 
 @pytest.fixture
 def claims(tmp_path):
-    """Of this process, on a cache that is not there yet."""
+    """This process has them, on a cache that is not there yet."""
     receipts = LocalPath(tmp_path / "c.zarr.receipts")
     receipts.mkdir()
     with_all = Claims(receipts)

@@ -14,7 +14,7 @@ from losa_cache.errors import UserError
 from losa_cache.extract.extract import extract
 from losa_cache.extract.recompute import reopen
 from losa_cache.inputs import describe
-from losa_cache.train.config import OnlineConfig
+from losa_cache.train.online_config import OnlineConfig
 from tests.conftest import tiny_backbone, tiny_samples
 
 

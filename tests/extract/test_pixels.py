@@ -17,7 +17,7 @@ from losa_cache.cache.inspect import inspect_cache
 from losa_cache.data.load import load_samples
 from losa_cache.data.pixel_rules import PixelRules, parse_rules
 from losa_cache.errors import UserError
-from losa_cache.train.config import OnlineConfig
+from losa_cache.train.online_config import OnlineConfig
 
 RULES = {"range": "0..4095", "channels": "4,3,2", "page": 2}
 FIELDS = {"range": "0..4095", "channels": [4, 3, 2], "page": 2}

@@ -21,7 +21,8 @@ from losa_cache.targets.add import add_targets, remove_targets
 from losa_cache.targets.from_table import Table
 from losa_cache.targets.source import Source
 from losa_cache.targets.target_set import CLASS, DEPTH, MASK, MULTILABEL, NUMBERS, TargetSet
-from losa_cache.train.config import OnlineConfig, TrainConfig
+from losa_cache.train.config import TrainConfig
+from losa_cache.train.online_config import OnlineConfig
 from losa_cache.train.placement import Placement
 from losa_cache.train.training_data import open_training_data
 from tests.conftest import losa_cache, tiny_backbone, tiny_samples

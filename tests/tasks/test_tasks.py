@@ -14,7 +14,8 @@ import losa_cache as lc
 from losa_cache import tasks
 from losa_cache.sweep.report.findings import findings
 from losa_cache.tasks.classification import TASK
-from losa_cache.train.config import OnlineConfig, TrainConfig
+from losa_cache.train.config import TrainConfig
+from losa_cache.train.online_config import OnlineConfig
 from tests.conftest import results, tiny_backbone, tiny_samples
 
 EXTRA = str(Path(__file__).parent / "extra")

@@ -11,7 +11,8 @@ import losa_cache as lc
 from losa_cache.sidenet.dense import DenseAdapter
 from losa_cache.targets.add import add_targets
 from losa_cache.targets.target_set import DEPTH, MASK, TargetSet
-from losa_cache.train.config import OnlineConfig, TrainConfig
+from losa_cache.train.config import TrainConfig
+from losa_cache.train.online_config import OnlineConfig
 from tests.conftest import results, tiny_backbone, tiny_samples
 
 OPTIONS = {"rank": 2, "epochs": 3, "batch_size": 8, "lr": 3e-2, "val_fraction": 0.3}

@@ -54,7 +54,7 @@ def test_weights_that_are_none_are_neither_trained_on_nor_saved(tiny_cache, tmp_
 
 
 def test_outputs_that_are_none_are_no_predictions(tiny_cache, tmp_path):
-    """Of an adapter of an earlier version, which kept such a training."""
+    """An adapter of an earlier version, which kept such a training, has them."""
     run = lc.train(tiny_cache, side="linear", head="last", val_fraction=0.3, out=tmp_path / "run", **ONE_STEP).run
     config = {name: own for name, own in load_adapter_config(run).items() if name not in ("seal", "sha256")}
     adapter, _ = load_whole(run, config)

@@ -16,9 +16,7 @@ from losa_cache.sweep.vtab.record import (
     paper_top1,
     published_means,
 )
-from losa_cache.text import columns
-
-NONE = "-"
+from losa_cache.text import NONE, columns, markdown_table
 
 
 @dataclass(frozen=True)
@@ -48,11 +46,10 @@ def markdown(record: VtabRecord) -> str:
     """Lay the record out in Markdown: one table."""
     labels, blocks = _table(record)
     head = ["top-1, %", *(column for block in blocks for column in block.columns)]
-    lines = [head, ["---", *(["---:"] * (len(head) - 1))]]
+    lines = [head]
     for at, label in enumerate(labels):
         lines.append([label, *(cell for block in blocks for cell in block.rows[at])])
-    table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-    return "\n\n".join([table, *notes(record)]) + "\n"
+    return "\n\n".join([markdown_table(lines), *notes(record)]) + "\n"
 
 
 def notes(record: VtabRecord) -> list[str]:
