@@ -4,7 +4,8 @@
 
 Rank 8, scale 2 (alpha 16), a linear head on the trunk's own pooling, AdamW with decay 1e-4 of matrices, warm-up over a
 tenth of the steps and a cosine, gradients of norm 1 at most, batches of 64, 20 epochs, no augmentation: the other
-methods see plain images, too. Images stay in memory as uint8; products are bfloat16 where the device has it.
+methods see plain images, too. Images stay in memory as uint8; products are bfloat16 where the device has it. On a GPU a
+step is replayed as a CUDA graph, as those of the other methods are.
 """
 
 import argparse
@@ -27,7 +28,11 @@ from losa_cache.backbone import Backbone
 from losa_cache.data.decode import View
 from losa_cache.inputs import open_inputs
 from losa_cache.machine.device import choose_device, default_workers, has_bfloat16, machine
+from losa_cache.tasks.classification import Classification
+from losa_cache.train.batch import Batch
+from losa_cache.train.graph import recorder_for
 from losa_cache.train.loop import lr_factor
+from losa_cache.train.step import AdapterStep
 
 RANK, ALPHA, EPOCHS, BATCH, DECAY = 8, 16, 20, 64, 1e-4
 RATES = (5e-4, 1e-3, 2e-3)
@@ -109,7 +114,16 @@ class LoRA:
             {"params": [p for p in trained if p.ndim >= 2], "weight_decay": DECAY},
             {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
         ]
-        self.optimizer = torch.optim.AdamW(groups, lr=rate, fused=True)
+        device = images.backbone.device
+        self.step = AdapterStep(
+            lambda blocks: self.model(blocks[0]),
+            torch.optim.AdamW(groups, lr=rate, fused=True),
+            task=Classification(),
+            clip_grad=1.0,
+            options={"label_smoothing": 0.0},
+            autocast=torch.bfloat16 if has_bfloat16(device) else None,
+            recorder=recorder_for(device),
+        )
         self.images, self.rows, self.rate, self.epochs, self.seed = images, rows, rate, epochs, seed
 
     def fit(self, *, steps: int | None = None) -> None:
@@ -120,17 +134,10 @@ class LoRA:
             for part in self.rows[torch.randperm(len(self.rows), generator=order)].split(BATCH):
                 if step == steps:
                     return
-                for group in self.optimizer.param_groups:
-                    group["lr"] = self.rate * lr_factor(step, total=total, warmup=round(0.1 * total))
-                self._step(part)
+                self.step.rates.fill_(self.rate * lr_factor(step, total=total, warmup=round(0.1 * total)))
+                labels = self.images.labels[part].to(self.images.backbone.device)
+                self.step(Batch([_normalised(self.images, part)], labels, []))
                 step += 1
-
-    def _step(self, rows: Tensor) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
-        labels = self.images.labels[rows].to(self.images.backbone.device)
-        F.cross_entropy(self._logits(self.images, rows), labels).backward()
-        nn.utils.clip_grad_norm_([p for p in self.model.parameters() if p.requires_grad], 1.0)
-        self.optimizer.step()
 
     @torch.inference_mode()
     def logits(self, images: Images, rows: Tensor) -> Tensor:
@@ -142,9 +149,12 @@ class LoRA:
 
     def _logits(self, images: Images, rows: Tensor) -> Tensor:
         device = images.backbone.device
-        pixels = images.backbone.input.normalise(images.pixels[rows].to(device))
         with torch.autocast(device.type, torch.bfloat16, enabled=has_bfloat16(device)):
-            return self.model(pixels).float()
+            return self.model(_normalised(images, rows)).float()
+
+
+def _normalised(images: Images, rows: Tensor) -> Tensor:
+    return images.backbone.input.normalise(images.pixels[rows].to(images.backbone.device))
 
 
 @dataclass(frozen=True)

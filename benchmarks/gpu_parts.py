@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,8 @@ from losa_cache.points import ALL_LAYERS, tapped_points
 ROOT = Path(__file__).parents[1]
 OUTPUT = 20_000  # characters of a failed test run
 PAPER_BYTES = 16e9  # the memory of the paper's V100
+FIRST = ("losa:online", "lora", "losa", "full", "bitfit", "adaptformer", "vpt:deep", "last:2", "linear")
+"""Methods that are measured in every backbone before the others are in any."""
 Figures = dict[str, Any]
 Measurements = Generator[tuple[Figures, Callable[[], Figures]], None, None]
 """What is measured, each time, and what measures it."""
@@ -86,8 +89,8 @@ class Sizes:
     kept: str = "vit_h"
     kept_images: int = 768
     lora: tuple[str, ...] = ("vit_b", "vit_h")
-    compared: tuple[str, ...] = ("vit_b", "vit_h", "vit_g")
-    methods: tuple[str, ...] = tuple(all_entries(video=False))
+    compared: tuple[str, ...] = ("vit_b", "vit_h", "vit_g", "vit_l")
+    methods: tuple[str, ...] = FIRST + tuple(entry for entry in all_entries(video=False) if entry not in FIRST)
     videos: tuple[str, ...] = ("vivit_b", "vivit_h", "vivit_g", "vivit_G", "vivit_e")
     frames: int = 32
     streamed: str = "vit_e"
@@ -304,9 +307,10 @@ def _peer(method: str, name: str, sizes: Sizes) -> Figures:
 
 def methods(sizes: Sizes, until: float) -> Measurements:
     """Measure what the methods of a comparison cost, without accuracy."""
-    for name in sizes.compared:
-        for entry in sizes.methods:
-            yield {"backbone": name, "method": entry, "batch": sizes.pixels}, partial(_cost, entry, name, sizes)
+    first = [entry for entry in sizes.methods if entry in FIRST]
+    others = [entry for entry in sizes.methods if entry not in FIRST]
+    for name, entry in (*product(sizes.compared, first), *product(sizes.compared, others)):
+        yield {"backbone": name, "method": entry, "batch": sizes.pixels}, partial(_cost, entry, name, sizes)
 
 
 def _cost(entry: str, name: str, sizes: Sizes) -> Figures:

@@ -31,7 +31,7 @@ from losa_cache.train.step import AdapterStep
 from losa_cache.train.stopwatch import Stopwatch
 from losa_cache.train.training_data import TrainingData
 from losa_cache.train.validate import validate
-from losa_cache.tuned.tuned import Model, Tuned, adapter_of
+from losa_cache.tuned.tuned import Model, adapter_of
 
 CHECKPOINT_SECONDS = 300
 WORTH_MEASURING = 0.1  # GB an epoch: less is read before its limit is measured
@@ -66,7 +66,7 @@ def make_step(
     autocast: torch.dtype | None,
     task: Task | None = None,
 ) -> AdapterStep:
-    """Make the training step; on CUDA that of a side network is replayed as a graph.
+    """Make the training step; on CUDA it is replayed as a graph.
 
     ``task`` is the one that was fitted to the training samples; by default that of the options, fitted to nothing.
     """
@@ -78,7 +78,7 @@ def make_step(
         clip_grad=config.clip_grad,
         options=task.options_of(config),
         autocast=autocast,
-        recorder=None if isinstance(adapter, Tuned) else recorder_for(next(adapter.parameters()).device),
+        recorder=recorder_for(next(adapter.parameters()).device),
     )
 
 

@@ -5,7 +5,7 @@ that stay where they are, and nothing on the way waits for the device. Autocast 
 weights that it keeps begin and end there, and no replay finds those of another step.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -18,7 +18,6 @@ from losa_cache.tasks import Task
 from losa_cache.train.batch import Batch
 from losa_cache.train.graph import Recorder, Replayed
 from losa_cache.train.stacked_adamw import StackedAdamW
-from losa_cache.tuned.tuned import Model
 
 WHAT = "The training step"
 
@@ -42,7 +41,7 @@ class AdapterStep(_Step):
     """A training step of one adapter, or of a backbone that a method changes and the adapter behind it.
 
     Args:
-        adapter, optimizer: trained in place.
+        adapter, optimizer: outputs of blocks, and what trains it in place.
         task: whose loss it is.
         clip_grad: largest norm of the gradient.
         options: of the loss, by name (:attr:`losa_cache.tasks.Task.loss_options`).
@@ -56,7 +55,7 @@ class AdapterStep(_Step):
 
     def __init__(
         self,
-        adapter: Model,
+        adapter: Callable[[Sequence[Block]], Tensor],
         optimizer: torch.optim.AdamW,
         *,
         task: Task,
