@@ -145,6 +145,30 @@ def test_what_does_not_decode_is_listed_and_the_others_go_on(made, predict, tmp_
     assert not list(tmp_path.glob("y.csv*"))
 
 
+def test_outputs_that_overflow_are_no_answers(made, predict):
+    """A classifier of the largest numbers: its outputs overflow where the feature that it reads is positive."""
+    folder, root, cache = made
+    broken = lc.load_adapter(folder / "scenes", device="cpu")
+    model = lc.load_adapter(folder / "scenes", cache=cache.path, device="cpu")
+    options = {"points": model.points, "shuffle": False, "device": "cpu"}
+    with torch.inference_mode(), lc.batches(cache.path, **options) as batches:
+        features = {name: own for b in batches for name, own in zip(b.ids, model.embed(b.blocks), strict=True)}
+    positive = (torch.stack([*features.values()]) > 0).sum(0)
+    read = int(((positive > 0) & (positive < COUNT)).nonzero()[0])
+    sound = {name for name, own in features.items() if own[read] < 0}
+    with torch.no_grad():
+        broken.adapter.classifier.weight.zero_()[:, read] = torch.finfo(torch.float32).max
+        broken.adapter.classifier.bias.fill_(torch.finfo(torch.float32).max)
+    adapters = {"birds": folder / "birds", "broken": broken}
+    reason = "adapter 'broken' gives outputs that are infinite or not numbers"
+    for found, name in (
+        (predict(adapters, root, batch_size=4), lambda place: os.path.relpath(place, root)),
+        (lc.predict(adapters, cache, device="cpu", batch_size=4), str),
+    ):
+        assert {name(entry["id"]) for entry in found.predictions} == sound
+        assert {name(own.id): own.reason for own in found.skipped} == dict.fromkeys(features.keys() - sound, reason)
+
+
 def test_pictures_are_preprocessed_as_at_extraction(made, predict, tmp_path):
     """A picture that its EXIF tag turns, a 16-bit one, a CMYK one: as a cache of the same folder has them."""
     folder, _, _ = made

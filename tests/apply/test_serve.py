@@ -99,6 +99,21 @@ def test_a_batch_serves_different_adapters(folder, expected):
             assert torch.allclose(torch.tensor(answer["features"]["first"]), own["first"], atol=1e-5)
 
 
+def test_outputs_that_overflow_refuse_their_own_request_alone(folder, expected):
+    raw, likely, _ = expected
+    adapters = load(folder)
+    with torch.no_grad():
+        adapters["second"].adapter.classifier.bias.fill_(torch.inf)
+    with serving(adapters, max_batch=2, max_wait_ms=20_000) as (port, _):
+        calls = [partial(ask, port, f"/predict?adapter={name}", raw[3]) for name in ("first", "second")]
+        (status, answer, _), (refused, told, _) = at_once(calls)
+        assert batches_of(port) == [1, 2]
+    assert status == 200
+    assert same(answer["predictions"], {"first": likely[3]["first"]})
+    assert refused == 500
+    assert "adapter 'second' gives outputs that are infinite or not numbers for this image" in json.dumps(told)
+
+
 def upright(adapters):
     """Say that adapters were trained on pictures that had been turned upright."""
     for own in adapters.values():

@@ -71,6 +71,7 @@ class Answering:
         self.table = table
         self._each = list(zip(table.answers, adapters.items(), strict=True))
         self._sums: dict[str, Tensor] = {}
+        self._finite: dict[str, Tensor] = {}
 
     def add(self, outputs: Mapping[str, Tensor]) -> None:
         """Take the outputs, or the features, of a clip of every video; images have one.
@@ -79,6 +80,8 @@ class Answering:
             outputs: by adapter, float32 ``(batch, outputs)``.
         """
         for answer, (name, adapter) in self._each:
+            finite = all_finite(outputs[name])
+            self._finite[name] = self._finite[name] & finite if name in self._finite else finite
             own = outputs[name][None] if answer.kind == FEATURES else adapter.task.predictions(outputs[name][None])
             if name not in self._sums:
                 self._sums[name] = own
@@ -103,9 +106,28 @@ class Answering:
             found.append(np.ascontiguousarray(numbers.reshape(-1, answer.width).float().cpu().numpy()))
         return tuple(found)
 
+    def failures(self) -> dict[int, str]:
+        """Say which inputs of the batch have no answer, by their places in it, and why; asked once a batch."""
+        found: dict[int, str] = {}
+        for name, finite in self._finite.items():
+            for place in (~finite).nonzero().flatten().tolist():
+                found.setdefault(place, not_finite(name))
+        self._finite.clear()
+        return found
+
     def no_rows(self) -> Rows:
         """Give the rows of a batch without any."""
         return Rows([], tuple(np.empty((0, answer.width), np.float32) for answer in self.table.answers))
+
+
+def all_finite(outputs: Tensor) -> Tensor:
+    """Tell of each input of a batch whether all of its outputs ``(batch, ...)`` are finite, bool ``(batch,)``."""
+    return outputs.flatten(1).isfinite().all(1)
+
+
+def not_finite(name: str) -> str:
+    """Say what is wrong with the outputs of an adapter, where they are no answer."""
+    return f"adapter {plain(name)!r} gives outputs that are infinite or not numbers"
 
 
 def _ranked(task: Task, predictions: Tensor, count: int) -> Tensor:

@@ -7,8 +7,8 @@ import torch
 from numpy.typing import NDArray
 
 from losa_cache.apply.predict.answers import Answering
-from losa_cache.apply.predict.from_files import Found
-from losa_cache.apply.predict.table import Rows, plain
+from losa_cache.apply.predict.from_files import Found, answered
+from losa_cache.apply.predict.table import plain
 from losa_cache.cache.store import ActivationCache
 from losa_cache.errors import UserError
 from losa_cache.train.cached import open_cached
@@ -61,7 +61,7 @@ def answer_cache(
         device: to compute on.
 
     Yields:
-        rows of each batch; nothing is skipped.
+        rows and skipped samples of each batch.
     """
     manifest, placement = cache.manifest, Placement(device)
     wanted = {point for adapter in adapters.values() for point in adapter.points}
@@ -79,6 +79,6 @@ def answer_cache(
                     outputs[name] = (adapter.embed(blocks) if embed else adapter(blocks)).float()
             answering.add(outputs)
             if request.view == clips - 1:
-                yield Rows([plain(name) for name in batch.ids], answering.values(clips)), []
+                yield answered(list(map(plain, batch.ids)), answering.values(clips), answering.failures())
     finally:
         source.close()

@@ -1,7 +1,7 @@
 """Images and videos through the backbone: decoded as at extraction, some batches ahead, and answered batch by batch."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
@@ -152,7 +152,9 @@ def answer_files(
                     taken = pixels if clip == 0 else next(decoded)
                     failures |= {place: reason for place, (_, reason) in taken.failures.items()}
                     answering.add(model.forward(taken.pixels))
-                yield _found(batch, failures, answering.values(batch.clips))
+                values = answering.values(batch.clips)
+                rows, bad = answered([item.id for item in batch.items], values, answering.failures() | failures)
+                yield rows, batch.skipped + bad
                 for place in range(len(batch.items)):
                     del window[batch.start + place]
         yield from ((answering.no_rows(), batch.skipped) for batch in waiting)
@@ -167,11 +169,17 @@ def _next(decoded: Iterator[Decoded], meter: Meter) -> Decoded | None:
     return found
 
 
-def _found(batch: _Batch, failures: Mapping[int, str], values: tuple[Values, ...]) -> Found:
-    """Leave out what did not decode."""
-    kept = [place for place in range(len(batch.items)) if place not in failures]
-    bad = [Skipped(batch.items[place].id, plain(reason)) for place, reason in sorted(failures.items())]
-    return Rows([batch.items[place].id for place in kept], tuple(own[kept] for own in values)), batch.skipped + bad
+def answered(ids: Sequence[str], values: tuple[Values, ...], failures: Mapping[int, str]) -> Found:
+    """Leave out inputs of a batch that have no answer.
+
+    Args:
+        ids: of all inputs of the batch.
+        values: of each adapter, with a row for each input.
+        failures: why some have none, by their places.
+    """
+    kept = [place for place in range(len(ids)) if place not in failures]
+    bad = [Skipped(ids[place], plain(reason)) for place, reason in sorted(failures.items())]
+    return Rows([ids[place] for place in kept], tuple(own[kept] for own in values)), bad
 
 
 def _windowed(window: Mapping[int, Item], spec: InputSpec, decoding: Decoding) -> Samples:

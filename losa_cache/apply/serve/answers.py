@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from losa_cache.apply.adapted import AdaptedModel
+from losa_cache.apply.predict.answers import all_finite, not_finite
 from losa_cache.apply.serve.metrics import Metrics
 from losa_cache.apply.serve.refused import RefusedError
 from losa_cache.errors import nearest
@@ -62,6 +63,9 @@ class Answers:
             found = (self._model.embed if kind == EMBED else self._model)(pixels, names)
             for name, values in found.items():
                 _fill(name, values, None if kind == EMBED else adapters[name], answered)
+            places = [place for place, own in enumerate(results) if not isinstance(own, RefusedError)]
+            for number, name in _broken(found, answered).items():
+                results[places[number]] = RefusedError(500, f"{not_finite(name)} for this image: leave it out.")
             self._metrics.computed(len(answered), perf_counter() - started)
         return results
 
@@ -86,6 +90,16 @@ def _begun(asked: Asked, adapters: Mapping[str, TrainedAdapter]) -> Answer | Ref
     except RefusedError as refused:
         return refused
     return {name: [] for name in names}
+
+
+def _broken(found: Mapping[str, Tensor], answered: Sequence[tuple[Asked, Answer]]) -> dict[int, str]:
+    """Name an adapter whose outputs are no answer, by the number of the image, of those that the request wants."""
+    return {
+        number: name
+        for name, values in found.items()
+        for number in (~all_finite(values)).nonzero().flatten().tolist()
+        if name in answered[number][1]
+    }
 
 
 @torch.inference_mode()
