@@ -4,15 +4,13 @@
 
 The cache holds the same few random samples again and again, in bfloat16 (ViT-H: 21 MB an image), for nothing depends on
 their values; it is written as an extraction writes it. An epoch is what ``losa-cache train`` runs, rank 16. "Partial"
-is the device's memory with room for half of the cache. "Disk" reads out of the page cache, "cold disk" does not.
+keeps half of the cache in the device's memory. "Disk" reads out of the page cache, "cold disk" does not.
 """
 
 import argparse
 import json
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -28,8 +26,9 @@ from losa_cache.cache.writer import CacheWriter, lock_cache
 from losa_cache.extract.create_cache import plan_store
 from losa_cache.inputs import open_inputs
 from losa_cache.machine.device import choose_device, machine
-from losa_cache.machine.memory import available_memory
-from losa_cache.train.residency import DEVICE_SHARE
+from losa_cache.sidenet.pooled import pooling_of
+from losa_cache.train.cached import CachedSource
+from losa_cache.train.residency import Residency
 
 PLACES = ("device", "memory", "disk", "partial", "cold disk")
 DIFFERENT = 16  # samples that differ
@@ -70,17 +69,16 @@ def epoch(name: str, folder: Path, where: str) -> Figures:
     """Time how long a place takes to be filled, and epochs from it (of a cold disk the first one)."""
     path = folder / f"{name}.zarr"
     size = open_cache(path).layout.total_bytes
-    asked = {"partial": "device", "cold disk": "disk"}.get(where, where)
-    with room_for(size // 2) if where == "partial" else room_for(None):
-        before, started = device_bytes(), perf_counter()
-        source = cached_source(name, folder, asked)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        loaded, on_device = perf_counter() - started, device_bytes() - before
-        if where == "cold disk":
-            drop_pages(path)
-        figures = epochs(name, folder, source, warm=0, count=1) if where == "cold disk" else None
-        figures = figures or epochs(name, folder, source, warm=None, count=2)
+    before, started = device_bytes(), perf_counter()
+    asked = {"cold disk": "disk"}.get(where, where)
+    source = half_on_the_device(path) if where == "partial" else cached_source(name, folder, asked)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    loaded, on_device = perf_counter() - started, device_bytes() - before
+    if where == "cold disk":
+        drop_pages(path)
+    figures = epochs(name, folder, source, warm=0, count=1) if where == "cold disk" else None
+    figures = figures or epochs(name, folder, source, warm=None, count=2)
     loading = {"load_seconds": loaded, "load_gb_per_second": size / 1e9 / loaded}
     return loading | {"gigabytes": size / 1e9, "on_device_gb": on_device / 1e9} | figures
 
@@ -90,14 +88,11 @@ def device_bytes() -> int:
     return torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
 
 
-@contextmanager
-def room_for(size: int | None) -> Iterator[None]:
-    """Leave so much of the GPU's memory that a run may keep ``size`` bytes there; ``None``: all of it."""
-    device = choose_device()
-    taken = 0 if size is None or device.type != "cuda" else available_memory(device) - int(size / DEVICE_SHARE)
-    ballast = torch.empty(max(0, taken), dtype=torch.uint8, device=device)
-    yield
-    del ballast
+def half_on_the_device(path: Path) -> CachedSource:
+    """Open a cache as a run does whose device has room for half of it, without taking the rest from others."""
+    cache, half = open_cache(path), Residency("split", share=0.5)
+    pooling = pooling_of(cache.manifest.tail)
+    return CachedSource(cache, cache.manifest.points, choose_device(), residency=half, pooling=pooling)
 
 
 def main() -> None:

@@ -40,6 +40,7 @@ from losa_cache.inputs import open_inputs
 from losa_cache.machine.allocator import keep_freed_memory
 from losa_cache.machine.device import choose_device, machine
 from losa_cache.sidenet.operand import dense
+from losa_cache.sidenet.pooled import pooling_of
 from losa_cache.train.batch import Batch, Request, Source
 from losa_cache.train.cached import CachedSource, open_cached
 from losa_cache.train.loop import make_optimizer, train_epoch
@@ -147,8 +148,8 @@ class Again:
 
 def cached_source(name: str, folder: Path, residency: str) -> CachedSource:
     cache, placement = open_cache(folder / f"{name}.zarr"), Placement.choose(residency=residency)
-    points = cache.manifest.points
-    return open_cached(cache, points, placement, samples=cache.samples, passes=9, rank=16, batch_size=BATCH)
+    points, pooling = cache.manifest.points, pooling_of(cache.manifest.tail)
+    return open_cached(cache, points, placement, samples=cache.samples, passes=9, batch_size=BATCH, pooling=pooling)
 
 
 def _requests(cache: ActivationCache, epoch: int) -> list[Request]:

@@ -22,7 +22,7 @@ from torch import Tensor
 from losa_cache.backbone import Backbone
 from losa_cache.cache.precision import EncodedBatch, Encoding
 from losa_cache.extract.meter import Meter
-from losa_cache.machine.device import after_failed_capture
+from losa_cache.machine.capture import after_failed_capture, capture
 
 log = logging.getLogger(__name__)
 
@@ -203,7 +203,7 @@ class CudaForward:
 
         def captured(way: Way) -> torch.cuda.CUDAGraph:
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+            with capture(graph, pool=pool, stream=stream):
                 way()
             return graph
 

@@ -63,11 +63,3 @@ def side_stream(device: torch.device) -> torch.cuda.Stream | None:
 def on_stream(stream: torch.cuda.Stream | None) -> AbstractContextManager[object]:
     """Run what is launched in this context on a stream of the GPU."""
     return nullcontext() if stream is None else torch.cuda.stream(stream)
-
-
-def after_failed_capture(device: torch.device) -> None:
-    """Release a GPU's random generator after a capture that failed: it belongs to that capture until another one
-    succeeds.
-    """
-    with torch.cuda.graph(torch.cuda.CUDAGraph(), capture_error_mode="thread_local"):
-        torch.zeros(1, device=device)

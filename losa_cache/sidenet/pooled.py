@@ -48,8 +48,12 @@ class Pooling:
         return torch.cat([self.rows_of(part) for part in _normed_parts(block)])
 
     def pooled(self, block: Block) -> Tensor:
-        """Pool a block output of any form, as :meth:`__call__` does."""
-        return block.pooled if isinstance(block, Normed) else self(dense([block])[0])
+        """Pool a block output of any form: to the rows of :meth:`read`, bit for bit, without the tokens if that saves
+        something.
+        """
+        if isinstance(block, Normed):
+            return block.pooled
+        return self.by_triton(block)[1] if self._by_triton(block) else self(dense([block])[0])
 
     def read(self, block: Block) -> tuple[Tensor | Gathered, Tensor]:
         """Give what :meth:`normed` does, also of a block that is normed already."""
@@ -60,7 +64,10 @@ class Pooling:
 
         On a GPU a kernel computes both in one pass, if that is faster.
         """
-        return self.by_triton(block) if norms_by_triton(block, self.by_triton, self.by_torch) else self.by_torch(block)
+        return self.by_triton(block) if self._by_triton(block) else self.by_torch(block)
+
+    def _by_triton(self, block: Block) -> bool:
+        return norms_by_triton(block, self.by_triton, self.by_torch)
 
     def by_torch(self, block: Block) -> tuple[Tensor, Tensor]:
         """Give what :meth:`normed` does, by torch's operations."""

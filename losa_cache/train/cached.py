@@ -66,6 +66,7 @@ def open_cached(
     planes = precision.stored_layers([cache.manifest.points.index(point) for point in points])
     values, folded = precision.dtype == precision.stored_dtype, rank > 0 and precision.folds
     sample = len(planes) * cache.layout.block_bytes
+    decoded = batch_size * tokens * width * precision.dtype.itemsize  # of a point
     sizes = Sizes(
         stored=count * sample,
         decoded=None if values or folded else count * len(points) * tokens * width * precision.dtype.itemsize,
@@ -74,6 +75,9 @@ def open_cached(
         passes=passes,
         remote=cache.remote,
         batch=batch_size * sample,
+        plane=batch_size * cache.layout.block_bytes,
+        made=0 if values else 2 * decoded * (1 if folded else len(points)),
+        normed=0 if pooling is None else 2 * decoded * len(points),
         pooled=count * len(points) * beside if values or not folded else 0,
     )
     chosen = choose_residency(placement.residency, sizes)

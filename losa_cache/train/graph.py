@@ -15,7 +15,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor
 
-from losa_cache.machine.device import after_failed_capture
+from losa_cache.machine.capture import after_failed_capture, capture
 from losa_cache.sidenet.operand import Block
 from losa_cache.train.batch import Batch
 
@@ -74,7 +74,7 @@ class CudaRecorder:
         with torch.cuda.device(self._device):
             current = torch.cuda.current_stream()
             try:
-                with torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):
+                with capture(graph, pool=pool, stream=self._stream):
                     work()
             except BaseException:
                 torch.cuda.set_stream(current)  # a capture that fails leaves its own
@@ -104,43 +104,44 @@ class _Recording:
 
 
 class Replayed:
-    """Do the work once for every batch, by replaying a recording of it if that is possible.
+    """Do the same work for every batch, by replaying a recording of it if that is possible.
 
     For the first batch of certain shapes (and addresses, if it is ``Batch.fixed``) the work is done eagerly. At the
     second such batch it is recorded, and from then on it is replayed. Blocks that are not fixed are first copied to
     fixed addresses. A smaller batch is the last of an epoch and too rare to be recorded.
 
+    The work is not kept, so that whoever owns both is freed, recordings and all, as soon as nobody uses it.
+
     Args:
-        work: function of a batch.
-        what: its name, for the log.
+        what: name of the work, for the log.
         recorder: how it is recorded; ``None``: all work is done eagerly.
 
     Attributes:
         why_eager: why all work is done eagerly; ``None`` if it is replayed, apart from the exceptions above.
     """
 
-    def __init__(self, work: Work, what: str, recorder: Recorder | None) -> None:
-        self._work, self._what, self._recorder = work, what, recorder
+    def __init__(self, what: str, recorder: Recorder | None) -> None:
+        self._what, self._recorder = what, recorder
         self.why_eager = "only work on a CUDA device is recorded" if recorder is None else None
         self._recordings: dict[Hashable, _Recording] = {}
         self._largest = 0
         self._told = False
 
-    def __call__(self, batch: Batch) -> None:
-        """Work on a batch."""
+    def __call__(self, work: Work, batch: Batch) -> None:
+        """Do the work on a batch; it is the same work in every call."""
         self._largest = max(self._largest, len(batch.labels))
         if self._recorder is None or self.why_eager is not None or len(batch.labels) < self._largest:
-            self._eagerly(partial(self._work, batch.blocks, batch.labels))
+            self._eagerly(partial(work, batch.blocks, batch.labels))
             return
         key = _key(batch)
         if (recording := self._recordings.get(key)) is not None:
             _fill(recording, batch)
-            self._replay(recording, self._recorder)
+            self._replay(partial(work, recording.blocks, recording.labels), recording, self._recorder)
         elif (recording := self._begin(key, batch)) is not None:
-            work = partial(self._work, recording.blocks, recording.labels)
-            self._eagerly(partial(self._recorder.warm_up, work))
+            fixed = partial(work, recording.blocks, recording.labels)
+            self._eagerly(partial(self._recorder.warm_up, fixed))
         else:
-            self._eagerly(partial(self._work, batch.blocks, batch.labels))
+            self._eagerly(partial(work, batch.blocks, batch.labels))
 
     def forget(self) -> None:
         """Throw all recordings away, because what the work reads or writes has moved or changed its shape."""
@@ -173,15 +174,13 @@ class Replayed:
         _fill(recording, batch)
         return recording
 
-    def _replay(self, recording: _Recording, recorder: Recorder) -> None:
+    def _replay(self, work: Callable[[], None], recording: _Recording, recorder: Recorder) -> None:
         """Replay the work, after recording it if that was not done before."""
-        work = partial(self._work, recording.blocks, recording.labels)
         if recording.replay is None:
             try:
                 recording.replay = recorder.record(work)
             except Exception as error:  # whatever the work does that cannot be recorded, or no memory for it
-                first = error.__context__ or error  # the end of a capture that failed raises, too, and says less
-                self._give_up(f"{type(first).__name__}: {str(first).partition(chr(10))[0]}")
+                self._give_up(_reason(error))
             else:
                 if not self._told:
                     log.info("%s is replayed as a CUDA graph.", self._what)
@@ -195,6 +194,12 @@ class Replayed:
         self.why_eager = reason
         self._recordings.clear()
         log.info("%s is not replayed as a CUDA graph (%s).", self._what, reason)
+
+
+def _reason(error: Exception) -> str:
+    """Say in a line why work was not recorded."""
+    first = error.__context__ or error  # the end of a capture that failed raises, too, and says less
+    return f"{type(first).__name__}: {str(first).partition(chr(10))[0]}"
 
 
 def map_tensors(block: Block, change: Callable[[Tensor], Tensor]) -> Block:

@@ -47,7 +47,10 @@ class Sizes:
         memory: available bytes of the host.
         passes: how often each sample is read.
         remote: whether the cache is on a server.
-        batch: bytes of a batch as the cache's codes; the device holds two batches while others are copied to it.
+        batch: bytes of a batch as the cache's codes.
+        plane: bytes of a plane of it.
+        made: bytes that the device takes to decode a batch of codes: values, and where a graph reads them.
+        normed: bytes that it takes to norm a batch in a step: of the first one, and of those that a graph norms.
         pooled: bytes of the rows that are pooled beside values, where these are normed once in the memory of the
             training device.
     """
@@ -59,7 +62,20 @@ class Sizes:
     passes: int
     remote: bool = False
     batch: int = 0
+    plane: int = 0
+    made: int = 0
+    normed: int = 0
     pooled: int = 0
+
+    @property
+    def gathered(self) -> int:
+        """Bytes that a batch takes out of codes on the device; values are read, and normed once, where they lie."""
+        return self.batch + self.made + self.normed if self.made else 0
+
+    @property
+    def crossing(self) -> int:
+        """Bytes that batches from the host take on the device: two, a plane on its way, and what is made of one."""
+        return 2 * self.batch + self.plane + self.made + self.normed
 
     def held(self, where: str) -> tuple[int, int | None]:
         """Give the bytes that ``device`` or ``memory`` holds: of :attr:`stored`, and of :attr:`decoded`.
@@ -103,13 +119,15 @@ def choose_residency(asked: str, sizes: Sizes) -> Residency:
     device, memory = _limit("device", sizes.device), _limit("memory", sizes.memory)
     kept = asked == "auto" and sizes.passes > 1
     if asked == "device" or (kept and sizes.device is not None):
-        whole, _ = sizes.held("device")
-        if whole <= device:
+        whole, values = sizes.held("device")
+        if whole + sizes.gathered <= device or (values is not None and values <= device):
             return _kept("device", device, sizes)
-        part = max(0, device - 2 * sizes.batch)
-        worth = asked == "device" or part >= WORTH_SPLITTING * whole
+        part = device - sizes.crossing
+        worth = part > 0 and (asked == "device" or part >= WORTH_SPLITTING * whole)
         if worth and whole - part <= memory:
             return _split(part, whole)
+        if asked == "device" and part <= 0 and sizes.held("memory")[0] <= memory:
+            return _kept("memory", memory, sizes, why=", for batches alone fill what may be taken of the device's")
         if asked == "device":
             most = f"{readable_bytes(device)} on the device and, in the host's memory, {readable_bytes(memory)}"
             raise _too_large(asked, most, whole)

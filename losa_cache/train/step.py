@@ -5,6 +5,7 @@ that stay where they are, and nothing on the way waits for the device. Autocast 
 weights that it keeps begin and end there, and no replay finds those of another step.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -22,10 +23,11 @@ from losa_cache.train.stacked_adamw import StackedAdamW
 WHAT = "The training step"
 
 
-class _Step:
+class _Step(ABC):
     """What is taken for every batch, by a replay where that can be."""
 
-    _replayed: Replayed
+    def __init__(self, recorder: Recorder | None) -> None:
+        self._replayed = Replayed(WHAT, recorder)
 
     @property
     def why_eager(self) -> str | None:
@@ -34,7 +36,10 @@ class _Step:
 
     def __call__(self, batch: Batch) -> None:
         """Take a step."""
-        self._replayed(batch)
+        self._replayed(self._take, batch)
+
+    @abstractmethod
+    def _take(self, blocks: Sequence[Block], targets: Tensor) -> None: ...
 
 
 class AdapterStep(_Step):
@@ -64,6 +69,7 @@ class AdapterStep(_Step):
         autocast: torch.dtype | None,
         recorder: Recorder | None,
     ) -> None:
+        super().__init__(recorder)
         self._adapter, self._optimizer = adapter, optimizer
         self._task, self._options = task, options
         self._clip_grad, self._autocast = clip_grad, autocast
@@ -72,7 +78,6 @@ class AdapterStep(_Step):
         # AdamW's kernel for CUDA reads float32; the one for CPUs takes the number as it is.
         self.rates = torch.zeros((), dtype=torch.float32 if device.type == "cuda" else torch.float64, device=device)
         self.loss = torch.zeros((), dtype=torch.float64, device=device)
-        self._replayed = Replayed(self._take, WHAT, recorder)
 
     def _take(self, blocks: Sequence[Block], targets: Tensor) -> None:
         try:
@@ -132,6 +137,7 @@ class StackStep(_Step):
         folds: Sequence[int] | None = None,
         batch_size: int = 0,
     ) -> None:
+        super().__init__(recorder)
         self._stack, self._optimizer, self._task, self._autocast = stack, optimizer, task, autocast
         like = stack.weight
         self.rates = like.new_zeros(len(like))
@@ -139,7 +145,6 @@ class StackStep(_Step):
         self._options = {name: like.new_tensor(values)[:, None] for name, values in options.items()}
         self.parts = like.new_zeros(batch_size, dtype=torch.int64)
         self._folds = None if folds is None else self.parts.new_tensor(folds)[:, None]
-        self._replayed = Replayed(self._take, WHAT, recorder)
 
     def keep(self, trials: Sequence[int]) -> None:
         """Forget all trials but these, after the stack and the optimiser have."""

@@ -1,5 +1,6 @@
 """Training steps as CUDA graphs: the very bits of eager steps."""
 
+import gc
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,7 @@ from safetensors.torch import load_file
 
 import losa_cache as lc
 from losa_cache.extract.extract import extract
+from losa_cache.machine.capture import capture
 from losa_cache.sidenet.backend import use_backend
 from losa_cache.sidenet.stack import AdapterStack
 from losa_cache.sweep.engine import cohort
@@ -77,13 +79,42 @@ def test_a_step_that_cannot_be_captured_is_taken_eagerly_and_leaves_the_device_u
         total.add_(blocks[0].sum())
         total.item()  # waits for the device, which a capture refuses
 
-    replayed = Replayed(work, "the work", recorder_for(gpu))
+    replayed = Replayed("the work", recorder_for(gpu))
     ones = [torch.ones(4, 2, 2, device=gpu)]
     for _ in range(4):
-        replayed(Batch(list(ones), torch.zeros(4, dtype=torch.int64, device=gpu), [], fixed=True))
+        replayed(work, Batch(list(ones), torch.zeros(4, dtype=torch.int64, device=gpu), [], fixed=True))
     assert total.item() == 4 * 16
     assert replayed.why_eager
     torch.rand(3, device=gpu)  # the generator is no longer that of a capture
+
+
+def test_a_graph_that_nobody_uses_any_more_spoils_no_capture(gpu):
+    """It goes at the next collection, which the work asks for at nearly every allocation."""
+    ring = [torch.cuda.CUDAGraph()]
+    with capture(ring[0]):
+        torch.zeros(1, device=gpu)
+    ring.append(ring)
+    rings, total, calls = [ring], torch.zeros((), device=gpu), []
+    del ring
+
+    def work(blocks, labels):
+        calls.append([])
+        if len(calls) == 2:  # the one that is captured
+            rings.clear()
+        held = [[at] for at in range(100)]
+        total.add_(blocks[0].sum() * (len(held) / 100))
+
+    replayed = Replayed("the work", recorder_for(gpu))
+    before = gc.get_threshold()
+    gc.set_threshold(1, 1, 1)
+    try:
+        for _ in range(4):
+            replayed(work, Batch([torch.ones(4, 2, 2, device=gpu)], torch.zeros(4, device=gpu), []))
+    finally:
+        gc.set_threshold(*before)
+    assert replayed.why_eager is None
+    assert len(calls) == 2
+    assert total.item() == 4 * 16
 
 
 def given(form, device):

@@ -9,6 +9,7 @@ from losa_cache.cache.precision import EncodedBatch, get_precision, layer_codec,
 from losa_cache.cache.precision.backend import token_codec_on
 from losa_cache.cache.precision.base import relative_error
 from losa_cache.cache.precision.token_codec import NOT_FINITE
+from losa_cache.machine.capture import without_collections
 from losa_cache.machine.fastest import why_not_triton
 from tests.encodings import assert_rounded_alike, assert_same_integers, bad
 
@@ -144,7 +145,7 @@ def test_encoding_and_decoding_can_be_captured_and_replayed_on_other_values(name
         encoding.decode(planes_of(EncodedBatch.of(encoding, given)))
     torch.cuda.current_stream(gpu).wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with without_collections(), torch.cuda.graph(graph):
         captured = EncodedBatch.of(encoding, given)
         decoded = encoding.decode(planes_of(captured))
     for own, block in zip(given, second, strict=True):

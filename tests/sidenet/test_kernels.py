@@ -184,6 +184,17 @@ def test_normed_blocks_and_their_rows_are_those_of_a_plain_layer_norm(tokens, wi
     torch.testing.assert_close(rows, torch.stack(means, 1).float(), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("form", ["values", "gathered"])
+def test_rows_that_a_probe_reads_are_the_very_ones_that_a_step_reads(form):
+    """Whether blocks lie normed on the device, or are normed where they are read: the same run comes of it."""
+    block, pooling = blocks_of(form, 2, 70, 48)[0], Pooling(1, 1)
+    with use_backend("triton"):
+        assert torch.equal(pooling.pooled(block), pooling.normed(block)[1])
+        kept = dense([block])[0].clone()
+        assert torch.equal(pooling.pooled(block), pooling.norm_in_place([kept])[:, 0])
+    assert torch.equal(pooling.pooled(block), pooling.normed(block)[1])
+
+
 @pytest.mark.parametrize("rows", [((0, 2**40, 0, 0),), ((0, 96, 5, 0), (1, 80, 5, 0), (2, 2**45 + 16, 5, 0))])
 def test_a_table_without_a_copy_from_the_host_is_the_same(rows):
     found = by_kernels(rows, torch.device("cpu"))

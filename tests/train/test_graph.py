@@ -1,16 +1,20 @@
 """Training steps that are recorded and replayed, against the same steps written out."""
 
+import weakref
 from copy import deepcopy
 
 import pytest
 import torch
 from torch.nn import functional as F
 
+import losa_cache as lc
 from losa_cache.factors import Codes, Product
+from losa_cache.machine.capture import without_collections
 from losa_cache.sidenet.adapter import Adapter
 from losa_cache.sidenet.operand import Gathered
 from losa_cache.sidenet.stack import AdapterStack
 from losa_cache.tasks.classification import TASK
+from losa_cache.train import loop
 from losa_cache.train.batch import Batch
 from losa_cache.train.config import TrainConfig
 from losa_cache.train.graph import MOST, Replayed, map_tensors, recorder_for
@@ -286,11 +290,15 @@ def test_a_step_that_cannot_be_recorded_is_taken_eagerly_and_says_why(caplog):
 
 def test_batches_at_ever_new_places_are_worked_on_eagerly():
     done = []
+
+    def work(blocks, labels):
+        done.append(blocks[0][0, 0, 0].clone())
+
     recorder = TapeRecorder(list)
-    replayed = Replayed(lambda blocks, labels: done.append(blocks[0][0, 0, 0].clone()), "it", recorder)
+    replayed = Replayed("it", recorder)
     held = [torch.full((2, 3, 4), float(at)) for at in range(MOST + 3)]
     for block in held:
-        replayed(Batch([block], torch.zeros(2), [""] * 2, fixed=True))
+        replayed(work, Batch([block], torch.zeros(2), [""] * 2, fixed=True))
     assert [int(value) for value in done] == list(range(MOST + 3))
     assert recorder.warmed == MOST
     assert "more than 8 places" in replayed.why_eager
@@ -306,16 +314,52 @@ def test_a_recording_makes_room_for_a_batch_that_does_not_fit_beside_it():
         total.add_(blocks[0].sum())
 
     recorder = TapeRecorder(lambda: [total])
-    replayed = Replayed(work, "it", recorder)
+    replayed = Replayed("it", recorder)
     for size in (2, 2, 2, 1, 2):
-        replayed(Batch([torch.ones(size, 1, 1)], torch.zeros(size), [""] * size))
+        replayed(work, Batch([torch.ones(size, 1, 1)], torch.zeros(size), [""] * size))
     assert total == 9
     assert recorder.replayed == 2
     assert "no memory" in replayed.why_eager
-    replayed = Replayed(work, "it", None)
+    replayed = Replayed("it", None)
     refused.append(True)
     with pytest.raises(torch.OutOfMemoryError):
-        replayed(Batch([torch.ones(1, 1, 1)], torch.zeros(1), [""]))
+        replayed(work, Batch([torch.ones(1, 1, 1)], torch.zeros(1), [""]))
+
+
+def test_what_a_run_recorded_goes_with_it_and_waits_for_no_collection(tiny_cache, tmp_path, monkeypatch):
+    """A recording holds block outputs on the device; and a CUDA graph that goes at any later time may do so during a
+    capture, which then fails.
+    """
+    made = []
+
+    def recorder(device):
+        own = TapeRecorder(list)
+        made.append(weakref.ref(own))
+        return own
+
+    monkeypatch.setattr(loop, "recorder_for", recorder)
+    with without_collections():
+        run = lc.train(
+            tiny_cache, out=tmp_path / "run", residency="memory", rank=2, epochs=2, batch_size=8, val_fraction=0
+        )
+        assert run.metrics["epoch"] == 2
+        assert [own() for own in made] == [None]
+
+
+def test_a_step_that_could_not_be_recorded_goes_as_well():
+    class Refuses(TapeRecorder):
+        def record(self, work):
+            raise RuntimeError
+
+    recorder = Refuses(list)
+    replayed = Replayed("it", recorder)
+    with without_collections():
+        for _ in range(2):
+            replayed(lambda blocks, labels: None, Batch([torch.ones(2, 3, 4)], torch.zeros(2), [""] * 2))
+        assert replayed.why_eager == "RuntimeError: "
+        gone = weakref.ref(recorder)
+        del replayed, recorder
+        assert gone() is None
 
 
 def test_nothing_is_recorded_on_a_cpu():

@@ -2,6 +2,7 @@
 
 import re
 import time
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -93,6 +94,10 @@ def test_the_page_cache_is_passed_by_only_where_it_cannot_hold_what_is_read():
         device=st.none() | st.integers(0, 100),
         memory=st.integers(0, 100),
         passes=st.integers(1, 3),
+        batch=st.integers(0, 30),
+        plane=st.integers(0, 5),
+        made=st.integers(0, 30),
+        normed=st.integers(0, 30),
         pooled=st.integers(0, 50),
     ),
 )
@@ -107,12 +112,14 @@ def test_nothing_is_kept_where_it_does_not_fit(asked, have):
     if found.where == "device" or (found.where == "memory" and have.device is None):
         kept += have.pooled * normed
     if found.where == "device":
-        assert kept <= DEVICE_SHARE * have.device
+        codes = have.made > 0 and not found.decoded
+        assert kept + codes * (have.batch + have.made + have.normed) <= DEVICE_SHARE * have.device
     if found.where == "memory":
         assert kept <= MEMORY_SHARE * have.memory
     if found.where == "split":
         on_device = rows_on_device(100, found.share).sum() / 100 * kept
-        assert on_device <= DEVICE_SHARE * have.device + 1e-9
+        beside = 2 * have.batch + have.plane + have.made + have.normed
+        assert on_device + beside <= DEVICE_SHARE * have.device + 1e-9
         assert int(kept * (1 - found.share)) <= MEMORY_SHARE * have.memory
 
 
@@ -126,6 +133,44 @@ def test_what_does_not_fit_the_device_whole_is_split_and_said():
     assert choose_residency("auto", sizes(device=GB // 5, memory=3 * GB)).reason.endswith(
         "only 1.8 GB of memory may be taken, and 140.0 MB of the device's."
     )
+
+
+def test_batches_that_fill_the_device_leave_nothing_to_keep_there():
+    """Half of 16 GB, and batches of 256 images of ViT-H, 5.4 GB: two of them, and no room for a step."""
+    asked = sizes(stored=16 * GB, device=int(11.5 * GB), memory=100 * GB, batch=int(5.4 * GB))
+    found = choose_residency("device", asked)
+    assert found.where == "memory"
+    assert found.reason == "16.0 GB are kept in memory, for batches alone fill what may be taken of the device's."
+    assert choose_residency("auto", asked).where == "memory"
+    with pytest.raises(UserError, match="--residency device needs 16.0 GB"):
+        choose_residency("device", replace(asked, memory=20 * GB))
+
+
+def test_codes_on_the_device_are_kept_beside_what_is_made_of_a_batch():
+    codes = sizes(stored=6 * GB, decoded=24 * GB, device=10 * GB, batch=GB // 2, plane=GB // 8)
+    assert choose_residency("auto", codes).where == "device"
+    assert choose_residency("auto", replace(codes, made=4 * GB)).share == pytest.approx((7 - 1 - 0.125 - 4) / 6)
+    assert choose_residency("auto", replace(codes, made=4 * GB, device=40 * GB)).decoded  # values need none of it
+
+
+@pytest.mark.parametrize(
+    ("precision", "rank", "values"), [("bfloat16", 4, 0), ("int8", 4, 2), ("int8", 0, 6), ("predict:2", 4, 6)]
+)
+def test_what_a_batch_takes_is_counted(precision, rank, values, tmp_path, monkeypatch):
+    cache = extract(tiny_backbone(), tiny_samples(9), precision=precision, out=tmp_path / "c.zarr")
+    asked = []
+    monkeypatch.setattr(cached, "choose_residency", lambda *given: asked.append(given) or choose_residency(*given))
+    options = {"samples": cache.samples, "passes": 9, "rank": rank, "batch_size": 7}
+    for pooling in (None, Pooling(classes=1, prefix=1)):
+        points = tapped_points("block", [1, 3, 4])
+        open_cached(cache, points, Placement(CPU, "disk"), pooling=pooling, **options).close()
+    (_, counted), (_, normed) = asked
+    width = cache.manifest.width * cache.precision.dtype.itemsize
+    assert counted.made == values * 7 * cache.manifest.shape[1] * width
+    assert counted.normed == 0
+    assert normed.normed == 6 * 7 * cache.manifest.shape[1] * width
+    assert counted.plane == 7 * cache.layout.block_bytes
+    assert counted.batch % counted.plane == 0
 
 
 @given(st.integers(0, 300), st.floats(0, 1))
