@@ -119,7 +119,9 @@ def test_a_server_answers_with_both_kinds(trained):
     [
         ("deep", "torch"),
         ("adapter", "torch"),
-        pytest.param("lora", "onnx", marks=pytest.mark.slow),  # both are exported as the backbone is: its weights differ
+        pytest.param(
+            "lora", "onnx", marks=pytest.mark.slow
+        ),  # both are exported as the backbone is: its weights differ
         pytest.param("full", "torch", marks=pytest.mark.slow),
     ],
 )
