@@ -159,11 +159,12 @@ def s3_environment(s3, monkeypatch):
 
 @pytest.fixture
 def no_figures(monkeypatch):
-    """Let sweeps and comparisons write their reports without figures, which take longer than all else in small ones."""
+    """Let sweeps, comparisons and probes write reports without figures, which take longer than the rest of them."""
     from matplotlib.figure import Figure
 
     monkeypatch.setattr(import_module("losa_cache.sweep.report.report"), "draw", lambda record: {})
     monkeypatch.setattr(import_module("losa_cache.pareto.report"), "draw", lambda found, title: Figure((1, 1)))
+    monkeypatch.setattr(import_module("losa_cache.probe.report"), "draw", lambda record: Figure((1, 1)))
 
 
 def results(run: Path) -> list[dict]:
