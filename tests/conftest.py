@@ -10,6 +10,7 @@ import fcntl
 import json
 import shutil
 import signal
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -154,6 +155,16 @@ def s3_environment(s3, monkeypatch):
     """What a user sets to reach it."""
     for name, value in {**ENVIRONMENT, "AWS_ENDPOINT_URL": s3}.items():
         monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    """Let sweeps, comparisons and probes write reports without figures, which take longer than the rest of them."""
+    from matplotlib.figure import Figure
+
+    monkeypatch.setattr(import_module("losa_cache.sweep.report.report"), "draw", lambda record: {})
+    monkeypatch.setattr(import_module("losa_cache.pareto.report"), "draw", lambda found, title: Figure((1, 1)))
+    monkeypatch.setattr(import_module("losa_cache.probe.report"), "draw", lambda record: Figure((1, 1)))
 
 
 def results(run: Path) -> list[dict]:

@@ -86,7 +86,9 @@ def test_a_second_signal_ends_at_once():
     assert (done.returncode, done.stdout, done.stderr) == (-TERM, "noted\n", "")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, TERM, USR1])
+@pytest.mark.parametrize(
+    "number", [TERM, *(pytest.param(own, marks=pytest.mark.slow) for own in (signal.SIGINT, USR1))]
+)
 def test_a_signal_while_packages_are_imported_is_one_sentence(tmp_path, number):
     command = [str(Path(sys.executable).with_name("losa-cache")), "sweep", "--cache", ".", "--rank", "2,4"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)

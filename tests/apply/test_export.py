@@ -64,8 +64,8 @@ def random_adapter(backbone, side="losa", *, head=LAST, tap="block", start="outp
     return TrainedAdapter(adapter, points, config).eval()
 
 
-def tiny_vivit() -> Backbone:
-    image = tiny_backbone(depth=2)
+def tiny_vivit(depth: int = 2) -> Backbone:
+    image = tiny_backbone(depth=depth)
     inflate(image.model, name="tiny", frames=4)
     return Backbone(image.model, name="tiny-video", random=True, input=replace(image.input, frames=4, stride=1))
 
@@ -138,7 +138,7 @@ def test_many_columns_are_exported_as_the_equations_stand(monkeypatch):
     ("make", "side", "options", "format"),
     [
         (lambda: tiny_backbone(depth=2), "losa", {"head": ALL_LAYERS}, "onnx"),
-        (tiny_vivit, "losa", {"tap": "both"}, "torch"),
+        (lambda: tiny_vivit(1), "losa", {"tap": "both"}, "torch"),
         (lambda: of_timm("vit_small_patch14_reg4_dinov2", 28), "linear", {}, "torch"),
         pytest.param(
             lambda: of_timm("vit_small_plus_patch16_dinov3", 32), "attentive", {}, "onnx", marks=pytest.mark.slow
@@ -174,9 +174,9 @@ def test_a_file_with_the_backbone_gives_our_outputs_from_pixels(make, side, opti
     ("side", "options", "format"),
     [
         ("losa", {"start": EMBEDDING}, "torch"),
-        ("mlp", {}, "torch"),
+        pytest.param("mlp", {}, "torch", marks=pytest.mark.slow),  # how all are computed is tested above
         pytest.param("ladder", {}, "onnx", marks=pytest.mark.slow),
-        ("fusion", {}, "onnx"),
+        pytest.param("fusion", {}, "onnx", marks=pytest.mark.slow),
     ],
 )
 def test_a_file_of_the_adapter_alone_takes_block_outputs_by_their_names(side, options, format, tmp_path):

@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import google_crc32c
@@ -221,7 +222,17 @@ def train(path, out, **options):
     return lc.train(path, epochs=1, val_fraction=0, batch_size=4, device="cpu", out=out, **options)
 
 
-@pytest.mark.parametrize("attack", SHARDS)
+QUICK = {"compressed": "two shards exchanged", "predicted": "with their receipts", "views": "a shard of another cache"}
+
+
+@pytest.mark.parametrize(
+    ("every", "attack"),
+    [
+        pytest.param(kind, attack, marks=[] if QUICK.get(kind, attack) == attack else pytest.mark.slow)
+        for kind, attack in product(KINDS, SHARDS)
+    ],
+    indirect=["every"],
+)
 def test_a_shard_in_the_wrong_place_is_an_error_and_extract_mends_it(every, attack, tmp_path):
     own, other = every.copy(tmp_path)
     change, shards = SHARDS[attack]
@@ -299,6 +310,11 @@ def test_receipts_of_another_cache_are_refused_and_nothing_is_overwritten(pair, 
     assert contents(own) == before
 
 
+@pytest.mark.parametrize(
+    "every",
+    ["int8", "predicted", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("compressed", "views"))],
+    indirect=True,
+)
 def test_a_cache_without_lists_trains_to_the_same_numbers_and_gets_them_by_extract(every, tmp_path):
     own, _ = every.copy(tmp_path)
     shutil.rmtree(receipts(own) / "checksums")

@@ -59,8 +59,19 @@ def test_predicted_layers_have_the_same_bytes_and_values(name, samples, prefix, 
     assert len({len(own.bits) for own in encoding.codecs}) > 1 or name == "predict:0.01"
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("name", "width"), [("int8", WIDTH), ("int8", 50), ("int4", WIDTH), ("int4", 96)])
+@pytest.mark.parametrize(
+    ("name", "width", "dtype"),
+    [
+        ("int8", WIDTH, torch.float32),
+        ("int8", 50, torch.bfloat16),
+        ("int4", WIDTH, torch.bfloat16),
+        ("int4", 96, torch.float32),
+        pytest.param("int8", WIDTH, torch.bfloat16, marks=pytest.mark.slow),
+        pytest.param("int8", 50, torch.float32, marks=pytest.mark.slow),
+        pytest.param("int4", WIDTH, torch.float32, marks=pytest.mark.slow),
+        pytest.param("int4", 96, torch.bfloat16, marks=pytest.mark.slow),
+    ],
+)
 def test_integers_have_the_same_bytes_and_values(name, width, dtype, by_kernels):
     """Powers of two and not; a token of zeros, one of subnormal numbers, and values that are not finite."""
     blocks = [block.repeat(1, 1, 2)[2:5, :, :width].to(dtype) for block in features()]

@@ -98,7 +98,14 @@ def test_an_interrupted_extraction_goes_on_to_the_same_bytes(cache, tmp_path):
         assert again.shard_path(shard).read_bytes() == cache.shard_path(shard).read_bytes()
 
 
-@pytest.mark.parametrize("options", [{"layers": "6"}, {"layers": 1}, {"tap": "both", "embedding": True}, {"layers": 2}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"layers": 1},
+        {"tap": "both", "embedding": True},
+        *(pytest.param({"layers": layers}, marks=pytest.mark.slow) for layers in ("6", 2)),
+    ],
+)
 def test_any_points_can_be_chained(options, tmp_path):
     cache = make(tmp_path, **options)
     run = lc.train(cache, rank=2, epochs=1, val_fraction=0.2, out=tmp_path / "run", device="cpu")

@@ -355,7 +355,9 @@ BESIDE = ("000000.json", "core/files.json", "core/labels/c/0", "lock")
 KINDS = ("a folder", "a device", "a loop")
 
 
-@pytest.mark.parametrize("receipts", [True, False], ids=["with receipts", "without receipts"])
+@pytest.mark.parametrize(
+    "receipts", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["with receipts", "without receipts"]
+)
 def test_what_is_no_file_is_never_waited_for(receipts, original, right, tmp_path):
     names = [f"c.zarr/{name}" for name in FILES] + [f"c.zarr.receipts/{name}" for name in BESIDE] * receipts
     for number, (name, pipe) in enumerate(product(names, (True, False))):

@@ -31,12 +31,12 @@ def small_budget(precision="float32", batch=4):
 @pytest.mark.parametrize(
     "options",
     [
-        {"precision": "float32"},
+        pytest.param({"precision": "float32"}, marks=pytest.mark.slow),
         {"precision": "bfloat16", "tap": "both", "embedding": True},
         {"precision": "float16", "layers": 2},
-        {"precision": "int8"},
+        pytest.param({"precision": "int8"}, marks=pytest.mark.slow),
         {"precision": "predict:2"},
-        {"precision": "bfloat16", "views": 2, "augment": "crop"},
+        pytest.param({"precision": "bfloat16", "views": 2, "augment": "crop"}, marks=pytest.mark.slow),
         {"precision": "bfloat16", "tokens": "pooled", "tap": "both", "views": 2, "augment": "crop"},
     ],
 )

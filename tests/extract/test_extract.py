@@ -119,7 +119,8 @@ extract(backbone, tiny_samples(), out={out!r}, precision="float32", shard_bytes=
 """
 
 
-ROADS = {"plain, decoded by threads": {}, "views, decoded by processes": {"views": 2, "augment": "crop"}}
+PLAIN, VIEWS = "plain, decoded by threads", "views, decoded by processes"
+ROADS = {PLAIN: {}, VIEWS: {"views": 2, "augment": "crop"}}
 
 
 def start_slow(out, options, pause=0.05):
@@ -127,8 +128,15 @@ def start_slow(out, options, pause=0.05):
     return Forked("-c", code)
 
 
-@pytest.mark.parametrize("road", ROADS)
-@pytest.mark.parametrize("after", [1, 3])
+@pytest.mark.parametrize(
+    ("road", "after"),
+    [
+        (PLAIN, 3),
+        (VIEWS, 1),
+        pytest.param(PLAIN, 1, marks=pytest.mark.slow),
+        pytest.param(VIEWS, 3, marks=pytest.mark.slow),
+    ],
+)
 def test_a_killed_extraction_resumes_bit_identically(tmp_path, after, road):
     out, options = tmp_path / "killed.zarr", ROADS[road]
     process = start_slow(out, options)

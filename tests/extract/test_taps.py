@@ -56,7 +56,7 @@ def test_every_tap_has_an_identity_of_its_own(tmp_path):
     assert sorted(entry["points"] for entry in list_caches()) == [4, 5, 5, 5, 6, 6, 9, 10]
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+@pytest.mark.parametrize("precision", [pytest.param("bfloat16", marks=pytest.mark.slow), "int8"])
 def test_branches_are_verified_recomputed_and_repaired(precision, tmp_path):
     arguments = {"backbone": tiny_backbone(), "dataset": tiny_samples()}
     options = {"precision": precision, "tap": "both", "embedding": True, "layers": 2}

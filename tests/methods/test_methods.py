@@ -323,7 +323,15 @@ class Exported(nn.Module):
         return outputs(self.model, x)[-1]
 
 
-@pytest.mark.parametrize("text", ["adapter", "convpass", "fact:tk", "vpt:shallow", "vpt:deep", "st-adapter"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "convpass",
+        "vpt:deep",
+        "st-adapter",
+        *(pytest.param(own, marks=pytest.mark.slow) for own in ("adapter", "fact:tk", "vpt:shallow")),
+    ],
+)
 def test_a_trunk_with_a_method_is_exported_for_any_number_of_images(text):
     frames, grid = (6, (3, *GRID)) if text == "st-adapter" else (1, GRID)
     model = changed(text, (video if frames > 1 else tiny)(), grid=grid)

@@ -20,7 +20,12 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("method", METHODS)
+QUICK = ("fact:tk", "lora:qkv+mlp", "ssf", "vpt:deep")  # shared factors, PEFT's, what shifts every layer, more tokens
+
+
+@pytest.mark.parametrize(
+    "method", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in METHODS if name not in QUICK)]
+)
 def test_a_run_is_evaluated_and_rebuilt_as_it_was_trained(method, tmp_path):
     if method.startswith("lora"):
         pytest.importorskip("peft")

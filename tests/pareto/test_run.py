@@ -90,6 +90,7 @@ def test_cached_and_online_trainings_learn_of_the_same_samples(here, data, tmp_p
         assert (tmp_path / "study" / name).stat().st_size > 0
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_what_is_done_is_read_and_what_is_new_is_added(here, data, tmp_path):
     first = pareto(asked(data), out=tmp_path / "study", config=ParetoConfig(methods="linear", **SMALL))
     here.clear()
@@ -106,6 +107,7 @@ def test_what_is_done_is_read_and_what_is_new_is_added(here, data, tmp_path):
         pareto(asked(data), out=tmp_path / "study", config=ParetoConfig(**SMALL | {"epochs": 2}))
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_kill_before_any_record_loses_nothing_that_was_done(here, data, tmp_path, monkeypatch):
     """The process dies before its first write, the next one before its second, and so on, until one comes through."""
 
@@ -141,6 +143,7 @@ def test_a_kill_before_any_record_loses_nothing_that_was_done(here, data, tmp_pa
     assert len(trained) == len(set(trained)) == 3  # none began twice
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_training_that_was_interrupted_goes_on(here, data, tmp_path, monkeypatch):
     class StoppedError(Exception):
         pass
@@ -164,6 +167,7 @@ def test_a_training_that_was_interrupted_goes_on(here, data, tmp_path, monkeypat
     assert row.mean is not None
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_an_extraction_whose_end_was_not_seen_has_neither_seconds_nor_the_memory_of_a_look_at_it(
     here, data, tmp_path, monkeypatch
 ):
@@ -186,6 +190,7 @@ def test_an_extraction_whose_end_was_not_seen_has_neither_seconds_nor_the_memory
     assert rows(found)[0].seconds() is None
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_training_that_failed_and_then_ran_from_its_start_has_the_seconds_of_that(here, data, tmp_path, monkeypatch):
     def fail(*_):
         raise UserError("out of memory.")
@@ -200,6 +205,7 @@ def test_a_training_that_failed_and_then_ran_from_its_start_has_the_seconds_of_t
     assert 0 < found.work(name).seconds < perf_counter() - began
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_method_that_fails_is_told_and_tried_again(here, data, tmp_path):
     methods = "last:99,linear"
     config = ParetoConfig(methods=methods, **SMALL)
@@ -213,6 +219,7 @@ def test_a_method_that_fails_is_told_and_tried_again(here, data, tmp_path):
     assert [words[0] for words in here] == [TRAIN, TRAIN]  # at each of its rates, and nothing else
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_cache_that_is_given_is_not_extracted_and_must_be_of_the_same_images(here, data, tmp_path):
     config = ParetoConfig(methods="linear,linear:online", **SMALL | {"rates": 1})
     first = pareto(asked(data), out=tmp_path / "first", config=config)
@@ -242,6 +249,7 @@ def test_a_cache_that_is_given_is_not_extracted_and_must_be_of_the_same_images(h
     assert not out.exists()
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_training_that_is_refused_is_told_again_and_the_others_go_on(here, data, tmp_path):
     config = ParetoConfig(methods="linear:online", **SMALL | {"rates": 1})
     pictures, out = tmp_path / "pictures", tmp_path / "study"
@@ -261,6 +269,7 @@ def test_a_folder_of_something_else_is_left_alone(data, tmp_path):
     assert os.listdir(tmp_path) == ["thesis.txt"]
 
 
+@pytest.mark.usefixtures("no_figures")
 @pytest.mark.parametrize("left", [[], ["lock"], ["lock", f"{FILE}.partial"]])
 def test_a_kill_before_the_first_record_leaves_a_folder_that_can_be_used(left, here, data, tmp_path, monkeypatch):
     for name in left:

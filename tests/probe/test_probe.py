@@ -86,6 +86,7 @@ def test_what_is_held_out_is_what_train_holds_out(tiny_cache, tmp_path):
     assert len(ours) == 23 - 6
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_another_target_set_is_probed_and_tested(tiny_cache, tmp_path):
     test = extract(tiny_backbone(), tiny_samples(17, split="test"), precision="float32", out=tmp_path / "test.zarr")
     places = [int(name[-3:]) for name in tiny_cache.sample_ids], [int(name[-3:]) for name in test.sample_ids]
@@ -217,6 +218,7 @@ def test_a_cache_that_is_no_test_is_refused(tiny_cache, tmp_path):
         lc.probe(tiny_cache, test=same, out=tmp_path / "out")
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_images_that_are_fitted_are_no_known_test(tmp_path):
     one, _ = (
         extract(tiny_backbone(), tiny_samples(split="test"), precision=name, out=tmp_path / f"{name}.zarr")
@@ -266,6 +268,7 @@ def test_pooling_of_a_trunk_without_class_token(tmp_path):
     assert read_features(cache, cache.samples, Placement(CPU)).kinds == ("mean",)
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_folder_appears_with_all_of_its_files(tiny_cache, tmp_path, monkeypatch):
     def stopped(*_):
         raise KeyboardInterrupt

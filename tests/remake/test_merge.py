@@ -54,7 +54,10 @@ def require_rows(merged, sources):
     assert seen == [list(range(len(source.ids))) for source in sources]
 
 
-@pytest.mark.parametrize("options", [{}, {"precision": "float32", "views": 2, "augment": "crop"}])
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param({}, marks=pytest.mark.slow), {"precision": "float32", "views": 2, "augment": "crop"}],
+)
 def test_rows_labels_and_skipped_samples_are_those_of_the_parts(options, tmp_path):
     sources = parts(tmp_path, **options)
     before = [contents(source.path) for source in sources]

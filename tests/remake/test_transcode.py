@@ -54,7 +54,7 @@ def folder(tmp_path):
     return load_samples(str(tmp_path / "images"))
 
 
-@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("compressed", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_fewer_layers_are_those_of_a_direct_extraction_bit_for_bit(compressed, folder, tmp_path, monkeypatch):
     if compressed:
         monkeypatch.setattr(compression, "WORTH_BYTES", 0)
@@ -97,7 +97,7 @@ def test_float32_values_are_rounded_as_torch_rounds_them(precision, tmp_path):
     assert np.array_equal(made.labels, whole.labels)
 
 
-@pytest.mark.parametrize("precision", ["int8", "int4", "predict:6"])
+@pytest.mark.parametrize("precision", [pytest.param("int8", marks=pytest.mark.slow), "int4", "predict:6"])
 def test_lossy_precisions_are_fitted_anew_and_say_what_they_were_made_of(precision, tmp_path):
     whole = extract(tiny_backbone(), tiny_samples(60), out=tmp_path / "a.zarr", **SMALL)
     made = lc.transcode(whole, tmp_path / "b.zarr", precision=precision, layers=2)
@@ -123,7 +123,7 @@ def test_fewer_layers_of_integers_keep_their_codes_and_constants(tmp_path):
     assert made.manifest.fields["made_from"] == [whole.manifest.identity]
 
 
-@pytest.mark.parametrize("precision", ["float32", "int4", "predict:6"])
+@pytest.mark.parametrize("precision", [pytest.param("float32", marks=pytest.mark.slow), "int4", "predict:6"])
 def test_other_shards_change_nothing_else(precision, tmp_path):
     options = SMALL | {"precision": precision}
     whole = extract(tiny_backbone(), tiny_samples(40, bad=(2,)), out=tmp_path / "a.zarr", **options)

@@ -1,5 +1,7 @@
 """Triton's kernels against torch's products and the plain form; here Triton's interpreter runs them, on the CPU."""
 
+from itertools import product
+
 import pytest
 import torch
 from torch import nn
@@ -61,8 +63,14 @@ def require_equal(found, expected, tolerance=1e-5):
         assert (ours - theirs).norm() < tolerance * whole
 
 
-@pytest.mark.parametrize("form", ["values", "codes", "gathered"])
-@pytest.mark.parametrize("name", SHAPES)
+def shapes_and_forms():
+    """Each shape and each form once; the others are slow."""
+    quick = {("one layer", "values"), ("small", "gathered"), ("many tokens", "codes"), ("wide", "values")}
+    for pair in product(SHAPES, ("values", "codes", "gathered")):
+        yield pytest.param(*pair, marks=[] if pair in quick else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("name", "form"), shapes_and_forms())
 def test_results_and_gradients_are_those_of_the_plain_form(name, form):
     sizes = SHAPES[name]
     network = random_network(**sizes)

@@ -136,18 +136,29 @@ def test_sweeps_in_one_database_do_not_mix(tiny_cache, tmp_path):
     assert sorted(found) == [[2, 4], [3, 5, 6]]
 
 
-@pytest.fixture
-def stopped(tiny_cache, tmp_path):
-    """A sweep that stopped in the middle, and its cache."""
+def stopped_in(folder, cache):
+    """A sweep that stopped in the middle."""
     space = {"lr": Choices((0.01, 0.03, 0.1))}
-    create_sweep(tmp_path / "s?{x}%", SweepConfig(cache=str(tiny_cache.path), space=space, base=SMALL, concurrent=2))
+    create_sweep(folder, SweepConfig(cache=str(cache.path), space=space, base=SMALL, concurrent=2))
 
     def stop(standing):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        Sweep(tmp_path / "s?{x}%", placement=Placement(CPU), report=stop).run()
-    return tmp_path / "s?{x}%"
+        Sweep(folder, placement=Placement(CPU), report=stop).run()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stopped_once(tiny_original, tmp_path_factory):
+    """What ``stopped`` copies."""
+    return stopped_in(tmp_path_factory.mktemp("stopped") / "s?{x}%", tiny_original)
+
+
+@pytest.fixture
+def stopped(stopped_once, tmp_path):
+    """A sweep that stopped in the middle, the test's own."""
+    return shutil.copytree(stopped_once, tmp_path / stopped_once.name)
 
 
 def flip(path):
@@ -222,11 +233,11 @@ def test_progress_without_checksums_as_earlier_versions_wrote_it_goes_on(stopped
     assert len(resume_sweep(stopped, device="cpu").record.trials) == 3
 
 
-def test_another_cache_under_the_same_name_is_refused(stopped, tiny_cache):
+def test_another_cache_under_the_same_name_is_refused(tiny_cache, tmp_path):
     from losa_cache.extract.extract import extract
     from tests.conftest import tiny_backbone, tiny_samples
 
-    path = tiny_cache.path
+    stopped, path = stopped_in(tmp_path / "s", tiny_cache), tiny_cache.path
     shutil.rmtree(path)
     extract(tiny_backbone(1), tiny_samples(), precision="float32", out=path, shard_bytes=13_000)
     with pytest.raises(UserError, match="the cache of the sweep .* is another one now"):

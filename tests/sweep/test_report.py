@@ -67,7 +67,7 @@ def read(record, folder):
     return Page(write_report(record, folder).read_text("utf-8"))
 
 
-@pytest.mark.parametrize("count", [1, 3, 64, 200])
+@pytest.mark.parametrize("count", [1, 64, *(pytest.param(own, marks=pytest.mark.slow) for own in (3, 200))])
 def test_a_page_needs_nothing_else_and_shows_the_figures_beside_it(tmp_path, count):
     trials = many(count)
     page = read(sweep(trials, chosen=0), tmp_path)
@@ -87,6 +87,7 @@ def test_a_page_needs_nothing_else_and_shows_the_figures_beside_it(tmp_path, cou
     )
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_trials_stand_in_order_and_the_command_is_exact(tmp_path):
     command = "losa-cache train --cache 'two  words.zarr' \\\n  --rank 8"
     trials = [
@@ -126,6 +127,7 @@ def test_names_that_are_no_unicode_are_written_all_the_same(tmp_path):
     assert "caf\\udce9.zarr" in read(sweep(many(3), cache="caf\udce9.zarr"), tmp_path).text["main"][0]
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_no_letter_reorders_others_or_is_a_control_character(tmp_path):
     trials = [trial(0, 80.0, command="a\u202eb", layers="\x1b[2J\u2066<script>")]
     text = read(sweep(trials, chosen=0, cache="\u202egpj.exe"), tmp_path).text["main"][0]

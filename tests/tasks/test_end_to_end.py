@@ -133,6 +133,7 @@ def test_ordered_classes_and_classes_that_were_added(cache, tmp_path):
 
 
 @pytest.mark.parametrize("task", ["regression", "multilabel"])
+@pytest.mark.usefixtures("no_figures")
 def test_trials_end_where_each_ends_alone_and_the_best_is_chosen(cache, tmp_path, task):
     config = TrainConfig(task=task, **(OPTIONS | {"lr": None}), head="last")
     rates = [1e-4, 3e-2]
@@ -149,6 +150,7 @@ def test_trials_end_where_each_ends_alone_and_the_best_is_chosen(cache, tmp_path
     assert auto.found.options["lr"] in rates
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_trials_are_chosen_by_the_metric_that_is_named(cache, tmp_path):
     config = TrainConfig(**(OPTIONS | {"lr": None}), head="last", metric="macro_f1", loss="focal")
     found = lc.sweep(cache, space={"lr": [1e-4, 3e-2]}, config=config, out=tmp_path / "sweep", device="cpu")
@@ -169,6 +171,7 @@ def test_a_mixed_run_learns_the_caches_targets(cache, tmp_path):
     assert results(mixed)[0]["val_mae"] == pytest.approx(results(cached)[0]["val_mae"], rel=1e-3)
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_what_cannot_be_learned_is_a_sentence(cache, tmp_path):
     options = OPTIONS | {"out": tmp_path / "run", "device": "cpu"}
     with pytest.raises(lc.UserError, match="has no target set 'sizes': choose one of labels, .*nearest: size"):

@@ -111,6 +111,7 @@ def test_a_task_in_one_file_trains_and_is_evaluated(number, tiny_cache, tmp_path
         lc.compare(run, device="cpu")
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_trials_of_a_task_in_one_file_train_together_and_the_best_is_chosen(number, tiny_cache, tmp_path):
     """Each as by itself, and lower errors are better."""
     options = {name: value for name, value in OPTIONS.items() if name not in ("lr", "device")}

@@ -86,6 +86,7 @@ def test_a_run_without_a_probe_reads_a_few_samples_before_its_first_step(tiny_ca
     assert run.adapter.reader is not None
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_trials_of_a_sweep_end_where_each_ends_alone(tiny_cache, tmp_path):
     space = {"rank": [2, 3], "dropout": [0.0, 0.5]}
     base = lc.TrainConfig(epochs=2, batch_size=8, val_fraction=0.3)

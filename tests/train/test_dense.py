@@ -79,6 +79,7 @@ def _held_out(cache):
         return {name for batch in batches.held_out() for name in batch.ids}
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_trials_train_together_as_each_by_itself(dense_cache, tmp_path):
     config = TrainConfig(task="segmentation", decoder="conv", **OPTIONS | {"lr": None})
     found = lc.sweep(dense_cache, space={"lr": [1e-3, 3e-2]}, config=config, out=tmp_path / "sweep", device="cpu")

@@ -63,9 +63,18 @@ BOUNDS = {"float32": 1e-5, "float16": 1e-3, "bfloat16": 1e-2, "int8": 3e-2, "int
 # every precision with one trunk; with the others exact values, and predicted tokens, which prefix tokens are no part of
 STEPS = [("cls", precision) for precision in BOUNDS]
 STEPS += [(trunk, precision) for trunk in TRUNKS if trunk != "cls" for precision in ("float32", "predict:3")]
+QUICK = {
+    ("cls", "float32"),
+    ("cls", "int8"),
+    ("gap", "predict:3"),
+    ("registers", "float32"),
+    ("attention pool", "predict:3"),
+}
 
 
-@pytest.mark.parametrize(("trunk", "precision"), STEPS)
+@pytest.mark.parametrize(
+    ("trunk", "precision"), [pytest.param(*step, marks=[] if step in QUICK else pytest.mark.slow) for step in STEPS]
+)
 def test_online_and_cached_training_give_the_same_losses_step_by_step(trunk, precision, tmp_path):
     backbone, samples = tiny_backbone(**TRUNKS[trunk]), tiny_samples()
     cache = extract(backbone, samples, precision=precision, out=tmp_path / "c.zarr", shard_bytes=20_000)

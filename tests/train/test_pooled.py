@@ -33,7 +33,14 @@ def losses(run):
 
 @pytest.mark.parametrize(
     ("kind", "side"),
-    [*((kind, "linear") for kind in (*TRUNKS, "digits")), ("registers", "fusion"), ("attention", "fusion")],
+    [
+        ("class token", "linear"),
+        ("norm before the mean", "linear"),
+        ("norm behind the mean", "linear"),
+        ("registers", "fusion"),
+        ("attention", "fusion"),
+        *(pytest.param(kind, "linear", marks=pytest.mark.slow) for kind in ("registers", "attention", "digits")),
+    ],
 )
 def test_a_side_of_rows_is_the_same_function_of_the_image_from_either_cache_and_on_either(kind, side, tmp_path):
     named = ("vit_digits", "digits") if kind == "digits" else (tiny_backbone(**TRUNKS[kind]), tiny_samples())

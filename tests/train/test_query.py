@@ -48,6 +48,7 @@ def test_a_stopped_run_resumes_bit_identically_and_is_read_back(side, tiny_cache
 
 
 @pytest.mark.parametrize("side", SIDES)
+@pytest.mark.usefixtures("no_figures")
 def test_trials_of_a_sweep_end_where_each_ends_alone(side, tiny_cache, tmp_path):
     base = TrainConfig(side=side, epochs=2, batch_size=5, val_fraction=0.3)
     space = {"lr": [0.01, 0.003], "weight_decay": [0.0, 0.1]}

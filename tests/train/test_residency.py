@@ -194,7 +194,15 @@ def test_a_place_that_is_too_small_is_refused_in_a_sentence(asked):
 
 @pytest.mark.parametrize(
     ("precision", "worth"),
-    [("float32", 0), ("bfloat16", 0), ("int8", 0), ("int4", 0), ("predict:2", 0), ("int8", 2), ("predict:2", 2)],
+    [
+        ("bfloat16", 0),
+        ("int4", 0),
+        ("int8", 2),
+        ("predict:2", 2),
+        pytest.param("float32", 0, marks=pytest.mark.slow),
+        pytest.param("int8", 0, marks=pytest.mark.slow),
+        pytest.param("predict:2", 0, marks=pytest.mark.slow),
+    ],
 )  # chunks are decompressed alike whatever they hold: rows of codes, or layers that are read together
 def test_every_place_gives_the_same_batches(precision, worth, tmp_path, monkeypatch):
     monkeypatch.setattr(preload, "STAGE_BYTES", 1)  # rows are loaded two by two

@@ -28,6 +28,15 @@ def caches(tmp_path):
     ]
 
 
+@pytest.fixture(scope="module")
+def of_last_layer(tiny_original, tmp_path_factory):
+    """A run to be copied and changed."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOSA_CACHE_HOME", str(folder / "home"))
+        return lc.train(tiny_original, head="last", out=folder / "run", **TRAINED).run
+
+
 def logits(model, cache):
     options = {"points": model.points, "shuffle": False, "batch_size": 4, "device": "cpu"}
     with torch.inference_mode(), lc.batches(cache, **options) as batches:
@@ -110,8 +119,8 @@ def test_what_eval_measures_is_written_beside_the_adapter(caches, tmp_path):
         ({"fields": {"backbone": {"weights": 5}}}, "weights"),
     ],
 )
-def test_an_adapter_of_another_format_is_refused(change, message, caches, tmp_path):
-    run = lc.train(caches[0], head="last", out=tmp_path / "run", **TRAINED).run
+def test_an_adapter_of_another_format_is_refused(change, message, of_last_layer, tmp_path):
+    run = shutil.copytree(of_last_layer, tmp_path / "run")
     file = run / "adapter" / "config.json"
     config = json.loads(file.read_text())
     for name, value in change.pop("fields", {}).items():
