@@ -53,7 +53,6 @@ def test_the_library_guides_python_runs(tmp_path, monkeypatch, capsys):
     assert names["side"](blocks).shape == (2, 197, 768)
 
 
-@pytest.mark.slow  # CI has a limit of time
 def test_the_adapters_guides_python_runs(digits_home):
     names: dict = {}
     for block in fenced("python", DOCS / "guides" / "adapters.md"):
