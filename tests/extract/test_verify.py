@@ -131,14 +131,12 @@ def test_every_file_of_the_core_is_put_back_without_a_backbone(cache):
     before = contents(cache.path), contents(cache.receipts)
     core = [p for p in files(cache) if not p.name.startswith("c.") and p.parent != cache.receipts]
     assert len(core) > 20
-    for number, path in enumerate(core):
-        if number % 2:
-            flip(path, 3, 16)
-        else:
-            path.unlink()
-        found = verify_cache(cache.path, repair=True)
-        assert found["damaged"]["files"], path
-        assert found["repaired"], path
+    for path in core:
+        for damage in (lambda p: flip(p, 3, 16), lambda p: p.unlink()):
+            damage(path)
+            found = verify_cache(cache.path, repair=True)
+            assert found["damaged"]["files"], path
+            assert found["repaired"], path
     assert (contents(cache.path), contents(cache.receipts)) == before
 
 

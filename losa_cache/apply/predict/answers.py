@@ -1,12 +1,13 @@
 """From outputs of adapters to the numbers of a table."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from losa_cache.apply.predict.journal import Skipped
 from losa_cache.apply.predict.table import (
     FEATURES,
     IMAGES,
@@ -23,6 +24,9 @@ from losa_cache.apply.predict.table import (
 from losa_cache.targets.target_set import MASK, MULTILABEL
 from losa_cache.tasks import Task
 from losa_cache.train.trained_adapter import TrainedAdapter
+
+Found = tuple[Rows, list[Skipped]]
+"""Answers of a batch, and its inputs without one."""
 
 
 def table_of(adapters: Mapping[str, TrainedAdapter], *, top_k: int, embed: bool, of: str = IMAGES) -> Table:
@@ -90,8 +94,21 @@ class Answering:
             else:
                 self._sums[name] = adapter.task.sum_clips(self._sums[name], own)
 
-    def values(self, clips: int) -> tuple[Values, ...]:
-        """Average over so many clips, and give the numbers of the table, ``(batch, width)`` of each adapter."""
+    def found(self, ids: Sequence[str], clips: int, failures: Mapping[int, str]) -> Found:
+        """Give the answers of the batch, averaged over so many clips, and its inputs that have none.
+
+        Args:
+            ids: of all inputs of the batch.
+            clips: that were added.
+            failures: why inputs have no pixels, by their places.
+        """
+        values, failures = self._values(clips), {**self._broken(), **failures}
+        kept = [place for place in range(len(ids)) if place not in failures]
+        bad = [Skipped(ids[place], plain(reason)) for place, reason in sorted(failures.items())]
+        return Rows([ids[place] for place in kept], tuple(own[kept] for own in values)), bad
+
+    def _values(self, clips: int) -> tuple[Values, ...]:
+        """Give the numbers of the table, ``(batch, width)`` of each adapter."""
         found = []
         for answer, (name, adapter) in self._each:
             total = self._sums.pop(name)
@@ -106,13 +123,12 @@ class Answering:
             found.append(np.ascontiguousarray(numbers.reshape(-1, answer.width).float().cpu().numpy()))
         return tuple(found)
 
-    def failures(self) -> dict[int, str]:
-        """Say which inputs of the batch have no answer, by their places in it, and why; asked once a batch."""
+    def _broken(self) -> dict[int, str]:
+        """Say which inputs have outputs that are no answer, by their places, and of which adapter."""
         found: dict[int, str] = {}
-        for name, finite in self._finite.items():
-            for place in (~finite).nonzero().flatten().tolist():
+        for _, (name, _) in self._each:
+            for place in (~self._finite.pop(name)).nonzero().flatten().tolist():
                 found.setdefault(place, not_finite(name))
-        self._finite.clear()
         return found
 
     def no_rows(self) -> Rows:

@@ -6,8 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from losa_cache.apply.predict.answers import Answering
-from losa_cache.apply.predict.from_files import Found, answered
+from losa_cache.apply.predict.answers import Answering, Found
 from losa_cache.apply.predict.table import plain
 from losa_cache.cache.store import ActivationCache
 from losa_cache.errors import UserError
@@ -79,6 +78,6 @@ def answer_cache(
                     outputs[name] = (adapter.embed(blocks) if embed else adapter(blocks)).float()
             answering.add(outputs)
             if request.view == clips - 1:
-                yield answered(list(map(plain, batch.ids)), answering.values(clips), answering.failures())
+                yield answering.found(list(map(plain, batch.ids)), clips, {})
     finally:
         source.close()

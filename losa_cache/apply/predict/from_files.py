@@ -1,7 +1,7 @@
 """Images and videos through the backbone: decoded as at extraction, some batches ahead, and answered batch by batch."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
@@ -13,10 +13,9 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from losa_cache.apply.predict.answers import Answering
+from losa_cache.apply.predict.answers import Answering, Found
 from losa_cache.apply.predict.inputs import Item
 from losa_cache.apply.predict.journal import Skipped
-from losa_cache.apply.predict.table import Rows, Values, plain
 from losa_cache.data.clips import Clip
 from losa_cache.data.decode import Decoded, Decoder, View
 from losa_cache.data.picture import load_image
@@ -29,8 +28,6 @@ from losa_cache.extract.meter import Meter
 
 Forward = Callable[[Tensor], Mapping[str, Tensor]]
 """Pixels to what each adapter makes of them."""
-Found = tuple[Rows, list[Skipped]]
-"""Answers of a batch, and its inputs without one."""
 
 
 @dataclass(frozen=True)
@@ -152,8 +149,7 @@ def answer_files(
                     taken = pixels if clip == 0 else next(decoded)
                     failures |= {place: reason for place, (_, reason) in taken.failures.items()}
                     answering.add(model.forward(taken.pixels))
-                values = answering.values(batch.clips)
-                rows, bad = answered([item.id for item in batch.items], values, answering.failures() | failures)
+                rows, bad = answering.found([item.id for item in batch.items], batch.clips, failures)
                 yield rows, batch.skipped + bad
                 for place in range(len(batch.items)):
                     del window[batch.start + place]
@@ -167,19 +163,6 @@ def _next(decoded: Iterator[Decoded], meter: Meter) -> Decoded | None:
     found = next(decoded, None)
     meter.waited_decode += perf_counter() - asked
     return found
-
-
-def answered(ids: Sequence[str], values: tuple[Values, ...], failures: Mapping[int, str]) -> Found:
-    """Leave out inputs of a batch that have no answer.
-
-    Args:
-        ids: of all inputs of the batch.
-        values: of each adapter, with a row for each input.
-        failures: why some have none, by their places.
-    """
-    kept = [place for place in range(len(ids)) if place not in failures]
-    bad = [Skipped(ids[place], plain(reason)) for place, reason in sorted(failures.items())]
-    return Rows([ids[place] for place in kept], tuple(own[kept] for own in values)), bad
 
 
 def _windowed(window: Mapping[int, Item], spec: InputSpec, decoding: Decoding) -> Samples:

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from losa_cache.apply.adapted import AdaptedModel
 from losa_cache.apply.open import backbone_for, open_adapters, require_one_backbone
-from losa_cache.apply.predict.answers import Answering, table_of
+from losa_cache.apply.predict.answers import Answering, Found, table_of
 from losa_cache.apply.predict.arguments import is_cache, require_input, require_one_kind
 from losa_cache.apply.predict.config import PredictConfig
 from losa_cache.apply.predict.formats import find_format
 from losa_cache.apply.predict.from_cache import answer_cache, fitted
-from losa_cache.apply.predict.from_files import Decoding, Found, Model, answer_files
+from losa_cache.apply.predict.from_files import Decoding, Model, answer_files
 from losa_cache.apply.predict.inputs import items
 from losa_cache.apply.predict.journal import Skipped
 from losa_cache.apply.predict.known import Known
