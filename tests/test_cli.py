@@ -13,6 +13,7 @@ from losa_cache.cli import main
 from tests.conftest import losa_cache
 
 
+@pytest.mark.slow
 def test_the_whole_road(digits, tmp_path):
     common = {"home": digits["home"], "cwd": tmp_path}
     again = losa_cache(

@@ -194,6 +194,7 @@ def test_a_file_of_the_adapter_alone_takes_block_outputs_by_their_names(side, op
     assert said["preprocessing"] is None
 
 
+@pytest.mark.slow
 def test_weights_too_large_for_one_file_of_onnx_lie_in_a_second(tmp_path, monkeypatch):
     backbone = tiny_backbone(depth=2)
     adapter = random_adapter(backbone, "linear")
@@ -228,10 +229,11 @@ def changed(change) -> Backbone:
 @pytest.mark.parametrize(
     ("change", "format", "message"),
     [
-        (
+        pytest.param(
             unknown,
             "onnx",
             r"^onnx has no operator for losa_cache_tests.unknown, which the model uses: .*file.onnx.log'",
+            marks=pytest.mark.slow,
         ),
         (lambda x: x * float(x.sum()), "torch", r"^the model cannot be exported as torch \(.*file.pt2.log'"),
     ],

@@ -118,7 +118,7 @@ def test_a_server_answers_with_both_kinds(trained):
     ("name", "format"),
     [
         ("deep", "torch"),
-        ("adapter", "torch"),
+        pytest.param("adapter", "torch", marks=pytest.mark.slow),
         pytest.param(
             "lora", "onnx", marks=pytest.mark.slow
         ),  # both are exported as the backbone is: its weights differ

@@ -213,7 +213,7 @@ print(at)
 
 @pytest.mark.parametrize(
     ("name", "stride"),
-    [(".csv", 6), (".zarr", 40), *(pytest.param(name, 1, marks=pytest.mark.slow) for name in FORMATS)],
+    [(".csv", 6), *(pytest.param(name, 1, marks=pytest.mark.slow) for name in FORMATS)],
 )
 def test_a_killed_call_ends_as_if_nothing_had_happened(name, stride, made, tmp_path):
     """Also one that adds to an output: it begins where one is that lacks some of the images."""

@@ -50,6 +50,7 @@ def test_a_port_in_use_is_refused_before_torch_is_imported(folder):
     )
 
 
+@pytest.mark.slow
 def test_a_signal_lets_what_was_accepted_finish(digits, tmp_path):
     """By the command line, on the embedded backbone: with the answer that the adapter makes of the cache."""
     lc.train(digits["train"], epochs=1, rank=2, device="cpu", val_fraction=0, out=tmp_path / "run")

@@ -11,12 +11,12 @@ from losa_cache.errors import UserError
 @pytest.mark.parametrize(
     ("short", "depth", "width"),
     [
-        ("vit_s", 12, 384),
+        pytest.param("vit_s", 12, 384, marks=pytest.mark.slow),
         ("vit_b", 12, 768),
-        ("vit_l", 24, 1024),
+        pytest.param("vit_l", 24, 1024, marks=pytest.mark.slow),
         ("vit_h", 32, 1280),
         ("vit_g", 40, 1408),
-        ("vit_G", 48, 1664),
+        pytest.param("vit_G", 48, 1664, marks=pytest.mark.slow),
     ],
 )
 def test_short_names_are_the_papers_shapes(short, depth, width):

@@ -62,10 +62,10 @@ def test_predicted_layers_have_the_same_bytes_and_values(name, samples, prefix, 
 @pytest.mark.parametrize(
     ("name", "width", "dtype"),
     [
-        ("int8", WIDTH, torch.float32),
         ("int8", 50, torch.bfloat16),
-        ("int4", WIDTH, torch.bfloat16),
         ("int4", 96, torch.float32),
+        pytest.param("int8", WIDTH, torch.float32, marks=pytest.mark.slow),
+        pytest.param("int4", WIDTH, torch.bfloat16, marks=pytest.mark.slow),
         pytest.param("int8", WIDTH, torch.bfloat16, marks=pytest.mark.slow),
         pytest.param("int8", 50, torch.float32, marks=pytest.mark.slow),
         pytest.param("int4", WIDTH, torch.float32, marks=pytest.mark.slow),

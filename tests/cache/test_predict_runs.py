@@ -51,6 +51,7 @@ def test_inspecting_tells_bytes_errors_and_what_is_read(cache):
     assert np.mean(fresh) > np.mean(fitted) > 0
 
 
+@pytest.mark.slow
 def test_a_cache_trains_from_any_place_alike_and_online(cache, tmp_path):
     options = {"rank": 4, "epochs": 3, "lr": 0.01, "batch_size": 8, "val_fraction": 0.2, "layers": "3", "device": "cpu"}
     runs = {

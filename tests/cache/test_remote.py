@@ -227,7 +227,9 @@ SENTENCES = {
 }
 
 
-@pytest.mark.parametrize("verb", ["inspect {}", "train --cache {}", "verify {}"])
+@pytest.mark.parametrize(
+    "verb", ["train --cache {}", *(pytest.param(own, marks=pytest.mark.slow) for own in ("inspect {}", "verify {}"))]
+)
 @pytest.mark.parametrize("case", SENTENCES)
 def test_what_cannot_be_opened_is_one_sentence_and_exit_code_2(case, verb, monkeypatch, capsys):
     url, message = SENTENCES[case]

@@ -85,6 +85,7 @@ def in_worker():
     return threading.current_thread() is not threading.main_thread()
 
 
+@pytest.mark.slow
 def test_what_fails_is_told_and_the_rest_is_finished(tmp_path, scheduler):
     rng = np.random.default_rng(0)
     for number in range(20):
@@ -119,6 +120,7 @@ def test_bad_options_are_refused_before_anything_is_asked(tmp_path, monkeypatch)
     assert not [*tmp_path.iterdir()]
 
 
+@pytest.mark.slow
 def test_a_worker_that_does_not_see_the_place_is_refused_before_it_writes(
     alone, tmp_path, scheduler, monkeypatch, caplog
 ):

@@ -62,7 +62,8 @@ def same(one, other):
     assert any(trial["state"] != "complete" for trial in first)
 
 
-@pytest.mark.parametrize("kind", ["grid", pytest.param("pruned", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["grid", "pruned"])
 def test_a_sweep_on_workers_has_the_bits_of_one_process(kind, tiny_cache, tmp_path, scheduler):
     alone, other = (begun(tmp_path / name, kind, tiny_cache) for name in ("alone", "cluster"))
     same(train(alone), train(other, scheduler))

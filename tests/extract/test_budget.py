@@ -33,7 +33,7 @@ def small_budget(precision="float32", batch=4):
     [
         pytest.param({"precision": "float32"}, marks=pytest.mark.slow),
         {"precision": "bfloat16", "tap": "both", "embedding": True},
-        {"precision": "float16", "layers": 2},
+        pytest.param({"precision": "float16", "layers": 2}, marks=pytest.mark.slow),
         pytest.param({"precision": "int8"}, marks=pytest.mark.slow),
         {"precision": "predict:2"},
         pytest.param({"precision": "bfloat16", "views": 2, "augment": "crop"}, marks=pytest.mark.slow),
@@ -158,6 +158,7 @@ def test_weights_larger_than_the_memory_are_mapped_and_streamed_without_being_as
     assert ours.manifest.identity == plain.manifest.identity
 
 
+@pytest.mark.slow
 def test_plan_says_what_streaming_costs(tmp_path):
     plain = plan_extraction(tiny_backbone(), tiny_samples(), out=tmp_path / "c.zarr", precision="float32")
     assert plain["device_memory"]["streamed"] is False

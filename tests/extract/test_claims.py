@@ -45,7 +45,7 @@ def bad(samples, numbers):
     return dataclasses.replace(samples, load=load)
 
 
-@pytest.mark.parametrize("part", [None, "auto"])
+@pytest.mark.parametrize("part", [pytest.param(None, marks=pytest.mark.slow), "auto"])
 @pytest.mark.parametrize(("before", "now"), [((3,), ()), ((), (3,))])
 def test_a_complete_cache_says_what_its_receipts_say(before, now, part, tmp_path):
     """Shards were lost, and a sample in them decodes now that did not, or the other way round."""

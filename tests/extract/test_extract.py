@@ -155,7 +155,7 @@ def test_a_killed_extraction_resumes_bit_identically(tmp_path, after, road):
     assert contents(out) == contents(whole.path)
 
 
-@pytest.mark.parametrize("road", ROADS)
+@pytest.mark.parametrize("road", [PLAIN, pytest.param(VIEWS, marks=pytest.mark.slow)])
 def test_a_second_writer_is_refused_and_the_lock_dies_with_its_owner(tmp_path, road):
     out, options = tmp_path / "c.zarr", ROADS[road]
     process = start_slow(out, options, pause=1.0)

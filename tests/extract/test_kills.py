@@ -79,14 +79,8 @@ print(json.dumps(log))
 """
 
 
-@pytest.mark.parametrize(
-    ("steps", "seed"),
-    [
-        pytest.param("rows", 0, marks=pytest.mark.slow),
-        ("files", 0),
-        pytest.param("files", 1, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("steps", "seed"), [("rows", 0), ("files", 0), ("files", 1)])
 def test_killed_again_and_again_the_cache_ends_bit_identical(tmp_path, steps, seed):
     out = tmp_path / "k.zarr"
     code = NURSERY.format(out=str(out), options=OPTIONS, images=IMAGES, seed=seed, kills=KILLS, steps=steps)

@@ -48,7 +48,7 @@ print(json.dumps({"done": done}))
 """
 
 
-@pytest.mark.parametrize("step", ["a row", "the bytes of a shard"])
+@pytest.mark.parametrize("step", [pytest.param("a row", marks=pytest.mark.slow), "the bytes of a shard"])
 def test_a_process_that_stood_still_and_goes_on_changes_nothing(step, tmp_path, whole):
     out = tmp_path / "c.zarr"
     (other, stopped, before), log = run(STOPPED.replace("[STEP]", f"[{step!r}]"), out)

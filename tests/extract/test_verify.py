@@ -289,6 +289,7 @@ def test_what_comes_with_the_package_is_computed_again_for_any_cache(tmp_path, d
     assert verify_cache(tmp_path / "test.zarr", recompute=3)["recomputed"]["wrong"] == []
 
 
+@pytest.mark.slow
 @plain_alone  # a cluster takes five seconds to start and stop
 def test_a_distributed_scheduler_finds_the_same(cache):
     from distributed import LocalCluster

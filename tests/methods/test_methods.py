@@ -326,10 +326,11 @@ class Exported(nn.Module):
 @pytest.mark.parametrize(
     "text",
     [
-        "convpass",
         "vpt:deep",
-        "st-adapter",
-        *(pytest.param(own, marks=pytest.mark.slow) for own in ("adapter", "fact:tk", "vpt:shallow")),
+        *(
+            pytest.param(own, marks=pytest.mark.slow)
+            for own in ("adapter", "convpass", "fact:tk", "st-adapter", "vpt:shallow")
+        ),
     ],
 )
 def test_a_trunk_with_a_method_is_exported_for_any_number_of_images(text):

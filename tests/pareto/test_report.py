@@ -13,7 +13,8 @@ from tests.pareto.studies import ALL, finished, study
 NASTY = "<script>alert(1)<b>|$x^2$"
 
 
-@pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.slow), 16])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 16])
 def test_every_point_has_its_name_and_no_name_covers_another(count):
     figure = draw(rows(finished(study(*ALL[:count]))), NASTY)
     figure.canvas.draw()

@@ -65,6 +65,7 @@ def asked(data: Path) -> dict:
     return images(dataset="folder", data_dir=str(data))
 
 
+@pytest.mark.slow
 def test_cached_and_online_trainings_learn_of_the_same_samples(here, data, tmp_path):
     config = ParetoConfig(methods="linear,linear:online,full", **SMALL)
     found = pareto(asked(data), out=tmp_path / "study", config=config)
@@ -107,6 +108,7 @@ def test_what_is_done_is_read_and_what_is_new_is_added(here, data, tmp_path):
         pareto(asked(data), out=tmp_path / "study", config=ParetoConfig(**SMALL | {"epochs": 2}))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_figures")
 def test_a_kill_before_any_record_loses_nothing_that_was_done(here, data, tmp_path, monkeypatch):
     """The process dies before its first write, the next one before its second, and so on, until one comes through."""
@@ -249,6 +251,7 @@ def test_a_cache_that_is_given_is_not_extracted_and_must_be_of_the_same_images(h
     assert not out.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_figures")
 def test_a_training_that_is_refused_is_told_again_and_the_others_go_on(here, data, tmp_path):
     config = ParetoConfig(methods="linear:online", **SMALL | {"rates": 1})
@@ -336,6 +339,7 @@ def test_data_that_nothing_can_be_learned_from_is_refused_before_a_folder_is_mad
     assert not (tmp_path / "study").exists()
 
 
+@pytest.mark.slow
 def test_a_comparison_without_any_result_is_an_error_of_the_command(here, data, tmp_path, capsys):
     words = ["pareto", "--backbone", "vit_digits", "--dataset", "folder", "--data-dir", str(data), "--rates", "1"]
     with pytest.raises(UserError, match=r"no method has a result. The first, last:99: .* has 8 blocks"):

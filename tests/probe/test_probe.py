@@ -86,6 +86,7 @@ def test_what_is_held_out_is_what_train_holds_out(tiny_cache, tmp_path):
     assert len(ours) == 23 - 6
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_figures")
 def test_another_target_set_is_probed_and_tested(tiny_cache, tmp_path):
     test = extract(tiny_backbone(), tiny_samples(17, split="test"), precision="float32", out=tmp_path / "test.zarr")

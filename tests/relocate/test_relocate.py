@@ -188,6 +188,7 @@ def test_the_command_asks_before_it_deletes(cache, tmp_path, monkeypatch):
     assert known_stores() == [tmp_path / "copy.zarr"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("s3_environment")
 def test_a_server_takes_part_like_any_disk(cache, tmp_path, request):
     before = files(cache)

@@ -123,6 +123,7 @@ def test_passwords_are_neither_stored_nor_told(tiny_cache, tmp_path):
     assert hidden("connect to https://me:pw@host failed") == "connect to https://me:***@host failed"
 
 
+@pytest.mark.slow
 def test_sweeps_in_one_database_do_not_mix(tiny_cache, tmp_path):
     storage = f"sqlite:///{tmp_path / 'all.db'}"
     for name, ranks in (("a", (2, 4)), ("b", (3, 5, 6))):

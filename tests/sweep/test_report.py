@@ -156,7 +156,12 @@ ODD = {
 }
 
 
-@pytest.mark.parametrize("name", ODD)
+QUICK = "all alike", "pruned alone", "many names"
+
+
+@pytest.mark.parametrize(
+    "name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in ODD if name not in QUICK)]
+)
 def test_figures_decode_and_are_not_blank(name):
     figures = draw(sweep(ODD[name], chosen=0))
     assert "curves" in figures

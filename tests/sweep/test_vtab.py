@@ -110,6 +110,7 @@ def test_a_task_is_selected_on_val200_trained_on_all_and_tested(caches, tmp_path
     assert "fitted again, with that C, to all 20." in text(record)
 
 
+@pytest.mark.slow
 def test_test_labels_decide_nothing(caches, tmp_path):
     honest = run(caches, tmp_path / "honest")
     samples = load_samples("vtab", data_dir=tmp_path / "vtab-1k" / "stripes", split="test")

@@ -132,7 +132,7 @@ def test_ordered_classes_and_classes_that_were_added(cache, tmp_path):
     assert lc.evaluate_run(added, device="cpu")["top1"] == pytest.approx(100 * (outputs.argmax(1) == targets).mean())
 
 
-@pytest.mark.parametrize("task", ["regression", "multilabel"])
+@pytest.mark.parametrize("task", ["regression", pytest.param("multilabel", marks=pytest.mark.slow)])
 @pytest.mark.usefixtures("no_figures")
 def test_trials_end_where_each_ends_alone_and_the_best_is_chosen(cache, tmp_path, task):
     config = TrainConfig(task=task, **(OPTIONS | {"lr": None}), head="last")

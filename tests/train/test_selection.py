@@ -331,7 +331,12 @@ ONLINE = ["--backbone", "vit_digits", "--dataset", "digits"]
 
 @pytest.mark.parametrize(
     ("road", "loaded"),
-    [([], None), (["--mixed", "0.5"], None), (["--online"], None), (["--online", "--online-limit", "60"], 60)],
+    [
+        (["--mixed", "0.5"], None),
+        (["--online", "--online-limit", "60"], 60),
+        pytest.param([], None, marks=pytest.mark.slow),
+        pytest.param(["--online"], None, marks=pytest.mark.slow),
+    ],
 )
 def test_the_command_lines_limit_is_of_the_training_samples_with_and_without_a_cache(
     digits, tmp_path, monkeypatch, road, loaded
