@@ -25,10 +25,12 @@ from typing import Any
 
 import accuracy_lora as lora
 import numpy as np
+import torch
 from accuracy_data import part, seconds_of, shots
 from accuracy_results import ALL, TITLES, Result, Results, packed, parse, report
 from numpy.typing import NDArray
 from timing import free_memory
+from torch import nn
 
 import losa_cache as lc
 from losa_cache.compare.predictions import predictions
@@ -108,6 +110,31 @@ def probe(task: Task, line: str) -> Outcome:
     return Outcome(correct, parameters, found.record.seconds_reading + own.seconds, chosen)
 
 
+def within(task: Task) -> Outcome:
+    """Test the probe that the default fits before its first epoch, without the side network beside it.
+
+    The seconds count an epoch of a small side network, too.
+    """
+    started = perf_counter()
+    done = lc.train(task.train, out=task.work / "run", rank=1, epochs=1, val_fraction=0, seed=task.seed)
+    seconds = perf_counter() - started
+    adapter = lc.load_adapter(done.run)
+    for tensor in adapter.adapter.classifier.parameters():
+        nn.init.zeros_(tensor)
+    right: dict[str, bool] = {}
+    with (
+        torch.inference_mode(),
+        lc.batches(task.test, points=adapter.points, shuffle=False, residency="disk") as batches,
+    ):
+        for batch in batches:
+            right |= zip(batch.ids, (adapter(batch.blocks).argmax(1) == batch.labels).tolist(), strict=True)
+    probe = adapter.adapter.probe
+    assert probe is not None
+    return Outcome(
+        np.array([right[name] for name in sorted(right)]), probe.weight.numel() + len(probe.bias), seconds, {}
+    )
+
+
 def inside(task: Task) -> Outcome:
     """Train LoRA inside the backbone, and test it."""
     train, test = task.images()
@@ -128,6 +155,7 @@ def inside(task: Task) -> Outcome:
 METHODS: dict[str, Callable[[Task], Outcome]] = {
     "probe-last": lambda task: probe(task, "last_layer"),
     "probe-all": lambda task: probe(task, "all_layers"),
+    "probe-within": within,
     "fusion": lambda task: side(task, side="fusion"),
     "attentive": lambda task: side(task, side="attentive"),
     "losa-paper": lambda task: side(task, recipe="paper"),

@@ -15,6 +15,7 @@ from losa_cache.compare.significance import Difference, paired
 TITLES = {
     "probe-last": "tuned probe, last layer",
     "probe-all": "tuned probe, all layers",
+    "probe-within": "the probe in LoSA's default, alone",
     "fusion": "attentive fusion of all layers",
     "attentive": "attentive, last layer",
     "losa-paper": "LoSA, the paper's recipe",

@@ -8,9 +8,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from losa_cache.probe import blend, ridge
-from losa_cache.probe.logistic import PATH, Fit
-from losa_cache.probe.tuning import Folds, cross_validation, fit_at, judged
+from losa_cache.probe import blend, classes, ridge
+from losa_cache.probe.logistic import Fit
+from losa_cache.probe.tuning import Folds, cross_validation
+from losa_cache.sidenet.blend import Setting
 from losa_cache.tasks.base import LOGISTIC, RIDGE
 
 
@@ -22,19 +23,19 @@ class Probe(ABC):
         """Divide samples with these targets into so many folds, none of which shares a group with another."""
 
     @abstractmethod
-    def choose(self, x: Tensor, y: Tensor, outputs: int, folds: Folds, device: torch.device) -> float:
-        """Choose the regularisation C by the loss on what the folds hold out."""
+    def choose(self, x: Tensor, y: Tensor, outputs: int, folds: Folds, device: torch.device) -> Setting:
+        """Choose by the loss on what the folds hold out."""
 
     @abstractmethod
-    def fit(self, c: float, x: Tensor, y: Tensor, outputs: int, device: torch.device) -> Fit:
-        """Fit all samples at one C."""
+    def fit(self, setting: Setting, x: Tensor, y: Tensor, outputs: int, device: torch.device) -> Fit:
+        """Fit all samples at a setting."""
 
     shares: Callable[[Tensor, Tensor, Tensor], Tensor]
     """The weights of the probe's and of a side network's outputs ``(N, outputs)`` that are best for targets."""
 
 
 class Logistic(Probe):
-    """A logistic regression on class numbers, int64 ``(N,)``."""
+    """A logistic and a ridge regression on class numbers, int64 ``(N,)``."""
 
     shares = staticmethod(blend.fit_shares)
 
@@ -42,13 +43,13 @@ class Logistic(Probe):
         """Spread the samples of each class evenly."""
         return cross_validation(y.numpy(), seed=0, folds=count, groups=groups)
 
-    def choose(self, x: Tensor, y: Tensor, outputs: int, folds: Folds, device: torch.device) -> float:
-        """Choose by the cross entropy, half a decade apart."""
-        return min(judged(x, y, outputs, folds, device, PATH[::2]), key=lambda tried: tried[2])[0]
+    def choose(self, x: Tensor, y: Tensor, outputs: int, folds: Folds, device: torch.device) -> Setting:
+        """Choose by the cross entropy."""
+        return classes.choose(x, y, outputs, folds, device)
 
-    def fit(self, c: float, x: Tensor, y: Tensor, outputs: int, device: torch.device) -> Fit:
+    def fit(self, setting: Setting, x: Tensor, y: Tensor, outputs: int, device: torch.device) -> Fit:
         """Fit to the optimum."""
-        return fit_at(c, x, y, outputs, device)
+        return classes.fit(setting, x, y, outputs, device)
 
 
 class Ridge(Probe):
@@ -60,13 +61,13 @@ class Ridge(Probe):
         """Divide at random."""
         return cross_validation(np.zeros(len(y), np.int64), seed=0, folds=count, groups=groups)
 
-    def choose(self, x: Tensor, y: Tensor, outputs: int, folds: Folds, device: torch.device) -> float:
+    def choose(self, x: Tensor, y: Tensor, outputs: int, folds: Folds, device: torch.device) -> Setting:
         """Choose by the squared error."""
-        return ridge.choose_ridge(x, y, folds, device)
+        return Setting(ridge.choose_ridge(x, y, folds, device))
 
-    def fit(self, c: float, x: Tensor, y: Tensor, outputs: int, device: torch.device) -> Fit:
+    def fit(self, setting: Setting, x: Tensor, y: Tensor, outputs: int, device: torch.device) -> Fit:
         """Solve for it."""
-        (found,) = ridge.fit_ridge(x.to(device), y.to(device), [c])
+        (found,) = ridge.fit_ridge(x.to(device), y.to(device), [setting.c])
         return found
 
 

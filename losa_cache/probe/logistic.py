@@ -88,10 +88,17 @@ def follow_path(
     Yields:
         a fit for each C, in ascending order. The biases of classes with samples have mean 0.
     """
-    present, places = y.to(x.device).unique(return_inverse=True)
-    problem = _Problem(x.double(), places, len(present))
+    yield from follow_rotated(rotated(x.double()), y, classes, cs, tolerance=tolerance)
+
+
+def follow_rotated(
+    rotation: "Rotation", y: Tensor, classes: int, cs: Sequence[float] = PATH, *, tolerance: float = TOLERANCE
+) -> Iterator[Fit]:
+    """Do what :func:`follow_path` does with features that are rotated already, by :func:`rotated`."""
+    present, places = y.to(rotation.z.device).unique(return_inverse=True)
+    problem = _Problem(rotation, places, len(present))
     for c in sorted(set(cs)):
-        yield _among(problem.fit(c, tolerance), present, classes, math.log(len(x)))
+        yield _among(problem.fit(c, tolerance), present, classes, math.log(len(y)))
 
 
 def _among(fit: Fit, present: Tensor, classes: int, below: float) -> Fit:
@@ -104,14 +111,15 @@ def _among(fit: Fit, present: Tensor, classes: int, below: float) -> Fit:
 class _Problem:
     """Features on the axes of their scatter, and the solution at the last C, from which the next one starts."""
 
-    def __init__(self, x: Tensor, y: Tensor, classes: int) -> None:
-        self._z, self._axes, squares = rotated(x)
+    def __init__(self, rotation: "Rotation", y: Tensor, classes: int) -> None:
+        self._z, self._axes, squares = rotation
+        self._device = self._z.device
         if self._z.numel() * classes < LITTLE:
             self._z, self._axes, squares, y = self._z.cpu(), self._axes.cpu(), squares.cpu(), y.cpu()
-        self._device, self._y, self._classes = x.device, y, classes
+        self._y, self._classes = y, classes
         # the curvature of the loss at equal probabilities, on each axis: p (1 - p) times the mean square
         share = 1 / classes
-        self._curvature = share * (1 - share) * squares / len(x)
+        self._curvature = share * (1 - share) * squares / len(y)
         self._weight = self._z.new_zeros(classes, self._z.shape[1])
         self._bias = self._z.new_zeros(classes)
 
@@ -149,20 +157,26 @@ class _Problem:
         return Fit((self._weight @ self._axes).to(self._device), self._bias.to(self._device))
 
 
-def rotated(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Write ``x = z @ axes``: the rows of ``axes`` orthonormal, the columns of ``z`` orthogonal.
-
-    Returns:
-        z ``(N, r)``, axes ``(r, F)``, the squared lengths of z's columns ``(r,)``.
+class Rotation(NamedTuple):
+    """Features ``x = z @ axes``: the rows of ``axes`` ``(r, F)`` orthonormal, the columns of ``z`` ``(N, r)``
+    orthogonal, ``squares`` ``(r,)`` their squared lengths.
     """
+
+    z: Tensor
+    axes: Tensor
+    squares: Tensor
+
+
+def rotated(x: Tensor) -> Rotation:
+    """Rotate features ``(N, F)`` to the axes of their scatter."""
     try:
         squares, vectors = torch.linalg.eigh(x.T @ x if len(x) >= x.shape[1] else x @ x.T)
     except RuntimeError:  # equal eigenvalues in number, as of equal rows: slower, and always ends
         ends, lengths, axes = torch.linalg.svd(x, full_matrices=False)
-        return ends * lengths, axes, lengths.square()
+        return Rotation(ends * lengths, axes, lengths.square())
     if len(x) >= x.shape[1]:
-        return x @ vectors, vectors.T, squares.clamp(min=0)
+        return Rotation(x @ vectors, vectors.T, squares.clamp(min=0))
     kept = squares > torch.finfo(x.dtype).eps * len(x) * squares[-1]
     squares, vectors = squares[kept], vectors[:, kept]
     lengths = squares.sqrt()
-    return vectors * lengths, (vectors / lengths).T @ x, squares
+    return Rotation(vectors * lengths, (vectors / lengths).T @ x, squares)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from losa_cache.probe.logistic import PATH, Fit, rotated, standardise
+from losa_cache.probe.logistic import PATH, Fit, Rotation, rotated, standardise
 from losa_cache.probe.tuning import Folds
 from losa_cache.sidenet.blend import UNKNOWN
 
@@ -23,10 +23,14 @@ def fit_ridge(x: Tensor, y: Tensor, cs: Sequence[float]) -> list[Fit]:
     Features are standardised for the fit; the standardisation is folded in.
     """
     z, standardisation = standardise(x)
+    return [standardisation.folded(fit) for fit in fit_rotated(rotated(z), y, cs)]
+
+
+def fit_rotated(rotation: Rotation, y: Tensor, cs: Sequence[float]) -> list[Fit]:
+    """Do what :func:`fit_ridge` does with standardised features that are rotated already, for such features."""
     mean = y.double().mean(0)
-    rows, axes, squares = rotated(z)
-    products = rows.T @ (y.double() - mean)
-    return [standardisation.folded(Fit((products / (squares[:, None] + 1 / c)).T @ axes, mean)) for c in cs]
+    products = rotation.z.T @ (y.double() - mean)
+    return [Fit((products / (rotation.squares[:, None] + 1 / c)).T @ rotation.axes, mean) for c in cs]
 
 
 def choose_ridge(x: Tensor, y: Tensor, folds: Folds, device: torch.device, cs: Sequence[float] = PATH) -> float:

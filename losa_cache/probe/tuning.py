@@ -1,6 +1,6 @@
 """Choice of C on held-out samples: by accuracy, then by loss, then by the stronger regularisation."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -10,7 +10,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from losa_cache.probe.logistic import PATH, Fit, fit_path, follow_path, standardise
+from losa_cache.probe.logistic import (
+    PATH,
+    Fit,
+    Rotation,
+    Standardisation,
+    fit_path,
+    follow_rotated,
+    rotated,
+    standardise,
+)
 
 FOLDS = 5
 ROUGHLY = 1e-4
@@ -138,23 +147,55 @@ def judged(
     Returns:
         C, held-out top-1 in percent and held-out loss in nats, of every value up to where the path ends.
     """
-    paths, held = [], []
+    return [figures for figures, _ in follow(parts_of(x, y, folds, device), classes, cs)]
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """What a fold fits and what it holds out, standardised by what it fits, in float64.
+
+    Attributes:
+        standardisation: of the features.
+        rotation: of the features that are fitted.
+        fitted: their classes, int64.
+        held: features that are held out.
+        truth: their classes, int64.
+    """
+
+    standardisation: Standardisation
+    rotation: Rotation
+    fitted: Tensor
+    held: Tensor
+    truth: Tensor
+
+
+def parts_of(x: Tensor, y: Tensor, folds: Folds, device: torch.device) -> Iterator[Part]:
+    """Standardise and rotate each fold (arguments as in :func:`tune`)."""
     for ours, theirs in folds.parts:
         z, standardisation = standardise(x[ours].to(device))
-        paths.append(follow_path(z, y[ours], classes, cs, tolerance=ROUGHLY))
-        held.append((standardisation(x[theirs].to(device)), y[theirs].to(device)))
-    count = sum(len(labels) for _, labels in held)
+        held = standardisation(x[theirs].to(device))
+        yield Part(standardisation, rotated(z), y[ours].to(device), held, y[theirs].to(device))
+
+
+def follow(
+    parts: Iterable[Part], classes: int, cs: Sequence[float]
+) -> Iterator[tuple[tuple[float, float, float], Tensor]]:
+    """Follow the paths of all folds together, up to where they end (``cs`` ascending).
+
+    Yields:
+        C, held-out top-1 in percent and held-out loss in nats; and the logits of what is held out, ``(N, classes)``.
+    """
+    parts = list(parts)
+    truth = torch.cat([part.truth for part in parts])
+    paths = [follow_rotated(part.rotation, part.fitted, classes, cs, tolerance=ROUGHLY) for part in parts]
     tried: list[tuple[float, float, float]] = []
     for c, fits in zip(cs, zip(*paths, strict=True), strict=True):
-        hits, loss = 0, 0.0
-        for fit, (z, labels) in zip(fits, held, strict=True):
-            logits = fit(z)
-            hits += int((logits.argmax(1) == labels).sum())
-            loss += float(F.cross_entropy(logits, labels, reduction="sum"))
-        tried.append((c, 100 * hits / count, loss / count))
+        logits = torch.cat([fit(part.held) for fit, part in zip(fits, parts, strict=True)])
+        hits = float((logits.argmax(1) == truth).double().mean())
+        tried.append((c, 100 * hits, float(F.cross_entropy(logits, truth))))
+        yield tried[-1], logits
         if _over(tried):
             break
-    return tried
 
 
 def _over(tried: Sequence[tuple[float, float, float]]) -> bool:

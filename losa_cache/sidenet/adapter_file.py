@@ -118,6 +118,9 @@ class _Probe(Struct, forbid_unknown_fields=True):
 
     c: Annotated[float, Meta(gt=0)]
     share: Annotated[float, Meta(ge=0)]
+    ridge: Annotated[float, Meta(ge=0)] = 0.0  # adapters of earlier versions have a logistic regression alone
+    logistic_share: Annotated[float, Meta(ge=0)] = 1.0
+    ridge_share: Annotated[float, Meta(ge=0)] = 0.0
 
 
 class _Method(Struct, forbid_unknown_fields=True):

@@ -8,6 +8,7 @@ log probabilities.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,22 @@ from losa_cache.sidenet.noise import Noise
 
 UPDATES = 3  # stream of noise, beside those of losa_cache.sidenet.query
 UNKNOWN = (0.5, 0.5)  # shares where nothing is held out to fit them on
+
+
+class Setting(NamedTuple):
+    """How a probe is regularised, and what it is the sum of.
+
+    Attributes:
+        c: regularisation C of a logistic regression, as scikit-learn's; of a probe of numbers that of its ridge
+            regression.
+        ridge: C of the ridge regression that is added to a logistic one; 0: there is none.
+        logistic_share, ridge_share: factors of the logits of the two.
+    """
+
+    c: float
+    ridge: float = 0.0
+    logistic_share: float = 1.0
+    ridge_share: float = 0.0
 
 
 class Blend(nn.Module):
@@ -29,13 +46,13 @@ class Blend(nn.Module):
 
     Attributes:
         share: a and b, ``(2,)`` or ``(K, 2)``.
-        c: regularisation C of the probe, ``()``.
+        setting: that of the probe, ``(4,)``: a :class:`Setting`.
         steps: number of training steps so far, int64 ``()``.
     """
 
     dropout: Tensor
     share: Tensor
-    c: Tensor
+    setting: Tensor
     steps: Tensor
 
     def __init__(self, *, seed: int, dropout: float | Sequence[float], device: torch.device) -> None:
@@ -45,7 +62,7 @@ class Blend(nn.Module):
         self.drops = bool(rates.any())
         self.register_buffer("dropout", rates, persistent=False)  # an option, which the config has
         self.register_buffer("share", torch.tensor(UNKNOWN, device=device).expand(*rates.shape[:-3], 2).clone())
-        self.register_buffer("c", torch.ones((), device=device))
+        self.register_buffer("setting", torch.tensor(Setting(c=1.0), device=device))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device=device))
 
     def dropped(self, update: Tensor) -> Tensor:
@@ -55,6 +72,10 @@ class Blend(nn.Module):
             update = update * kept / (1 - self.dropout)
         self.steps.add_(1)
         return update
+
+    def chosen(self) -> Setting:
+        """Give the setting of the probe."""
+        return Setting(*self.setting.tolist())
 
     def keep(self, trials: Sequence[int]) -> None:
         """Drop all adapters but these."""

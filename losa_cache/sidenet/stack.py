@@ -93,7 +93,7 @@ class AdapterStack(nn.Module):
             if self.probe is not None and adapter.probe is not self.probe and adapter.probe is not None:
                 adapter.probe.load_state_dict(self.probe.state_dict())
             if self.blend is not None and adapter.blend is not None:
-                adapter.blend.c.copy_(self.blend.c)
+                adapter.blend.setting.copy_(self.blend.setting)
                 adapter.blend.steps.copy_(self.blend.steps)
                 adapter.blend.share.copy_(self.blend.share[trial])
         if self.reader is not None:

@@ -2,9 +2,9 @@
 paper*.
 
 LoSA carries information of earlier layers through r columns into y_k. A probe on the pooled rows of all layers reads
-these layers directly, takes seconds, and on small data sets is better than LoSA with the frozen tail. So the probe is
-fitted to convergence, the side network is trained beside it, and their logits are added with weights that are best on
-held-out images. If the side network adds nothing to the probe, its weight is small.
+these layers directly, takes seconds, and on small data sets is better than LoSA with the frozen tail. So a probe
+(:mod:`losa_cache.probe.classes`) is fitted to convergence, the side network is trained beside it, and their logits are
+added with weights that are best on held-out images. If the side network adds nothing to the probe, its weight is small.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,6 +20,7 @@ from losa_cache.probe.kinds import PROBES
 from losa_cache.probe.logistic import Fit
 from losa_cache.probe.tuning import held_out_fold
 from losa_cache.sidenet.adapter import Adapter
+from losa_cache.sidenet.blend import Setting
 from losa_cache.sidenet.stack import AdapterStack
 from losa_cache.tasks.base import ENOUGH
 from losa_cache.train.batch import Source
@@ -28,7 +29,9 @@ from losa_cache.train.sampler import requests_in_order
 from losa_cache.train.training_data import TrainingData
 
 LEAST = 2  # training samples of a probe
-FOLDS = 3  # with half a decade between values of C: a run begins a second sooner, for a C that is close enough
+FOLDS = (
+    3  # fewer than a probe that is tuned alone has: a run begins a second sooner, for a setting that is close enough
+)
 SHARE = 0.25  # of the free host memory, for pooled rows
 COPIES = 6  # of them, in float32, that a fit in float64 makes
 MOST_WORK = 1e10  # samples x features x classes of a fit: it takes minutes on two CPU cores, and is not worth more
@@ -51,11 +54,12 @@ def start(
 ) -> Rows | None:
     """Take the standardisation of the rows from the training samples, and fit the probe to them.
 
-    C is chosen on the held-out samples if there are enough of them, else by cross-validation over the training samples,
-    which leaves groups whole. The loss decides, because logits that are too large would dominate those that are added
-    to them. If the fit would take long, the probe is left out, with a share of 0: from so many samples the side
-    network's classifier, which reads the same rows, learns as much. The probe is also left out if none learns the task.
-    Without a probe a few thousand samples are read, so that the first step does not wait for a large cache.
+    Its setting is chosen on the held-out samples if there are enough of them, else by cross-validation over the
+    training samples, which leaves groups whole. The loss decides, because logits that are too large would dominate
+    those that are added to them. If the fit would take long, the probe is left out, with a share of 0: from so many
+    samples the side network's classifier, which reads the same rows, learns as much. The probe is also left out if none
+    learns the task. Without a probe a few thousand samples are read, so that the first step does not wait for a large
+    cache.
 
     Args:
         model: whose reader, probe and ``blend`` are set.
@@ -88,9 +92,8 @@ def start(
     x, y = torch.cat([rows, more]).flatten(1), targets(torch.cat([labels, theirs]))
     groups = None if chosen.groups is None else chosen.groups.values[train]
     folds = held_out_fold(len(train), len(held_out)) if len(held_out) else probe.folds(y, FOLDS, groups)
-    c = probe.choose(x, y, outputs, folds, device)
-    model.blend.c.fill_(c)
-    _set(model.probe, probe.fit(c, rows.flatten(1), targets(labels), outputs, device))
+    model.blend.setting.copy_(torch.tensor(probe.choose(x, y, outputs, folds, device)))
+    _set(model.probe, probe.fit(model.blend.chosen(), rows.flatten(1), targets(labels), outputs, device))
     return (rows, labels) if len(rows) == len(chosen.train) <= MOST_FOLDED else None
 
 
@@ -116,28 +119,30 @@ def refit(adapters: Sequence[Adapter], data: TrainingData, config: TrainConfig, 
     rows, labels = pooled(first, data.source, data, chosen.train, config) if seen is None else seen
     more, theirs = pooled(first, data.plain, data, chosen.held_out, config)
     x, y = torch.cat([rows, more]).flatten(1), data.task.probe_targets(torch.cat([labels, theirs]))
-    c, device = float(first.blend.c), first.blend.share.device
-    fit = PROBES[data.task.probes].fit(c, x, y, first.probe.out_features, device)
+    device = first.blend.share.device
+    fit = PROBES[data.task.probes].fit(first.blend.chosen(), x, y, first.probe.out_features, device)
     for adapter in adapters:
         assert adapter.probe is not None
         _set(adapter.probe, fit)
     return True
 
 
-def unfit(adapter: Adapter, data: TrainingData, config: TrainConfig, *, c: float, share: float) -> None:
+def unfit(adapter: Adapter, data: TrainingData, config: TrainConfig, *, share: float, **setting: float) -> None:
     """Undo :func:`refit`, so that the adapter can be validated on the held-out samples.
 
     Args:
         adapter: as it was saved.
         data: what it was trained on.
         config: its options.
-        c: the regularisation C of its probe.
         share: weight of the probe's logits, which is folded into its weights.
+        setting: that of the probe, by the names of :class:`~losa_cache.sidenet.blend.Setting`; earlier versions wrote
+            ``c`` alone.
     """
     assert adapter.probe is not None
     rows, labels = pooled(adapter, data.source, data, data.chosen.train, config)
     task, device = data.task, adapter.probe.weight.device
-    fit = PROBES[task.probes].fit(c, rows.flatten(1), task.probe_targets(labels), adapter.probe.out_features, device)
+    targets = task.probe_targets(labels)
+    fit = PROBES[task.probes].fit(Setting(**setting), rows.flatten(1), targets, adapter.probe.out_features, device)
     _set(adapter.probe, Fit(share * fit.weight, share * fit.bias))
     task.fold_probe(adapter.probe)
 

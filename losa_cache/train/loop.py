@@ -292,7 +292,7 @@ def finish(
     done: list[dict[str, float] | None] = []
     for adapter in adapters:
         blend = adapter.blend
-        undo = None if blend is None or not refitted else {"c": float(blend.c), "share": float(blend.share[0])}
+        undo = blend.chosen()._asdict() | {"share": float(blend.share[0])} if blend is not None and refitted else None
         done.append(undo)
         adapter.fold()
         data.task.fold(adapter.classifier)

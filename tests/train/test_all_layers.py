@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import zarr
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.preprocessing import StandardScaler
 from torch.nn import functional as F
 
@@ -20,7 +20,7 @@ from tests.conftest import results
 OPTIONS = {"rank": 2, "epochs": 2, "batch_size": 8, "val_fraction": 0.3, "device": "cpu"}
 
 
-def test_the_probe_is_scikit_learns_on_the_pooled_rows_of_the_training_samples(tiny_cache, tmp_path):
+def test_the_probe_is_scikit_learns_regressions_on_the_pooled_rows_of_the_training_samples(tiny_cache, tmp_path):
     run = lc.train(tiny_cache, out=tmp_path / "run", **OPTIONS)
     state = torch.load(run.run / "checkpoint.pt", weights_only=True)["adapter"]
     train, held_out = hold_out(tiny_cache.samples, tiny_cache.sample_ids, 0.3)
@@ -32,18 +32,25 @@ def test_the_probe_is_scikit_learns_on_the_pooled_rows_of_the_training_samples(t
     spread = np.maximum(spread, 0.1 * spread.mean(1, keepdims=True))
     for name, rows in (("center", x[train].mean(0).reshape(8, -1)), ("scale", 1 / spread)):
         np.testing.assert_allclose(state[f"reader.{name}"], np.concatenate([rows, rows[-2:]]), rtol=1e-4, atol=1e-5)
-    c = float(state["blend.c"])
-    oracle = LogisticRegression(C=c, tol=1e-10, max_iter=10_000).fit(scaler.transform(x[train]), y[train])
+    c, strength, *shares = state["blend.setting"].tolist()
+
+    def oracle(z, y):
+        """The logits of scikit-learn's two regressions, added, as a function of standardised rows."""
+        logistic = LogisticRegression(C=c, tol=1e-10, max_iter=10_000).fit(z, y)
+        ridge = Ridge(alpha=1 / strength).fit(z, np.eye(3)[y])
+        return lambda z: torch.tensor(shares[0] * logistic.decision_function(z) + shares[1] * ridge.predict(z))
+
+    probe = oracle(scaler.transform(x[train]), y[train])
     found = x @ state["probe.weight"].double().numpy().T + state["probe.bias"].double().numpy()
-    expected = oracle.predict_proba(scaler.transform(x))
-    np.testing.assert_allclose(torch.tensor(found).softmax(1).numpy(), expected, atol=1e-4)
-    hits = oracle.predict(scaler.transform(x[held_out])) == y[held_out]
+    expected = probe(scaler.transform(x))
+    np.testing.assert_allclose(torch.tensor(found).softmax(1).numpy(), expected.softmax(1), atol=1e-4)
+    hits = expected[held_out].argmax(1).numpy() == y[held_out]
     assert run.metrics["val_probe_top1"] == pytest.approx(100 * hits.mean())
-    everything = LogisticRegression(C=c, tol=1e-10, max_iter=10_000).fit(StandardScaler().fit_transform(x), y)
+    everything = StandardScaler().fit_transform(x)
     share = float(state["blend.share"][0])
     saved = (x @ run.adapter.probe.weight.double().numpy().T + run.adapter.probe.bias.double().numpy()) / share
-    expected = everything.predict_proba(StandardScaler().fit_transform(x))
-    np.testing.assert_allclose(torch.tensor(saved).softmax(1).numpy(), expected, atol=1e-4)
+    expected = oracle(everything, y)(everything)
+    np.testing.assert_allclose(torch.tensor(saved).softmax(1).numpy(), expected.softmax(1), atol=1e-4)
 
 
 def test_what_is_saved_gives_the_figures_of_the_last_epoch_and_both_recipes_are_told_apart(tiny_cache, tmp_path):
