@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from losa_cache.probe.blend import fit_shares
 from losa_cache.probe.logistic import PATH, Fit, follow_rotated, rotated, standardise
 from losa_cache.probe.ridge import fit_rotated
-from losa_cache.probe.tuning import Folds, follow, parts_of
+from losa_cache.probe.tuning import Folds, Part, follow, parts_of
 from losa_cache.sidenet.blend import Setting
 
 TRIED = PATH[::2]  # half a decade apart
@@ -33,8 +33,7 @@ def choose(x: Tensor, y: Tensor, classes: int, folds: Folds, device: torch.devic
     parts = list(parts_of(x, y, folds, device))
     truth = torch.cat([part.truth for part in parts])
     (c, _, _), shared = min(follow(parts, classes, TRIED), key=lambda tried: tried[0][2])
-    fits = (fit_rotated(part.rotation, _columns(part.fitted, classes), TRIED) for part in parts)
-    each = torch.cat([torch.stack([fit(part.held) for fit in own]) for own, part in zip(fits, parts, strict=True)], 1)
+    each = torch.cat([_predicted(part, classes) for part in parts], 1)
     _, strength, scale = min(
         (float(F.cross_entropy(scale * found, truth)), at, scale) for at, found in enumerate(each) for scale in SCALES
     )
@@ -48,10 +47,16 @@ def fit(setting: Setting, x: Tensor, y: Tensor, classes: int, device: torch.devi
     rotation, y = rotated(z), y.to(device)
     (weight, bias), *_ = follow_rotated(rotation, y, classes, [setting.c])
     if setting.ridge:
-        (other,) = fit_rotated(rotation, _columns(y, classes), [setting.ridge])
+        other = rotation.undone(*fit_rotated(rotation, _columns(y, classes), [setting.ridge]))
         weight = setting.logistic_share * weight + setting.ridge_share * other.weight
         bias = setting.logistic_share * bias + setting.ridge_share * other.bias
     return standardisation.folded(Fit(weight, bias))
+
+
+def _predicted(part: Part, classes: int) -> Tensor:
+    """What ridge regressions of every strength predict of what a fold holds out, ``(strengths, N, classes)``."""
+    held = part.held @ part.rotation.axes.T
+    return torch.stack([fit(held) for fit in fit_rotated(part.rotation, _columns(part.fitted, classes), TRIED)])
 
 
 def _columns(y: Tensor, classes: int) -> Tensor:

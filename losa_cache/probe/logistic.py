@@ -166,6 +166,10 @@ class Rotation(NamedTuple):
     axes: Tensor
     squares: Tensor
 
+    def undone(self, fit: Fit) -> Fit:
+        """Rewrite a fit on z as one on x."""
+        return Fit(fit.weight @ self.axes, fit.bias)
+
 
 def rotated(x: Tensor) -> Rotation:
     """Rotate features ``(N, F)`` to the axes of their scatter."""

@@ -23,14 +23,15 @@ def fit_ridge(x: Tensor, y: Tensor, cs: Sequence[float]) -> list[Fit]:
     Features are standardised for the fit; the standardisation is folded in.
     """
     z, standardisation = standardise(x)
-    return [standardisation.folded(fit) for fit in fit_rotated(rotated(z), y, cs)]
+    rotation = rotated(z)
+    return [standardisation.folded(rotation.undone(fit)) for fit in fit_rotated(rotation, y, cs)]
 
 
 def fit_rotated(rotation: Rotation, y: Tensor, cs: Sequence[float]) -> list[Fit]:
-    """Do what :func:`fit_ridge` does with standardised features that are rotated already, for such features."""
+    """Do what :func:`fit_ridge` does, from and for standardised features that are rotated already."""
     mean = y.double().mean(0)
     products = rotation.z.T @ (y.double() - mean)
-    return [Fit((products / (rotation.squares[:, None] + 1 / c)).T @ rotation.axes, mean) for c in cs]
+    return [Fit((products / (rotation.squares[:, None] + 1 / c)).T, mean) for c in cs]
 
 
 def choose_ridge(x: Tensor, y: Tensor, folds: Folds, device: torch.device, cs: Sequence[float] = PATH) -> float:

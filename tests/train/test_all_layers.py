@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 import losa_cache as lc
 from losa_cache.cache.reader import BlockReader
+from losa_cache.files import with_seal, without_seal, write_json
 from losa_cache.train import all_layers
 from losa_cache.train.sampler import hold_out
 from tests.conftest import results
@@ -20,13 +21,18 @@ from tests.conftest import results
 OPTIONS = {"rank": 2, "epochs": 2, "batch_size": 8, "val_fraction": 0.3, "device": "cpu"}
 
 
+def rows_of(cache):
+    """The class token and the mean of the patches of every layer, by zarr and torch alone."""
+    blocks = torch.from_numpy(zarr.open_group(str(cache.path), mode="r")["activations/block"][:])
+    normed = F.layer_norm(blocks.double(), blocks.shape[-1:], eps=1e-6)
+    return torch.cat([normed[:, :, :1], normed[:, :, 1:].mean(2, keepdim=True)], 2).flatten(1).numpy()
+
+
 def test_the_probe_is_scikit_learns_regressions_on_the_pooled_rows_of_the_training_samples(tiny_cache, tmp_path):
     run = lc.train(tiny_cache, out=tmp_path / "run", **OPTIONS)
     state = torch.load(run.run / "checkpoint.pt", weights_only=True)["adapter"]
     train, held_out = hold_out(tiny_cache.samples, tiny_cache.sample_ids, 0.3)
-    blocks = torch.from_numpy(zarr.open_group(str(tiny_cache.path), mode="r")["activations/block"][:])
-    normed = F.layer_norm(blocks.double(), blocks.shape[-1:], eps=1e-6)
-    x = torch.cat([normed[:, :, :1], normed[:, :, 1:].mean(2, keepdim=True)], 2).flatten(1).numpy()
+    x = rows_of(tiny_cache)
     y, scaler = tiny_cache.labels, StandardScaler().fit(x[train])
     spread = x[train].std(0).reshape(8, -1)  # 4 blocks, 2 rows each
     spread = np.maximum(spread, 0.1 * spread.mean(1, keepdims=True))
@@ -102,3 +108,20 @@ def test_trials_of_a_sweep_end_where_each_ends_alone(tiny_cache, tmp_path):
         alone = lc.train(tiny_cache, config=base, out=tmp_path / f"{trial.number}", device="cpu", **trial.options)
         together = results(tmp_path / "sweep" / "trials" / f"{trial.number:04d}")
         assert results(alone.run)[-1]["val_loss"] == pytest.approx(together[-1]["val_loss"], rel=1e-4)
+
+
+def test_a_run_of_an_earlier_version_had_a_logistic_regression_alone(tiny_cache, tmp_path):
+    """What it wrote of its probe, C and share, still says how to fit it to the training samples alone."""
+    made = lc.train(tiny_cache, out=tmp_path / "run", **OPTIONS)
+    path = made.run / "adapter" / "config.json"
+    config = without_seal(json.loads(path.read_text()))
+    write_json(path, with_seal(config | {"probe": {"c": 0.01, "share": 0.5}}))
+    train, held_out = hold_out(tiny_cache.samples, tiny_cache.sample_ids, 0.3)
+    x, y, adapter = rows_of(tiny_cache), tiny_cache.labels, lc.load_adapter(made.run).adapter
+    scaler = StandardScaler().fit(x[train])
+    oracle = LogisticRegression(C=0.01, tol=1e-10, max_iter=10_000).fit(scaler.transform(x[train]), y[train])
+    with torch.inference_mode(), lc.batches(tiny_cache, shuffle=False, device="cpu") as batches:
+        own = torch.cat([adapter.both(batch.blocks)[0] for batch in batches])
+    logits = own[held_out] + 0.5 * torch.from_numpy(oracle.decision_function(scaler.transform(x[held_out])))
+    expected = float(F.cross_entropy(logits, torch.from_numpy(y[held_out])))
+    assert lc.evaluate_run(made.run)["loss"] == pytest.approx(expected, rel=1e-4)
