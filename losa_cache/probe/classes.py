@@ -30,7 +30,7 @@ def choose(x: Tensor, y: Tensor, classes: int, folds: Folds, device: torch.devic
         folds: what is held out.
         device: where to compute, in float64.
     """
-    parts = list(parts_of(x, y, folds, device))
+    parts = parts_of(x, y, folds, device)
     truth = torch.cat([part.truth for part in parts])
     (c, _, _), shared = min(follow(parts, classes, TRIED), key=lambda tried: tried[0][2])
     each = torch.cat([_predicted(part, classes) for part in parts], 1)
@@ -45,7 +45,7 @@ def fit(setting: Setting, x: Tensor, y: Tensor, classes: int, device: torch.devi
     """Fit all samples at a setting, to the optimum."""
     z, standardisation = standardise(x.to(device))
     rotation, y = rotated(z), y.to(device)
-    (weight, bias), *_ = follow_rotated(rotation, y, classes, [setting.c])
+    ((weight, bias),) = follow_rotated(rotation, y, classes, [setting.c])
     if setting.ridge:
         other = rotation.undone(*fit_rotated(rotation, _columns(y, classes), [setting.ridge]))
         weight = setting.logistic_share * weight + setting.ridge_share * other.weight

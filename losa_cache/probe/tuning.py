@@ -1,6 +1,6 @@
 """Choice of C on held-out samples: by accuracy, then by loss, then by the stronger regularisation."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -14,7 +14,6 @@ from losa_cache.probe.logistic import (
     PATH,
     Fit,
     Rotation,
-    Standardisation,
     fit_path,
     follow_rotated,
     rotated,
@@ -155,37 +154,36 @@ class Part:
     """What a fold fits and what it holds out, standardised by what it fits, in float64.
 
     Attributes:
-        standardisation: of the features.
         rotation: of the features that are fitted.
         fitted: their classes, int64.
         held: features that are held out.
         truth: their classes, int64.
     """
 
-    standardisation: Standardisation
     rotation: Rotation
     fitted: Tensor
     held: Tensor
     truth: Tensor
 
 
-def parts_of(x: Tensor, y: Tensor, folds: Folds, device: torch.device) -> Iterator[Part]:
+def parts_of(x: Tensor, y: Tensor, folds: Folds, device: torch.device) -> list[Part]:
     """Standardise and rotate each fold (arguments as in :func:`tune`)."""
+    parts = []
     for ours, theirs in folds.parts:
         z, standardisation = standardise(x[ours].to(device))
         held = standardisation(x[theirs].to(device))
-        yield Part(standardisation, rotated(z), y[ours].to(device), held, y[theirs].to(device))
+        parts.append(Part(rotated(z), y[ours].to(device), held, y[theirs].to(device)))
+    return parts
 
 
 def follow(
-    parts: Iterable[Part], classes: int, cs: Sequence[float]
+    parts: Sequence[Part], classes: int, cs: Sequence[float]
 ) -> Iterator[tuple[tuple[float, float, float], Tensor]]:
     """Follow the paths of all folds together, up to where they end (``cs`` ascending).
 
     Yields:
         C, held-out top-1 in percent and held-out loss in nats; and the logits of what is held out, ``(N, classes)``.
     """
-    parts = list(parts)
     truth = torch.cat([part.truth for part in parts])
     paths = [follow_rotated(part.rotation, part.fitted, classes, cs, tolerance=ROUGHLY) for part in parts]
     tried: list[tuple[float, float, float]] = []
