@@ -1,9 +1,9 @@
 """The classifier that a run fits to pooled rows: a logistic and a ridge regression, their logits added. *Not from the
 paper*.
 
-The two err on different images, above all where training images are few, and their sum is one linear map again. The
-ridge regression predicts 0 or 1 for every class. What it predicts is multiplied by one number, so that it is read as
-logits (temperature scaling: Guo et al., ICML 2017).
+With few training images the sum is better than the logistic regression alone (``docs/benchmarks.md``), and it is one
+linear map again. The ridge regression predicts 0 or 1 for every class. What it predicts is multiplied by one number, so
+that it is read as logits (temperature scaling: Guo et al., ICML 2017).
 """
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from losa_cache.probe.blend import fit_shares
-from losa_cache.probe.logistic import PATH, Fit, follow_rotated, rotated, standardise
+from losa_cache.probe.logistic import PATH, Fit, follow_path, rotated, standardise
 from losa_cache.probe.ridge import fit_rotated
 from losa_cache.probe.tuning import Folds, Part, follow, parts_of
 from losa_cache.sidenet.blend import Setting
@@ -21,14 +21,8 @@ SCALES = tuple(10 ** (tenth / 10) for tenth in range(-10, 26))  # 0.1 ... 316: w
 
 
 def choose(x: Tensor, y: Tensor, classes: int, folds: Folds, device: torch.device) -> Setting:
-    """Choose both strengths by the cross entropy of what the folds hold out, and then the shares of the two.
-
-    Args:
-        x: features ``(N, F)`` of any floating dtype.
-        y: int64 ``(N,)``.
-        classes: how many.
-        folds: what is held out.
-        device: where to compute, in float64.
+    """Choose both strengths by the cross entropy of what the folds hold out, and then the shares of the two (arguments
+    as of :func:`losa_cache.probe.tuning.tune`).
     """
     parts = parts_of(x, y, folds, device)
     truth = torch.cat([part.truth for part in parts])
@@ -45,7 +39,7 @@ def fit(setting: Setting, x: Tensor, y: Tensor, classes: int, device: torch.devi
     """Fit all samples at a setting, to the optimum."""
     z, standardisation = standardise(x.to(device))
     rotation, y = rotated(z), y.to(device)
-    ((weight, bias),) = follow_rotated(rotation, y, classes, [setting.c])
+    ((weight, bias),) = follow_path(rotation, y, classes, [setting.c])
     if setting.ridge:
         other = rotation.undone(*fit_rotated(rotation, _columns(y, classes), [setting.ridge]))
         weight = setting.logistic_share * weight + setting.ridge_share * other.weight
@@ -56,7 +50,7 @@ def fit(setting: Setting, x: Tensor, y: Tensor, classes: int, device: torch.devi
 def _predicted(part: Part, classes: int) -> Tensor:
     """What ridge regressions of every strength predict of what a fold holds out, ``(strengths, N, classes)``."""
     held = part.held @ part.rotation.axes.T
-    return torch.stack([fit(held) for fit in fit_rotated(part.rotation, _columns(part.fitted, classes), TRIED)])
+    return torch.stack([ridge(held) for ridge in fit_rotated(part.rotation, _columns(part.fitted, classes), TRIED)])
 
 
 def _columns(y: Tensor, classes: int) -> Tensor:

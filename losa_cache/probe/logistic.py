@@ -68,17 +68,17 @@ def standardise(x: Tensor) -> tuple[Tensor, Standardisation]:
 
 def fit_path(x: Tensor, y: Tensor, classes: int, cs: Sequence[float] = PATH) -> list[Fit]:
     """Fit a multinomial logistic regression at every C (:func:`follow_path`), in the order of ``cs``."""
-    found = dict(zip(sorted(set(cs)), follow_path(x, y, classes, cs), strict=True))
+    found = dict(zip(sorted(set(cs)), follow_path(rotated(x.double()), y, classes, cs), strict=True))
     return [found[c] for c in cs]
 
 
 def follow_path(
-    x: Tensor, y: Tensor, classes: int, cs: Sequence[float] = PATH, *, tolerance: float = TOLERANCE
+    rotation: "Rotation", y: Tensor, classes: int, cs: Sequence[float] = PATH, *, tolerance: float = TOLERANCE
 ) -> Iterator[Fit]:
     """Fit a multinomial logistic regression from strong to weak regularisation, each value of C from the last one.
 
     Args:
-        x: features ``(N, F)``, standardised; the fits are computed where they lie.
+        rotation: of standardised features (:func:`rotated`), in float64; the fits are computed where they lie.
         y: int64 ``(N,)``, 0 ... classes - 1. A class without samples gets weight 0 and bias ``-log N``, below the mean
             of all others, so that it is never predicted.
         classes: how many.
@@ -88,13 +88,6 @@ def follow_path(
     Yields:
         a fit for each C, in ascending order. The biases of classes with samples have mean 0.
     """
-    yield from follow_rotated(rotated(x.double()), y, classes, cs, tolerance=tolerance)
-
-
-def follow_rotated(
-    rotation: "Rotation", y: Tensor, classes: int, cs: Sequence[float] = PATH, *, tolerance: float = TOLERANCE
-) -> Iterator[Fit]:
-    """Do what :func:`follow_path` does with features that are rotated already, by :func:`rotated`."""
     present, places = y.to(rotation.z.device).unique(return_inverse=True)
     problem = _Problem(rotation, places, len(present))
     for c in sorted(set(cs)):

@@ -10,15 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from losa_cache.probe.logistic import (
-    PATH,
-    Fit,
-    Rotation,
-    fit_path,
-    follow_rotated,
-    rotated,
-    standardise,
-)
+from losa_cache.probe.logistic import PATH, Fit, Rotation, fit_path, follow_path, rotated, standardise
 
 FOLDS = 5
 ROUGHLY = 1e-4
@@ -185,7 +177,7 @@ def follow(
         C, held-out top-1 in percent and held-out loss in nats; and the logits of what is held out, ``(N, classes)``.
     """
     truth = torch.cat([part.truth for part in parts])
-    paths = [follow_rotated(part.rotation, part.fitted, classes, cs, tolerance=ROUGHLY) for part in parts]
+    paths = [follow_path(part.rotation, part.fitted, classes, cs, tolerance=ROUGHLY) for part in parts]
     tried: list[tuple[float, float, float]] = []
     for c, fits in zip(cs, zip(*paths, strict=True), strict=True):
         logits = torch.cat([fit(part.held) for fit, part in zip(fits, parts, strict=True)])

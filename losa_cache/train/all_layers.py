@@ -29,9 +29,7 @@ from losa_cache.train.sampler import requests_in_order
 from losa_cache.train.training_data import TrainingData
 
 LEAST = 2  # training samples of a probe
-FOLDS = (
-    3  # fewer than a probe that is tuned alone has: a run begins a second sooner, for a setting that is close enough
-)
+FOLDS = 3  # fewer than losa-cache probe takes: a run begins a second sooner, with a setting that is close enough
 SHARE = 0.25  # of the free host memory, for pooled rows
 COPIES = 6  # of them, in float32, that a fit in float64 makes
 MOST_WORK = 1e10  # samples x features x classes of a fit: it takes minutes on two CPU cores, and is not worth more
