@@ -33,7 +33,7 @@ def probe(
     residency: Residency = "auto",
     as_json: Json = False,
 ) -> None:
-    """Tune logistic regressions, nearest neighbours and class means on a cache's layers: what training has to beat."""
+    """Tune regressions, nearest neighbours and class means on a cache's layers: what training has to beat."""
     if cache is None:
         require_known_store()
     from losa_cache.cache.store import latest_training_cache

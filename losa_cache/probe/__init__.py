@@ -1,1 +1,1 @@
-"""Baselines from frozen features: logistic regressions, nearest neighbours, class means."""
+"""Baselines from frozen features: logistic and ridge regressions, nearest neighbours, class means."""

@@ -8,16 +8,15 @@ that it is read as logits (temperature scaling: Guo et al., ICML 2017).
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from losa_cache.probe.blend import fit_shares
-from losa_cache.probe.logistic import PATH, Fit, follow_path, rotated, standardise
-from losa_cache.probe.ridge import fit_rotated
-from losa_cache.probe.tuning import Folds, Part, follow, parts_of
+from losa_cache.probe.folds import Folds
+from losa_cache.probe.logistic import PATH, Fit
+from losa_cache.probe.record import LOGISTIC, RIDGE
+from losa_cache.probe.tuning import REGRESSIONS, Standardised, parts_of, truth_of
 from losa_cache.sidenet.blend import Setting
 
 TRIED = PATH[::2]  # half a decade apart
-SCALES = tuple(10 ** (tenth / 10) for tenth in range(-10, 26))  # 0.1 ... 316: what turns predictions into logits
 
 
 def choose(x: Tensor, y: Tensor, classes: int, folds: Folds, device: torch.device) -> Setting:
@@ -25,33 +24,19 @@ def choose(x: Tensor, y: Tensor, classes: int, folds: Folds, device: torch.devic
     as of :func:`losa_cache.probe.tuning.tune`).
     """
     parts = parts_of(x, y, folds, device)
-    truth = torch.cat([part.truth for part in parts])
-    (c, _, _), shared = min(follow(parts, classes, TRIED), key=lambda tried: tried[0][2])
-    each = torch.cat([_predicted(part, classes) for part in parts], 1)
-    _, strength, scale = min(
-        (float(F.cross_entropy(scale * found, truth)), at, scale) for at, found in enumerate(each) for scale in SCALES
+    (logistic, shared), (ridge, other) = (
+        min(REGRESSIONS[name].follow(parts, classes, TRIED), key=lambda found: found[0].loss)
+        for name in (LOGISTIC, RIDGE)
     )
-    a, b = fit_shares(shared, scale * each[strength], truth).tolist()
-    return Setting(c, TRIED[strength], a, b * scale)
+    a, b = fit_shares(shared, other, truth_of(parts)).tolist()
+    return Setting(logistic.c, ridge.c, a, b * ridge.scale)
 
 
 def fit(setting: Setting, x: Tensor, y: Tensor, classes: int, device: torch.device) -> Fit:
     """Fit all samples at a setting, to the optimum."""
-    z, standardisation = standardise(x.to(device))
-    rotation, y = rotated(z), y.to(device)
-    ((weight, bias),) = follow_path(rotation, y, classes, [setting.c])
+    rows = Standardised(x, y, classes, device)
+    found = rows.fit(LOGISTIC, setting.c, setting.logistic_share)
     if setting.ridge:
-        other = rotation.undone(*fit_rotated(rotation, _columns(y, classes), [setting.ridge]))
-        weight = setting.logistic_share * weight + setting.ridge_share * other.weight
-        bias = setting.logistic_share * bias + setting.ridge_share * other.bias
-    return standardisation.folded(Fit(weight, bias))
-
-
-def _predicted(part: Part, classes: int) -> Tensor:
-    """What ridge regressions of every strength predict of what a fold holds out, ``(strengths, N, classes)``."""
-    held = part.held @ part.rotation.axes.T
-    return torch.stack([ridge(held) for ridge in fit_rotated(part.rotation, _columns(part.fitted, classes), TRIED)])
-
-
-def _columns(y: Tensor, classes: int) -> Tensor:
-    return F.one_hot(y, classes).double()
+        other = rows.fit(RIDGE, setting.ridge, setting.ridge_share)
+        found = Fit(found.weight + other.weight, found.bias + other.bias)
+    return found

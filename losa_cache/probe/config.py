@@ -23,7 +23,8 @@ class ProbeConfig:
     val_fraction: Annotated[
         float,
         Option(
-            "Share of the images held out, on which the regularisation C and the number of neighbours k are chosen."
+            "Share of the images held out, on which the regularisation (C, alpha) and the number of neighbours k are "
+            "chosen."
         ),
     ] = 0.1
     val_ids: Annotated[str | None, Option("File of ids, one a line: hold out exactly these images.", path=True)] = None
@@ -38,4 +39,4 @@ class ProbeConfig:
     limit: Annotated[
         int | None, Option("Fit only this many images; the held-out images stay the same. Default: all.")
     ] = None
-    seed: Annotated[int, Option("Seed of the split into folds, if C and k are chosen by cross-validation.")] = 0
+    seed: Annotated[int, Option("Seed of the split into folds, if C, alpha and k are chosen by cross-validation.")] = 0

@@ -12,7 +12,7 @@ from losa_cache.errors import UserError
 from losa_cache.machine.memory import available_memory
 from losa_cache.machine.sizes import readable_bytes
 from losa_cache.probe.features import probed_points, rows_of_point
-from losa_cache.probe.tuning import FOLDS, Folds, cross_validation, held_out_fold
+from losa_cache.probe.folds import FOLDS, Folds, cross_validation, held_out_fold
 from losa_cache.tasks import CLASSIFICATION, get_task
 from losa_cache.tasks.base import ENOUGH, LEAST
 from losa_cache.train.config import TrainConfig

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from losa_cache.probe import blend, classes, ridge
+from losa_cache.probe.folds import Folds, cross_validation
 from losa_cache.probe.logistic import Fit
-from losa_cache.probe.tuning import Folds, cross_validation
 from losa_cache.sidenet.blend import Setting
 from losa_cache.tasks.base import LOGISTIC, RIDGE
 

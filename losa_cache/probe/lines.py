@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from losa_cache.probe.features import Features
+from losa_cache.probe.folds import Folds
 from losa_cache.probe.neighbours import by_class_mean, choose_neighbours, judge_class_mean, vote
-from losa_cache.probe.record import ALL, CLASS_MEAN, NEIGHBOURS, REGRESSION, TAIL, Line
-from losa_cache.probe.tuning import Folds, Tuned, tune
+from losa_cache.probe.record import ALL, CLASS_MEAN, NEIGHBOURS, TAIL, Line
+from losa_cache.probe.tuning import Tuned, tune
 from losa_cache.tasks.measures.metric import standard_error
 
 
@@ -40,7 +41,7 @@ class Probed:
 
     Attributes:
         line: its figures.
-        tuned: the logistic regression; ``None`` of the other methods.
+        tuned: the regression; ``None`` of the other methods.
         predicted: class of each test image, int64 ``(N,)``; ``None`` without a test.
     """
 
@@ -53,10 +54,10 @@ def probe_features(data: Data, progress: Callable[[float], None]) -> list[Probed
     """Compute all lines: regressions of each layer, of all and of the tail; then of two layers the other methods."""
     points, kinds = data.train.points, data.train.kinds
     regressions = [(reads, kind) for reads in (*points, ALL) for kind in kinds] + [(TAIL, "features")]
-    total = len(regressions) + 4 * len(kinds)
+    total = 2 * len(regressions) + 4 * len(kinds)
     found: list[Probed] = []
     for reads, kind in regressions:
-        found.append(_regression(data, reads, kind))
+        found += _regressions(data, reads, kind)
         progress(len(found) / total)
     layers = [one for one in found if one.line.reads in points]
     best = min(layers, key=lambda one: (-one.line.held_out_top1, one.line.held_out_loss)).line.reads
@@ -67,10 +68,14 @@ def probe_features(data: Data, progress: Callable[[float], None]) -> list[Probed
     return found
 
 
-def _regression(data: Data, reads: str, kind: str) -> Probed:
-    started = perf_counter()
+def _regressions(data: Data, reads: str, kind: str) -> list[Probed]:
     x = _read(data.train, reads, kind)
     tuned = tune(x, data.train.labels, data.classes, data.folds, data.device)
+    return [_regression(data, name, own, reads, kind, x.shape[1]) for name, own in tuned.items()]
+
+
+def _regression(data: Data, name: str, tuned: Tuned, reads: str, kind: str, features: int) -> Probed:
+    started = perf_counter()
     predicted = loss = None
     if data.test is not None:
         logits = torch.cat([tuned.fit(part.to(data.device)) for part in _read(data.test, reads, kind).split(4096)])
@@ -78,18 +83,18 @@ def _regression(data: Data, reads: str, kind: str) -> Probed:
         loss = float(F.cross_entropy(logits, data.test.labels.to(data.device)))
     top1, error = _tested(data, predicted)
     line = Line(
-        method=REGRESSION,
+        method=name,
         reads=reads,
         rows=kind,
-        features=x.shape[1],
-        held_out_top1=tuned.top1,
-        held_out_loss=tuned.loss,
-        c=tuned.c,
+        features=features,
+        held_out_top1=tuned.chosen.top1,
+        held_out_loss=tuned.chosen.loss,
+        c=tuned.chosen.c,
         neighbours=None,
         test_top1=top1,
         test_error=error,
         test_loss=loss,
-        seconds=perf_counter() - started,
+        seconds=tuned.seconds + perf_counter() - started,
     )
     return Probed(line, tuned, predicted)
 

@@ -66,12 +66,6 @@ def standardise(x: Tensor) -> tuple[Tensor, Standardisation]:
     return found(wide), found
 
 
-def fit_path(x: Tensor, y: Tensor, classes: int, cs: Sequence[float] = PATH) -> list[Fit]:
-    """Fit a multinomial logistic regression at every C (:func:`follow_path`), in the order of ``cs``."""
-    found = dict(zip(sorted(set(cs)), follow_path(rotated(x.double()), y, classes, cs), strict=True))
-    return [found[c] for c in cs]
-
-
 def follow_path(
     rotation: "Rotation", y: Tensor, classes: int, cs: Sequence[float] = PATH, *, tolerance: float = TOLERANCE
 ) -> Iterator[Fit]:

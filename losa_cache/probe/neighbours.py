@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from losa_cache.probe.tuning import Folds
+from losa_cache.probe.folds import Folds
 
 NEIGHBOURS = (1, 5, 10, 20)
 TEMPERATURE = 0.07

@@ -48,7 +48,7 @@ class ProbeResult:
     Attributes:
         record: all figures.
         folder: where they were written.
-        fits: by the name of a line, its logistic regression, on features that are not standardised.
+        fits: by the name of a line, its regression, which gives logits of features that are not standardised.
         predicted: by the name of a line, the class that it gives each test image, int64 ``(N,)``; empty without a test.
         test_ids: of the test images, in this order.
         test_labels: likewise, int64 ``(N,)``.
@@ -76,9 +76,10 @@ def probe(
 ) -> ProbeResult:
     """Fit probes to frozen features, each tuned on held-out images and then fitted to all training images.
 
-    Logistic regressions, C chosen from a path of 33 values: on the class token, the mean of the patches and both, of
-    each layer and of all layers together, and on the frozen tail's features, as ``--side linear`` reads them. Nearest
-    neighbours and the nearest class mean: on the last layer and on the layer whose regression is best.
+    Logistic and ridge regressions, C and 1 / alpha chosen from a path of 33 values: on the class token, the mean of the
+    patches and both, of each layer and of all layers together, and on the frozen tail's features, as ``--side linear``
+    reads them. Nearest neighbours and the nearest class mean: on the last layer and on the layer whose regression is
+    best.
 
     Where a share is held out and these are fewer than 500 images, all choices are made by cross-validation over all
     training images instead. Of augmented views the plain one is read; over clips of videos rows are averaged.

@@ -6,7 +6,8 @@ from typing import Any
 
 from losa_cache.outside import fit
 
-REGRESSION, NEIGHBOURS, CLASS_MEAN = "logistic regression", "nearest neighbours", "nearest class mean"
+LOGISTIC, RIDGE = "logistic regression", "ridge regression"
+NEIGHBOURS, CLASS_MEAN = "nearest neighbours", "nearest class mean"
 ALL, TAIL = "all layers", "frozen tail"
 """What is read where it is no single point."""
 
@@ -16,18 +17,20 @@ class Line:
     """One probe.
 
     Attributes:
-        method: ``logistic regression``, ``nearest neighbours`` or ``nearest class mean``.
+        method: ``logistic regression``, ``ridge regression``, ``nearest neighbours`` or ``nearest class mean``.
         reads: a point of the trunk, ``all layers``, or the ``frozen tail``, whose features ``--side linear`` reads.
         rows: ``cls``, ``mean`` or ``both`` of each layer read; ``features`` of the frozen tail.
         features: how many.
         held_out_top1: in percent, before the probe was fitted again to all training images.
-        held_out_loss: in nats; ``None`` where a method gives no probabilities.
-        c: chosen C as scikit-learn's, of features of standard deviation 1; ``None``: there is none.
+        held_out_loss: in nats; ``None`` where a method gives no probabilities. A ridge regression's predictions are
+            multiplied by a number that makes it least.
+        c: chosen C as scikit-learn's, of features of standard deviation 1; of a ridge regression 1 / alpha; ``None``:
+            there is none.
         neighbours: chosen number; ``None``: there is none.
         test_top1: in percent; ``None``: there is no test cache.
         test_error: one standard error of it, over images, in points.
         test_loss: in nats.
-        seconds: of choosing, fitting and testing.
+        seconds: of choosing, fitting and testing; what regressions on the same features share counts in each.
     """
 
     method: str
@@ -52,7 +55,14 @@ class Line:
     @property
     def chosen(self) -> str:
         """The chosen value, in short."""
-        return f"C {self.c:.1e}" if self.c is not None else f"k {self.neighbours}" if self.neighbours else ""
+        if self.c is not None:
+            return strength(self.method, self.c)
+        return f"k {self.neighbours}" if self.neighbours else ""
+
+
+def strength(method: str, c: float) -> str:
+    """Tell the regularisation of a regression as users of scikit-learn know it."""
+    return f"alpha {1 / c:.1e}" if method == RIDGE else f"C {c:.1e}"
 
 
 @dataclass(frozen=True)
@@ -102,31 +112,40 @@ class ProbeRecord:
 
     @property
     def last_layer(self) -> Line:
-        """The best logistic regression on the last layer."""
+        """The best regression on the last layer."""
         return self._best_of(self.layers[-1])
 
     @property
     def best_layer(self) -> Line:
-        """The best logistic regression on a single layer."""
+        """The best regression on a single layer."""
         return self._best_of(*self.layers)
 
     @property
     def all_layers(self) -> Line:
-        """The best logistic regression on all layers together."""
+        """The best regression on all layers together."""
         return self._best_of(ALL)
 
     def _best_of(self, *reads: str) -> Line:
-        return _best([line for line in self.lines if line.method == REGRESSION and line.reads in reads])
+        return _best([line for line in self.regressions if line.reads in reads])
+
+    @property
+    def regressions(self) -> list[Line]:
+        """Of the same features the better regression, logistic or ridge."""
+        of_features: dict[tuple[str, str], list[Line]] = {}
+        for line in self.lines:
+            if line.method in (LOGISTIC, RIDGE):
+                of_features.setdefault((line.reads, line.rows), []).append(line)
+        return [_best(lines) for lines in of_features.values()]
 
     def in_short(self) -> list[Line]:
-        """The lines that a table for people shows: without the layers between, but for the best one."""
+        """The lines that a table for people shows: of regressions the better one, without those of the layers between,
+        but for the best layer.
+        """
         ends = (ALL, TAIL, self.layers[-1])
-        regressions = [
-            line for line in self.lines if line.method == REGRESSION and (line.reads in ends or line is self.best_layer)
-        ]
+        regressions = [line for line in self.regressions if line.reads in ends or line is self.best_layer]
         others: dict[tuple[str, str], list[Line]] = {}
         for line in self.lines:
-            if line.method != REGRESSION:
+            if line.method not in (LOGISTIC, RIDGE):
                 others.setdefault((line.method, line.reads), []).append(line)
         return regressions + [_best(lines) for lines in others.values()]
 
@@ -172,7 +191,9 @@ def text(record: ProbeRecord) -> str:
     cells = table(record)
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
-    told = [f"C and k were chosen on {record.chosen_by}.", *record.notes, "* the line to beat: the best held out."]
+    told = [f"C, alpha and k were chosen on {record.chosen_by}.", *record.notes]
+    told += ["Of a logistic and a ridge regression the one that is better held out is shown."]
+    told += ["* the line to beat: the best held out."]
     return "\n".join([*lines, "", *told])
 
 

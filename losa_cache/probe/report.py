@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from losa_cache.errors import UserError
 from losa_cache.files import write_json, write_whole
-from losa_cache.probe.record import ALL, REGRESSION, Line, ProbeRecord, table
+from losa_cache.probe.record import ALL, Line, ProbeRecord, table
 from losa_cache.sweep.report.drawing import (
     BLUE,
     GREEN,
@@ -32,8 +32,8 @@ log = logging.getLogger(__name__)
 RECORD, FIGURE, REPORT = "probe.json", "layers.png", "report.html"
 STYLES = {"cls": (BLUE, "-"), "mean": (GREEN, "--"), "both": (ORANGE, "-.")}
 CAPTION = (
-    "Top-1 of a tuned logistic regression on each layer by itself; the level line is that on both rows of all layers "
-    "together."
+    "Top-1 of a tuned regression on each layer by itself, logistic or ridge, whichever is better held out; the level "
+    "line is that on both rows of all layers together."
 )
 
 
@@ -124,7 +124,7 @@ def draw(record: ProbeRecord) -> "Figure":
 
 def _curves(axes: "Axes", record: ProbeRecord, figure: str) -> None:
     places = range(1, len(record.layers) + 1)
-    regressions = [line for line in record.lines if line.method == REGRESSION]
+    regressions = record.regressions
     for kind, (colour, style) in STYLES.items():
         by_layer = {line.reads: getattr(line, figure) for line in regressions if line.rows == kind}
         if record.layers[0] in by_layer:

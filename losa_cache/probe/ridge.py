@@ -4,13 +4,13 @@ The objective is that of ``logistic.py`` with squared errors: ``C / 2 * (sum of 
 not penalised. So scikit-learn's ``alpha`` is 1 / C.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from losa_cache.probe.folds import Folds
 from losa_cache.probe.logistic import PATH, Fit, Rotation, rotated, standardise
-from losa_cache.probe.tuning import Folds
 from losa_cache.sidenet.blend import UNKNOWN
 
 WEIGHT = 10.0
@@ -27,11 +27,12 @@ def fit_ridge(x: Tensor, y: Tensor, cs: Sequence[float]) -> list[Fit]:
     return [standardisation.folded(rotation.undone(fit)) for fit in fit_rotated(rotation, y, cs)]
 
 
-def fit_rotated(rotation: Rotation, y: Tensor, cs: Sequence[float]) -> list[Fit]:
-    """Do what :func:`fit_ridge` does, from and for standardised features that are rotated already."""
+def fit_rotated(rotation: Rotation, y: Tensor, cs: Sequence[float]) -> Iterator[Fit]:
+    """Do what :func:`fit_ridge` does, from and for standardised features that are rotated already, one by one."""
     mean = y.double().mean(0)
     products = rotation.z.T @ (y.double() - mean)
-    return [Fit((products / (rotation.squares[:, None] + 1 / c)).T, mean) for c in cs]
+    for c in cs:
+        yield Fit((products / (rotation.squares[:, None] + 1 / c)).T, mean)
 
 
 def choose_ridge(x: Tensor, y: Tensor, folds: Folds, device: torch.device, cs: Sequence[float] = PATH) -> float:

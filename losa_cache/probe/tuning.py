@@ -1,144 +1,46 @@
-"""Choice of C on held-out samples: by accuracy, then by loss, then by the stronger regularisation."""
+"""A logistic and a ridge regression on class numbers, each tuned on held-out samples by accuracy, then by loss, then by
+the stronger regularisation.
+"""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from time import perf_counter
+from typing import NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from losa_cache.probe.logistic import PATH, Fit, Rotation, fit_path, follow_path, rotated, standardise
+from losa_cache.probe.folds import Folds
+from losa_cache.probe.logistic import PATH, Fit, Rotation, follow_path, rotated, standardise
+from losa_cache.probe.record import LOGISTIC, RIDGE
+from losa_cache.probe.ridge import fit_rotated
 
-FOLDS = 5
 ROUGHLY = 1e-4
-"""Tolerance during the search for C: scikit-learn's default. The fit at the chosen C continues to the optimum."""
+"""Tolerance of logistic regressions during the search: scikit-learn's default. The fit at the chosen C continues to the
+optimum."""
 PATIENCE = 4
 """Values of C, a decade, over which the held-out loss rises and the accuracy does not, at which a path ends."""
+SCALES = tuple(10 ** (tenth / 10) for tenth in range(-10, 26))
+"""0.1 ... 316: factors that turn the predictions of a ridge regression, 0 or 1 for every class, into logits."""
 
 
-@dataclass(frozen=True, eq=False)
-class Folds:
-    """Pairs of a part that is fitted and a part that is held out, as places among the samples.
-
-    Attributes:
-        parts: the pairs, each int64.
-        told: what they are, in words.
-    """
-
-    parts: list[tuple[Tensor, Tensor]]
-    told: str
-
-
-def held_out_fold(train: int, held_out: int) -> Folds:
-    """Give one pair: so many training samples, followed by the held-out ones."""
-    places = torch.arange(train + held_out)
-    return Folds([(places[:train], places[train:])], f"{held_out} held-out images")
-
-
-def cross_validation(
-    labels: NDArray[np.int64], *, seed: int, folds: int = FOLDS, groups: NDArray[np.int64] | None = None
-) -> Folds:
-    """Divide all samples into folds at random, by the seed; the samples of each class are spread evenly, to one
-    sample.
-
-    Args:
-        labels: class of each sample.
-        seed: of the order.
-        folds: how many, if there are so many samples.
-        groups: group of each sample: all of a group are in one fold, and classes are spread as evenly as that allows;
-            one group cannot be divided, so its samples are.
-    """
-    if groups is not None and len(np.unique(groups)) > 1:
-        dealt = _dealt_by_group(labels, groups, seed=seed, folds=folds)
-    else:
-        count, rng = min(folds, len(labels)), np.random.default_rng(seed)
-        order = rng.permutation(len(labels))
-        order = order[np.argsort(labels[order], kind="stable")]
-        dealt = np.empty(len(labels), np.int64)
-        dealt[order] = np.arange(len(labels)) % count
-    count = int(dealt.max()) + 1
-    pairs = [(np.flatnonzero(dealt != fold), np.flatnonzero(dealt == fold)) for fold in range(count)]
-    return Folds(
-        [(torch.from_numpy(ours), torch.from_numpy(theirs)) for ours, theirs in pairs],
-        f"cross-validation over {count} folds of all {len(labels)} training images",
-    )
-
-
-def _dealt_by_group(
-    labels: NDArray[np.int64], groups: NDArray[np.int64], *, seed: int, folds: int
-) -> NDArray[np.int64]:
-    """Give the fold of each sample: the largest groups first, each to the fold that has the fewest of its classes."""
-    names, which, sizes = np.unique(groups, return_inverse=True, return_counts=True)
-    own = np.zeros((len(names), int(labels.max()) + 1), np.int64)
-    np.add.at(own, (which, labels), 1)
-    there = np.zeros((min(folds, len(names)), own.shape[1]), np.int64)
-    fold_of = np.empty(len(names), np.int64)
-    order = np.random.default_rng(seed).permutation(len(names))
-    for group in order[np.argsort(-sizes[order], kind="stable")]:
-        fold = min(range(len(there)), key=lambda place: (int(there[place] @ own[group]), int(there[place].sum())))
-        fold_of[group] = fold
-        there[fold] += own[group]
-    return fold_of[which]
-
-
-@dataclass(frozen=True, eq=False)
-class Tuned:
-    """A logistic regression at its chosen C, fitted to all samples.
+class Tried(NamedTuple):
+    """A regularisation, and what it came to on held-out samples.
 
     Attributes:
-        fit: on the features as they are: their standardisation is folded in.
-        c: chosen, as scikit-learn's.
-        top1, loss: held out, in percent and in nats.
-        path: C, top-1 and loss of every value that was tried.
+        c: C of a logistic regression as scikit-learn's, 1 / alpha of a ridge regression, for features of standard
+            deviation 1.
+        scale: what outputs are multiplied by, so that they are logits.
+        top1: in percent.
+        loss: cross entropy, in nats.
     """
 
-    fit: Fit
     c: float
+    scale: float
     top1: float
     loss: float
-    path: list[tuple[float, float, float]]
-
-
-def tune(x: Tensor, y: Tensor, classes: int, folds: Folds, device: torch.device, cs: Sequence[float] = PATH) -> Tuned:
-    """Choose C and fit all samples at it.
-
-    Args:
-        x: features ``(N, F)`` of any floating dtype.
-        y: int64 ``(N,)``.
-        classes: how many.
-        folds: what is held out.
-        device: where to compute, in float64.
-        cs: values of C; those past the best are left out where the held-out loss keeps rising.
-    """
-    path = judged(x, y, classes, folds, device, sorted(cs))
-    c, top1, loss = best_of(path)
-    return Tuned(fit_at(c, x, y, classes, device), c, top1, loss, path)
-
-
-def best_of(path: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:
-    """Choose by top-1, then by loss, then the smaller C."""
-    return min(path, key=lambda tried: (-tried[1], tried[2], tried[0]))
-
-
-def fit_at(c: float, x: Tensor, y: Tensor, classes: int, device: torch.device) -> Fit:
-    """Fit samples at one C; their standardisation is folded in."""
-    z, standardisation = standardise(x.to(device))
-    (fit,) = fit_path(z, y, classes, [c])
-    return standardisation.folded(fit)
-
-
-def judged(
-    x: Tensor, y: Tensor, classes: int, folds: Folds, device: torch.device, cs: Sequence[float]
-) -> list[tuple[float, float, float]]:
-    """Follow the paths of all folds together (arguments as in :func:`tune`, ``cs`` ascending).
-
-    Returns:
-        C, held-out top-1 in percent and held-out loss in nats, of every value up to where the path ends.
-    """
-    return [figures for figures, _ in follow(parts_of(x, y, folds, device), classes, cs)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,6 +60,94 @@ class Part:
     truth: Tensor
 
 
+Path = Callable[[Sequence[Part], int, Sequence[float]], Iterator[tuple[Tried, Tensor]]]
+
+
+class Regression(NamedTuple):
+    """A kind of regression.
+
+    Attributes:
+        follow: fits every part at every C, in ascending order, up to where the path ends: what was tried, and the
+            logits of what is held out, ``(N, classes)``.
+        fit: fits rotated features with their classes at one C, to the optimum.
+    """
+
+    follow: Path
+    fit: Callable[[Rotation, Tensor, int, float], Fit]
+
+
+@dataclass(frozen=True, eq=False)
+class Tuned:
+    """A regression at its chosen regularisation, fitted to all samples.
+
+    Attributes:
+        fit: gives logits of the features as they are: standardisation and scale are folded in.
+        chosen: and what it came to on held-out samples.
+        seconds: of choosing and fitting; what the regressions share counts in each.
+    """
+
+    fit: Fit
+    chosen: Tried
+    seconds: float
+
+
+def tune(
+    x: Tensor, y: Tensor, classes: int, folds: Folds, device: torch.device, cs: Sequence[float] = PATH
+) -> dict[str, Tuned]:
+    """Choose the regularisation of each of :data:`REGRESSIONS`, and fit all samples at it.
+
+    Args:
+        x: features ``(N, F)`` of any floating dtype.
+        y: int64 ``(N,)``.
+        classes: how many.
+        folds: what is held out.
+        device: where to compute, in float64.
+        cs: values of C; those past the best are left out where the held-out loss keeps rising.
+    """
+    started = perf_counter()
+    parts = parts_of(x, y, folds, device)
+    shared = perf_counter() - started
+    chosen, seconds = {}, {}
+    for name in REGRESSIONS:
+        started = perf_counter()
+        chosen[name] = choose(name, parts, classes, cs)
+        seconds[name] = perf_counter() - started
+    del parts  # as large as what follows
+    started = perf_counter()
+    rows = Standardised(x, y, classes, device)
+    shared += perf_counter() - started
+    tuned = {}
+    for name, own in chosen.items():
+        started = perf_counter()
+        fit = rows.fit(name, own.c, own.scale)
+        tuned[name] = Tuned(fit, own, shared + seconds[name] + perf_counter() - started)
+    return tuned
+
+
+def choose(name: str, parts: Sequence[Part], classes: int, cs: Sequence[float]) -> Tried:
+    """Choose by top-1, then by loss, then the smaller C."""
+    tried = [tried for tried, _ in REGRESSIONS[name].follow(parts, classes, sorted(cs))]
+    return min(tried, key=order)
+
+
+def order(tried: Tried) -> tuple[float, float, float]:
+    """Sort the best first."""
+    return -tried.top1, tried.loss, tried.c
+
+
+class Standardised:
+    """Samples that are standardised and rotated once, for fits of several kinds (arguments as in :func:`tune`)."""
+
+    def __init__(self, x: Tensor, y: Tensor, classes: int, device: torch.device) -> None:
+        z, self._standardisation = standardise(x.to(device))
+        self._rotation, self._y, self._classes = rotated(z), y.to(device), classes
+
+    def fit(self, name: str, c: float, scale: float = 1.0) -> Fit:
+        """Fit a regression of that name; its outputs are multiplied by the scale, its standardisation is folded in."""
+        weight, bias = REGRESSIONS[name].fit(self._rotation, self._y, self._classes, c)
+        return self._standardisation.folded(Fit(scale * weight, scale * bias))
+
+
 def parts_of(x: Tensor, y: Tensor, folds: Folds, device: torch.device) -> list[Part]:
     """Standardise and rotate each fold (arguments as in :func:`tune`)."""
     parts = []
@@ -168,29 +158,71 @@ def parts_of(x: Tensor, y: Tensor, folds: Folds, device: torch.device) -> list[P
     return parts
 
 
-def follow(
-    parts: Sequence[Part], classes: int, cs: Sequence[float]
-) -> Iterator[tuple[tuple[float, float, float], Tensor]]:
-    """Follow the paths of all folds together, up to where they end (``cs`` ascending).
+def truth_of(parts: Sequence[Part]) -> Tensor:
+    """Classes of what is held out, in the order of its logits."""
+    return torch.cat([part.truth for part in parts])
 
-    Yields:
-        C, held-out top-1 in percent and held-out loss in nats; and the logits of what is held out, ``(N, classes)``.
-    """
-    truth = torch.cat([part.truth for part in parts])
+
+def _follow_logistic(parts: Sequence[Part], classes: int, cs: Sequence[float]) -> Iterator[tuple[Tried, Tensor]]:
+    truth = truth_of(parts)
     paths = [follow_path(part.rotation, part.fitted, classes, cs, tolerance=ROUGHLY) for part in parts]
-    tried: list[tuple[float, float, float]] = []
+    tried: list[Tried] = []
     for c, fits in zip(cs, zip(*paths, strict=True), strict=True):
         logits = torch.cat([fit(part.held) for fit, part in zip(fits, parts, strict=True)])
-        hits = float((logits.argmax(1) == truth).double().mean())
-        tried.append((c, 100 * hits, float(F.cross_entropy(logits, truth))))
+        tried.append(Tried(c, 1.0, _top1(logits, truth), float(F.cross_entropy(logits, truth))))
         yield tried[-1], logits
         if _over(tried):
             break
 
 
-def _over(tried: Sequence[tuple[float, float, float]]) -> bool:
+def _over(tried: Sequence[Tried]) -> bool:
     before, late = tried[:-PATIENCE], tried[-PATIENCE - 1 :]
     if not before:
         return False
-    rising = all(later[2] > earlier[2] for earlier, later in pairwise(late))
-    return rising and max(top1 for _, top1, _ in late[1:]) <= max(top1 for _, top1, _ in before)
+    rising = all(later.loss > earlier.loss for earlier, later in pairwise(late))
+    return rising and max(one.top1 for one in late[1:]) <= max(one.top1 for one in before)
+
+
+def _follow_ridge(parts: Sequence[Part], classes: int, cs: Sequence[float]) -> Iterator[tuple[Tried, Tensor]]:
+    truth = truth_of(parts)
+    held = [part.held @ part.rotation.axes.T for part in parts]
+    paths = [fit_rotated(part.rotation, _columns(part.fitted, classes), cs) for part in parts]
+    for c, fits in zip(cs, zip(*paths, strict=True), strict=True):
+        predicted = torch.cat([fit(own) for fit, own in zip(fits, held, strict=True)])
+        scale, loss = _scale(predicted, truth)
+        yield Tried(c, scale, _top1(predicted, truth), loss), scale * predicted
+
+
+def _scale(predicted: Tensor, truth: Tensor) -> tuple[float, float]:
+    """Choose one of :data:`SCALES` by the cross entropy, which is convex in the scale; give both."""
+
+    def loss(at: int) -> float:
+        return float(F.cross_entropy(SCALES[at] * predicted, truth))
+
+    least, most = 0, len(SCALES) - 1
+    while least < most:
+        middle = (least + most) // 2
+        least, most = (least, middle) if loss(middle) <= loss(middle + 1) else (middle + 1, most)
+    return SCALES[least], loss(least)
+
+
+def _top1(logits: Tensor, truth: Tensor) -> float:
+    return 100 * float((logits.argmax(1) == truth).double().mean())
+
+
+def _columns(y: Tensor, classes: int) -> Tensor:
+    return F.one_hot(y, classes).double()
+
+
+def _fit_logistic(rotation: Rotation, y: Tensor, classes: int, c: float) -> Fit:
+    (fit,) = follow_path(rotation, y, classes, [c])
+    return fit
+
+
+def _fit_ridge(rotation: Rotation, y: Tensor, classes: int, c: float) -> Fit:
+    (fit,) = fit_rotated(rotation, _columns(y, classes), [c])
+    return rotation.undone(fit)
+
+
+REGRESSIONS = {LOGISTIC: Regression(_follow_logistic, _fit_logistic), RIDGE: Regression(_follow_ridge, _fit_ridge)}
+"""By their names."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from losa_cache.train.config import TrainConfig
 
 LOGISTIC, RIDGE = "logistic", "ridge"
-"""Kinds of probes: logistic regression on classes, ridge regression on numbers."""
+"""Kinds of probes: regressions on classes, ridge regression on numbers."""
 LEAST = 5
 """Held-out images that a choice takes. With fewer not even a setting that is right on all of them is ahead of one that
 is wrong on all of them by more than chance (sign test: 2 to the power of -5 is 3 %)."""

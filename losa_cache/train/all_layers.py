@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from losa_cache.errors import UserError
 from losa_cache.machine.memory import available_memory
+from losa_cache.probe.folds import held_out_fold
 from losa_cache.probe.kinds import PROBES
 from losa_cache.probe.logistic import Fit
-from losa_cache.probe.tuning import held_out_fold
 from losa_cache.sidenet.adapter import Adapter
 from losa_cache.sidenet.blend import Setting
 from losa_cache.sidenet.stack import AdapterStack

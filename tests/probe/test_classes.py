@@ -7,8 +7,9 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.preprocessing import StandardScaler
 from torch.nn import functional as F
 
-from losa_cache.probe.classes import SCALES, TRIED, choose, fit
-from losa_cache.probe.tuning import cross_validation, held_out_fold
+from losa_cache.probe.classes import TRIED, choose, fit
+from losa_cache.probe.folds import cross_validation, held_out_fold
+from losa_cache.probe.tuning import SCALES
 from losa_cache.sidenet.blend import Setting
 
 CPU = torch.device("cpu")

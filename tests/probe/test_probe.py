@@ -8,20 +8,22 @@ import numpy as np
 import pytest
 import torch
 import zarr
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer, StandardScaler
+from torch.nn import functional as F
 
 import losa_cache as lc
 from losa_cache.cli import app
 from losa_cache.extract.extract import extract
 from losa_cache.probe.features import read_features
+from losa_cache.probe.folds import cross_validation, held_out_fold
 from losa_cache.probe.images import choose_images, share_that_fits
 from losa_cache.probe.lines import Data, probe_features
 from losa_cache.probe.neighbours import by_class_mean, vote
-from losa_cache.probe.record import ALL, Counts, ProbeRecord, text
-from losa_cache.probe.tuning import cross_validation, held_out_fold, tune
+from losa_cache.probe.record import ALL, LOGISTIC, RIDGE, Counts, ProbeRecord, text
+from losa_cache.probe.tuning import SCALES, tune
 from losa_cache.sidenet.pooled import pooling_of
 from losa_cache.targets.add import add_targets
 from losa_cache.targets.target_set import CLASS, TargetSet
@@ -137,17 +139,42 @@ def test_c_is_chosen_as_scikit_learn_would_and_all_are_fitted_at_it():
     y = rng.integers(0, 3, 160)
     x = (rng.normal(size=(160, 20)) + rng.normal(size=(3, 20))[y] * 0.6) * 7 + 2
     cs = [1e-4, 1e-3, 1e-2, 1e-1, 1.0]
-    tuned = tune(torch.tensor(x), torch.tensor(y), 3, held_out_fold(100, 60), CPU, cs)
+    tuned = tune(torch.tensor(x), torch.tensor(y), 3, held_out_fold(100, 60), CPU, cs[::-1])[LOGISTIC]
     expected = []
     for c in cs:
         model = make_pipeline(StandardScaler(), LogisticRegression(C=c, tol=1e-8, max_iter=2000))
         shares = model.fit(x[:100], y[:100]).predict_proba(x[100:])
         expected.append((-(shares.argmax(1) == y[100:]).mean(), -np.log(shares[np.arange(60), y[100:]]).mean(), c))
-    assert tuned.c == min(expected)[2]
-    assert tuned.top1 == pytest.approx(-100 * min(expected)[0])
-    assert tuned.loss == pytest.approx(min(expected)[1], rel=1e-3)
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=tuned.c, tol=1e-10, max_iter=5000)).fit(x, y)
+    assert tuned.chosen.c == min(expected)[2]
+    assert tuned.chosen.top1 == pytest.approx(-100 * min(expected)[0])
+    assert tuned.chosen.loss == pytest.approx(min(expected)[1], rel=1e-3)
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=tuned.chosen.c, tol=1e-10, max_iter=5000)).fit(x, y)
     np.testing.assert_allclose(torch.softmax(tuned.fit(torch.tensor(x)), 1), model.predict_proba(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("features", [20, 200])  # fewer than samples, and more
+def test_a_ridge_regression_is_chosen_as_scikit_learn_would_and_its_logits_have_the_least_loss(features):
+    rng = np.random.default_rng(3)
+    y = rng.integers(0, 3, 160)
+    x = (rng.normal(size=(160, features)) + rng.normal(size=(3, features))[y] * 0.3) * 7 + 2
+    cs = [1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0]
+    tuned = tune(torch.tensor(x), torch.tensor(y), 3, held_out_fold(100, 60), CPU, cs)[RIDGE]
+
+    def predicted(c, fitted, held):
+        model = make_pipeline(StandardScaler(), Ridge(alpha=1 / c)).fit(x[fitted], np.eye(3)[y[fitted]])
+        return torch.tensor(model.predict(x[held]))
+
+    expected = []
+    truth = torch.tensor(y[100:])
+    for c in cs:
+        found = predicted(c, slice(100), slice(100, None))
+        losses = {scale: float(F.cross_entropy(scale * found, truth)) for scale in SCALES}
+        scale = min(losses, key=losses.get)
+        expected.append((-100 * float((found.argmax(1) == truth).double().mean()), losses[scale], c, scale))
+    top1, loss, c, scale = min(expected)
+    assert (tuned.chosen.c, tuned.chosen.scale) == (c, scale)
+    assert (tuned.chosen.top1, tuned.chosen.loss) == pytest.approx((-top1, loss), rel=1e-6)
+    np.testing.assert_allclose(tuned.fit(torch.tensor(x)), scale * predicted(c, slice(160), slice(160)), atol=1e-6)
 
 
 def test_neighbours_and_class_means_are_those_of_scikit_learn():
@@ -179,6 +206,10 @@ def test_the_verb_finds_its_test_cache_writes_and_marks_the_line_to_beat(tiny_ca
     assert record.images == Counts(15, 8, 30)
     assert record.best.held_out_top1 == max(line.held_out_top1 for line in record.lines)
     assert record.all_layers.reads == ALL
+    on_all = [line for line in record.lines if line.reads == ALL]
+    assert {line.method for line in on_all} == {LOGISTIC, RIDGE} and len(on_all) == 6
+    assert record.all_layers.held_out_top1 == max(line.held_out_top1 for line in on_all)
+    assert len([line for line in record.in_short() if line.reads == ALL]) == 3  # of each features the better one
     share = (record.best.test_top1 / 100 * 30 + 2) / 34  # two images right and two wrong beside the 30
     assert record.best.test_error == pytest.approx(100 * (share * (1 - share) / 34) ** 0.5)
     rows = [line.split() for line in text(record).splitlines()]

@@ -6,8 +6,8 @@ import torch
 from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 
+from losa_cache.probe.folds import held_out_fold
 from losa_cache.probe.ridge import WEIGHT, choose_ridge, fit_ridge, fit_shares
-from losa_cache.probe.tuning import held_out_fold
 
 
 def drawn(*shape, seed=0):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.metrics import f1_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -14,6 +14,7 @@ from losa_cache.cache.store import open_cache
 from losa_cache.extract.extract import extract
 from losa_cache.files import write_sealed
 from losa_cache.probe.features import read_features
+from losa_cache.probe.record import RIDGE
 from losa_cache.sweep.engine.config import SweepConfig
 from losa_cache.sweep.engine.probes import ALL, lines_to_beat
 from losa_cache.sweep.engine.space import Choices
@@ -41,18 +42,20 @@ def test_it_is_fitted_to_training_samples_alone_and_for_the_test_to_all(tiny_cac
     chosen = selected(tiny_cache, TrainConfig(val_fraction=0.3))
     found = probed(tiny_cache, tmp_path / "probe.json", test=test)
 
+    def like(line):
+        ridge, logistic = RidgeClassifier(1 / line.c), LogisticRegression(C=line.c, tol=1e-10, max_iter=5000)
+        return make_pipeline(StandardScaler(), ridge if line.method == RIDGE else logistic)
+
     def top1(line, fitted, cache, judged):
         ours, theirs = read_features(tiny_cache, fitted, Placement(CPU)), read_features(cache, judged, Placement(CPU))
-        point = None if line.reads == ALL else "block.4"
-        model = make_pipeline(StandardScaler(), LogisticRegression(C=line.c, tol=1e-10, max_iter=5000))
+        point, model = None if line.reads == ALL else "block.4", like(line)
         model.fit(ours.of(point, line.rows), ours.labels)
         return pytest.approx(100 * model.score(theirs.of(point, line.rows), theirs.labels))
 
     f1 = probed(tiny_cache, tmp_path / "probe.json", metric=MACRO_F1.name)  # fitted again for it
     for line, own in zip(found.lines, f1.lines, strict=True):
         ours, theirs = (read_features(tiny_cache, part, Placement(CPU)) for part in (chosen.train, chosen.held_out))
-        point = None if line.reads == ALL else "block.4"
-        model = make_pipeline(StandardScaler(), LogisticRegression(C=line.c, tol=1e-10, max_iter=5000))
+        point, model = None if line.reads == ALL else "block.4", like(line)
         model.fit(ours.of(point, line.rows), ours.labels)
         expected = f1_score(theirs.labels, model.predict(theirs.of(point, line.rows)), average="macro")
         assert own.held_out(MACRO_F1) == pytest.approx(100 * expected)

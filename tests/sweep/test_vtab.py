@@ -107,7 +107,7 @@ def test_a_task_is_selected_on_val200_trained_on_all_and_tested(caches, tmp_path
         own = load_record(Path(result.folder)).to_beat
         assert own.lines == [replace(line, test_top1=None) for line in probe.lines]
     assert record.probed() == {f"probe, {line.reads}": {"stripes": line.test_top1} for line in probe.lines}
-    assert "fitted again, with that C, to all 20." in text(record)
+    assert "fitted again, with that strength, to all 20." in text(record)
 
 
 @pytest.mark.slow

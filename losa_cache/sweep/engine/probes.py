@@ -19,9 +19,10 @@ from losa_cache.errors import UserError
 from losa_cache.files import unsealed, write_sealed
 from losa_cache.outside import UnreadableError, fit, read_file
 from losa_cache.probe.features import Features, read_features
+from losa_cache.probe.folds import Folds, cross_validation, held_out_fold
 from losa_cache.probe.images import require_classes, share_that_fits
 from losa_cache.probe.logistic import PATH, Fit
-from losa_cache.probe.tuning import Folds, best_of, cross_validation, fit_at, held_out_fold, judged
+from losa_cache.probe.tuning import REGRESSIONS, Standardised, Tried, choose, order, parts_of
 from losa_cache.sweep.engine.record import ProbeLine, ToBeat
 from losa_cache.tasks import Metric, Task
 from losa_cache.tasks.base import ENOUGH
@@ -126,11 +127,12 @@ def _fitted(
     lines = [_line(reads, features, count, folds, tests, classes, task, device) for reads in (LAST, ALL)]
     by = "these" if judges >= ENOUGH else f"cross-validation over the {count:,} in {FOLDS} folds"
     told = (
-        f"The probes are logistic regressions on pooled rows, fitted to the trials' {count:,} training samples and "
-        f"judged by the same {judges:,} samples; C and the rows (cls, mean or both) were chosen by {by}."
+        f"The probes are regressions on pooled rows, fitted to the trials' {count:,} training samples and judged by "
+        f"the same {judges:,} samples; logistic or ridge, its strength and the rows (cls, mean or both) were chosen by "
+        f"{by}."
     )
     if test is not None:
-        told += f" For the test they were fitted again, with that C, to all {count + judges:,}."
+        told += f" For the test they were fitted again, with that strength, to all {count + judges:,}."
     return ToBeat(lines, told)
 
 
@@ -144,20 +146,24 @@ def _line(
     task: Task,
     device: torch.device,
 ) -> ProbeLine:
-    """Choose C and the rows, and judge on what lies behind the first samples."""
-    y = features.labels
-    tried = {
-        kind: best_of(judged(_rows(features, reads, kind), y, classes, folds, device, PATH)) for kind in features.kinds
-    }
-    rows = min(tried, key=lambda kind: (-tried[kind][1], tried[kind][2]))
-    c, x = tried[rows][0], _rows(features, reads, rows)
-    logits = _logits(fit_at(c, x[:count], y[:count], classes, device), x[count:], device)
-    line, metric = ProbeLine(reads, rows, c, _top1(logits, y[count:])), task.selection
+    """Choose a regression and the rows, and judge on what lies behind the first samples."""
+    y, tried = features.labels, dict[tuple[str, str], Tried]()
+    for kind in features.kinds:
+        parts = parts_of(_rows(features, reads, kind), y, folds, device)
+        tried |= {(method, kind): choose(method, parts, classes, PATH) for method in REGRESSIONS}
+    method, rows = min(tried, key=lambda own: order(tried[own]))
+    best, x = tried[method, rows], _rows(features, reads, rows)
+
+    def fitted(count: int) -> Fit:
+        return Standardised(x[:count], y[:count], classes, device).fit(method, best.c, best.scale)
+
+    logits = _logits(fitted(count), x[count:], device)
+    line, metric = ProbeLine(reads, rows, best.c, _top1(logits, y[count:]), method=method), task.selection
     if line.held_out(metric) is None:
         line = replace(line, others={metric.name: task.selected_figure(task.predictions(logits[None]), y[count:])})
     if tests is None:
         return line
-    tested = _logits(fit_at(c, x, y, classes, device), _rows(tests, reads, rows), device)
+    tested = _logits(fitted(len(x)), _rows(tests, reads, rows), device)
     return replace(line, test_top1=_top1(tested, tests.labels))
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from losa_cache.outside import fit
+from losa_cache.probe.record import LOGISTIC
 from losa_cache.tasks import CLASSIFICATION, Metric, get_task
 
 COMPLETE, PRUNED, FAILED, RUNNING = STATES = ("complete", "pruned", "failed", "running")
@@ -70,15 +71,16 @@ class TrialRecord:
 
 @dataclass(frozen=True)
 class ProbeLine:
-    """A tuned logistic regression on pooled rows.
+    """A tuned regression on pooled rows.
 
     Attributes:
         reads: ``last layer`` or ``all layers``.
         rows: ``cls``, ``mean`` or ``both`` of each layer.
-        c: chosen C as scikit-learn's, of features of standard deviation 1.
+        c: chosen C as scikit-learn's, of features of standard deviation 1; of a ridge regression 1 / alpha.
         held_out_top1: in percent, on the held-out samples of the trials, after a fit to their training samples.
         test_top1: in percent, after a fit to all of these; ``None`` if it was not tested.
         others: values of another metric on the held-out samples, by its name, where trials are chosen by it.
+        method: ``logistic regression``, which earlier versions have alone, or ``ridge regression``.
     """
 
     reads: str
@@ -87,6 +89,7 @@ class ProbeLine:
     held_out_top1: float
     test_top1: float | None = None
     others: dict[str, float] = field(default_factory=dict)
+    method: str = LOGISTIC
 
     def held_out(self, metric: Metric) -> float | None:
         """Give the value of a metric on the held-out samples; ``None``: an earlier version did not compute it."""

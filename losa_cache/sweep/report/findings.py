@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from losa_cache.probe.record import strength
 from losa_cache.sweep.engine.record import (
     COMPLETE,
     STATES,
@@ -133,7 +134,8 @@ def _place(ahead: float, metric: Metric) -> str:
 
 def _figures(line: ProbeLine, value: float, metric: Metric) -> str:
     test = "" if line.test_top1 is None else f", test top-1 {line.test_top1:.1f} %"
-    return f"{metric.title} {metric.show(value)} held out{test} (rows: {line.rows}, C {line.c:.1e})"
+    chosen = strength(line.method, line.c)
+    return f"{metric.title} {metric.show(value)} held out{test} ({line.method}, rows: {line.rows}, {chosen})"
 
 
 def _rivals(record: SweepRecord, groups: list[Group]) -> tuple[Group | None, Group | None]:
