@@ -24,11 +24,14 @@ lint: $(VENV)/installed  ## style and types
 docs: $(VENV)/installed  ## the documentation as a site, in site/; nothing is fetched while it is built
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-# Not compiled by pip: few of 22,000 files are ever imported, and Python compiles those itself, once if it may.
+# Nothing is compiled: few of 22,000 files are ever imported, and Python compiles those itself, once if it may.
 unexport PYTHONDONTWRITEBYTECODE
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+EVERYTHING := --constraint constraints.txt --editable '.[dev]'
+# uv unpacks several wheels at once, in half the time. pip takes over where uv cannot: its own settings name an index.
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[dev]'
+	$(PIP) uv && UV_HTTP_TIMEOUT=180 $(BIN)/uv pip install --quiet --python $(BIN)/python $(EVERYTHING) || $(PIP) $(EVERYTHING)
 	touch $@
 
 clean:

@@ -151,6 +151,7 @@ def test_adapters_come_and_go(trained):
             change("default")
 
 
+@pytest.mark.slow
 def test_adapters_come_and_go_while_it_runs(trained):
     _, pixels, folder = trained
     expected = lc.AdaptedModel(tiny_backbone(), load(folder, ["default"]))(pixels)["default"]

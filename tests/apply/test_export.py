@@ -138,8 +138,10 @@ def test_many_columns_are_exported_as_the_equations_stand(monkeypatch):
     ("make", "side", "options", "format"),
     [
         (lambda: tiny_backbone(depth=2), "losa", {"head": ALL_LAYERS}, "onnx"),
-        (lambda: tiny_vivit(1), "losa", {"tap": "both"}, "torch"),
-        (lambda: of_timm("vit_small_patch14_reg4_dinov2", 28), "linear", {}, "torch"),
+        pytest.param(lambda: tiny_vivit(1), "losa", {"tap": "both"}, "torch", marks=pytest.mark.slow),
+        pytest.param(
+            lambda: of_timm("vit_small_patch14_reg4_dinov2", 28), "linear", {}, "torch", marks=pytest.mark.slow
+        ),
         pytest.param(
             lambda: of_timm("vit_small_plus_patch16_dinov3", 32), "attentive", {}, "onnx", marks=pytest.mark.slow
         ),

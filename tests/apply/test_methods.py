@@ -83,6 +83,7 @@ def test_one_model_gives_what_each_evaluation_does_beside_side_networks(trained)
     assert all(torch.equal(value, before[name]) for name, value in frozen.model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_predict_takes_images_and_refuses_a_cache(trained, tmp_path):
     samples = held_out()
     for at, name in enumerate(samples.ids):

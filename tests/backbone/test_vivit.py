@@ -148,6 +148,7 @@ def test_every_short_name_has_its_video_model(short):
     assert {full_name(name) for name in names} == {"vivit:" + full_name(short)}
 
 
+@pytest.mark.slow
 def test_vivit_e_has_4096_tokens():
     with torch.device("meta"):
         model = build("vit_e", img_size=None, pretrained=False)

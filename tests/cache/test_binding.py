@@ -56,7 +56,7 @@ def train(path, out, **options):
     return lc.train(path, epochs=1, val_fraction=0, batch_size=4, device="cpu", out=out, **options)
 
 
-QUICK = {"compressed": "two shards exchanged", "predicted": "with their receipts", "views": "a shard of another cache"}
+QUICK = {"compressed": "two shards exchanged", "predicted": "", "views": ""}  # of int8 all
 
 
 @pytest.mark.parametrize(

@@ -102,9 +102,8 @@ def test_an_interrupted_extraction_goes_on_to_the_same_bytes(cache, tmp_path):
 @pytest.mark.parametrize(
     "options",
     [
-        {"layers": 1},
         {"tap": "both", "embedding": True},
-        *(pytest.param({"layers": layers}, marks=pytest.mark.slow) for layers in ("6", 2)),
+        *(pytest.param({"layers": layers}, marks=pytest.mark.slow) for layers in (1, "6", 2)),
     ],
 )
 def test_any_points_can_be_chained(options, tmp_path):

@@ -121,6 +121,7 @@ def test_points_that_lie_together_are_one_request(url, local):
     assert b"".join(b.tobytes() for b in buffers) == raw[:30] + raw[100:110]
 
 
+@pytest.mark.slow
 def test_verify_checks_a_cache_on_s3(url, local):
     assert verify_cache(url)["intact"]
     path = open_cache(url).shard_path(2)
@@ -157,7 +158,13 @@ def test_a_missing_file_of_the_core_is_never_zeros(url, name):
         cache.encoding()
 
 
-@pytest.mark.parametrize("name", ["tail/zarr.json", "tail/norm.bias/zarr.json", "labels/zarr.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tail/norm.bias/zarr.json",
+        *(pytest.param(own, marks=pytest.mark.slow) for own in ("tail/zarr.json", "labels/zarr.json")),
+    ],
+)
 def test_missing_metadata_is_a_sentence(url, name):
     (open_cache(url).path / name).unlink()
     with pytest.raises(UserError, match=r"cannot be (rebuilt|read)"):

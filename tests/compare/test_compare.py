@@ -57,6 +57,7 @@ def by_hand(run, cache):
     return found
 
 
+@pytest.mark.slow
 def test_what_is_kept_of_a_target_set_is_forgotten_with_it(folder, tmp_path):
     train, test = (open_cache(folder / f"{name}.zarr") for name in ("train", "test"))
     halves = [(np.arange(len(cache.samples)) % 3 > 0).astype(np.int64) for cache in (train, test)]

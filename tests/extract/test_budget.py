@@ -35,7 +35,7 @@ def small_budget(precision="float32", batch=4):
         {"precision": "bfloat16", "tap": "both", "embedding": True},
         pytest.param({"precision": "float16", "layers": 2}, marks=pytest.mark.slow),
         pytest.param({"precision": "int8"}, marks=pytest.mark.slow),
-        {"precision": "predict:2"},
+        pytest.param({"precision": "predict:2"}, marks=pytest.mark.slow),
         pytest.param({"precision": "bfloat16", "views": 2, "augment": "crop"}, marks=pytest.mark.slow),
         {"precision": "bfloat16", "tokens": "pooled", "tap": "both", "views": 2, "augment": "crop"},
     ],

@@ -46,7 +46,7 @@ def bad(samples, numbers):
 
 
 @pytest.mark.parametrize("part", [pytest.param(None, marks=pytest.mark.slow), "auto"])
-@pytest.mark.parametrize(("before", "now"), [((3,), ()), ((), (3,))])
+@pytest.mark.parametrize(("before", "now"), [((3,), ()), pytest.param((), (3,), marks=pytest.mark.slow)])
 def test_a_complete_cache_says_what_its_receipts_say(before, now, part, tmp_path):
     """Shards were lost, and a sample in them decodes now that did not, or the other way round."""
     plain = {"precision": "float32", "shard_bytes": 13_000, "on_error": "skip"}  # nothing is fitted
@@ -62,7 +62,7 @@ def test_a_complete_cache_says_what_its_receipts_say(before, now, part, tmp_path
     assert verify_cache(cache.path)["intact"]
 
 
-@pytest.mark.parametrize("step", ["create", "finish"])
+@pytest.mark.parametrize("step", [pytest.param("create", marks=pytest.mark.slow), "finish"])
 def test_a_process_that_lost_its_turn_does_nothing_of_it_and_starts_over(step, tmp_path, monkeypatch, caplog):
     """Another process, with other batches and shards, begins and ends the cache while this one stands still."""
     monkeypatch.setattr("losa_cache.cache.members.PAUSE", 0.0)

@@ -113,6 +113,7 @@ def test_processes_that_take_what_is_free_write_what_one_would(tmp_path, whole):
     require_same(tmp_path / "c.zarr", whole)
 
 
+@pytest.mark.slow
 def test_fixed_parts_in_any_order_write_what_one_would(tmp_path, whole):
     ends, _ = run("for part in ('3/3', '1/3', '2/3'): wait(child(part))", tmp_path / "c.zarr")
     assert [(end["complete"], end["images"]) for end in ends] == [

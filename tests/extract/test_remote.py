@@ -175,6 +175,7 @@ def test_processes_share_an_extraction_to_s3_and_a_killed_one_costs_what_it_had_
     require_same(url, whole)
 
 
+@pytest.mark.slow
 def test_repair_on_s3_computes_only_what_is_damaged(url, whole):
     cache = extract(tiny_backbone(), tiny_samples(IMAGES), out=url, **OPTIONS)
     shard = cache.shard_path(3)

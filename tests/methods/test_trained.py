@@ -20,7 +20,7 @@ METHODS = {
 }
 
 
-QUICK = ("fact:tk", "lora:qkv+mlp", "ssf", "vpt:deep")  # shared factors, PEFT's, what shifts every layer, more tokens
+QUICK = ("lora:qkv+mlp", "vpt:deep")  # PEFT's, and more tokens
 
 
 @pytest.mark.parametrize(

@@ -169,6 +169,7 @@ def test_a_training_that_was_interrupted_goes_on(here, data, tmp_path, monkeypat
     assert row.mean is not None
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_figures")
 def test_an_extraction_whose_end_was_not_seen_has_neither_seconds_nor_the_memory_of_a_look_at_it(
     here, data, tmp_path, monkeypatch
@@ -192,6 +193,7 @@ def test_an_extraction_whose_end_was_not_seen_has_neither_seconds_nor_the_memory
     assert rows(found)[0].seconds() is None
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_figures")
 def test_a_training_that_failed_and_then_ran_from_its_start_has_the_seconds_of_that(here, data, tmp_path, monkeypatch):
     def fail(*_):
@@ -207,6 +209,7 @@ def test_a_training_that_failed_and_then_ran_from_its_start_has_the_seconds_of_t
     assert 0 < found.work(name).seconds < perf_counter() - began
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_figures")
 def test_a_method_that_fails_is_told_and_tried_again(here, data, tmp_path):
     methods = "last:99,linear"

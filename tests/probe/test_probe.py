@@ -250,6 +250,7 @@ def test_a_cache_that_is_no_test_is_refused(tiny_cache, tmp_path):
         lc.probe(tiny_cache, test=same, out=tmp_path / "out")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_figures")
 def test_images_that_are_fitted_are_no_known_test(tmp_path):
     one, _ = (

@@ -41,6 +41,6 @@ def test_shares_are_the_best_that_are_not_negative(signs):
         return float((a * probe + b * own - truth).square().sum()) + WEIGHT * ((a - 0.5) ** 2 + (b - 0.5) ** 2)
 
     found = fit_shares(probe, own, truth).tolist()
-    grid = np.linspace(0, 1.2, 121)
+    grid = np.linspace(0, 1.2, 61)
     assert min(found) >= 0
     assert cost(*found) <= min(cost(a, b) for a in grid for b in grid) + 1e-9

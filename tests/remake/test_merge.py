@@ -146,6 +146,7 @@ def _stop(_):
     raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_the_stated_error_is_the_largest_of_the_parts(tmp_path):
     one, two = parts(tmp_path, precision="float16")
     (tmp_path / "coarse").mkdir()

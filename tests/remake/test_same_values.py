@@ -36,7 +36,14 @@ def stop(share):
 
 
 @pytest.mark.parametrize(
-    "options", [{"layers": 2}, {"precision": "int4"}, {"tokens": "pooled", "precision": "float16"}]
+    "options",
+    [
+        {"precision": "int4"},
+        *(
+            pytest.param(own, marks=pytest.mark.slow)
+            for own in ({"layers": 2}, {"tokens": "pooled", "precision": "float16"})
+        ),
+    ],
 )
 def test_a_transcode_goes_on_with_its_own_source_alone(options, twins, tmp_path):
     out, options = tmp_path / "new.zarr", options | {"shard_bytes": 2_000, "workers": 1}

@@ -97,7 +97,10 @@ def test_float32_values_are_rounded_as_torch_rounds_them(precision, tmp_path):
     assert np.array_equal(made.labels, whole.labels)
 
 
-@pytest.mark.parametrize("precision", [pytest.param("int8", marks=pytest.mark.slow), "int4", "predict:6"])
+@pytest.mark.parametrize(
+    "precision",
+    [pytest.param("int8", marks=pytest.mark.slow), pytest.param("int4", marks=pytest.mark.slow), "predict:6"],
+)
 def test_lossy_precisions_are_fitted_anew_and_say_what_they_were_made_of(precision, tmp_path):
     whole = extract(tiny_backbone(), tiny_samples(60), out=tmp_path / "a.zarr", **SMALL)
     made = lc.transcode(whole, tmp_path / "b.zarr", precision=precision, layers=2)
@@ -123,7 +126,9 @@ def test_fewer_layers_of_integers_keep_their_codes_and_constants(tmp_path):
     assert made.manifest.fields["made_from"] == [whole.manifest.identity]
 
 
-@pytest.mark.parametrize("precision", [pytest.param("float32", marks=pytest.mark.slow), "int4", "predict:6"])
+@pytest.mark.parametrize(
+    "precision", ["int4", *(pytest.param(own, marks=pytest.mark.slow) for own in ("float32", "predict:6"))]
+)
 def test_other_shards_change_nothing_else(precision, tmp_path):
     options = SMALL | {"precision": precision}
     whole = extract(tiny_backbone(), tiny_samples(40, bad=(2,)), out=tmp_path / "a.zarr", **options)

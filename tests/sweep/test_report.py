@@ -67,7 +67,7 @@ def read(record, folder):
     return Page(write_report(record, folder).read_text("utf-8"))
 
 
-@pytest.mark.parametrize("count", [1, 64, *(pytest.param(own, marks=pytest.mark.slow) for own in (3, 200))])
+@pytest.mark.parametrize("count", [1, *(pytest.param(own, marks=pytest.mark.slow) for own in (3, 64, 200))])
 def test_a_page_needs_nothing_else_and_shows_the_figures_beside_it(tmp_path, count):
     trials = many(count)
     page = read(sweep(trials, chosen=0), tmp_path)

@@ -82,6 +82,7 @@ def test_retraining_uses_validation_samples_too(tiny_cache, test_cache, tmp_path
     assert {name: record.test[name] for name in expected} == expected
 
 
+@pytest.mark.slow
 def test_a_validation_cache_judges_all_of_its_samples(tiny_cache, test_cache, tmp_path):
     held = extract(tiny_backbone(), tiny_samples(9, split="val"), precision="float32", out=tmp_path / "val.zarr")
     record = sweep(

@@ -14,6 +14,7 @@ from tests.conftest import results
 from tests.sweep.test_sweep import BASE, run
 
 
+@pytest.mark.slow
 def test_mlflow_has_every_trial_and_its_end(tiny_cache, tmp_path, monkeypatch):
     from mlflow import MlflowClient
 

@@ -122,6 +122,7 @@ def test_test_labels_decide_nothing(caches, tmp_path):
     assert wrong.results[0].top1 != honest.results[0].top1
 
 
+@pytest.mark.slow
 def test_test_images_are_read_once_the_choice_is_made_and_trained(caches, tmp_path):
     (shard,) = (caches / "deeper" / "test.zarr" / "activations" / "block").glob("c.*")
     shard.rename(tmp_path / "away")

@@ -35,7 +35,7 @@ def dense_cache(tiny_cache):
     ("task", "side", "options"),
     [
         ("segmentation", "losa", {"head": "all", "decoder": "conv", "class_weights": "balanced"}),
-        ("segmentation", "linear", {"head": "all", "lr": 1e-2}),
+        pytest.param("segmentation", "linear", {"head": "all", "lr": 1e-2}, marks=pytest.mark.slow),
         ("depth", "losa", {"head": "last"}),
     ],
 )

@@ -130,7 +130,7 @@ def test_no_gradient_and_no_saved_activation_in_the_backbone():
     assert any(p.grad is not None for p in adapter.side.parameters())
 
 
-@pytest.mark.parametrize("policy", [POLICY, "crop"])
+@pytest.mark.parametrize("policy", [POLICY, pytest.param("crop", marks=pytest.mark.slow)])
 def test_a_cache_of_views_holds_what_the_online_source_draws(policy, tmp_path):
     backbone, samples = tiny_backbone(), tiny_samples()
     cache = extract(
@@ -266,7 +266,7 @@ def test_an_augmented_run_differs_from_a_plain_one_and_a_mixed_one_from_both(tin
     assert losses["mixed"] != pytest.approx(losses["augmented"], rel=1e-4)
 
 
-@pytest.mark.parametrize("precision", ["int8", "int4"])
+@pytest.mark.parametrize("precision", [pytest.param("int8", marks=pytest.mark.slow), "int4"])
 def test_runs_online_and_beside_an_integer_cache_are_rounded_as_it_is(precision, tmp_path):
     options = {"backbone": tiny_backbone(), "dataset": tiny_samples()}
     with torch.no_grad():  # each layer has scales of its own, and a run may use some layers only

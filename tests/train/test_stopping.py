@@ -81,7 +81,7 @@ def test_a_stop_in_an_online_run_costs_nothing(tmp_path):
     assert results(tmp_path / "whole") == results(tmp_path / "stopped")
 
 
-@pytest.mark.parametrize("decoded", [10, 17, 39, *(pytest.param(own, marks=pytest.mark.slow) for own in (3, 30))])
+@pytest.mark.parametrize("decoded", [10, 17, *(pytest.param(own, marks=pytest.mark.slow) for own in (3, 30, 39))])
 def test_ctrl_c_at_any_batch_resumes_at_the_next(tmp_path, decoded):
     """Two epochs of 16 training images and 7 held-out ones (decoded once, behind the first epoch)."""
     options = {"epochs": 2, "rank": 4, "lr": 0.01, "batch_size": 3, "val_fraction": 0.3, "device": "cpu"}

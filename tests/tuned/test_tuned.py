@@ -149,7 +149,7 @@ def test_a_run_is_evaluated_and_rebuilt_as_it_was_trained(method, trunk, tmp_pat
         trunk_of(tiny_backbone(depth=2, **TRUNKS[trunk]), model)
 
 
-@pytest.mark.parametrize("decoded", [12, 28])
+@pytest.mark.parametrize("decoded", [12, pytest.param(28, marks=pytest.mark.slow)])
 def test_a_stopped_run_goes_on_to_the_same_numbers(decoded, tmp_path):
     given = {"backbone": tiny_backbone(), "device": "cpu"}
     whole = trained("full", tmp_path / "whole", batch_size=3)
