@@ -27,6 +27,7 @@ from losa_cache.data.samples import Samples, hash_lines
 from losa_cache.data.transforms import InputSpec
 from losa_cache.extract.extract import extract
 from losa_cache.extract.plan import cache_name
+from losa_cache.probe.logistic import PATH
 from tests.forked import Forked
 from tests.servers import BUCKET, ENVIRONMENT, s3_server
 
@@ -165,6 +166,13 @@ def no_figures(monkeypatch):
     monkeypatch.setattr(import_module("losa_cache.sweep.report.report"), "draw", lambda record: {})
     monkeypatch.setattr(import_module("losa_cache.pareto.report"), "draw", lambda found, title: Figure((1, 1)))
     monkeypatch.setattr(import_module("losa_cache.probe.report"), "draw", lambda record: Figure((1, 1)))
+
+
+@pytest.fixture
+def few_values_of_c(monkeypatch):
+    """Let probes choose from four values of C; tests of the probe hold the whole path to another library's."""
+    monkeypatch.setattr(import_module("losa_cache.probe.lines"), "PATH", PATH[:25:8])
+    monkeypatch.setattr(import_module("losa_cache.sweep.engine.probes"), "PATH", PATH[:25:8])
 
 
 def results(run: Path) -> list[dict]:

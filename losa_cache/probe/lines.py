@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from losa_cache.probe.features import Features
 from losa_cache.probe.folds import Folds
+from losa_cache.probe.logistic import PATH
 from losa_cache.probe.neighbours import by_class_mean, choose_neighbours, judge_class_mean, vote
 from losa_cache.probe.record import ALL, CLASS_MEAN, NEIGHBOURS, TAIL, Line
 from losa_cache.probe.tuning import Tuned, tune
@@ -70,7 +71,7 @@ def probe_features(data: Data, progress: Callable[[float], None]) -> list[Probed
 
 def _regressions(data: Data, reads: str, kind: str) -> list[Probed]:
     x = _read(data.train, reads, kind)
-    tuned = tune(x, data.train.labels, data.classes, data.folds, data.device)
+    tuned = tune(x, data.train.labels, data.classes, data.folds, data.device, PATH)
     return [_regression(data, name, own, reads, kind, x.shape[1]) for name, own in tuned.items()]
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from losa_cache.probe.folds import Folds
-from losa_cache.probe.logistic import PATH, Fit, Rotation, follow_path, rotated, standardise
+from losa_cache.probe.logistic import Fit, Rotation, follow_path, rotated, standardise
 from losa_cache.probe.record import LOGISTIC, RIDGE
 from losa_cache.probe.ridge import fit_rotated
 
@@ -92,7 +92,7 @@ class Tuned:
 
 
 def tune(
-    x: Tensor, y: Tensor, classes: int, folds: Folds, device: torch.device, cs: Sequence[float] = PATH
+    x: Tensor, y: Tensor, classes: int, folds: Folds, device: torch.device, cs: Sequence[float]
 ) -> dict[str, Tuned]:
     """Choose the regularisation of each of :data:`REGRESSIONS`, and fit all samples at it.
 

@@ -102,6 +102,7 @@ def test_predict_takes_images_and_refuses_a_cache(trained, tmp_path):
         lc.predict(load(trained, ["full"]), cache, device="cpu")
 
 
+@pytest.mark.slow
 def test_a_server_answers_with_both_kinds(trained):
     names = [*METHODS, "losa"]
     with serving(load(trained, names), backbone=tiny_backbone(depth=2)) as (port, _):

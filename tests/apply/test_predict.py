@@ -76,7 +76,14 @@ def test_a_cache_needs_no_backbone_and_gives_the_same(made):
     assert lc.predict(folder / "birds", str(cache.path), device="cpu").rows == COUNT
 
 
-@pytest.mark.parametrize(("precision", "error"), [("bfloat16", 0.01), ("int8", 0.02), ("predict:1", 0.35)])
+@pytest.mark.parametrize(
+    ("precision", "error"),
+    [
+        pytest.param("bfloat16", 0.01, marks=pytest.mark.slow),
+        pytest.param("int8", 0.02, marks=pytest.mark.slow),
+        ("predict:1", 0.35),
+    ],
+)
 def test_a_coarser_cache_differs_by_what_it_is_rounded_to(precision, error, made, predict, tmp_path, caplog):
     _, root, _ = made
     cache = cache_of(root, tmp_path / "x.zarr", precision)

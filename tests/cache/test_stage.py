@@ -197,6 +197,7 @@ def test_a_run_keeps_the_original_and_resumes_with_the_copy_or_without(http, cac
             assert again.metrics[name] == staged.metrics[name] == whole.metrics[name]
 
 
+@pytest.mark.slow
 def test_the_command_line_stages(http, tmp_path):
     near = tmp_path / "near"
     done = losa_cache(

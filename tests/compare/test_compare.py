@@ -58,6 +58,7 @@ def by_hand(run, cache):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("few_values_of_c")
 def test_what_is_kept_of_a_target_set_is_forgotten_with_it(folder, tmp_path):
     train, test = (open_cache(folder / f"{name}.zarr") for name in ("train", "test"))
     halves = [(np.arange(len(cache.samples)) % 3 > 0).astype(np.int64) for cache in (train, test)]
@@ -162,6 +163,7 @@ def test_a_report_escapes_names(folder, tmp_path):
     assert len({len(line) for line in lines[2:5]}) == 1  # head and two methods, aligned
 
 
+@pytest.mark.usefixtures("few_values_of_c")
 def test_the_command_finds_what_was_trained_from_a_cache_and_probes_it_once(folder, tmp_path, monkeypatch, capsys):
     (tmp_path / "runs").mkdir()
     for name in ("a0", "c"):

@@ -90,6 +90,7 @@ def test_a_cache_within_a_budget_is_verified_and_repaired(tmp_path):
     assert contents(cache.path) == before
 
 
+@pytest.mark.slow
 def test_a_file_of_weights_on_the_command_line(tmp_path, monkeypatch, capsys):
     options = {"weights": DIGITS_WEIGHTS, "limit": 20, "precision": "float32", "batch_size": 4}
     plain = extract("vit_digits", "digits", out=tmp_path / "plain.zarr", **options)

@@ -29,6 +29,7 @@ def test_every_point_has_its_name_and_no_name_covers_another(count):
         assert all(inside.x0 <= box.x0 and box.x1 <= inside.x1 for box in boxes)
 
 
+@pytest.mark.slow
 def test_a_probe_without_parameters_lies_beside_zero():
     (probe, other) = rows(finished(study("linear", "full")))
     figure = draw([replace(probe, parameters=0), other], "")
@@ -40,6 +41,7 @@ def test_a_cost_that_was_not_measured_is_said():
     assert [text.get_text() for text in figure.axes[3].texts] == ["not measured"]
 
 
+@pytest.mark.slow
 def test_a_small_difference_looks_small():
     """Axes that begin at the least value made 0.7 % of GMACs the width of the figure."""
     found = rows(finished(study("losa", "full")))

@@ -14,6 +14,12 @@ from losa_cache.pareto.table import cells, markdown, notes, text
 from tests.pareto.studies import ALL, finished, made_up, study
 
 
+@pytest.fixture(scope="module")
+def every():
+    """A study of every method, to its end."""
+    return finished(study())
+
+
 def test_figures_follow_from_what_was_measured():
     losa, full = rows(finished(study("losa", "full")))
     assert losa.parameters == 1485
@@ -31,8 +37,8 @@ def test_figures_follow_from_what_was_measured():
     assert full.peak_gb == 4.0
 
 
-def test_a_front_holds_exactly_what_nothing_beats():
-    found = rows(finished(study()))
+def test_a_front_holds_exactly_what_nothing_beats(every):
+    found = rows(every)
     for cost in COSTS:
         unbeaten = {
             one.name
@@ -82,10 +88,9 @@ def test_what_was_interrupted_has_no_seconds_and_that_is_said():
     assert [line[head.index("s in all")] for line in lines if line[0] == "losa"] == ["-"]
 
 
-def test_the_record_is_read_back_and_tells_the_figures(tmp_path):
-    whole = finished(study())
-    write_study(whole, tmp_path)
-    assert load_study(tmp_path) == whole
+def test_the_record_is_read_back_and_tells_the_figures(every, tmp_path):
+    write_study(every, tmp_path)
+    assert load_study(tmp_path) == every
     told = json.loads((tmp_path / FILE).read_text())
     assert [row["name"] for row in told["rows"]] == list(ALL)
     assert told["rows"][0]["seconds_16"] == pytest.approx(20 + 16 * 20)
@@ -142,14 +147,13 @@ def test_other_options_are_refused_by_name():
         require_same(Path("study"), ours | {"epochs": 10}, ours)
 
 
-def test_the_tables_have_a_line_for_each_method_the_best_on_top():
-    whole = finished(study())
-    found = {row.name: row.mean for row in rows(whole)}
-    lines = [line.split("|")[1:3] for line in markdown(whole).splitlines() if line.startswith("|")][2:]
+def test_the_tables_have_a_line_for_each_method_the_best_on_top(every):
+    found = {row.name: row.mean for row in rows(every)}
+    lines = [line.split("|")[1:3] for line in markdown(every).splitlines() if line.startswith("|")][2:]
     means = [found[name.strip()] for name, _ in lines]
     assert len(means) == len(ALL)
     assert means == sorted(means, reverse=True)
-    assert all(name in text(whole) for name in ALL)
+    assert all(name in text(every) for name in ALL)
 
 
 def test_the_notes_state_the_budget_and_the_papers_ratio_beside_ours():

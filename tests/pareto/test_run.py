@@ -224,6 +224,7 @@ def test_a_method_that_fails_is_told_and_tried_again(here, data, tmp_path):
     assert [words[0] for words in here] == [TRAIN, TRAIN]  # at each of its rates, and nothing else
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_figures")
 def test_a_cache_that_is_given_is_not_extracted_and_must_be_of_the_same_images(here, data, tmp_path):
     config = ParetoConfig(methods="linear,linear:online", **SMALL | {"rates": 1})

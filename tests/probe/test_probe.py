@@ -89,7 +89,7 @@ def test_what_is_held_out_is_what_train_holds_out(tiny_cache, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("no_figures")
+@pytest.mark.usefixtures("no_figures", "few_values_of_c")
 def test_another_target_set_is_probed_and_tested(tiny_cache, tmp_path):
     test = extract(tiny_backbone(), tiny_samples(17, split="test"), precision="float32", out=tmp_path / "test.zarr")
     places = [int(name[-3:]) for name in tiny_cache.sample_ids], [int(name[-3:]) for name in test.sample_ids]
@@ -190,6 +190,7 @@ def test_neighbours_and_class_means_are_those_of_scikit_learn():
     assert by_class_mean(torch.tensor(x), torch.tensor(y), torch.tensor(queries), 5).tolist() == expected.tolist()
 
 
+@pytest.mark.usefixtures("few_values_of_c")
 def test_the_verb_finds_its_test_cache_writes_and_marks_the_line_to_beat(tiny_cache, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     test = extract(tiny_backbone(), tiny_samples(30, split="test"), precision="float32", out=tmp_path / "test.zarr")
@@ -251,7 +252,7 @@ def test_a_cache_that_is_no_test_is_refused(tiny_cache, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("no_figures")
+@pytest.mark.usefixtures("no_figures", "few_values_of_c")
 def test_images_that_are_fitted_are_no_known_test(tmp_path):
     one, _ = (
         extract(tiny_backbone(), tiny_samples(split="test"), precision=name, out=tmp_path / f"{name}.zarr")
@@ -301,7 +302,7 @@ def test_pooling_of_a_trunk_without_class_token(tmp_path):
     assert read_features(cache, cache.samples, Placement(CPU)).kinds == ("mean",)
 
 
-@pytest.mark.usefixtures("no_figures")
+@pytest.mark.usefixtures("no_figures", "few_values_of_c")
 def test_a_folder_appears_with_all_of_its_files(tiny_cache, tmp_path, monkeypatch):
     def stopped(*_):
         raise KeyboardInterrupt

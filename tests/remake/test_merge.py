@@ -162,6 +162,7 @@ def test_the_stated_error_is_the_largest_of_the_parts(tmp_path):
     assert largest_error(0.2, [0.3, 0.1]) == [0.3, 0.2]
 
 
+@pytest.mark.slow
 def test_integers_are_merged_only_with_the_same_constants(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="because the constants of its precision int8 differ"):
         lc.merge(parts(tmp_path, precision="int8"), tmp_path / "m.zarr")

@@ -141,6 +141,7 @@ def test_rows_that_each_layer_has_of_its_own():
     require_equal(results(network, blocks, First(7, 1), "triton"), results(network, blocks, First(7, 1), "torch"))
 
 
+@pytest.mark.slow
 def test_one_token_of_any_stride():
     network = random_network(depth=3, tokens=1, width=32, rank=4)
     blocks = [torch.randn(2, 32).as_strided((2, 1, 32), (32, 1, 1)) for _ in range(3)]

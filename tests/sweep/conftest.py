@@ -1,8 +1,5 @@
 import pytest
 
-from losa_cache.probe.logistic import PATH
-from losa_cache.sweep.engine import probes
-
 
 @pytest.fixture(autouse=True)
 def _no_figures(request):
@@ -12,7 +9,7 @@ def _no_figures(request):
 
 
 @pytest.fixture(autouse=True)
-def _few_values_of_c(request, monkeypatch):
-    """Fit the line to beat, which every sweep has, at four values of C; test_probes.py holds it to the whole path."""
+def _few_values_of_c(request):
+    """Fit the line to beat, which every sweep has, at few values of C; test_probes.py holds it to the whole path."""
     if request.path.name != "test_probes.py":
-        monkeypatch.setattr(probes, "PATH", PATH[:25:8])
+        request.getfixturevalue("few_values_of_c")

@@ -72,6 +72,7 @@ def test_the_chosen_trial_alone_is_tested_once(tiny_cache, test_cache, tmp_path)
     assert summary(found)["probe_all_layers_val_top1"] == whole.held_out_top1
 
 
+@pytest.mark.slow
 def test_retraining_uses_validation_samples_too(tiny_cache, test_cache, tmp_path):
     options = {"config": BASE, "device": "cpu", "retrain": True, "test_cache": str(test_cache.path)}
     record = sweep(tiny_cache, space={"rank": [2, 4]}, out=tmp_path / "sweep", **options).record

@@ -92,6 +92,7 @@ def test_a_trial_whose_loss_is_no_number_fails_alone(tiny_cache, tmp_path):
     assert first.value == pytest.approx(alone.metrics["val_top1"])
 
 
+@pytest.mark.slow
 def test_a_trial_whose_last_step_goes_too_far_fails_alone(tiny_cache, tmp_path):
     base, space = replace(BASE, epochs=1, batch_size=64, head="last"), {"lr": Choices((0.01, 1e38))}
     config = SweepConfig(cache=str(tiny_cache.path), space=space, base=base)

@@ -162,6 +162,7 @@ def test_trials_are_chosen_by_the_metric_that_is_named(cache, tmp_path):
         assert summary(found)[f"probe_{line.reads.replace(' ', '_')}_val_macro_f1"] == line.others["macro_f1"]
 
 
+@pytest.mark.slow
 def test_a_mixed_run_learns_the_caches_targets(cache, tmp_path):
     online = lc.OnlineConfig(backbone="tiny", dataset="tiny", workers=1, precision="float32", share=0.5)
     given = {"backbone": tiny_backbone(), "dataset": tiny_samples(), "device": "cpu"}

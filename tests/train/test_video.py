@@ -91,6 +91,7 @@ def test_a_cache_of_videos_is_verified_and_mended_from_its_files(cache, videos):
     assert lc.verify_cache(cache.path, repair=True, data_dir=videos)["intact"]
 
 
+@pytest.mark.slow
 def test_a_video_backbone_streams_through_a_small_device_with_the_same_result(cache, videos, tmp_path):
     options = {"clips": CLIPS, "precision": "float32", "device": "cpu", "batch_size": 3}
     plain = lc.extract("vivit_digits", str(videos), out=tmp_path / "p.zarr", **options)
