@@ -31,7 +31,7 @@ EVERYTHING := --constraint constraints.txt --editable '.[dev]'
 # uv unpacks several wheels at once, in half the time. pip takes over where uv cannot: its own settings name an index.
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) uv && UV_HTTP_TIMEOUT=180 $(BIN)/uv pip install --quiet --python $(BIN)/python $(EVERYTHING) || $(PIP) $(EVERYTHING)
+	$(PIP) --constraint constraints.txt uv && UV_HTTP_TIMEOUT=180 $(BIN)/uv pip install --quiet --python $(BIN)/python $(EVERYTHING) || $(PIP) $(EVERYTHING)
 	touch $@
 
 clean:
