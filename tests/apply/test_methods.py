@@ -119,7 +119,7 @@ def test_a_server_answers_with_both_kinds(trained):
 @pytest.mark.parametrize(
     ("name", "format"),
     [
-        ("deep", "torch"),
+        pytest.param("deep", "torch", marks=pytest.mark.slow),
         pytest.param("adapter", "torch", marks=pytest.mark.slow),
         pytest.param(
             "lora", "onnx", marks=pytest.mark.slow

@@ -237,7 +237,10 @@ SENTENCES = {
 @pytest.mark.parametrize(
     "verb", ["train --cache {}", *(pytest.param(own, marks=pytest.mark.slow) for own in ("inspect {}", "verify {}"))]
 )
-@pytest.mark.parametrize("case", SENTENCES)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(own, marks=[pytest.mark.slow] * (own == "no host")) for own in SENTENCES],  # which is waited for
+)
 def test_what_cannot_be_opened_is_one_sentence_and_exit_code_2(case, verb, monkeypatch, capsys):
     url, message = SENTENCES[case]
     require_sentence(verb.format(url.format(free=free_port())), message, monkeypatch, capsys)

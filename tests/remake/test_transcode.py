@@ -75,6 +75,7 @@ def test_fewer_layers_are_those_of_a_direct_extraction_bit_for_bit(compressed, f
     assert verify_cache(made.path)["intact"]
 
 
+@pytest.mark.slow
 def test_another_store_takes_the_same_bytes_there_and_back(tmp_path, s3_environment, request):
     url = f"s3://{BUCKET}/{request.node.name}/c.zarr"
     whole = extract(tiny_backbone(), tiny_samples(bad=(2,)), precision="int8", out=tmp_path / "a.zarr", **SMALL)
