@@ -97,7 +97,7 @@ def probed(train: str, test: str, seed: int) -> lc.ProbeResult:
 
 
 def probe(task: Task, line: str) -> Outcome:
-    """Tune a logistic regression on features of the cache, and test it: a line that a probe's record names.
+    """Tune regressions on features of the cache, and test the better one: a line that a probe's record names.
 
     Of a probe's seconds count those of reading and of the line.
     """
