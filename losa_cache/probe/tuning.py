@@ -60,7 +60,7 @@ class Part:
     truth: Tensor
 
 
-Path = Callable[[Sequence[Part], int, Sequence[float]], Iterator[tuple[Tried, Tensor]]]
+Follow = Callable[[Sequence[Part], int, Sequence[float]], Iterator[tuple[Tried, Tensor]]]
 
 
 class Regression(NamedTuple):
@@ -72,7 +72,7 @@ class Regression(NamedTuple):
         fit: fits rotated features with their classes at one C, to the optimum.
     """
 
-    follow: Path
+    follow: Follow
     fit: Callable[[Rotation, Tensor, int, float], Fit]
 
 
@@ -82,7 +82,7 @@ class Tuned:
 
     Attributes:
         fit: gives logits of the features as they are: standardisation and scale are folded in.
-        chosen: and what it came to on held-out samples.
+        chosen: its regularisation, and what it came to on held-out samples.
         seconds: of choosing and fitting; what the regressions share counts in each.
     """
 
