@@ -28,7 +28,8 @@ docs: $(VENV)/installed  ## the documentation as a site, in site/; nothing is fe
 unexport PYTHONDONTWRITEBYTECODE
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 EVERYTHING := --constraint constraints.txt --editable '.[dev]'
-# uv unpacks several wheels at once, in half the time. pip takes over where uv cannot: its own settings name an index.
+# uv unpacks several wheels at once, in a third of the time; 180 s are for slow indexes. pip takes over where uv fails, as
+# where only pip's own settings name the index.
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --constraint constraints.txt uv && UV_HTTP_TIMEOUT=180 $(BIN)/uv pip install --quiet --python $(BIN)/python $(EVERYTHING) || $(PIP) $(EVERYTHING)

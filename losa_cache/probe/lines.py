@@ -72,14 +72,15 @@ def probe_features(data: Data, progress: Callable[[float], None]) -> list[Probed
 def _regressions(data: Data, reads: str, kind: str) -> list[Probed]:
     x = _read(data.train, reads, kind)
     tuned = tune(x, data.train.labels, data.classes, data.folds, data.device, PATH)
-    return [_regression(data, name, own, reads, kind, x.shape[1]) for name, own in tuned.items()]
+    queries = None if data.test is None else _read(data.test, reads, kind)
+    return [_regression(data, name, own, reads, kind, queries) for name, own in tuned.items()]
 
 
-def _regression(data: Data, name: str, tuned: Tuned, reads: str, kind: str, features: int) -> Probed:
+def _regression(data: Data, name: str, tuned: Tuned, reads: str, kind: str, queries: Tensor | None) -> Probed:
     started = perf_counter()
     predicted = loss = None
-    if data.test is not None:
-        logits = torch.cat([tuned.fit(part.to(data.device)) for part in _read(data.test, reads, kind).split(4096)])
+    if data.test is not None and queries is not None:
+        logits = torch.cat([tuned.fit(part.to(data.device)) for part in queries.split(4096)])
         predicted = logits.argmax(1).cpu()
         loss = float(F.cross_entropy(logits, data.test.labels.to(data.device)))
     top1, error = _tested(data, predicted)
@@ -87,7 +88,7 @@ def _regression(data: Data, name: str, tuned: Tuned, reads: str, kind: str, feat
         method=name,
         reads=reads,
         rows=kind,
-        features=features,
+        features=tuned.fit.weight.shape[1],
         held_out_top1=tuned.chosen.top1,
         held_out_loss=tuned.chosen.loss,
         c=tuned.chosen.c,

@@ -67,7 +67,7 @@ def standardise(x: Tensor) -> tuple[Tensor, Standardisation]:
 
 
 def follow_path(
-    rotation: "Rotation", y: Tensor, classes: int, cs: Sequence[float] = PATH, *, tolerance: float = TOLERANCE
+    rotation: "Rotation", y: Tensor, classes: int, cs: Sequence[float], *, tolerance: float = TOLERANCE
 ) -> Iterator[Fit]:
     """Fit a multinomial logistic regression from strong to weak regularisation, each value of C from the last one.
 

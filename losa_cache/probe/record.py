@@ -1,6 +1,7 @@
 """The results of a probe of a cache: a table, and its best line. Pure."""
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -130,24 +131,18 @@ class ProbeRecord:
 
     @property
     def regressions(self) -> list[Line]:
-        """Of the same features the better regression, logistic or ridge."""
-        of_features: dict[tuple[str, str], list[Line]] = {}
-        for line in self.lines:
-            if line.method in (LOGISTIC, RIDGE):
-                of_features.setdefault((line.reads, line.rows), []).append(line)
-        return [_best(lines) for lines in of_features.values()]
+        """The better one, logistic or ridge, of the regressions on the same features."""
+        return _best_of_each(self.lines, lambda line: None if line.c is None else (line.reads, line.rows))
 
     def in_short(self) -> list[Line]:
-        """The lines that a table for people shows: of regressions the better one, without those of the layers between,
-        but for the best layer.
+        """The lines that a table for people shows: regressions on the ends and on the best layer, and of each other
+        method on a layer its best rows.
         """
         ends = (ALL, TAIL, self.layers[-1])
         regressions = [line for line in self.regressions if line.reads in ends or line is self.best_layer]
-        others: dict[tuple[str, str], list[Line]] = {}
-        for line in self.lines:
-            if line.method not in (LOGISTIC, RIDGE):
-                others.setdefault((line.method, line.reads), []).append(line)
-        return regressions + [_best(lines) for lines in others.values()]
+        return regressions + _best_of_each(
+            self.lines, lambda line: (line.method, line.reads) if line.c is None else None
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Give all of it as JSON; ``best``, ``last_layer``, ``best_layer`` and ``all_layers`` name lines."""
@@ -192,9 +187,18 @@ def text(record: ProbeRecord) -> str:
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
     told = [f"C, alpha and k were chosen on {record.chosen_by}.", *record.notes]
-    told += ["Of a logistic and a ridge regression the one that is better held out is shown."]
+    told += ["Each row of a regression is the better one, logistic or ridge, on held-out images."]
     told += ["* the line to beat: the best held out."]
     return "\n".join([*lines, "", *told])
+
+
+def _best_of_each(lines: Iterable[Line], group: Callable[[Line], tuple[str, str] | None]) -> list[Line]:
+    """Give the best line of each group; lines whose group is ``None`` are left out."""
+    grouped: dict[tuple[str, str], list[Line]] = {}
+    for line in lines:
+        if (own := group(line)) is not None:
+            grouped.setdefault(own, []).append(line)
+    return [_best(own) for own in grouped.values()]
 
 
 def _best(lines: list[Line]) -> Line:

@@ -159,7 +159,7 @@ def parts_of(x: Tensor, y: Tensor, folds: Folds, device: torch.device) -> list[P
 
 
 def truth_of(parts: Sequence[Part]) -> Tensor:
-    """Classes of what is held out, in the order of its logits."""
+    """Give the classes of what is held out, in the order of its logits."""
     return torch.cat([part.truth for part in parts])
 
 
@@ -169,7 +169,7 @@ def _follow_logistic(parts: Sequence[Part], classes: int, cs: Sequence[float]) -
     tried: list[Tried] = []
     for c, fits in zip(cs, zip(*paths, strict=True), strict=True):
         logits = torch.cat([fit(part.held) for fit, part in zip(fits, parts, strict=True)])
-        tried.append(Tried(c, 1.0, _top1(logits, truth), float(F.cross_entropy(logits, truth))))
+        tried.append(Tried(c, 1.0, top1(logits, truth), float(F.cross_entropy(logits, truth))))
         yield tried[-1], logits
         if _over(tried):
             break
@@ -190,7 +190,7 @@ def _follow_ridge(parts: Sequence[Part], classes: int, cs: Sequence[float]) -> I
     for c, fits in zip(cs, zip(*paths, strict=True), strict=True):
         predicted = torch.cat([fit(own) for fit, own in zip(fits, held, strict=True)])
         scale, loss = _scale(predicted, truth)
-        yield Tried(c, scale, _top1(predicted, truth), loss), scale * predicted
+        yield Tried(c, scale, top1(predicted, truth), loss), scale * predicted
 
 
 def _scale(predicted: Tensor, truth: Tensor) -> tuple[float, float]:
@@ -206,7 +206,8 @@ def _scale(predicted: Tensor, truth: Tensor) -> tuple[float, float]:
     return SCALES[least], loss(least)
 
 
-def _top1(logits: Tensor, truth: Tensor) -> float:
+def top1(logits: Tensor, truth: Tensor) -> float:
+    """Compute the share of samples whose class has the largest logit, in percent."""
     return 100 * float((logits.argmax(1) == truth).double().mean())
 
 

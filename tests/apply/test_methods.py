@@ -116,15 +116,14 @@ def test_a_server_answers_with_both_kinds(trained):
                 assert [own[one] for one in held_out().classes] == pytest.approx(wanted, abs=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "format"),
     [
-        pytest.param("deep", "torch", marks=pytest.mark.slow),
-        pytest.param("adapter", "torch", marks=pytest.mark.slow),
-        pytest.param(
-            "lora", "onnx", marks=pytest.mark.slow
-        ),  # both are exported as the backbone is: its weights differ
-        pytest.param("full", "torch", marks=pytest.mark.slow),
+        ("deep", "torch"),
+        ("adapter", "torch"),
+        ("lora", "onnx"),  # this and the next are exported as the backbone is: its weights differ
+        ("full", "torch"),
     ],
 )
 def test_an_exported_file_gives_the_same(name, format, trained, tmp_path):

@@ -78,7 +78,7 @@ def shapes(draw):
     }
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(
     shapes(),
     st.sampled_from([lc.LoSA, LowRankMLP]),

@@ -22,7 +22,7 @@ from losa_cache.probe.features import Features, read_features
 from losa_cache.probe.folds import Folds, cross_validation, held_out_fold
 from losa_cache.probe.images import require_classes, share_that_fits
 from losa_cache.probe.logistic import PATH, Fit
-from losa_cache.probe.tuning import REGRESSIONS, Standardised, Tried, choose, order, parts_of
+from losa_cache.probe.tuning import REGRESSIONS, Standardised, Tried, choose, order, parts_of, top1
 from losa_cache.sweep.engine.record import ProbeLine, ToBeat
 from losa_cache.tasks import Metric, Task
 from losa_cache.tasks.base import ENOUGH
@@ -147,24 +147,27 @@ def _line(
     device: torch.device,
 ) -> ProbeLine:
     """Choose a regression and the rows, and judge on what lies behind the first samples."""
-    y, tried = features.labels, dict[tuple[str, str], Tried]()
-    for kind in features.kinds:
+    y = features.labels
+
+    def tried(kind: str) -> dict[tuple[str, str], Tried]:  # its parts are as large as those of the next kind
         parts = parts_of(_rows(features, reads, kind), y, folds, device)
-        tried |= {(method, kind): choose(method, parts, classes, PATH) for method in REGRESSIONS}
-    method, rows = min(tried, key=lambda own: order(tried[own]))
-    best, x = tried[method, rows], _rows(features, reads, rows)
+        return {(method, kind): choose(method, parts, classes, PATH) for method in REGRESSIONS}
+
+    every = {own: found for kind in features.kinds for own, found in tried(kind).items()}
+    method, rows = min(every, key=lambda own: order(every[own]))
+    best, x = every[method, rows], _rows(features, reads, rows)
 
     def fitted(count: int) -> Fit:
         return Standardised(x[:count], y[:count], classes, device).fit(method, best.c, best.scale)
 
     logits = _logits(fitted(count), x[count:], device)
-    line, metric = ProbeLine(reads, rows, best.c, _top1(logits, y[count:]), method=method), task.selection
+    line, metric = ProbeLine(reads, rows, best.c, top1(logits, y[count:]), method=method), task.selection
     if line.held_out(metric) is None:
         line = replace(line, others={metric.name: task.selected_figure(task.predictions(logits[None]), y[count:])})
     if tests is None:
         return line
     tested = _logits(fitted(len(x)), _rows(tests, reads, rows), device)
-    return replace(line, test_top1=_top1(tested, tests.labels))
+    return replace(line, test_top1=top1(tested, tests.labels))
 
 
 def _rows(features: Features, reads: str, kind: str) -> Tensor:
@@ -173,10 +176,6 @@ def _rows(features: Features, reads: str, kind: str) -> Tensor:
 
 def _logits(found: Fit, x: Tensor, device: torch.device) -> Tensor:
     return torch.cat([found(part.to(device)).cpu() for part in x.split(4096)])
-
-
-def _top1(logits: Tensor, y: Tensor) -> float:
-    return 100 * float((logits.argmax(1) == y).double().mean())
 
 
 def _both(ours: Features, theirs: Features) -> Features:
