@@ -64,9 +64,8 @@ class ShardCommit(ABC):
     def settle(self, layout: Layout) -> None:
         """Forget a shard whose bytes differ from its receipt; write the list if an older version left it out.
 
-        This is for a process that has the cache alone: what it forgets was not finished by another one meanwhile.
-        This reads the checksums behind all chunks; large chunks themselves are not
-        read: at ViT-B in bfloat16 (chunks of 300
+        This is for a process that has the cache alone: what it forgets was not finished by another one meanwhile. It
+        reads the checksums behind all chunks; large chunks themselves are not read: at ViT-B in bfloat16 (chunks of 300
         kB) about 170 s a terabyte from a cold SSD, 11 s from the page cache (one core of an AMD EPYC). On a server only
         the first and the last sample of a shard that has a list are compared; without a list the shard is read whole.
         """

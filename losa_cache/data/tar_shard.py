@@ -42,8 +42,8 @@ def read_shard(path: Path) -> Iterator[Record]:
 
     Raises:
         DamagedShardError: for a file that is no complete tar file.
-        UserError: for one that is compressed, holds something other than files, a name that
-            leads out of a folder, or members of one key that do not follow each other.
+        UserError: for one that is compressed, holds something other than files, a name that leads out of a folder, or
+            members of one key that do not follow each other.
     """
     seen: set[str] = set()
     record: Record | None = None

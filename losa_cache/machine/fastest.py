@@ -29,9 +29,8 @@ def fastest(what: str, ways: Mapping[str, Work], device: torch.device) -> str:
     """Name the fastest way, by a measurement on the first call and by a note of it afterwards.
 
     The note is a small file below ``$LOSA_CACHE_HOME/fastest``, one for each piece of work, so that processes do not
-    overwrite each
-    other's. It names the GPU and the versions of torch and Triton, so that another GPU or version measures again. A
-    resumed run finds the same note, and therefore computes in the same way.
+    overwrite each other's. It names the GPU and the versions of torch and Triton, so that another GPU or version
+    measures again. A resumed run finds the same note, and therefore computes in the same way.
 
     Args:
         what: the work, with all sizes that decide which way wins.

@@ -36,7 +36,7 @@ def fit_rotated(rotation: Rotation, y: Tensor, cs: Sequence[float]) -> Iterator[
 
 
 def choose_ridge(x: Tensor, y: Tensor, folds: Folds, device: torch.device, cs: Sequence[float] = PATH) -> float:
-    """Choose the C with the least squared error on what each fold holds out (arguments as of ``tuning.judged``)."""
+    """Choose the C with the least squared error on what each fold holds out (arguments as of ``tuning.tune``)."""
     errors = torch.zeros(len(cs), dtype=torch.float64)
     for ours, theirs in folds.parts:
         held, truth = x[theirs].to(device).double(), y[theirs].to(device).double()

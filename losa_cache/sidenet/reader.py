@@ -2,9 +2,8 @@
 
 *Not from the paper*. LoSA carries information of earlier layers through r columns into y_k. Here every head attends to
 the rows of all blocks and to those that the side network refined, so the side network only has to add the information
-that the means of the tokens
-lack. It is attentive layer fusion (Ciernik et al., arXiv 2601.09322) with fewer parameters and
-no noise: the query of a head is learned in the space of the rows, the heads together are as wide as one row, and no
+that the means of the tokens lack. It is attentive layer fusion (Ciernik et al., arXiv 2601.09322) with fewer parameters
+and no noise: the query of a head is learned in the space of the rows, the heads together are as wide as one row, and no
 matrix follows them. Rows are standardised by the statistics of the training samples, not each by its own, because
 similar images, such as those of one microscope, differ little from their mean. A layer norm replaces batch
 normalisation, so that the samples of a batch do not depend on each other.

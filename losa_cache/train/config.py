@@ -71,10 +71,9 @@ class TrainConfig:
             begins with the line ``id,group``: all samples of a group are held out, or none.
         decoder: of masks and depth maps, ``conv`` or ``linear`` (``losa_cache.sidenet.decoder``).
         side: name of the side network (``losa_cache.sidenet.spec.SIDES``): ``losa``; ``mlp`` or ``ladder``, of Table 3;
-            ``linear``: the linear probe, which is the
-                baseline; ``fusion``, one attention query over the class token and
-            the mean of all layers; ``attentive``, one query over all tokens of the last layer; or ``res_tuning``, the
-            bypass of Res-Tuning.
+            ``linear``: the linear probe, which is the baseline; ``fusion``, one attention query over the class token
+            and the mean of all layers; ``attentive``, one query over all tokens of the last layer; or ``res_tuning``,
+            the bypass of Res-Tuning.
         method: what is trained inside the backbone in place of a side network, as its name and variant are written
             (:mod:`losa_cache.tuned.spec`): ``lora``, ``vpt:deep``. Then ``side`` becomes ``linear``, ``head`` becomes
             ``last``, and ``layers``, ``start`` and ``dropout`` have nothing to do. Names of side networks, ``losa``,
@@ -93,15 +92,14 @@ class TrainConfig:
         label_smoothing: label smoothing of the training loss.
         clip_grad: gradients of a larger norm are scaled down to this norm.
         head: what the classifier reads: ``last``, the feature vector that the frozen tail computes from y_k, as in the
-            paper; or ``all`` (*not
-            from the paper*): the class token and the mean of the patches of y_k, with the logits of a tuned probe on
-            those of all layers added (``losa_cache.train.all_layers``). For side networks that refine y_0.
+            paper; or ``all`` (*not from the paper*): the class token and the mean of the patches of y_k, with the
+            logits of a tuned probe on those of all layers added (``losa_cache.train.all_layers``). For side networks
+            that refine y_0.
         dropout: dropout on what the side network adds to y_0, with ``head="all"``.
-        sampling: how an epoch draws its samples; it always has as many draws as there are training
-            samples: ``shuffle``, each once;
-            ``balanced``, every class equally often; ``weight``, as the target set of that name says, which is a
-            column of numbers; or a CSV file that begins with the line ``id,weight`` and gives every training sample a
-            weight, finite and at least 0: how often it comes, in relation to the others.
+        sampling: how an epoch draws its samples; it always has as many draws as there are training samples:
+            ``shuffle``, each once; ``balanced``, every class equally often; ``weight``, as the target set of that name
+            says, which is a column of numbers; or a CSV file that begins with the line ``id,weight`` and gives every
+            training sample a weight, finite and at least 0: how often it comes, in relation to the others.
         limit: train on only this many samples, chosen by a hash of their ids after the held-out ones are taken. A
             smaller limit takes a subset of a larger one's samples, and all are validated on the same images.
         val_fraction: share of the samples held out for validation, chosen by a hash of their ids.
