@@ -1,4 +1,6 @@
-"""The weights of a probe's and a side network's logits: two numbers, fitted on held-out images."""
+"""The weights of two classifiers' logits: two numbers, fitted on held-out images."""
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -6,53 +8,65 @@ from torch.nn import functional as F
 
 from losa_cache.sidenet.blend import UNKNOWN
 
-PRIOR, WEIGHT = UNKNOWN, 10.0
-"""Shares without evidence, and the strength of the ridge that draws to them."""
+
+class Prior(NamedTuple):
+    """Shares without evidence, and the strength of the ridge that draws to them."""
+
+    shares: tuple[float, float]
+    weight: float
+
+
+OF_REGRESSIONS = Prior((0.5, 0.5), 10.0)
+"""Of a logistic and a ridge regression."""
+OF_SIDE_NETWORK = Prior(UNKNOWN, 30.0)
+"""Of a probe and a side network, which overfits the more the fewer images there are. A few held-out images do not say
+how much: they are often closer to the training images than the test images are."""
 STEPS, ENOUGH = 50, 1e-10
 
 
-def fit_shares(probe: Tensor, own: Tensor, labels: Tensor) -> Tensor:
+def fit_shares(probe: Tensor, own: Tensor, labels: Tensor, prior: Prior = OF_SIDE_NETWORK) -> Tensor:
     """Fit a and b of ``a * probe + b * own``, both at least 0, by the cross entropy of held-out images.
 
-    This is a logistic regression in two variables, by Newton's method in float64. A ridge around :data:`PRIOR` decides
-    if there are few images.
+    This is a logistic regression in two variables, by Newton's method in float64. A ridge around the prior decides if
+    there are few images.
 
     Args:
         probe, own: logits ``(N, classes)``; N may be 0.
         labels: int64 ``(N,)``.
+        prior: what is taken without images.
 
     Returns:
         a and b, float64 ``(2,)``.
     """
     logits = torch.stack([probe, own]).double()
     free = [True, True]
-    shares = _newton(logits, labels, free)
+    shares = _newton(logits, labels, free, prior)
     for place in (0, 1):
         if shares[place] < 0:
             free = [at != place for at in (0, 1)]
-            return _newton(logits, labels, free).clamp(min=0)
+            return _newton(logits, labels, free, prior).clamp(min=0)
     return shares
 
 
-def _newton(logits: Tensor, labels: Tensor, free: list[bool]) -> Tensor:
+def _newton(logits: Tensor, labels: Tensor, free: list[bool], prior: Prior) -> Tensor:
     """Fit the free weights; the others are 0. Steps are halved until the loss falls."""
     open_ = torch.tensor(free, dtype=logits.dtype, device=logits.device)
-    prior = open_.new_tensor(PRIOR)
+    start, weight = open_.new_tensor(prior.shares), prior.weight
     right = F.one_hot(labels, logits.shape[2]).to(logits)
 
     def objective(shares: Tensor) -> Tensor:
         loss = F.cross_entropy(torch.einsum("s,snc->nc", shares, logits), labels, reduction="sum")
-        return loss + WEIGHT / 2 * ((shares - prior) ** 2).sum()
+        return loss + weight / 2 * ((shares - start) ** 2).sum()
 
     # logits far beyond sense, of a side network that diverged, would leave no way down from the prior
-    shares = min((prior * open_, *torch.diag(open_), torch.zeros_like(open_)), key=objective)
+    shares = min((start * open_, *torch.diag(open_), torch.zeros_like(open_)), key=objective)
     value = objective(shares)
     for _ in range(STEPS):
         chance = torch.einsum("s,snc->nc", shares, logits).softmax(1)
         means = torch.einsum("nc,snc->ns", chance, logits)
-        slope = torch.einsum("nc,snc->s", chance - right, logits) + WEIGHT * (shares - prior)
+        slope = torch.einsum("nc,snc->s", chance - right, logits) + weight * (shares - start)
         bend = torch.einsum("nc,snc,tnc->st", chance, logits, logits) - means.T @ means
-        bend = bend + WEIGHT * torch.eye(2, dtype=bend.dtype, device=bend.device)
+        bend = bend + weight * torch.eye(2, dtype=bend.dtype, device=bend.device)
         change = torch.linalg.solve(bend * open_ * open_[:, None] + torch.diag(1 - open_), slope * open_)
         while (found := objective(shares - change)) > value:
             change = change / 2

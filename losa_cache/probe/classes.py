@@ -9,7 +9,7 @@ that it is read as logits (temperature scaling: Guo et al., ICML 2017).
 import torch
 from torch import Tensor
 
-from losa_cache.probe.blend import fit_shares
+from losa_cache.probe import blend
 from losa_cache.probe.folds import Folds
 from losa_cache.probe.logistic import PATH, Fit
 from losa_cache.probe.record import LOGISTIC, RIDGE
@@ -28,7 +28,7 @@ def choose(x: Tensor, y: Tensor, classes: int, folds: Folds, device: torch.devic
         min(REGRESSIONS[name].follow(parts, classes, TRIED), key=lambda found: found[0].loss)
         for name in (LOGISTIC, RIDGE)
     )
-    a, b = fit_shares(shared, other, truth_of(parts)).tolist()
+    a, b = blend.fit_shares(shared, other, truth_of(parts), blend.OF_REGRESSIONS).tolist()
     return Setting(logistic.c, ridge.c, a, b * ridge.scale)
 
 

@@ -6,14 +6,15 @@ import torch
 from scipy.optimize import minimize
 from torch.nn import functional as F
 
-from losa_cache.probe.blend import PRIOR, WEIGHT, fit_shares
+from losa_cache.probe.blend import OF_REGRESSIONS, OF_SIDE_NETWORK, fit_shares
 
 
+@pytest.mark.parametrize("prior", [OF_REGRESSIONS, OF_SIDE_NETWORK])
 @pytest.mark.parametrize(
     ("images", "classes", "noise", "good", "bad"),
     [(0, 3, 1, 3, 2), (20, 5, 3, 3, 2), (200, 10, 10, 3, 2), (300, 2, 0.1, 3, -2), (300, 4, 2, -1, -1)],
 )
-def test_shares_minimise_the_loss_of_what_is_held_out(images, classes, noise, good, bad):
+def test_shares_minimise_the_loss_of_what_is_held_out(images, classes, noise, good, bad, prior):
     generator = torch.Generator().manual_seed(images)
     labels = torch.randint(0, classes, (images,), generator=generator)
     right = F.one_hot(labels, classes)
@@ -23,10 +24,10 @@ def test_shares_minimise_the_loss_of_what_is_held_out(images, classes, noise, go
     def objective(shares):
         a, b = map(float, shares)
         loss = F.cross_entropy(a * probe + b * own, labels, reduction="sum") if images else 0.0
-        return float(loss) + WEIGHT / 2 * ((a - PRIOR[0]) ** 2 + (b - PRIOR[1]) ** 2)
+        return float(loss) + prior.weight / 2 * ((a - prior.shares[0]) ** 2 + (b - prior.shares[1]) ** 2)
 
-    expected = minimize(objective, PRIOR, bounds=[(0, None)] * 2, options={"ftol": 1e-13, "gtol": 1e-9}).x
-    np.testing.assert_allclose(fit_shares(probe, own, labels).numpy(), expected, atol=2e-4)
+    expected = minimize(objective, prior.shares, bounds=[(0, None)] * 2, options={"ftol": 1e-13, "gtol": 1e-9}).x
+    np.testing.assert_allclose(fit_shares(probe, own, labels, prior).numpy(), expected, atol=2e-4)
 
 
 @pytest.mark.parametrize("size", [1e9, 1e20])
