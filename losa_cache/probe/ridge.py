@@ -14,7 +14,7 @@ from losa_cache.probe.logistic import PATH, Fit, Rotation, rotated, standardise
 from losa_cache.sidenet.blend import UNKNOWN
 
 WEIGHT = 10.0
-"""Strength of the ridge that draws the shares to those without evidence, as of ``losa_cache.probe.blend``."""
+"""Strength of the ridge that draws the shares to those without evidence."""
 
 
 def fit_ridge(x: Tensor, y: Tensor, cs: Sequence[float]) -> list[Fit]:

@@ -59,6 +59,14 @@ def test_the_probe_is_scikit_learns_regressions_on_the_pooled_rows_of_the_traini
     np.testing.assert_allclose(torch.tensor(saved).softmax(1).numpy(), expected.softmax(1), atol=1e-4)
 
 
+def test_with_nothing_held_out_a_run_is_three_quarters_of_its_probe(tiny_cache, tmp_path):
+    run = lc.train(tiny_cache, out=tmp_path / "run", **OPTIONS | {"val_fraction": 0})
+    trained = torch.load(run.run / "checkpoint.pt", weights_only=True)["adapter"]
+    for part, share in (("probe", 0.75), ("classifier", 0.25)):
+        for name, saved in getattr(run.adapter, part).state_dict().items():
+            torch.testing.assert_close(saved, share * trained[f"{part}.{name}"])
+
+
 def test_what_is_saved_gives_the_figures_of_the_last_epoch_and_both_recipes_are_told_apart(tiny_cache, tmp_path):
     both = lc.train(tiny_cache, out=tmp_path / "all", **OPTIONS)
     paper = lc.train(tiny_cache, out=tmp_path / "paper", recipe="paper", **OPTIONS)
