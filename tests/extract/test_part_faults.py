@@ -106,6 +106,7 @@ print(json.dumps({"waited": time.monotonic() - began}))
     require_same(tmp_path / "c.zarr", whole)
 
 
+@pytest.mark.slow
 def test_clocks_an_hour_apart_do_not_matter(tmp_path, whole):
     code = """
 def clock(hours):

@@ -145,6 +145,7 @@ def test_every_kind_comes_out_the_same(road, tmp_path):
     require_same(tmp_path / "c.zarr", whole)
 
 
+@pytest.mark.slow
 def test_what_one_process_began_many_finish_and_the_other_way_round(tmp_path, whole):
     first, second = tmp_path / "first.zarr", tmp_path / "second.zarr"
     begin = """

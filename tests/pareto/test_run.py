@@ -145,6 +145,7 @@ def test_a_kill_before_any_record_loses_nothing_that_was_done(here, data, tmp_pa
     assert len(trained) == len(set(trained)) == 3  # none began twice
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_figures")
 def test_a_training_that_was_interrupted_goes_on(here, data, tmp_path, monkeypatch):
     class StoppedError(Exception):

@@ -113,6 +113,7 @@ def test_samples_to_train_on_and_to_test_on_are_merged_with_a_warning(tmp_path, 
     assert "what is trained from it cannot be tested on split 'test'" in caplog.text
 
 
+@pytest.mark.slow
 def test_frames_are_merged_and_what_cannot_be_is_left_out_before_a_shard_is_written(tmp_path, caplog):
     sources, random = parts(tmp_path), np.random.default_rng(0)
     for number, source in enumerate(sources):

@@ -63,6 +63,7 @@ def test_an_unknown_tracker_is_refused():
         SweepConfig("cache", {"rank": Choices((2,))}, trackers=["comet"])
 
 
+@pytest.mark.slow
 def test_a_tracker_that_does_not_answer_is_a_sentence_without_its_password(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:s3cret@127.0.0.1:9/x")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")

@@ -246,6 +246,7 @@ def test_a_cache_of_images_that_another_decoder_made_is_refused(tiny_cache, tmp_
         lc.train(tiny_cache, online=online, backbone=tiny_backbone(), dataset=tiny_samples(), out=tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_an_augmented_run_differs_from_a_plain_one_and_a_mixed_one_from_both(tiny_cache, tmp_path):
     options = {"backbone": tiny_backbone(), "dataset": tiny_samples()}
     losses = {}

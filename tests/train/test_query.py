@@ -47,7 +47,7 @@ def test_a_stopped_run_resumes_bit_identically_and_is_read_back(side, tiny_cache
     assert held_out["loss"] == pytest.approx(whole.metrics["val_loss"], rel=1e-5)
 
 
-@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("side", ["fusion", pytest.param("attentive", marks=pytest.mark.slow)])
 @pytest.mark.usefixtures("no_figures")
 def test_trials_of_a_sweep_end_where_each_ends_alone(side, tiny_cache, tmp_path):
     base = TrainConfig(side=side, epochs=2, batch_size=5, val_fraction=0.3)
