@@ -10,17 +10,22 @@ from losa_cache.sidenet.blend import UNKNOWN
 
 
 class Prior(NamedTuple):
-    """Shares without evidence, and the strength of the ridge that draws to them."""
+    """What is believed before any image is held out.
+
+    Attributes:
+        shares: a and b.
+        weight: strength of the ridge that draws to them.
+    """
 
     shares: tuple[float, float]
     weight: float
 
 
 OF_REGRESSIONS = Prior((0.5, 0.5), 10.0)
-"""Of a logistic and a ridge regression."""
+"""The prior of a logistic and a ridge regression: neither is preferred."""
 OF_SIDE_NETWORK = Prior(UNKNOWN, 30.0)
-"""Of a probe and a side network, which overfits the more the fewer images there are. A few held-out images do not say
-how much: they are often closer to the training images than the test images are."""
+"""The prior of a probe and a side network. The probe is preferred, because a side network overfits if there are few
+images, and a few held-out images do not show it: they are often closer to the training images than test images are."""
 STEPS, ENOUGH = 50, 1e-10
 
 

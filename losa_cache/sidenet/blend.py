@@ -17,8 +17,8 @@ from losa_cache.sidenet.noise import Noise
 
 UPDATES = 3  # stream of noise, beside those of losa_cache.sidenet.query
 UNKNOWN = (0.75, 0.25)
-"""Shares where nothing is held out to fit them on: on the test images of five data sets a quarter for the side network
-is better than a half (``docs/benchmarks.md``)."""
+"""The shares if nothing is held out to fit them on. A quarter for the side network is better than a half on the test
+images of five data sets (``docs/benchmarks.md``)."""
 
 
 class Setting(NamedTuple):
